@@ -1,0 +1,89 @@
+"""Score a checkpoint on the whole validation split of a configuration.
+
+python eval_val.py --ckpt checkpoints/best.ckpt --config config_smoke.yaml
+python eval_val.py --ckpt checkpoints/best.ckpt --config config_smoke.yaml --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+
+from lm import errors
+from lm.checkpoint import open_checkpoint, read_meta
+from lm.config import load as load_config
+from lm.errors import ConfigError
+
+
+def main() -> None:
+    """Refuse what cannot work, then load what is heavy and score."""
+    arguments, overrides = parser().parse_known_args()
+    config = load_config(arguments.config, overrides).config
+    meta = read_meta(open_checkpoint(arguments.ckpt))
+    step, context_length = meta["step"], meta["model"]["context_length"]
+    if config.row_length > context_length:
+        raise ConfigError(
+            f"{arguments.config}: rows of {config.row_length} tokens are longer than the checkpoint's context of {context_length}; "
+            f"write --data.sequence_length {context_length}"
+        )
+
+    import torch
+
+    from data import PackedDataModule
+    from lm.device import choose_device, choose_precision
+    from lm.evaluation import evaluate
+    from lm.tokenizer import resolve
+    from model import load
+
+    device = choose_device(arguments.device)
+    precision = choose_precision(config.trainer.precision, device)
+    decoder, stored, _ = load(arguments.ckpt, device)
+    tokenizer = resolve(arguments.tokenizer, stored)
+    whole_split = config.model_copy(update={"trainer": config.trainer.model_copy(update={"validation_rows": None})})
+    data = PackedDataModule(whole_split, tokenizer, say=lambda line: print(line, file=sys.stderr))
+    started = time.perf_counter()
+    with torch.autocast(device, dtype=torch.float16 if precision == "fp16" else torch.bfloat16, enabled=precision != "fp32"):
+        result = evaluate(decoder, data.val_dataloader(), tokenizer.eos_id, data.text_bytes_per_token)
+    report = {
+        "checkpoint": arguments.ckpt,
+        "step": step,
+        "config": arguments.config,
+        "loss": result.loss,
+        "perplexity": result.perplexity,
+        "bits_per_byte": result.bits_per_byte,
+        "tokens": result.tokens,
+        "device": device,
+        "precision": precision,
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    if arguments.json:
+        print(json.dumps(report, indent=1))
+    else:
+        print(f"{arguments.ckpt} (step {step:,}) on the validation split of {arguments.config}, {result.tokens:,} tokens:")
+        print(f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags; any key of the configuration is one more."""
+    result = argparse.ArgumentParser(
+        prog="eval_val.py", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("--ckpt", required=True, metavar="CKPT", help="the checkpoint, such as checkpoints/best.ckpt")
+    result.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="the YAML file whose validation split is scored; its keys can be changed, as in train.py",
+    )
+    result.add_argument(
+        "--tokenizer", default="auto", metavar="auto|NAME", help="auto takes the checkpoint's own; any other must be the same"
+    )
+    result.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    result.add_argument("--json", action="store_true", help="print one JSON object")
+    return result
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,117 @@
+"""Let a checkpoint write: `python infer.py --ckpt checkpoints/final.ckpt --prompt "Attention is"`.
+
+The text goes to stdout, everything about it to stderr. torch is the only heavy import, and comes after all checks that do without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import io
+import json
+import secrets
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from lm import errors
+from lm.checkpoint import open_checkpoint
+from lm.prompt import open_prompt, read_prompt
+from lm.sampling import Sampling
+
+if TYPE_CHECKING:
+    from lm.continuation import Sample
+
+EPILOG = """Without --prompt and --prompt-file the prompt is read from stdin; the last line break of a file or of stdin does not count.
+An empty --prompt lets the model begin a text of its own. When its context is full it forgets the older half and writes on."""
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line; every field of `Sampling` is a flag."""
+    parser = argparse.ArgumentParser(description="Let a checkpoint write.", epilog=EPILOG, allow_abbrev=False)
+    parser.add_argument("--ckpt", required=True, metavar="PATH", help="the checkpoint, such as checkpoints/best.ckpt")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 file that holds it")
+    parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="write so many tokens at most (200)")
+    for option in dataclasses.fields(Sampling):
+        flag, text = "--" + option.name.replace("_", "-"), f"{option.metadata['help']} ({option.default})"
+        parser.add_argument(flag, type=type(option.default), default=option.default, metavar="X", help=text)
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text (drawn, and shown)")
+    parser.add_argument("--num-samples", type=int, default=1, metavar="N", help="write so many texts (1)")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
+    parser.add_argument("--tokenizer", default="auto", metavar="NAME", help="the checkpoint's own, or one that must equal it (auto)")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to compute (auto)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object when all is written")
+    parser.add_argument("--no-stream", action="store_true", help="print when all is written")
+    arguments = parser.parse_args()
+    for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("seed", 0)):
+        value = getattr(arguments, name)
+        if value is not None and not least <= value < 2**63:
+            raise errors.ConfigError(f"--{name.replace('_', '-')} {value} is out of range; write {least} or more")
+    return arguments
+
+
+def print_samples(samples: Sequence[Sample], progress: Iterator[object], prompt: str) -> None:
+    """Print one sample after another, each as it grows; `progress` lets all grow, also those whose turn has not come."""
+    for number, sample in enumerate(samples, start=1):
+        if len(samples) > 1:
+            print(f"--- sample {number} of {len(samples)} ---")
+        print(prompt, end="", flush=True)
+        shown = 0
+        try:
+            while True:
+                fresh, shown = sample.text[shown:], len(sample.text)
+                print(fresh, end="", flush=True)
+                if sample.finish is not None:
+                    break
+                next(progress)
+        finally:
+            print(flush=True)  # after Ctrl-C too: the shell's prompt begins a line of its own
+
+
+def main() -> None:
+    """Run the command."""
+    arguments = parse()
+    options = Sampling(**{option.name: getattr(arguments, option.name) for option in dataclasses.fields(Sampling)})
+    prompt, folder = read_prompt(arguments.prompt, arguments.prompt_file), open_checkpoint(arguments.ckpt)
+    seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
+
+    import torch
+
+    from lm.continuation import write
+    from lm.device import choose_device
+    from lm.tokenizer import resolve
+    from model import load
+
+    device = choose_device(arguments.device)
+    decoder, stored, meta = load(folder, device)
+    tokenizer = resolve(arguments.tokenizer, stored)
+    prompt_ids, context = open_prompt(tokenizer, prompt), decoder.config.context_length
+    print(f"{folder.name} on {device}, --seed {seed}", file=sys.stderr)
+    if len(prompt_ids) > context:
+        print(f"the prompt has {len(prompt_ids)} tokens, the model's context {context}: it reads the last {context // 2}", file=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
+
+    started, generator = time.perf_counter(), torch.Generator(device).manual_seed(seed)
+    count, length, stops = arguments.num_samples, arguments.max_new_tokens, arguments.stop
+    progress = write(decoder, tokenizer, prompt_ids, options, length, generator, count, stops)
+    samples = next(progress)
+    if arguments.json or arguments.no_stream:
+        collections.deque(progress, maxlen=0)  # to the end
+    if not arguments.json:
+        print_samples(samples, progress, prompt)
+    seconds, tokens = time.perf_counter() - started, sum(sample.tokens for sample in samples)
+    if arguments.json:
+        texts = [{"text": sample.text, "tokens": sample.tokens, "finish": sample.finish} for sample in samples]
+        report = {"prompt": prompt, "samples": texts, "checkpoint": str(folder), "step": meta["step"], "seed": seed, "device": device}
+        report |= {"sampling": dataclasses.asdict(options), "tokens_per_second": round(tokens / seconds, 1)}
+        print(json.dumps(report, ensure_ascii=False))
+    print(f"{tokens} tokens in {seconds:.1f} s, {tokens / seconds:.0f} tokens/s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,120 @@
+"""What is in a run's folder, one line for each checkpoint.
+
+python list.py [FOLDER] [--json] [--sort val_loss]
+
+Reads the JSON files with the standard library alone: no torch, and no weights, whose damage only those find who load them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lm import checkpoint, errors
+
+
+def human(number: float, units: tuple[str, ...] = ("", "k", "M", "B", "T")) -> str:
+    """1_536_000 -> 1.5M."""
+    power = 0
+    while round(number, 1) >= 1000 and power < len(units) - 1:
+        number, power = number / 1000, power + 1
+    return f"{number:.1f}{units[power]}" if power else f"{number}{units[0]}"
+
+
+BYTES = (" B", " kB", " MB", " GB", " TB")
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {  # key -> heading, how it is shown
+    "step": ("step", str),
+    "epoch": ("epoch", "{:.2f}".format),
+    "tokens": ("tokens", human),
+    "val_loss": ("val loss", "{:.4f}".format),
+    "parameters": ("parameters", human),
+    "size": ("size", lambda size: human(size, BYTES)),
+    "date": ("date (UTC)", lambda date: date[:16].replace("T", " ")),
+    "links": ("links", lambda links: ", ".join(links) or "-"),
+    "parent": ("parent", str),
+}
+SORT_KEYS = [*COLUMNS][:7]
+
+
+def main() -> None:
+    """Print the table, or with --json a list of objects with raw numbers (sizes in bytes, losses in nats per token)."""
+    parser = argparse.ArgumentParser(description="List the checkpoints in a run's folder.", allow_abbrev=False)
+    parser.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, default=Path("checkpoints"), help="default: checkpoints")
+    parser.add_argument("--json", action="store_true", help="a list of objects with raw numbers")
+    parser.add_argument("--sort", metavar="KEY", default="step", help=f"smallest first, by {', '.join(SORT_KEYS)} (default: step)")
+    arguments = parser.parse_args()
+    if arguments.sort not in SORT_KEYS:
+        raise errors.ConfigError(f"--sort: there is no key {arguments.sort!r}; write one of {', '.join(SORT_KEYS)}")
+    if not arguments.folder.is_dir():
+        raise errors.CheckpointError(f"{arguments.folder}: no such folder; name the one that a run has written to")
+
+    rows = read_rows(arguments.folder)
+    rows.sort(key=lambda row: (row[arguments.sort] is None, row[arguments.sort] or 0))
+    if arguments.json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        print(table(rows) if rows else f"{arguments.folder} holds no checkpoints")
+    for row in rows:
+        if row["damage"]:
+            print(f"damaged: {row['damage']}", file=sys.stderr)
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """One row for each checkpoint, oldest first. What is unknown is None; `damage` says why a damaged one has little else."""
+    losses = read_losses(folder / "evaluations.jsonl")
+    targets = {name: checkpoint.pointed(folder, f"{name}.ckpt") for name in ("best", "last", "final")}
+    rows = []
+    for path in checkpoint.step_directories(folder):
+        step, links = checkpoint.step_of(path), [name for name, target in targets.items() if target == path]
+        row: dict[str, Any] = {"path": str(path), **dict.fromkeys(COLUMNS), "step": step, "links": links, "damage": None}
+        try:
+            meta, manifest = checkpoint.read_meta(path), checkpoint.read_manifest(path)
+            row |= {
+                "epoch": float(meta["epoch"]),
+                "tokens": int(meta["tokens"]),
+                "val_loss": losses.get((step, manifest["sha256"])),
+                "parameters": int(meta["n_parameters"]),
+                "size": sum(file["bytes"] for file in manifest["files"].values()),
+                "date": str(meta["saved_at"]),
+                "parent": meta["parent"] and str(meta["parent"]["path"]),
+            }
+        except errors.CheckpointError as error:
+            row["damage"] = str(error)
+        except (KeyError, TypeError, ValueError) as error:
+            row["damage"] = f"{path}: a value in meta.json or manifest.json is missing or wrong: {error}"
+        rows.append(row)
+    return rows
+
+
+def read_losses(file: Path) -> dict[tuple[int, str], float | None]:
+    """(step, manifest hash) -> the latest validation loss, None where it was not finite. Only the very bytes that were measured have it."""
+    losses = {}
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            result = json.loads(line)
+            loss = float(result["loss"])
+            losses[int(result["step"]), str(result["manifest_sha256"])] = loss if math.isfinite(loss) else None
+        except (ValueError, TypeError, KeyError):
+            print(f"{file}:{number}: this line is damaged and not used", file=sys.stderr)
+    return losses
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Aligned columns: numbers to the right, words to the left."""
+    columns = []
+    for key, (heading, show) in COLUMNS.items():
+        unknown = "damaged" if key == "date" else "-"  # every checkpoint has a date, unless its meta.json is damaged
+        cells = [heading, *(unknown if row[key] is None else show(row[key]) for row in rows)]
+        width = max(map(len, cells))
+        columns.append([cell.ljust(width) if key in ("date", "links", "parent") else cell.rjust(width) for cell in cells])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+if __name__ == "__main__":
+    errors.run(main)

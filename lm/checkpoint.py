@@ -1,0 +1,298 @@
+"""Checkpoints on disk: directories that are either whole or absent.
+
+    checkpoints/
+        step-00000500.ckpt/   model.safetensors  train_state.pt  tokenizer.json  meta.json  manifest.json  [ema.safetensors]
+        step-00001000.ckpt/   ...
+        best.ckpt -> step-00000500.ckpt        last.ckpt, final.ckpt -> step-00001000.ckpt
+
+Only the step directories are the truth; the names are relative links for people, never read to resume. A directory is written under a
+temporary name in the same folder, every file is flushed to the disk, a manifest with their hashes is added, and one rename makes it
+visible: whenever the power goes, what stands there under a final name is whole. The manifest finds flipped bits, which neither torch nor
+safetensors would notice; it proves integrity, not who wrote the file.
+
+Everything here is the standard library, so that `list.py` starts at once. lm/weights.py reads and writes the tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from lm.tokenizer import Tokenizer
+
+FORMAT = 1
+STEP_NAME = re.compile(r"step-([0-9]{8,18})\.ckpt")
+REQUIRED = ("model.safetensors", "train_state.pt", "tokenizer.json", "meta.json")
+META_TYPES = {"step": int, "model": dict, "tokenizer": dict, "config": dict}
+KIND = "a checkpoint is a folder like step-00001000.ckpt with a meta.json inside"
+
+
+def step_name(step: int) -> str:
+    """The directory name of a step's checkpoint; it sorts by step."""
+    return f"step-{step:08d}.ckpt"
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint directory's name, or -1 if it is not one."""
+    match = STEP_NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def step_directories(folder: str | Path) -> list[Path]:
+    """The checkpoints in a run's folder, oldest first; links, files and unfinished ones are not among them."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [Path(folder) / entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from error
+    return sorted((path for path in found if step_of(path) >= 0), key=lambda path: (step_of(path), path.name))
+
+
+def open_checkpoint(path: str | Path) -> Path:
+    """The directory that a path or link means.
+
+    Raises:
+        CheckpointError: nothing is there, or it is not a checkpoint of this project.
+    """
+    path = Path(path)
+    try:
+        if not path.exists():
+            raise CheckpointError(f"{path}: no such checkpoint{' (the link leads nowhere)' * path.is_symlink()}{_neighbours(path)}")
+        folder = path.resolve()
+        if (folder / "meta.json").exists():
+            return folder
+        if folder.is_file():
+            inside = f"is one file of a checkpoint; write {path.parent}" if (folder.parent / "meta.json").exists() else f"is a file; {KIND}"
+            raise CheckpointError(f"{path} {inside}")
+        if steps := step_directories(folder):
+            raise CheckpointError(f"{path} is a run's folder, not one checkpoint; write {path / steps[-1].name}")
+        damaged = (folder / "manifest.json").exists() or step_of(folder) >= 0
+        raise CheckpointError(f"{path} is damaged: it has no meta.json" if damaged else f"{path} is not a checkpoint; {KIND}")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_meta(path: str | Path) -> dict[str, Any]:
+    """What meta.json says: step, model, tokenizer, configuration, parent.
+
+    Raises:
+        CheckpointError: it cannot be read, is of a format that this version does not know, or lies in the folder of another step.
+    """
+    file = Path(path) / "meta.json"
+    meta = _read_json(file)
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(f"{file}: format {meta.get('format')!r} is unknown to this version of the project, which reads {FORMAT}")
+    wrong = [key for key, kind in META_TYPES.items() if type(meta.get(key)) is not kind]
+    if wrong or meta["step"] < 0:
+        raise CheckpointError(f"{file} is damaged: {', '.join(wrong) or 'step'} is missing or of a wrong kind")
+    if step_of(file.parent) not in (-1, meta["step"]):
+        raise CheckpointError(f"{file} is of step {meta['step']}, and its folder is named for another; write {step_name(meta['step'])}")
+    return meta
+
+
+def read_tokenizer(path: str | Path, meta: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that travels in a checkpoint, checked against the hash in its meta.json."""
+    from lm.tokenizer import from_definition
+
+    file = Path(path) / "tokenizer.json"
+    try:
+        stored = meta["tokenizer"]
+        tokenizer = from_definition(file.read_text(encoding="utf-8"), str(stored["name"]), int(stored["eos_id"]), int(stored["pad_id"]))
+        same = tokenizer.sha256 == stored["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: the tokenizer cannot be read: {error}") from error
+    if not same:
+        raise CheckpointError(f"{file} is not the tokenizer that meta.json names ({stored['name']}, {str(stored['sha256'])[:12]})")
+    return tokenizer
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """The manifest: {"files": {name: {"bytes", "sha256"}}, "sha256"}. `sha256` names the whole checkpoint."""
+    file = Path(path) / "manifest.json"
+    manifest = _read_json(file)
+    if not isinstance(manifest.get("files"), dict) or manifest.get("sha256") != _hash_of_table(manifest["files"]):
+        raise CheckpointError(f"{file} is damaged: its own hash does not match")
+    return manifest
+
+
+def verify(path: str | Path, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Read every byte of a checkpoint, or of the files `names` in it, and compare with the manifest, which is returned.
+
+    Raises:
+        CheckpointError: names the first file that is missing, extra, cut or changed.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    stated = manifest["files"]
+    try:
+        present = {entry.name for entry in path.iterdir()} - {"manifest.json"}
+        for name in names if names is not None else sorted({*REQUIRED, *stated, *present}):
+            if name not in present:
+                raise CheckpointError(f"{path / name} is missing")
+            if name not in stated:
+                raise CheckpointError(f"{path / name} does not belong to this checkpoint: the manifest does not have it")
+            if not (path / name).is_file() or _fingerprint(path / name) != stated[name]:
+                raise CheckpointError(f"{path / name} is damaged: its content is not what was saved")
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror}") from error
+    return manifest
+
+
+def newest_whole(folder: str | Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies (None if there is none), and what was wrong with the newer ones."""
+    problems = []
+    for path in reversed(step_directories(folder)):
+        try:
+            verify(path)
+            read_meta(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+        else:
+            return path, problems
+    return None, problems
+
+
+def write_checkpoint(path: Path, writers: Mapping[str, Callable[[Path], None]]) -> dict[str, Any]:
+    """Write a checkpoint so that it is whole or absent; return its manifest.
+
+    Args:
+        path: the final name. If a checkpoint stands there already it is replaced.
+        writers: file name -> function that writes that file at the path it is given.
+
+    Raises:
+        CheckpointError: the disk refused; what was there before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    replaced = path.with_name(f".{path.name}.tmp-replaced")
+    try:
+        with disk_refusals(path):
+            temporary.mkdir(parents=True)
+            files = {}
+            for name, write in writers.items():
+                write(temporary / name)
+                _sync(temporary / name)
+                files[name] = _fingerprint(temporary / name)
+            manifest = {"files": files, "sha256": _hash_of_table(files)}
+            # No line end after the last bracket: so the file is damaged JSON wherever it is cut.
+            (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            _sync(temporary / "manifest.json")
+            _sync(temporary)
+            if path.is_dir():  # a directory that is not empty cannot be renamed over
+                path.rename(replaced)
+            temporary.rename(path)
+            _sync(path.parent)
+    finally:
+        _clear_away(temporary)
+        _clear_away(replaced)
+    return manifest
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as readable JSON."""
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def disk_refusals(path: Path) -> Iterator[None]:
+    """Report that `path` could not be written as a CheckpointError with the room that is left. torch tells of a full disk by RuntimeError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason, room = getattr(error, "strerror", None) or str(error).partition("\n")[0], ""
+        with contextlib.suppress(OSError):
+            room = f" ({shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free)"
+        raise CheckpointError(f"{path} could not be written: {reason}{room}; what was saved before is untouched") from error
+
+
+def point(folder: Path, name: str, target: Path) -> None:
+    """Let the link `folder/name` mean `target`, a checkpoint in the same folder, at once and for every reader."""
+    temporary = folder / f".{name}.tmp-{os.getpid()}"
+    with disk_refusals(folder / name):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target.name)
+        temporary.replace(folder / name)
+
+
+def pointed(folder: Path, name: str) -> Path | None:
+    """The checkpoint that a link in `folder` means, or None."""
+    link = folder / name
+    return folder / link.readlink().name if link.is_symlink() else None
+
+
+def retain(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints; those that a link means stay."""
+    linked = {Path(os.path.realpath(entry)).name for entry in folder.iterdir() if entry.is_symlink()}
+    for path in step_directories(folder)[:-keep]:
+        if path.name not in linked:
+            # Renamed first: a half-deleted directory must not look like a checkpoint.
+            doomed = path.with_name(f".{path.name}.tmp-deleted")
+            with disk_refusals(path):
+                path.rename(doomed)
+            _clear_away(doomed)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left behind. Only the run that holds the folder's lock may do this."""
+    for entry in folder.glob(".*.ckpt.tmp-*"):
+        _clear_away(entry)
+
+
+def _clear_away(leftover: Path) -> None:
+    """Delete what a writer left; but a checkpoint that was only stepping aside for its successor returns if that one never came."""
+    final = leftover.with_name(leftover.name[1:].rpartition(".tmp-")[0])
+    with contextlib.suppress(OSError):
+        if leftover.name.endswith(".tmp-replaced") and leftover.exists() and not final.exists():
+            leftover.rename(final)
+        elif leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _neighbours(path: Path) -> str:
+    with contextlib.suppress(CheckpointError):
+        if there := [other.name for other in step_directories(path.parent)]:
+            return f"; {path.parent} holds {', '.join(there[-3:])}"
+    return ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is damaged: it should hold a JSON object")
+    return value
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _hash_of_table(files: object) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Ask the disk to have it, now. Directories too: the rename itself lives there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,250 @@
+"""The configuration reader: a YAML file and command-line overrides in, a checked `Config` and every value's origin out.
+
+Every problem is reported at once, one line each: `file:line: section.key: what is wrong, got what, what to write`, or
+`command line: --section.key: ...`. Nothing heavy is imported, so a mistake is answered in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from lm.config_keys import advice, help_text, keys
+from lm.errors import ConfigError
+from lm.schema import Config
+from lm.yaml_reader import KeyPath, dotted, flow, not_text, plain, read_file, read_text, shown, unprintable
+
+__all__ = ["Loaded", "describe", "help_text", "load", "to_yaml"]
+
+COMMENT_COLUMN = 60
+
+# pydantic's error types in plain words; what to write comes from the key's own type and range.
+_WRONG = {
+    "missing": "missing",
+    "int_type": "not a whole number",
+    "float_type": "not a number",
+    "finite_number": "not a finite number",
+    "bool_type": "not true or false",
+    "string_type": "not text",
+    "list_type": "not a list",
+    "tuple_type": "not a list",
+    "model_type": "not a section",
+    "dict_type": "not a section",
+    "literal_error": "not one of the choices",
+    "greater_than": "too small",
+    "greater_than_equal": "too small",
+    "less_than": "too large",
+    "less_than_equal": "too large",
+    "string_too_short": "empty",
+    "too_short": "too few values",
+    "too_long": "too many values",
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checked configuration, and where each of its values came from: "config.yaml:12", "command line" or "default"."""
+
+    config: Config
+    origins: dict[str, str]
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
+    """Read a YAML file, apply `--section.key value` or `--section.key=value` arguments, and check the whole.
+
+    Paths in the configuration are relative to the current directory, not to the file. Raises ConfigError with a line for each problem.
+    """
+    document = read_file(path)
+    draft = _Draft(str(path), problems=[(line, f"{path}:{line}: {message}") for line, message in document.problems])
+    if isinstance(document.value, dict):
+        draft.tree = document.value
+        draft.marks |= document.lines
+    elif document.whole:
+        empty = "empty" if document.value is None else f"not a mapping, got {shown(document.value)}"
+        draft.problems.append((1, f"{path}:1: {empty}, write the sections data: and trainer:"))
+        document.whole = False
+    draft.override(overrides)
+    config = draft.check() if document.whole else None
+    if config is None or draft.problems:
+        raise ConfigError("\n".join(line for _, line in sorted(draft.problems, key=lambda problem: problem[0])))
+    return Loaded(config, {dotted(key): draft.origin(key) for key, _ in _yaml_lines(config) if key})
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML, defaults included; loading it gives an equal one."""
+    return "".join(f"{line}\n" for _, line in _yaml_lines(config))
+
+
+def describe(loaded: Loaded) -> str:
+    """`to_yaml` with each value's origin in a comment beside it."""
+    lines = list(_yaml_lines(loaded.config))
+    column = min(COMMENT_COLUMN, max(len(line) for path, line in lines if path))
+    comments = (f"{line:{column}}  # {loaded.origins[dotted(path)]}" if path else line for path, line in lines)
+    return "".join(f"{line}\n" for line in comments)
+
+
+def _yaml_lines(config: Config) -> Iterator[tuple[KeyPath, str]]:
+    """Each line with the path of its value; a line that only opens a section has the path ()."""
+
+    def lines(values: dict[str, Any], path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+        for key, value in values.items():
+            head = f"{'  ' * len(path)}{key}:"
+            if isinstance(value, dict):
+                yield (), head
+                yield from lines(value, (*path, key))
+            else:
+                yield (*path, key), f"{head} {flow(value)}"
+
+    yield from lines(config.model_dump(mode="json"), ())
+
+
+@dataclass
+class _Draft:
+    """What was given so far, before it is judged."""
+
+    name: str
+    tree: dict[str, Any] = field(default_factory=dict)
+    marks: dict[KeyPath, int | KeyPath] = field(default_factory=lambda: {(): 1})
+    """Where each key stands: its line in the file, or the path of the flag that set it."""
+    problems: list[tuple[float, str]] = field(default_factory=list)
+    """(line in the file or infinity for the command line, the whole message)"""
+
+    def origin(self, path: KeyPath) -> str:
+        """Where the value of a key came from, for people."""
+        mark = self.marks.get(path)
+        return "default" if mark is None else f"{self.name}:{mark}" if isinstance(mark, int) else "command line"
+
+    def complain(self, path: KeyPath, message: str) -> None:
+        """Note a problem of a key at its own place or, where it is absent, at the nearest section that is there."""
+        near = path
+        while near not in self.marks:
+            near = near[:-1]
+        mark = self.marks[near]
+        if isinstance(mark, int):
+            self.problems.append((mark, f"{self.name}:{mark}: {dotted(path)}: {message}"))
+        else:
+            self._refuse(mark if mark[: len(path)] == path else path, message)
+
+    def _refuse(self, flag: KeyPath, message: str) -> None:
+        self.problems.append((float("inf"), f"command line: --{dotted(flag)}: {message}"))
+
+    def override(self, arguments: Sequence[str]) -> None:
+        """Apply `--section.key value` arguments to the tree."""
+        rest = list(arguments)
+        given: list[KeyPath] = []
+        while rest:
+            flag, equals, text = rest.pop(0).partition("=")
+            if not _is_flag(flag):
+                self.problems.append((float("inf"), f"command line: {shown(flag + equals + text)}: not a flag, write --section.key value"))
+                continue
+            path = tuple(flag[2:].split("."))
+            has_value = bool(equals or (rest and not _is_flag(rest[0])))
+            if has_value and not equals:
+                text = rest.pop(0)
+            if len(path) == 1 and path[0] not in keys():
+                self._refuse(path, f"unknown flag, {advice(path, None)}; see --help")
+            elif not has_value:
+                self._refuse(path, f"no value, write --{dotted(path)} VALUE (=VALUE where it begins with --)")
+            elif twice := [other for other in given if other[: len(path)] == path[: len(other)]]:
+                self._refuse(path, f"given twice, got --{dotted(twice[0])} before, remove one of the two")
+            else:
+                given.append(path)
+                self._set(path, text)
+
+    def _set(self, path: tuple[str, ...], text: str) -> None:
+        problems, value, inner = _read_value(path, text)
+        for problem in problems:
+            self._refuse(path, problem)
+        if problems:
+            return
+        section = self.tree
+        for length, part in enumerate(path[:-1], 1):
+            if section.get(part) is None:
+                section[part] = {}
+                self.marks[path[:length]] = path
+            if not isinstance(section[part], dict):
+                self._refuse(
+                    path, f"{dotted(path[:length])} is not a section, got {shown(section[part])}, write --{dotted(path[:length])} VALUE"
+                )
+                return
+            section = section[part]
+        section[path[-1]] = value
+        self.marks = {old: mark for old, mark in self.marks.items() if old[: len(path)] != path}
+        self.marks |= {(*path, *within): path for within in [(), *inner]}
+
+    def check(self) -> Config | None:
+        """The configuration, or None with all of its problems noted."""
+        try:
+            # From JSON, because pydantic's strict mode there takes a list for a tuple, and still no bool or text for a number.
+            return Config.model_validate_json(json.dumps(self.tree), strict=True)
+        except ValidationError as error:
+            for details in error.errors(include_url=False):
+                self.complain(*self._explain(details))
+            return None
+
+    def _explain(self, error: ErrorDetails) -> tuple[KeyPath, str]:
+        """A pydantic error as the key that it is about and a plain sentence."""
+        path, kind, given = self._without_format(error["loc"]), error["type"], error["input"]
+        if kind == "value_error":
+            message = str(error["ctx"]["error"])
+            if path:
+                return path, message
+            name, _, message = message.partition(" ")
+            assert name in keys(), "a check of the whole configuration names the key first"
+            return tuple(name.split(".")), message
+        if kind == "extra_forbidden":
+            return path, f"unknown key, got {shown(given)}, {advice(path, self._format_beside(path))}"
+        if kind.startswith("union_tag"):
+            path = (*path, "format")
+            kind, given = ("literal_error", given["format"]) if "format" in given else ("missing", None)
+        if kind == "missing" and isinstance(path[-1], int):
+            path, kind = path[:-1], "too_short"
+        named = next(key for length in range(len(path), -1, -1) if (key := keys().get(dotted(path[:length]))))
+        got = "" if kind == "missing" else f", got {shown(given)}"
+        return path, f"{_WRONG.get(kind, error['msg'])}{got}, write {named.type}{_quotes_hint(kind, given)}"
+
+    def _without_format(self, location: tuple[int | str, ...]) -> KeyPath:
+        """pydantic puts a source's format into the path of what is wrong inside it; no file has it there."""
+        if location[:1] == ("data",) and len(location) > 2 and "format" in keys()[dotted(location[:2])].children:
+            return location[:2] + location[3:]
+        return location
+
+    def _format_beside(self, path: KeyPath) -> object:
+        section: Any = self.tree
+        for part in path[:-1]:
+            section = section[part]
+        return section.get("format")
+
+
+def _is_flag(argument: str) -> bool:
+    return re.match("--[A-Za-z_]", argument) is not None
+
+
+def _read_value(path: KeyPath, text: str) -> tuple[list[str], Any, list[KeyPath]]:
+    """A command-line value: its problems, the value, and the paths inside it.
+
+    Text for a key that takes only text is taken as it stands, so that a prompt needs no second layer of quotes. A value that begins like
+    YAML's lists, mappings or quotes is read as YAML; anything else as an unquoted scalar, in which `: ` and ` #` mean nothing.
+    """
+    key = keys().get(dotted(path))
+    if (start := unprintable(text)) is not None:
+        return [not_text(text[start])], None, []
+    if key and key.text_only:
+        return [], None if text == "null" and key.type.endswith("null") else text, []
+    if not text.startswith(("[", "{", '"', "'")):
+        return [], plain(text) if text else "", []
+    document = read_text(text)
+    return [message for _, message in document.problems], document.value, list(document.lines)
+
+
+def _quotes_hint(kind: str, given: object) -> str:
+    if kind in ("int_type", "float_type") and isinstance(given, str) and isinstance(plain(given), int | float):
+        return " without quotes"
+    return " in quotes" if kind == "string_type" and isinstance(given, bool | int | float) else ""

@@ -1,0 +1,172 @@
+"""The configuration's keys as one flat table, drawn from the pydantic schema: for messages, `--help`, and the generated reference."""
+
+from __future__ import annotations
+
+import difflib
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from lm.schema import Config
+from lm.yaml_reader import KeyPath, dotted, flow
+
+HELP_WIDTH = 120
+SECTION = "a section: its keys, indented, on the lines below"
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key, or one section with its `children`."""
+
+    name: str
+    type: str
+    """Type and range in words that finish the sentence "write ..."."""
+    default: str
+    """As YAML; "required" or, for a section that may be absent, "" ."""
+    description: str
+    text_only: bool
+    children: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+    """For the keys of a data source: the formats that know this key. Empty: not such a key."""
+
+    @property
+    def section(self) -> str:
+        """optimizer for optimizer.lr."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def short(self) -> str:
+        """The lr of optimizer.lr."""
+        return self.name.rpartition(".")[2]
+
+
+@cache
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema for editors, as draft-07: the newest one that VS Code's YAML support checks in full."""
+    schema = Config.model_json_schema()
+    for definition in schema["$defs"].values():
+        for node in definition["properties"].values():
+            if "prefixItems" in node:  # draft-07's name for the items of a tuple
+                node["items"] = node.pop("prefixItems")
+    return {"$schema": "http://json-schema.org/draft-07/schema#"} | schema
+
+
+@cache
+def keys() -> dict[str, Key]:
+    """Every section and key by dotted name, in the schema's order. The whole configuration is the section named ""."""
+    return {key.name: key for key in _walk("", [json_schema()], "", True, ())}
+
+
+def leaves() -> list[Key]:
+    """The keys that hold a value; of the sections, only those that may also be null."""
+    return [key for key in keys().values() if not key.children or key.default == "null"]
+
+
+def help_text() -> str:
+    """Every key with its meaning, type and default, by section, for `--help`."""
+    lines = ["Any key of the configuration can be given as --section.key VALUE (docs/CONFIG_REFERENCE.md says more):"]
+    width = max(len(key.name) for key in leaves() if not key.name.startswith("data.validation."))
+    for name in keys()[""].children:
+        lines += ["", f"{name}: {keys()[name].description}"]
+        for key in leaves():
+            if not key.name.startswith(f"{name}.") or key.section == "data.validation":
+                continue
+            kind = "null, or the same keys as data.source" if key.children else key.type
+            known = f"; only {', '.join(key.formats)}" if key.formats and key.short != "format" else ""
+            default = "required" if key.default == "required" else f"default {key.default}"
+            text = f"{key.description} [{kind}; {default}{known}]".lstrip()
+            indent = " " * (width + 6)
+            lines += textwrap.wrap(
+                f"  --{key.name:{width}}  {text}", HELP_WIDTH, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _walk(name: str, nodes: list[dict[str, Any]], description: str, required: bool, formats: tuple[str, ...]) -> Iterator[Key]:
+    """Yield the key that `nodes` describe (several where it differs by a source's format), then the keys inside it."""
+    objects = [shape for node in nodes for shape in _objects(node)]
+    choices = [node["const"] for node in nodes if "const" in node]
+    node = nodes[0] | ({"enum": choices} if choices else {})
+    words = ("null, or " if _nullable(node) else "") + SECTION if objects else _words(node)
+    default = "required" if required else flow(node["default"]) if "default" in node else ""
+    children: dict[str, list[tuple[dict[str, Any], str]]] = {}
+    for shape in objects:
+        for child, child_node in shape["properties"].items():
+            children.setdefault(child, []).append((child_node, shape["properties"].get("format", {}).get("const", "")))
+    yield Key(name, words, default, description, _text_only(node), tuple(children), formats)
+    for child, shapes in children.items():
+        child_nodes = [child_node for child_node, _ in shapes]
+        child_required = any(child in shape.get("required", []) for shape in objects)
+        known_to = tuple(known for _, known in shapes if known)
+        yield from _walk(f"{name}.{child}".lstrip("."), child_nodes, child_nodes[0].get("description", ""), child_required, known_to)
+
+
+def _objects(node: dict[str, Any]) -> list[dict[str, Any]]:
+    """The mappings that a value may be: one for a section, one for each format for a data source, none for a plain value."""
+    if "$ref" in node:
+        return [json_schema()["$defs"][node["$ref"].rpartition("/")[2]]]
+    if "properties" in node:
+        return [node]
+    return [shape for option in _options(node) for shape in _objects(option)]
+
+
+def _options(node: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*node.get("anyOf", []), *node.get("oneOf", [])]
+
+
+def _nullable(node: dict[str, Any]) -> bool:
+    return any(option.get("type") == "null" for option in _options(node))
+
+
+def _text_only(node: dict[str, Any]) -> bool:
+    options = _options(node) or [node]
+    return {option.get("type") for option in options} - {"null"} == {"string"}
+
+
+def _words(node: dict[str, Any]) -> str:
+    """A plain value's type and range: "a number > 0 and <= 10", "auto, on or off", "text or null"."""
+    if "enum" in node:
+        return either(node["enum"])
+    if options := _options(node):
+        return " or ".join(map(_words, options))
+    if node["type"] == "array":
+        items = node["items"]
+        return f"a list of {len(items)}, each {_words(items[0])}" if isinstance(items, list) else f"a list of {_words(items)}"
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = " and ".join(f"{sign} {'2**63' if node[bound] == 2**63 else node[bound]}" for bound, sign in signs.items() if bound in node)
+    names = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text", "null": "null"}
+    return f"{names[node['type']]} {limits}".strip()
+
+
+def either(words: list[str]) -> str:
+    """`a, b or c`."""
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def advice(path: KeyPath, source_format: object) -> str:
+    """What to write instead of an unknown key: the nearest key of its section, the same key elsewhere, or the section's list.
+
+    `source_format` is the `format` that stands beside the key, where it stands in a data source.
+    """
+    table, section, name = keys(), dotted(path[:-1]), str(path[-1])
+    siblings = _siblings(section, source_format)
+    if known := table.get(dotted(path)):
+        return f"with format {source_format} write {either(siblings)} ({name} is for {either(list(known.formats))})"
+    if "." in name and name in table:
+        return f"write {table[name].short} below {table[name].section}: (dots are for the command line)"
+    name = name.lower().replace("-", "_")
+    elsewhere = {key.short: key.name for key in reversed(table.values()) if key.name and key.section != section}
+    if name in elsewhere:
+        return f"did you mean {elsewhere[name]}?"
+    if near := difflib.get_close_matches(name, siblings, 1):
+        return f"did you mean {dotted((*path[:-1], near[0]))}?"
+    if far := difflib.get_close_matches(name, elsewhere, 1):
+        return f"did you mean {elsewhere[far[0]]}?"
+    return f"write {either(siblings)}"
+
+
+def _siblings(section: str, source_format: object) -> list[str]:
+    children = [keys()[f"{section}.{child}".lstrip(".")] for child in keys()[section].children]
+    return [key.short for key in children if not key.formats or source_format in key.formats]

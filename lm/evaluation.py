@@ -1,0 +1,71 @@
+"""Validation: sums over every supervised token, divided once at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lm.loss import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model scores on a text. The loss counts the end of each document as a token; bits per byte leaves it out, since it is not text."""
+
+    loss: float  # nats per token
+    bits_per_byte: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), infinite where that does not fit a float."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+@torch.no_grad()
+def evaluate(decoder: nn.Module, batches: Iterable[dict[str, Any]], eos_id: int, bytes_per_token: float) -> Evaluation:
+    """Score a decoder on batches.
+
+    Args:
+        decoder: called as `decoder(input_ids, labels, document_ids)` for the loss of each token, (B, T).
+        batches: dicts of `input_ids`, `labels` and perhaps `document_ids`, each (B, T), on any device. In a run of many processes each
+            brings its own share, with equally many batches.
+        eos_id: the label that is not text.
+        bytes_per_token: UTF-8 bytes of the text for each of its tokens, EOS not counted. Nats become bits per byte of the source through
+            it: exact over a whole split, a close estimate over a part.
+
+    Returns:
+        The same numbers on every process. With nothing to score the loss is NaN.
+    """
+    device = next(decoder.parameters()).device
+    totals = torch.zeros(4, dtype=torch.float64)  # nats, tokens, nats of text, tokens of text
+    training = decoder.training
+    decoder.eval()
+    try:
+        for batch in batches:
+            totals += _sums(decoder, {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}, eos_id)
+    finally:
+        decoder.train(training)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        totals = totals.to(device) if device.type == "cuda" else totals
+        torch.distributed.all_reduce(totals)
+    nats, tokens, text_nats, text_tokens = totals.tolist()
+    return Evaluation(
+        loss=nats / tokens if tokens else math.nan,
+        bits_per_byte=text_nats / math.log(2) / (text_tokens * bytes_per_token) if text_tokens else math.nan,
+        tokens=int(tokens),
+    )
+
+
+def _sums(decoder: nn.Module, batch: dict[str, Tensor], eos_id: int) -> Tensor:
+    labels = batch["labels"]
+    losses = decoder(batch["input_ids"], labels, batch.get("document_ids"))
+    text = (labels != IGNORE_INDEX) & (labels != eos_id)
+    # Each batch is summed in float32 (MPS has no float64), the batches in float64.
+    parts = [losses.sum(), (labels != IGNORE_INDEX).sum(), (losses * text).sum(), text.sum()]
+    return torch.stack([part.float() for part in parts]).cpu().double()

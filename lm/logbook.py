@@ -1,0 +1,123 @@
+"""Everything a run writes down about itself while it goes: metrics.csv, TensorBoard, and the progress line."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lm.device import peak_memory_mb
+from lm.errors import CheckpointError
+from lm.evaluation import Evaluation
+from lm.metrics import MetricsLog
+from lm.progress import Progress
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class Stopwatch:
+    """Training time, without validation and saving."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self._since: float | None = None
+        self._lap: tuple[int, float] | None = None  # step and time at the last call of steps_per_second
+
+    def go(self) -> None:
+        """Training goes on from here."""
+        self._since = time.perf_counter()
+
+    def pause(self) -> None:
+        """What follows is not training."""
+        if self._since is not None:
+            self.seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def steps_per_second(self, step: int) -> float | None:
+        """Since the last call. None at the first, whose steps include warming up."""
+        lap, self._lap = self._lap, (step, self.seconds)
+        return (step - lap[0]) / (self.seconds - lap[1]) if lap is not None and self.seconds > lap[1] else None
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """What one optimiser step amounts to, on all devices together."""
+
+    tokens: int
+    epochs: float
+    flops: float
+
+
+class Logbook:
+    """The record of a run, kept by its first process.
+
+    Args:
+        folder: the run's folder.
+        step: updates done so far. 0 starts the record; else rows after it are taken out, since the run is going to write them again.
+        seconds: training time so far.
+        work: what one step amounts to.
+        peak_flops: floating-point operations a second that all devices can do at most, as measured; 0 if unknown.
+        device: "cpu", "cuda" or "mps".
+        progress: where the newest figures are shown.
+        tensorboard: write event files too.
+    """
+
+    def __init__(
+        self, folder: Path, step: int, seconds: float, work: StepWork, peak_flops: float, device: str, progress: Progress, tensorboard: bool
+    ):
+        self.stopwatch = Stopwatch(seconds)
+        self._work = work
+        self._peak_flops = peak_flops
+        self._device = device
+        self._progress = progress
+        self._csv = MetricsLog(folder / "metrics.csv", resume_step=step or None)
+        self._events = _event_writer(folder, step) if tensorboard else None
+
+    def training(self, step: int, loss: float, learning_rate: float, grad_norm: float) -> None:
+        """The step that was just done. The rate is the one that it used."""
+        pace = self.stopwatch.steps_per_second(step)
+        speed = pace * self._work.tokens if pace is not None else None
+        mfu = pace * self._work.flops / self._peak_flops if pace is not None and self._peak_flops else None
+        memory = peak_memory_mb(self._device)
+        self._write(
+            step, "train", loss=loss, lr=learning_rate, grad_norm=grad_norm, tokens_per_second=speed, mfu=mfu, peak_memory_mb=memory
+        )
+        self._progress.show(loss, learning_rate, speed)
+
+    def validation(self, step: int, result: Evaluation, sample: str | None) -> None:
+        """What the weights score, and what they write, after `step` updates."""
+        self._write(step, "val", loss=result.loss, perplexity=result.perplexity, bits_per_byte=result.bits_per_byte)
+        self._progress.say(
+            f"step {step:,}: validation loss {result.loss:.4f}, perplexity {result.perplexity:.2f}, "
+            f"{result.bits_per_byte:.4f} bits per byte ({result.tokens:,} tokens)"
+        )
+        if sample is not None:
+            if self._events is not None:
+                self._events.add_text("sample", sample, step)
+            self._progress.say(f'  it writes: "{textwrap.shorten(sample, 160, placeholder=" ...")}"')
+
+    def close(self) -> None:
+        """Flush what is still in memory."""
+        if self._events is not None:
+            self._events.close()
+
+    def _write(self, step: int, split: str, **values: float | None) -> None:
+        place = {"epoch": step * self._work.epochs, "tokens": step * self._work.tokens, "seconds": self.stopwatch.seconds}
+        self._csv.append(step, split, **place, **values)
+        if self._events is not None:
+            for name, value in values.items():
+                if value is not None:
+                    self._events.add_scalar(f"{name}/{split}", value, step)
+
+
+def _event_writer(folder: Path, step: int) -> SummaryWriter:
+    from torch.utils.tensorboard import SummaryWriter
+
+    try:
+        # What a resumed run is going to write again would otherwise stand there twice.
+        return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: TensorBoard's files cannot be written: {error.strerror}") from error

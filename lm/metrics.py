@@ -1,0 +1,158 @@
+"""metrics.csv: the run's own record, one row for every logged step and every validation.
+
+Lightning's CSVLogger deletes the old file when a run is started again in the same folder. This log only ever appends, one write for each
+row, so that a killed run leaves at most one cut line. Resuming takes away the rows that the resumed run is going to write again; nothing
+else ever does.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from lm.errors import CheckpointError
+
+COLUMNS = (
+    "step",
+    "epoch",
+    "split",
+    "loss",
+    "timestamp",
+    "tokens",
+    "perplexity",
+    "bits_per_byte",
+    "lr",
+    "grad_norm",
+    "tokens_per_second",
+    "mfu",
+    "peak_memory_mb",
+    "seconds",
+)
+TEXT_COLUMNS = ("split", "timestamp")
+INTEGER_COLUMNS = ("step", "tokens")
+HEADER = ",".join(COLUMNS)
+
+
+class MetricsLog:
+    """The writer, held by one process of a run.
+
+    Args:
+        path: the file; its folder exists.
+        resume_step: None for a fresh run, which starts the file. The step that a resumed run continues from: rows after it are taken
+            away, history up to it stays as it is, byte for byte.
+
+    Attributes:
+        dropped: the lines that resuming took away: rows after `resume_step`, damaged ones, and a last line that was cut.
+
+    Raises:
+        CheckpointError: the file cannot be read or written, holds other columns, or (fresh run) already holds a run.
+    """
+
+    def __init__(self, path: Path, resume_step: int | None):
+        self.path = path
+        self.dropped = 0
+        text = _text(path) if path.exists() else ""
+        start = HEADER + "\n"
+        if start.startswith(text):  # absent, empty, or cut while the header was written
+            if text != start:
+                self._replace(start)
+            return
+        lines = _lines(path, text)
+        if resume_step is None:
+            raise CheckpointError(f"{path} belongs to an earlier run; resume that run, or move its folder away")
+        kept = [line for line in lines if _is_history(line, resume_step)]
+        self.dropped = len(lines) - len(kept) + (not text.endswith("\n"))
+        if self.dropped:
+            self._replace("\n".join([HEADER, *kept]) + "\n")
+
+    def append(self, step: int, split: Literal["train", "val"], **values: float | None) -> None:
+        """Add one row, on the disk's side of this process when this returns.
+
+        Args:
+            step: optimiser steps done.
+            split: which text was measured.
+            values: other columns by name; what is left out or None stays empty. The time stamp is added here.
+        """
+        assert values.keys() <= set(COLUMNS), f"not columns of metrics.csv: {values.keys() - set(COLUMNS)}"
+        timestamp = datetime.now(UTC).isoformat(timespec="seconds")
+        row: dict[str, Any] = {**values, "step": step, "split": split, "timestamp": timestamp}
+        line = ",".join(_cell(name, row.get(name)) for name in COLUMNS) + "\n"
+        try:
+            with self.path.open("ab") as file:
+                file.write(line.encode())
+        except OSError as error:
+            raise CheckpointError(f"{self.path} could not be written: {error.strerror}") from error
+
+    def _replace(self, text: str) -> None:
+        temporary = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}")
+        try:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise CheckpointError(f"{self.path} could not be written: {error.strerror}; what was there is untouched") from error
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows, oldest first: column name -> int, float or str, None where the cell is empty. A last line that was cut is left out.
+
+    Raises:
+        CheckpointError: the file cannot be read, holds other columns, or a line within it is damaged.
+    """
+    rows = []
+    for number, line in enumerate(_lines(path, _text(path)), start=2):
+        try:
+            rows.append(_row(line))
+        except ValueError:
+            raise CheckpointError(f"{path}:{number}: this line is damaged: {line[:80]!r}; remove it") from None
+    return rows
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8", errors="replace")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _lines(path: Path, text: str) -> list[str]:
+    """The whole lines behind the header, which is checked."""
+    header, *lines = text.split("\n")[:-1] or [text]  # behind the last line end stands nothing, or a line that was cut
+    if header != HEADER:
+        raise CheckpointError(f"{path}:1: these are not the columns of a metrics.csv: {header[:80]!r}; they should be {HEADER}")
+    return lines
+
+
+def _row(line: str) -> dict[str, Any]:
+    return {name: _value(name, cell) for name, cell in zip(COLUMNS, line.split(","), strict=True)}
+
+
+def _is_history(line: str, resume_step: int) -> bool:
+    """False too for a line that a power cut damaged: it must not keep the run from going on."""
+    try:
+        return bool(_row(line)["step"] <= resume_step)
+    except ValueError:
+        return False
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None or name in TEXT_COLUMNS:
+        return value or ""
+    if name in INTEGER_COLUMNS:
+        return str(int(value))
+    return f"{value:.6f}" if name == "loss" else f"{value:.8g}"
+
+
+def _value(name: str, cell: str) -> Any:
+    if name in TEXT_COLUMNS:
+        return cell
+    if name == "step":
+        return int(cell)  # never empty: without its step a row means nothing
+    if not cell:
+        return None
+    return int(cell) if name in INTEGER_COLUMNS else float(cell)

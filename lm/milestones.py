@@ -1,0 +1,200 @@
+"""What happens between two optimiser steps, in this order: log, save, validate, sample, stop.
+
+A checkpoint is on the disk before anything else is done with its weights: an evaluation that fails costs an evaluation, not a run.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import FrameType
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from lm.checkpoint import point, read_manifest, retain, step_name, write_checkpoint, write_json
+from lm.errors import CheckpointError
+from lm.evaluation import Evaluation
+from lm.logbook import Logbook
+from lm.progress import Progress
+from lm.run import Evaluated, RunFolder, validations_without_progress
+from lm.schema import Config
+from lm.training import LanguageModel
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where a run is written down; only its first process has one."""
+
+    folder: RunFolder
+    logbook: Logbook
+    meta: dict[str, Any]  # the part of meta.json that stays the same
+    tokenizer_definition: str
+
+
+class Milestones(Callback):
+    """The one callback of a run: it logs, saves, validates and stops.
+
+    Args:
+        config: the run's configuration.
+        score: scores a decoder on the validation text; called on every process at once.
+        write: lets a decoder write a sample; None for no samples. Called on the first process.
+        progress: the display.
+        record: None on all processes but the first.
+
+    Attributes:
+        signal: the number of the signal that stopped the run, or 0.
+        finished: the run reached its end: its budget, or early stopping's patience.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        score: Callable[[nn.Module], Evaluation],
+        write: Callable[[nn.Module], str] | None,
+        progress: Progress,
+        record: Record | None,
+    ):
+        self.config = config
+        self.score = score
+        self.write = write
+        self.progress = progress
+        self.record = record
+        self.signal = 0
+        self.finished = False
+        self._deadline = time.monotonic() + 60 * config.trainer.max_minutes if config.trainer.max_minutes else None
+        self._handlers: dict[int, Any] = {}
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Validate where the run starts, unless a resumed one has that result already."""
+        assert isinstance(pl_module, LanguageModel)
+        step = pl_module.step
+        due = step % self.config.trainer.validate_every == 0 or step == self.config.max_steps
+        known = self.record is not None and any(line.step == step for line in self.record.folder.evaluations())
+        if due and not trainer.strategy.broadcast(known):
+            self._validate(trainer, pl_module)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Take over the signals; not earlier, because Lightning puts its own handlers in place after on_fit_start."""
+        if self.record is not None:
+            self.record.logbook.stopwatch.go()
+        for number in STOP_SIGNALS:
+            self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Step k is done."""
+        assert isinstance(pl_module, LanguageModel)
+        if self.record is not None:
+            self.record.logbook.stopwatch.pause()
+        step, intervals = pl_module.step, self.config.trainer
+        last = step == self.config.max_steps
+        stopping = self._must_stop(trainer)
+        validating = last or step % intervals.validate_every == 0
+        if self.record is not None and (last or step % self.config.logging.every == 0):
+            self.record.logbook.training(step, pl_module.loss.item(), pl_module.used_learning_rate, pl_module.grad_norm.item())
+        if last or stopping or validating or step % self.config.checkpoint.save_every == 0:
+            self._save(trainer, pl_module)
+        if validating and not stopping:  # what a stop leaves out, the resumed run does first
+            self._validate(trainer, pl_module)
+        trainer.should_stop = stopping or (validating and self._patience_is_over(trainer))
+        self.progress.advance(step)
+        if self.record is not None:
+            self.record.logbook.stopwatch.go()
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Give the end its name."""
+        assert isinstance(pl_module, LanguageModel)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self.finished = pl_module.step == self.config.max_steps or self._patience_is_over(trainer)
+        if self.record is not None:
+            if self.finished:
+                point(self.record.folder.path, "final.ckpt", self.record.folder.path / step_name(pl_module.step))
+            self.record.logbook.close()
+        self.progress.close()
+
+    def _save(self, trainer: lightning.Trainer, module: LanguageModel) -> None:
+        problem = None
+        if self.record is not None:
+            try:
+                self._write_checkpoint(self.record, module)
+            except CheckpointError as error:
+                problem = str(error)
+        # Told to all before any of them waits: a full disk on the first process must not leave the others hanging.
+        if problem := trainer.strategy.broadcast(problem):
+            raise CheckpointError(problem)
+
+    def _write_checkpoint(self, record: Record, module: LanguageModel) -> None:
+        step = module.step
+        meta = record.meta | {
+            "step": step,
+            "epoch": step * record.meta["epochs_per_step"],
+            "tokens": step * self.config.tokens_per_step,
+            "seconds": record.logbook.stopwatch.seconds,
+            "train_loss": module.loss.item(),
+            "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        writers = module.writers() | {
+            "tokenizer.json": lambda path: path.write_text(record.tokenizer_definition, encoding="utf-8"),
+            "meta.json": lambda path: write_json(path, meta),
+        }
+        folder = record.folder.path
+        write_checkpoint(folder / step_name(step), writers)
+        point(folder, "last.ckpt", folder / step_name(step))
+        retain(folder, self.config.checkpoint.keep)
+
+    def _validate(self, trainer: lightning.Trainer, module: LanguageModel) -> None:
+        started = time.perf_counter()
+        with module.averaged() as decoder, trainer.precision_plugin.forward_context():
+            result = self.score(decoder)
+            sample = self.write(decoder) if self.write is not None and self.record is not None else None
+        if self.record is None:
+            return
+        checkpoint = self.record.folder.path / step_name(module.step)
+        self.record.folder.record(
+            Evaluated(
+                step=module.step,
+                manifest_sha256=read_manifest(checkpoint)["sha256"] if checkpoint.exists() else None,
+                loss=result.loss,
+                perplexity=result.perplexity,
+                bits_per_byte=result.bits_per_byte,
+                tokens=result.tokens,
+                seconds=time.perf_counter() - started,
+                sample=sample,
+            )
+        )
+        self.record.logbook.validation(module.step, result, sample)
+
+    def _patience_is_over(self, trainer: lightning.Trainer) -> bool:
+        """Read from the recorded validations: there is no counter that a resumed run could have wrong."""
+        patience = self.config.trainer.early_stopping
+        if patience is None:
+            return False
+        over = self.record is not None and validations_without_progress(self.record.folder.evaluations()) >= patience
+        return bool(trainer.strategy.broadcast(over))
+
+    def _must_stop(self, trainer: lightning.Trainer) -> bool:
+        """A signal or the time limit, on any process; all of them stop after the same step."""
+        out_of_time = self._deadline is not None and time.monotonic() >= self._deadline
+        if trainer.world_size > 1:
+            wishes = torch.tensor([self.signal, int(out_of_time)], device=trainer.strategy.root_device)
+            torch.distributed.all_reduce(wishes, op=torch.distributed.ReduceOp.MAX)
+            self.signal, out_of_time = int(wishes[0]), bool(wishes[1])
+        return bool(self.signal) or out_of_time
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.signal and number == signal.SIGINT:
+            os._exit(128 + number)  # a second Ctrl-C means now; the checkpoints on the disk are whole at every moment
+        self.signal = number
+        self.progress.say(f"{signal.Signals(number).name}: finishing this step and saving (Ctrl-C again stops at once)")

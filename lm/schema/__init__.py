@@ -1,0 +1,72 @@
+"""The configuration: what each key means, its type, range and default. One file per section; nothing here imports torch."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from lm.errors import ConfigError
+from lm.schema.checkpoint import CheckpointConfig
+from lm.schema.data import DataConfig
+from lm.schema.logging import LoggingConfig
+from lm.schema.model import ModelConfig
+from lm.schema.optimizer import OptimizerConfig
+from lm.schema.section import Section
+from lm.schema.tokenizer import TokenizerConfig
+from lm.schema.trainer import TrainerConfig
+
+__all__ = ["Config", "ModelConfig"]
+
+
+class Config(Section):
+    """One training run, whole."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig, description="The decoder's shape.")
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="How text becomes token ids.")
+    data: DataConfig = Field(description="Where the text comes from and how it is cut into rows.")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="The optimiser and its learning-rate schedule.")
+    trainer: TrainerConfig = Field(description="Budget, batch, device and intervals. Every interval counts optimiser steps.")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What is saved, where, and for how long.")
+    logging: LoggingConfig = Field(default_factory=LoggingConfig, description="What is written down while the run goes.")
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        row = self.data.sequence_length
+        if row is not None and row > self.model.context_length:
+            raise ValueError(
+                f"data.sequence_length {row} is longer than model.context_length {self.model.context_length}; "
+                "make the rows shorter or the context longer"
+            )
+        if self.optimizer.warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"optimizer.warmup_steps {self.optimizer.warmup_steps} leaves nothing of the run's {self.max_steps} steps; make it smaller"
+            )
+        return self
+
+    def with_vocabulary(self, size: int) -> Config:
+        """The same configuration with model.vocab_size filled in from a tokenizer's."""
+        given = self.model.vocab_size
+        if given is not None and given < size:
+            raise ConfigError(f"model.vocab_size: {given} is smaller than the tokenizer's {size}; write null, or {size} or more")
+        return self.model_copy(update={"model": self.model.model_copy(update={"vocab_size": given or size})})
+
+    @property
+    def row_length(self) -> int:
+        """T: the tokens that the model sees in a row."""
+        return self.data.sequence_length or self.model.context_length
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Positions in one optimiser step, over all devices and micro-batches."""
+        return self.trainer.batch_size * self.row_length
+
+    @property
+    def max_steps(self) -> int:
+        """The run's length in optimiser steps: `max_steps` or what `max_tokens` pays for, whichever is smaller."""
+        limits = []
+        if self.trainer.max_steps is not None:
+            limits.append(self.trainer.max_steps)
+        if self.trainer.max_tokens is not None:
+            limits.append(max(1, self.trainer.max_tokens // self.tokens_per_step))
+        return min(limits)

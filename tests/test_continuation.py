@@ -1,0 +1,173 @@
+"""Where a text ends, and what may be shown of it before that is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lm.continuation import Sample, StopStrings, write
+from lm.errors import ConfigError, DataError
+from lm.prompt import open_prompt, read_prompt
+from lm.sampling import Sampling
+from lm.schema.model import ModelConfig
+from lm.tokenizer import load_tokenizer
+from model import Decoder
+
+BYTE = load_tokenizer("byte")
+
+
+def tiny_decoder() -> Decoder:
+    torch.manual_seed(0)
+    return Decoder(ModelConfig(vocab_size=320, d_model=16, n_layers=1, n_heads=2, context_length=32))
+
+
+def pieces(stops: list[str], texts: list[str]) -> tuple[list[str], bool]:
+    watcher = StopStrings(stops)
+    return [watcher.push(text) for text in texts] + [watcher.flush()], watcher.found
+
+
+def up_to_the_first_stop(stops: list[str], text: str) -> tuple[str, bool]:
+    """Slow and obvious: the shortest beginning of the text that ends in a stop string, without it."""
+    for end in range(1, len(text) + 1):
+        matching = [stop for stop in stops if text[:end].endswith(stop)]
+        if matching:
+            return text[: end - max(map(len, matching))], True
+    return text, False
+
+
+# Stop strings
+
+
+@given(stops=st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3), texts=st.lists(st.text("ab\nc", max_size=5), max_size=12))
+def test_what_comes_through_does_not_depend_on_the_pieces(stops: list[str], texts: list[str]) -> None:
+    out, found = pieces(stops, texts)
+    assert ("".join(out), found) == up_to_the_first_stop(stops, "".join(texts))
+
+
+def test_only_what_may_begin_a_stop_string_is_held_back() -> None:
+    assert pieces(["END"], ["one E", "N", "TER ", "EN", "D two"]) == (["one ", "", "ENTER ", "", "", ""], True)
+    assert pieces(["END"], ["the E"]) == (["the ", "E"], False)
+    assert pieces([], ["a", "b"]) == (["a", "b", ""], False)
+
+
+def test_an_empty_stop_string_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--stop is empty"):
+        StopStrings(["x", ""])
+
+
+# Samples
+
+
+def grow(text: str, stops: list[str], ids: list[int] | None = None) -> tuple[Sample, list[str]]:
+    sample, shown = Sample(BYTE, open_prompt(BYTE, "prompt"), stops), []
+    for token in ids if ids is not None else BYTE.encode(text):
+        if sample.finish is None:
+            sample.add(token)
+            shown.append(sample.text)
+    return sample, shown
+
+
+def test_characters_are_shown_whole_and_once() -> None:
+    text = "aé語🙂z"
+    sample, shown = grow(text, [])
+    sample.close("length")
+    assert (sample.text, sample.finish, sample.tokens) == (text, "length", 11)
+    assert set(shown) == {text[:n] for n in range(1, 6)}
+
+
+def test_a_stop_string_over_many_tokens_ends_the_text_before_it() -> None:
+    sample, shown = grow("Q: why?\nA: 語 so\n\nQ: next", ["\n\nQ:", "never"])
+    assert (sample.text, sample.finish) == ("Q: why?\nA: 語 so", "stop")
+    assert all(sample.text.startswith(text) for text in shown)
+
+
+def test_eos_ends_the_text_and_gives_free_what_was_held_back() -> None:
+    sample, _ = grow("", ["END"], [*b"the EN", BYTE.eos_id])
+    assert (sample.text, sample.finish, sample.tokens) == ("the EN", "eos", 7)
+
+
+def test_a_stop_string_that_only_the_end_completes() -> None:
+    sample, _ = grow("", ["\ufffd"], [*b"ab", "語".encode()[0], BYTE.eos_id])
+    assert (sample.text, sample.finish) == ("ab", "stop")
+
+
+# Writing
+
+
+def test_all_samples_end_for_a_reason_and_the_decoder_is_as_before() -> None:
+    decoder = tiny_decoder().train()
+    steps = write(decoder, BYTE, open_prompt(BYTE, "ab"), Sampling(temperature=3.0), 300, torch.Generator().manual_seed(0), 6, ["e", "x"])
+    samples = next(steps)
+    assert [sample.text for sample in samples] == [""] * 6 and decoder.training, "nothing is computed yet"
+    for again in steps:
+        assert again is samples
+    assert {sample.finish for sample in samples} == {"eos", "stop"}
+    assert not any("e" in sample.text or "x" in sample.text for sample in samples)
+    assert decoder.training
+
+
+def test_it_stops_computing_when_every_sample_has_ended() -> None:
+    decoder, forwards = tiny_decoder(), []
+    forward = decoder.forward
+
+    def counting(*arguments: Any, **more: Any) -> Any:
+        forwards.append(1)
+        return forward(*arguments, **more)
+
+    decoder.forward = counting  # type: ignore[method-assign, assignment]
+    *_, [sample] = write(
+        decoder, BYTE, [BYTE.eos_id], Sampling(), 500, torch.Generator().manual_seed(0), stops=[chr(c) for c in range(128)]
+    )
+    assert sample.finish == "stop"
+    assert len(forwards) == sample.tokens < 500
+
+
+def test_the_length_is_kept() -> None:
+    *_, [sample] = write(tiny_decoder(), BYTE, open_prompt(BYTE, "a"), Sampling(temperature=0), 7, torch.Generator())
+    assert (sample.tokens, sample.finish) == (7, "length")
+
+
+# Prompts
+
+
+def test_a_prompt_is_opened_by_one_eos() -> None:
+    assert open_prompt(BYTE, "ab") == [BYTE.eos_id, 97, 98]
+    assert open_prompt(BYTE, "") == [BYTE.eos_id]
+    assert open_prompt(BYTE, "<|eos|>").count(BYTE.eos_id) == 1
+
+
+@pytest.mark.parametrize("data", ["two\nlines é", "two\nlines é\n", "two\nlines é\r\n", "\ufefftwo\nlines é\n"])
+def test_the_last_line_break_of_a_file_does_not_count(tmp_path: Path, data: str) -> None:
+    (tmp_path / "prompt.txt").write_bytes(data.encode())
+    assert read_prompt(None, str(tmp_path / "prompt.txt")) == "two\nlines é"
+
+
+def test_a_prompt_from_the_command_line_is_taken_as_it_is() -> None:
+    assert read_prompt("a\n", None) == "a\n"
+    assert read_prompt("", None) == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [(b"ab\xff", DataError, "is not UTF-8 text"), (b"\n", ConfigError, "holds no text"), (None, DataError, "cannot be read: No such file")],
+)
+def test_a_file_that_is_no_prompt(tmp_path: Path, content: bytes | None, error: type[Exception], message: str) -> None:
+    path = tmp_path / "prompt.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(error, match=message) as caught:
+        read_prompt(None, str(path))
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_argument_that_is_not_utf8() -> None:
+    with pytest.raises(DataError, match="--prompt is not UTF-8"):
+        read_prompt("ab\udcff", None)
+    with pytest.raises(DataError, match="--prompt is not UTF-8"):
+        read_prompt("ab\ud800", None)

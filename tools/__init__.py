@@ -1,0 +1,1 @@
+"""Further commands, run as `python -m tools.NAME`."""

@@ -1,0 +1,96 @@
+"""Pretrain a decoder on text.
+
+python train.py --config config_smoke.yaml
+python train.py --config config_smoke.yaml --optimizer.lr 1e-3 --trainer.max_steps 200
+python train.py --config config_smoke.yaml --resume auto
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lm import errors
+from lm.checkpoint import read_tokenizer
+from lm.config import Loaded, describe, help_text, load, to_yaml
+from lm.origin import Origin, find_origin, is_finished
+from lm.run import RunFolder
+
+if TYPE_CHECKING:
+    from lm.tokenizer import Tokenizer
+
+
+def main() -> None:
+    """Read the command line; refuse or answer what needs no model; then train."""
+    arguments, overrides = parser().parse_known_args()
+    loaded = load(arguments.config, overrides)
+    if arguments.print_config:
+        print(describe(loaded), end="")
+    else:
+        train(loaded, arguments.resume, arguments.init_from)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags; any key of the configuration is one more."""
+    epilog = help_text() if {"-h", "--help"} & set(sys.argv) else ""
+    result = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, epilog=epilog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file, such as config_smoke.yaml")
+    start = result.add_mutually_exclusive_group()
+    start.add_argument(
+        "--resume",
+        metavar="auto|CKPT",
+        help="continue a run: auto takes the newest whole checkpoint in checkpoint.directory, or starts one",
+    )
+    start.add_argument("--init-from", metavar="CKPT", help="start a new run from a checkpoint's weights")
+    result.add_argument("--print-config", action="store_true", help="print the effective configuration and where each value came from")
+    return result
+
+
+def train(loaded: Loaded, resume: str | None, init_from: str | None) -> None:
+    """Claim the run's folder, find where to start, load what is heavy, and go."""
+    config, first = loaded.config, is_first_process()
+    folder = Path(config.checkpoint.directory)
+    say = print if first else lambda *_: None
+    run = RunFolder(folder) if first else None
+    origin = find_origin(config, folder, resume, init_from, run, say)
+    if origin.resume is not None and is_finished(config, folder, origin.step):
+        say(f"{folder} has finished its {origin.step:,} steps; raise trainer.max_steps to go on")
+        return
+
+    # Heavy from here on: torch and Lightning take seconds, and nothing above needs them.
+    from data import PackedDataModule
+    from lm.session import run_session
+    from model import Decoder
+
+    tokenizer = choose_tokenizer(config.tokenizer.name, origin)
+    config = config.with_vocabulary(tokenizer.vocab_size)
+    if run is not None:
+        (folder / "config.yaml").write_text(to_yaml(loaded.config), encoding="utf-8")
+    data = PackedDataModule(config, tokenizer, say)
+    run_session(config, tokenizer, data, lambda: Decoder(config.model), origin, run)
+
+
+def choose_tokenizer(name: str, origin: Origin) -> Tokenizer:
+    """The configured one. A checkpoint brings its own, so a run goes on without the network; any other name must mean the same."""
+    from lm.tokenizer import load_tokenizer, require_same
+
+    if origin.path is None or origin.meta is None:
+        return load_tokenizer(name)
+    stored = read_tokenizer(origin.path, origin.meta)
+    if name != origin.meta["config"]["tokenizer"]["name"]:
+        require_same(load_tokenizer(name), stored)
+    return stored
+
+
+def is_first_process() -> bool:
+    """Of a run on many devices; the launchers say so in the environment."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+
+
+if __name__ == "__main__":
+    errors.run(main)
