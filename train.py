@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from lm.checkpoint import read_tokenizer
 from lm.config import Loaded, describe, help_text, load, to_yaml
 from lm.origin import Origin, find_origin, is_finished
 from lm.run import RunFolder
+from lm.schema import Config
 
 if TYPE_CHECKING:
     from lm.tokenizer import Tokenizer
@@ -57,22 +59,28 @@ def train(loaded: Loaded, resume: str | None, init_from: str | None) -> None:
     folder = Path(config.checkpoint.directory)
     say = print if first else lambda *_: None
     run = RunFolder(folder) if first else None
-    origin = find_origin(config, folder, resume, init_from, run, say)
-    if origin.resume is not None and is_finished(config, folder, origin.step):
-        say(f"{folder} has finished its {origin.step:,} steps; raise trainer.max_steps to go on")
-        return
+    try:
+        origin = find_origin(config, folder, resume, init_from, run, say)
+        if origin.resume is not None and is_finished(config, folder, origin.step):
+            say(f"{folder} has finished its {origin.step:,} steps; raise trainer.max_steps to go on")
+            return
+        if run is not None:
+            (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        run_with(config, origin, run, say)
+    finally:
+        if run is not None:
+            run.close()
 
-    # Heavy from here on: torch and Lightning take seconds, and nothing above needs them.
+
+def run_with(config: Config, origin: Origin, run: RunFolder | None, say: Callable[[str], None]) -> None:
+    """Build what a session needs. Heavy from here on: torch and Lightning take seconds, and nothing before needs them."""
     from data import PackedDataModule
     from lm.session import run_session
     from model import Decoder
 
     tokenizer = choose_tokenizer(config.tokenizer.name, origin)
-    config = config.with_vocabulary(tokenizer.vocab_size)
-    if run is not None:
-        (folder / "config.yaml").write_text(to_yaml(loaded.config), encoding="utf-8")
-    data = PackedDataModule(config, tokenizer, say)
-    run_session(config, tokenizer, data, lambda: Decoder(config.model), origin, run)
+    shape = config.with_vocabulary(tokenizer.vocab_size).model
+    run_session(config, tokenizer, PackedDataModule(config, tokenizer, say), lambda: Decoder(shape), origin, run)
 
 
 def choose_tokenizer(name: str, origin: Origin) -> Tokenizer:

@@ -21,10 +21,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm.disk import fingerprint, read_json, refusals, sync
 from lm.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ FORMAT = 1
 STEP_NAME = re.compile(r"step-([0-9]{8,18})\.ckpt")
 REQUIRED = ("model.safetensors", "train_state.pt", "tokenizer.json", "meta.json")
 META_TYPES = {"step": int, "model": dict, "tokenizer": dict, "config": dict}
-KIND = "a checkpoint is a folder like step-00001000.ckpt with a meta.json inside"
 
 
 def step_name(step: int) -> str:
@@ -68,42 +68,39 @@ def open_checkpoint(path: str | Path) -> Path:
     """
     path = Path(path)
     try:
+        if (path / "meta.json").exists():
+            return path.resolve()
+        steps = [step.name for step in step_directories(path if path.is_dir() else path.parent)]
         if not path.exists():
-            raise CheckpointError(f"{path}: no such checkpoint{' (the link leads nowhere)' * path.is_symlink()}{_neighbours(path)}")
-        folder = path.resolve()
-        if (folder / "meta.json").exists():
-            return folder
-        if folder.is_file():
-            inside = f"is one file of a checkpoint; write {path.parent}" if (folder.parent / "meta.json").exists() else f"is a file; {KIND}"
-            raise CheckpointError(f"{path} {inside}")
-        if steps := step_directories(folder):
-            raise CheckpointError(f"{path} is a run's folder, not one checkpoint; write {path / steps[-1].name}")
-        damaged = (folder / "manifest.json").exists() or step_of(folder) >= 0
-        raise CheckpointError(f"{path} is damaged: it has no meta.json" if damaged else f"{path} is not a checkpoint; {KIND}")
+            dangling = " (the link leads nowhere)" if path.is_symlink() else ""
+            problem = f"no such checkpoint{dangling}" + (f"; {path.parent} holds {', '.join(steps[-3:])}" if steps else "")
+        elif path.is_dir() and steps:
+            problem = f"this is a run's folder, not one checkpoint; write {path / steps[-1]}"
+        elif path.is_file() and (path.parent / "meta.json").exists():
+            problem = f"this is one file of a checkpoint; write {path.parent}"
+        else:
+            problem = "not a checkpoint of this project; one is a folder like step-00001000.ckpt with a meta.json inside"
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        problem = f"cannot be read: {error.strerror}"
+    raise CheckpointError(f"{path}: {problem}")
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
-    """What meta.json says: step, model, tokenizer, configuration, parent.
-
-    Raises:
-        CheckpointError: it cannot be read, is of a format that this version does not know, or lies in the folder of another step.
-    """
+    """What meta.json says: step, model, tokenizer, configuration, parent. Raises CheckpointError if it is damaged or of another format."""
     file = Path(path) / "meta.json"
-    meta = _read_json(file)
+    meta = read_json(file)
     if meta.get("format") != FORMAT:
         raise CheckpointError(f"{file}: format {meta.get('format')!r} is unknown to this version of the project, which reads {FORMAT}")
     wrong = [key for key, kind in META_TYPES.items() if type(meta.get(key)) is not kind]
     if wrong or meta["step"] < 0:
-        raise CheckpointError(f"{file} is damaged: {', '.join(wrong) or 'step'} is missing or of a wrong kind")
+        raise CheckpointError(f"{file} is damaged: {', '.join(wrong) or 'step'} is missing or not what it should be")
     if step_of(file.parent) not in (-1, meta["step"]):
-        raise CheckpointError(f"{file} is of step {meta['step']}, and its folder is named for another; write {step_name(meta['step'])}")
+        raise CheckpointError(f"{file} is of step {meta['step']}, but its folder is named for another; rename it {step_name(meta['step'])}")
     return meta
 
 
 def read_tokenizer(path: str | Path, meta: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that travels in a checkpoint, checked against the hash in its meta.json."""
+    """The tokenizer that travels in a checkpoint, checked against the hash in its meta.json. Raises CheckpointError."""
     from lm.tokenizer import from_definition
 
     file = Path(path) / "tokenizer.json"
@@ -121,7 +118,7 @@ def read_tokenizer(path: str | Path, meta: Mapping[str, Any]) -> Tokenizer:
 def read_manifest(path: str | Path) -> dict[str, Any]:
     """The manifest: {"files": {name: {"bytes", "sha256"}}, "sha256"}. `sha256` names the whole checkpoint."""
     file = Path(path) / "manifest.json"
-    manifest = _read_json(file)
+    manifest = read_json(file)
     if not isinstance(manifest.get("files"), dict) or manifest.get("sha256") != _hash_of_table(manifest["files"]):
         raise CheckpointError(f"{file} is damaged: its own hash does not match")
     return manifest
@@ -138,12 +135,12 @@ def verify(path: str | Path, names: Iterable[str] | None = None) -> dict[str, An
     stated = manifest["files"]
     try:
         present = {entry.name for entry in path.iterdir()} - {"manifest.json"}
-        for name in names if names is not None else sorted({*REQUIRED, *stated, *present}):
+        for name in names or sorted({*REQUIRED, *stated, *present}):
             if name not in present:
                 raise CheckpointError(f"{path / name} is missing")
             if name not in stated:
-                raise CheckpointError(f"{path / name} does not belong to this checkpoint: the manifest does not have it")
-            if not (path / name).is_file() or _fingerprint(path / name) != stated[name]:
+                raise CheckpointError(f"{path / name} does not belong to this checkpoint: its manifest does not have it")
+            if not (path / name).is_file() or fingerprint(path / name) != stated[name]:
                 raise CheckpointError(f"{path / name} is damaged: its content is not what was saved")
     except OSError as error:
         raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror}") from error
@@ -152,15 +149,14 @@ def verify(path: str | Path, names: Iterable[str] | None = None) -> dict[str, An
 
 def newest_whole(folder: str | Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies (None if there is none), and what was wrong with the newer ones."""
-    problems = []
+    problems: list[str] = []
     for path in reversed(step_directories(folder)):
         try:
             verify(path)
             read_meta(path)
+            return path, problems
         except CheckpointError as error:
             problems.append(str(error))
-        else:
-            return path, problems
     return None, problems
 
 
@@ -177,22 +173,22 @@ def write_checkpoint(path: Path, writers: Mapping[str, Callable[[Path], None]]) 
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     replaced = path.with_name(f".{path.name}.tmp-replaced")
     try:
-        with disk_refusals(path):
+        with refusals(path):
             temporary.mkdir(parents=True)
             files = {}
             for name, write in writers.items():
                 write(temporary / name)
-                _sync(temporary / name)
-                files[name] = _fingerprint(temporary / name)
+                sync(temporary / name)
+                files[name] = fingerprint(temporary / name)
             manifest = {"files": files, "sha256": _hash_of_table(files)}
-            # No line end after the last bracket: so the file is damaged JSON wherever it is cut.
+            # No line end behind the last bracket: so the file is no JSON any more wherever it is cut.
             (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            _sync(temporary / "manifest.json")
-            _sync(temporary)
+            sync(temporary / "manifest.json")
+            sync(temporary)
             if path.is_dir():  # a directory that is not empty cannot be renamed over
                 path.rename(replaced)
             temporary.rename(path)
-            _sync(path.parent)
+            sync(path.parent)
     finally:
         _clear_away(temporary)
         _clear_away(replaced)
@@ -204,22 +200,10 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-@contextlib.contextmanager
-def disk_refusals(path: Path) -> Iterator[None]:
-    """Report that `path` could not be written as a CheckpointError with the room that is left. torch tells of a full disk by RuntimeError."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        reason, room = getattr(error, "strerror", None) or str(error).partition("\n")[0], ""
-        with contextlib.suppress(OSError):
-            room = f" ({shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free)"
-        raise CheckpointError(f"{path} could not be written: {reason}{room}; what was saved before is untouched") from error
-
-
 def point(folder: Path, name: str, target: Path) -> None:
-    """Let the link `folder/name` mean `target`, a checkpoint in the same folder, at once and for every reader."""
+    """Let the link `folder/name` mean `target`, a checkpoint in the same folder, at once and for every reader. Raises CheckpointError."""
     temporary = folder / f".{name}.tmp-{os.getpid()}"
-    with disk_refusals(folder / name):
+    with refusals(folder / name):
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(target.name)
         temporary.replace(folder / name)
@@ -232,13 +216,13 @@ def pointed(folder: Path, name: str) -> Path | None:
 
 
 def retain(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints; those that a link means stay."""
-    linked = {Path(os.path.realpath(entry)).name for entry in folder.iterdir() if entry.is_symlink()}
+    """Delete all but the newest `keep` checkpoints; those that a link means stay. Raises CheckpointError."""
+    linked = {os.path.realpath(entry) for entry in folder.iterdir() if entry.is_symlink()}
     for path in step_directories(folder)[:-keep]:
-        if path.name not in linked:
+        if os.path.realpath(path) not in linked:
             # Renamed first: a half-deleted directory must not look like a checkpoint.
             doomed = path.with_name(f".{path.name}.tmp-deleted")
-            with disk_refusals(path):
+            with refusals(path):
                 path.rename(doomed)
             _clear_away(doomed)
 
@@ -250,7 +234,7 @@ def sweep(folder: Path) -> None:
 
 
 def _clear_away(leftover: Path) -> None:
-    """Delete what a writer left; but a checkpoint that was only stepping aside for its successor returns if that one never came."""
+    """Delete what a writer left; but a checkpoint that had only stepped aside for its successor returns if that one never came."""
     final = leftover.with_name(leftover.name[1:].rpartition(".tmp-")[0])
     with contextlib.suppress(OSError):
         if leftover.name.endswith(".tmp-replaced") and leftover.exists() and not final.exists():
@@ -261,38 +245,5 @@ def _clear_away(leftover: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _neighbours(path: Path) -> str:
-    with contextlib.suppress(CheckpointError):
-        if there := [other.name for other in step_directories(path.parent)]:
-            return f"; {path.parent} holds {', '.join(there[-3:])}"
-    return ""
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is damaged: it should hold a JSON object")
-    return value
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
 def _hash_of_table(files: object) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Ask the disk to have it, now. Directories too: the rename itself lives there."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -125,7 +125,7 @@ def smooth(values: Sequence[float]) -> list[float]:
     sums = [0.0, *itertools.accumulate(values)]
     means = []
     for i in range(n):
-        low, high = i - min(i, widest), min(n, i + min(i, widest) + 1)
+        low, high = max(0, i - widest), min(n, i + min(i, widest) + 1)
         means.append((sums[high] - sums[low]) / (high - low))
     return means
 

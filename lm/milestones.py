@@ -99,7 +99,7 @@ class Milestones(Callback):
             self.record.logbook.stopwatch.pause()
         step, intervals = pl_module.step, self.config.trainer
         last = step == self.config.max_steps
-        stopping = self._must_stop(trainer)
+        stopping = self._must_stop(trainer) and (bool(self.signal) or not last)  # past the time limit, the last step still ends the run
         validating = last or step % intervals.validate_every == 0
         if self.record is not None and (last or step % self.config.logging.every == 0):
             self.record.logbook.training(step, pl_module.loss.item(), pl_module.used_learning_rate, pl_module.grad_norm.item())
@@ -112,11 +112,14 @@ class Milestones(Callback):
         if self.record is not None:
             self.record.logbook.stopwatch.go()
 
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Give the signals back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Give the end its name."""
         assert isinstance(pl_module, LanguageModel)
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
         self.finished = pl_module.step == self.config.max_steps or self._patience_is_over(trainer)
         if self.record is not None:
             if self.finished:

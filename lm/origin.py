@@ -5,14 +5,17 @@ Decided before anything heavy is imported, so that a run which must not start is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoint import open_checkpoint, read_manifest, read_meta, verify
-from lm.errors import ConfigError
-from lm.run import RunFolder, find_checkpoint, read_evaluations, validations_without_progress
+from pydantic import ValidationError
+
+from lm.checkpoint import newest_whole, open_checkpoint, point, read_manifest, read_meta, verify
+from lm.errors import CheckpointError, ConfigError
+from lm.run import RunFolder, read_evaluations, validations_without_progress
 from lm.schema import Config
 
 # What may change when a run goes on: its length, its learning, where it runs, what it writes down. Anything else makes it another run.
@@ -32,8 +35,9 @@ INEXACT = (
     "optimizer",
     "trainer.max_steps",
     "trainer.max_tokens",
-    *(f"trainer.{key}" for key in ("device", "devices", "micro_batch_size", "compile", "threads")),
+    *(f"trainer.{key}" for key in ("device", "devices", "micro_batch_size", "deterministic", "compile", "threads")),
 )
+END_OF_EXACTNESS = " (from here on the weights are not bit for bit those of an unchanged run)"
 
 
 @dataclass(frozen=True)
@@ -75,56 +79,143 @@ def find_origin(
         resume: None, "auto" or a checkpoint's path.
         init_from: None or a checkpoint's path.
         run: the locked folder; None on all processes but the first, which only look.
+        say: shows a line to the user.
 
     Raises:
         CheckpointError: a checkpoint is missing or damaged.
-        ConfigError: the configuration is not the one of the run that should go on.
+        ConfigError: the configuration is not the one of the run that should go on, or the parent lies where the new run is to write.
     """
+    moved = None
     if init_from is not None:
-        parent = open_checkpoint(init_from)
-        verify(parent)
+        parent = _parent_checkpoint(init_from, folder)
         origin = Origin(init_from=parent, meta=read_meta(parent))
-        say(f"starting from the weights of {init_from} (step {origin.meta['step']:,})" if origin.meta else "")
+        say(f"starting from the weights of {init_from} (step {read_meta(parent)['step']:,})")
     elif resume is not None and (found := find_checkpoint(folder, resume, say)) is not None:
         origin = Origin(resume=found, meta=read_meta(found))
         for line in changes(config, read_meta(found)["config"], found):
             say(line)
     else:
-        if resume == "auto":
-            say(f"{folder} holds no checkpoint to resume: starting from step 0")
         origin = Origin()
+        if resume is not None:
+            say(f"{folder} holds no checkpoint to resume: starting from step 0")
     if run is not None:
-        moved = run.rewind(origin.step) if origin.resume is not None else run.start_fresh()
-        if moved:
-            say(moved)
+        if origin.resume is None:
+            moved = run.start_fresh()
+        elif is_finished(config, folder, origin.step):
+            point(folder, "final.ckpt", origin.resume)  # a kill may have come just before that
+        else:
+            moved = run.rewind(origin.step)
+    if moved:
+        say(moved)
     return origin
 
 
-def changes(config: Config, stored: dict[str, Any], checkpoint: Path) -> Iterator[str]:
-    """Hold the configuration against the one that a run was started with; yields what is worth saying.
+def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None]) -> Path | None:
+    """The checkpoint to continue from: for `auto` the newest whole one (None: nothing to resume), else the one that is named.
 
     Raises:
-        ConfigError: something differs that may not.
+        CheckpointError: `auto` found checkpoints, all of them damaged; or the named one is missing or damaged.
+        ConfigError: the named one lies in another folder than this run's.
     """
-    old, new = dict(_leaves(stored)), dict(_leaves(config.model_dump(mode="json")))
+    if resume == "auto":
+        found, problems = newest_whole(folder)
+        for problem in problems:
+            say(f"passed over: {problem}")
+        if found is None and problems:
+            count = f"its {len(problems)} checkpoints are" if len(problems) > 1 else "its one checkpoint is"
+            raise CheckpointError(f"{folder}: {count} damaged; train again without --resume (what is there is kept, in a folder beside it)")
+        return found
+    found = open_checkpoint(resume)
+    if found.parent != folder.resolve():
+        raise ConfigError(
+            f"command line: --resume {resume}: that run is in {found.parent}, but checkpoint.directory is {folder}; "
+            f"write --checkpoint.directory {found.parent} to continue it, or --init-from {resume} to start a new run from its weights"
+        )
+    verify(found)
+    return folder / found.name
+
+
+def changes(config: Config, stored: dict[str, Any], checkpoint: Path) -> Iterator[str]:
+    """Hold the configuration against the one that a checkpoint was saved with; yields a line for each change that is allowed.
+
+    Raises:
+        ConfigError: something differs that may not; one line for each such key.
+        CheckpointError: the stored configuration cannot be understood.
+    """
+    try:
+        before = Config.model_validate(stored)  # keys that are newer than the checkpoint have their defaults
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = f"config.{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise CheckpointError(f"{checkpoint / 'meta.json'}: {problem}; another version of the project wrote it") from error
+    if config.model.vocab_size is None and before.model.vocab_size is not None:  # null: the tokenizer's, which may not change either
+        config = config.with_vocabulary(before.model.vocab_size)
+    old, new = dict(_leaves(before.model_dump(mode="json"))), dict(_leaves(config.model_dump(mode="json")))
     differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    refused = [key for key in differing if not _is_among(key, CHANGEABLE)]
-    if refused:
-        lines = [f"{key}: this run was started with {_shown(old, key)}, got {_shown(new, key)}" for key in refused]
-        advice = f"write the old values to resume it, or --init-from {checkpoint} to start a new run from its weights"
-        raise ConfigError("\n".join([*lines, advice]))
+    if refused := [key for key in differing if not _is_among(key, CHANGEABLE)]:
+        lines = [f"{key}: the run to resume has {_shown(old, key)}, got {_shown(new, key)}" for key in refused]
+        lines.append(f"write what it has to resume it, {_start_again(checkpoint)}")
+        raise ConfigError("\n".join(lines))
     for key in differing:
-        if _is_among(key, INEXACT):
-            yield f"changed since this run was started: {key} {_shown(old, key)} -> {_shown(new, key)}; from here on it is another run, to the bit"
+        end = END_OF_EXACTNESS if _is_among(key, INEXACT) else ""
+        yield f"changed since {checkpoint.name}: {key} {_shown(old, key)} -> {_shown(new, key)}{end}"
+
+
+def machine_changes(before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path) -> Iterator[str]:
+    """Hold what only a started session knows (text, machine, versions) against the meta.json of the checkpoint that it resumes.
+
+    Args:
+        before: that meta.json.
+        now: the part of the session's own meta.json that stays the same.
+        checkpoint: where `before` was read.
+
+    Yields:
+        A line for each change after which the run is not bit for bit the same.
+
+    Raises:
+        ConfigError: the precision or the text is another.
+    """
+    if before["precision"] != now["precision"]:
+        raise ConfigError(
+            f"trainer.precision: the run to resume computes in {before['precision']}, this session would in {now['precision']}; "
+            f"write --trainer.precision {before['precision']}"
+        )
+    if before["data_sha256"] != now["data_sha256"]:
+        raise ConfigError(
+            f"data.source: the text is not the one that {checkpoint} was trained on, although its name is; bring the old text back, "
+            + _start_again(checkpoint)
+        )
+    for key in ("device", "threads"):
+        if before[key] != now[key]:
+            yield f"changed since {checkpoint.name}: {key} {before[key]} -> {now[key]}{END_OF_EXACTNESS}"
+    if (old := before["versions"]["torch"]) != (new := now["versions"]["torch"]):
+        yield f"changed since {checkpoint.name}: torch {old} -> {new}{END_OF_EXACTNESS}"
 
 
 def is_finished(config: Config, folder: Path, step: int) -> bool:
     """Nothing is left to do for a run that stands at `step`: its budget or patience is used up, and the last weights were scored."""
-    evaluations = read_evaluations(folder)
+    if step > config.max_steps:
+        return True
+    evaluations = [line for line in read_evaluations(folder) if line.step <= step]
     if not any(line.step == step for line in evaluations):
         return False
     patience = config.trainer.early_stopping
-    return step >= config.max_steps or (patience is not None and validations_without_progress(evaluations) >= patience)
+    return step == config.max_steps or (patience is not None and validations_without_progress(evaluations) >= patience)
+
+
+def _parent_checkpoint(init_from: str, folder: Path) -> Path:
+    parent = open_checkpoint(init_from)
+    if parent.is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"command line: --init-from {init_from} lies in checkpoint.directory ({folder}), which the new run would move aside; "
+            f"write --checkpoint.directory with a new folder, or --resume {init_from} to continue that run"
+        )
+    verify(parent)
+    return parent
+
+
+def _start_again(checkpoint: Path) -> str:
+    return f"or --init-from {checkpoint} --checkpoint.directory NEW to start a new run from its weights"
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -140,5 +231,5 @@ def _is_among(key: str, names: tuple[str, ...]) -> bool:
 
 
 def _shown(values: dict[str, Any], key: str) -> str:
-    value = values.get(key)
-    return "nothing" if value is None else repr(value) if isinstance(value, str) else str(value)
+    """As it is written in YAML, near enough; "nothing" for a key that the other side does not have."""
+    return json.dumps(values[key], ensure_ascii=False) if key in values else "nothing"

@@ -6,6 +6,7 @@
         metrics.csv            one row each `logging.every` steps and each validation
         evaluations.jsonl      one line each validation: step, checkpoint, loss, and a text that the model wrote
         curves.png, events.*   curves, and TensorBoard's files
+        after-step-*-1         what came after a step to which the run went back
         .lock                  held while a run writes here
 
 Nothing is ever deleted but old checkpoints beyond `checkpoint.keep`: what is in the way of a new run is moved aside, and that is said.
@@ -15,18 +16,21 @@ Only the standard library, so that listing and refusing are instant.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import BinaryIO
 
-from lm.checkpoint import newest_whole, open_checkpoint, point, pointed, read_manifest, step_directories, step_of, sweep, verify
+from lm.checkpoint import point, pointed, read_manifest, step_directories, step_of, sweep
+from lm.disk import refusals, replace
 from lm.errors import CheckpointError, ConfigError
 
 NAMES = ("best.ckpt", "last.ckpt", "final.ckpt")
+RECORDS = ("metrics.csv", "evaluations.jsonl")
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class RunFolder:
     """A run's folder, locked by this process."""
 
     def __init__(self, path: str | Path):
-        """Create the folder if need be and lock it.
+        """Create the folder if need be, lock it, and remove what a killed run left half-written.
 
         Raises:
             ConfigError: another run is at work in it.
@@ -55,49 +59,68 @@ class RunFolder:
         """
         self.path = Path(path)
         self._lock = _lock(self.path)
+        sweep(self.path)
 
     def start_fresh(self) -> str | None:
-        """Make room for a new run; return what was said to be here and where it is now, or None if there was nothing.
+        """Make room for a new run; return what was found here and where it is now, or None if there was nothing.
 
         The whole folder is renamed, one atomic operation, to the first free `NAME-1`, `NAME-2`, ...
+
+        Raises:
+            ConfigError: moving the folder would move more than one run.
+            CheckpointError: the folder cannot be moved.
         """
-        steps = step_directories(self.path)
-        if not steps and not any((self.path / name).exists() for name in ("metrics.csv", "evaluations.jsonl")):
-            sweep(self.path)
+        if not any(self.path.glob("*.ckpt")) and not any((self.path / name).exists() for name in RECORDS):
             return None
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.name}-{number}")).exists():
-            number += 1
+        here = self.path.resolve()  # what a link means is moved, not the link
+        inner = sorted(lock.parent.name for lock in here.glob("*/.lock"))
+        if inner or Path.cwd().is_relative_to(here):
+            why = f"the folders of other runs ({', '.join(inner)})" if inner else "the directory in which this command runs"
+            raise ConfigError(f"checkpoint.directory: {self.path} holds a run, and {why}, so it is not moved aside; name a new folder")
+        aside = _first_free(here)
         try:
-            self.path.rename(aside)
+            here.rename(aside)
         except OSError as error:
             raise CheckpointError(
                 f"{self.path} holds another run and cannot be moved to {aside} ({error.strerror}); set checkpoint.directory to a new folder"
             ) from error
-        self.close()
-        self._lock = _lock(self.path)
-        held = f"{len(steps)} checkpoint{'s' * (len(steps) != 1)}" + (f", the last at step {step_of(steps[-1]):,}" if steps else "")
-        return f"{self.path} held another run ({held}); it is now {aside} (continue it with --resume auto --checkpoint.directory {aside})"
+        moved, self._lock = self._lock, _lock(here)
+        moved.close()
+        shown = self.path.with_name(aside.name) if self.path.absolute() == here else aside
+        steps = step_directories(shown)
+        if not steps:
+            return f"{self.path} held another run, without checkpoints; it is now {shown}"
+        return (
+            f"{self.path} held another run ({_count(steps, 'checkpoint')}, the last at step {step_of(steps[-1]):,}); it is now {shown} "
+            f"(continue it with --resume auto --checkpoint.directory {shown})"
+        )
 
     def rewind(self, step: int) -> str | None:
-        """Forget what happened after `step`, because the run goes on from there; checkpoints of that future are moved aside, not deleted."""
-        sweep(self.path)
+        """Let the run stand where it stood after `step`, from where it goes on; return what was moved aside for that, or None.
+
+        Later checkpoints and results are kept in a folder `after-step-...`. Raises CheckpointError.
+        """
         later = [path for path in step_directories(self.path) if step_of(path) > step]
-        kept = [line for line in self.evaluations() if line.step <= step]
-        self._rewrite_evaluations(kept)
+        evaluations = self.evaluations()
+        undone = [line for line in evaluations if line.step > step]
         said = None
-        if later:
-            number = 1
-            while (aside := self.path / f"after-step-{step:08d}-{number}").exists():
-                number += 1
-            aside.mkdir()
-            for path in later:
-                path.rename(aside / path.name)
-            said = f"{len(later)} later checkpoint{'s' * (len(later) != 1)} moved to {aside}"
-        for name in NAMES:
-            target = pointed(self.path, name)
-            if name == "final.ckpt" or (target is not None and not target.exists()):
-                (self.path / name).unlink(missing_ok=True)
+        if later or undone:
+            aside = _first_free(self.path / f"after-step-{step:08d}")
+            with refusals(aside):
+                aside.mkdir()
+                for path in reversed(later):  # newest first: if this is cut short, what `--resume auto` finds is nearest to what was asked
+                    path.rename(aside / path.name)
+            if undone:
+                _write_evaluations(aside, undone)
+                _write_evaluations(self.path, [line for line in evaluations if line.step <= step])
+            said = f"{_count(later, 'later checkpoint')} and {_count(undone, 'later result')} moved to {aside}"
+        with refusals(self.path):
+            for name in NAMES:
+                target = pointed(self.path, name)
+                if target is not None and (name == "final.ckpt" or not target.exists()):
+                    (self.path / name).unlink()
+        if steps := step_directories(self.path):
+            point(self.path, "last.ckpt", steps[-1])
         self.point_to_best()
         return said
 
@@ -106,9 +129,14 @@ class RunFolder:
         return read_evaluations(self.path)
 
     def record(self, evaluated: Evaluated) -> None:
-        """Append a validation's result, durably, and let best.ckpt follow it."""
-        with (self.path / "evaluations.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(evaluated)) + "\n")
+        """Append a validation's result, durably, and let best.ckpt follow it. Raises CheckpointError."""
+        path, line = self.path / "evaluations.jsonl", _line(evaluated).encode()
+        with refusals(path), path.open("a+b") as file:
+            if file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # the last line was cut by a kill: this one must not be glued to it
+                    line = b"\n" + line
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
         self.point_to_best()
@@ -130,53 +158,24 @@ class RunFolder:
         """Release the lock; the end of the process does so too."""
         self._lock.close()
 
-    def _rewrite_evaluations(self, lines: Iterable[Evaluated]) -> None:
-        path = self.path / "evaluations.jsonl"
-        if not path.exists():
-            return
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(asdict(line)) + "\n" for line in lines), encoding="utf-8")
-        temporary.replace(path)
-
-
-def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None]) -> Path | None:
-    """The checkpoint to continue from: for `auto` the newest whole one (None: nothing to resume), else the one that is named.
-
-    Raises:
-        CheckpointError: `auto` found checkpoints, all of them damaged; or the named one is missing or damaged.
-        ConfigError: the named one lies in another folder than this run's.
-    """
-    if resume == "auto":
-        found, problems = newest_whole(folder)
-        for problem in problems:
-            say(f"passed over: {problem}")
-        if found is None and problems:
-            raise CheckpointError(
-                f"{folder}: none of its {len(problems)} checkpoints is whole; start again without --resume (they will be kept)"
-            )
-        return found
-    found = open_checkpoint(resume)
-    if found.parent != folder.resolve():
-        raise ConfigError(
-            f"command line: --resume {resume}: that run is in {found.parent}, but checkpoint.directory is {folder}; "
-            f"write --checkpoint.directory {found.parent} to continue it, or --init-from {resume} to start a new run from its weights"
-        )
-    verify(found)
-    return folder / found.name
-
 
 def read_evaluations(folder: Path) -> list[Evaluated]:
     """The lines of a run's evaluations.jsonl; one that a kill cut short is left out, and so was never a result."""
     path = folder / "evaluations.jsonl"
-    if not path.exists():
+    try:
+        texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
         return []
-    lines: list[Evaluated] = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    lines = []
+    for text in texts:
         try:
-            values: dict[str, Any] = json.loads(text)
-            lines.append(Evaluated(**values))
-        except (ValueError, TypeError):
+            line = Evaluated(**json.loads(text))
+        except (ValueError, TypeError, RecursionError):
             continue
+        if isinstance(line.step, int) and isinstance(line.loss, int | float):
+            lines.append(line)
     return lines
 
 
@@ -186,23 +185,45 @@ def validations_without_progress(lines: list[Evaluated]) -> int:
     return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
 
-def _lock(path: Path) -> TextIO:
+def _write_evaluations(folder: Path, lines: Iterable[Evaluated]) -> None:
+    replace(folder / "evaluations.jsonl", "".join(map(_line, lines)))
+
+
+def _line(evaluated: Evaluated) -> str:
+    return json.dumps(asdict(evaluated)) + "\n"
+
+
+def _first_free(path: Path) -> Path:
+    """`path-1`, or the next number of which nothing has the name."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(1))
+    return next(candidate for candidate in numbered if not os.path.lexists(candidate))
+
+
+def _count(things: list[Path] | list[Evaluated], name: str) -> str:
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"
+
+
+def _lock(path: Path) -> BinaryIO:
+    """Claim a folder for as long as the returned file is open, at most as long as this process lives."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        file = (path / ".lock").open("a+", encoding="utf-8")
+        file = (path / ".lock").open("a+b")
     except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be used as the run's folder: {error.strerror}; set checkpoint.directory to another"
-        ) from error
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise CheckpointError(f"checkpoint.directory: {path} cannot be a run's folder: {reason}; name another") from error
+    # A worker process that outlives a killed run must not hold the lock for it.
+    os.register_at_fork(after_in_child=file.close)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n".encode())
+        file.flush()
+    except BlockingIOError:
         file.seek(0)
-        holder = file.read().strip() or "unknown"
+        holder = file.read(32).decode(errors="replace").strip() or "unknown"
         raise ConfigError(
-            f"{path} is in use by another run (process {holder}); wait for it, or set checkpoint.directory to another folder"
+            f"checkpoint.directory: {path} is in use by another run (process {holder}); wait for it, stop it, or name another folder"
         ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint.directory: {path} cannot be locked: {error.strerror}; name another") from error
     return file

@@ -19,7 +19,7 @@ import lightning
 import torch
 from torch import nn
 
-from lm.continuation import open_prompt, write
+from lm.continuation import write
 from lm.curves import draw
 from lm.device import choose_device, choose_precision, flops_per_token, matmul_peak
 from lm.errors import Stopped, UserError
@@ -28,6 +28,7 @@ from lm.logbook import Logbook, StepWork
 from lm.milestones import Milestones, Record
 from lm.origin import Origin
 from lm.progress import Progress
+from lm.prompt import open_prompt
 from lm.run import RunFolder
 from lm.sampling import Sampling
 from lm.schema import Config
@@ -69,7 +70,7 @@ def run_session(
     """Train until the budget, early stopping, the time limit or a signal ends it.
 
     Args:
-        config: the configuration, with model.vocab_size filled in.
+        config: the configuration, as it was given.
         tokenizer: travels in every checkpoint.
         data: a LightningDataModule that fulfils `Data`.
         make_decoder: builds the decoder on the CPU from torch's global random state.
@@ -89,7 +90,7 @@ def run_session(
     module.configure_model()
     record = None
     if run is not None:
-        progress.say(_headline(config, module.decoder, machine))
+        progress.say(_headline(config, module.decoder, machine, config.max_steps * data.epochs_per_step))
         record = _record(config, tokenizer, data, module.decoder, origin, run, machine, progress)
 
     def score(decoder: nn.Module) -> Evaluation:
@@ -135,9 +136,8 @@ def _record(
     machine: Machine,
     progress: Progress,
 ) -> Record:
-    shape = config.model
-    n_matmul = decoder.n_matmul_parameters()
-    flops = config.tokens_per_step * flops_per_token(n_matmul, shape.n_layers, config.row_length, shape.d_model)
+    shape = decoder.config
+    flops = config.tokens_per_step * flops_per_token(decoder.n_matmul_parameters(), shape.n_layers, config.row_length, shape.d_model)
     work = StepWork(tokens=config.tokens_per_step, epochs=data.epochs_per_step, flops=flops)
     peak = matmul_peak(machine.device, machine.precision) * config.trainer.devices
     seconds = origin.meta["seconds"] if origin.resume is not None and origin.meta is not None else 0.0
@@ -182,14 +182,14 @@ def _writer(config: Config, tokenizer: Tokenizer) -> Callable[[nn.Module], str] 
     return write_sample
 
 
-def _headline(config: Config, decoder: nn.Module, machine: Machine) -> str:
+def _headline(config: Config, decoder: nn.Module, machine: Machine, passes: float) -> str:
     trainer, tokens = config.trainer, config.max_steps * config.tokens_per_step
     split = f" = {trainer.accumulation} x {trainer.micro_batch}" if trainer.accumulation > 1 else ""
     split += f" on {trainer.devices} devices" if trainer.devices > 1 else ""
     return (
         f"model: {decoder.n_parameters():,} parameters, {machine.precision} on {machine.device}\n"
         f"run: {config.max_steps:,} steps of {trainer.batch_size}{split} rows x {config.row_length} tokens = {tokens:,} tokens, "
-        f"{tokens / decoder.n_parameters():.1f} a parameter"
+        f"{tokens / decoder.n_parameters():.1f} for each parameter, {passes:.2f} passes over the data"
     )
 
 
@@ -206,7 +206,6 @@ def _farewell(config: Config, folder: Path, step: int, milestones: Milestones, p
 
 
 def _quieten_lightning() -> None:
-    """Lightning's notes on available devices, missing loggers and worker counts are answered by the configuration already."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=lightning.pytorch.utilities.warnings.PossibleUserWarning)
+    """What Lightning notes about devices, loaders and a missing validation_step is answered here; the rest concerns its insides."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")

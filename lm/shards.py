@@ -150,7 +150,7 @@ def open_or_build(folder: Path, build: Callable[[Path], Manifest], say: Callable
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.with_suffix(".lock"), say):
-            if False:
+            if manifest := read_manifest(folder):  # built by another process while this one waited
                 return manifest, True
             if folder.exists():
                 say(f"{folder} is damaged (its files are not as its manifest.json says): building it again")

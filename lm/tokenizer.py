@@ -167,12 +167,12 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()):
         """`context`: the ids that come before, such as the prompt's; their text is not repeated."""
         self._tokenizer = tokenizer
-        self._rebase([i for i in context if i not in tokenizer.special_ids])
+        self._rebase(list(context))
 
     def push(self, token_id: int) -> str:
         """The text that `token_id` completes: often a word, sometimes nothing."""
         if token_id in self._tokenizer.special_ids:
-            return ""
+            return ""  # In the window, a row of them would push out the text that the next word continues.
         self._window.append(token_id)
         overdue = len(self._window) - self._settled > self.LONGEST
         text = self._tokenizer.decode(self._window)
@@ -195,7 +195,7 @@ class TextStream:
     def _rebase(self, window: list[int], held: int = 0) -> None:
         """Go on behind `window`, whose text is out but for the last `held` characters."""
         self._window = window
-        self._settled = 0 if held else len(window)
+        self._settled = len(window)
         self._sent = len(self._tokenizer.decode(window)) - held
 
 
@@ -241,8 +241,7 @@ def _digest(definition: str) -> str:
 
 def _byte_symbols() -> list[str]:
     """The character that stands for each byte in byte-level vocabularies (GPT-2): itself if printable, else the next from U+0100."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    spare = itertools.count(256)
+    printable, spare = {*range(33, 127), *range(161, 173), *range(174, 256)}, itertools.count(256)
     return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
 
 

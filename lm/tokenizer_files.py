@@ -19,6 +19,7 @@ EOS_NAMES = ("<|endoftext|>", "<|eos|>", "</s>", "<eos>", "<|end_of_text|>", "[E
 PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]")
 FILES = ("tokenizer*", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.model")
 ADVICE = "give a folder or a tokenizer.json"
+TIMEOUT = 10.0  # Seconds that the hub has for an answer.
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,17 @@ def _from_file(path: Path) -> Source:
 def _from_folder(name: str, folder: Path) -> Source:
     if (folder / "tokenizer.json").is_file():
         return _from_file(folder / "tokenizer.json")
-    files = {path.name for pattern in (*FILES, "config.json") for path in folder.glob(pattern)}
-    if not files - {"config.json"}:
+    files = _files(folder)
+    if not files:
         raise ConfigError(f"tokenizer {name}: {folder} holds no tokenizer: neither tokenizer.json nor vocab.json with merges.txt")
     # AutoTokenizer does not know what to make of these two alone; they are the form in which GPT-2 was published.
-    if files == {"vocab.json", "merges.txt"}:
+    if files == {"vocab.json", "merges.txt"} and not (folder / "config.json").is_file():
         return Source(_gpt2(name, folder), folder / "vocab.json")
     return _convert(name, folder)
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.name for pattern in FILES for path in folder.glob(pattern)}
 
 
 def _named_token(folder: Path, key: str) -> str | None:
@@ -148,18 +153,23 @@ def _download(name: str) -> Path:
     """The folder in which the hub's cache keeps this repository's tokenizer: as it is if whole, else fetched once."""
     if name.startswith((".", "/", "~")) or name.endswith(".json") or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise ConfigError(f"tokenizer {name}: no such file or folder")
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import HfApi, errors, snapshot_download
 
     wanted: dict[str, Any] = {"allow_patterns": [*FILES, "config.json"]}
+    cached = None
     try:
         cached = Path(snapshot_download(name, local_files_only=True, **wanted))
-        if (cached / "tokenizer.json").is_file() and (cached / "tokenizer_config.json").is_file():
+        if {"tokenizer.json", "tokenizer_config.json"} <= _files(cached):
             return cached
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         pass
     try:
+        # Asked first because it has a time limit; snapshot_download waits for ever where a firewall swallows what is sent.
+        HfApi().model_info(name, timeout=TIMEOUT)
         return Path(snapshot_download(name, **wanted))
     except Exception as error:  # Many libraries speak here, each with errors of its own.
+        if cached is not None and _files(cached):
+            return cached
         raise ConfigError(f"tokenizer {name}: no such file or folder, and {_hub_refusal(error)}") from error
 
 

@@ -9,16 +9,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lm.checkpoint import read_manifest, verify
 from lm.errors import CheckpointError
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write named tensors. `dict(model.named_parameters())` is what belongs here: it has a tied head once."""
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, path, metadata={"format": "pt"})
+    """Write named tensors. `dict(model.named_parameters())` is what belongs here: it has a tied head once.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    try:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    # The library's files are for their owner alone; a checkpoint is for whoever may read its folder.
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def read_weights(folder: Path, expected: Mapping[str, Tensor], averaged: bool = True) -> dict[str, Tensor]:
     """The checkpoint's weights, on the CPU.
+
+    The file and the meta.json that describes the model are held against the manifest first: a flipped bit would load without a word.
 
     Args:
         folder: the checkpoint.
@@ -28,19 +40,19 @@ def read_weights(folder: Path, expected: Mapping[str, Tensor], averaged: bool = 
     Raises:
         CheckpointError: the file is missing or damaged, or a name, shape or type differs.
     """
-    path = folder / "ema.safetensors"
-    if not averaged or not path.exists():
-        path = folder / "model.safetensors"
+    name = "ema.safetensors" if averaged and "ema.safetensors" in read_manifest(folder)["files"] else "model.safetensors"
+    path = folder / name
+    verify(folder, ("meta.json", name))
     try:
         weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except (OSError, SafetensorError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from error
     for name in sorted(expected.keys() ^ weights.keys()):
         where = "is missing" if name in expected else "is not a weight of the model"
         raise CheckpointError(f"{path}: {name} {where}; the weights are of another model than the configuration describes")
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
-            wanted, given = expected[name], tensor
+    for name, given in weights.items():
+        wanted = expected[name]
+        if (given.shape, given.dtype) != (wanted.shape, wanted.dtype):
             raise CheckpointError(
                 f"{path}: {name} is {given.dtype} {tuple(given.shape)}, where the configured model has {wanted.dtype} {tuple(wanted.shape)}"
             )

@@ -119,7 +119,7 @@ def test_it_stops_computing_when_every_sample_has_ended() -> None:
         forwards.append(1)
         return forward(*arguments, **more)
 
-    decoder.forward = counting  # type: ignore[method-assign, assignment]
+    decoder.forward = counting  # type: ignore[method-assign]
     *_, [sample] = write(
         decoder, BYTE, [BYTE.eos_id], Sampling(), 500, torch.Generator().manual_seed(0), stops=[chr(c) for c in range(128)]
     )

@@ -127,7 +127,7 @@ def test_what_is_impossible_is_a_config_error(machine: Machine) -> None:
 
 
 class Accelerator:
-    """A device of a known speed whose products are queued and take their time only when someone waits, as on CUDA."""
+    """A device of a known speed whose products are queued and take their time only when someone waits, as on CUDA. The first takes longer."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, flops: float):
         self.flops, self.now, self.queued, self.dtypes, self.sizes, self.calls = flops, 0.0, 0.0, set(), [], []
@@ -150,7 +150,7 @@ class Matrix:
         return self
 
     def __matmul__(self, other: Matrix) -> None:
-        self.accelerator.now += 1e-5  # the launch
+        self.accelerator.now += 1e-5 if self.accelerator.sizes else 0.4  # the launch; the first one loads libraries
         self.accelerator.queued += 2 * self.size**3 / self.accelerator.flops
         self.accelerator.sizes.append(self.size)
 
@@ -160,7 +160,7 @@ def test_matmul_peak_is_the_speed_of_the_device(monkeypatch: pytest.MonkeyPatch,
     accelerator = Accelerator(monkeypatch, flops)
     assert device.matmul_peak("cuda", "bf16") == pytest.approx(flops, rel=0.01)
     assert max(accelerator.sizes) == largest
-    assert 0.2 <= accelerator.now < 0.5
+    assert 0.6 <= accelerator.now < 1.1
     assert accelerator.dtypes == {torch.bfloat16}
     assert accelerator.calls == ["empty_cache", "reset_peak_memory_stats"]
 

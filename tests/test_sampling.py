@@ -361,6 +361,6 @@ def test_a_compiled_decoder_is_not_compiled_again_for_every_length() -> None:
 def test_scores_that_are_not_finite_are_one_plain_error() -> None:
     decoder = tiny_decoder()
     with torch.no_grad():
-        decoder.norm.weight.fill_(math.nan)
+        decoder.embed_tokens.weight.fill_(math.nan)
     with pytest.raises(NonFiniteError, match="not finite"):
         ids_of(decoder, [1], Sampling(), 5)

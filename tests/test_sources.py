@@ -62,9 +62,10 @@ def test_a_whole_file_keeps_its_last_newline_and_nul_is_a_character(tmp_path):
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), min_size=1).filter(lambda line: line.strip())))
 def test_lines_are_split_at_newlines_and_nowhere_else(tmp_path_factory, lines):
-    """str.splitlines would also split at U+2028, form feeds and eight more."""
-    file = write(tmp_path_factory.mktemp("lines") / "a.txt", "".join(line + "\n" for line in ["first", *lines]))
-    assert texts(format="txt", files=file, unit="line") == ["first", *lines]
+    """str.splitlines would also split at U+2028, form feeds and eight more. A byte order mark is one only where the file begins."""
+    first = ["one", "\ufefftwo"]
+    file = write(tmp_path_factory.mktemp("lines") / "a.txt", "".join(line + "\n" for line in [*first, *lines]))
+    assert texts(format="txt", files=file, unit="line") == [*first, *lines]
 
 
 # --- jsonl, parquet
@@ -108,8 +109,8 @@ def test_files_are_sorted_and_each_is_read_once(tmp_path, monkeypatch):
 
 
 def test_home_and_nested_globs_and_names_with_brackets(tmp_path, monkeypatch):
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    write(tmp_path / "a" / "b" / "deep.txt", "deep")
+    (tmp_path / "a" / "b" / "c").mkdir(parents=True)
+    write(tmp_path / "a" / "b" / "c" / "deep.txt", "deep")
     write(tmp_path / "a" / "notes [1].txt", "brackets")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert texts(format="txt", files="~/a/**/deep.txt") == ["deep"]

@@ -1,0 +1,72 @@
+"""Files on a disk that may be full, fail, or lose power in the middle of a write. Only the standard library."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lm.errors import CheckpointError
+
+
+@contextlib.contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """While `path` is written: what the disk refuses becomes a CheckpointError that says how much room there is."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} could not be written: {reason}{_room(path)}; what was saved before is untouched") from error
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has it. Directories too: a file's name lives there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a text file whole: whoever looks, whenever the power goes, finds the old content or the new."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with refusals(path):
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """A file's size and hash: {"bytes", "sha256"}."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds. Raises CheckpointError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is damaged: it should hold a JSON object")
+    return value
+
+
+def _room(path: Path) -> str:
+    try:
+        return f" ({shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free)"
+    except OSError:
+        return ""

@@ -1,0 +1,45 @@
+"""Small training runs for tests: a text of our own, a configuration, and a run in this process."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import yaml
+
+TEXT = "the model reads a token and looks back at every earlier token to guess what comes next in the text it has seen"
+WORDS = TEXT.split()
+
+
+def corpus(folder: Path, documents: int = 20) -> Path:
+    """A file of short paragraphs, the same every time."""
+    chance = random.Random(0)
+    paragraphs = [" ".join(chance.choices(WORDS, k=chance.randint(3, 25))) + "." for _ in range(documents)]
+    path = folder / "corpus.txt"
+    path.write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
+    return path
+
+
+def config_file(folder: Path, **sections: dict[str, object]) -> Path:
+    """A YAML file for a run of 12 steps that takes a second; `sections` change keys."""
+    values: dict[str, dict[str, object]] = {
+        "data": {"source": {"format": "txt", "files": str(corpus(folder))}, "val_fraction": 0.3, "cache_dir": str(folder / "cache")},
+        "model": {"context_length": 16, "n_layers": 2, "d_model": 32, "n_heads": 2, "dropout": 0.1, "init_std": 0.1},
+        "optimizer": {"lr": 3e-3, "warmup_steps": 2, "ema_decay": 0.8},
+        "trainer": {"max_steps": 12, "batch_size": 8, "micro_batch_size": 4, "validate_every": 4, "device": "cpu", "precision": "fp32"},
+        "checkpoint": {"directory": str(folder / "run"), "save_every": 3, "keep": 20},
+        "logging": {"every": 1, "sample_tokens": 8, "tensorboard": False},
+    }
+    for section, changes in sections.items():
+        values[section] = {**values.get(section, {}), **changes}
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def train(config: Path, *overrides: str, resume: str | None = None, init_from: str | None = None) -> None:
+    """What `python train.py` does once its arguments are read."""
+    from lm.config import load
+    from train import train as train_run
+
+    train_run(load(config, list(overrides)), resume, init_from)
