@@ -57,7 +57,6 @@ class PackedDataModule(lightning.LightningDataModule):
 
     Attributes:
         start_step: the first step of `train_dataloader`; a resumed run sets it to the number of updates done.
-        rows: the rows of each split, "train" and "val".
 
     Raises (at the first question):
         DataError: the text cannot be read or is not enough, or the cache cannot be written.
@@ -72,14 +71,14 @@ class PackedDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """One item for each optimiser step from `start_step` to the end of the run: this process's part of it."""
-        rank, world_size = self._place
+        rank, world_size = self._rank_and_world_size
         trainer = self.config.trainer
         steps = TrainingSteps(self.rows["train"], trainer.batch_size, trainer.micro_batch, trainer.seed, rank, world_size)
         return self._loader(steps, range(self.start_step, self.config.max_steps))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """`trainer.validation_rows` rows of the validation split, or all of it: the same ones in the same order every time."""
-        rank, world_size = self._place
+        rank, world_size = self._rank_and_world_size
         trainer = self.config.trainer
         batches = ValidationBatches(self.rows["val"], trainer.validation_rows, trainer.micro_batch, rank, world_size)
         return self._loader(batches, range(len(batches)))
@@ -103,7 +102,8 @@ class PackedDataModule(lightning.LightningDataModule):
         return hashlib.sha256("".join(self.rows[split].store.sha256 for split in SPLITS).encode()).hexdigest()
 
     @functools.cached_property
-    def rows(self) -> dict[str, PackedRows]:  # noqa: D102 - an attribute to those who use it
+    def rows(self) -> dict[str, PackedRows]:
+        """The rows of each split, "train" and "val"."""
         data, length = self.config.data, self.config.row_length
         readers = [Reader(data.source, "data.source", data.on_bad_row)]
         if data.validation is not None:
@@ -125,7 +125,7 @@ class PackedDataModule(lightning.LightningDataModule):
         return DataLoader(dataset, sampler=items, batch_size=None, num_workers=self.config.data.workers, generator=torch.Generator())
 
     @property
-    def _place(self) -> tuple[int, int]:
+    def _rank_and_world_size(self) -> tuple[int, int]:
         """This process's rank, and how many there are."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
@@ -304,19 +304,19 @@ def _check_splits(data: DataConfig, splits: dict[str, Manifest]) -> None:
         )
     raise DataError(
         f"data.val_fraction: {data.val_fraction} with data.split: {data.split} leaves {train} documents to train on and {val} to validate "
-        "on; give more text, another val_fraction, or write data.split: tail"
+        "on; give more text or another val_fraction" + (", or write data.split: tail" if data.split == "hash" else "")
     )
 
 
 def fingerprint(data: DataConfig, tokenizer: Tokenizer, readers: list[Reader]) -> str:
-    """A hash of all that the shards depend on. The length of rows and the mask are not part of it: rows are cut when they are read."""
+    """A hash of all that the shards depend on, cut to a folder's name. Not of row length and mask: rows are cut when they are read."""
     content = {
         "format": FORMAT,
         "tokenizer": [tokenizer.sha256, tokenizer.eos_id],
         "sources": [reader.identity() for reader in readers],
         "settings": data.model_dump(include={"split", "val_fraction", "on_bad_row"}),
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def summary(rows: dict[str, PackedRows], manifest: Manifest, origin: str) -> str:

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm import errors
-from lm.checkpoint import read_tokenizer
-from lm.config import Loaded, describe, help_text, load, to_yaml
+from lm.checkpoint import point, read_tokenizer
+from lm.config import Loaded, describe, help_text, load
 from lm.origin import Origin, find_origin, is_finished
 from lm.run import RunFolder
 from lm.schema import Config
 
 if TYPE_CHECKING:
+    from lm.session import Session
     from lm.tokenizer import Tokenizer
 
 
@@ -60,27 +61,27 @@ def train(loaded: Loaded, resume: str | None, init_from: str | None) -> None:
     say = print if first else lambda *_: None
     run = RunFolder(folder) if first else None
     try:
-        origin = find_origin(config, folder, resume, init_from, run, say)
+        origin = find_origin(config, folder, resume, init_from, None, say)
         if origin.resume is not None and is_finished(config, folder, origin.step):
+            if run is not None:
+                point(folder, "final.ckpt", origin.resume)  # a kill may have come just before that
             say(f"{folder} has finished its {origin.step:,} steps; raise trainer.max_steps to go on")
             return
-        if run is not None:
-            (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        run_with(config, origin, run, say)
+        build_session(config, origin, run, say).train()
     finally:
         if run is not None:
             run.close()
 
 
-def run_with(config: Config, origin: Origin, run: RunFolder | None, say: Callable[[str], None]) -> None:
-    """Build what a session needs. Heavy from here on: torch and Lightning take seconds, and nothing before needs them."""
+def build_session(config: Config, origin: Origin, run: RunFolder | None, say: Callable[[str], None]) -> Session:
+    """Everything heavy: torch and Lightning take seconds to import, and nothing before needs them."""
     from data import PackedDataModule
-    from lm.session import run_session
+    from lm.session import Session
     from model import Decoder
 
     tokenizer = choose_tokenizer(config.tokenizer.name, origin)
     shape = config.with_vocabulary(tokenizer.vocab_size).model
-    run_session(config, tokenizer, PackedDataModule(config, tokenizer, say), lambda: Decoder(shape), origin, run)
+    return Session(config, tokenizer, PackedDataModule(config, tokenizer, say), lambda: Decoder(shape), origin, run)
 
 
 def choose_tokenizer(name: str, origin: Origin) -> Tokenizer:

@@ -229,7 +229,7 @@ def retain(folder: Path, keep: int) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what killed writers left behind. Only the run that holds the folder's lock may do this."""
-    for entry in folder.glob(".*.ckpt.tmp-*"):
+    for entry in folder.glob(".*.tmp-*"):
         _clear_away(entry)
 
 

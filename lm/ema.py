@@ -13,6 +13,9 @@ class WeightAverage:
     """Keeps `average = decay * average + (1 - decay) * weights` of a model's parameters.
 
     It starts as a copy of the weights, so there is no moment at which it is empty or biased to zero.
+
+    Attributes:
+        weights: the averages by parameter name, on the model's device and in its types; a tied one once.
     """
 
     def __init__(self, model: nn.Module, decay: float):

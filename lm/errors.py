@@ -97,7 +97,7 @@ def _unexpected(error: Exception) -> tuple[str, int]:
     if isinstance(error, BrokenPipeError) and _reader_is_gone():  # else it was a pipe of our own, such as a worker's
         return "", 141
     if isinstance(error, OSError) and error.errno in DISK_REFUSALS:
-        return f"{error.filename or 'the output'} could not be written: {error.strerror}", CheckpointError.exit_code
+        return f"{error.filename or 'a file'} could not be written: {error.strerror}", CheckpointError.exit_code
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in ("out of memory", "allocate memory")):
         summary = "out of memory; in training, a smaller trainer.micro_batch_size needs less"
     else:

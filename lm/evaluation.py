@@ -10,12 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lm.loss import IGNORE_INDEX
+from lm.loss import IGNORE_INDEX, count_targets
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model scores on a text. The loss counts the end of each document as a token; bits per byte leaves it out, since it is not text."""
+    """What a model scores on a text.
+
+    The loss counts the end of each document as a token; bits per byte leaves it out, since it is not text. Both are NaN where nothing was
+    scored.
+    """
 
     loss: float  # nats per token
     bits_per_byte: float
@@ -23,8 +27,11 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss), infinite where that does not fit a float."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        """exp(loss): infinite where that does not fit a float, NaN where the loss is."""
+        try:
+            return math.exp(self.loss)
+        except OverflowError:
+            return math.inf
 
 
 @torch.no_grad()
@@ -40,7 +47,7 @@ def evaluate(decoder: nn.Module, batches: Iterable[dict[str, Any]], eos_id: int,
             it: exact over a whole split, a close estimate over a part.
 
     Returns:
-        The same numbers on every process. With nothing to score the loss is NaN.
+        The same numbers on every process. The decoder is left in the mode it came in.
     """
     device = next(decoder.parameters()).device
     totals = torch.zeros(4, dtype=torch.float64)  # nats, tokens, nats of text, tokens of text
@@ -67,5 +74,5 @@ def _sums(decoder: nn.Module, batch: dict[str, Tensor], eos_id: int) -> Tensor:
     losses = decoder(batch["input_ids"], labels, batch.get("document_ids"))
     text = (labels != IGNORE_INDEX) & (labels != eos_id)
     # Each batch is summed in float32 (MPS has no float64), the batches in float64.
-    parts = [losses.sum(), (labels != IGNORE_INDEX).sum(), (losses * text).sum(), text.sum()]
+    parts = [losses.sum(), count_targets(labels), losses[text].sum(), text.sum()]
     return torch.stack([part.float() for part in parts]).cpu().double()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from lm.device import peak_memory_mb
+from lm.device import Device, peak_memory_mb
 from lm.errors import CheckpointError
 from lm.evaluation import Evaluation
 from lm.metrics import MetricsLog
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 
 
 class Stopwatch:
-    """Training time, without validation and saving."""
+    """Training time, without validation and saving.
+
+    Attributes:
+        seconds: up to the last pause.
+    """
 
     def __init__(self, seconds: float):
         self.seconds = seconds
@@ -37,7 +42,7 @@ class Stopwatch:
             self._since = None
 
     def steps_per_second(self, step: int) -> float | None:
-        """Since the last call. None at the first, whose steps include warming up."""
+        """Since the last call, both in a pause. None at the first, whose steps include warming up."""
         lap, self._lap = self._lap, (step, self.seconds)
         return (step - lap[0]) / (self.seconds - lap[1]) if lap is not None and self.seconds > lap[1] else None
 
@@ -60,20 +65,34 @@ class Logbook:
         seconds: training time so far.
         work: what one step amounts to.
         peak_flops: floating-point operations a second that all devices can do at most, as measured; 0 if unknown.
-        device: "cpu", "cuda" or "mps".
+        device: what the run computes on; its peak memory is written down.
         progress: where the newest figures are shown.
         tensorboard: write event files too.
+
+    Raises:
+        CheckpointError: here or later, where metrics.csv or TensorBoard's files cannot be written.
     """
 
     def __init__(
-        self, folder: Path, step: int, seconds: float, work: StepWork, peak_flops: float, device: str, progress: Progress, tensorboard: bool
+        self,
+        folder: Path,
+        step: int,
+        seconds: float,
+        work: StepWork,
+        peak_flops: float,
+        device: Device,
+        progress: Progress,
+        tensorboard: bool,
     ):
         self.stopwatch = Stopwatch(seconds)
         self._work = work
         self._peak_flops = peak_flops
         self._device = device
         self._progress = progress
+        self._folder = folder
         self._csv = MetricsLog(folder / "metrics.csv", resume_step=step or None)
+        if self._csv.dropped:
+            progress.say(f"metrics.csv: lines taken out that come after step {step:,} or are damaged: {self._csv.dropped:,}")
         self._events = _event_writer(folder, step) if tensorboard else None
 
     def training(self, step: int, loss: float, learning_rate: float, grad_norm: float) -> None:
@@ -96,28 +115,46 @@ class Logbook:
         )
         if sample is not None:
             if self._events is not None:
-                self._events.add_text("sample", sample, step)
-            self._progress.say(f'  it writes: "{textwrap.shorten(sample, 160, placeholder=" ...")}"')
+                with _event_errors(self._folder):
+                    self._events.add_text("sample", sample, step)
+                    self._events.flush()
+            self._progress.say(f'  it writes: "{_one_line(sample)}"')
 
     def close(self) -> None:
-        """Flush what is still in memory."""
+        """Close TensorBoard's file."""
         if self._events is not None:
-            self._events.close()
+            with _event_errors(self._folder):
+                self._events.close()
 
-    def _write(self, step: int, split: str, **values: float | None) -> None:
+    def _write(self, step: int, split: Literal["train", "val"], **values: float | None) -> None:
         place = {"epoch": step * self._work.epochs, "tokens": step * self._work.tokens, "seconds": self.stopwatch.seconds}
         self._csv.append(step, split, **place, **values)
         if self._events is not None:
-            for name, value in values.items():
-                if value is not None:
-                    self._events.add_scalar(f"{name}/{split}", value, step)
+            with _event_errors(self._folder):
+                for name, value in values.items():
+                    if value is not None:
+                        self._events.add_scalar(f"{name}/{split}", value, step)
+                self._events.flush()  # waits for the writing thread: what a killed run has said stands there, and a full disk speaks up
 
 
 def _event_writer(folder: Path, step: int) -> SummaryWriter:
     from torch.utils.tensorboard import SummaryWriter
 
-    try:
+    with _event_errors(folder):
         # What a resumed run is going to write again would otherwise stand there twice.
         return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+
+@contextlib.contextmanager
+def _event_errors(folder: Path) -> Iterator[None]:
+    """A disk that refuses: the writing thread meets it and hands it on with the next call."""
+    try:
+        yield
     except OSError as error:
         raise CheckpointError(f"{folder}: TensorBoard's files cannot be written: {error.strerror}") from error
+
+
+def _one_line(text: str, width: int = 160) -> str:
+    """Fit for a terminal: what a model writes early on has control characters in it, and words without end."""
+    line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in " ".join(text.split()))
+    return line if len(line) <= width else line[: width - 4] + " ..."

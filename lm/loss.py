@@ -39,7 +39,9 @@ def token_losses(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     if len(flat) <= rows:
         return _losses(hidden, head, flat).view(labels.shape)
     pieces = zip(hidden.split(rows), flat.split(rows), strict=True)
-    return torch.cat([recompute(_losses, some, head, targets, use_reentrant=False) for some, targets in pieces]).view(labels.shape)
+    # Nothing in a piece is random, so there is no random state to keep; on a GPU fetching it would wait for the device each time.
+    losses = [recompute(_losses, some, head, targets, use_reentrant=False, preserve_rng_state=False) for some, targets in pieces]
+    return torch.cat(losses).view(labels.shape)
 
 
 def _losses(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class MetricsLog:
             self._replace("\n".join([HEADER, *kept]) + "\n")
 
     def append(self, step: int, split: Literal["train", "val"], **values: float | None) -> None:
-        """Add one row, on the disk's side of this process when this returns.
+        """Add one row; it has left this process when this returns.
 
         Args:
             step: optimiser steps done.

@@ -47,7 +47,7 @@ class Milestones(Callback):
     Args:
         config: the run's configuration.
         score: scores a decoder on the validation text; called on every process at once.
-        write: lets a decoder write a sample; None for no samples. Called on the first process.
+        write: lets a decoder write a sample, or returns None; called on the first process.
         progress: the display.
         record: None on all processes but the first.
 
@@ -60,7 +60,7 @@ class Milestones(Callback):
         self,
         config: Config,
         score: Callable[[nn.Module], Evaluation],
-        write: Callable[[nn.Module], str] | None,
+        write: Callable[[nn.Module], str | None],
         progress: Progress,
         record: Record | None,
     ):
@@ -120,7 +120,8 @@ class Milestones(Callback):
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Give the end its name."""
         assert isinstance(pl_module, LanguageModel)
-        self.finished = pl_module.step == self.config.max_steps or self._patience_is_over(trainer)
+        # After a signal the last validation is still to be done: the resumed run does that, and then it is finished.
+        self.finished = not self.signal and (pl_module.step == self.config.max_steps or self._patience_is_over(trainer))
         if self.record is not None:
             if self.finished:
                 point(self.record.folder.path, "final.ckpt", self.record.folder.path / step_name(pl_module.step))
@@ -161,7 +162,7 @@ class Milestones(Callback):
         started = time.perf_counter()
         with module.averaged() as decoder, trainer.precision_plugin.forward_context():
             result = self.score(decoder)
-            sample = self.write(decoder) if self.write is not None and self.record is not None else None
+            sample = self.write(decoder) if self.record is not None else None
         if self.record is None:
             return
         checkpoint = self.record.folder.path / step_name(module.step)

@@ -18,24 +18,22 @@ from lm.errors import CheckpointError, ConfigError
 from lm.run import RunFolder, read_evaluations, validations_without_progress
 from lm.schema import Config
 
-# What may change when a run goes on: its length, its learning, where it runs, what it writes down. Anything else makes it another run.
-CHANGEABLE = (
-    "optimizer",
+# What may change when a run goes on without changing what it computes: where it writes, how long it may take, what it measures.
+HARMLESS = (
     "checkpoint",
     "logging",
     "data.cache_dir",
     "data.workers",
     "data.on_bad_row",
     "model.gradient_checkpointing",
-    *(f"trainer.{key}" for key in ("max_steps", "max_tokens", "max_minutes", "validate_every", "validation_rows", "early_stopping")),
-    *(f"trainer.{key}" for key in ("device", "devices", "micro_batch_size", "deterministic", "compile", "threads")),
+    *(f"trainer.{key}" for key in ("max_minutes", "validate_every", "validation_rows", "early_stopping")),
 )
-# Of these, the ones that change the result, if only in the last bits.
+# What may change and changes the result, if only in the last bits. Anything that is in neither list makes it another run.
 INEXACT = (
-    "optimizer",
-    "trainer.max_steps",
-    "trainer.max_tokens",
-    *(f"trainer.{key}" for key in ("device", "devices", "micro_batch_size", "deterministic", "compile", "threads")),
+    *(f"optimizer.{key}" for key in ("lr", "schedule", "warmup_steps", "final_lr_fraction", "decay_fraction", "weight_decay")),
+    *(f"optimizer.{key}" for key in ("betas", "eps", "grad_clip", "ema_decay")),
+    *(f"trainer.{key}" for key in ("max_steps", "max_tokens", "micro_batch_size")),
+    *(f"trainer.{key}" for key in ("device", "devices", "deterministic", "compile", "threads")),
 )
 END_OF_EXACTNESS = " (from here on the weights are not bit for bit those of an unchanged run)"
 
@@ -57,6 +55,11 @@ class Origin:
     def step(self) -> int:
         """Updates that the run has behind it."""
         return self.meta["step"] if self.resume is not None and self.meta is not None else 0
+
+    @property
+    def seconds(self) -> float:
+        """Training time that the run has behind it."""
+        return self.meta["seconds"] if self.resume is not None and self.meta is not None else 0.0
 
     @property
     def parent(self) -> dict[str, Any] | None:
@@ -110,6 +113,11 @@ def find_origin(
     return origin
 
 
+def make_room(run: RunFolder, origin: Origin) -> str | None:
+    """Prepare the run's folder for what `origin` decided; return what was moved aside for it, or None. Raises CheckpointError."""
+    return run.start_fresh() if origin.resume is None else run.rewind(origin.step)
+
+
 def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None]) -> Path | None:
     """The checkpoint to continue from: for `auto` the newest whole one (None: nothing to resume), else the one that is named.
 
@@ -152,7 +160,7 @@ def changes(config: Config, stored: dict[str, Any], checkpoint: Path) -> Iterato
         config = config.with_vocabulary(before.model.vocab_size)
     old, new = dict(_leaves(before.model_dump(mode="json"))), dict(_leaves(config.model_dump(mode="json")))
     differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    if refused := [key for key in differing if not _is_among(key, CHANGEABLE)]:
+    if refused := [key for key in differing if not _is_among(key, HARMLESS + INEXACT)]:
         lines = [f"{key}: the run to resume has {_shown(old, key)}, got {_shown(new, key)}" for key in refused]
         lines.append(f"write what it has to resume it, {_start_again(checkpoint)}")
         raise ConfigError("\n".join(lines))

@@ -11,59 +11,64 @@ LINE_SECONDS = 10.0  # where there is no terminal a line is due this often
 
 
 class Progress:
-    """Shows how far the run is, its loss and its speed. On all processes but the first it is silent."""
+    """Shows how far the run is, its loss, its speed and the time it has left. On all processes but the first it is silent.
+
+    Args:
+        max_steps: where the run ends.
+        step: where it starts; more than 0 when it is resumed.
+        enabled: False for silence.
+    """
 
     def __init__(self, max_steps: int, step: int, enabled: bool = True):
-        self.max_steps = max_steps
-        self.first_step = step
-        self.enabled = enabled
-        self.started = self.last_line = time.monotonic()
-        self.facts = ""
-        on_terminal = enabled and sys.stderr.isatty()
-        self.bar = (
-            tqdm(
-                total=max_steps,
-                initial=step,
-                unit="step",
-                dynamic_ncols=True,
-                bar_format="{l_bar}{bar}| {n}/{total} [{remaining} left{postfix}]",
-            )
-            if on_terminal
-            else None
-        )
+        self._max_steps = max_steps
+        self._enabled = enabled
+        self._figures = ""
+        self._last_line = time.monotonic()
+        self._first: tuple[int, float] | None = None  # the first step that was done here, and when
+        self._bar = None
+        if enabled and sys.stderr.isatty():
+            layout = "{l_bar}{bar}| {n}/{total}{postfix}"
+            self._bar = tqdm(total=max_steps, initial=step, dynamic_ncols=True, bar_format=layout)
 
     def advance(self, step: int) -> None:
         """Step `step` is done."""
-        if self.bar is not None:
-            self.bar.update(step - self.bar.n)
-        elif self.enabled and (time.monotonic() - self.last_line >= LINE_SECONDS or step == self.max_steps) and self.facts:
-            self.last_line = time.monotonic()
-            self.say(f"step {step:,}/{self.max_steps:,}  {self.facts}  {self._left(step)}")
+        if not self._enabled:
+            return
+        now = time.monotonic()
+        news = [part for part in (self._figures, self._left(step, now)) if part]
+        if self._bar is not None:
+            self._bar.set_postfix_str("  ".join(news), refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif now - self._last_line >= LINE_SECONDS or step == self._max_steps:
+            self._last_line = now
+            self.say("  ".join([f"step {step:,}/{self._max_steps:,}", *news]))
 
     def show(self, loss: float, learning_rate: float, tokens_per_second: float | None) -> None:
-        """The newest figures."""
+        """The newest figures; they appear with the next step that is done."""
         speed = f"  {tokens_per_second:,.0f} tok/s" if tokens_per_second is not None else ""
-        self.facts = f"loss {loss:.4f}  lr {learning_rate:.2e}{speed}"
-        if self.bar is not None:
-            self.bar.set_postfix_str(self.facts, refresh=False)
+        self._figures = f"loss {loss:.4f}  lr {learning_rate:.2e}{speed}"
 
     def say(self, text: str) -> None:
         """Print a line without tearing the bar."""
-        if not self.enabled:
+        if not self._enabled:
             return
-        if self.bar is not None:
-            self.bar.write(text)
+        if self._bar is not None:
+            self._bar.write(text)
         else:
             print(text, flush=True)
 
     def close(self) -> None:
         """Leave the bar as it is."""
-        if self.bar is not None:
-            self.bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
-    def _left(self, step: int) -> str:
-        done = step - self.first_step
-        seconds = (time.monotonic() - self.started) / done * (self.max_steps - step)
-        minutes, seconds = divmod(round(seconds), 60)
+    def _left(self, step: int, now: float) -> str:
+        """Validations and saves count, since more of them are to come; what came before the first step (set-up, compiling) does not."""
+        if self._first is None:
+            self._first = step, now
+        first_step, since = self._first
+        if not first_step < step < self._max_steps:
+            return ""
+        minutes, seconds = divmod(round((now - since) / (step - first_step) * (self._max_steps - step)), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02d}:{seconds:02d} left" if hours else f"{minutes}:{seconds:02d} left"

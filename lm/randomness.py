@@ -14,13 +14,15 @@ import torch
 
 
 def fold(seed: int, *coordinates: int) -> int:
-    """A 63-bit number that depends on all its arguments and on nothing else, the same on every machine."""
-    digest = hashlib.blake2b(repr((seed, *coordinates)).encode(), digest_size=8).digest()
+    """A 63-bit number that depends on the values and places of its arguments and on nothing else, the same on every machine."""
+    # Not repr: since NumPy 2 that of a NumPy integer is another text than that of the same int.
+    text = ",".join(f"{part:d}" for part in (seed, *coordinates))
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def seed_all(value: int) -> None:
-    """Seed Python, NumPy and torch (every device)."""
+    """Seed Python, NumPy and torch (every device). `value` is not negative and below 2**64."""
     random.seed(value)
     np.random.seed(value % 2**32)
     torch.manual_seed(value)

@@ -165,7 +165,7 @@ def generate(
     decoder.eval()
     try:
         for drawn in range(max_new_tokens):
-            if cache.length + unread.shape[1] >= context:
+            if cache.length + unread.shape[1] > context:
                 cache.length = 0
                 unread = text = text[:, -(context // 2) :]
             with torch.no_grad():  # not around the loop: it would hold for the caller too, between two tokens

@@ -13,8 +13,8 @@ from lm.schema.optimizer import OptimizerConfig
 def learning_rate(step: int, max_steps: int, config: OptimizerConfig) -> float:
     """The rate for the update that turns step `step` into `step + 1`, with `step` from 0 to max_steps - 1.
 
-    Warm-up rises in equal parts and reaches `lr` with the update number `warmup_steps`; the last update of the run takes
-    `lr * final_lr_fraction`.
+    Warm-up rises in equal parts through the first `warmup_steps` updates, and the next one takes `lr`. The last update of the run takes
+    `lr * final_lr_fraction`, unless the schedule is constant or that update is the first after warm-up.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / (config.warmup_steps + 1)
@@ -22,13 +22,13 @@ def learning_rate(step: int, max_steps: int, config: OptimizerConfig) -> float:
 
 
 def _remaining(step: int, max_steps: int, config: OptimizerConfig) -> float:
-    """From 1 where the decay begins to 0 at the last update."""
+    """From 1 where the decay begins (the last update at the full rate) to 0 at the last update of the run."""
     if config.schedule == "constant":
         return 1.0
     last = max_steps - 1
     begin = config.warmup_steps
     if config.schedule == "wsd":  # warm-up, stable, decay (Hu et al. 2024, MiniCPM), with a line for the decay
-        begin = max(begin, max_steps - round(config.decay_fraction * max_steps))
+        begin = max(begin, last - max(1, round(config.decay_fraction * max_steps)))
     if step < begin or last <= begin:
         return 1.0
     progress = min(1.0, (step - begin) / (last - begin))

@@ -5,6 +5,7 @@ Pretraining and fine-tuning differ in what they hand in: data, a function that b
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import logging
 import platform
@@ -19,14 +20,16 @@ import lightning
 import torch
 from torch import nn
 
+from lm.checkpoint import FORMAT
+from lm.config import to_yaml
 from lm.continuation import write
-from lm.curves import draw
-from lm.device import choose_device, choose_precision, flops_per_token, matmul_peak
+from lm.curves import draw, summary
+from lm.device import Device, Precision, choose_device, choose_precision, flops_per_token, matmul_peak
 from lm.errors import Stopped, UserError
 from lm.evaluation import Evaluation, evaluate
 from lm.logbook import Logbook, StepWork
 from lm.milestones import Milestones, Record
-from lm.origin import Origin
+from lm.origin import Origin, machine_changes, make_room
 from lm.progress import Progress
 from lm.prompt import open_prompt
 from lm.run import RunFolder
@@ -36,6 +39,7 @@ from lm.tokenizer import Tokenizer
 from lm.training import LanguageModel
 
 LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "safetensors", "numpy")
 
 
 class Data(Protocol):
@@ -51,23 +55,8 @@ class Data(Protocol):
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What this session computes on."""
-
-    device: str
-    precision: str
-
-    @staticmethod
-    def chosen(config: Config) -> Machine:
-        """The configured device and precision, or the best there is."""
-        device = choose_device(config.trainer.device)
-        return Machine(device, choose_precision(config.trainer.precision, device))
-
-
-def run_session(
-    config: Config, tokenizer: Tokenizer, data: Any, make_decoder: Callable[[], nn.Module], origin: Origin, run: RunFolder | None
-) -> None:
-    """Train until the budget, early stopping, the time limit or a signal ends it.
+class Session:
+    """One session of a run.
 
     Args:
         config: the configuration, as it was given.
@@ -76,133 +65,154 @@ def run_session(
         make_decoder: builds the decoder on the CPU from torch's global random state.
         origin: where the weights come from.
         run: the locked folder; None on all processes but the first.
-
-    Raises:
-        Stopped: a signal ended it; everything is saved.
     """
-    _quieten_lightning()
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    machine = Machine.chosen(config)
-    progress = Progress(config.max_steps, origin.step, enabled=run is not None)
-    data.start_step = origin.step
-    module = LanguageModel(config, make_decoder, machine.precision, progress.say, resume=origin.resume, init_from=origin.init_from)
-    module.configure_model()
-    record = None
-    if run is not None:
-        progress.say(_headline(config, module.decoder, machine, config.max_steps * data.epochs_per_step))
-        record = _record(config, tokenizer, data, module.decoder, origin, run, machine, progress)
 
-    def score(decoder: nn.Module) -> Evaluation:
-        return evaluate(decoder, data.val_dataloader(), tokenizer.eos_id, data.text_bytes_per_token)
+    config: Config
+    tokenizer: Tokenizer
+    data: Data
+    make_decoder: Callable[[], nn.Module]
+    origin: Origin
+    run: RunFolder | None
 
-    milestones = Milestones(config, score, _writer(config, tokenizer), progress, record)
-    _trainer(config, machine, milestones).fit(module, datamodule=data)
-    if run is not None:
-        _farewell(config, run.path, module.step, milestones, progress)
-    if milestones.signal:
-        name = signal.Signals(milestones.signal).name
-        raise Stopped(f"stopped by {name} after step {module.step:,}, saved; continue with --resume auto", milestones.signal)
+    def train(self) -> None:
+        """Go on until the budget, early stopping, the time limit or a signal ends it.
 
+        Raises:
+            Stopped: a signal ended it; everything is saved.
+        """
+        _quieten_lightning()
+        if self.config.trainer.threads:
+            torch.set_num_threads(self.config.trainer.threads)
+        self.data.start_step = self.origin.step
+        module = LanguageModel(
+            self.config, self.make_decoder, self.precision, self.progress.say, resume=self.origin.resume, init_from=self.origin.init_from
+        )
+        module.configure_model()
+        record = self._open_record(self.run, module.decoder) if self.run is not None else None
+        milestones = Milestones(self.config, self._score, self._write_sample, self.progress, record)
+        self._trainer(milestones).fit(module, datamodule=self.data)
+        if milestones.finished:
+            self._farewell()
+        elif milestones.signal:
+            name = signal.Signals(milestones.signal).name
+            raise Stopped(f"stopped by {name} after step {module.step:,}, saved; go on with --resume auto", milestones.signal)
+        else:
+            minutes = self.config.trainer.max_minutes
+            self.progress.say(f"the time limit of {minutes:g} minutes is reached: saved at step {module.step:,}; go on with --resume auto")
 
-def _trainer(config: Config, machine: Machine, milestones: Milestones) -> lightning.Trainer:
-    """Lightning's part: devices, processes, precision and the loop over batches. Logging, saving and validating are ours (Milestones)."""
-    return lightning.Trainer(
-        accelerator={"cuda": "gpu"}.get(machine.device, machine.device),
-        devices=config.trainer.devices,
-        strategy="ddp" if config.trainer.devices > 1 else "auto",
-        precision=LIGHTNING_PRECISION[machine.precision],
-        max_epochs=1,  # the loader's one epoch is the run: it ends at the last step
-        deterministic=config.trainer.deterministic,
-        benchmark=False,
-        use_distributed_sampler=False,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        callbacks=[milestones],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    @functools.cached_property
+    def device(self) -> Device:
+        """The configured device, or the best there is."""
+        return choose_device(self.config.trainer.device)
 
+    @functools.cached_property
+    def precision(self) -> Precision:
+        """The configured precision, or the best for the device."""
+        return choose_precision(self.config.trainer.precision, self.device)
 
-def _record(
-    config: Config,
-    tokenizer: Tokenizer,
-    data: Any,
-    decoder: nn.Module,
-    origin: Origin,
-    run: RunFolder,
-    machine: Machine,
-    progress: Progress,
-) -> Record:
-    shape = decoder.config
-    flops = config.tokens_per_step * flops_per_token(decoder.n_matmul_parameters(), shape.n_layers, config.row_length, shape.d_model)
-    work = StepWork(tokens=config.tokens_per_step, epochs=data.epochs_per_step, flops=flops)
-    peak = matmul_peak(machine.device, machine.precision) * config.trainer.devices
-    seconds = origin.meta["seconds"] if origin.resume is not None and origin.meta is not None else 0.0
-    logbook = Logbook(run.path, origin.step, seconds, work, peak, machine.device, progress, config.logging.tensorboard)
-    names = ("torch", "lightning", "transformers", "tokenizers", "safetensors", "numpy")
-    meta = {
-        "format": 1,
-        "n_parameters": decoder.n_parameters(),
-        "model": shape.model_dump(mode="json"),
-        "tokenizer": {
-            "name": tokenizer.name,
-            "sha256": tokenizer.sha256,
-            "vocab_size": tokenizer.vocab_size,
-            "eos_id": tokenizer.eos_id,
-            "pad_id": tokenizer.pad_id,
-        },
-        "config": config.model_dump(mode="json"),
-        "data_sha256": data.sha256,
-        "parent": origin.parent,
-        "epochs_per_step": data.epochs_per_step,
-        "precision": machine.precision,
-        "device": machine.device,
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names},
-    }
-    return Record(run, logbook, meta, tokenizer.definition)
+    @functools.cached_property
+    def progress(self) -> Progress:
+        """The display; silent on all processes but the first."""
+        return Progress(self.config.max_steps, self.origin.step, enabled=self.run is not None)
 
+    def _trainer(self, milestones: Milestones) -> lightning.Trainer:
+        """Lightning's part: devices, processes, precision, the loop over batches. Logging, saving and validating are ours (Milestones)."""
+        devices = self.config.trainer.devices
+        return lightning.Trainer(
+            accelerator="gpu" if self.device == "cuda" else self.device,
+            devices=devices,
+            strategy="ddp" if devices > 1 else "auto",
+            precision=LIGHTNING_PRECISION[self.precision],
+            max_epochs=1,  # the loader's one epoch is the run: it ends at the last step
+            deterministic=self.config.trainer.deterministic,
+            benchmark=False,
+            use_distributed_sampler=False,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            callbacks=[milestones],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
 
-def _writer(config: Config, tokenizer: Tokenizer) -> Callable[[nn.Module], str] | None:
-    """What writes a sample at each validation: always from the same random numbers, so that samples show the weights' progress."""
-    logging_config = config.logging
-    if logging_config.sample_tokens == 0:
-        return None
+    def _open_record(self, run: RunFolder, decoder: Any) -> Record:
+        """Make room in the run's folder, now that nothing stands against the run any more, and open its books."""
+        config, shape, meta = self.config, decoder.config, self._lasting_meta(decoder)
+        if self.origin.resume is not None and self.origin.meta is not None:
+            for line in machine_changes(self.origin.meta, meta, self.origin.resume):
+                self.progress.say(line)
+        if moved := make_room(run, self.origin):
+            self.progress.say(moved)
+        (run.path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        self.progress.say(self._headline(meta["n_parameters"]))
+        flops = config.tokens_per_step * flops_per_token(decoder.n_matmul_parameters(), shape.n_layers, config.row_length, shape.d_model)
+        work = StepWork(tokens=config.tokens_per_step, epochs=self.data.epochs_per_step, flops=flops)
+        peak = matmul_peak(self.device, self.precision) * config.trainer.devices
+        origin, tensorboard = self.origin, config.logging.tensorboard
+        logbook = Logbook(run.path, origin.step, origin.seconds, work, peak, self.device, self.progress, tensorboard)
+        return Record(run, logbook, meta, self.tokenizer.definition)
 
-    def write_sample(decoder: nn.Module) -> str:
-        generator = torch.Generator(next(decoder.parameters()).device).manual_seed(config.trainer.seed)
-        prompt_ids = open_prompt(tokenizer, logging_config.sample_prompt)
-        options = Sampling(temperature=logging_config.sample_temperature)
-        *_, [sample] = write(decoder, tokenizer, prompt_ids, options, logging_config.sample_tokens, generator)
-        return logging_config.sample_prompt + sample.text
+    def _lasting_meta(self, decoder: Any) -> dict[str, Any]:
+        """The part of meta.json that stays the same through the session."""
+        tokenizer = self.tokenizer
+        return {
+            "format": FORMAT,
+            "n_parameters": decoder.n_parameters(),
+            "model": decoder.config.model_dump(mode="json"),
+            "tokenizer": {
+                "name": tokenizer.name,
+                "sha256": tokenizer.sha256,
+                "vocab_size": tokenizer.vocab_size,
+                "eos_id": tokenizer.eos_id,
+                "pad_id": tokenizer.pad_id,
+            },
+            "config": self.config.model_dump(mode="json"),
+            "data_sha256": self.data.sha256,
+            "parent": self.origin.parent,
+            "epochs_per_step": self.data.epochs_per_step,
+            "precision": self.precision,
+            "device": self.device,
+            "threads": torch.get_num_threads(),
+            "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        }
 
-    return write_sample
+    def _headline(self, n_parameters: int) -> str:
+        config, trainer = self.config, self.config.trainer
+        tokens = config.max_steps * config.tokens_per_step
+        split = f" ({trainer.accumulation} x {trainer.micro_batch})" if trainer.accumulation > 1 else ""
+        split += f" on {trainer.devices} devices" if trainer.devices > 1 else ""
+        return (
+            f"model: {n_parameters:,} parameters, {self.precision} on {self.device}\n"
+            f"run: {config.max_steps:,} steps of {trainer.batch_size}{split} rows of {config.row_length} tokens: {tokens:,} tokens, "
+            f"{config.max_steps * self.data.epochs_per_step:.2f} passes over the data, {tokens / n_parameters:.1f} tokens a parameter"
+        )
 
+    def _score(self, decoder: nn.Module) -> Evaluation:
+        return evaluate(decoder, self.data.val_dataloader(), self.tokenizer.eos_id, self.data.text_bytes_per_token)
 
-def _headline(config: Config, decoder: nn.Module, machine: Machine, passes: float) -> str:
-    trainer, tokens = config.trainer, config.max_steps * config.tokens_per_step
-    split = f" = {trainer.accumulation} x {trainer.micro_batch}" if trainer.accumulation > 1 else ""
-    split += f" on {trainer.devices} devices" if trainer.devices > 1 else ""
-    return (
-        f"model: {decoder.n_parameters():,} parameters, {machine.precision} on {machine.device}\n"
-        f"run: {config.max_steps:,} steps of {trainer.batch_size}{split} rows x {config.row_length} tokens = {tokens:,} tokens, "
-        f"{tokens / decoder.n_parameters():.1f} for each parameter, {passes:.2f} passes over the data"
-    )
+    def _write_sample(self, decoder: nn.Module) -> str | None:
+        """Always from the same random numbers, so that the samples of a run show the weights' progress and nothing else."""
+        settings = self.config.logging
+        if settings.sample_tokens == 0:
+            return None
+        generator = torch.Generator(next(decoder.parameters()).device).manual_seed(self.config.trainer.seed)
+        prompt_ids = open_prompt(self.tokenizer, settings.sample_prompt)
+        options = Sampling(temperature=settings.sample_temperature)
+        *_, [sample] = write(decoder, self.tokenizer, prompt_ids, options, settings.sample_tokens, generator)
+        return settings.sample_prompt + sample.text
 
-
-def _farewell(config: Config, folder: Path, step: int, milestones: Milestones, progress: Progress) -> None:
-    if not milestones.finished:
-        if not milestones.signal:
-            progress.say(f"the time limit of {config.trainer.max_minutes:g} minutes is reached: stopped after step {step:,}, saved")
-        return
-    try:
-        draw([folder], folder / "curves.png")
-    except (UserError, OSError, ValueError) as error:  # the run is complete and saved; a picture is not worth a failure
-        progress.say(f"curves.png could not be drawn: {error}")
-    progress.say(f"done: {folder / 'final.ckpt'}, {folder / 'best.ckpt'}, {folder / 'metrics.csv'}, {folder / 'curves.png'}")
+    def _farewell(self) -> None:
+        """The run is complete and saved by now: a picture that cannot be drawn is said, and not worth a failed run."""
+        if self.run is None:
+            return
+        folder = Path(self.config.checkpoint.directory)
+        try:
+            self.progress.say(summary(folder))
+            draw([folder], folder / "curves.png")
+        except (UserError, OSError, ValueError) as error:
+            self.progress.say(f"curves.png could not be drawn: {error}")
+        self.progress.say(f"done: {folder}/ holds final.ckpt, best.ckpt, metrics.csv and curves.png")
 
 
 def _quieten_lightning() -> None:

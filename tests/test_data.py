@@ -4,6 +4,7 @@ import json
 import math
 import tracemalloc
 from collections import Counter
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -54,7 +55,7 @@ def decoded(module, split):
     """The documents of a split as its stream of tokens has them."""
     store = module.rows[split].store
     bounds = [*store.document_starts.tolist(), store.tokens - 1]
-    return [BYTES.decode(store.read(a, b - a)[1:]) if b - a > 1 else "" for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [BYTES.decode(store.read(a, b - a)[1:]) if b - a > 1 else "" for a, b in pairwise(bounds)]
 
 
 TEXTS = [f"document {i} " + "x" * (i % 7) for i in range(200)]
@@ -69,7 +70,7 @@ def obvious_rows(documents, length):
     for number, ids in enumerate(documents):
         stream += [(EOS, number)] + [(i, number) for i in ids]
     stream.append((EOS, len(documents)))
-    pairs = [(token, following, number) for (token, number), (following, _) in zip(stream, stream[1:], strict=False)]
+    pairs = [(token, following, number) for (token, number), (following, _) in pairwise(stream)]
     rows = []
     for start in range(0, len(pairs), length):
         row = pairs[start : start + length]
@@ -471,11 +472,34 @@ def test_bytes_per_token(tmp_path):
         (["same"] * 9, {}, "data.val_fraction: 0.05 with data.split: hash leaves 9 documents to train on and 0 to validate on; give more"),
         (TEXTS, {"val_fraction": 0.9999}, "data.val_fraction: 0.9999 with data.split: hash leaves 0 documents to train on and 200 to"),
         (["ab"], {"split": "tail"}, "data.source: there are 3 tokens to train on, and one row takes 9: 8 (data.sequence_length, or"),
+        (["abcdef" * 2], {"split": "tail", "val_fraction": 0.5}, "data.source: there are 8 tokens to train on, and one row takes 9: 8"),
         (["a"], {"split": "tail"}, "data.val_fraction: 0.05 with data.split: tail leaves 0 documents to train on and 1 to validate on;"),
     ],
 )
 def test_text_that_is_not_enough(tmp_path, texts, settings, expected):
     with pytest.raises(DataError) as error:
-        module(tmp_path, texts, **settings).rows
+        assert module(tmp_path, texts, **settings).rows
     assert str(error.value).startswith(expected)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("train", "val", "key"), [(TEXTS, [" "], "data.validation"), ([" "], TEXTS, "data.source")])
+def test_a_validation_source_needs_text_on_both_sides(tmp_path, train, val, key):
+    with pytest.raises(DataError, match=rf"{key}: there is no text in it; name files that hold some"):
+        assert module(tmp_path, train, validation=write_jsonl(tmp_path / "val.jsonl", val), on_bad_row="skip").rows
+
+
+def test_a_bad_row_of_the_validation_source(tmp_path):
+    bad = write_jsonl(tmp_path / "val.jsonl", [*TEXTS, None])
+    with pytest.raises(DataError, match=r"val\.jsonl:201: text is not a string: it is None"):
+        assert module(tmp_path, TEXTS, validation=bad).rows
+    said = []
+    for _ in range(2):  # built, then cached
+        assert module(tmp_path, [*TEXTS, 3], validation=bad, on_bad_row="skip", say=said.append).rows
+    assert all("; skipped: 2 x text is not a string; 200 of the validation documents" in line for line in said)
+
+
+def test_text_that_is_just_enough(tmp_path):
+    data = module(tmp_path, ["abcdefg" * 2], split="tail", val_fraction=0.5)
+    assert len(data.rows["train"]) == 1
+    assert rows_in(next(iter(data.train_dataloader()))) == [([EOS, *b"abcdefg"], [*b"abcdefg", EOS])] * 8

@@ -127,7 +127,7 @@ def test_what_is_impossible_is_a_config_error(machine: Machine) -> None:
 
 
 class Accelerator:
-    """A device of a known speed whose products are queued and take their time only when someone waits, as on CUDA. The first takes longer."""
+    """A device of a known speed whose products are queued and take their time only when someone waits, as on CUDA."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, flops: float):
         self.flops, self.now, self.queued, self.dtypes, self.sizes, self.calls = flops, 0.0, 0.0, set(), [], []

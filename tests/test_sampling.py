@@ -102,6 +102,7 @@ def test_top_p_keeps_the_token_that_crosses_the_threshold() -> None:
     assert kept(keep_top_p(logits, 0.6)) == [0, 1]
     assert kept(keep_top_p(logits, 0.9)) == [0, 1, 2]
     assert kept(keep_top_p(logits, 1e-9)) == [0]
+    assert len(kept(keep_top_p(torch.zeros(1, 4), 0.5))) == 2, "two quarters reach the threshold exactly"
 
 
 def test_options_that_are_off_change_nothing() -> None:
@@ -118,7 +119,7 @@ def test_the_penalty_moves_both_signs_down_and_once() -> None:
 # The draw
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1e-30])
+@pytest.mark.parametrize("temperature", [0.0, 1e-45])
 def test_greedy_is_the_argmax_after_the_penalty(temperature: float) -> None:
     logits, generator = torch.tensor([[1.0, 3.0, 2.9]]), torch.Generator()
     seen = torch.tensor([[False, True, False]])

@@ -559,6 +559,14 @@ def test_hub_ids(hub_folder: Path, tmp_path: Path) -> None:
     assert "\n" not in absent
 
 
+def test_a_cache_without_the_settings_is_completed(hub_folder: Path, tmp_path: Path) -> None:
+    first = "from huggingface_hub import hf_hub_download; hf_hub_download('tiny/fast', 'tokenizer.json')"
+    with Hub(hub_folder) as hub:
+        python(first, **hub.environment(tmp_path))
+        found, _ = load_in_process(["tiny/fast"], **hub.environment(tmp_path))
+    assert found == summary(load_tokenizer(str(hub_folder / "models/tiny/fast"))), "its EOS is named in tokenizer_config.json alone"
+
+
 @pytest.mark.parametrize("kind", ["refuses", "never answers"])
 def test_a_hub_that_cannot_be_reached(kind: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -251,6 +251,18 @@ def test_another_run_cannot_be_resumed(straight: Path, tmp_path: Path, change: s
         train(config, change, resume="auto")
 
 
+def test_a_run_goes_on_with_its_own_text_and_precision_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_file(tmp_path)
+    train(config, ONE_STEP)
+    with monkeypatch.context() as patched, pytest.raises(ConfigError, match="computes in fp32, this session would in bf16"):
+        patched.setattr("lm.session.choose_precision", lambda option, device: "bf16")
+        train(config, resume="auto")
+    with (tmp_path / "corpus.txt").open("a") as file:
+        file.write("\nOne more paragraph.\n")
+    with pytest.raises(ConfigError, match="the text is not the one"):
+        train(config, resume="auto")
+
+
 def test_a_new_run_from_old_weights(tmp_path: Path) -> None:
     config = config_file(tmp_path)
     train(config)
