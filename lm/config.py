@@ -212,7 +212,7 @@ class _Draft:
 
     def _without_format(self, location: tuple[int | str, ...]) -> KeyPath:
         """pydantic puts a source's format into the path of what is wrong inside it; no file has it there."""
-        if location[:1] == ("data",) and len(location) > 2 and "format" in keys()[dotted(location[:2])].children:
+        if len(location) > 2 and "format" in keys()[dotted(location[:2])].children:
             return location[:2] + location[3:]
         return location
 

@@ -134,7 +134,7 @@ class Logbook:
                 for name, value in values.items():
                     if value is not None:
                         self._events.add_scalar(f"{name}/{split}", value, step)
-                self._events.flush()  # waits for the writing thread: what a killed run has said stands there, and a full disk speaks up
+                self._events.flush()  # nothing is in memory when a run is killed, and a full disk is met here
 
 
 def _event_writer(folder: Path, step: int) -> SummaryWriter:

@@ -59,7 +59,7 @@ class Origin:
     @property
     def seconds(self) -> float:
         """Training time that the run has behind it."""
-        return self.meta["seconds"] if self.resume is not None and self.meta is not None else 0.0
+        return self.meta.get("seconds", 0.0) if self.resume is not None and self.meta is not None else 0.0
 
     @property
     def parent(self) -> dict[str, Any] | None:
@@ -156,11 +156,9 @@ def changes(config: Config, stored: dict[str, Any], checkpoint: Path) -> Iterato
         first = error.errors()[0]
         problem = f"config.{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise CheckpointError(f"{checkpoint / 'meta.json'}: {problem}; another version of the project wrote it") from error
-    if config.model.vocab_size is None and before.model.vocab_size is not None:  # null: the tokenizer's, which may not change either
-        config = config.with_vocabulary(before.model.vocab_size)
     old, new = dict(_leaves(before.model_dump(mode="json"))), dict(_leaves(config.model_dump(mode="json")))
     differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    if refused := [key for key in differing if not _is_among(key, HARMLESS + INEXACT)]:
+    if refused := [key for key in differing if not _may_change(key, old.get(key), new.get(key))]:
         lines = [f"{key}: the run to resume has {_shown(old, key)}, got {_shown(new, key)}" for key in refused]
         lines.append(f"write what it has to resume it, {_start_again(checkpoint)}")
         raise ConfigError("\n".join(lines))
@@ -183,6 +181,7 @@ def machine_changes(before: Mapping[str, Any], now: Mapping[str, Any], checkpoin
     Raises:
         ConfigError: the precision or the text is another.
     """
+    before = {**now, **before}
     if before["precision"] != now["precision"]:
         raise ConfigError(
             f"trainer.precision: the run to resume computes in {before['precision']}, this session would in {now['precision']}; "
@@ -232,6 +231,12 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def _may_change(key: str, old: Any, new: Any) -> bool:
+    if key == "trainer.precision":  # what auto comes to is known only with torch: `machine_changes` sees to it
+        return "auto" in (old, new)
+    return _is_among(key, HARMLESS + INEXACT)
 
 
 def _is_among(key: str, names: tuple[str, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""Checkpoints without torch, and kill -9 between any two things that a function does to the disk."""
+"""Checkpoints without torch, a user who is not root, and kill -9 between any two things that a function does to the disk."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoint import step_name, write_checkpoint, write_json
+from lm.checkpoint import read_manifest, step_name, write_checkpoint, write_json
 
 ROOT = Path(__file__).parents[1]
 DISK_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.truncate", "os.chmod")
@@ -36,13 +38,24 @@ def save(folder: Path, step: int, weights: bytes = b"weights", **meta: Any) -> P
 
 def sealed(path: Path, **files: bytes) -> Path:
     """Put other content into a checkpoint and make the manifest right again, as someone could who means harm."""
-    from lm.checkpoint import read_manifest
-
     contents = {name: (path / name).read_bytes() for name in read_manifest(path)["files"]}
     contents |= {name.replace("__", "."): content for name, content in files.items()}
     shutil.rmtree(path)
     write_checkpoint(path, {name: lambda file, content=content: file.write_bytes(content) for name, content in contents.items()})  # type: ignore[misc]
     return path
+
+
+@contextmanager
+def not_root(folder: Path) -> Iterator[None]:
+    """Act as someone for whom a folder can be read-only, which for root none is; `folder` stays open to them."""
+    user = os.geteuid()
+    folder.chmod(0o777)
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
 
 
 def kill_everywhere(module: str, folder: Path) -> int:

@@ -33,7 +33,7 @@ from lm.checkpoint import (
     write_checkpoint,
 )
 from lm.errors import CheckpointError
-from tests.faults import ROOT, kill_everywhere, save, sealed
+from tests.faults import ROOT, kill_everywhere, not_root, save, sealed
 
 FILES = ("model.safetensors", "train_state.pt", "tokenizer.json", "meta.json", "manifest.json")
 
@@ -48,14 +48,10 @@ def steps(folder: Path) -> list[int]:
 
 @pytest.fixture
 def unprivileged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, as someone who is not root: for root no folder is read-only."""
-    tmp_path.chmod(0o777)
+    """The current folder, which is empty, as someone who is not root."""
     monkeypatch.chdir(tmp_path)
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    yield Path()
-    os.seteuid(user)
+    with not_root(tmp_path):
+        yield Path()
 
 
 # Written whole or not at all

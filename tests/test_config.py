@@ -447,6 +447,13 @@ def test_an_override_of_null_in_the_file_opens_the_section(write) -> None:
     assert loaded.origins["data.validation.files"] == "command line"
 
 
+@pytest.mark.parametrize(("given", "expected"), [("null", None), ("Null", "Null"), ("x", "x")])
+def test_null_is_none_for_text_that_may_be_null(write, given: str, expected: str | None) -> None:
+    path = write(BASE.replace("txt", "hub", 1).replace("files: a.txt", "dataset: a"))
+    assert load(path, ["--data.source.config", given]).config.data.source.config == expected
+    assert load(path, ["--tokenizer.name", given]).config.tokenizer.name == given
+
+
 def test_a_whole_section_by_override_leaves_nothing_of_the_files(write) -> None:
     loaded = load(write(BASE + "optimizer: {lr: 1e-2, eps: 1e-7}"), ["--optimizer", "{lr: 1e-4}"])
     assert (loaded.config.optimizer.lr, loaded.config.optimizer.eps) == (1e-4, 1e-8)
@@ -578,13 +585,18 @@ def test_flow_is_read_back_by_both_yamls(value: Any) -> None:
 def test_help_tells_every_key_within_120_columns() -> None:
     text = help_text()
     assert max(map(len, text.splitlines())) <= 120
-    for key in config_keys.leaves():
-        if not key.name.startswith("data.validation."):
-            assert f"--{key.name} " in text
-            assert key.default in text
+    listed = re.findall(r"^  --(\S+) ", text, re.MULTILINE)
+    assert listed == [key.name for key in config_keys.leaves() if not key.name.startswith("data.validation.")]
+    headings = re.findall(r"^(?:(\w+): |  --(\w+)\.)", text, re.MULTILINE)
+    section = ""
+    for heading, flag in headings:
+        section = heading or section
+        assert flag in ("", section)
+    assert all(key.default in text for key in config_keys.leaves())
     unwrapped = " ".join(text.split())
     assert "The highest learning rate. [a number > 0 and <= 10; default 0.001]" in unwrapped
     assert "[auto, on or off; default auto]" in unwrapped
+    assert "[null, or the same keys as data.source; default null]" in unwrapped
     for name in config_keys.keys()[""].children:
         assert f"\n{name}: " in text
 

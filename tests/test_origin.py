@@ -33,15 +33,14 @@ def config(**overrides: Any) -> Config:
     return Config.model_validate(values)
 
 
-def trained(folder: Path, *steps: int, scored: tuple[int, ...] | None = None, stored: Config | None = None, **meta: Any) -> Path:
-    """A run's folder with checkpoints at `steps`, as training leaves it: the vocabulary is filled in."""
+def trained(folder: Path, *steps: int, **meta: Any) -> Path:
+    """A run's folder with checkpoints at `steps`, as training leaves it."""
     run = RunFolder(folder)
-    saved_config = (stored or config()).with_vocabulary(260).model_dump(mode="json")
+    saved_config = config().model_dump(mode="json")
     for step in steps:
         path = save(folder, step, f"weights of {step}".encode(), config=saved_config, parent=None, **meta)
         point(folder, "last.ckpt", path)
-        if scored is None or step in scored:
-            run.record(Evaluated(step, read_manifest(path)["sha256"], 5 - step / 1000, 1.0, 1.0, 1, 1.0))
+        run.record(Evaluated(step, read_manifest(path)["sha256"], 5 - step / 1000, 1.0, 1.0, 1, 1.0))
     run.close()
     return folder
 
@@ -185,7 +184,7 @@ def test_a_named_one_of_another_run_is_an_error_that_knows_the_way(tmp_path: Pat
 
 
 def test_an_unchanged_configuration_says_nothing(tmp_path: Path) -> None:
-    assert list(changes(config(), config().with_vocabulary(260).model_dump(mode="json"), tmp_path)) == []
+    assert list(changes(config(), config().model_dump(mode="json"), tmp_path)) == []
     given = config(model__vocab_size=320)
     assert list(changes(given, given.model_dump(mode="json"), tmp_path)) == []
     through_a_file = json.loads(json.dumps(config().model_dump(mode="json")))
@@ -202,20 +201,18 @@ def test_refused_changes_are_told_all_at_once(tmp_path: Path) -> None:
         data__source__files=["a.txt", "é.txt"],
         trainer__seed=7,
         trainer__batch_size=64,
-        trainer__precision="fp32",
         optimizer__lr=1e-4,
     )
     message = refusal(ConfigError, folder, resume="auto", now=now)
     path = folder / "step-00000500.ckpt"
     assert message.splitlines() == [
-        "model.vocab_size: the run to resume has 260, got 512",
+        "model.vocab_size: the run to resume has null, got 512",
         "model.n_layers: the run to resume has 4, got 8",
         'tokenizer.name: the run to resume has "byte", got "gpt2"',
         'data.source.files: the run to resume has ["corpus.txt"], got ["a.txt", "é.txt"]',
         "data.val_fraction: the run to resume has 0.05, got 0.1",
         "trainer.seed: the run to resume has 1337, got 7",
         "trainer.batch_size: the run to resume has 32, got 64",
-        'trainer.precision: the run to resume has "auto", got "fp32"',
         f"write what it has to resume it, or --init-from {path} --checkpoint.directory NEW to start a new run from its weights",
     ]
 
@@ -298,6 +295,19 @@ def test_a_new_key_of_the_schema_is_decided_on_here() -> None:
     }
 
 
+@pytest.mark.parametrize(("old", "new", "allowed"), [("auto", "fp32", True), ("bf16", "auto", True), ("fp32", "bf16", False)])
+def test_precision_may_be_named_but_not_changed(tmp_path: Path, old: str, new: str, allowed: bool) -> None:
+    """What auto comes to is held against the checkpoint later, by `machine_changes`, whose advice must not be refused here."""
+    stored = config(trainer__precision=old).model_dump(mode="json")
+    if allowed:
+        assert list(changes(config(trainer__precision=new), stored, tmp_path / "x")) == [
+            f'changed since x: trainer.precision "{old}" -> "{new}"'
+        ]
+    else:
+        with pytest.raises(ConfigError, match=r'^trainer\.precision: the run to resume has "fp32", got "bf16"'):
+            list(changes(config(trainer__precision=new), stored, tmp_path))
+
+
 def test_a_key_that_is_newer_than_the_checkpoint_has_its_default(tmp_path: Path) -> None:
     stored = config().model_dump(mode="json")
     del stored["model"]["qk_norm"], stored["logging"]
@@ -326,7 +336,7 @@ MACHINE = {"precision": "fp32", "data_sha256": "aa", "device": "cpu", "threads":
 
 def test_what_only_a_session_knows(tmp_path: Path) -> None:
     path = tmp_path / "step-00000500.ckpt"
-    assert list(machine_changes(MACHINE, MACHINE, path)) == []
+    assert list(machine_changes(MACHINE, MACHINE, path)) == list(machine_changes({}, MACHINE, path)) == []
     now = MACHINE | {"device": "cuda", "threads": 4, "versions": {"torch": "2.14.0", "numpy": "2.1"}}
     assert list(machine_changes(MACHINE, now, path)) == [
         f"changed since step-00000500.ckpt: device cpu -> cuda{INEXACT_END}",

@@ -20,7 +20,7 @@ from lm import disk
 from lm.checkpoint import point, pointed, read_manifest, step_directories, step_of, verify
 from lm.errors import CheckpointError, ConfigError
 from lm.run import Evaluated, RunFolder, read_evaluations, validations_without_progress
-from tests.faults import ROOT, kill_everywhere, save
+from tests.faults import ROOT, kill_everywhere, not_root, save
 
 
 def steps(folder: Path) -> list[int]:
@@ -56,14 +56,10 @@ def links(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def unprivileged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, as someone who is not root: for root no folder is read-only."""
-    tmp_path.chmod(0o777)
+    """The current folder, which is empty, as someone who is not root."""
     monkeypatch.chdir(tmp_path)
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    yield Path()
-    os.seteuid(user)
+    with not_root(tmp_path):
+        yield Path()
 
 
 # The lock

@@ -319,9 +319,12 @@ def test_dropout_is_off_while_it_samples_and_on_again_after_it() -> None:
     greedy = Sampling(temperature=0)
     assert ids_of(decoder, [1], greedy, 20) == ids_of(decoder.eval(), [1], greedy, 20)
     decoder.train()
+    gradients: list[bool] = []
+    decoder.norm.register_forward_hook(lambda *_: gradients.append(torch.is_grad_enabled()))
     for _ in generate(decoder, [1], greedy, 5, (), torch.Generator()):
         assert torch.is_grad_enabled(), "the caller's own work between two tokens is not affected"
         break
+    assert gradients == [False]
     assert decoder.training and all(module.training for module in decoder.modules())
     steps = generate(decoder, [1], greedy, 5, (), torch.Generator())
     next(steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -88,10 +89,10 @@ def test_every_run_rises_to_lr_and_never_rises_again(run: tuple[int, OptimizerCo
     found = [learning_rate(step, max_steps, config) for step in range(max_steps)]
     rise, fall = found[: config.warmup_steps + 1], found[config.warmup_steps :]
     assert all(0 < rate <= config.lr for rate in rise)
-    assert all(earlier < later for earlier, later in zip(rise, rise[1:], strict=False))
+    assert all(earlier < later for earlier, later in itertools.pairwise(rise))
     assert fall[0] == config.lr  # to the bit
     assert all(config.lr * config.final_lr_fraction * (1 - 1e-12) <= rate <= config.lr for rate in fall)
-    assert all(later <= earlier * (1 + 1e-12) for earlier, later in zip(fall, fall[1:], strict=False))
+    assert all(later <= earlier * (1 + 1e-12) for earlier, later in itertools.pairwise(fall))
     if config.schedule != "constant" and len(fall) > 1:
         assert fall[-1] == config.lr * config.final_lr_fraction
 
@@ -105,7 +106,7 @@ def test_no_step_is_a_jump(run: tuple[int, OptimizerConfig]) -> None:
     if config.schedule == "wsd":
         steps_down = min(steps_down, max(1, round(config.decay_fraction * max_steps)))
     steepest = config.lr * max(1 / (config.warmup_steps + 1), math.pi / 2 / steps_down)
-    assert all(abs(later - earlier) <= steepest * (1 + 1e-9) for earlier, later in zip(found, found[1:], strict=False))
+    assert all(abs(later - earlier) <= steepest * (1 + 1e-9) for earlier, later in itertools.pairwise(found))
 
 
 def test_a_longer_run_has_the_same_start_and_another_end() -> None:

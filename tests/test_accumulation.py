@@ -1,0 +1,82 @@
+"""T1: a step is the same step however it is cut into micro-batches and processes, to the gradient, with uneven masks.
+
+Gradients are compared and not losses, because AdamW hides a wrong scale.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lm.schema.model import ModelConfig
+from model import Decoder
+from tests import one_step
+
+ROOT = Path(__file__).parent.parent
+
+
+def assert_close(result: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert result.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(result[name], value, atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """All eight rows at once, in one process."""
+    out = tmp_path_factory.mktemp("whole") / "out.pt"
+    one_step.main(8, out, 1)
+    return torch.load(out, weights_only=True)
+
+
+def test_the_gradient_is_that_of_the_mean_over_all_targets(whole: dict[str, Tensor]) -> None:
+    """Against a plain computation without Lightning, and against the wrong one: the mean of the rows' means."""
+    from lm.randomness import fold, seed_all
+
+    seed_all(fold(1337))
+    config = {"context_length": 12, "n_layers": 2, "d_model": 16, "n_heads": 2, "vocab_size": 50, "init_std": 0.2}
+    decoder = Decoder(ModelConfig(**config))  # type: ignore[arg-type]
+    data = one_step.OneStep(8, 0, 1)
+    logits, labels = decoder(data.input_ids[0]), data.labels[0]
+    F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100).backward(retain_graph=True)
+    for name, parameter in decoder.named_parameters():
+        torch.testing.assert_close(whole[name], parameter.grad, atol=1e-6, rtol=1e-5)
+    right = decoder.lm_head.weight.grad.clone()
+    decoder.zero_grad()
+    means = [F.cross_entropy(row, targets) for row, targets in zip(logits, labels, strict=True) if (targets != -100).any()]
+    torch.stack(means).mean().backward()
+    assert not torch.allclose(decoder.lm_head.weight.grad, right, atol=1e-3)
+
+
+@pytest.mark.parametrize("micro_batch", [4, 2, 1])
+def test_accumulated(whole: dict[str, Tensor], tmp_path: Path, micro_batch: int) -> None:
+    one_step.main(micro_batch, tmp_path / "out.pt", 1)
+    assert_close(torch.load(tmp_path / "out.pt", weights_only=True), whole)
+
+
+@pytest.mark.parametrize("micro_batch", [4, 2])
+def test_two_processes(whole: dict[str, Tensor], tmp_path: Path, micro_batch: int) -> None:
+    """2 x 4 rows, and 2 x 2 x 2 with accumulation, over gloo."""
+    out = tmp_path / "out.pt"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "tests.one_step",
+        str(micro_batch),
+        str(out),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_close(torch.load(out, weights_only=True), whole)
