@@ -75,4 +75,4 @@ def _sums(decoder: nn.Module, batch: dict[str, Tensor], eos_id: int) -> Tensor:
     text = (labels != IGNORE_INDEX) & (labels != eos_id)
     # Each batch is summed in float32 (MPS has no float64), the batches in float64.
     parts = [losses.sum(), count_targets(labels), losses[text].sum(), text.sum()]
-    return torch.stack([part.float() for part in parts]).cpu().double()
+    return torch.stack([part.float() for part in parts]).cpu()

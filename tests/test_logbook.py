@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import resource
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from lm import logbook, metrics
 from lm.errors import CheckpointError
@@ -101,14 +103,21 @@ def test_an_unknown_peak_leaves_mfu_empty(tmp_path: Path, clock: Clock) -> None:
     assert [row["mfu"] for row in metrics.read(tmp_path / "metrics.csv")] == [None, None]
 
 
-def test_tensorboard_has_the_same_figures_at_once(tmp_path: Path, clock: Clock) -> None:
-    """Without close(): a killed run has them all."""
+def test_tensorboard_has_the_same_figures_at_once(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without close(), and however slow the writing thread is: a killed run has them all."""
+    write = RecordWriter.write
+
+    def slow_write(writer: RecordWriter, event: bytes) -> None:
+        time.sleep(0.02)
+        write(writer, event)
+
+    monkeypatch.setattr(RecordWriter, "write", slow_write)
     book = opened(tmp_path)
     train(book, clock, 1, 3)
-    book.validation(3, Evaluation(2.0, 1.0, 10), "once\nupon")
     assert logged(tmp_path, "loss/train") == [(1, pytest.approx(3.01)), (2, pytest.approx(3.02)), (3, pytest.approx(3.03))]
     assert logged(tmp_path, "lr/train") == [(step, pytest.approx(1e-3)) for step in (1, 2, 3)]
     assert logged(tmp_path, "tokens_per_second/train") == [(2, 500.0), (3, 500.0)]
+    book.validation(3, Evaluation(2.0, 1.0, 10), "once\nupon")
     assert logged(tmp_path, "loss/val") == [(3, 2.0)]
     assert logged(tmp_path, "perplexity/val") == [(3, pytest.approx(math.exp(2)))]
     events = EventAccumulator(str(tmp_path))

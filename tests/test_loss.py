@@ -71,7 +71,12 @@ def test_a_large_number_of_logits_is_never_held_at_once(monkeypatch: pytest.Monk
     monkeypatch.setattr(loss, "MAX_LOGITS", 4 * 11 + 10)
     sizes = []
     whole = loss._losses
-    monkeypatch.setattr(loss, "_losses", lambda hidden, head, labels: sizes.append(len(hidden)) or whole(hidden, head, labels))
+
+    def counting(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+        sizes.append(len(hidden))
+        return whole(hidden, head, labels)
+
+    monkeypatch.setattr(loss, "_losses", counting)
     gradients(*inputs())
     assert sizes[:6] == [4, 4, 4, 4, 4, 1]
     assert sorted(sizes[6:]) == [1, 4, 4, 4, 4, 4]  # made once more in the backward pass, instead of kept
@@ -94,6 +99,16 @@ def test_scored_in_float32_whatever_the_logits_are(limit: int, monkeypatch: pyte
     torch.testing.assert_close(losses, exact, rtol=0.1, atol=0.1)
     # A logsumexp in bfloat16 would be a multiple of 1/64 here.
     assert ((losses * 64) % 1 != 0).any()
+
+
+def test_weights_in_bfloat16_are_scored_in_float32_too() -> None:
+    hidden, head, labels = inputs()
+    with torch.no_grad():
+        losses = token_losses(hidden.bfloat16(), head.bfloat16(), labels)
+        logits = torch.nn.functional.linear(hidden.bfloat16(), head.bfloat16())
+    assert losses.dtype == torch.float32
+    exact = -logits.double().log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    torch.testing.assert_close(losses.double(), exact.masked_fill(labels == IGNORE_INDEX, 0), rtol=1e-5, atol=1e-5)
 
 
 def test_huge_logits_stay_finite() -> None:

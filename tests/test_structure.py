@@ -71,7 +71,7 @@ def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
             yield "." * node.level + (node.module or "")
             yield from (f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and _called(node) in ("importlib.import_module", "import_module", "__import__"):
-            yield from (argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant))
+            yield from (str(argument.value) for argument in node.args[:1] if isinstance(argument, ast.Constant))
 
 
 def wrong_imports(name: str, tree: ast.Module) -> list[str]:
@@ -110,7 +110,9 @@ def at_import(body: list[ast.stmt]) -> Iterator[ast.AST]:
 
 def heavy_imports(name: str) -> list[str]:
     """How importing a module brings in something heavy, as chains of modules."""
-    chains, waiting, seen = [], [(name,)], {name}
+    chains: list[str] = []
+    waiting: list[tuple[str, ...]] = [(name,)]
+    seen = {name}
     while waiting:
         chain = waiting.pop()
         for target in imported(at_import(parsed(chain[-1]).body)):
