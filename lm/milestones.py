@@ -95,14 +95,12 @@ class Milestones(Callback):
     ) -> None:
         """Step k is done."""
         assert isinstance(pl_module, LanguageModel)
-        if self.record is not None:
-            self.record.logbook.stopwatch.pause()
         step, intervals = pl_module.step, self.config.trainer
         last = step == self.config.max_steps
         stopping = self._must_stop(trainer) and (bool(self.signal) or not last)  # past the time limit, the last step still ends the run
         validating = last or step % intervals.validate_every == 0
-        if self.record is not None and (last or step % self.config.logging.every == 0):
-            self.record.logbook.training(step, pl_module.loss.item(), pl_module.used_learning_rate, pl_module.grad_norm.item())
+        if self.record is not None:
+            self._log(self.record.logbook, pl_module, due=last or step % self.config.logging.every == 0)
         if last or stopping or validating or step % self.config.checkpoint.save_every == 0:
             self._save(trainer, pl_module)
         if validating and not stopping:  # what a stop leaves out, the resumed run does first
@@ -127,6 +125,12 @@ class Milestones(Callback):
                 point(self.record.folder.path, "final.ckpt", self.record.folder.path / step_name(pl_module.step))
             self.record.logbook.close()
         self.progress.close()
+
+    def _log(self, logbook: Logbook, module: LanguageModel, due: bool) -> None:
+        figures = (module.loss.item(), module.used_learning_rate, module.grad_norm.item()) if due else None  # waits for the device
+        logbook.stopwatch.pause()
+        if figures is not None:
+            logbook.training(module.step, *figures)
 
     def _save(self, trainer: lightning.Trainer, module: LanguageModel) -> None:
         problem = None
@@ -200,5 +204,6 @@ class Milestones(Callback):
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal and number == signal.SIGINT:
             os._exit(128 + number)  # a second Ctrl-C means now; the checkpoints on the disk are whole at every moment
+        # A note through os.write: what is interrupted here may be a print, which must not be entered again.
+        os.write(2, f"\n{signal.Signals(number).name}: finishing this step and saving (Ctrl-C again stops at once)\n".encode())
         self.signal = number
-        self.progress.say(f"{signal.Signals(number).name}: finishing this step and saving (Ctrl-C again stops at once)")

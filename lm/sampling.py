@@ -129,21 +129,17 @@ def generate(
 ) -> Generator[list[int | None]]:
     """Continue a prompt, one token at a time.
 
-    The prompt is read once into a cache of keys and values, then each new token costs one position. When the context is full the model
-    forgets the oldest half: the newest `context_length // 2` tokens are read again, into the emptied cache, and the text goes on. A prompt
-    longer than the context is treated likewise, by its last `context_length // 2` tokens. No EOS is put in front of what is left: the rows
-    of training, too, begin in the middle of documents.
+    It is read once into a cache of keys and values, then each new token costs one position. When the context is full the model
+    forgets the oldest half: the newest `context_length // 2` tokens are read again, into the emptied cache, and the text goes on; so it is
+    with a prompt longer than the context. No EOS is put before what is left: rows of training, too, begin in the middle of documents.
 
     Args:
-        decoder: a `model.Decoder` or what looks like one.
-        prompt_ids: at least one id; `lm.prompt.open_prompt` makes them.
-        options: how each token is chosen. The repetition penalty counts the prompt and what was forgotten, but never a stop id: the EOS
-            that opens a prompt is not a text that ended.
+        decoder, prompt_ids: a `model.Decoder`, and at least one id; `lm.prompt.open_prompt` makes them.
+        options: how each token is chosen. The repetition penalty counts the prompt and what was forgotten, but never a stop id.
         max_new_tokens: the most tokens to draw for a row.
         stop_ids: a row ends with the first of these that it draws.
         generator: on the decoder's device. The same state, decoder, prompt, options and number of samples give the same ids.
-        num_samples: rows that continue the same prompt, drawn independently.
-        vocab_size: ids from here on are never drawn. For an embedding that was padded beyond the tokenizer's ids.
+        num_samples, vocab_size: rows that continue the same prompt, drawn independently; ids from `vocab_size` on (padding) are never drawn.
 
     Yields:
         One id for each row, the stop id included; None for rows that have ended. Ends when all rows have.
@@ -153,8 +149,6 @@ def generate(
     """
     import torch
 
-    # As written, not as compiled: torch.compile would build a new graph for every length of the cache.
-    decoder = getattr(decoder, "_orig_mod", decoder)
     context = decoder.config.context_length
     unread = text = torch.tensor(prompt_ids, device=generator.device).expand(num_samples, -1)  # (B, n)
     seen = torch.zeros(num_samples, vocab_size or decoder.config.vocab_size, dtype=torch.bool, device=generator.device)
@@ -169,6 +163,7 @@ def generate(
                 cache.length = 0
                 unread = text = text[:, -(context // 2) :]
             with torch.no_grad():  # not around the loop: it would hold for the caller too, between two tokens
+                # .forward, as written and not as compiled: torch.compile would build a new graph for every length of the cache.
                 logits = decoder.forward(unread, cache=cache)[:, -1, :vocab_size].float()
             if drawn == 0 and not logits.isfinite().all():
                 raise NonFiniteError("the model's scores are not finite: its weights are damaged or diverged; try an earlier checkpoint")

@@ -131,7 +131,7 @@ class LanguageModel(lightning.LightningModule):
         """Refuse an update that would destroy the weights, and clip the others. Gradients are complete and unscaled here.
 
         Raises:
-            NonFiniteError: the loss or a gradient is NaN or infinite. With fp16 an infinite gradient is part of the method: the scaler skips
+            NonFiniteError: the loss or a gradient is NaN or infinite. With fp16 an infinite gradient is to be expected: the scaler skips
                 the step and lowers its scale, so only the loss counts.
         """
         parameters = [parameter for parameter in self.decoder.parameters() if parameter.grad is not None]
@@ -179,10 +179,10 @@ class LanguageModel(lightning.LightningModule):
         file = folder / "train_state.pt"
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
-            configured = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+            for saved, group in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
+                # The configuration decides, not what it said when the run was saved.
+                saved.update({key: value for key, value in group.items() if key != "params"})
             optimizer.load_state_dict(state["optimizer"])
-            for group, settings in zip(optimizer.param_groups, configured, strict=True):
-                group.update(settings)  # the configuration decides, not what it said when the run was saved
             self.step = state["step"]
             if "scaler" in state:
                 self.trainer.precision_plugin.load_state_dict(state["scaler"])

@@ -293,6 +293,7 @@ class Rewound:
     def check(run: Path) -> None:
         everything = [run, *run.glob("after-step-*")]
         assert sorted(step for folder in everything for step in steps(folder)) == [1, 2, 3], "each once, somewhere"
+        assert steps(run) == [1, 2, 3][: len(steps(run))], "the newest go first: what is left is nearest to what was asked"
         assert {step: loss for folder in everything for step, loss in losses(folder).items()} == {0: 4.0, 1: 3.0, 2: 2.0, 3: 1.0}
         for folder in everything:
             for path in step_directories(folder):
