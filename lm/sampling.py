@@ -139,7 +139,7 @@ def generate(
         max_new_tokens: the most tokens to draw for a row.
         stop_ids: a row ends with the first of these that it draws.
         generator: on the decoder's device. The same state, decoder, prompt, options and number of samples give the same ids.
-        num_samples, vocab_size: rows that continue the same prompt, drawn independently; ids from `vocab_size` on (padding) are never drawn.
+        num_samples, vocab_size: rows that continue the same prompt, drawn independently; ids from `vocab_size` on are never drawn.
 
     Yields:
         One id for each row, the stop id included; None for rows that have ended. Ends when all rows have.
@@ -149,6 +149,7 @@ def generate(
     """
     import torch
 
+    decoder = getattr(decoder, "_orig_mod", decoder)  # not as compiled, which would build a new graph for every length of the cache
     context = decoder.config.context_length
     unread = text = torch.tensor(prompt_ids, device=generator.device).expand(num_samples, -1)  # (B, n)
     seen = torch.zeros(num_samples, vocab_size or decoder.config.vocab_size, dtype=torch.bool, device=generator.device)
@@ -163,7 +164,6 @@ def generate(
                 cache.length = 0
                 unread = text = text[:, -(context // 2) :]
             with torch.no_grad():  # not around the loop: it would hold for the caller too, between two tokens
-                # .forward, as written and not as compiled: torch.compile would build a new graph for every length of the cache.
                 logits = decoder.forward(unread, cache=cache)[:, -1, :vocab_size].float()
             if drawn == 0 and not logits.isfinite().all():
                 raise NonFiniteError("the model's scores are not finite: its weights are damaged or diverged; try an earlier checkpoint")

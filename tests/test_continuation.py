@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
 
 from lm.continuation import Sample, StopStrings, write
 from lm.errors import ConfigError, DataError
@@ -55,6 +57,11 @@ def test_only_what_may_begin_a_stop_string_is_held_back() -> None:
     assert pieces([], ["a", "b"]) == (["a", "b", ""], False)
 
 
+def test_the_stop_string_that_is_complete_first_counts() -> None:
+    assert pieces(["bcde", "cd"], ["abcde"]) == (["ab", ""], True)
+    assert pieces(["bcd", "cd"], ["abcd"]) == (["a", ""], True)
+
+
 def test_an_empty_stop_string_is_refused() -> None:
     with pytest.raises(ConfigError, match="--stop is empty"):
         StopStrings(["x", ""])
@@ -91,6 +98,17 @@ def test_eos_ends_the_text_and_gives_free_what_was_held_back() -> None:
     assert (sample.text, sample.finish, sample.tokens) == ("the EN", "eos", 7)
 
 
+def test_the_space_between_prompt_and_continuation_is_part_of_the_text(tmp_path: Path) -> None:
+    """Tokenizers that mark a word's beginning show no space before the first word: the continuation must not be taken for one."""
+    words = Backend(models.WordLevel({"<|endoftext|>": 0, "\u2581big": 1, "\u2581deal": 2}, unk_token="<|endoftext|>"))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path / "tokenizer.json"))
+    sample = Sample(tokenizer, open_prompt(tokenizer, "big"))
+    sample.add(2)
+    assert sample.text == " deal"
+
+
 def test_a_stop_string_that_only_the_end_completes() -> None:
     sample, _ = grow("", ["\ufffd"], [*b"ab", "語".encode()[0], BYTE.eos_id])
     assert (sample.text, sample.finish) == ("ab", "stop")
@@ -104,8 +122,12 @@ def test_all_samples_end_for_a_reason_and_the_decoder_is_as_before() -> None:
     steps = write(decoder, BYTE, open_prompt(BYTE, "ab"), Sampling(temperature=3.0), 300, torch.Generator().manual_seed(0), 6, ["e", "x"])
     samples = next(steps)
     assert [sample.text for sample in samples] == [""] * 6 and decoder.training, "nothing is computed yet"
+    ended: dict[int, tuple[int, str]] = {}
     for again in steps:
         assert again is samples
+        for number, sample in enumerate(samples):
+            if sample.finish is not None:
+                assert ended.setdefault(number, (sample.tokens, sample.text)) == (sample.tokens, sample.text), "it has ended"
     assert {sample.finish for sample in samples} == {"eos", "stop"}
     assert not any("e" in sample.text or "x" in sample.text for sample in samples)
     assert decoder.training
@@ -130,6 +152,23 @@ def test_it_stops_computing_when_every_sample_has_ended() -> None:
 def test_the_length_is_kept() -> None:
     *_, [sample] = write(tiny_decoder(), BYTE, open_prompt(BYTE, "a"), Sampling(temperature=0), 7, torch.Generator())
     assert (sample.tokens, sample.finish) == (7, "length")
+    half = sample.text[-1] + "never"
+    *_, [same] = write(tiny_decoder(), BYTE, open_prompt(BYTE, "a"), Sampling(temperature=0), 7, torch.Generator(), stops=[half])
+    assert same.text == sample.text, "what was held back is shown at the end"
+
+
+def test_only_ids_of_the_tokenizer_are_drawn() -> None:
+    """The model has 320 rows, of which the tokenizer knows 260."""
+
+    class Eager(Decoder):
+        def forward(self, *arguments: Any, **more: Any) -> Any:
+            logits = torch.zeros(1, 1, 320)
+            logits[..., [97, 300]] = torch.tensor([5.0, 10.0])
+            return logits
+
+    decoder = Eager(tiny_decoder().config)
+    *_, [sample] = write(decoder, BYTE, [BYTE.eos_id], Sampling(temperature=0), 3, torch.Generator())
+    assert sample.text == "aaa"
 
 
 # Prompts
@@ -141,10 +180,11 @@ def test_a_prompt_is_opened_by_one_eos() -> None:
     assert open_prompt(BYTE, "<|eos|>").count(BYTE.eos_id) == 1
 
 
-@pytest.mark.parametrize("data", ["two\nlines é", "two\nlines é\n", "two\nlines é\r\n", "\ufefftwo\nlines é\n"])
-def test_the_last_line_break_of_a_file_does_not_count(tmp_path: Path, data: str) -> None:
+@pytest.mark.parametrize("data", [" two\nlines é\n", " two\nlines é\n\n", " two\nlines é\n\r\n", "\ufeff two\nlines é\n\n"])
+def test_the_last_line_break_of_a_file_does_not_count_and_nothing_else_is_cut(tmp_path: Path, data: str) -> None:
     (tmp_path / "prompt.txt").write_bytes(data.encode())
-    assert read_prompt(None, str(tmp_path / "prompt.txt")) == "two\nlines é"
+    expected = " two\nlines é" if data.count("\n") == 2 else " two\nlines é\n"
+    assert read_prompt(None, str(tmp_path / "prompt.txt")) == expected
 
 
 def test_a_prompt_from_the_command_line_is_taken_as_it_is() -> None:
