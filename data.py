@@ -21,6 +21,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import signal
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -122,12 +123,25 @@ class PackedDataModule(lightning.LightningDataModule):
 
     def _loader(self, dataset: Dataset[Batch], items: range) -> DataLoader[Batch]:
         # Without a generator of its own, each pass of a loader would draw from the global random state.
-        return DataLoader(dataset, sampler=items, batch_size=None, num_workers=self.config.data.workers, generator=torch.Generator())
+        return DataLoader(
+            dataset,
+            sampler=items,
+            batch_size=None,
+            num_workers=self.config.data.workers,
+            generator=torch.Generator(),
+            worker_init_fn=_leave_stopping_to_the_run,
+        )
 
     @property
     def _rank_and_world_size(self) -> tuple[int, int]:
         """This process's rank, and how many there are."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+
+def _leave_stopping_to_the_run(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the run finishes its step first, and for that it needs its workers."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class TrainingSteps(Dataset[Batch]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 
@@ -59,7 +60,8 @@ def main() -> None:
         "seconds": round(time.perf_counter() - started, 3),
     }
     if arguments.json:
-        print(json.dumps(report, indent=1))
+        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in report.items()}
+        print(json.dumps(finite, indent=1))  # JSON has no NaN
     else:
         print(f"{arguments.ckpt} (step {step:,}) on the validation split of {arguments.config}, {result.tokens:,} tokens:")
         print(f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte")

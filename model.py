@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from lm.checkpoint import open_checkpoint, read_meta, read_tokenizer
+from lm.errors import CheckpointError
 from lm.loss import token_losses
 from lm.schema.model import ModelConfig
 from lm.weights import read_weights
@@ -42,8 +43,12 @@ def load(path: str | Path, device: str = "cpu") -> tuple[Decoder, Tokenizer, dic
     """
     folder = open_checkpoint(path)
     meta = read_meta(folder)
+    try:
+        config = ModelConfig(**meta["model"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'meta.json'}: its model is not one that this version knows: {error}") from error
     with torch.device("meta"):
-        decoder = Decoder(ModelConfig(**meta["model"]), initialise=False)
+        decoder = Decoder(config, initialise=False)
     # strict=False only because a tied head has a second name in state_dict(); read_weights has held every name against the model.
     decoder.load_state_dict(read_weights(folder, dict(decoder.named_parameters())), strict=False, assign=True)
     decoder.tie_weights()
@@ -327,8 +332,18 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     return (x * cos + turned * sin).to(x.dtype)
 
 
+class RMSNorm(nn.RMSNorm):
+    """x / rms(x) * weight (Zhang & Sennrich 2019). The weight follows x, which autocast may have made bfloat16; mixed, the fused kernel
+    steps back with a warning.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., width) -> the same shape."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
     """The configured normalisation over the last dimension of size `width`."""
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(width, eps=config.norm_eps)
+        return RMSNorm(width, eps=config.norm_eps)
     return nn.LayerNorm(width, eps=config.norm_eps, bias=config.bias)

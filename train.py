@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from lm import errors
 from lm.checkpoint import point, read_tokenizer
 from lm.config import Loaded, describe, help_text, load
+from lm.errors import ConfigError
 from lm.origin import Origin, find_origin, is_finished
 from lm.run import RunFolder
 from lm.schema import Config
@@ -57,16 +58,21 @@ def parser() -> argparse.ArgumentParser:
 def train(loaded: Loaded, resume: str | None, init_from: str | None) -> None:
     """Claim the run's folder, find where to start, load what is heavy, and go."""
     config, first = loaded.config, is_first_process()
+    started = os.environ.get("WORLD_SIZE", str(config.trainer.devices))
+    if started != str(config.trainer.devices):
+        raise ConfigError(f"trainer.devices: the launcher started {started} processes, got {config.trainer.devices}; write {started}")
     folder = Path(config.checkpoint.directory)
     say = print if first else lambda *_: None
     run = RunFolder(folder) if first else None
     try:
-        origin = find_origin(config, folder, resume, init_from, None, say)
+        origin = find_origin(config, folder, resume, init_from, say)
         if origin.resume is not None and is_finished(config, folder, origin.step):
             if run is not None:
                 point(folder, "final.ckpt", origin.resume)  # a kill may have come just before that
-            say(f"{folder} has finished its {origin.step:,} steps; raise trainer.max_steps to go on")
+            say(f"{folder} has finished its {origin.step:,} steps; a larger trainer.max_steps or max_tokens lets it go on")
             return
+        if origin.init_from is not None and origin.meta is not None and loaded.origins["tokenizer.name"] == "default":
+            config = config.with_tokenizer(origin.meta["tokenizer"]["name"])
         build_session(config, origin, run, say).train()
     finally:
         if run is not None:

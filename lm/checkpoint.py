@@ -5,9 +5,9 @@
         step-00001000.ckpt/   ...
         best.ckpt -> step-00000500.ckpt        last.ckpt, final.ckpt -> step-00001000.ckpt
 
-Only the step directories are the truth; the names are relative links for people, never read to resume. A directory is written under a
-temporary name in the same folder, every file is flushed to the disk, a manifest with their hashes is added, and one rename makes it
-visible: whenever the power goes, what stands there under a final name is whole. The manifest finds flipped bits, which neither torch nor
+Only the step directories are the truth; the names are relative links for people, never read by `--resume auto`. A directory is written
+under a temporary name in the same folder, every file is flushed to the disk, a manifest with their hashes is added, and one rename makes
+it visible: whenever the power goes, what stands there under a final name is whole. The manifest finds flipped bits, which neither torch nor
 safetensors would notice; it proves integrity, not who wrote the file.
 
 Everything here is the standard library, so that `list.py` starts at once. lm/weights.py reads and writes the tensors.

@@ -41,6 +41,17 @@ def choose_device(option: Literal["auto", "cuda", "mps", "cpu"]) -> Device:
     return option
 
 
+def check_devices(count: int, device: Device) -> None:
+    """Raises ConfigError where `trainer.devices` asks for more than there are. CPU processes share the cores."""
+    import torch
+
+    present = {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": count}[device]
+    if count > present:
+        raise ConfigError(
+            f"trainer.devices: {count} is more than the {present} {device} device{'s' * (present != 1)} here; write {present}"
+        )
+
+
 def choose_precision(option: Literal["auto", "fp32", "bf16", "fp16"], device: Device) -> Precision:
     """The precision of the matrix products that `trainer.precision` means on `device`.
 

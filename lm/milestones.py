@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from lm.checkpoint import point, read_manifest, retain, step_name, write_checkpoint, write_json
-from lm.errors import CheckpointError
+from lm.errors import UserError
 from lm.evaluation import Evaluation
 from lm.logbook import Logbook
 from lm.progress import Progress
@@ -71,12 +71,16 @@ class Milestones(Callback):
         self.record = record
         self.signal = 0
         self.finished = False
+        self._requested = 0  # by a signal that this process got; `signal` is what all processes have agreed on
         self._deadline = time.monotonic() + 60 * config.trainer.max_minutes if config.trainer.max_minutes else None
+        self._first_handlers: dict[int, Any] = {}
         self._handlers: dict[int, Any] = {}
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Validate where the run starts, unless a resumed one has that result already."""
+        """Take over the signals, compile, and validate where the run starts, unless a resumed one has that result already."""
         assert isinstance(pl_module, LanguageModel)
+        self._first_handlers = self._take_signals()
+        pl_module.compile_decoder()
         step = pl_module.step
         due = step % self.config.trainer.validate_every == 0 or step == self.config.max_steps
         known = self.record is not None and any(line.step == step for line in self.record.folder.evaluations())
@@ -84,11 +88,10 @@ class Milestones(Callback):
             self._validate(trainer, pl_module)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Take over the signals; not earlier, because Lightning puts its own handlers in place after on_fit_start."""
+        """Take the signals over again, because Lightning puts its own handlers in place after on_fit_start."""
+        self._handlers = self._take_signals()
         if self.record is not None:
             self.record.logbook.stopwatch.go()
-        for number in STOP_SIGNALS:
-            self._handlers[number] = signal.signal(number, self._on_signal)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -99,10 +102,14 @@ class Milestones(Callback):
         last = step == self.config.max_steps
         stopping = self._must_stop(trainer) and (bool(self.signal) or not last)  # past the time limit, the last step still ends the run
         validating = last or step % intervals.validate_every == 0
+        due = last or step % self.config.logging.every == 0
+        figures = (pl_module.loss.item(), pl_module.used_learning_rate, pl_module.grad_norm.item()) if due else None  # waits for the device
         if self.record is not None:
-            self._log(self.record.logbook, pl_module, due=last or step % self.config.logging.every == 0)
+            self.record.logbook.stopwatch.pause()
+        if figures is not None:
+            self._on_first(trainer, lambda record: record.logbook.training(step, *figures))
         if last or stopping or validating or step % self.config.checkpoint.save_every == 0:
-            self._save(trainer, pl_module)
+            self._on_first(trainer, lambda record: self._write_checkpoint(record, pl_module))
         if validating and not stopping:  # what a stop leaves out, the resumed run does first
             self._validate(trainer, pl_module)
         trainer.should_stop = stopping or (validating and self._patience_is_over(trainer))
@@ -111,13 +118,13 @@ class Milestones(Callback):
             self.record.logbook.stopwatch.go()
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Give the signals back."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        """Give the signals back to Lightning, which gives them back to us."""
+        _restore(self._handlers)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Give the end its name."""
         assert isinstance(pl_module, LanguageModel)
+        _restore(self._first_handlers)
         # After a signal the last validation is still to be done: the resumed run does that, and then it is finished.
         self.finished = not self.signal and (pl_module.step == self.config.max_steps or self._patience_is_over(trainer))
         if self.record is not None:
@@ -126,22 +133,18 @@ class Milestones(Callback):
             self.record.logbook.close()
         self.progress.close()
 
-    def _log(self, logbook: Logbook, module: LanguageModel, due: bool) -> None:
-        figures = (module.loss.item(), module.used_learning_rate, module.grad_norm.item()) if due else None  # waits for the device
-        logbook.stopwatch.pause()
-        if figures is not None:
-            logbook.training(module.step, *figures)
-
-    def _save(self, trainer: lightning.Trainer, module: LanguageModel) -> None:
+    def _on_first(self, trainer: lightning.Trainer, action: Callable[[Record], None]) -> None:
+        """Let the first process write something. What it cannot write is told to all before any of them waits: a full disk must not
+        leave the others hanging.
+        """
         problem = None
         if self.record is not None:
             try:
-                self._write_checkpoint(self.record, module)
-            except CheckpointError as error:
-                problem = str(error)
-        # Told to all before any of them waits: a full disk on the first process must not leave the others hanging.
+                action(self.record)
+            except UserError as error:
+                problem = error
         if problem := trainer.strategy.broadcast(problem):
-            raise CheckpointError(problem)
+            raise problem
 
     def _write_checkpoint(self, record: Record, module: LanguageModel) -> None:
         step = module.step
@@ -166,23 +169,24 @@ class Milestones(Callback):
         started = time.perf_counter()
         with module.averaged() as decoder, trainer.precision_plugin.forward_context():
             result = self.score(decoder)
-            sample = self.write(decoder) if self.record is not None else None
-        if self.record is None:
-            return
-        checkpoint = self.record.folder.path / step_name(module.step)
-        self.record.folder.record(
-            Evaluated(
-                step=module.step,
-                manifest_sha256=read_manifest(checkpoint)["sha256"] if checkpoint.exists() else None,
-                loss=result.loss,
-                perplexity=result.perplexity,
-                bits_per_byte=result.bits_per_byte,
-                tokens=result.tokens,
-                seconds=time.perf_counter() - started,
-                sample=sample,
-            )
-        )
-        self.record.logbook.validation(module.step, result, sample)
+            sample = self._sample(decoder) if self.record is not None else None
+        seconds = time.perf_counter() - started
+
+        def record_result(record: Record) -> None:
+            checkpoint = record.folder.path / step_name(module.step)
+            manifest = read_manifest(checkpoint)["sha256"] if checkpoint.exists() else None
+            perplexity, tokens = result.perplexity, result.tokens
+            record.folder.record(Evaluated(module.step, manifest, result.loss, perplexity, result.bits_per_byte, tokens, seconds, sample))
+            record.logbook.validation(module.step, result, sample)
+
+        self._on_first(trainer, record_result)
+
+    def _sample(self, decoder: nn.Module) -> str | None:
+        try:
+            return self.write(decoder)
+        except UserError as error:
+            self.progress.say(f"no sample: {error}")
+            return None
 
     def _patience_is_over(self, trainer: lightning.Trainer) -> bool:
         """Read from the recorded validations: there is no counter that a resumed run could have wrong."""
@@ -195,15 +199,25 @@ class Milestones(Callback):
     def _must_stop(self, trainer: lightning.Trainer) -> bool:
         """A signal or the time limit, on any process; all of them stop after the same step."""
         out_of_time = self._deadline is not None and time.monotonic() >= self._deadline
+        self.signal = self._requested
         if trainer.world_size > 1:
-            wishes = torch.tensor([self.signal, int(out_of_time)], device=trainer.strategy.root_device)
+            wishes = torch.tensor([self._requested, int(out_of_time)], device=trainer.strategy.root_device)
             torch.distributed.all_reduce(wishes, op=torch.distributed.ReduceOp.MAX)
             self.signal, out_of_time = int(wishes[0]), bool(wishes[1])
         return bool(self.signal) or out_of_time
 
+    def _take_signals(self) -> dict[int, Any]:
+        return {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal and number == signal.SIGINT:
+        if self._requested and number == signal.SIGINT:
             os._exit(128 + number)  # a second Ctrl-C means now; the checkpoints on the disk are whole at every moment
-        # A note through os.write: what is interrupted here may be a print, which must not be entered again.
-        os.write(2, f"\n{signal.Signals(number).name}: finishing this step and saving (Ctrl-C again stops at once)\n".encode())
-        self.signal = number
+        self._requested = number
+        if self.record is not None:
+            # Through os.write: what is interrupted here may be a print, which must not be entered again.
+            os.write(2, f"\n{signal.Signals(number).name}: finishing this step and saving (Ctrl-C again stops at once)\n".encode())
+
+
+def _restore(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -34,7 +34,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[Group]:
 
 def adamw(model: nn.Module, config: OptimizerConfig, fused: bool) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019)."""
-    return torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    return torch.optim.AdamW(
+        parameter_groups(model, config.weight_decay), lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None
+    )
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, bool], Optimizer]] = {"adamw": adamw}

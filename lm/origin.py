@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lm.checkpoint import newest_whole, open_checkpoint, point, read_manifest, read_meta, verify
+from lm.checkpoint import newest_whole, open_checkpoint, read_manifest, read_meta, verify
 from lm.errors import CheckpointError, ConfigError
 from lm.run import RunFolder, read_evaluations, validations_without_progress
 from lm.schema import Config
@@ -25,14 +25,16 @@ HARMLESS = (
     "data.cache_dir",
     "data.workers",
     "data.on_bad_row",
+    "data.source.files",  # wherever they lie: the text itself is compared, by its hash (machine_changes)
+    "data.validation.files",
     "model.gradient_checkpointing",
-    *(f"trainer.{key}" for key in ("max_minutes", "validate_every", "validation_rows", "early_stopping")),
+    *(f"trainer.{key}" for key in ("max_minutes", "validate_every", "early_stopping")),
 )
 # What may change and changes the result, if only in the last bits. Anything that is in neither list makes it another run.
 INEXACT = (
     *(f"optimizer.{key}" for key in ("lr", "schedule", "warmup_steps", "final_lr_fraction", "decay_fraction", "weight_decay")),
     *(f"optimizer.{key}" for key in ("betas", "eps", "grad_clip", "ema_decay")),
-    *(f"trainer.{key}" for key in ("max_steps", "max_tokens", "micro_batch_size")),
+    *(f"trainer.{key}" for key in ("max_steps", "max_tokens", "micro_batch_size", "validation_rows")),
     *(f"trainer.{key}" for key in ("device", "devices", "deterministic", "compile", "threads")),
 )
 END_OF_EXACTNESS = " (from here on the weights are not bit for bit those of an unchanged run)"
@@ -71,46 +73,32 @@ class Origin:
         return {"path": str(self.init_from), "step": self.meta["step"], "manifest_sha256": read_manifest(self.init_from)["sha256"]}
 
 
-def find_origin(
-    config: Config, folder: Path, resume: str | None, init_from: str | None, run: RunFolder | None, say: Callable[[str], None]
-) -> Origin:
-    """Decide, say what was decided, and make room in the run's folder.
+def find_origin(config: Config, folder: Path, resume: str | None, init_from: str | None, say: Callable[[str], None]) -> Origin:
+    """Decide, and say what was decided. Nothing is changed yet: `make_room` does that when nothing stands against the run any more.
 
     Args:
         config: the run's configuration.
         folder: the run's folder.
         resume: None, "auto" or a checkpoint's path.
         init_from: None or a checkpoint's path.
-        run: the locked folder; None on all processes but the first, which only look.
         say: shows a line to the user.
 
     Raises:
         CheckpointError: a checkpoint is missing or damaged.
         ConfigError: the configuration is not the one of the run that should go on, or the parent lies where the new run is to write.
     """
-    moved = None
     if init_from is not None:
         parent = _parent_checkpoint(init_from, folder)
         origin = Origin(init_from=parent, meta=read_meta(parent))
         say(f"starting from the weights of {init_from} (step {read_meta(parent)['step']:,})")
-    elif resume is not None and (found := find_checkpoint(folder, resume, say)) is not None:
-        origin = Origin(resume=found, meta=read_meta(found))
+        return origin
+    if resume is not None and (found := find_checkpoint(folder, resume, say)) is not None:
         for line in changes(config, read_meta(found)["config"], found):
             say(line)
-    else:
-        origin = Origin()
-        if resume is not None:
-            say(f"{folder} holds no checkpoint to resume: starting from step 0")
-    if run is not None:
-        if origin.resume is None:
-            moved = run.start_fresh()
-        elif is_finished(config, folder, origin.step):
-            point(folder, "final.ckpt", origin.resume)  # a kill may have come just before that
-        else:
-            moved = run.rewind(origin.step)
-    if moved:
-        say(moved)
-    return origin
+        return Origin(resume=found, meta=read_meta(found))
+    if resume is not None:
+        say(f"{folder} holds no checkpoint to resume: starting from step 0")
+    return Origin()
 
 
 def make_room(run: RunFolder, origin: Origin) -> str | None:

@@ -171,8 +171,9 @@ def read_evaluations(folder: Path) -> list[Evaluated]:
     lines = []
     for text in texts:
         try:
-            line = Evaluated(**json.loads(text))
-        except (ValueError, TypeError, RecursionError):
+            values = json.loads(text)
+            line = Evaluated(**values | {key: math.nan for key in ("loss", "perplexity", "bits_per_byte") if values[key] is None})
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue
         if isinstance(line.step, int) and isinstance(line.loss, int | float):
             lines.append(line)
@@ -190,7 +191,11 @@ def _write_evaluations(folder: Path, lines: Iterable[Evaluated]) -> None:
 
 
 def _line(evaluated: Evaluated) -> str:
-    return json.dumps(asdict(evaluated)) + "\n"
+    """Strict JSON, which has no NaN and no infinity: they become null."""
+    values = asdict(evaluated)
+    return (
+        json.dumps({key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}) + "\n"
+    )
 
 
 def _first_free(path: Path) -> Path:

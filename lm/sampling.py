@@ -149,7 +149,7 @@ def generate(
     """
     import torch
 
-    decoder = getattr(decoder, "_orig_mod", decoder)  # not as compiled, which would build a new graph for every length of the cache
+    decoder = getattr(decoder, "_orig_mod", decoder)  # compiled, each length of the cache would be a new graph
     context = decoder.config.context_length
     unread = text = torch.tensor(prompt_ids, device=generator.device).expand(num_samples, -1)  # (B, n)
     seen = torch.zeros(num_samples, vocab_size or decoder.config.vocab_size, dtype=torch.bool, device=generator.device)
@@ -164,7 +164,7 @@ def generate(
                 cache.length = 0
                 unread = text = text[:, -(context // 2) :]
             with torch.no_grad():  # not around the loop: it would hold for the caller too, between two tokens
-                logits = decoder.forward(unread, cache=cache)[:, -1, :vocab_size].float()
+                logits = decoder.forward(unread, cache=cache)[:, -1, :vocab_size].float()  # .forward is never compiled code
             if drawn == 0 and not logits.isfinite().all():
                 raise NonFiniteError("the model's scores are not finite: its weights are damaged or diverged; try an earlier checkpoint")
             unread = sample_next(logits, options, seen, generator)[:, None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import logging
+import os
 import platform
 import signal
 import warnings
@@ -24,7 +25,8 @@ from lm.checkpoint import FORMAT
 from lm.config import to_yaml
 from lm.continuation import write
 from lm.curves import draw, summary
-from lm.device import Device, Precision, choose_device, choose_precision, flops_per_token, matmul_peak
+from lm.device import Device, Precision, check_devices, choose_device, choose_precision, flops_per_token, matmul_peak
+from lm.disk import replace
 from lm.errors import Stopped, UserError
 from lm.evaluation import Evaluation, evaluate
 from lm.logbook import Logbook, StepWork
@@ -81,8 +83,7 @@ class Session:
             Stopped: a signal ended it; everything is saved.
         """
         _quieten_lightning()
-        if self.config.trainer.threads:
-            torch.set_num_threads(self.config.trainer.threads)
+        self._prepare_torch()
         self.data.start_step = self.origin.step
         module = LanguageModel(
             self.config, self.make_decoder, self.precision, self.progress.say, resume=self.origin.resume, init_from=self.origin.init_from
@@ -99,6 +100,17 @@ class Session:
         else:
             minutes = self.config.trainer.max_minutes
             self.progress.say(f"the time limit of {minutes:g} minutes is reached: saved at step {module.step:,}; go on with --resume auto")
+
+    def _prepare_torch(self) -> None:
+        trainer = self.config.trainer
+        check_devices(trainer.devices, self.device)
+        if trainer.threads:
+            torch.set_num_threads(trainer.threads)
+            os.environ["OMP_NUM_THREADS"] = str(
+                trainer.threads
+            )  # for the processes that Lightning starts, and so that it leaves ours alone
+        if trainer.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, at the first matrix product on CUDA
 
     @functools.cached_property
     def device(self) -> Device:
@@ -144,11 +156,11 @@ class Session:
                 self.progress.say(line)
         if moved := make_room(run, self.origin):
             self.progress.say(moved)
-        (run.path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        replace(run.path / "config.yaml", to_yaml(config))
         self.progress.say(self._headline(meta["n_parameters"]))
         flops = config.tokens_per_step * flops_per_token(decoder.n_matmul_parameters(), shape.n_layers, config.row_length, shape.d_model)
         work = StepWork(tokens=config.tokens_per_step, epochs=self.data.epochs_per_step, flops=flops)
-        peak = matmul_peak(self.device, self.precision) * config.trainer.devices
+        peak = matmul_peak(self.device, self.precision) * (config.trainer.devices if self.device == "cuda" else 1)  # CPUs are shared
         origin, tensorboard = self.origin, config.logging.tensorboard
         logbook = Logbook(run.path, origin.step, origin.seconds, work, peak, self.device, self.progress, tensorboard)
         return Record(run, logbook, meta, self.tokenizer.definition)

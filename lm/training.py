@@ -38,6 +38,7 @@ class LanguageModel(lightning.LightningModule):
         loss: the last step's loss in nats per token, on the device.
         grad_norm: the last step's global gradient norm before clipping, on the device.
         used_learning_rate: the last step's learning rate.
+        skipped_steps: updates that the fp16 scaler skipped in this session.
         average: the averaged weights, or None where `optimizer.ema_decay` is 0.
     """
 
@@ -58,6 +59,7 @@ class LanguageModel(lightning.LightningModule):
         self.average: WeightAverage | None = None
         self.loss = self.grad_norm = torch.tensor(float("nan"))
         self.used_learning_rate = 0.0
+        self.skipped_steps = 0
         self._make_decoder = make_decoder
         self._say = say
         self._resume = resume
@@ -83,7 +85,7 @@ class LanguageModel(lightning.LightningModule):
             self._restore(optimizer, self._resume)
         return optimizer
 
-    def on_fit_start(self) -> None:
+    def compile_decoder(self) -> None:
         """Compile the decoder if that is wanted, and try it out at once: where it cannot be compiled the run goes on without."""
         wanted = self.config.trainer.compile
         if wanted == "off" or (wanted == "auto" and self.device.type != "cuda"):
@@ -93,11 +95,13 @@ class LanguageModel(lightning.LightningModule):
         documents = ids if self.config.data.document_mask else None
         try:
             with self.trainer.precision_plugin.forward_context():
-                self.decoder(ids, ids, documents).sum().backward()
+                self.decoder.train()(ids, ids, documents).sum().backward()
+                with torch.no_grad():
+                    self.decoder.eval()(ids, ids, documents)
         except Exception as error:  # whatever the compiler, its back end or a missing C compiler come up with
             self.decoder._compiled_call_impl = None
             self._say(f"torch.compile failed, so the model runs uncompiled: {type(error).__name__}: {str(error).splitlines()[0]}")
-        self.decoder.zero_grad()
+        self.decoder.train().zero_grad()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """One optimiser step.
@@ -121,7 +125,11 @@ class LanguageModel(lightning.LightningModule):
                 self.manual_backward(loss * (self.trainer.world_size / targets))
             total += loss.detach()
         self.loss = self._summed(total) / targets
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # fp16 has one
+        scale = scaler.get_scale() if scaler is not None else 0.0
         optimizer.step()
+        if scaler is not None:
+            self._watch_scale(scale, scaler.get_scale())
         optimizer.zero_grad()
         if self.average is not None:
             self.average.update(self.decoder)
@@ -145,6 +153,20 @@ class LanguageModel(lightning.LightningModule):
             )
         if self.config.optimizer.grad_clip:
             nn.utils.clip_grads_with_norm_(parameters, self.config.optimizer.grad_clip, self.grad_norm)
+
+    def _watch_scale(self, before: float, after: float) -> None:
+        """Say which steps the fp16 scaler skipped: their gradients overflowed, and it halved its scale.
+
+        Raises:
+            NonFiniteError: it has halved it so often that no scale will help.
+        """
+        if after < before:
+            self.skipped_steps += 1
+            self._say(f"step {self.step + 1}: fp16 gradients overflowed, update skipped ({self.skipped_steps} so far), scale now {after:g}")
+        if after < 1:
+            raise NonFiniteError(
+                f"step {self.step + 1}: fp16 gradients overflow at every scale; lower optimizer.lr, or write --trainer.precision fp32"
+            )
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[nn.Module]:

@@ -104,13 +104,15 @@ def test_two_processes_write_one_run(tmp_path: Path) -> None:
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
 
 
-def test_the_smoke_configuration_needs_no_network() -> None:
+def test_the_smoke_run_needs_no_network(tmp_path: Path) -> None:
     """No proxy and no hub can be reached, and none is asked for."""
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
-    run("train.py", "--config", "config_smoke.yaml", "--print-config", **nowhere)
-    script = "import socket; socket.socket = None; socket.create_connection = None; import train, sys; train.main()"
-    done = run("-c", script, "--config", "config_smoke.yaml", "--print-config", **nowhere)
-    assert "data/tiny_corpus.txt" in done.stdout
+    cut_off = "import socket, sys\ndef refuse(*a): sys.exit('asked for the network')\nsocket.socket.connect = refuse\n"
+    budget = ["--trainer.max_steps", "2", "--optimizer.warmup_steps", "1", "--checkpoint.directory", str(tmp_path / "run")]
+    cache = ["--data.cache_dir", str(tmp_path / "cache")]
+    done = run("-c", cut_off + "import train; train.main()", "--config", "config_smoke.yaml", *budget, *cache, **nowhere)
+    assert "done: " in done.stdout
+    run("-c", cut_off + "import infer; infer.main()", "--ckpt", str(tmp_path / "run" / "final.ckpt"), "--prompt", "a", **nowhere)
 
 
 MISTAKES = [

@@ -115,6 +115,13 @@ def test_a_reader_that_leaves_is_not_answered(main: str, merged: bool) -> None:
     assert (code, said) == (expected, b"x\n" if expected == 3 and not merged else b"")
 
 
+def test_a_reader_of_stderr_alone_may_leave_too() -> None:
+    with subprocess.Popen(command("while True: print('x', file=sys.stderr)"), cwd=ROOT, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+    assert process.returncode == 141
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
 def test_output_onto_a_full_disk(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:

@@ -174,7 +174,7 @@ def test_killed_at_any_moment(straight: Path, tmp_path: Path) -> None:
     assert_same_run(straight, tmp_path / "run")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_stops_after_the_step_and_saves(
     straight: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,10 @@ class Config(Section):
             raise ConfigError(f"model.vocab_size: {given} is smaller than the tokenizer's {size}; write null, or {size} or more")
         return self.model_copy(update={"model": self.model.model_copy(update={"vocab_size": given or size})})
 
+    def with_tokenizer(self, name: str) -> Config:
+        """The same configuration with another tokenizer."""
+        return self.model_copy(update={"tokenizer": self.tokenizer.model_copy(update={"name": name})})
+
     @property
     def row_length(self) -> int:
         """T: the tokens that the model sees in a row."""
