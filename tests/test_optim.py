@@ -116,8 +116,9 @@ def test_the_configuration_reaches_the_optimiser() -> None:
         assert (group["lr"], group["betas"], group["eps"]) == (0.5, (0.1, 0.2), 0.3)
 
 
-@pytest.mark.parametrize(("precision", "fused"), [("fp32", True), ("bf16", True), ("fp16", False)])
-def test_fused_unless_the_gradients_are_scaled(precision: str, fused: bool) -> None:
+@pytest.mark.parametrize(("precision", "fused"), [("fp32", True), ("bf16", True), ("fp16", None)])
+def test_fused_unless_the_gradients_are_scaled(precision: str, fused: bool | None) -> None:
+    """None and not False, which would choose the slow loop over the parameters."""
     optimizer = make_optimizer(decoder(), OptimizerConfig(), precision)
     assert {group["fused"] for group in optimizer.param_groups} == {fused}
 

@@ -223,8 +223,10 @@ def test_a_signal_in_the_last_step_leaves_only_its_validation(straight: Path, tm
 def test_a_finished_run_stays_finished_until_it_gets_a_longer_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_file(tmp_path)
     train(config)
+    (tmp_path / "run" / "final.ckpt").unlink()  # as if a kill had come just before it was set
     train(config, resume="auto")
     assert "finished its 12 steps" in capsys.readouterr().out
+    assert (tmp_path / "run" / "final.ckpt").resolve().name == "step-00000012.ckpt"
     train(config, "--trainer.max_steps=14", resume="auto")
     assert (tmp_path / "run" / "final.ckpt").resolve().name == "step-00000014.ckpt"
     assert "trainer.max_steps 12 -> 14" in capsys.readouterr().out
