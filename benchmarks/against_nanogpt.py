@@ -59,6 +59,8 @@ def main() -> None:
             results["ours"].append(run_ours(arguments.text, Path(scratch)))
             print(json.dumps({name: runs[-1] for name, runs in results.items()}), file=sys.stderr)
     print_table(results)
+    promised = all(run["loss"] <= 1.72 and run["parameters"] <= 900_000 for run in results["ours"])
+    sys.exit(0 if promised else "ours should reach 1.72 with at most 900,000 parameters")
 
 
 def prepare_nanogpt(source: Path, text: Path, scratch: Path) -> Path:

@@ -192,11 +192,11 @@ class Session:
     def _headline(self, n_parameters: int) -> str:
         config, trainer = self.config, self.config.trainer
         tokens = config.max_steps * config.tokens_per_step
-        split = f" ({trainer.accumulation} x {trainer.micro_batch})" if trainer.accumulation > 1 else ""
-        split += f" on {trainer.devices} devices" if trainer.devices > 1 else ""
+        split = f", as {trainer.accumulation} x {trainer.micro_batch} rows" if trainer.accumulation > 1 else ""
+        split += f" on each of {trainer.devices} devices" if trainer.devices > 1 else ""
         return (
             f"model: {n_parameters:,} parameters, {self.precision} on {self.device}\n"
-            f"run: {config.max_steps:,} steps of {trainer.batch_size}{split} rows of {config.row_length} tokens: {tokens:,} tokens, "
+            f"run: {config.max_steps:,} steps of {trainer.batch_size} rows of {config.row_length} tokens{split}: {tokens:,} tokens, "
             f"{config.max_steps * self.data.epochs_per_step:.2f} passes over the data, {tokens / n_parameters:.1f} tokens a parameter"
         )
 

@@ -96,7 +96,7 @@ def test_a_second_process_is_refused_with_the_number_of_the_first(tmp_path: Path
 
 
 def test_kill_9_frees_the_folder_although_a_worker_lives_on(tmp_path: Path) -> None:
-    fork = "pid = os.fork(); print(pid, flush=True); time.sleep(60)"
+    fork = "pid = os.fork(); os.write(1, b'%d\\n' % pid); time.sleep(60)"
     with holder(tmp_path, fork) as first:
         assert first.stdout is not None
         worker = max(int(first.stdout.readline()) for _ in range(2))  # both are running: the worker says 0

@@ -1,0 +1,52 @@
+"""How long the things take that should feel instant, and the smoke run: `python benchmarks/times.py`. Exits 1 where a promise is broken.
+
+Whole processes, as a person waits for them; the best of several, because other work on the machine only ever adds.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.faults import save  # noqa: E402
+
+
+def main() -> None:
+    """Print a Markdown table of seconds and limits."""
+    with tempfile.TemporaryDirectory() as scratch:
+        many = Path(scratch) / "many"
+        many.mkdir()
+        for step in range(1, 101):
+            save(many, step, b"weights")
+        smoke = ["train.py", "--config", "config_smoke.yaml", "--checkpoint.directory", str(Path(scratch) / "run")]
+        rows = [
+            ("train.py --help", ["train.py", "--help"], 5, 0.6),
+            ("a wrong key in the configuration", ["train.py", "--config", "config_smoke.yaml", "--optimizer.lrr", "1"], 5, 0.6),
+            ("list.py, 100 checkpoints", ["list.py", str(many)], 5, 0.5),
+            ("the smoke run", smoke, 1, 60.0),
+        ]
+        print("| command | best, s | limit, s |\n|---|---|---|")
+        broken = False
+        for name, command, repeat, limit in rows:
+            best = min(seconds(command) for _ in range(repeat))
+            broken = broken or best > limit
+            print(f"| {name} | {best:.2f} | {limit:g} |", flush=True)
+    sys.exit(broken)
+
+
+def seconds(command: list[str]) -> float:
+    """The wall time of one run, whatever its exit code."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=False, env=os.environ)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
