@@ -69,9 +69,8 @@ def train(loaded: Loaded, resume: str | None, init_from: str | None) -> None:
         if origin.resume is not None and is_finished(config, folder, origin.step):
             if run is not None:
                 point(folder, "final.ckpt", origin.resume)  # a kill may have come just before that
-            say(
-                f"{folder} has finished its {origin.step:,} steps; a larger budget (trainer.max_steps, max_tokens) or patience (early_stopping) lets it go on"
-            )
+            more = "a larger budget (trainer.max_steps, max_tokens) or patience (early_stopping) lets it go on"
+            say(f"{folder} has finished its {origin.step:,} steps; {more}")
             return
         if origin.init_from is not None and origin.meta is not None and loaded.origins["tokenizer.name"] == "default":
             config = config.with_tokenizer(origin.meta["tokenizer"]["name"])

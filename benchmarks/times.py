@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.faults import save  # noqa: E402
+from lm.checkpoint import REQUIRED, step_name, write_checkpoint, write_json  # noqa: E402
 
 
 def main() -> None:
@@ -24,7 +24,9 @@ def main() -> None:
         many = Path(scratch) / "many"
         many.mkdir()
         for step in range(1, 101):
-            save(many, step, b"weights")
+            meta = {"format": 1, "step": step, "model": {}, "tokenizer": {"name": "byte"}, "config": {}, "seconds": 1.0}
+            writers = dict.fromkeys(REQUIRED, lambda path: path.write_bytes(b"weights"))
+            write_checkpoint(many / step_name(step), {**writers, "meta.json": lambda path, meta=meta: write_json(path, meta)})
         smoke = ["train.py", "--config", "config_smoke.yaml", "--checkpoint.directory", str(Path(scratch) / "run")]
         rows = [
             ("train.py --help", ["train.py", "--help"], 5, 0.6),
