@@ -7,11 +7,11 @@ else ever does.
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from lm.disk import replace
 from lm.errors import CheckpointError
 
 COLUMNS = (
@@ -57,7 +57,7 @@ class MetricsLog:
         start = HEADER + "\n"
         if start.startswith(text):  # absent, empty, or cut while the header was written
             if text != start:
-                self._replace(start)
+                replace(self.path, start)
             return
         lines = _lines(path, text)
         if resume_step is None:
@@ -65,7 +65,7 @@ class MetricsLog:
         kept = [line for line in lines if _is_history(line, resume_step)]
         self.dropped = len(lines) - len(kept) + (not text.endswith("\n"))
         if self.dropped:
-            self._replace("\n".join([HEADER, *kept]) + "\n")
+            replace(self.path, "\n".join([HEADER, *kept]) + "\n")
 
     def append(self, step: int, split: Literal["train", "val"], **values: float | None) -> None:
         """Add one row; it has left this process when this returns.
@@ -84,18 +84,6 @@ class MetricsLog:
                 file.write(line.encode())
         except OSError as error:
             raise CheckpointError(f"{self.path} could not be written: {error.strerror}") from error
-
-    def _replace(self, text: str) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}")
-        try:
-            with temporary.open("w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise CheckpointError(f"{self.path} could not be written: {error.strerror}; what was there is untouched") from error
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lm.disk import sync
 from lm.errors import DataError
 
 FORMAT = 1  # Part of the fingerprint: raise it when the same text would give other files.
@@ -170,9 +170,9 @@ def _build(folder: Path, build: Callable[[Path], Manifest]) -> Manifest:
         manifest = {"fingerprint": folder.name, **build(temporary)}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
-            _flush_to_disk(path)
+            sync(path)
         temporary.rename(folder)
-        _flush_to_disk(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest
@@ -199,11 +199,3 @@ def _lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
             say(f"another process is preparing the same tokens in {path.parent}: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _flush_to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

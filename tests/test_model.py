@@ -74,7 +74,7 @@ def llama_like(model: Decoder, kind: str) -> torch.nn.Module:
     return theirs
 
 
-def compare(ours: Decoder, theirs: torch.nn.Module, names: dict[str, str]) -> None:
+def check_same_function(ours: Decoder, theirs: torch.nn.Module, names: dict[str, str]) -> None:
     """Logits within 1e-5, gradients of the mean loss within 1e-4, for every parameter."""
     x, y = ids(), ids(seed=2)
     ours.eval()
@@ -94,13 +94,13 @@ def compare(ours: Decoder, theirs: torch.nn.Module, names: dict[str, str]) -> No
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_same_as_llama(kv_heads: int, tie: bool) -> None:
     ours = decoder(n_kv_heads=kv_heads, tie_embeddings=tie)
-    compare(ours, llama_like(ours, "Llama"), {name: llama_name(name) for name, _ in ours.named_parameters()})
+    check_same_function(ours, llama_like(ours, "Llama"), {name: llama_name(name) for name, _ in ours.named_parameters()})
 
 
 @pytest.mark.parametrize("rope_theta", [10_000.0, 1_000_000.0])
 def test_same_as_qwen3(rope_theta: float) -> None:
     ours = decoder(n_kv_heads=2, qk_norm=True, rope_theta=rope_theta)
-    compare(ours, llama_like(ours, "Qwen3"), {name: llama_name(name) for name, _ in ours.named_parameters()})
+    check_same_function(ours, llama_like(ours, "Qwen3"), {name: llama_name(name) for name, _ in ours.named_parameters()})
 
 
 def test_same_as_gpt2() -> None:
