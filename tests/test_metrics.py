@@ -173,7 +173,7 @@ def test_a_full_disk_while_resuming_leaves_the_old_file(tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", refuse)
-    with pytest.raises(CheckpointError, match="No space left on device .*; what was saved before is untouched"):
+    with pytest.raises(CheckpointError, match=r"No space left on device .*; what was saved before is untouched"):
         MetricsLog(path, resume_step=2)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
