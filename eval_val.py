@@ -38,7 +38,7 @@ def main() -> None:
     from lm.tokenizer import resolve
     from model import load
 
-    device = choose_device(arguments.device)
+    device = choose_device(arguments.device, "--device")
     precision = choose_precision(config.trainer.precision, device)
     decoder, stored, _ = load(arguments.ckpt, device)
     tokenizer = resolve(arguments.tokenizer, stored)

@@ -86,7 +86,7 @@ def main() -> None:
     from lm.tokenizer import resolve
     from model import load
 
-    device = choose_device(arguments.device)
+    device = choose_device(arguments.device, "--device")
     decoder, stored, meta = load(folder, device)
     tokenizer = resolve(arguments.tokenizer, stored)
     prompt_ids, context = open_prompt(tokenizer, prompt), decoder.config.context_length

@@ -26,6 +26,11 @@ def human(number: float, units: tuple[str, ...] = ("", "k", "M", "B", "T")) -> s
     return f"{number:.1f}{units[power]}" if power else f"{number}{units[0]}"
 
 
+def printable(text: str) -> str:
+    """A checkpoint from elsewhere may say anything; the terminal must not obey it."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
 BYTES = (" B", " kB", " MB", " GB", " TB")
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {  # key -> heading, how it is shown
     "step": ("step", str),
@@ -38,7 +43,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {  # key -> heading, how 
     "links": ("links", lambda links: ", ".join(links) or "-"),
     "parent": ("parent", str),
 }
-SORT_KEYS = [*COLUMNS][:7]
+SORT_KEYS = [key for key in COLUMNS if key not in ("links", "parent")]
 
 
 def main() -> None:
@@ -110,7 +115,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     columns = []
     for key, (heading, show) in COLUMNS.items():
         unknown = "damaged" if key == "date" else "-"  # every checkpoint has a date, unless its meta.json is damaged
-        cells = [heading, *(unknown if row[key] is None else show(row[key]) for row in rows)]
+        cells = [heading, *(unknown if row[key] is None else printable(show(row[key])) for row in rows)]
         width = max(map(len, cells))
         columns.append([cell.ljust(width) if key in ("date", "links", "parent") else cell.rjust(width) for cell in cells])
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))

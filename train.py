@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 from lm import errors
 from lm.checkpoint import point, read_tokenizer
-from lm.config import Loaded, describe, help_text, load
+from lm.config import Loaded, load
+from lm.config_keys import help_text
+from lm.config_text import describe
 from lm.errors import ConfigError
 from lm.origin import Origin, find_origin, is_finished
 from lm.run import RunFolder
@@ -32,7 +34,7 @@ def main() -> None:
     arguments, overrides = parser().parse_known_args()
     loaded = load(arguments.config, overrides)
     if arguments.print_config:
-        print(describe(loaded), end="")
+        print(describe(loaded.config, loaded.origins), end="")
     else:
         train(loaded, arguments.resume, arguments.init_from)
 

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
+from lm.errors import ConfigError, not_installed
 
-from lm.config_keys import advice, help_text, keys
-from lm.errors import ConfigError
+try:
+    from pydantic_core import ErrorDetails, ValidationError
+except ModuleNotFoundError as missing:  # this comes before a command's `errors.run`
+    print(not_installed(missing), file=sys.stderr)
+    sys.exit(ConfigError.exit_code)
+
+from lm.config_keys import advice, keys
+from lm.config_text import yaml_lines
 from lm.schema import Config
-from lm.yaml_reader import KeyPath, dotted, flow, not_text, plain, read_file, read_text, shown, unprintable
-
-__all__ = ["Loaded", "describe", "help_text", "load", "to_yaml"]
-
-COMMENT_COLUMN = 60
+from lm.yaml_reader import KeyPath, dotted, not_text, plain, read_file, read_text, shown, unprintable
 
 # pydantic's error types in plain words; what to write comes from the key's own type and range.
 _WRONG = {
@@ -74,35 +76,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
     config = draft.check() if document.whole else None
     if config is None or draft.problems:
         raise ConfigError("\n".join(line for _, line in sorted(draft.problems, key=lambda problem: problem[0])))
-    return Loaded(config, {dotted(key): draft.origin(key) for key, _ in _yaml_lines(config) if key})
-
-
-def to_yaml(config: Config) -> str:
-    """The whole configuration as YAML, defaults included; loading it gives an equal one."""
-    return "".join(f"{line}\n" for _, line in _yaml_lines(config))
-
-
-def describe(loaded: Loaded) -> str:
-    """`to_yaml` with each value's origin in a comment beside it."""
-    lines = list(_yaml_lines(loaded.config))
-    column = min(COMMENT_COLUMN, max(len(line) for path, line in lines if path))
-    comments = (f"{line:{column}}  # {loaded.origins[dotted(path)]}" if path else line for path, line in lines)
-    return "".join(f"{line}\n" for line in comments)
-
-
-def _yaml_lines(config: Config) -> Iterator[tuple[KeyPath, str]]:
-    """Each line with the path of its value; a line that only opens a section has the path ()."""
-
-    def lines(values: dict[str, Any], path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-        for key, value in values.items():
-            head = f"{'  ' * len(path)}{key}:"
-            if isinstance(value, dict):
-                yield (), head
-                yield from lines(value, (*path, key))
-            else:
-                yield (*path, key), f"{head} {flow(value)}"
-
-    yield from lines(config.model_dump(mode="json"), ())
+    return Loaded(config, {dotted(key): draft.origin(key) for key, _ in yaml_lines(config) if key})
 
 
 @dataclass
@@ -111,10 +85,9 @@ class _Draft:
 
     name: str
     tree: dict[str, Any] = field(default_factory=dict)
+    # Where each key stands: its line in the file, or the path of the flag that set it.
     marks: dict[KeyPath, int | KeyPath] = field(default_factory=lambda: {(): 1})
-    """Where each key stands: its line in the file, or the path of the flag that set it."""
-    problems: list[tuple[float, str]] = field(default_factory=list)
-    """(line in the file or infinity for the command line, the whole message)"""
+    problems: list[tuple[float, str]] = field(default_factory=list)  # (line in the file or infinity for the command line, message)
 
     def origin(self, path: KeyPath) -> str:
         """Where the value of a key came from, for people."""
@@ -170,9 +143,8 @@ class _Draft:
                 section[part] = {}
                 self.marks[path[:length]] = path
             if not isinstance(section[part], dict):
-                self._refuse(
-                    path, f"{dotted(path[:length])} is not a section, got {shown(section[part])}, write --{dotted(path[:length])} VALUE"
-                )
+                parent = dotted(path[:length])
+                self._refuse(path, f"{parent} is not a section, got {shown(section[part])}, write --{parent} VALUE")
                 return
             section = section[part]
         section[path[-1]] = value
@@ -195,10 +167,12 @@ class _Draft:
         if kind == "value_error":
             message = str(error["ctx"]["error"])
             if path:
-                return path, message
-            name, _, message = message.partition(" ")
+                return self._flag_among(path, message), message
+            name, _, rest = message.partition(" ")
             assert name in keys(), "a check of the whole configuration names the key first"
-            return tuple(name.split(".")), message
+            first = tuple(name.split("."))
+            blamed = self._flag_among((), message) or first
+            return blamed, rest if blamed == first else message
         if kind == "extra_forbidden":
             return path, f"unknown key, got {shown(given)}, {advice(path, self._format_beside(path))}"
         if kind.startswith("union_tag"):
@@ -209,6 +183,12 @@ class _Draft:
         named = next(key for length in range(len(path), -1, -1) if (key := keys().get(dotted(path[:length]))))
         got = "" if kind == "missing" else f", got {shown(given)}"
         return path, f"{_WRONG.get(kind, error['msg'])}{got}, write {named.type}{_quotes_hint(kind, given)}"
+
+    def _flag_among(self, section: KeyPath, message: str) -> KeyPath:
+        """The key that a flag set, of those that a check of several keys names: the flag is what to change. Else the section."""
+        words = message.split()
+        set_by_flag = (path for path, mark in self.marks.items() if not isinstance(mark, int) and path[: len(section)] == section)
+        return next((path for path in set_by_flag if dotted(path[len(section) :]) in words), section)
 
     def _without_format(self, location: tuple[int | str, ...]) -> KeyPath:
         """pydantic puts a source's format into the path of what is wrong inside it; no file has it there."""

@@ -21,11 +21,11 @@ CPUINFO = Path("/proc/cpuinfo")
 NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is ARM's name
 
 
-def choose_device(option: Literal["auto", "cuda", "mps", "cpu"]) -> Device:
-    """The device that `trainer.device` means here: with `auto` CUDA, else MPS, else the CPU.
+def choose_device(option: Literal["auto", "cuda", "mps", "cpu"], asked_by: str = "trainer.device") -> Device:
+    """The device that an option means here: with `auto` CUDA, else MPS, else the CPU.
 
     Raises:
-        ConfigError: what was asked for is not there.
+        ConfigError: what was asked for is not there; it names `asked_by`, the key or flag.
     """
     import torch
 
@@ -37,7 +37,7 @@ def choose_device(option: Literal["auto", "cuda", "mps", "cpu"]) -> Device:
     if option == "auto":
         return there[0]
     if option not in there:
-        raise ConfigError(f"trainer.device: torch finds no {option} here, only {' and '.join(there)}; write auto, or {' or '.join(there)}")
+        raise ConfigError(f"{asked_by}: torch finds no {option} here, only {' and '.join(there)}; write auto, or {' or '.join(there)}")
     return option
 
 

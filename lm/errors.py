@@ -84,6 +84,11 @@ def run(main: Callable[[], None]) -> None:
         _let_go_of_dead_output()
 
 
+def not_installed(error: ModuleNotFoundError) -> str:
+    """The answer to the commonest first mistake: another Python than the one that `make setup` filled."""
+    return f"{sys.executable} has no {error.name}: run `make setup` once, then `source .venv/bin/activate`"
+
+
 def write_traceback() -> Path:
     """Write the current exception's traceback to a new file in the system's temporary folder."""
     handle, name = tempfile.mkstemp(prefix="tiny-transformer-error-", suffix=".txt")
@@ -100,6 +105,8 @@ def _unexpected(error: Exception) -> tuple[str, int]:
         return f"{error.filename or 'a file'} could not be written: {error.strerror}", CheckpointError.exit_code
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in ("out of memory", "allocate memory")):
         summary = "out of memory; in training, a smaller trainer.micro_batch_size needs less"
+    elif isinstance(error, ModuleNotFoundError):
+        return not_installed(error), ConfigError.exit_code
     else:
         summary = f"internal error: {type(error).__name__}: {error}".splitlines()[0]
     try:

@@ -37,6 +37,8 @@ INEXACT = (
     *(f"trainer.{key}" for key in ("max_steps", "max_tokens", "micro_batch_size", "validation_rows")),
     *(f"trainer.{key}" for key in ("device", "devices", "deterministic", "compile", "threads")),
 )
+# What these come to is known only on the machine: `machine_changes` sees to them.
+SETTLED_LATER = ("trainer.device", "trainer.threads")
 END_OF_EXACTNESS = " (from here on the weights are not bit for bit those of an unchanged run)"
 
 
@@ -150,7 +152,7 @@ def changes(config: Config, stored: dict[str, Any], checkpoint: Path) -> Iterato
         lines = [f"{key}: the run to resume has {_shown(old, key)}, got {_shown(new, key)}" for key in refused]
         lines.append(f"write what it has to resume it, {_start_again(checkpoint)}")
         raise ConfigError("\n".join(lines))
-    for key in differing:
+    for key in (key for key in differing if key not in SETTLED_LATER):
         end = END_OF_EXACTNESS if _is_among(key, INEXACT) else ""
         yield f"changed since {checkpoint.name}: {key} {_shown(old, key)} -> {_shown(new, key)}{end}"
 

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from lm.checkpoint import FORMAT
-from lm.config import to_yaml
+from lm.config_text import to_yaml
 from lm.continuation import write
 from lm.curves import draw, summary
 from lm.device import Device, Precision, check_devices, choose_device, choose_precision, flops_per_token, matmul_peak

@@ -128,10 +128,9 @@ class LanguageModel(lightning.LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # fp16 has one
         scale = scaler.get_scale() if scaler is not None else 0.0
         optimizer.step()
-        if scaler is not None:
-            self._watch_scale(scale, scaler.get_scale())
+        skipped = scaler is not None and self._watch_scale(scale, scaler.get_scale())
         optimizer.zero_grad()
-        if self.average is not None:
+        if self.average is not None and not skipped:
             self.average.update(self.decoder)
         self.step += 1
 
@@ -154,8 +153,8 @@ class LanguageModel(lightning.LightningModule):
         if self.config.optimizer.grad_clip:
             nn.utils.clip_grads_with_norm_(parameters, self.config.optimizer.grad_clip, self.grad_norm)
 
-    def _watch_scale(self, before: float, after: float) -> None:
-        """Say which steps the fp16 scaler skipped: their gradients overflowed, and it halved its scale.
+    def _watch_scale(self, before: float, after: float) -> bool:
+        """Whether the fp16 scaler skipped the update, which it does and halves its scale where gradients overflowed. Says so.
 
         Raises:
             NonFiniteError: it has halved it so often that no scale will help.
@@ -167,6 +166,7 @@ class LanguageModel(lightning.LightningModule):
             raise NonFiniteError(
                 f"step {self.step + 1}: fp16 gradients overflow at every scale; lower optimizer.lr, or write --trainer.precision fp32"
             )
+        return after < before
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[nn.Module]:

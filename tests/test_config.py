@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lm import config_keys
-from lm.config import Loaded, describe, help_text, load, to_yaml
+from lm.config import Loaded, load
+from lm.config_keys import help_text
+from lm.config_text import describe, to_yaml
 from lm.errors import ConfigError
 from lm.schema import Config
 from lm.yaml_reader import flow, plain, read_file, read_text, shown
@@ -362,6 +364,12 @@ def test_checks_of_a_section_point_at_its_line_and_of_the_whole_at_the_key(write
     assert complaints(write("data:\n  sequence_length: 512\n" + BASE[6:])) == [f"c.yaml:2: {row}"]
 
 
+def test_checks_of_several_keys_blame_the_flag_among_them(write) -> None:
+    assert complaints(write(BASE), "--model.n_heads", "3") == ["command line: --model.n_heads: d_model 256 is not divisible by n_heads 3"]
+    [line] = complaints(write("data:\n  sequence_length: 200\n" + BASE[6:]), "--model.context_length=100", "--model.n_layers=1")
+    assert line.startswith("command line: --model.context_length: data.sequence_length 200 is longer than model.context_length 100;")
+
+
 def test_every_problem_is_told_at_once_in_the_order_of_the_file(write) -> None:
     text = BASE + "  sed: 1\n  max_steps: 3\nmodel:\n  n_layers: many\n  n_heads: 0\nmodle: {}\n"
     overrides = ["stray", "--optimizer.eps", "--optimizer.lr", "0", "--logging.every", "2", "--logging.every=2"]
@@ -539,7 +547,7 @@ def test_origins(write) -> None:
 @pytest.mark.parametrize("text", [BASE, BOTH])
 def test_what_is_written_loads_again_as_the_same(write, text: str) -> None:
     loaded = load(write(text), ["--trainer.max_steps=200", "--optimizer.eps=1e-12"])
-    for written in (to_yaml(loaded.config), describe(loaded)):
+    for written in (to_yaml(loaded.config), describe(loaded.config, loaded.origins)):
         again = load(write(written))
         assert again.config == loaded.config
         assert all(origin.startswith("c.yaml:") for origin in again.origins.values())
@@ -548,7 +556,8 @@ def test_what_is_written_loads_again_as_the_same(write, text: str) -> None:
 
 
 def test_describe_names_each_origin_in_line(write) -> None:
-    lines = describe(load(write(BASE), ["--optimizer.lr", "3e-5"])).splitlines()
+    loaded = load(write(BASE), ["--optimizer.lr", "3e-5"])
+    lines = describe(loaded.config, loaded.origins).splitlines()
     by_key = {line.split(":")[0].strip(): line for line in lines}
     assert re.fullmatch(r"  max_steps: 1000 +# c\.yaml:6", by_key["max_steps"])
     assert re.fullmatch(r"  lr: 3\.0e-5 +# command line", by_key["lr"])
@@ -740,9 +749,9 @@ def test_a_configuration_is_answered_without_anything_heavy(write) -> None:
     program = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from lm import config, errors
+from lm import config, config_keys, config_text, errors
 loaded = config.load({str(Path(write(BASE)).resolve())!r})
-config.describe(loaded), config.help_text()
+config_text.describe(loaded.config, loaded.origins), config_keys.help_text()
 try:
     config.load("nothing.yaml")
 except errors.ConfigError:
@@ -857,5 +866,5 @@ def test_anything_is_a_configuration_or_a_list_of_complaints(one_file: Path, lon
             assert re.fullmatch(rf"({re.escape(str(one_file))}:\d+|command line): \S.*", line), line
             assert line.isprintable() and not JARGON.search(line), line
     else:
-        one_file.write_text(describe(loaded))
+        one_file.write_text(describe(loaded.config, loaded.origins))
         assert load(one_file).config == loaded.config

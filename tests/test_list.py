@@ -144,6 +144,13 @@ def test_options_are_not_abbreviated(run: Path) -> None:
     assert list_py(run, "--js").returncode == 2
 
 
+def test_what_a_checkpoint_says_cannot_command_the_terminal(tmp_path: Path) -> None:
+    save(tmp_path, 10, parent={"path": "\x1b[2Jold"}, saved_at="2026\x9b1mevil")
+    printed = list_py(tmp_path).stdout
+    assert "\N{REPLACEMENT CHARACTER}[2Jold" in printed
+    assert all(character.isprintable() or character == "\n" for character in printed)
+
+
 def test_units(tmp_path: Path) -> None:
     save(tmp_path, 1, tokens=999, n_parameters=999_960)
     save(tmp_path, 2, tokens=1_000, n_parameters=124_439_808)
