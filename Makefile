@@ -5,12 +5,13 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 
-.PHONY: help setup smoke test lint docs clean
+.PHONY: help setup smoke test reliability lint docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make smoke   train a small model on the bundled corpus and let it write (about a minute after set-up)"
 	@echo "make test    run the tests"
+	@echo "make reliability   run the long batteries of docs/RELIABILITY.md (about an hour)"
 	@echo "make lint    check style and types"
 	@echo "make docs    write docs/CONFIG_REFERENCE.md and docs/config.schema.json from the schema"
 	@echo "make setup   only set up $(VENV), which the others do when it is missing"
@@ -41,6 +42,10 @@ smoke: $(READY)
 test: $(READY)
 	@echo "== running the tests (several minutes on 2 cores)"
 	@$(RUN) -m pytest -n auto
+
+reliability: $(READY)
+	@echo "== kill, cut, flip, fill and mistype (about an hour on 2 cores)"
+	@$(RUN) -m pytest --long tests/reliability
 
 lint: $(READY)
 	$(RUN) -m ruff check .

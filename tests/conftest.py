@@ -1,5 +1,35 @@
-"""Shared by all tests: one thread each, because pytest runs several workers."""
+"""Shared by all tests: one thread each, because pytest runs several workers; and `--long`, for the batteries of `make reliability`."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Callable
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="as often as docs/RELIABILITY.md says, instead of a few times each")
+
+
+@pytest.fixture(scope="session")
+def amount(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """`amount(short, long)`: how often to try something, by default and with --long."""
+    return lambda short, long: long if request.config.getoption("--long") else short
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """`figure("50 of 50 kills: the same weights")` is printed at the end; docs/RELIABILITY.md quotes it."""
+    return lambda text: record_property("figure", text)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
+    lines = [f"{report.nodeid}: {value}" for report in reports for name, value in report.user_properties if name == "figure"]
+    if lines:
+        terminalreporter.section("figures")
+        for line in sorted(lines):
+            terminalreporter.write_line(line)
