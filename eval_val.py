@@ -30,10 +30,8 @@ def main() -> None:
             f"write --data.sequence_length {context_length}"
         )
 
-    import torch
-
     from data import PackedDataModule
-    from lm.device import choose_device, choose_precision
+    from lm.device import autocast, choose_device, choose_precision
     from lm.evaluation import evaluate
     from lm.tokenizer import resolve
     from model import load
@@ -45,7 +43,7 @@ def main() -> None:
     whole_split = config.model_copy(update={"trainer": config.trainer.model_copy(update={"validation_rows": None})})
     data = PackedDataModule(whole_split, tokenizer, say=lambda line: print(line, file=sys.stderr))
     started = time.perf_counter()
-    with torch.autocast(device, dtype=torch.float16 if precision == "fp16" else torch.bfloat16, enabled=precision != "fp32"):
+    with autocast(device, precision):
         result = evaluate(decoder, data.val_dataloader(), tokenizer.eos_id, data.text_bytes_per_token)
     report = {
         "checkpoint": arguments.ckpt,

@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm import errors
-from lm.checkpoint import point, read_tokenizer
+from lm.checkpoint import point, read_tokenizer, step_directories
 from lm.config import Loaded, load
 from lm.config_keys import help_text
 from lm.config_text import describe
-from lm.errors import ConfigError
+from lm.errors import ConfigError, NonFiniteError
+from lm.incidents import GoBack
 from lm.origin import Origin, find_origin, is_finished
 from lm.run import RunFolder
 from lm.schema import Config
+from lm.stopping import StopSignals
 
 if TYPE_CHECKING:
     from lm.session import Session
@@ -35,6 +37,9 @@ def main() -> None:
     loaded = load(arguments.config, overrides)
     if arguments.print_config:
         print(describe(loaded.config, loaded.origins), end="")
+    elif arguments.plan:
+        with StopSignals(speaks=True) as signals:
+            build_session(loaded.config, Origin(), None, signals, print).plan(print)
     else:
         train(loaded, arguments.resume, arguments.init_from)
 
@@ -53,36 +58,55 @@ def parser() -> argparse.ArgumentParser:
         help="continue a run: auto takes the newest whole checkpoint in checkpoint.directory, or starts one",
     )
     start.add_argument("--init-from", metavar="CKPT", help="start a new run from a checkpoint's weights")
+    result.add_argument("--plan", action="store_true", help="try one micro-batch and say what the run would take: memory, disk, time")
     result.add_argument("--print-config", action="store_true", help="print the effective configuration and where each value came from")
     return result
 
 
 def train(loaded: Loaded, resume: str | None, init_from: str | None) -> None:
-    """Claim the run's folder, find where to start, load what is heavy, and go."""
+    """Claim the run's folder and train in it, again from its newest checkpoint where `trainer.on_nonfinite` says so."""
     config, first = loaded.config, is_first_process()
     started = os.environ.get("WORLD_SIZE", str(config.trainer.devices))
     if started != str(config.trainer.devices):
         raise ConfigError(f"trainer.devices: the launcher started {started} processes, got {config.trainer.devices}; write {started}")
-    folder = Path(config.checkpoint.directory)
     say = print if first else lambda *_: None
-    run = RunFolder(folder) if first else None
+    run = RunFolder(config.checkpoint.directory) if first else None
+    errors.keep_tracebacks_in(Path(config.checkpoint.directory))
     try:
-        origin = find_origin(config, folder, resume, init_from, say)
-        if origin.resume is not None and is_finished(config, folder, origin.step):
-            if run is not None:
-                point(folder, "final.ckpt", origin.resume)  # a kill may have come just before that
-            more = "a larger budget (trainer.max_steps, max_tokens) or patience (early_stopping) lets it go on"
-            say(f"{folder} has finished its {origin.step:,} steps; {more}")
-            return
-        if origin.init_from is not None and origin.meta is not None and loaded.origins["tokenizer.name"] == "default":
-            config = config.with_tokenizer(origin.meta["tokenizer"]["name"])
-        build_session(config, origin, run, say).train()
+        with StopSignals(speaks=first) as signals:
+            while True:
+                try:
+                    return train_session(loaded, resume, init_from, run, signals, say)
+                except GoBack as back:
+                    if not step_directories(config.checkpoint.directory):
+                        raise NonFiniteError(
+                            f"{back}; but it has none yet: checkpoint.save_every is {config.checkpoint.save_every}"
+                        ) from None
+                    say(back)
+                    resume, init_from = "auto", None
     finally:
         if run is not None:
             run.close()
 
 
-def build_session(config: Config, origin: Origin, run: RunFolder | None, say: Callable[[str], None]) -> Session:
+def train_session(
+    loaded: Loaded, resume: str | None, init_from: str | None, run: RunFolder | None, signals: StopSignals, say: Callable[..., None]
+) -> None:
+    """Find where to start, load what is heavy, and go."""
+    config, folder = loaded.config, Path(loaded.config.checkpoint.directory)
+    origin = find_origin(config, folder, resume, init_from, say)
+    if origin.resume is not None and is_finished(config, folder, origin.step):
+        if run is not None:
+            point(folder, "final.ckpt", origin.resume)  # a kill may have come just before that
+        more = "a larger budget (trainer.max_steps, max_tokens) or patience (early_stopping) lets it go on"
+        say(f"{folder} has finished its {origin.step:,} steps; {more}")
+        return
+    if origin.init_from is not None and origin.meta is not None and loaded.origins["tokenizer.name"] == "default":
+        config = config.with_tokenizer(origin.meta["tokenizer"]["name"])
+    build_session(config, origin, run, signals, say).train()
+
+
+def build_session(config: Config, origin: Origin, run: RunFolder | None, signals: StopSignals, say: Callable[[str], None]) -> Session:
     """Everything heavy: torch and Lightning take seconds to import, and nothing before needs them."""
     from data import PackedDataModule
     from lm.session import Session
@@ -90,7 +114,7 @@ def build_session(config: Config, origin: Origin, run: RunFolder | None, say: Ca
 
     tokenizer = choose_tokenizer(config.tokenizer.name, origin)
     shape = config.with_vocabulary(tokenizer.vocab_size).model
-    return Session(config, tokenizer, PackedDataModule(config, tokenizer, say), lambda: Decoder(shape), origin, run)
+    return Session(config, tokenizer, PackedDataModule(config, tokenizer, say), lambda: Decoder(shape), origin, run, signals)
 
 
 def choose_tokenizer(name: str, origin: Origin) -> Tokenizer:

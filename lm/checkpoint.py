@@ -160,12 +160,13 @@ def newest_whole(folder: str | Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
-def write_checkpoint(path: Path, writers: Mapping[str, Callable[[Path], None]]) -> dict[str, Any]:
+def write_checkpoint(path: Path, writers: Mapping[str, Callable[[Path], None]], needed: int = 0) -> dict[str, Any]:
     """Write a checkpoint so that it is whole or absent; return its manifest.
 
     Args:
         path: the final name. If a checkpoint stands there already it is replaced.
         writers: file name -> function that writes that file at the path it is given.
+        needed: about how many bytes it takes, for the message about a disk that is full.
 
     Raises:
         CheckpointError: the disk refused; what was there before is untouched.
@@ -173,7 +174,7 @@ def write_checkpoint(path: Path, writers: Mapping[str, Callable[[Path], None]]) 
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     replaced = path.with_name(f".{path.name}.tmp-replaced")
     try:
-        with refusals(path):
+        with refusals(path, needed):
             temporary.mkdir(parents=True)
             files = {}
             for name, write in writers.items():

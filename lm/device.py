@@ -9,15 +9,17 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
-from lm.errors import ConfigError
+from lm.errors import ConfigError, UserError
 
 Device = Literal["cuda", "mps", "cpu"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 CPUINFO = Path("/proc/cpuinfo")
+MEMINFO = Path("/proc/meminfo")
 NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is ARM's name
 
 
@@ -90,6 +92,14 @@ def _cpu_has_bf16() -> bool:
     return not NATIVE_BF16.isdisjoint(words)
 
 
+def autocast(device: Device, precision: Precision) -> AbstractContextManager[object]:
+    """Compute matrix products in `precision` within the block."""
+    import torch
+
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device, dtype, enabled=precision != "fp32")
+
+
 def matmul_peak(device: Device, precision: Precision) -> float:
     """The FLOP/s that this machine reaches on square matrix products, measured in about 0.2 s: what MFU is a share of.
 
@@ -135,6 +145,36 @@ def peak_memory_mb(device: Device) -> float:
     import torch
 
     return (torch.cuda.max_memory_allocated() if device == "cuda" else torch.mps.driver_allocated_memory()) / 1e6
+
+
+def memory(device: Device) -> tuple[int, int] | tuple[None, None]:
+    """Bytes of memory that the device has, and that are free now; (None, None) where the machine does not say."""
+    if device == "cuda":
+        import torch
+
+        free, total = torch.cuda.mem_get_info()
+        return total, free
+    try:
+        fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
+        return tuple(int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))  # type: ignore[return-value]
+    except (OSError, ValueError, KeyError):
+        return None, None
+
+
+def smaller_micro_batch(rows: int, processes: int, rank: int, problem: str) -> int:
+    """How many rows to try at once where `rows` were too many for the memory.
+
+    Raises:
+        UserError: on several devices, where the others have exchanged a part of the step that cannot be taken back; or a single row is
+            too much.
+    """
+    if processes == 1 and rows > 1:
+        return rows // 2
+    finer = f"trainer.micro_batch_size: {rows // 2} (it is {rows} now; the step stays the same, only cut finer), or "
+    raise UserError(
+        f"out of memory on device {rank} with {rows} row{'s' * (rows > 1)} at once; write {finer if rows > 1 else ''}"
+        f"model.gradient_checkpointing: true, or a smaller data.sequence_length ({problem})"
+    )
 
 
 def flops_per_token(n_matmul_parameters: int, n_layers: int, context: int, d_model: int) -> int:

@@ -15,13 +15,13 @@ from lm.errors import CheckpointError
 
 
 @contextlib.contextmanager
-def refusals(path: Path) -> Iterator[None]:
-    """While `path` is written: what the disk refuses becomes a CheckpointError that says how much room there is."""
+def refusals(path: Path, needed: int = 0) -> Iterator[None]:
+    """While `path` is written: what the disk refuses becomes a CheckpointError that says how much room there is, and is `needed`."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise CheckpointError(f"{path} could not be written: {reason}{_room(path)}; what was saved before is untouched") from error
+        raise CheckpointError(f"{path} could not be written: {reason}{_room(path, needed)}; what was saved before is untouched") from error
 
 
 def sync(path: Path) -> None:
@@ -46,6 +46,19 @@ def replace(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def append(path: Path, line: str) -> None:
+    """Add a line to a text file, durably. Where a kill has cut the last one, this one is not glued to it."""
+    content = line.encode() + b"\n"
+    with refusals(path), path.open("a+b") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                content = b"\n" + content
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def fingerprint(path: Path) -> dict[str, Any]:
     """A file's size and hash: {"bytes", "sha256"}."""
     with path.open("rb") as file:
@@ -65,8 +78,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _room(path: Path) -> str:
+def require_room(folder: Path, size: int, situation: str) -> None:
+    """Raises CheckpointError where a folder's disk has not room for another `size` bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise CheckpointError(
+            f"{folder}: {situation}: the next checkpoint takes {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free; make room and go "
+            "on with --resume auto"
+        )
+
+
+def _room(path: Path, needed: int) -> str:
+    wanted = f"{needed / 1e6:,.1f} MB needed, " if needed else ""
     try:
-        return f" ({shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free)"
+        return f" ({wanted}{shutil.disk_usage(path.parent).free / 1e6:,.1f} MB free)"
     except OSError:
         return ""

@@ -28,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+_places: list[Path] = []
 DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -61,11 +62,15 @@ class CheckpointError(UserError):
     exit_code = 5
 
 
-class Stopped(UserError):
-    """A signal asked the run to stop; its work is saved. `exit_code` is 128 + the signal's number, as shells have it."""
+class Stopped(BaseException):
+    """A signal asked the run to stop. `exit_code` is 128 + the signal's number, as shells have it.
+
+    Not an Exception: it may come at any moment, and whoever lives with any error must not live with this one.
+    """
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number
 
 
@@ -74,7 +79,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
         sys.stdout.flush()  # while a failure can still be answered: at its own exit Python would complain and return 120
-    except UserError as error:
+    except (UserError, Stopped) as error:
         _leave(str(error), error.exit_code)
     except KeyboardInterrupt:
         _leave("stopped by Ctrl-C", 130)
@@ -84,14 +89,29 @@ def run(main: Callable[[], None]) -> None:
         _let_go_of_dead_output()
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Torch has a class for it on GPUs only; on a CPU it is a RuntimeError like many others."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in ("out of memory", "allocate memory"))
+
+
 def not_installed(error: ModuleNotFoundError) -> str:
     """The answer to the commonest first mistake: another Python than the one that `make setup` filled."""
     return f"{sys.executable} has no {error.name}: run `make setup` once, then `source .venv/bin/activate`"
 
 
+def keep_tracebacks_in(folder: Path) -> None:
+    """What goes wrong in this process from here on belongs to a run: tracebacks are written into its folder."""
+    _places.insert(0, folder)
+
+
 def write_traceback() -> Path:
-    """Write the current exception's traceback to a new file in the system's temporary folder."""
-    handle, name = tempfile.mkstemp(prefix="tiny-transformer-error-", suffix=".txt")
+    """Write the current exception's traceback to a new file: in the run's folder, else in the system's temporary one."""
+    for place in _places:
+        with contextlib.suppress(OSError):
+            handle, name = tempfile.mkstemp(prefix="error-", suffix=".txt", dir=place)
+            break
+    else:
+        handle, name = tempfile.mkstemp(prefix="tiny-transformer-error-", suffix=".txt")
     with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(traceback.format_exc())
     return Path(name)
@@ -103,7 +123,7 @@ def _unexpected(error: Exception) -> tuple[str, int]:
         return "", 141
     if isinstance(error, OSError) and error.errno in DISK_REFUSALS:
         return f"{error.filename or 'a file'} could not be written: {error.strerror}", CheckpointError.exit_code
-    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in ("out of memory", "allocate memory")):
+    if is_out_of_memory(error):
         summary = "out of memory; in training, a smaller trainer.micro_batch_size needs less"
     elif isinstance(error, ModuleNotFoundError):
         return not_installed(error), ConfigError.exit_code

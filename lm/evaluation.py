@@ -48,20 +48,29 @@ def evaluate(decoder: nn.Module, batches: Iterable[dict[str, Any]], eos_id: int,
 
     Returns:
         The same numbers on every process. The decoder is left in the mode it came in.
+
+    Raises:
+        Exception: whatever went wrong on this process; RuntimeError where it did so on another.
     """
     device = next(decoder.parameters()).device
-    totals = torch.zeros(4, dtype=torch.float64)  # nats, tokens, nats of text, tokens of text
+    totals = torch.zeros(5, dtype=torch.float64)  # nats, tokens, nats of text, tokens of text, processes that failed
+    failure: Exception | None = None
     training = decoder.training
     decoder.eval()
     try:
         for batch in batches:
-            totals += _sums(decoder, {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}, eos_id)
+            totals[:4] += _sums(decoder, {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}, eos_id)
+    except Exception as error:
+        failure = error  # the other processes wait for this one's share, and are told
+        totals[4] = 1
     finally:
         decoder.train(training)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         totals = totals.to(device) if device.type == "cuda" else totals
         torch.distributed.all_reduce(totals)
-    nats, tokens, text_nats, text_tokens = totals.tolist()
+    nats, tokens, text_nats, text_tokens, failed = totals.tolist()
+    if failed:
+        raise failure or RuntimeError("another process could not score its share")
     return Evaluation(
         loss=nats / tokens if tokens else math.nan,
         bits_per_byte=text_nats / math.log(2) / (text_tokens * bytes_per_token) if text_tokens else math.nan,

@@ -5,14 +5,12 @@ A checkpoint is on the disk before anything else is done with its weights: an ev
 
 from __future__ import annotations
 
-import os
-import signal
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 import torch
@@ -20,15 +18,17 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from lm.checkpoint import point, read_manifest, retain, step_name, write_checkpoint, write_json
-from lm.errors import UserError
+from lm.disk import require_room
+from lm.errors import Stopped, UserError, write_traceback
 from lm.evaluation import Evaluation
 from lm.logbook import Logbook
 from lm.progress import Progress
 from lm.run import Evaluated, RunFolder, validations_without_progress
 from lm.schema import Config
+from lm.stopping import StopSignals
 from lm.training import LanguageModel
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Record:
     logbook: Logbook
     meta: dict[str, Any]  # the part of meta.json that stays the same
     tokenizer_definition: str
+    checkpoint_bytes: int  # what one takes on the disk
 
 
 class Milestones(Callback):
@@ -46,8 +47,9 @@ class Milestones(Callback):
 
     Args:
         config: the run's configuration.
-        score: scores a decoder on the validation text; called on every process at once.
+        score: scores a decoder on the validation text, or gives up when the second argument says so; called on every process at once.
         write: lets a decoder write a sample, or returns None; called on the first process.
+        signals: what has asked this process to stop.
         progress: the display.
         record: None on all processes but the first.
 
@@ -59,39 +61,45 @@ class Milestones(Callback):
     def __init__(
         self,
         config: Config,
-        score: Callable[[nn.Module], Evaluation],
+        score: Callable[[nn.Module, Callable[[], bool]], Evaluation],
         write: Callable[[nn.Module], str | None],
+        signals: StopSignals,
         progress: Progress,
         record: Record | None,
     ):
         self.config = config
         self.score = score
         self.write = write
+        self.signals = signals
         self.progress = progress
         self.record = record
         self.signal = 0
         self.finished = False
-        self._requested = 0  # by a signal that this process got; `signal` is what all processes have agreed on
+        self._saved = -1  # the step of the newest checkpoint that this session wrote
         self._deadline = time.monotonic() + 60 * config.trainer.max_minutes if config.trainer.max_minutes else None
-        self._first_handlers: dict[int, Any] = {}
-        self._handlers: dict[int, Any] = {}
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Take over the signals, compile, and validate where the run starts, unless a resumed one has that result already."""
+        """Compile, and validate where the run starts, unless a resumed one has that result already."""
         assert isinstance(pl_module, LanguageModel)
-        self._first_handlers = self._take_signals()
+        pl_module.incidents.recall(trainer.strategy.broadcast)
         pl_module.compile_decoder()
         step = pl_module.step
+        self._saved = step  # where it comes from is on the disk, or it is step 0
         due = step % self.config.trainer.validate_every == 0 or step == self.config.max_steps
         known = self.record is not None and any(line.step == step for line in self.record.folder.evaluations())
         if due and not trainer.strategy.broadcast(known):
             self._validate(trainer, pl_module)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Take the signals over again, because Lightning puts its own handlers in place after on_fit_start."""
-        self._handlers = self._take_signals()
+        """Take the signals over again: Lightning has put its own handlers in place after on_fit_start."""
+        self.signals.take()
+        self.signals.sheltered = trainer.world_size > 1  # several processes must agree to stop, which they do after a step
         if self.record is not None:
             self.record.logbook.stopwatch.go()
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int) -> None:
+        """A step is done whole."""
+        self.signals.sheltered = True
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -109,22 +117,26 @@ class Milestones(Callback):
         if figures is not None:
             self._on_first(trainer, lambda record: record.logbook.training(step, *figures))
         if last or stopping or validating or step % self.config.checkpoint.save_every == 0:
-            self._on_first(trainer, lambda record: self._write_checkpoint(record, pl_module))
+            self._save(trainer, pl_module)
         if validating and not stopping:  # what a stop leaves out, the resumed run does first
             self._validate(trainer, pl_module)
-        trainer.should_stop = stopping or (validating and self._patience_is_over(trainer))
+        trainer.should_stop = stopping or bool(self.signal) or (validating and self._patience_is_over(trainer))
         self.progress.advance(step)
         if self.record is not None:
             self.record.logbook.stopwatch.go()
+        if trainer.world_size == 1 and not trainer.should_stop:
+            self.signals.leave_shelter()
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Give the signals back to Lightning, which gives them back to us."""
-        _restore(self._handlers)
+    def on_exception(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException) -> None:
+        """A signal that came while the run waited for data: the last step is done, and may not be on the disk yet."""
+        assert isinstance(pl_module, LanguageModel)
+        if isinstance(exception, Stopped) and trainer.world_size == 1 and pl_module.step > self._saved >= 0:
+            self.signals.sheltered = True
+            self._save(trainer, pl_module)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Give the end its name."""
         assert isinstance(pl_module, LanguageModel)
-        _restore(self._first_handlers)
         # After a signal the last validation is still to be done: the resumed run does that, and then it is finished.
         self.finished = not self.signal and (pl_module.step == self.config.max_steps or self._patience_is_over(trainer))
         if self.record is not None:
@@ -146,14 +158,18 @@ class Milestones(Callback):
         if problem := trainer.strategy.broadcast(problem):
             raise problem
 
+    def _save(self, trainer: lightning.Trainer, module: LanguageModel) -> None:
+        self._on_first(trainer, lambda record: self._write_checkpoint(record, module))
+        self._saved = module.step
+
     def _write_checkpoint(self, record: Record, module: LanguageModel) -> None:
-        step = module.step
+        step, loss = module.step, module.loss.item()
         meta = record.meta | {
             "step": step,
             "epoch": step * record.meta["epochs_per_step"],
             "tokens": step * self.config.tokens_per_step,
             "seconds": record.logbook.stopwatch.seconds,
-            "train_loss": module.loss.item(),
+            "train_loss": loss if math.isfinite(loss) else None,  # None: the step was left out
             "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         writers = module.writers() | {
@@ -161,16 +177,25 @@ class Milestones(Callback):
             "meta.json": lambda path: write_json(path, meta),
         }
         folder = record.folder.path
-        write_checkpoint(folder / step_name(step), writers)
+        write_checkpoint(folder / step_name(step), writers, record.checkpoint_bytes)
         point(folder, "last.ckpt", folder / step_name(step))
         retain(folder, self.config.checkpoint.keep)
+        if step < self.config.max_steps:
+            require_room(folder, record.checkpoint_bytes, f"saved at step {step:,}, and stopped before the disk is full")
 
     def _validate(self, trainer: lightning.Trainer, module: LanguageModel) -> None:
+        """Score the weights and let them write; what fails in that is said, and the run goes on without. A signal cuts it short."""
+        alone = trainer.world_size == 1  # several processes score to the end, or some would wait for the others' share
         started = time.perf_counter()
         with module.averaged() as decoder, trainer.precision_plugin.forward_context():
-            result = self.score(decoder)
-            sample = self._sample(decoder) if self.record is not None else None
+            result = self._attempt("validation", lambda: self.score(decoder, lambda: alone and bool(self.signals.requested)))
+            if alone and self.signals.requested:
+                self.signal = self.signals.requested
+                return
+            sample = self._attempt("the sample", lambda: self.write(decoder)) if self.record is not None else None
         seconds = time.perf_counter() - started
+        if result is None:
+            return
 
         def record_result(record: Record) -> None:
             checkpoint = record.folder.path / step_name(module.step)
@@ -181,11 +206,12 @@ class Milestones(Callback):
 
         self._on_first(trainer, record_result)
 
-    def _sample(self, decoder: nn.Module) -> str | None:
+    def _attempt(self, what: str, action: Callable[[], Result]) -> Result | None:
         try:
-            return self.write(decoder)
-        except UserError as error:
-            self.progress.say(f"no sample: {error}")
+            return action()
+        except Exception as error:  # an evaluation is not worth a run, whatever goes wrong in it
+            problem = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.progress.say(f"{what} failed, and the run goes on without: {problem} (the traceback is in {write_traceback()})")
             return None
 
     def _patience_is_over(self, trainer: lightning.Trainer) -> bool:
@@ -199,25 +225,9 @@ class Milestones(Callback):
     def _must_stop(self, trainer: lightning.Trainer) -> bool:
         """A signal or the time limit, on any process; all of them stop after the same step."""
         out_of_time = self._deadline is not None and time.monotonic() >= self._deadline
-        self.signal = self._requested
+        self.signal = self.signals.requested
         if trainer.world_size > 1:
-            wishes = torch.tensor([self._requested, int(out_of_time)], device=trainer.strategy.root_device)
+            wishes = torch.tensor([self.signal, int(out_of_time)], device=trainer.strategy.root_device)
             torch.distributed.all_reduce(wishes, op=torch.distributed.ReduceOp.MAX)
             self.signal, out_of_time = int(wishes[0]), bool(wishes[1])
         return bool(self.signal) or out_of_time
-
-    def _take_signals(self) -> dict[int, Any]:
-        return {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._requested and number == signal.SIGINT:
-            os._exit(128 + number)  # a second Ctrl-C means now; the checkpoints on the disk are whole at every moment
-        self._requested = number
-        if self.record is not None:
-            # Through os.write: what is interrupted here may be a print, which must not be entered again.
-            os.write(2, f"\n{signal.Signals(number).name}: finishing this step and saving (Ctrl-C again stops at once)\n".encode())
-
-
-def _restore(handlers: dict[int, Any]) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)

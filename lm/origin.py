@@ -28,7 +28,7 @@ HARMLESS = (
     "data.source.files",  # wherever they lie: the text itself is compared, by its hash (machine_changes)
     "data.validation.files",
     "model.gradient_checkpointing",
-    *(f"trainer.{key}" for key in ("max_minutes", "validate_every", "early_stopping")),
+    *(f"trainer.{key}" for key in ("max_epochs", "max_minutes", "validate_every", "early_stopping", "on_nonfinite", "nonfinite_limit")),
 )
 # What may change and changes the result, if only in the last bits. Anything that is in neither list makes it another run.
 INEXACT = (

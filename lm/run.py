@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lm.checkpoint import point, pointed, read_manifest, step_directories, step_of, sweep
-from lm.disk import refusals, replace
+from lm.disk import append, refusals, replace
 from lm.errors import CheckpointError, ConfigError
 
 NAMES = ("best.ckpt", "last.ckpt", "final.ckpt")
@@ -130,15 +130,7 @@ class RunFolder:
 
     def record(self, evaluated: Evaluated) -> None:
         """Append a validation's result, durably, and let best.ckpt follow it. Raises CheckpointError."""
-        path, line = self.path / "evaluations.jsonl", _line(evaluated).encode()
-        with refusals(path), path.open("a+b") as file:
-            if file.tell() > 0:
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # the last line was cut by a kill: this one must not be glued to it
-                    line = b"\n" + line
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path / "evaluations.jsonl", _line(evaluated))
         self.point_to_best()
 
     def point_to_best(self) -> None:
@@ -187,15 +179,13 @@ def validations_without_progress(lines: list[Evaluated]) -> int:
 
 
 def _write_evaluations(folder: Path, lines: Iterable[Evaluated]) -> None:
-    replace(folder / "evaluations.jsonl", "".join(map(_line, lines)))
+    replace(folder / "evaluations.jsonl", "".join(_line(line) + "\n" for line in lines))
 
 
 def _line(evaluated: Evaluated) -> str:
     """Strict JSON, which has no NaN and no infinity: they become null."""
     values = asdict(evaluated)
-    return (
-        json.dumps({key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}) + "\n"
-    )
+    return json.dumps({key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()})
 
 
 def _first_free(path: Path) -> Path:

@@ -6,11 +6,9 @@ Pretraining and fine-tuning differ in what they hand in: data, a function that b
 from __future__ import annotations
 
 import functools
-import importlib.metadata
+import itertools
 import logging
 import os
-import platform
-import signal
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,39 +18,45 @@ from typing import Any, Protocol
 import lightning
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
-from lm.checkpoint import FORMAT
 from lm.config_text import to_yaml
 from lm.continuation import write
 from lm.curves import draw, summary
-from lm.device import Device, Precision, check_devices, choose_device, choose_precision, flops_per_token, matmul_peak
+from lm.device import Device, Precision, autocast, check_devices, choose_device, choose_precision, flops_per_token, matmul_peak
 from lm.disk import replace
-from lm.errors import Stopped, UserError
 from lm.evaluation import Evaluation, evaluate
+from lm.forecast import Forecast, try_out
+from lm.incidents import Incidents
+from lm.lineage import lasting_meta
 from lm.logbook import Logbook, StepWork
 from lm.milestones import Milestones, Record
+from lm.optim import make_optimizer
 from lm.origin import Origin, machine_changes, make_room
 from lm.progress import Progress
 from lm.prompt import open_prompt
 from lm.run import RunFolder
 from lm.sampling import Sampling
 from lm.schema import Config
+from lm.stopping import StopSignals, stopped
 from lm.tokenizer import Tokenizer
 from lm.training import LanguageModel
 
 LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "safetensors", "numpy")
 
 
 class Data(Protocol):
-    """What a session asks of a LightningDataModule beyond its training loader."""
+    """What a session asks of a LightningDataModule."""
 
     start_step: int
     epochs_per_step: float
     sha256: str
     text_bytes_per_token: float
 
-    def val_dataloader(self) -> Iterable[dict[str, Any]]:
+    def train_dataloader(self) -> Iterable[dict[str, Any]]:
+        """An item for each step from `start_step` on."""
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Batches of the validation split, the same every time."""
 
 
@@ -67,6 +71,7 @@ class Session:
         make_decoder: builds the decoder on the CPU from torch's global random state.
         origin: where the weights come from.
         run: the locked folder; None on all processes but the first.
+        signals: what asks this process to stop.
     """
 
     config: Config
@@ -75,31 +80,59 @@ class Session:
     make_decoder: Callable[[], nn.Module]
     origin: Origin
     run: RunFolder | None
+    signals: StopSignals
 
     def train(self) -> None:
         """Go on until the budget, early stopping, the time limit or a signal ends it.
 
         Raises:
             Stopped: a signal ended it; everything is saved.
+            GoBack: the run is to go on from its newest checkpoint, in another session.
         """
         _quieten_lightning()
         self._prepare_torch()
         self.data.start_step = self.origin.step
-        module = LanguageModel(
-            self.config, self.make_decoder, self.precision, self.progress.say, resume=self.origin.resume, init_from=self.origin.init_from
-        )
+        module = self._language_model()
         module.configure_model()
         record = self._open_record(self.run, module.decoder) if self.run is not None else None
-        milestones = Milestones(self.config, self._score, self._write_sample, self.progress, record)
+        milestones = Milestones(self.config, self._score, self._write_sample, self.signals, self.progress, record)
         self._trainer(milestones).fit(module, datamodule=self.data)
         if milestones.finished:
             self._farewell()
         elif milestones.signal:
-            name = signal.Signals(milestones.signal).name
-            raise Stopped(f"stopped by {name} after step {module.step:,}, saved; go on with --resume auto", milestones.signal)
+            raise stopped(milestones.signal, f" after step {module.step:,}, saved")
         else:
             minutes = self.config.trainer.max_minutes
             self.progress.say(f"the time limit of {minutes:g} minutes is reached: saved at step {module.step:,}; go on with --resume auto")
+
+    def plan(self, say: Callable[[str], None]) -> None:
+        """Say what `train` would take, after one micro-batch on the device; nothing is written but the token cache.
+
+        Raises:
+            UserError: it could not end well.
+        """
+        _quieten_lightning()
+        self._prepare_torch()
+        decoder = self.make_decoder().to(self.device)
+        folder = Path(self.config.checkpoint.directory).absolute()
+        folder = next(place for place in (folder, *folder.parents) if place.exists())
+        forecast = self._forecast(decoder)
+        for line in forecast.lines(folder):
+            say(line)
+        forecast.check(folder)
+        batch = next(iter(self.data.train_dataloader()))
+        rows = tuple(batch[name][0].to(self.device) for name in ("input_ids", "labels", "document_ids") if name in batch)
+        optimizer = make_optimizer(decoder, self.config.optimizer, self.precision)
+        trial = try_out(decoder, optimizer, rows, functools.partial(autocast, self.device, self.precision))
+        validation_tokens = len(self.data.val_dataloader()) * self.config.trainer.micro_batch * self.config.row_length
+        for line in forecast.measured(trial, validation_tokens):
+            say(line)
+
+    def _language_model(self) -> LanguageModel:
+        folder, trainer, say = self.run.path if self.run is not None else None, self.config.trainer, self.progress.say
+        incidents = Incidents(folder, self.tokenizer.decode, trainer.on_nonfinite, trainer.nonfinite_limit, say)
+        resume, init_from = self.origin.resume, self.origin.init_from
+        return LanguageModel(self.config, self.make_decoder, self.precision, say, incidents, resume=resume, init_from=init_from)
 
     def _prepare_torch(self) -> None:
         trainer = self.config.trainer
@@ -150,58 +183,31 @@ class Session:
 
     def _open_record(self, run: RunFolder, decoder: Any) -> Record:
         """Make room in the run's folder, now that nothing stands against the run any more, and open its books."""
-        config, shape, meta = self.config, decoder.config, self._lasting_meta(decoder)
+        config, shape = self.config, decoder.config
+        meta = lasting_meta(config, decoder, self.tokenizer, self.data, self.origin.parent, self.device, self.precision)
+        forecast = self._forecast(decoder)
+        forecast.check(run.path)
         if self.origin.resume is not None and self.origin.meta is not None:
             for line in machine_changes(self.origin.meta, meta, self.origin.resume):
                 self.progress.say(line)
         if moved := make_room(run, self.origin):
             self.progress.say(moved)
         replace(run.path / "config.yaml", to_yaml(config))
-        self.progress.say(self._headline(meta["n_parameters"]))
+        for line in forecast.lines(run.path):
+            self.progress.say(line)
         flops = config.tokens_per_step * flops_per_token(decoder.n_matmul_parameters(), shape.n_layers, config.row_length, shape.d_model)
         work = StepWork(tokens=config.tokens_per_step, epochs=self.data.epochs_per_step, flops=flops)
         peak = matmul_peak(self.device, self.precision) * (config.trainer.devices if self.device == "cuda" else 1)  # CPUs are shared
         origin, tensorboard = self.origin, config.logging.tensorboard
         logbook = Logbook(run.path, origin.step, origin.seconds, work, peak, self.device, self.progress, tensorboard)
-        return Record(run, logbook, meta, self.tokenizer.definition)
+        return Record(run, logbook, meta, self.tokenizer.definition, forecast.footprint.checkpoint)
 
-    def _lasting_meta(self, decoder: Any) -> dict[str, Any]:
-        """The part of meta.json that stays the same through the session."""
-        tokenizer = self.tokenizer
-        return {
-            "format": FORMAT,
-            "n_parameters": decoder.n_parameters(),
-            "model": decoder.config.model_dump(mode="json"),
-            "tokenizer": {
-                "name": tokenizer.name,
-                "sha256": tokenizer.sha256,
-                "vocab_size": tokenizer.vocab_size,
-                "eos_id": tokenizer.eos_id,
-                "pad_id": tokenizer.pad_id,
-            },
-            "config": self.config.model_dump(mode="json"),
-            "data_sha256": self.data.sha256,
-            "parent": self.origin.parent,
-            "epochs_per_step": self.data.epochs_per_step,
-            "precision": self.precision,
-            "device": self.device,
-            "threads": torch.get_num_threads(),
-            "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
-        }
+    def _forecast(self, decoder: nn.Module) -> Forecast:
+        return Forecast(self.config, decoder, self.device, self.precision, self.data.epochs_per_step, self.origin.step)
 
-    def _headline(self, n_parameters: int) -> str:
-        config, trainer = self.config, self.config.trainer
-        tokens = config.max_steps * config.tokens_per_step
-        split = f", as {trainer.accumulation} x {trainer.micro_batch} rows" if trainer.accumulation > 1 else ""
-        split += f" on each of {trainer.devices} devices" if trainer.devices > 1 else ""
-        return (
-            f"model: {n_parameters:,} parameters, {self.precision} on {self.device}\n"
-            f"run: {config.max_steps:,} steps of {trainer.batch_size} rows of {config.row_length} tokens{split}: {tokens:,} tokens, "
-            f"{config.max_steps * self.data.epochs_per_step:.2f} passes over the data, {tokens / n_parameters:.1f} tokens a parameter"
-        )
-
-    def _score(self, decoder: nn.Module) -> Evaluation:
-        return evaluate(decoder, self.data.val_dataloader(), self.tokenizer.eos_id, self.data.text_bytes_per_token)
+    def _score(self, decoder: nn.Module, enough: Callable[[], bool]) -> Evaluation:
+        batches = itertools.takewhile(lambda _: not enough(), self.data.val_dataloader())
+        return evaluate(decoder, batches, self.tokenizer.eos_id, self.data.text_bytes_per_token)
 
     def _write_sample(self, decoder: nn.Module) -> str | None:
         """Always from the same random numbers, so that the samples of a run show the weights' progress and nothing else."""
@@ -222,7 +228,7 @@ class Session:
         try:
             self.progress.say(summary(folder))
             draw([folder], folder / "curves.png")
-        except (UserError, OSError, ValueError) as error:
+        except Exception as error:
             self.progress.say(f"curves.png could not be drawn: {error}")
         self.progress.say(f"done: {folder}/ holds final.ckpt, best.ckpt, metrics.csv and curves.png")
 

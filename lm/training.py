@@ -10,24 +10,29 @@ The module is handed a function that builds the decoder, and does not know what 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from lm.compilation import compile_in_place
+from lm.device import smaller_micro_batch
 from lm.ema import WeightAverage
-from lm.errors import CheckpointError, NonFiniteError
+from lm.errors import NonFiniteError, is_out_of_memory
+from lm.incidents import Incidents, SpikeWatch
 from lm.loss import count_targets
 from lm.optim import make_optimizer
 from lm.randomness import fold, seed_all
 from lm.schedule import learning_rate
 from lm.schema import Config
-from lm.weights import read_weights, write_weights
+from lm.train_state import load_into, restore, tensor_writers
 
 
 class LanguageModel(lightning.LightningModule):
@@ -38,7 +43,7 @@ class LanguageModel(lightning.LightningModule):
         loss: the last step's loss in nats per token, on the device.
         grad_norm: the last step's global gradient norm before clipping, on the device.
         used_learning_rate: the last step's learning rate.
-        skipped_steps: updates that the fp16 scaler skipped in this session.
+        incidents: what went wrong so far.
         average: the averaged weights, or None where `optimizer.ema_decay` is 0.
     """
 
@@ -48,6 +53,7 @@ class LanguageModel(lightning.LightningModule):
         make_decoder: Callable[[], nn.Module],
         precision: str,
         say: Callable[[str], None],
+        incidents: Incidents,
         resume: Path | None = None,
         init_from: Path | None = None,
     ):
@@ -57,9 +63,11 @@ class LanguageModel(lightning.LightningModule):
         self.precision = precision
         self.step = 0
         self.average: WeightAverage | None = None
-        self.loss = self.grad_norm = torch.tensor(float("nan"))
+        self.loss = self.grad_norm = torch.tensor(math.nan)
         self.used_learning_rate = 0.0
-        self.skipped_steps = 0
+        self.incidents = incidents
+        self.spikes = SpikeWatch()
+        self._rows_at_once = config.trainer.micro_batch
         self._make_decoder = make_decoder
         self._say = say
         self._resume = resume
@@ -72,9 +80,9 @@ class LanguageModel(lightning.LightningModule):
         seed_all(fold(self.config.trainer.seed))
         self.decoder = self._make_decoder()
         if self._init_from is not None:
-            self._load(self._init_from, averaged=True)
+            load_into(self.decoder, self._init_from, averaged=True)
         if self._resume is not None:
-            self._load(self._resume, averaged=False)
+            load_into(self.decoder, self._resume, averaged=False)
 
     def configure_optimizers(self) -> Optimizer:
         """The configured optimiser, in the state in which the run left it. The decoder is on its device by now."""
@@ -86,53 +94,87 @@ class LanguageModel(lightning.LightningModule):
         return optimizer
 
     def compile_decoder(self) -> None:
-        """Compile the decoder if that is wanted, and try it out at once: where it cannot be compiled the run goes on without."""
+        """Compile the decoder if that is wanted."""
         wanted = self.config.trainer.compile
-        if wanted == "off" or (wanted == "auto" and self.device.type != "cuda"):
-            return
-        self.decoder.compile()  # in place; torch.compile(module) would prefix every weight's name with _orig_mod.
-        ids = torch.zeros(self.config.trainer.micro_batch, self.config.row_length, dtype=torch.int64, device=self.device)
-        documents = ids if self.config.data.document_mask else None
-        try:
-            with self.trainer.precision_plugin.forward_context():
-                self.decoder.train()(ids, ids, documents).sum().backward()
-                with torch.no_grad():
-                    self.decoder.eval()(ids, ids, documents)
-        except Exception as error:  # whatever the compiler, its back end or a missing C compiler come up with
-            self.decoder._compiled_call_impl = None
-            self._say(f"torch.compile failed, so the model runs uncompiled: {type(error).__name__}: {str(error).splitlines()[0]}")
-        self.decoder.train().zero_grad()
+        if wanted == "on" or (wanted == "auto" and self.device.type == "cuda"):
+            ids = torch.zeros(self.config.trainer.micro_batch, self.config.row_length, dtype=torch.int64, device=self.device)
+            documents = ids if self.config.data.document_mask else None
+            compile_in_place(self.decoder, (ids, ids, documents), self.trainer.precision_plugin.forward_context, self._say)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """One optimiser step.
 
         `batch` holds `step` and the tensors `input_ids`, `labels` and perhaps `document_ids`, each (micro-batches, B, T).
+
+        Raises:
+            NonFiniteError: the loss or a gradient is NaN or infinite; the update was not made.
+            GoBack: the same, where the configuration wants to go back to the newest checkpoint.
+            UserError: out of memory, and smaller micro-batches cannot help.
         """
         assert batch["step"] == self.step, f"the loader is at step {batch['step']}, the model at {self.step}"
-        optimizer = self.optimizers()
         self.used_learning_rate = learning_rate(self.step, self.config.max_steps, self.config.optimizer)
+        optimizer = self.optimizers()
         for group in optimizer.param_groups:
             group["lr"] = self.used_learning_rate
+        if self.step in self.incidents.skipped:
+            self.loss = self.grad_norm = torch.tensor(math.nan)
+        else:
+            self.loss = self._backward(batch)
+            self._update(optimizer, batch)
+        self.step += 1
+
+    def _backward(self, batch: dict[str, Any]) -> Tensor:
+        """Fill the gradients; where memory does not suffice, do it again with half the rows at a time. Returns the loss."""
+        while True:
+            try:
+                return self._accumulate(batch)
+            except (RuntimeError, MemoryError) as error:  # torch has a class of its own for GPUs only
+                if not is_out_of_memory(error):
+                    raise
+                problem = str(error).partition("\n")[0]
+            # Out here, where the error no longer holds on to the tensors of the failed attempt.
+            self._rows_at_once = smaller_micro_batch(self._rows_at_once, self.trainer.world_size, self.global_rank, problem)
+            self.decoder.zero_grad()
+            self.incidents.note(
+                self.step, "memory", f"out of memory, so it is done again with {self._rows_at_once} of its rows at once ({problem})"
+            )
+
+    def _accumulate(self, batch: dict[str, Any]) -> Tensor:
         # Summed over processes before the first backward pass. max(1): a step without a target has loss 0 and zero gradients, never NaN.
         targets = self._summed(count_targets(batch["labels"])).clamp(min=1)
         micro_batches, total = len(batch["labels"]), torch.zeros((), device=self.device)
         for micro in range(micro_batches):
             seed_all(fold(self.config.trainer.seed, self.step, micro * self.trainer.world_size + self.global_rank))
-            documents = batch["document_ids"][micro] if "document_ids" in batch else None
+            names = [name for name in ("input_ids", "labels", "document_ids") if name in batch]
+            parts = zip(*(batch[name][micro].split(self._rows_at_once) for name in names), strict=True)
             with self._no_sync_unless(micro == micro_batches - 1):
-                loss = self.decoder(batch["input_ids"][micro], batch["labels"][micro], documents).sum()
-                # DDP averages gradients over processes; times the world size, the average of sums is the sum.
-                self.manual_backward(loss * (self.trainer.world_size / targets))
-            total += loss.detach()
-        self.loss = self._summed(total) / targets
+                for part in parts:
+                    loss = self.decoder(*part).sum()
+                    # DDP averages gradients over processes; times the world size, the average of sums is the sum.
+                    self.manual_backward(loss * (self.trainer.world_size / targets))
+                    total += loss.detach()
+        return self._summed(total) / targets
+
+    def _update(self, optimizer: LightningOptimizer, batch: dict[str, Any]) -> None:
+        """Let the optimiser and the averages follow the gradients, or give the step up."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # fp16 has one
         scale = scaler.get_scale() if scaler is not None else 0.0
-        optimizer.step()
-        skipped = scaler is not None and self._watch_scale(scale, scaler.get_scale())
+        try:
+            optimizer.step()
+        except NonFiniteError as error:
+            self.incidents.give_up(self.step, str(error), self._facts(), self._rows(batch["input_ids"]), self._rows(batch["labels"]))
+            self.loss = self.grad_norm = torch.tensor(math.nan)
+            if scaler is not None:
+                scaler.update()  # it must not wait for the rest of a step that ends here
+        else:
+            if scaler is not None and scaler.get_scale() < scale:
+                now = f"scale now {scaler.get_scale():g}"
+                self.incidents.note(self.step, "overflow", f"fp16 gradients overflowed, so the scaler skipped the update; {now}")
+            elif self.average is not None:
+                self.average.update(self.decoder)
+            if spike := self.spikes.take(self.loss.item()):
+                self.incidents.note(self.step, "spike", spike)
         optimizer.zero_grad()
-        if self.average is not None and not skipped:
-            self.average.update(self.decoder)
-        self.step += 1
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Refuse an update that would destroy the weights, and clip the others. Gradients are complete and unscaled here.
@@ -146,27 +188,23 @@ class LanguageModel(lightning.LightningModule):
         decisive = self.loss if self.precision == "fp16" else self.loss + self.grad_norm
         if not torch.isfinite(decisive):
             raise NonFiniteError(
-                f"step {self.step + 1}: loss {self.loss.item():.4g}, gradient norm {self.grad_norm.item():.4g}, learning rate "
-                f"{self.used_learning_rate:.3g}: not finite, so the update was not made; the weights of step {self.step} are intact. "
-                "Most often optimizer.lr is too high or optimizer.warmup_steps too few; checkpoints so far are kept"
+                f"loss {self.loss.item():.4g}, gradient norm {self.grad_norm.item():.4g}, learning rate {self.used_learning_rate:.3g}: "
+                "not finite"
             )
         if self.config.optimizer.grad_clip:
             nn.utils.clip_grads_with_norm_(parameters, self.config.optimizer.grad_clip, self.grad_norm)
 
-    def _watch_scale(self, before: float, after: float) -> bool:
-        """Whether the fp16 scaler skipped the update, which it does and halves its scale where gradients overflowed. Says so.
+    def _facts(self) -> dict[str, Any]:
+        """What there is to say about a step that went wrong."""
+        norms = {name: weight.grad.norm().item() for name, weight in self.decoder.named_parameters() if weight.grad is not None}
+        loss, total = self.loss.item(), self.grad_norm.item()
+        return {"step": self.step + 1, "loss": loss, "learning_rate": self.used_learning_rate, "grad_norm": total, "grad_norms": norms}
 
-        Raises:
-            NonFiniteError: it has halved it so often that no scale will help.
-        """
-        if after < before:
-            self.skipped_steps += 1
-            self._say(f"step {self.step + 1}: fp16 gradients overflowed, update skipped ({self.skipped_steps} so far), scale now {after:g}")
-        if after < 1:
-            raise NonFiniteError(
-                f"step {self.step + 1}: fp16 gradients overflow at every scale; lower optimizer.lr, or write --trainer.precision fp32"
-            )
-        return after < before
+    def _rows(self, tensor: Tensor) -> list[list[int]]:
+        """The rows of (A, B, T) of all processes, in the order of the plan."""
+        everywhere: Tensor = self.all_gather(tensor)  # (processes, A, B, T), or as it was
+        rows: list[list[int]] = (everywhere.transpose(0, 1) if self.trainer.world_size > 1 else everywhere).flatten(0, -2).tolist()
+        return rows
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -176,42 +214,17 @@ class LanguageModel(lightning.LightningModule):
 
     def writers(self) -> dict[str, Callable[[Path], None]]:
         """The checkpoint's tensor files: name -> function that writes it."""
-        files: dict[str, Callable[[Path], None]] = {
-            "model.safetensors": lambda path: write_weights(path, dict(self.decoder.named_parameters())),
-            "train_state.pt": lambda path: torch.save(self._train_state(), path),
-        }
-        if self.average is not None:
-            weights = self.average.weights
-            files["ema.safetensors"] = lambda path: write_weights(path, weights)
-        return files
-
-    def _train_state(self) -> dict[str, Any]:
-        state = {"step": self.step, "optimizer": self.optimizers(use_pl_optimizer=False).state_dict()}
+        state = {"step": self.step, "recent_losses": list(self.spikes.recent)}
         if scaler := self.trainer.precision_plugin.state_dict():
             state["scaler"] = scaler
-        return state
-
-    def _load(self, folder: Path, averaged: bool) -> None:
-        weights = read_weights(folder, dict(self.decoder.named_parameters()), averaged)
-        with torch.no_grad():
-            for name, parameter in self.decoder.named_parameters():
-                parameter.copy_(weights[name])
+        return tensor_writers(self.decoder, self.optimizers(use_pl_optimizer=False), self.average, state)
 
     def _restore(self, optimizer: Optimizer, folder: Path) -> None:
-        file = folder / "train_state.pt"
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-            for saved, group in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
-                # The configuration decides, not what it said when the run was saved.
-                saved.update({key: value for key, value in group.items() if key != "params"})
-            optimizer.load_state_dict(state["optimizer"])
-            self.step = state["step"]
-            if "scaler" in state:
-                self.trainer.precision_plugin.load_state_dict(state["scaler"])
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, AttributeError) as error:
-            raise CheckpointError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
-        if self.average is not None and (folder / "ema.safetensors").exists():
-            self.average.load(read_weights(folder, dict(self.decoder.named_parameters()), averaged=True))
+        state = restore(optimizer, self.average, folder)
+        self.step = state["step"]
+        self.spikes = SpikeWatch(state["recent_losses"])
+        if "scaler" in state:
+            self.trainer.precision_plugin.load_state_dict(state["scaler"])
 
     def _summed(self, value: Tensor) -> Tensor:
         """Added up over processes."""

@@ -12,6 +12,7 @@ import lightning
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lm.incidents import Incidents
 from lm.loss import IGNORE_INDEX
 from lm.schema import Config
 from lm.schema.model import ModelConfig
@@ -57,7 +58,8 @@ def main(micro_batch: int, out: Path, world_size: int) -> None:
             "trainer": {"max_steps": 1, "batch_size": ROWS, "micro_batch_size": micro_batch, "devices": world_size},
         }
     )
-    module = Recorder(config, lambda: Decoder(ModelConfig(**config.model.model_dump())), "fp32", print)
+    incidents = Incidents(None, str, "stop", 10, print)
+    module = Recorder(config, lambda: Decoder(ModelConfig(**config.model.model_dump())), "fp32", print, incidents)
     trainer = lightning.Trainer(
         accelerator="cpu", devices=world_size, strategy="ddp" if world_size > 1 else "auto", max_epochs=1, use_distributed_sampler=False,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lm.checkpoint import write_checkpoint, write_json
 from lm.errors import NonFiniteError
+from lm.incidents import Incidents
 from lm.schema import Config
 from lm.schema.model import ModelConfig
 from lm.training import LanguageModel
@@ -63,6 +64,7 @@ def fit(
     precision: str = "fp16",
     say: Callable[[str], None] = print,
     growth: int = 2000,
+    limit: int = 10,
     resume: Path | None = None,
     save: Path | None = None,
 ) -> Recorder:
@@ -74,7 +76,14 @@ def fit(
             "trainer": {"max_steps": STEPS, "batch_size": ROWS},
         }
     )
-    module = Recorder(config, lambda: Decoder(ModelConfig(**config.model.model_dump())), precision, say, resume=resume)
+    module = Recorder(
+        config,
+        lambda: Decoder(ModelConfig(**config.model.model_dump())),
+        precision,
+        say,
+        Incidents(None, str, "stop", limit, say),
+        resume=resume,
+    )
     module.save = save
     scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=growth)
     plugins = [MixedPrecision("16-mixed", "cpu", scaler)] if precision == "fp16" else []
@@ -101,9 +110,9 @@ def test_an_overflow_skips_the_update_and_is_counted() -> None:
     said: list[str] = []
     module = fit(TOO_HIGH, say=said.append)
     start = Decoder(module.decoder.config)
-    skipped = [line for line in said if "update skipped" in line]
-    assert module.skipped_steps == len(skipped) == STEPS
-    assert skipped[1] == f"step 2: fp16 gradients overflowed, update skipped (2 so far), scale now {TOO_HIGH / 4:g}"
+    skipped = [line for line in said if "skipped the update" in line]
+    assert len(skipped) == STEPS
+    assert skipped[1] == f"step 2: fp16 gradients overflowed, so the scaler skipped the update; scale now {TOO_HIGH / 4:g}"
     assert module.step == STEPS
     assert start.state_dict().keys() == module.decoder.state_dict().keys()
     for name, tensor in module.states[-1].items():
@@ -111,11 +120,9 @@ def test_an_overflow_skips_the_update_and_is_counted() -> None:
     assert module.optimizers(use_pl_optimizer=False).state_dict()["state"] == {}
 
 
-def test_a_scale_that_falls_below_one_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = Decoder.forward
-    monkeypatch.setattr(Decoder, "forward", lambda *arguments: 1e30 * forward(*arguments))
-    with pytest.raises(NonFiniteError, match="step 2: fp16 gradients overflow at every scale") as stopped:
-        fit(2.0)
+def test_overflows_without_an_end_stop_the_run() -> None:
+    with pytest.raises(NonFiniteError, match=r"^step 3: 3 updates in a row had to be left out \(trainer.nonfinite_limit\)") as stopped:
+        fit(TOO_HIGH, limit=3)
     assert stopped.value.exit_code == 4
 
 

@@ -242,7 +242,10 @@ CHANGES = {  # every changeable key -> another value than the default's
     "optimizer__ema_decay": 0.9,
     "trainer__max_steps": 2000,
     "trainer__max_tokens": 10**9,
+    "trainer__max_epochs": 2.5,
     "trainer__max_minutes": 3.5,
+    "trainer__on_nonfinite": "skip",
+    "trainer__nonfinite_limit": 7,
     "trainer__micro_batch_size": 4,
     "trainer__device": "cpu",
     "trainer__devices": 2,
@@ -265,7 +268,14 @@ CHANGES = {  # every changeable key -> another value than the default's
     "data__workers": 2,
     "model__gradient_checkpointing": True,
 }
-EXACT = {"trainer__max_minutes", "trainer__validate_every", "trainer__early_stopping"}
+EXACT = {
+    "trainer__max_epochs",
+    "trainer__on_nonfinite",
+    "trainer__nonfinite_limit",
+    "trainer__max_minutes",
+    "trainer__validate_every",
+    "trainer__early_stopping",
+}
 
 
 @pytest.mark.parametrize("key", CHANGES)

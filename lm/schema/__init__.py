@@ -49,6 +49,11 @@ class Config(Section):
         given = self.model.vocab_size
         if given is not None and given < size:
             raise ConfigError(f"model.vocab_size: {given} is smaller than the tokenizer's {size}; write null, or {size} or more")
+        round_number = -(-size // 128) * 128
+        if given is not None and given > round_number:  # up to there it is a round number for the sake of the hardware, not a mistake
+            raise ConfigError(
+                f"model.vocab_size: {given} is larger than the tokenizer's {size}; write null, or {round_number} for a multiple of 128"
+            )
         return self.model_copy(update={"model": self.model.model_copy(update={"vocab_size": given or size})})
 
     def with_tokenizer(self, name: str) -> Config:

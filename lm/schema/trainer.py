@@ -16,6 +16,7 @@ class TrainerConfig(Section):
         None, ge=1, description="Optimiser steps. At least one of max_steps and max_tokens; the smaller budget ends the run."
     )
     max_tokens: int | None = Field(None, ge=1, description="Tokens to train on, repeats counted.")
+    max_epochs: float | None = Field(None, gt=0, description="Refuse a budget that passes over the training text more often. null: any.")
     max_minutes: float | None = Field(None, gt=0, description="Stop, saved and resumable, after this time. It does not shape the schedule.")
     seed: int = Field(1337, ge=0, lt=2**63, description="Initial weights, data order and dropout all follow from it.")
     batch_size: int = Field(32, ge=1, description="Rows in one optimiser step, over all devices.")
@@ -39,6 +40,13 @@ class TrainerConfig(Section):
     )
     validation_rows: int | None = Field(None, ge=1, description="Validate on this many rows, always the same. null: the whole split.")
     early_stopping: int | None = Field(None, ge=1, description="Stop after so many validations without a better loss. null: never.")
+
+    on_nonfinite: Literal["stop", "skip", "rollback"] = Field(
+        "stop",
+        description="A loss or gradient that is NaN or infinite is never learnt from. stop: the run ends. skip: it goes on with the next "
+        "step. rollback: it goes on from its newest checkpoint, without that step.",
+    )
+    nonfinite_limit: int = Field(10, ge=1, description="Stop when so many updates in a row were left out, fp16 overflows included.")
 
     @model_validator(mode="after")
     def _budget_and_batch(self) -> Self:

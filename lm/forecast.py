@@ -1,0 +1,204 @@
+"""What a run will take: memory, disk and time. Calculated at every start; measured on one micro-batch for `train.py --plan`."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lm.device import Device, Precision, memory
+from lm.errors import CheckpointError, ConfigError
+from lm.schema import Config
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that a model in training takes, whatever the batch."""
+
+    weights: int
+    gradients: int
+    optimizer: int  # AdamW keeps two averages of each weight
+    averages: int
+
+    @property
+    def memory(self) -> int:
+        """All of them, on each device."""
+        return self.weights + self.gradients + self.optimizer + self.averages
+
+    @property
+    def checkpoint(self) -> int:
+        """Of one checkpoint on the disk; names and JSON are not worth counting."""
+        return self.weights + self.optimizer + self.averages
+
+
+def footprint(decoder: nn.Module, averaged: bool) -> Footprint:
+    """Of a decoder that AdamW trains, with or without averaged weights."""
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in decoder.parameters())
+    trained = sum(parameter.numel() * parameter.element_size() for parameter in decoder.parameters() if parameter.requires_grad)
+    return Footprint(weights, gradients=trained, optimizer=2 * trained, averages=weights if averaged else 0)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one micro-batch took."""
+
+    activations: int  # bytes that the forward pass keeps for the backward pass
+    seconds: float  # forward and backward
+    update_seconds: float
+
+
+def try_out(
+    decoder: nn.Module, optimizer: Optimizer, rows: tuple[Tensor, ...], forward_context: Callable[[], AbstractContextManager[Any]]
+) -> Trial:
+    """Train on one micro-batch, three times over; the last one is timed. The decoder is not fit for training afterwards.
+
+    Args:
+        decoder: the model, on its device.
+        optimizer: over its parameters.
+        rows: the arguments of the decoder, on its device.
+        forward_context: for the precision.
+    """
+    synchronize = torch.get_device_module(next(decoder.parameters()).device).synchronize
+    own = {parameter.untyped_storage().data_ptr() for parameter in decoder.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()  # views of one storage count once
+        return tensor
+
+    decoder.train()
+    for _ in range(3):  # the first ones load kernels and make the optimiser's state
+        synchronize()
+        started = time.perf_counter()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), forward_context():
+            loss = decoder(*rows).mean()
+        activations = sum(kept.values())
+        loss.backward()
+        synchronize()
+        seconds = time.perf_counter() - started
+        optimizer.step()
+        optimizer.zero_grad()
+        synchronize()
+        update_seconds = time.perf_counter() - started - seconds
+        kept.clear()
+    return Trial(activations, seconds, update_seconds)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take.
+
+    Args:
+        config: its configuration.
+        decoder: its model.
+        device: where it computes.
+        precision: in what.
+        epochs_per_step: passes over the training text that one step makes.
+        start: updates that the run has behind it.
+    """
+
+    config: Config
+    decoder: nn.Module
+    device: Device
+    precision: Precision
+    epochs_per_step: float
+    start: int = 0
+
+    @property
+    def footprint(self) -> Footprint:
+        """Of the model in training."""
+        return footprint(self.decoder, self.config.optimizer.ema_decay > 0)
+
+    def check(self, folder: Path) -> None:
+        """Refuse what cannot end well, before it costs an hour.
+
+        Raises:
+            ConfigError: the text would be passed over too often, or the model alone does not fit into the device's memory.
+            CheckpointError: not even two checkpoints fit on the disk: one must be whole while the next is written.
+        """
+        trainer, footprint = self.config.trainer, self.footprint
+        epochs = self.config.max_steps * self.epochs_per_step
+        if trainer.max_epochs is not None and epochs > trainer.max_epochs:
+            steps = int(trainer.max_epochs / self.epochs_per_step)
+            raise ConfigError(
+                f"trainer.max_epochs: {self.config.max_steps:,} steps would pass over the text {epochs:.2f} times, which is more than "
+                f"{trainer.max_epochs:g}; write trainer.max_steps: {steps}, or give more text"
+            )
+        total, _ = memory(self.device)
+        if total is not None and footprint.memory > total:
+            raise ConfigError(
+                f"model: its weights, gradients and optimiser state take {in_bytes(footprint.memory)}, and {self.device} has "
+                f"{in_bytes(total)} of memory; make it smaller"
+            )
+        free = shutil.disk_usage(folder).free
+        if free < 2 * footprint.checkpoint:
+            raise CheckpointError(
+                f"checkpoint.directory: {folder} has {in_bytes(free)} free, and a checkpoint of this run takes "
+                f"{in_bytes(footprint.checkpoint)}, twice while the next one is written; make room or name another folder"
+            )
+
+    def lines(self, folder: Path) -> list[str]:
+        """What can be said without trying: model, run, memory, disk."""
+        config, trainer, footprint = self.config, self.config.trainer, self.footprint
+        n_parameters = sum(parameter.numel() for parameter in self.decoder.parameters())
+        tokens = config.max_steps * config.tokens_per_step
+        split = f", as {trainer.accumulation} x {trainer.micro_batch} rows" if trainer.accumulation > 1 else ""
+        split += f" on each of {trainer.devices} devices" if trainer.devices > 1 else ""
+        saved = min(config.checkpoint.keep, config.max_steps // config.checkpoint.save_every + 1) + 1  # and the best one
+        parts = [f"weights {in_bytes(footprint.weights)}", f"gradients {in_bytes(footprint.gradients)}"]
+        parts += [f"optimiser {in_bytes(footprint.optimizer)}"]
+        parts += [f"averages {in_bytes(footprint.averages)}"] if footprint.averages else []
+        return [
+            f"model: {n_parameters:,} parameters, {self.precision} on {self.device}; {', '.join(parts)}",
+            f"run: {config.max_steps:,} steps of {trainer.batch_size} rows of {config.row_length} tokens{split}: {tokens:,} tokens, "
+            f"{config.max_steps * self.epochs_per_step:.2f} passes over the data, {tokens / n_parameters:.1f} tokens a parameter",
+            f"disk: {in_bytes(footprint.checkpoint)} a checkpoint, up to {in_bytes(saved * footprint.checkpoint)} in all; "
+            f"{in_bytes(shutil.disk_usage(folder).free)} free",
+        ]
+
+    def measured(self, trial: Trial, validation_tokens: int) -> list[str]:
+        """What a trial adds to it: memory and time."""
+        config, trainer = self.config, self.config.trainer
+        needed = self.footprint.memory + trial.activations
+        total, free = memory(self.device)
+        room = f"; {self.device} has {in_bytes(total)}, {in_bytes(free)} of it free" if total is not None and free is not None else ""
+        step = trainer.accumulation * trial.seconds + trial.update_seconds
+        speed = config.tokens_per_step / step
+        steps = config.max_steps - self.start
+        validations = steps // trainer.validate_every + 2
+        # Without the backward pass, which is two thirds of the work.
+        validating = validations * validation_tokens / speed / 3
+        return [
+            f"memory: activations {in_bytes(trial.activations)} for {trainer.micro_batch} rows at once, {in_bytes(needed)} in all{room}",
+            f"time: {speed:,.0f} tokens/s; {steps:,} steps in {in_time(steps * step)}, {validations} validations in {in_time(validating)}",
+        ]
+
+
+def in_bytes(size: float) -> str:
+    """1_536_000_000 -> 1.5 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def in_time(seconds: float) -> str:
+    """5_000 -> 1 h 23 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    days, hours = divmod(minutes // 60, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"

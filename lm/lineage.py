@@ -1,0 +1,49 @@
+"""What a checkpoint's meta.json says about where it comes from, beyond the step it was saved at."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any, Protocol
+
+import torch
+
+from lm.checkpoint import FORMAT
+from lm.device import Device, Precision
+from lm.schema import Config
+from lm.tokenizer import Tokenizer
+
+PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "safetensors", "numpy")
+
+
+class Text(Protocol):
+    """What was learnt from."""
+
+    sha256: str
+    epochs_per_step: float
+
+
+def lasting_meta(
+    config: Config, decoder: Any, tokenizer: Tokenizer, text: Text, parent: dict[str, Any] | None, device: Device, precision: Precision
+) -> dict[str, Any]:
+    """The part of meta.json that stays the same through a session."""
+    return {
+        "format": FORMAT,
+        "n_parameters": decoder.n_parameters(),
+        "model": decoder.config.model_dump(mode="json"),
+        "tokenizer": {
+            "name": tokenizer.name,
+            "sha256": tokenizer.sha256,
+            "vocab_size": tokenizer.vocab_size,
+            "eos_id": tokenizer.eos_id,
+            "pad_id": tokenizer.pad_id,
+        },
+        "config": config.model_dump(mode="json"),
+        "data_sha256": text.sha256,
+        "parent": parent,
+        "epochs_per_step": text.epochs_per_step,
+        "precision": precision,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
