@@ -1,0 +1,145 @@
+"""Prove on your own configuration that a run which is stopped, or killed, and resumed is the run that was not.
+
+python -m tools.resume_proof --config config_smoke.yaml
+python -m tools.resume_proof --config config_smoke.yaml --kill --steps 40 --data.workers 2
+
+Trains twice, straight and interrupted, for a few steps in a temporary folder, and compares batches, losses, learning rates, gradient
+norms, and every tensor of every checkpoint. Any key of the configuration can be changed, as in train.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from lm import errors
+from lm.config import load
+
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    """Run both, compare, and print "identical" or the first difference."""
+    if sys.argv[1:2] == ["--traced"]:
+        return traced(Path(sys.argv[2]), sys.argv[3:])
+    arguments, overrides = parser().parse_known_args()
+    config = load(arguments.config, overrides).config
+    steps = min(arguments.steps, config.max_steps)
+    if arguments.stops >= steps:
+        raise errors.ConfigError(f"--stops: {arguments.stops} do not fit into {steps} steps; write a smaller number, or more --steps")
+    keys = ["--config", arguments.config, *overrides, *shortened(steps, config.optimizer.warmup_steps)]
+    with tempfile.TemporaryDirectory(prefix="resume-proof-") as folder:
+        straight, interrupted = Path(folder) / "straight", Path(folder) / "interrupted"
+        finish(start(straight, keys))
+        print(f"straight     {steps} steps", flush=True)
+        number = signal.SIGKILL if arguments.kill else signal.SIGTERM
+        at = sorted(random.Random(arguments.seed).sample(range(1, steps), arguments.stops))  # noqa: S311 (no secret)
+        done = [interrupt(interrupted, keys, step, number) for step in at]
+        finish(start(interrupted, keys))
+        print(f"interrupted  by {number.name} in step {', '.join(map(str, done))}; resumed each time", flush=True)
+        compare(straight, interrupted)
+    return None
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags; any key of the configuration is one more."""
+    result = argparse.ArgumentParser(
+        prog="python -m tools.resume_proof", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file")
+    result.add_argument("--kill", action="store_true", help="kill -9, wherever it is, instead of asking it to stop")
+    result.add_argument("--steps", type=int, default=20, metavar="N", help="optimiser steps (20)")
+    result.add_argument("--stops", type=int, default=3, metavar="N", help="how often it is interrupted (3)")
+    result.add_argument("--seed", type=int, default=0, metavar="N", help="decides at which steps (0)")
+    return result
+
+
+def shortened(steps: int, warmup_steps: int) -> list[str]:
+    """The keys of a run of so many steps that keeps all there is to compare."""
+    keys = {"trainer.max_steps": steps, "trainer.max_minutes": "null", "trainer.early_stopping": "null", "checkpoint.keep": steps}
+    keys |= {"trainer.validate_every": max(1, steps // 3), "checkpoint.save_every": max(1, steps // 5), "logging.every": 1}
+    if warmup_steps >= steps:
+        keys |= {"optimizer.warmup_steps": steps // 4}
+    return [f"--{key}={value}" for key, value in keys.items()]
+
+
+def start(folder: Path, keys: list[str]) -> subprocess.Popen[str]:
+    """Start or resume the run in `folder`, each of its steps written to `folder`.jsonl."""
+    command = [sys.executable, "-m", "tools.resume_proof", "--traced", str(folder.with_suffix(".jsonl")), *keys]
+    # The folder moves with the test, so paths in the configuration stay relative to where the user is.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    return subprocess.Popen(  # noqa: S603 (our own command)
+        [*command, "--resume", "auto", f"--checkpoint.directory={folder}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    """Wait for the end of the run. Raises UserError with what the run said, and its exit code."""
+    _, said = process.communicate()
+    if process.returncode != 0:
+        error = errors.UserError(f"the run ended with exit code {process.returncode}: {said.strip()}")
+        error.exit_code = process.returncode
+        raise error
+
+
+def interrupt(folder: Path, keys: list[str], step: int, number: signal.Signals) -> int:
+    """Let the run come to a step, and send it a signal. Returns the step that it was in."""
+    process, trace = start(folder, keys), folder.with_suffix(".jsonl")
+    while process.poll() is None and last_step(trace) < step:
+        time.sleep(0.001)
+    process.send_signal(number)
+    _, said = process.communicate()
+    if process.returncode not in (0, -number, 128 + number):
+        raise errors.UserError(f"the run ended with exit code {process.returncode}: {said.strip()}")
+    return last_step(trace)
+
+
+def last_step(trace: Path) -> int:
+    """The newest step that a run has written down."""
+    lines = trace.read_text().splitlines() if trace.exists() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def traced(trace: Path, arguments: list[str]) -> None:
+    """train.py, with each step written down."""
+    from lm.sameness import trace_of
+    from lm.training import LanguageModel
+
+    training_step = LanguageModel.training_step
+
+    def traced_step(self: LanguageModel, batch: dict[str, object], batch_idx: int) -> None:
+        training_step(self, batch, batch_idx)
+        with trace.open("a") as file:
+            file.write(trace_of(self.step, batch, self.loss, self.used_learning_rate, self.grad_norm) + "\n")
+
+    LanguageModel.training_step = traced_step  # type: ignore[method-assign]
+    sys.argv = [str(ROOT / "train.py"), *arguments]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def compare(straight: Path, interrupted: Path) -> None:
+    """Say "identical", or raise UserError with the first difference."""
+    from lm.checkpoint import step_directories
+    from lm.sameness import first_difference, read_trace
+
+    one, other = (read_trace(folder.with_suffix(".jsonl")) for folder in (straight, interrupted))
+    if (difference := first_difference(straight, interrupted, one, other)) is not None:
+        raise errors.UserError(f"not identical; the first difference is in {difference}")
+    print(f"identical: the batches and numbers of {len(one)} steps, every tensor of {len(step_directories(straight))} checkpoints")
+
+
+if __name__ == "__main__":
+    errors.run(main)
