@@ -127,12 +127,24 @@ def _unexpected(error: Exception) -> tuple[str, int]:
         summary = "out of memory; in training, a smaller trainer.micro_batch_size needs less"
     elif isinstance(error, ModuleNotFoundError):
         return not_installed(error), ConfigError.exit_code
+    elif "DataLoader worker" in (cause := _told_by_torch(error)):
+        summary = f"{cause.partition('.')[0]}; most often memory did not suffice: try data.workers: 0"
     else:
         summary = f"internal error: {type(error).__name__}: {error}".splitlines()[0]
     try:
         return f"{summary} (the traceback is in {write_traceback()})", 1
     except OSError as refusal:  # no room for it: better on the screen than lost
         return f"{summary} (the traceback could not be saved: {refusal.strerror})\n{traceback.format_exc()}", 1
+
+
+def _told_by_torch(error: BaseException | None) -> str:
+    """The message of the first RuntimeError behind an error. Torch raises it wherever the main thread is when a worker dies, and whoever
+    is interrupted there makes an error of its own of it."""
+    told = ""
+    while error is not None:
+        told = str(error) if isinstance(error, RuntimeError) else told
+        error = error.__cause__ or error.__context__
+    return told
 
 
 def _leave(message: str, code: int) -> NoReturn:
