@@ -1,0 +1,42 @@
+"""tools.resume_proof on shipped configurations and with the compiler: minutes each, so only with --long."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.runs import config_file
+
+ROOT = Path(__file__).parents[2]
+
+
+def verdict(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-m", "tools.resume_proof", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kill", [[], ["--kill"]], ids=["stopped", "killed"])
+def test_the_smoke_run(kill: list[str], figure: Callable[[str], None]) -> None:
+    said = verdict("--config", "config_smoke.yaml", "--steps=40", "--stops=4", *kill)
+    assert said.startswith("identical: the batches and numbers of 40 steps")
+    figure(said)
+
+
+@pytest.mark.long
+def test_compiled(tmp_path: Path, figure: Callable[[str], None]) -> None:
+    """With the real compiler, which needs a C++ compiler on the machine."""
+    config = str(config_file(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "train.py", "--config", config, "--trainer.compile=on"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "runs uncompiled" not in done.stdout, "what follows would prove nothing"
+    said = verdict("--config", config, "--steps=8", "--stops=2", "--trainer.compile=on")
+    assert said.startswith("identical: ")
+    figure(said)
