@@ -27,7 +27,7 @@ from lm.optim import make_optimizer
 from lm.randomness import fold, seed_all
 from lm.schedule import learning_rate
 from lm.schema import Config
-from lm.weights import read_weights, write_weights
+from lm.weights import read_weights, write_state, write_weights
 
 
 class LanguageModel(lightning.LightningModule):
@@ -178,7 +178,7 @@ class LanguageModel(lightning.LightningModule):
         """The checkpoint's tensor files: name -> function that writes it."""
         files: dict[str, Callable[[Path], None]] = {
             "model.safetensors": lambda path: write_weights(path, dict(self.decoder.named_parameters())),
-            "train_state.pt": lambda path: torch.save(self._train_state(), path),
+            "train_state.pt": lambda path: write_state(path, self._train_state()),
         }
         if self.average is not None:
             weights = self.average.weights
