@@ -21,7 +21,7 @@ import lightning
 import torch
 from torch import nn
 
-from lm.checkpoint import FORMAT
+from lm.checkpoint import FORMAT, point, step_name
 from lm.config_text import to_yaml
 from lm.continuation import write
 from lm.curves import draw, summary
@@ -93,7 +93,7 @@ class Session:
         milestones = Milestones(self.config, self._score, self._write_sample, self.progress, record)
         self._trainer(milestones).fit(module, datamodule=self.data)
         if milestones.finished:
-            self._farewell()
+            self._farewell(module.step)
         elif milestones.signal:
             name = signal.Signals(milestones.signal).name
             raise Stopped(f"stopped by {name} after step {module.step:,}, saved; go on with --resume auto", milestones.signal)
@@ -162,7 +162,8 @@ class Session:
         work = StepWork(tokens=config.tokens_per_step, epochs=self.data.epochs_per_step, flops=flops)
         peak = matmul_peak(self.device, self.precision) * (config.trainer.devices if self.device == "cuda" else 1)  # CPUs are shared
         origin, tensorboard = self.origin, config.logging.tensorboard
-        logbook = Logbook(run.path, origin.step, origin.seconds, work, peak, self.device, self.progress, tensorboard)
+        validated = any(line.step == origin.step for line in run.evaluations())
+        logbook = Logbook(run.path, origin.step, origin.seconds, work, peak, self.device, self.progress, tensorboard, validated)
         return Record(run, logbook, meta, self.tokenizer.definition)
 
     def _lasting_meta(self, decoder: Any) -> dict[str, Any]:
@@ -214,8 +215,11 @@ class Session:
         *_, [sample] = write(decoder, self.tokenizer, prompt_ids, options, settings.sample_tokens, generator)
         return settings.sample_prompt + sample.text
 
-    def _farewell(self) -> None:
-        """The run is complete and saved by now: a picture that cannot be drawn is said, and not worth a failed run."""
+    def _farewell(self, step: int) -> None:
+        """The run is complete and saved by now: a picture that cannot be drawn is said, and not worth a failed run.
+
+        final.ckpt comes last: while it is missing, there is something left to do for a run that is resumed.
+        """
         if self.run is None:
             return
         folder = Path(self.config.checkpoint.directory)
@@ -224,6 +228,7 @@ class Session:
             draw([folder], folder / "curves.png")
         except (UserError, OSError, ValueError) as error:
             self.progress.say(f"curves.png could not be drawn: {error}")
+        point(folder, "final.ckpt", folder / step_name(step))
         self.progress.say(f"done: {folder}/ holds final.ckpt, best.ckpt, metrics.csv and curves.png")
 
 
