@@ -46,8 +46,11 @@ def require(tool: str) -> str:
 # A writer under strace
 
 
-def write_two(folder: Path, attached: Any) -> None:
+def write_two(folder: Path, ready: Any, attached: Any) -> None:
     """Checkpoints 2 and 3 are written after 1, which is deleted for that; then 3 is written again."""
+    (folder.parent / "elsewhere").mkdir(exist_ok=True)
+    write_one(folder.parent / "elsewhere", 1, 0.0)  # what is opened when this is done for the first time would be counted
+    ready.set()
     attached.wait()
 
     def act() -> None:
@@ -105,8 +108,9 @@ class Writer:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         write_one(self.folder, 1, 1.0)
-        opened = gate()
-        process = Forked(self.output, write_two, self.folder, opened)
+        ready, opened = gate(), gate()
+        process = Forked(self.output, write_two, self.folder, ready, opened)
+        assert ready.wait(60)
         code, lines = traced(process, opened, self.log, *options)
         return code, lines, process.err
 
@@ -122,6 +126,7 @@ class Writer:
             seen[match[1]] += 1
             found.append((match[1], seen[match[1]], match[2]))
         assert {"mkdir", "openat", "write", "fsync", "rename", "symlink"} <= {*seen}
+        assert all(str(self.folder) in arguments for _, _, arguments in found), "nothing else, so that each run of it has the same ones"
         return found
 
     def swept(self) -> Path:
