@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from lm.disk import replace
+from lm.disk import refusals, replace
 from lm.errors import CheckpointError
 
 COLUMNS = (
@@ -81,11 +81,8 @@ class MetricsLog:
         timestamp = datetime.now(UTC).isoformat(timespec="seconds")
         row: dict[str, Any] = {**values, "step": step, "split": split, "timestamp": timestamp}
         line = ",".join(_cell(name, row.get(name)) for name in COLUMNS) + "\n"
-        try:
-            with self.path.open("ab") as file:
-                file.write(line.encode())
-        except OSError as error:
-            raise CheckpointError(f"{self.path} could not be written: {error.strerror}") from error
+        with refusals(self.path), self.path.open("ab") as file:
+            file.write(line.encode())
 
 
 def read(path: Path) -> list[dict[str, Any]]:

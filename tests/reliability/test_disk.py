@@ -364,3 +364,14 @@ def test_no_room_for_the_token_cache(tmp_path: Path, kilobytes: int) -> None:
         assert process.wait() == 5
         said = f"data.cache_dir: {tmp_path / 'disk' / 'cache'} cannot be written (No space left on device); free some space there or "
         assert process.err == said + "name another folder\n"
+
+
+@pytest.mark.parametrize("kilobytes", [32, 36, 40])
+def test_the_logs_alone_fill_the_disk(straight: Path, tmp_path: Path, kilobytes: int) -> None:
+    """metrics.csv, evaluations.jsonl or TensorBoard's file, whose writing thread would print a traceback of its own."""
+    folder = tmp_path / "logs"
+    beside(straight, folder, folder / "disk" / "run")
+    with disk(folder / "disk", kilobytes):
+        process = start(folder, "--trainer.max_steps=2000", "--checkpoint.save_every=2000", "--trainer.validate_every=1900")
+        assert process.wait() == 5
+        assert process.err.count("\n") == 1 and str(folder / "disk" / "run") in process.err and "No space left on device" in process.err
