@@ -60,7 +60,8 @@ class PackedDataModule(lightning.LightningDataModule):
         start_step: the first step of `train_dataloader`; a resumed run sets it to the number of updates done.
 
     Raises (at the first question):
-        DataError: the text cannot be read or is not enough, or the cache cannot be written.
+        DataError: the text cannot be read or is not enough.
+        CheckpointError: the cache cannot be written.
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, say: Callable[[str], None] = print):

@@ -97,7 +97,7 @@ def train_session(
     origin = find_origin(config, folder, resume, init_from, say)
     if origin.resume is not None and is_finished(config, folder, origin.step):
         if run is not None:
-            point(folder, "final.ckpt", origin.resume)  # a kill may have come just before that
+            point(folder, "final.ckpt", origin.resume)  # it is not, where the budget was lowered
         more = "a larger budget (trainer.max_steps, max_tokens) or patience (early_stopping) lets it go on"
         say(f"{folder} has finished its {origin.step:,} steps; {more}")
         return

@@ -23,6 +23,7 @@ import os
 import select
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,7 @@ class Stopped(BaseException):
 
 def run(main: Callable[[], None]) -> None:
     """Run a command's `main` and leave with a documented exit code: one plain message, never a traceback on the screen."""
+    threading.excepthook = _on_failed_thread
     try:
         main()
         sys.stdout.flush()  # while a failure can still be answered: at its own exit Python would complain and return 120
@@ -115,6 +117,12 @@ def write_traceback() -> Path:
     with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(traceback.format_exc())
     return Path(name)
+
+
+def _on_failed_thread(failure: threading.ExceptHookArgs) -> None:
+    """What the disk refuses to a thread, its owner gets to hear: TensorBoard's writer hands it on with the next call. It is told once."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def _unexpected(error: Exception) -> tuple[str, int]:

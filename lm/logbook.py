@@ -68,6 +68,7 @@ class Logbook:
         device: what the run computes on; its peak memory is written down.
         progress: where the newest figures are shown.
         tensorboard: write event files too.
+        validated: the validation of `step` is on record; else its row is taken out too, since it is going to be done again.
 
     Raises:
         CheckpointError: here or later, where metrics.csv or TensorBoard's files cannot be written.
@@ -83,6 +84,7 @@ class Logbook:
         device: Device,
         progress: Progress,
         tensorboard: bool,
+        validated: bool = True,
     ):
         self.stopwatch = Stopwatch(seconds)
         self._work = work
@@ -90,7 +92,7 @@ class Logbook:
         self._device = device
         self._progress = progress
         self._folder = folder
-        self._csv = MetricsLog(folder / "metrics.csv", resume_step=step or None)
+        self._csv = MetricsLog(folder / "metrics.csv", resume_step=step or None, validated=validated)
         if self._csv.dropped:
             progress.say(f"metrics.csv: lines taken out that come after step {step:,} or are damaged: {self._csv.dropped:,}")
         self._events = _event_writer(folder, step) if tensorboard else None

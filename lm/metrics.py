@@ -2,16 +2,17 @@
 
 Lightning's CSVLogger deletes the old file when a run is started again in the same folder. This log only ever appends, one write for each
 row, so that a killed run leaves at most one cut line. Resuming takes away the rows that the resumed run is going to write again; nothing
-else ever does.
+else ever does. Where the run goes back behind saved or validated steps, `RunFolder.rewind` has put a copy of them aside.
 """
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from lm.disk import replace
+from lm.disk import refusals, replace
 from lm.errors import CheckpointError
 
 COLUMNS = (
@@ -42,6 +43,7 @@ class MetricsLog:
         path: the file; its folder exists.
         resume_step: None for a fresh run, which starts the file. The step that a resumed run continues from: rows after it are taken
             away, history up to it stays as it is, byte for byte.
+        validated: the validation of `resume_step` is on record. If not, the resumed run does it again, and a row of it is taken away.
 
     Attributes:
         dropped: the lines that resuming took away: rows after `resume_step`, damaged ones, and a last line that was cut.
@@ -50,7 +52,7 @@ class MetricsLog:
         CheckpointError: the file cannot be read or written, holds other columns, or (fresh run) already holds a run.
     """
 
-    def __init__(self, path: Path, resume_step: int | None):
+    def __init__(self, path: Path, resume_step: int | None, validated: bool = True):
         self.path = path
         self.dropped = 0
         text = _text(path) if path.exists() else ""
@@ -62,7 +64,7 @@ class MetricsLog:
         lines = _lines(path, text)
         if resume_step is None:
             raise CheckpointError(f"{path} belongs to an earlier run; resume that run, or move its folder away")
-        kept = [line for line in lines if _is_history(line, resume_step)]
+        kept = [line for line in lines if _is_history(line, resume_step, validated)]
         self.dropped = len(lines) - len(kept) + (not text.endswith("\n"))
         if self.dropped:
             replace(self.path, "\n".join([HEADER, *kept]) + "\n")
@@ -79,11 +81,8 @@ class MetricsLog:
         timestamp = datetime.now(UTC).isoformat(timespec="seconds")
         row: dict[str, Any] = {**values, "step": step, "split": split, "timestamp": timestamp}
         line = ",".join(_cell(name, row.get(name)) for name in COLUMNS) + "\n"
-        try:
-            with self.path.open("ab") as file:
-                file.write(line.encode())
-        except OSError as error:
-            raise CheckpointError(f"{self.path} could not be written: {error.strerror}") from error
+        with refusals(self.path), self.path.open("ab") as file:
+            file.write(line.encode())
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -99,6 +98,16 @@ def read(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             raise CheckpointError(f"{path}:{number}: this line is damaged: {line[:80]!r}; remove it") from None
     return rows
+
+
+def after(path: Path, step: int) -> str:
+    """The rows that come after `step`, under the header, as the text of a file; nothing if there are none. Raises CheckpointError."""
+    lines = []
+    for line in _lines(path, _text(path)) if path.exists() else []:
+        with contextlib.suppress(ValueError):  # a damaged line
+            if _row(line)["step"] > step:
+                lines.append(line)
+    return "\n".join([HEADER, *lines, ""]) if lines else ""
 
 
 def _text(path: Path) -> str:
@@ -120,12 +129,13 @@ def _row(line: str) -> dict[str, Any]:
     return {name: _value(name, cell) for name, cell in zip(COLUMNS, line.split(","), strict=True)}
 
 
-def _is_history(line: str, resume_step: int) -> bool:
+def _is_history(line: str, resume_step: int, validated: bool) -> bool:
     """False too for a line that a power cut damaged: it must not keep the run from going on."""
     try:
-        return bool(_row(line)["step"] <= resume_step)
+        row = _row(line)
     except ValueError:
         return False
+    return bool(row["step"] < resume_step or (row["step"] == resume_step and (validated or row["split"] != "val")))
 
 
 def _cell(name: str, value: Any) -> str:

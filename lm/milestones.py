@@ -89,6 +89,7 @@ class Milestones(Callback):
         known = self.record is not None and any(line.step == step for line in self.record.folder.evaluations())
         if due and not trainer.strategy.broadcast(known):
             self._validate(trainer, pl_module)
+        trainer.should_stop = self._patience_is_over(trainer)  # a run that was killed when this had just been found out
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Take the signals over again: Lightning has put its own handlers in place after on_fit_start."""
@@ -135,13 +136,12 @@ class Milestones(Callback):
             self._save(trainer, pl_module)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Give the end its name."""
+        """Find out whether this was the end, and close the books."""
         assert isinstance(pl_module, LanguageModel)
         # After a signal the last validation is still to be done: the resumed run does that, and then it is finished.
         self.finished = not self.signal and (pl_module.step == self.config.max_steps or self._patience_is_over(trainer))
         if self.record is not None:
-            if self.finished:
-                point(self.record.folder.path, "final.ckpt", self.record.folder.path / step_name(pl_module.step))
+            retain(self.record.folder.path, self.config.checkpoint.keep)  # best may have moved on; and a kill may have come before the last
             self.record.logbook.close()
         self.progress.close()
 
@@ -201,8 +201,9 @@ class Milestones(Callback):
             checkpoint = record.folder.path / step_name(module.step)
             manifest = read_manifest(checkpoint)["sha256"] if checkpoint.exists() else None
             perplexity, tokens = result.perplexity, result.tokens
-            record.folder.record(Evaluated(module.step, manifest, result.loss, perplexity, result.bits_per_byte, tokens, seconds, sample))
             record.logbook.validation(module.step, result, sample)
+            # Last: a validation without this line was none, and a resumed run does it again.
+            record.folder.record(Evaluated(module.step, manifest, result.loss, perplexity, result.bits_per_byte, tokens, seconds, sample))
 
         self._on_first(trainer, record_result)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lm.checkpoint import newest_whole, open_checkpoint, read_manifest, read_meta, verify
+from lm.checkpoint import newest_whole, open_checkpoint, pointed, read_manifest, read_meta, step_name, verify
 from lm.errors import CheckpointError, ConfigError
 from lm.run import RunFolder, read_evaluations, validations_without_progress
 from lm.schema import Config
@@ -190,11 +190,13 @@ def machine_changes(before: Mapping[str, Any], now: Mapping[str, Any], checkpoin
 
 
 def is_finished(config: Config, folder: Path, step: int) -> bool:
-    """Nothing is left to do for a run that stands at `step`: its budget or patience is used up, and the last weights were scored."""
+    """Nothing is left to do for a run that stands at `step`: its budget or patience is used up, the last weights were scored, and
+    final.ckpt is set, which comes last.
+    """
     if step > config.max_steps:
         return True
     evaluations = [line for line in read_evaluations(folder) if line.step <= step]
-    if not any(line.step == step for line in evaluations):
+    if pointed(folder, "final.ckpt") != folder / step_name(step) or not any(line.step == step for line in evaluations):
         return False
     patience = config.trainer.early_stopping
     return step == config.max_steps or (patience is not None and validations_without_progress(evaluations) >= patience)

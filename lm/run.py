@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from lm import metrics
 from lm.checkpoint import point, pointed, read_manifest, step_directories, step_of, sweep
 from lm.disk import append, refusals, replace
 from lm.errors import CheckpointError, ConfigError
@@ -59,7 +60,8 @@ class RunFolder:
         """
         self.path = Path(path)
         self._lock = _lock(self.path)
-        sweep(self.path)
+        for folder in (self.path, *self.path.glob("after-step-*")):
+            sweep(folder)
 
     def start_fresh(self) -> str | None:
         """Make room for a new run; return what was found here and where it is now, or None if there was nothing.
@@ -98,7 +100,8 @@ class RunFolder:
     def rewind(self, step: int) -> str | None:
         """Let the run stand where it stood after `step`, from where it goes on; return what was moved aside for that, or None.
 
-        Later checkpoints and results are kept in a folder `after-step-...`. Raises CheckpointError.
+        Later checkpoints and results are kept in a folder `after-step-...`, with a copy of the later rows of metrics.csv; the log itself
+        drops them when it is opened. Raises CheckpointError.
         """
         later = [path for path in step_directories(self.path) if step_of(path) > step]
         evaluations = self.evaluations()
@@ -106,8 +109,11 @@ class RunFolder:
         said = None
         if later or undone:
             aside = _first_free(self.path / f"after-step-{step:08d}")
+            rows = metrics.after(self.path / "metrics.csv", step)
             with refusals(aside):
                 aside.mkdir()
+                if rows:  # before anything is moved: when nothing later is left here, the rest of a rewind that was cut short is skipped
+                    replace(aside / "metrics.csv", rows)
                 for path in reversed(later):  # newest first: if this is cut short, what `--resume auto` finds is nearest to what was asked
                     path.rename(aside / path.name)
             if undone:

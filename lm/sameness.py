@@ -24,7 +24,7 @@ def trace_of(step: int, batch: dict[str, Any], loss: Tensor, learning_rate: floa
     for name in sorted(name for name, value in batch.items() if isinstance(value, Tensor)):
         digest.update(batch[name].cpu().contiguous().numpy().tobytes())
     numbers = {"learning rate": learning_rate, "loss": loss.item(), "gradient norm": grad_norm.item()}
-    return json.dumps({"step": step, "batch": digest.hexdigest()[:16]} | {name: value.hex() for name, value in numbers.items()})
+    return json.dumps({"step": step, "batch": digest.hexdigest()[:16]} | {name: float(value).hex() for name, value in numbers.items()})
 
 
 def read_trace(file: Path) -> Trace:

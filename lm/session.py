@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lm.checkpoint import point, step_name
 from lm.config_text import to_yaml
 from lm.continuation import write
 from lm.curves import draw, summary
@@ -98,7 +99,7 @@ class Session:
         milestones = Milestones(self.config, self._score, self._write_sample, self.signals, self.progress, record)
         self._trainer(milestones).fit(module, datamodule=self.data)
         if milestones.finished:
-            self._farewell()
+            self._farewell(module.step)
         elif milestones.signal:
             raise stopped(milestones.signal, f" after step {module.step:,}, saved")
         else:
@@ -199,7 +200,8 @@ class Session:
         work = StepWork(tokens=config.tokens_per_step, epochs=self.data.epochs_per_step, flops=flops)
         peak = matmul_peak(self.device, self.precision) * (config.trainer.devices if self.device == "cuda" else 1)  # CPUs are shared
         origin, tensorboard = self.origin, config.logging.tensorboard
-        logbook = Logbook(run.path, origin.step, origin.seconds, work, peak, self.device, self.progress, tensorboard)
+        validated = any(line.step == origin.step for line in run.evaluations())
+        logbook = Logbook(run.path, origin.step, origin.seconds, work, peak, self.device, self.progress, tensorboard, validated)
         return Record(run, logbook, meta, self.tokenizer.definition, forecast.footprint.checkpoint)
 
     def _forecast(self, decoder: nn.Module) -> Forecast:
@@ -220,8 +222,11 @@ class Session:
         *_, [sample] = write(decoder, self.tokenizer, prompt_ids, options, settings.sample_tokens, generator)
         return settings.sample_prompt + sample.text
 
-    def _farewell(self) -> None:
-        """The run is complete and saved by now: a picture that cannot be drawn is said, and not worth a failed run."""
+    def _farewell(self, step: int) -> None:
+        """The run is complete and saved by now: a picture that cannot be drawn is said, and not worth a failed run.
+
+        final.ckpt comes last: while it is missing, there is something left to do for a run that is resumed.
+        """
         if self.run is None:
             return
         folder = Path(self.config.checkpoint.directory)
@@ -230,6 +235,7 @@ class Session:
             draw([folder], folder / "curves.png")
         except Exception as error:
             self.progress.say(f"curves.png could not be drawn: {error}")
+        point(folder, "final.ckpt", folder / step_name(step))
         self.progress.say(f"done: {folder}/ holds final.ckpt, best.ckpt, metrics.csv and curves.png")
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm.disk import sync
-from lm.errors import DataError
+from lm.errors import CheckpointError
 
 FORMAT = 1  # Part of the fingerprint: raise it when the same text would give other files.
 SHARD_TOKENS = 2**26  # 128 MB at two bytes.
@@ -143,7 +143,7 @@ def open_or_build(folder: Path, build: Callable[[Path], Manifest], say: Callable
         say: told what takes time or is out of order.
 
     Raises:
-        DataError: the folder cannot be written, or whatever `build` finds wrong with the data.
+        CheckpointError: the folder cannot be written. And whatever `build` finds wrong with the data.
     """
     if manifest := read_manifest(folder):
         return manifest, True
@@ -156,7 +156,7 @@ def open_or_build(folder: Path, build: Callable[[Path], Manifest], say: Callable
                 say(f"{folder} is damaged (its files are not as its manifest.json says): building it again")
             return _build(folder, build), False
     except OSError as error:
-        raise DataError(
+        raise CheckpointError(
             f"data.cache_dir: {folder.parent} cannot be written ({error.strerror or error}); free some space there or name another folder"
         ) from error
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lm.ema import WeightAverage
 from lm.errors import CheckpointError
-from lm.weights import read_weights, write_weights
+from lm.weights import read_weights, write_state, write_weights
 
 
 def tensor_writers(
@@ -21,7 +21,7 @@ def tensor_writers(
     """The checkpoint's tensor files: name -> function that writes it. `state`, of plain values, goes along with the optimiser's."""
     files: dict[str, Callable[[Path], None]] = {
         "model.safetensors": lambda path: write_weights(path, dict(decoder.named_parameters())),
-        "train_state.pt": lambda path: torch.save(state | {"optimizer": optimizer.state_dict()}, path),
+        "train_state.pt": lambda path: write_state(path, state | {"optimizer": optimizer.state_dict()}),
     }
     if average is not None:
         files["ema.safetensors"] = lambda path: write_weights(path, average.weights)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,9 +26,23 @@ def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     try:
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, path, metadata={"format": "pt"})
     except SafetensorError as error:
-        raise OSError(str(error)) from error
+        number = re.search(r"\(os error (\d+)\)", str(error))  # all that the library tells of the system's answer
+        raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from error
     # The library's files are for their owner alone; a checkpoint is for whoever may read its folder.
     path.chmod(path.parent.stat().st_mode & 0o666)
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write what else training must remember, for `torch.load(path, weights_only=True)`.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    try:
+        with path.open("wb") as file:  # where torch opens the file itself, a full disk is "[enforce fail ...] unexpected pos 64 vs 0"
+            torch.save(state, file)
+    except RuntimeError as error:  # what torch makes of it when it cannot finish the file either
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def read_weights(folder: Path, expected: Mapping[str, Tensor], averaged: bool = True) -> dict[str, Tensor]:

@@ -37,6 +37,16 @@ def config_file(folder: Path, **sections: dict[str, object]) -> Path:
     return path
 
 
+def large_state(folder: Path, steps: int, run: Path | None = None) -> Path:
+    """A configuration that writes a checkpoint of some megabytes at every step, so that much of the time is spent in writing."""
+    return config_file(
+        folder,
+        model={"context_length": 16, "n_layers": 3, "d_model": 128, "n_heads": 2, "dropout": 0.1},
+        trainer={"max_steps": steps, "batch_size": 8, "micro_batch_size": 4, "validate_every": 5, "device": "cpu", "precision": "fp32"},
+        checkpoint={"directory": str(run or folder / "run"), "save_every": 1, "keep": 2},
+    )
+
+
 def train(config: Path, *overrides: str, resume: str | None = None, init_from: str | None = None) -> None:
     """What `python train.py` does once its arguments are read."""
     from lm.config import load

@@ -140,6 +140,13 @@ def test_a_file_size_limit_is_a_disk_that_refuses(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (5, "a file could not be written: File too large\n")
 
 
+@pytest.mark.parametrize(("error", "shown"), [("OSError(28, 'full')", False), ("ValueError('odd')", True)])
+def test_what_the_disk_refuses_to_a_thread_is_told_by_its_owner(error: str, shown: bool, tmp_path: Path) -> None:
+    main = f"import threading\n    def fail(): raise {error}\n    thread = threading.Thread(target=fail); thread.start(); thread.join()"
+    code, _, said = left(main, tmp_path)
+    assert code == 0 and (("Exception in thread" in said) if shown else said == "")
+
+
 def test_ctrl_c_as_the_terminal_sends_it() -> None:
     main = "print('here', flush=True); import time; time.sleep(60)"
     with subprocess.Popen(command(main), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

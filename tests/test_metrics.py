@@ -73,6 +73,28 @@ def test_resume_keeps_history_and_drops_what_comes_after(tmp_path: Path) -> None
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_validation_that_is_done_again_is_taken_out(tmp_path: Path) -> None:
+    """A kill came between this row and the line in evaluations.jsonl."""
+    path = tmp_path / "metrics.csv"
+    log = filled(path, steps=2)
+    log.append(2, "val", loss=0.5)
+    whole = path.read_text()
+    assert MetricsLog(path, resume_step=2, validated=True).dropped == 0 and path.read_text() == whole
+    assert MetricsLog(path, resume_step=2, validated=False).dropped == 1
+    assert [(row["step"], row["split"]) for row in metrics.read(path)] == [(1, "train"), (2, "train")]
+
+
+def test_the_rows_after_a_step_can_be_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    assert metrics.after(path, 0) == ""
+    filled(path)
+    lines = path.read_text().splitlines(keepends=True)
+    assert metrics.after(path, 5) == ""
+    assert metrics.after(path, 3) == lines[0] + lines[4] + lines[5]
+    path.write_text("".join([*lines[:5], "four\n", lines[5], "5,0.1,tr"]))
+    assert metrics.after(path, 3) == lines[0] + lines[4] + lines[5], "what is damaged is no row"
+
+
 @pytest.mark.parametrize("resume_step", [5, 9])
 def test_resume_with_nothing_to_drop_does_not_touch_the_file(tmp_path: Path, resume_step: int) -> None:
     path = tmp_path / "metrics.csv"

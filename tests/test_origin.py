@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lm.checkpoint import point, read_manifest, read_meta, step_directories, step_of
+from lm.checkpoint import point, read_manifest, read_meta, step_directories, step_name, step_of
 from lm.errors import CheckpointError, ConfigError
 from lm.origin import HARMLESS, INEXACT, SETTLED_LATER, Origin, changes, find_origin, is_finished, machine_changes, make_room
 from lm.run import Evaluated, RunFolder, read_evaluations
@@ -441,7 +441,10 @@ def test_finished(tmp_path: Path, step: int, losses: dict[int, float], patience:
     run = RunFolder(tmp_path)
     for at, loss in losses.items():
         run.record(result(at, loss))
-    assert is_finished(config(trainer__early_stopping=patience), tmp_path, step) is finished
+    asked = config(trainer__early_stopping=patience), tmp_path, step
+    assert is_finished(*asked) is (step > 1000)  # killed before the curves were drawn and final.ckpt was set
+    point(tmp_path, "final.ckpt", tmp_path / step_name(step))
+    assert is_finished(*asked) is finished
 
 
 def test_the_text_may_lie_elsewhere(tmp_path: Path) -> None:

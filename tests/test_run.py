@@ -19,6 +19,7 @@ import pytest
 from lm import disk
 from lm.checkpoint import point, pointed, read_manifest, step_directories, step_of, verify
 from lm.errors import CheckpointError, ConfigError
+from lm.metrics import MetricsLog, read
 from lm.run import Evaluated, RunFolder, read_evaluations, validations_without_progress
 from tests.faults import ROOT, kill_everywhere, not_root, save
 
@@ -41,13 +42,19 @@ def trained(folder: Path, losses: dict[int, float]) -> Path:
         if path is not None:
             point(folder, "last.ckpt", path)
     point(folder, "final.ckpt", step_directories(folder)[-1])
-    (folder / "metrics.csv").write_text("step\n")
+    log = MetricsLog(folder / "metrics.csv", resume_step=None)
+    for step in losses:
+        log.append(step, "train", loss=1.0)
     run.close()
     return folder
 
 
 def losses(folder: Path) -> dict[int, float]:
     return {line.step: line.loss for line in read_evaluations(folder)}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return read(folder / "metrics.csv") if (folder / "metrics.csv").exists() else []
 
 
 def links(folder: Path) -> dict[str, str]:
@@ -298,12 +305,15 @@ class Rewound:
         for folder in everything:
             for path in step_directories(folder):
                 verify(path)
+        assert {row["step"] for row in read(run / "metrics.csv")} == {0, 1, 2, 3}, "taken out when the log is opened, not before"
+        if steps(run) == [1] or len(losses(run)) == 2:
+            assert {row["step"] for folder in everything[1:] for row in rows(folder)} == {2, 3}, "put aside before anything else"
         after = RunFolder(run)
         after.rewind(1)
         after.close()
         assert steps(run) == [1] and losses(run) == {0: 4.0, 1: 3.0}
         assert links(run) == {"best": "step-00000001.ckpt", "last": "step-00000001.ckpt"}
-        assert not [*run.glob(".*tmp*")]
+        assert not [*run.rglob(".*tmp*")]
 
 
 @pytest.mark.parametrize(("scenario", "least"), [(FreshStart, 4), (Rewound, 20)])
@@ -323,6 +333,7 @@ def test_rewinding_moves_the_later_ones_aside_and_mends_the_links(tmp_path: Path
     assert (steps(folder), steps(aside)) == ([100, 200], [300, 400])
     assert losses(folder) == {0: 5.0, 100: 4.0, 200: 3.0}
     assert losses(aside) == {300: 1.0, 400: 2.0}
+    assert [row["step"] for row in read(aside / "metrics.csv")] == [300, 400]
     assert links(folder) == {"best": "step-00000200.ckpt", "last": "step-00000200.ckpt"}
     assert run.rewind(200) is None and run.rewind(10**9) is None
     run.record(evaluated(300, 1.5, save(folder, 300, b"again")))

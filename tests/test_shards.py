@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm import shards
-from lm.errors import DataError
+from lm.errors import CheckpointError
 from lm.shards import SplitWriter, TokenStore, open_or_build, read_manifest
 
 EOS = 9
@@ -151,9 +151,9 @@ def test_a_damaged_cache_is_built_again_and_that_is_said(tmp_path, damage):
 def test_what_goes_wrong_while_building_leaves_nothing(tmp_path):
     def fail(folder):
         build(folder)
-        raise DataError("bad text")
+        raise CheckpointError("bad text")
 
-    with pytest.raises(DataError, match="bad text"):
+    with pytest.raises(CheckpointError, match="bad text"):
         open_cache(tmp_path / "f1", fail)
     assert [path.name for path in tmp_path.iterdir()] == ["f1.lock"]
     assert open_cache(tmp_path / "f1", build) == (False, [])
@@ -219,7 +219,7 @@ def full(_):
 
 
 def test_a_full_disk(tmp_path):
-    with pytest.raises(DataError) as error:
+    with pytest.raises(CheckpointError) as error:
         open_cache(tmp_path / "f1", full)
     expected = f"data.cache_dir: {tmp_path} cannot be written (No space left on device); free some space there or name another folder"
     assert str(error.value) == expected
@@ -229,10 +229,10 @@ def test_a_full_disk(tmp_path):
 def test_a_disk_that_really_fills_up(tmp_path):
     """The system call fails, not a stand-in: files may not grow past 4 kB in that process."""
     program = (
-        "import resource, sys, pathlib, signal; from tests.test_shards import open_cache, write; from lm.errors import DataError\n"
+        "import resource, sys, pathlib, signal; from tests.test_shards import open_cache, write; from lm.errors import CheckpointError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try: open_cache(pathlib.Path(sys.argv[1]) / 'f1', lambda folder: write(folder, [[[1] * 9000]]))\n"
-        "except DataError as error: print(error)"
+        "except CheckpointError as error: print(error)"
     )
     result = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, cwd=ROOT)
     assert result.stdout.startswith(f"data.cache_dir: {tmp_path} cannot be written (File too large);"), result.stderr
@@ -242,5 +242,5 @@ def test_a_disk_that_really_fills_up(tmp_path):
 @pytest.mark.parametrize("name", ["file/cache", "file"])
 def test_a_folder_that_cannot_be_made(tmp_path, name):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"data\.cache_dir: .*file.* cannot be written \("):
+    with pytest.raises(CheckpointError, match=r"data\.cache_dir: .*file.* cannot be written \("):
         open_cache(tmp_path / name / "f1", build)

@@ -124,6 +124,8 @@ def test_resumed_from_an_older_checkpoint(straight: Path, tmp_path: Path, step: 
     assert_same_run(straight, run)
     later = [path.name for path in (run / f"after-step-{step:08d}-1").iterdir() if path.suffix == ".ckpt"]
     assert later, "later checkpoints are moved aside, not deleted"
+    moved = metrics(run / f"after-step-{step:08d}-1")
+    assert [row for row in metrics(straight) if int(row["step"]) > step] == moved, "and so are the rows of metrics.csv"
 
 
 def test_a_validation_that_a_kill_prevented_is_made_up_for(straight: Path, tmp_path: Path) -> None:
@@ -223,10 +225,15 @@ def test_a_signal_in_the_last_step_leaves_only_its_validation(straight: Path, tm
 def test_a_finished_run_stays_finished_until_it_gets_a_longer_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_file(tmp_path)
     train(config)
-    (tmp_path / "run" / "final.ckpt").unlink()  # as if a kill had come just before it was set
+    for name in ("final.ckpt", "curves.png"):
+        (tmp_path / "run" / name).unlink()  # as if a kill had come just before that
+    capsys.readouterr()
+    train(config, resume="auto")
+    assert "finished its 12 steps" not in capsys.readouterr().out
+    assert (tmp_path / "run" / "final.ckpt").resolve().name == "step-00000012.ckpt"
+    assert (tmp_path / "run" / "curves.png").exists()
     train(config, resume="auto")
     assert "finished its 12 steps" in capsys.readouterr().out
-    assert (tmp_path / "run" / "final.ckpt").resolve().name == "step-00000012.ckpt"
     train(config, "--trainer.max_steps=14", resume="auto")
     assert (tmp_path / "run" / "final.ckpt").resolve().name == "step-00000014.ckpt"
     assert "trainer.max_steps 12 -> 14" in capsys.readouterr().out
@@ -302,6 +309,23 @@ def test_early_stopping_counts_validations(tmp_path: Path) -> None:
     assert len(losses) < 500
     assert losses.index(min(losses)) == len(losses) - 4
     assert (tmp_path / "run" / "final.ckpt").resolve().name == f"step-{len(losses) - 1:08d}.ckpt"
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_killed_when_early_stopping_was_about_to_end_it(tmp_path: Path, scored: bool) -> None:
+    """Before or after the result was written; and of a result that was half written, the row in metrics.csv comes once."""
+    config = config_file(tmp_path, optimizer={"lr": 1.0, "warmup_steps": 0, "schedule": "constant"})
+    overrides = ("--trainer.validate_every=1", "--trainer.early_stopping=3", "--trainer.max_steps=500")
+    train(config, *overrides)
+    run = tmp_path / "run"
+    whole = steps(run), metrics(run), evaluations(run)
+    (run / "final.ckpt").unlink()
+    if not scored:
+        lines = (run / "evaluations.jsonl").read_text().splitlines(keepends=True)
+        (run / "evaluations.jsonl").write_text("".join(lines[:-1]))
+    train(config, *overrides, resume="auto")
+    assert (steps(run), metrics(run), evaluations(run)) == whole
+    assert (run / "final.ckpt").exists()
 
 
 def test_a_budget_in_tokens(tmp_path: Path) -> None:

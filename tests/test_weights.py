@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
 import stat
 import struct
 import subprocess
@@ -19,7 +21,7 @@ from lm.checkpoint import read_manifest, write_checkpoint, write_json
 from lm.errors import CheckpointError
 from lm.schema.model import ModelConfig
 from lm.tokenizer import ByteTokenizer
-from lm.weights import read_weights, write_weights
+from lm.weights import read_weights, write_state, write_weights
 from model import Decoder, load
 from tests.faults import ROOT, sealed
 
@@ -209,3 +211,17 @@ for writer in (lambda path: write_weights(path, large), lambda path: torch.save(
     assert len(messages) == 2 and all(message.startswith(f"{tmp_path}/step-00000001.ckpt could not be written: ") for message in messages)
     assert "File too large" in messages[0]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("write", [write_weights, write_state])
+@pytest.mark.parametrize("room", [0, 100, 5000, 100_000])
+def test_a_full_disk_is_told_in_the_systems_words(tmp_path: Path, write: Any, room: int) -> None:
+    """Neither as torch's "[enforce fail at inline_container.cc:672] . unexpected pos" nor as safetensors' "Error while serializing"."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(OSError) as refusal:
+            write(tmp_path / "file", {"a": torch.zeros(100, 300), "b": torch.zeros(7)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (refusal.value.errno, refusal.value.strerror) == (errno.EFBIG, "File too large")
