@@ -70,12 +70,20 @@ class Forked:
         return self.process.exitcode
 
 
-def train(output: Path, *arguments: str | Path, temporary: Path | None = None, largest_file: int | None = None, gate: Any = None) -> Forked:
+def train(
+    output: Path,
+    *arguments: str | Path,
+    temporary: Path | None = None,
+    largest_file: int | None = None,
+    gate: Any = None,
+    foreseeing: bool = True,
+) -> Forked:
     """`python train.py ARGUMENTS`, with $TMPDIR `temporary`, and `largest_file` bytes as the most that a file may grow to.
 
-    With a `gate` it waits until that is set.
+    With a `gate` it waits until that is set. Where it is not `foreseeing` it believes that the disk has room, as when another program
+    fills it in the next moment.
     """
-    return Forked(output, _train, [str(argument) for argument in arguments], temporary, largest_file, gate)
+    return Forked(output, _train, [str(argument) for argument in arguments], temporary, largest_file, gate, foreseeing)
 
 
 def start(folder: Path, *arguments: str | Path, **limits: Any) -> Forked:
@@ -143,7 +151,7 @@ def _child(output: Path, act: Callable[..., None], arguments: tuple[Any, ...]) -
     act(*arguments)
 
 
-def _train(arguments: list[str], temporary: Path | None, largest_file: int | None, gate: Any) -> None:
+def _train(arguments: list[str], temporary: Path | None, largest_file: int | None, gate: Any, foreseeing: bool) -> None:
     if gate is not None:
         gate.wait()
     command, errors = importlib.import_module("train"), importlib.import_module("lm.errors")
@@ -151,5 +159,8 @@ def _train(arguments: list[str], temporary: Path | None, largest_file: int | Non
         os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
+    if not foreseeing:
+        importlib.import_module("lm.forecast").Forecast.check = lambda *_: None  # type: ignore[attr-defined]
+        importlib.import_module("lm.milestones").require_room = lambda *_: None  # type: ignore[attr-defined]
     sys.argv = ["train.py", *arguments]
     errors.run(command.main)
