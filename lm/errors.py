@@ -32,15 +32,22 @@ DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class UserError(Exception):
-    """A mistake outside the program. The message is the whole answer that the user gets."""
+    """A mistake outside the program. The message is the whole answer that the user gets: one line, without anything that could command
+    the terminal, whatever a file from elsewhere put into it.
+    """
 
     exit_code = 1
+    line_ends = ""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message, self.line_ends))
 
 
 class ConfigError(UserError):
-    """A wrong key, value or flag."""
+    """A wrong key, value or flag; a line for each."""
 
     exit_code = 2
+    line_ends = "\n"
 
 
 class DataError(UserError):
@@ -84,6 +91,11 @@ def run(main: Callable[[], None]) -> None:
         _let_go_of_dead_output()
 
 
+def printable(text: str, kept: str = "") -> str:
+    """Text for a person: what is not printable (line ends too) becomes U+FFFD, but for the characters in `kept`."""
+    return "".join(character if character.isprintable() or character in kept else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
 def not_installed(error: ModuleNotFoundError) -> str:
     """The answer to the commonest first mistake: another Python than the one that `make setup` filled."""
     return f"{sys.executable} has no {error.name}: run `make setup` once, then `source .venv/bin/activate`"
@@ -118,7 +130,7 @@ def _unexpected(error: Exception) -> tuple[str, int]:
 def _leave(message: str, code: int) -> NoReturn:
     if message:
         with contextlib.suppress(OSError):
-            print(message, file=sys.stderr, flush=True)
+            print(printable(message, "\n\t"), file=sys.stderr, flush=True)
     sys.exit(code)
 
 
