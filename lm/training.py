@@ -20,13 +20,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from lm.checkpoint import read_meta
 from lm.ema import WeightAverage
-from lm.errors import CheckpointError, NonFiniteError
+from lm.errors import NonFiniteError
 from lm.loss import count_targets
 from lm.optim import make_optimizer
 from lm.randomness import fold, seed_all
 from lm.schedule import learning_rate
 from lm.schema import Config
+from lm.train_state import read_train_state
 from lm.weights import read_weights, write_weights
 
 
@@ -64,6 +66,7 @@ class LanguageModel(lightning.LightningModule):
         self._say = say
         self._resume = resume
         self._init_from = init_from
+        self._saved: tuple[dict[str, Any], dict[str, Tensor] | None] | None = None  # between reading and restoring
 
     def configure_model(self) -> None:
         """Build the decoder, the same on every process and in every world size: on the CPU, from the seed alone."""
@@ -75,14 +78,22 @@ class LanguageModel(lightning.LightningModule):
             self._load(self._init_from, averaged=True)
         if self._resume is not None:
             self._load(self._resume, averaged=False)
+            self._saved = self._read_saved(self._resume)
 
     def configure_optimizers(self) -> Optimizer:
         """The configured optimiser, in the state in which the run left it. The decoder is on its device by now."""
         optimizer = make_optimizer(self.decoder, self.config.optimizer, self.precision)
         if self.config.optimizer.ema_decay:
             self.average = WeightAverage(self.decoder, self.config.optimizer.ema_decay)
-        if self._resume is not None:
-            self._restore(optimizer, self._resume)
+        if self._saved is not None:
+            state, average = self._saved
+            optimizer.load_state_dict(state["optimizer"])
+            self.step = state["step"]
+            if "scaler" in state:
+                self.trainer.precision_plugin.load_state_dict(state["scaler"])
+            if self.average is not None and average is not None:
+                self.average.load(average)
+            self._saved = None
         return optimizer
 
     def compile_decoder(self) -> None:
@@ -197,21 +208,11 @@ class LanguageModel(lightning.LightningModule):
             for name, parameter in self.decoder.named_parameters():
                 parameter.copy_(weights[name])
 
-    def _restore(self, optimizer: Optimizer, folder: Path) -> None:
-        file = folder / "train_state.pt"
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-            for saved, group in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
-                # The configuration decides, not what it said when the run was saved.
-                saved.update({key: value for key, value in group.items() if key != "params"})
-            optimizer.load_state_dict(state["optimizer"])
-            self.step = state["step"]
-            if "scaler" in state:
-                self.trainer.precision_plugin.load_state_dict(state["scaler"])
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, AttributeError) as error:
-            raise CheckpointError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
-        if self.average is not None and (folder / "ema.safetensors").exists():
-            self.average.load(read_weights(folder, dict(self.decoder.named_parameters()), averaged=True))
+    def _read_saved(self, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+        """The checkpoint's training state and averaged weights, before anything of the run is touched: what is refused changes nothing."""
+        state = read_train_state(folder, read_meta(folder)["step"], make_optimizer(self.decoder, self.config.optimizer, self.precision))
+        wanted = self.config.optimizer.ema_decay and (folder / "ema.safetensors").exists()
+        return state, read_weights(folder, dict(self.decoder.named_parameters()), averaged=True) if wanted else None
 
     def _summed(self, value: Tensor) -> Tensor:
         """Added up over processes."""

@@ -56,4 +56,6 @@ def read_weights(folder: Path, expected: Mapping[str, Tensor], averaged: bool = 
             raise CheckpointError(
                 f"{path}: {name} is {given.dtype} {tuple(given.shape)}, where the configured model has {wanted.dtype} {tuple(wanted.shape)}"
             )
+        if not given.isfinite().all():  # no run saves such a weight: it stops before the update that would make it
+            raise CheckpointError(f"{path}: {name} holds a number that is not finite")
     return weights
