@@ -365,7 +365,7 @@ def test_checks_of_a_section_point_at_its_line_and_of_the_whole_at_the_key(write
 
 
 def test_checks_of_several_keys_blame_the_flag_among_them(write) -> None:
-    assert complaints(write(BASE), "--model.n_heads", "3") == ["command line: --model.n_heads: d_model 256 is not divisible by n_heads 3"]
+    assert complaints(write(BASE), "--model.n_heads", "3") == ["command line: --model.n_heads: d_model 128 is not divisible by n_heads 3"]
     [line] = complaints(write("data:\n  sequence_length: 200\n" + BASE[6:]), "--model.context_length=100", "--model.n_layers=1")
     assert line.startswith("command line: --model.context_length: data.sequence_length 200 is longer than model.context_length 100;")
 
