@@ -16,14 +16,16 @@ from lm import errors
 from lm.checkpoint import open_checkpoint, read_meta
 from lm.config import load as load_config
 from lm.errors import ConfigError
+from lm.stored import read_model
 
 
 def main() -> None:
     """Refuse what cannot work, then load what is heavy and score."""
     arguments, overrides = parser().parse_known_args()
     config = load_config(arguments.config, overrides).config
-    meta = read_meta(open_checkpoint(arguments.ckpt))
-    step, context_length = meta["step"], meta["model"]["context_length"]
+    folder = open_checkpoint(arguments.ckpt)
+    meta = read_meta(folder)
+    step, context_length = meta["step"], read_model(folder, meta).context_length
     if config.row_length > context_length:
         raise ConfigError(
             f"{arguments.config}: rows of {config.row_length} tokens are longer than the checkpoint's context of {context_length}; "

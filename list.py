@@ -26,11 +26,6 @@ def human(number: float, units: tuple[str, ...] = ("", "k", "M", "B", "T")) -> s
     return f"{number:.1f}{units[power]}" if power else f"{number}{units[0]}"
 
 
-def printable(text: str) -> str:
-    """A checkpoint from elsewhere may say anything; the terminal must not obey it."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
 BYTES = (" B", " kB", " MB", " GB", " TB")
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {  # key -> heading, how it is shown
     "step": ("step", str),
@@ -81,19 +76,27 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
             meta, manifest = checkpoint.read_meta(path), checkpoint.read_manifest(path)
             row |= {
                 "epoch": float(meta["epoch"]),
-                "tokens": int(meta["tokens"]),
+                "tokens": count(meta["tokens"]),
                 "val_loss": losses.get((step, manifest["sha256"])),
-                "parameters": int(meta["n_parameters"]),
-                "size": sum(file["bytes"] for file in manifest["files"].values()),
+                "parameters": count(meta["n_parameters"]),
+                "size": count(sum(file["bytes"] for file in manifest["files"].values())),
                 "date": str(meta["saved_at"]),
                 "parent": meta["parent"] and str(meta["parent"]["path"]),
             }
         except errors.CheckpointError as error:
             row["damage"] = str(error)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             row["damage"] = f"{path}: a value in meta.json or manifest.json is missing or wrong: {error}"
         rows.append(row)
     return rows
+
+
+def count(value: Any) -> int:
+    """A number of things. Raises ValueError or OverflowError where it cannot be one: such a number could not even be shown."""
+    number = int(value)
+    if not 0 <= number < 2**63:
+        raise ValueError("a count is negative or too large")
+    return number
 
 
 def read_losses(file: Path) -> dict[tuple[int, str], float | None]:
@@ -105,7 +108,7 @@ def read_losses(file: Path) -> dict[tuple[int, str], float | None]:
             result = json.loads(line)
             loss = float(result["loss"])
             losses[int(result["step"]), str(result["manifest_sha256"])] = loss if math.isfinite(loss) else None
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             print(f"{file}:{number}: this line is damaged and not used", file=sys.stderr)
     return losses
 
@@ -115,7 +118,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     columns = []
     for key, (heading, show) in COLUMNS.items():
         unknown = "damaged" if key == "date" else "-"  # every checkpoint has a date, unless its meta.json is damaged
-        cells = [heading, *(unknown if row[key] is None else printable(show(row[key])) for row in rows)]
+        cells = [heading, *(unknown if row[key] is None else errors.printable(show(row[key])) for row in rows)]
         width = max(map(len, cells))
         columns.append([cell.ljust(width) if key in ("date", "links", "parent") else cell.rjust(width) for cell in cells])
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from lm.checkpoint import open_checkpoint, read_meta, read_tokenizer
-from lm.errors import CheckpointError
+from lm.checkpoint import open_checkpoint, read_meta
 from lm.loss import token_losses
 from lm.schema.model import ModelConfig
+from lm.stored import read_model, read_tokenizer
 from lm.weights import read_weights
 
 if TYPE_CHECKING:
@@ -43,16 +43,13 @@ def load(path: str | Path, device: str = "cpu") -> tuple[Decoder, Tokenizer, dic
     """
     folder = open_checkpoint(path)
     meta = read_meta(folder)
-    try:
-        config = ModelConfig(**meta["model"])
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'meta.json'}: its model is not one that this version knows: {error}") from error
+    tokenizer = read_tokenizer(folder, meta)
     with torch.device("meta"):
-        decoder = Decoder(config, initialise=False)
+        decoder = Decoder(read_model(folder, meta), initialise=False)
     # strict=False only because a tied head has a second name in state_dict(); read_weights has held every name against the model.
     decoder.load_state_dict(read_weights(folder, dict(decoder.named_parameters())), strict=False, assign=True)
     decoder.tie_weights()
-    return decoder.to(device).eval(), read_tokenizer(folder, meta), meta
+    return decoder.to(device).eval(), tokenizer, meta
 
 
 class Decoder(nn.Module):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm import errors
-from lm.checkpoint import point, read_tokenizer, step_directories
+from lm.checkpoint import point, step_directories
 from lm.config import Loaded, load
 from lm.config_keys import help_text
 from lm.config_text import describe
@@ -25,6 +25,7 @@ from lm.origin import Origin, find_origin, is_finished
 from lm.run import RunFolder
 from lm.schema import Config
 from lm.stopping import StopSignals
+from lm.stored import read_tokenizer
 
 if TYPE_CHECKING:
     from lm.session import Session
@@ -102,7 +103,7 @@ def train_session(
         say(f"{folder} has finished its {origin.step:,} steps; {more}")
         return
     if origin.init_from is not None and origin.meta is not None and loaded.origins["tokenizer.name"] == "default":
-        config = config.with_tokenizer(origin.meta["tokenizer"]["name"])
+        config = config.with_tokenizer(str(origin.meta["tokenizer"].get("name")))
     build_session(config, origin, run, signals, say).train()
 
 
@@ -124,7 +125,8 @@ def choose_tokenizer(name: str, origin: Origin) -> Tokenizer:
     if origin.path is None or origin.meta is None:
         return load_tokenizer(name)
     stored = read_tokenizer(origin.path, origin.meta)
-    if name != origin.meta["config"]["tokenizer"]["name"]:
+    trained_with = origin.meta["config"].get("tokenizer")
+    if name not in (origin.meta["tokenizer"]["name"], trained_with.get("name") if isinstance(trained_with, dict) else None):
         require_same(load_tokenizer(name), stored)
     return stored
 

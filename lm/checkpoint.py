@@ -23,13 +23,10 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lm.disk import fingerprint, read_json, refusals, sync
 from lm.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from lm.tokenizer import Tokenizer
 
 FORMAT = 1
 STEP_NAME = re.compile(r"step-([0-9]{8,18})\.ckpt")
@@ -92,27 +89,11 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     if meta.get("format") != FORMAT:
         raise CheckpointError(f"{file}: format {meta.get('format')!r} is unknown to this version of the project, which reads {FORMAT}")
     wrong = [key for key, kind in META_TYPES.items() if type(meta.get(key)) is not kind]
-    if wrong or meta["step"] < 0:
+    if wrong or not 0 <= meta["step"] < 10**18:
         raise CheckpointError(f"{file} is damaged: {', '.join(wrong) or 'step'} is missing or not what it should be")
     if step_of(file.parent) not in (-1, meta["step"]):
         raise CheckpointError(f"{file} is of step {meta['step']}, but its folder is named for another; rename it {step_name(meta['step'])}")
     return meta
-
-
-def read_tokenizer(path: str | Path, meta: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that travels in a checkpoint, checked against the hash in its meta.json. Raises CheckpointError."""
-    from lm.tokenizer import from_definition
-
-    file = Path(path) / "tokenizer.json"
-    try:
-        stored = meta["tokenizer"]
-        tokenizer = from_definition(file.read_text(encoding="utf-8"), str(stored["name"]), int(stored["eos_id"]), int(stored["pad_id"]))
-        same = tokenizer.sha256 == stored["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{file}: the tokenizer cannot be read: {error}") from error
-    if not same:
-        raise CheckpointError(f"{file} is not the tokenizer that meta.json names ({stored['name']}, {str(stored['sha256'])[:12]})")
-    return tokenizer
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -137,7 +118,7 @@ def verify(path: str | Path, names: Iterable[str] | None = None) -> dict[str, An
         present = {entry.name for entry in path.iterdir()} - {"manifest.json"}
         for name in names or sorted({*REQUIRED, *stated, *present}):
             if name not in present:
-                raise CheckpointError(f"{path / name} is missing")
+                raise CheckpointError(f"{path}/{name} is missing")  # an absolute name would replace the path
             if name not in stated:
                 raise CheckpointError(f"{path / name} does not belong to this checkpoint: its manifest does not have it")
             if not (path / name).is_file() or fingerprint(path / name) != stated[name]:

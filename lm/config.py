@@ -25,7 +25,7 @@ except ModuleNotFoundError as missing:  # this comes before a command's `errors.
 from lm.config_keys import advice, keys
 from lm.config_text import yaml_lines
 from lm.schema import Config
-from lm.yaml_reader import KeyPath, dotted, not_text, plain, read_file, read_text, shown, unprintable
+from lm.yaml_reader import MAX_DEPTH, KeyPath, dotted, not_text, plain, read_file, read_text, shown, unprintable
 
 # pydantic's error types in plain words; what to write comes from the key's own type and range.
 _WRONG = {
@@ -121,7 +121,11 @@ class _Draft:
             has_value = bool(equals or (rest and not _is_flag(rest[0])))
             if has_value and not equals:
                 text = rest.pop(0)
-            if len(path) == 1 and path[0] not in keys():
+            if len(path) > MAX_DEPTH:
+                self.problems.append(
+                    (float("inf"), f"command line: {shown(flag)}: nested deeper than {MAX_DEPTH}, write --section.key value")
+                )
+            elif len(path) == 1 and path[0] not in keys():
                 self._refuse(path, f"unknown flag, {advice(path, None)}; see --help")
             elif not has_value:
                 self._refuse(path, f"no value, write --{dotted(path)} VALUE (=VALUE where it begins with --)")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lm.errors import CheckpointError
+
+MOST_JSON = 2**24  # bytes; what we write has some kilobytes
 
 
 @contextlib.contextmanager
@@ -65,10 +69,27 @@ def fingerprint(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
+def read_text(path: Path, most: int = MOST_JSON, errors: str = "strict") -> str:
+    """A UTF-8 file of at most so many bytes, and nothing else under its name: a pipe would be waited for, /dev/zero never ends.
+
+    Raises:
+        OSError: it cannot be read, or is not such a file.
+        UnicodeDecodeError: it is not UTF-8, unless `errors` lets that pass.
+    """
+    # Without O_NONBLOCK a pipe could not even be opened before someone writes into it.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"larger than {most / 2**20:,.0f} MiB", str(path))
+    return content.decode(errors=errors)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object that a file holds. Raises CheckpointError."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -34,15 +34,22 @@ DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class UserError(Exception):
-    """A mistake outside the program. The message is the whole answer that the user gets."""
+    """A mistake outside the program. The message is the whole answer that the user gets: one line, without anything that could command
+    the terminal, whatever a file from elsewhere put into it.
+    """
 
     exit_code = 1
+    line_ends = ""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message, self.line_ends))
 
 
 class ConfigError(UserError):
-    """A wrong key, value or flag."""
+    """A wrong key, value or flag; a line for each."""
 
     exit_code = 2
+    line_ends = "\n"
 
 
 class DataError(UserError):
@@ -94,6 +101,11 @@ def run(main: Callable[[], None]) -> None:
 def is_out_of_memory(error: Exception) -> bool:
     """Torch has a class for it on GPUs only; on a CPU it is a RuntimeError like many others."""
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in ("out of memory", "allocate memory"))
+
+
+def printable(text: str, kept: str = "") -> str:
+    """Text for a person: what is not printable (line ends too) becomes U+FFFD, but for the characters in `kept`."""
+    return "".join(character if character.isprintable() or character in kept else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def not_installed(error: ModuleNotFoundError) -> str:
@@ -158,7 +170,7 @@ def _told_by_torch(error: BaseException | None) -> str:
 def _leave(message: str, code: int) -> NoReturn:
     if message:
         with contextlib.suppress(OSError):
-            print(message, file=sys.stderr, flush=True)
+            print(printable(message, "\n\t"), file=sys.stderr, flush=True)
     sys.exit(code)
 
 

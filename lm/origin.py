@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from lm.checkpoint import newest_whole, open_checkpoint, pointed, read_manifest, read_meta, step_name, verify
-from lm.errors import CheckpointError, ConfigError
+from lm.errors import CheckpointError, ConfigError, printable
 from lm.run import RunFolder, read_evaluations, validations_without_progress
 from lm.schema import Config
+from lm.stored import check_session, read_config
 
 # What may change when a run goes on without changing what it computes: where it writes, how long it may take, what it measures.
 HARMLESS = (
@@ -95,9 +94,11 @@ def find_origin(config: Config, folder: Path, resume: str | None, init_from: str
         say(f"starting from the weights of {init_from} (step {read_meta(parent)['step']:,})")
         return origin
     if resume is not None and (found := find_checkpoint(folder, resume, say)) is not None:
-        for line in changes(config, read_meta(found)["config"], found):
-            say(line)
-        return Origin(resume=found, meta=read_meta(found))
+        meta = read_meta(found)
+        check_session(found, meta)
+        for line in changes(config, meta["config"], found):
+            say(printable(line))
+        return Origin(resume=found, meta=meta)
     if resume is not None:
         say(f"{folder} holds no checkpoint to resume: starting from step 0")
     return Origin()
@@ -133,19 +134,14 @@ def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None]) -> Pa
     return folder / found.name
 
 
-def changes(config: Config, stored: dict[str, Any], checkpoint: Path) -> Iterator[str]:
+def changes(config: Config, stored: Mapping[str, Any], checkpoint: Path) -> Iterator[str]:
     """Hold the configuration against the one that a checkpoint was saved with; yields a line for each change that is allowed.
 
     Raises:
         ConfigError: something differs that may not; one line for each such key.
         CheckpointError: the stored configuration cannot be understood.
     """
-    try:
-        before = Config.model_validate(stored)  # keys that are newer than the checkpoint have their defaults
-    except ValidationError as error:
-        first = error.errors()[0]
-        problem = f"config.{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise CheckpointError(f"{checkpoint / 'meta.json'}: {problem}; another version of the project wrote it") from error
+    before = read_config(checkpoint, stored)
     old, new = dict(_leaves(before.model_dump(mode="json"))), dict(_leaves(config.model_dump(mode="json")))
     differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if refused := [key for key in differing if not _may_change(key, old.get(key), new.get(key))]:
@@ -184,9 +180,9 @@ def machine_changes(before: Mapping[str, Any], now: Mapping[str, Any], checkpoin
         )
     for key in ("device", "threads"):
         if before[key] != now[key]:
-            yield f"changed since {checkpoint.name}: {key} {before[key]} -> {now[key]}{END_OF_EXACTNESS}"
+            yield printable(f"changed since {checkpoint.name}: {key} {before[key]} -> {now[key]}{END_OF_EXACTNESS}")
     if (old := before["versions"]["torch"]) != (new := now["versions"]["torch"]):
-        yield f"changed since {checkpoint.name}: torch {old} -> {new}{END_OF_EXACTNESS}"
+        yield printable(f"changed since {checkpoint.name}: torch {old} -> {new}{END_OF_EXACTNESS}")
 
 
 def is_finished(config: Config, folder: Path, step: int) -> bool:

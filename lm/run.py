@@ -15,7 +15,7 @@ Only the standard library, so that listing and refusing are instant.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import itertools
 import json
 import math
@@ -23,15 +23,16 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from lm import metrics
 from lm.checkpoint import point, pointed, read_manifest, step_directories, step_of, sweep
-from lm.disk import append, refusals, replace
+from lm.disk import append, read_text, refusals, replace
 from lm.errors import CheckpointError, ConfigError
+from lm.lock import claim
 
 NAMES = ("best.ckpt", "last.ckpt", "final.ckpt")
 RECORDS = ("metrics.csv", "evaluations.jsonl")
+MOST_RESULTS = 2**30  # bytes of evaluations.jsonl; a million validations have less
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ class RunFolder:
             CheckpointError: it cannot be created or written.
         """
         self.path = Path(path)
-        self._lock = _lock(self.path)
+        missing = [folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)]
+        self._lock = claim(self.path)
+        self._made = missing
         for folder in (self.path, *self.path.glob("after-step-*")):
             sweep(folder)
 
@@ -86,7 +89,7 @@ class RunFolder:
             raise CheckpointError(
                 f"{self.path} holds another run and cannot be moved to {aside} ({error.strerror}); set checkpoint.directory to a new folder"
             ) from error
-        moved, self._lock = self._lock, _lock(here)
+        moved, self._lock = self._lock, claim(here)
         moved.close()
         shown = self.path.with_name(aside.name) if self.path.absolute() == here else aside
         steps = step_directories(shown)
@@ -153,7 +156,12 @@ class RunFolder:
             point(self.path, "best.ckpt", by_manifest[best.manifest_sha256])
 
     def close(self) -> None:
-        """Release the lock; the end of the process does so too."""
+        """Release the lock; the end of the process does so too. Folders that were made for a run which was refused go again."""
+        with contextlib.suppress(OSError):
+            if self._made and [entry.name for entry in self.path.iterdir()] == [".lock"]:
+                (self.path / ".lock").unlink()
+                for folder in self._made:
+                    folder.rmdir()
         self._lock.close()
 
 
@@ -161,7 +169,7 @@ def read_evaluations(folder: Path) -> list[Evaluated]:
     """The lines of a run's evaluations.jsonl; one that a kill cut short is left out, and so was never a result."""
     path = folder / "evaluations.jsonl"
     try:
-        texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        texts = read_text(path, MOST_RESULTS, errors="replace").split("\n")
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -202,29 +210,3 @@ def _first_free(path: Path) -> Path:
 
 def _count(things: list[Path] | list[Evaluated], name: str) -> str:
     return f"{len(things)} {name}{'s' * (len(things) != 1)}"
-
-
-def _lock(path: Path) -> BinaryIO:
-    """Claim a folder for as long as the returned file is open, at most as long as this process lives."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        file = (path / ".lock").open("a+b")
-    except OSError as error:
-        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise CheckpointError(f"checkpoint.directory: {path} cannot be a run's folder: {reason}; name another") from error
-    # A worker process that outlives a killed run must not hold the lock for it.
-    os.register_at_fork(after_in_child=file.close)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n".encode())
-        file.flush()
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read(32).decode(errors="replace").strip() or "unknown"
-        raise ConfigError(
-            f"checkpoint.directory: {path} is in use by another run (process {holder}); wait for it, stop it, or name another folder"
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"checkpoint.directory: {path} cannot be locked: {error.strerror}; name another") from error
-    return file

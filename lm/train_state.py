@@ -1,18 +1,28 @@
-"""What a checkpoint holds of a model in training, beyond what says what it is: weights, averages, optimiser state."""
+"""What a checkpoint holds of a run in training: written here, and read so that nothing in it can run.
+
+torch takes whatever fits its containers: moments of other shapes, which the fused kernel then reads past their end. So every value is
+looked at here, before anything of the run is touched.
+"""
 
 from __future__ import annotations
 
+import math
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lm.ema import WeightAverage
 from lm.errors import CheckpointError
-from lm.weights import read_weights, write_state, write_weights
+from lm.weights import write_state, write_weights
+
+KEYS = {"step", "recent_losses", "optimizer"}
+OF_EACH_WEIGHT = {"step", "exp_avg", "exp_avg_sq"}
+SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 
 
 def tensor_writers(
@@ -28,32 +38,81 @@ def tensor_writers(
     return files
 
 
-def load_into(decoder: nn.Module, folder: Path, averaged: bool) -> None:
-    """Give a decoder the weights of a checkpoint: the averaged ones if wanted and there. Raises CheckpointError."""
-    weights = read_weights(folder, dict(decoder.named_parameters()), averaged)
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            parameter.copy_(weights[name])
+def read_train_state(folder: Path, step: int, optimizer: Optimizer) -> dict[str, Any]:
+    """A checkpoint's `step`, `recent_losses`, `optimizer` and, of an fp16 run, `scaler`.
 
-
-def restore(optimizer: Optimizer, average: WeightAverage | None, folder: Path) -> dict[str, Any]:
-    """Put the optimiser and the averages where a checkpoint left them; returns the state that went along.
-
-    Learning rate, betas and the like stay what the configuration says now.
+    Args:
+        folder: the checkpoint.
+        step: the step that its meta.json names.
+        optimizer: one over the weights that the state is for; it is not changed.
 
     Raises:
-        CheckpointError: it cannot be read, or is of another model.
+        CheckpointError: the file is missing, no such file, holds more than tensors and numbers, or state of other weights.
     """
     file = folder / "train_state.pt"
     try:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        for saved, group in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
-            saved.update({key: value for key, value in group.items() if key != "params"})
-        optimizer.load_state_dict(state["optimizer"])
-        if not isinstance(state["step"], int) or not isinstance(state["recent_losses"], list):
-            raise TypeError("step or recent_losses is not what it should be")
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, AttributeError) as error:
-        raise CheckpointError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
-    if average is not None and (folder / "ema.safetensors").exists():
-        average.load(read_weights(folder, average.weights, averaged=True))
-    return state
+        with zipfile.ZipFile(file) as archive:
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+        if packed or sum(entry.file_size for entry in archive.infolist()) > file.stat().st_size:
+            raise CheckpointError(f"{file} cannot be read: it is compressed, which torch.save never does")
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch, its unpickler and zipfile have a dozen classes; torch's message advises to let the file run code
+        kind = type(error).__name__
+        raise CheckpointError(f"{file} cannot be read: it is not what torch.save makes of tensors and numbers alone ({kind})") from error
+    if problem := _problem(state, step, optimizer):
+        raise CheckpointError(f"{file} is damaged: {problem}")
+    # The configuration decides on the groups' settings, not what it said when the run was saved.
+    groups = optimizer.state_dict()["param_groups"]
+    return state | {"optimizer": {"state": state["optimizer"]["state"], "param_groups": groups}}
+
+
+def _problem(state: Any, step: int, optimizer: Optimizer) -> str | None:
+    """What is wrong with the state, if anything is."""
+    if not isinstance(state, dict) or not KEYS <= state.keys() <= KEYS | {"scaler"}:
+        return "it should hold step, recent_losses, optimizer and for fp16 scaler"
+    losses = state["recent_losses"]
+    if not isinstance(losses, list) or not all(type(loss) is float and math.isfinite(loss) for loss in losses):
+        return "recent_losses is not a list of numbers"
+    if type(state["step"]) is not int or state["step"] != step:
+        return f"its step is not {step}, as meta.json has it"
+    scaler = state.get("scaler")
+    if "scaler" in state and not (isinstance(scaler, dict) and scaler.keys() == SCALER and all(map(_is_amount, scaler.values()))):
+        return "scaler is not that of an fp16 run"
+    stored = state["optimizer"]
+    if not isinstance(stored, dict) or stored.keys() != {"state", "param_groups"} or not isinstance(stored["state"], dict):
+        return "optimizer is not the state of an optimiser"
+    groups = [group["params"] for group in optimizer.state_dict()["param_groups"]]
+    if not isinstance(stored["param_groups"], list) or [_numbers(group) for group in stored["param_groups"]] != groups:
+        return "optimizer has other groups of weights than the configured one"
+    weights = dict(enumerate(weight for group in optimizer.param_groups for weight in group["params"]))
+    unused = not stored["state"] and (scaler or not losses)  # every update so far was left out
+    if stored["state"].keys() != weights.keys() and not unused:
+        return "optimizer has the state of other weights than the model's"
+    wrong = (_wrong_value(values, weights[number]) for number, values in stored["state"].items())
+    return next((f"optimizer.state[{number}]: {said}" for number, said in zip(stored["state"], wrong, strict=True) if said), None)
+
+
+def _wrong_value(values: Any, weight: Tensor) -> str | None:
+    if not isinstance(values, dict) or values.keys() != OF_EACH_WEIGHT:
+        return f"it should hold {', '.join(sorted(OF_EACH_WEIGHT))}"
+    for name, value in values.items():
+        shape = torch.Size() if name == "step" else weight.shape
+        if not isinstance(value, Tensor) or value.layout is not torch.strided or value.device.type != "cpu":
+            return f"{name} is not a plain tensor"
+        if (value.shape, value.dtype) != (shape, torch.float32) or not value.is_contiguous():
+            return f"{name} is {value.dtype} {tuple(value.shape)}, where the weight has torch.float32 {tuple(shape)}"
+        if not value.isfinite().all():
+            return f"{name} holds a number that is not finite"
+    return None
+
+
+def _numbers(group: Any) -> Any:
+    return group.get("params") if isinstance(group, dict) else None
+
+
+def _is_amount(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from lm.checkpoint import read_meta
 from lm.compilation import compile_in_place
 from lm.device import smaller_micro_batch
 from lm.ema import WeightAverage
@@ -32,7 +33,8 @@ from lm.optim import make_optimizer
 from lm.randomness import fold, seed_all
 from lm.schedule import learning_rate
 from lm.schema import Config
-from lm.train_state import load_into, restore, tensor_writers
+from lm.train_state import read_train_state, tensor_writers
+from lm.weights import load_into, read_weights
 
 
 class LanguageModel(lightning.LightningModule):
@@ -72,6 +74,7 @@ class LanguageModel(lightning.LightningModule):
         self._say = say
         self._resume = resume
         self._init_from = init_from
+        self._saved: tuple[dict[str, Any], dict[str, Tensor] | None] | None = None  # between reading and restoring
 
     def configure_model(self) -> None:
         """Build the decoder, the same on every process and in every world size: on the CPU, from the seed alone."""
@@ -83,14 +86,23 @@ class LanguageModel(lightning.LightningModule):
             load_into(self.decoder, self._init_from, averaged=True)
         if self._resume is not None:
             load_into(self.decoder, self._resume, averaged=False)
+            self._saved = self._read_saved(self._resume)
 
     def configure_optimizers(self) -> Optimizer:
         """The configured optimiser, in the state in which the run left it. The decoder is on its device by now."""
         optimizer = make_optimizer(self.decoder, self.config.optimizer, self.precision)
         if self.config.optimizer.ema_decay:
             self.average = WeightAverage(self.decoder, self.config.optimizer.ema_decay)
-        if self._resume is not None:
-            self._restore(optimizer, self._resume)
+        if self._saved is not None:
+            state, average = self._saved
+            optimizer.load_state_dict(state["optimizer"])
+            self.step = state["step"]
+            self.spikes = SpikeWatch(state["recent_losses"])
+            if "scaler" in state:
+                self.trainer.precision_plugin.load_state_dict(state["scaler"])
+            if self.average is not None and average is not None:
+                self.average.load(average)
+            self._saved = None
         return optimizer
 
     def compile_decoder(self) -> None:
@@ -219,12 +231,11 @@ class LanguageModel(lightning.LightningModule):
             state["scaler"] = scaler
         return tensor_writers(self.decoder, self.optimizers(use_pl_optimizer=False), self.average, state)
 
-    def _restore(self, optimizer: Optimizer, folder: Path) -> None:
-        state = restore(optimizer, self.average, folder)
-        self.step = state["step"]
-        self.spikes = SpikeWatch(state["recent_losses"])
-        if "scaler" in state:
-            self.trainer.precision_plugin.load_state_dict(state["scaler"])
+    def _read_saved(self, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+        """The checkpoint's training state and averaged weights, before anything of the run is touched: what is refused changes nothing."""
+        state = read_train_state(folder, read_meta(folder)["step"], make_optimizer(self.decoder, self.config.optimizer, self.precision))
+        wanted = self.config.optimizer.ema_decay and (folder / "ema.safetensors").exists()
+        return state, read_weights(folder, dict(self.decoder.named_parameters()), averaged=True) if wanted else None
 
     def _summed(self, value: Tensor) -> Tensor:
         """Added up over processes."""

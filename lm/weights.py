@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lm.checkpoint import read_manifest, verify
 from lm.errors import CheckpointError
@@ -74,4 +74,14 @@ def read_weights(folder: Path, expected: Mapping[str, Tensor], averaged: bool = 
             raise CheckpointError(
                 f"{path}: {name} is {given.dtype} {tuple(given.shape)}, where the configured model has {wanted.dtype} {tuple(wanted.shape)}"
             )
+        if not given.isfinite().all():  # no run saves such a weight: it stops before the update that would make it
+            raise CheckpointError(f"{path}: {name} holds a number that is not finite")
     return weights
+
+
+def load_into(decoder: nn.Module, folder: Path, averaged: bool) -> None:
+    """Give a decoder the weights of a checkpoint: the averaged ones if wanted and there. Raises CheckpointError."""
+    weights = read_weights(folder, dict(decoder.named_parameters()), averaged)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            parameter.copy_(weights[name])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+
 _NAMED: dict[str, bool | None] = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
 _NAMED |= {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _INFINITE = re.compile(r"([-+]?)\.(inf|Inf|INF|nan|NaN|NAN)")
+_PLAIN_KEY = re.compile(rf"[\w-]{{1,{MAX_SHOWN}}}")
 _PLAIN_TEXT = re.compile(r"[A-Za-z_./][A-Za-z0-9_./*-]*( [A-Za-z0-9_./*-]+)*")
 
 # What PyYAML says, what that means, what to do, and whether the place is where the construct began rather than where it broke.
@@ -64,7 +66,10 @@ class Document:
 def read_file(path: Path | str) -> Document:
     """Read a YAML file of at most 1 MiB. Raises ConfigError where there is no such file, or none that can be read."""
     try:
-        with Path(path).open("rb") as file:
+        # Opened without waiting: into a pipe of which nobody has the other end, nobody will write. What has a writer is waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.set_blocking(descriptor, True)
+        with os.fdopen(descriptor, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except IsADirectoryError:
         raise ConfigError(f"{path}: a folder, write the path of a YAML file") from None
@@ -202,7 +207,7 @@ def shown(value: Any) -> str:
 
 def dotted(path: KeyPath) -> str:
     """A key's name in messages and on the command line: optimizer.betas[1]."""
-    parts = (f"[{part}]" if isinstance(part, int) else "." + (part if re.fullmatch(r"[\w-]+", part) else shown(part)) for part in path)
+    parts = (f"[{part}]" if isinstance(part, int) else "." + (part if _PLAIN_KEY.fullmatch(part) else shown(part)) for part in path)
     return "".join(parts).removeprefix(".")
 
 

@@ -24,7 +24,6 @@ from lm.checkpoint import (
     pointed,
     read_manifest,
     read_meta,
-    read_tokenizer,
     retain,
     step_directories,
     step_of,
@@ -33,6 +32,7 @@ from lm.checkpoint import (
     write_checkpoint,
 )
 from lm.errors import CheckpointError
+from lm.stored import read_tokenizer
 from tests.faults import ROOT, kill_everywhere, not_root, save, sealed
 
 FILES = ("model.safetensors", "train_state.pt", "tokenizer.json", "meta.json", "manifest.json")

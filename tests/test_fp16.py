@@ -15,7 +15,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lm.checkpoint import write_checkpoint, write_json
+from lm.checkpoint import FORMAT, write_checkpoint, write_json
 from lm.errors import NonFiniteError
 from lm.incidents import Incidents
 from lm.schema import Config
@@ -55,7 +55,8 @@ class Recorder(LanguageModel):
         assert self.average is not None
         state = {name: parameter.detach().clone() for name, parameter in self.decoder.named_parameters()}
         if self.save is not None and self.step == 3:
-            write_checkpoint(self.save, self.writers() | {"meta.json": lambda path: write_json(path, {})})
+            meta = {"format": FORMAT, "step": self.step, "model": {}, "tokenizer": {}, "config": {}}
+            write_checkpoint(self.save, self.writers() | {"meta.json": lambda path: write_json(path, meta)})
         self.states.append(state | {f"average of {name}": tensor.clone() for name, tensor in self.average.weights.items()})
 
 

@@ -105,7 +105,8 @@ def test_auto_with_nothing_there_starts_from_nothing(tmp_path: Path) -> None:
 
 
 def test_auto_with_a_run_that_never_saved_moves_it_aside(tmp_path: Path) -> None:
-    folder = trained(tmp_path / "run")
+    folder = tmp_path / "run"
+    folder.mkdir()
     (folder / "metrics.csv").write_text("")
     started = Started(folder, resume="auto")
     assert started.origin == Origin() and started.said[1] == f"{folder} held another run, without checkpoints; it is now {folder}-1"

@@ -472,3 +472,37 @@ def test_a_text_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch
         assert [entry.name for entry in tmp_path.iterdir()] == ["x.txt"] and path.read_text() == "é new"
     with pytest.raises(CheckpointError, match="could not be written: No such file or directory;"):
         disk.replace(tmp_path / "nowhere" / "x.txt", "")
+
+
+def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b" / ".lock").exists()
+    run.close()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "there").mkdir()
+    RunFolder(tmp_path / "there").close()
+    assert [path.name for path in (tmp_path / "there").iterdir()] == [".lock"], "what was there stays"
+    run = RunFolder(tmp_path / "used")
+    (tmp_path / "used" / "config.yaml").write_text("")
+    run.close()
+    assert (tmp_path / "used" / "config.yaml").exists()
+
+
+def test_a_lock_whose_file_was_taken_away_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening the file and locking it, the one who held it may have removed it."""
+    import fcntl
+
+    real, calls = fcntl.flock, []
+
+    def late(file: Any, operation: int) -> None:
+        if not calls:
+            (tmp_path / "run" / ".lock").unlink()
+        calls.append(operation)
+        real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    run = RunFolder(tmp_path / "run")
+    assert len(calls) == 2
+    with pytest.raises(ConfigError, match="is in use by another run"):
+        RunFolder(tmp_path / "run")
+    run.close()

@@ -13,15 +13,18 @@ class ModelConfig(Section):
     """Everything that `model.Decoder` needs to be built; saved with every checkpoint."""
 
     vocab_size: int | None = Field(
-        None, ge=2, description="Rows of the embedding. null: the tokenizer's size. Larger is allowed (a multiple of 64 is fast on GPUs)."
+        None,
+        ge=2,
+        le=2**24,
+        description="Rows of the embedding. null: the tokenizer's size. Larger is allowed (a multiple of 64 is fast on GPUs).",
     )
-    context_length: int = Field(256, ge=2, description="The longest sequence, in tokens, that the model is made for.")
-    n_layers: int = Field(4, ge=1, description="Number of blocks.")
-    d_model: int = Field(128, ge=2, description="Width of the residual stream.")
+    context_length: int = Field(256, ge=2, le=2**24, description="The longest sequence, in tokens, that the model is made for.")
+    n_layers: int = Field(4, ge=1, le=1024, description="Number of blocks.")
+    d_model: int = Field(128, ge=2, le=2**16, description="Width of the residual stream.")
     n_heads: int = Field(4, ge=1, description="Query heads; d_model is divided among them.")
     n_kv_heads: int | None = Field(None, ge=1, description="Key and value heads (grouped-query attention). null: as many as query heads.")
     d_ff: int | None = Field(
-        None, ge=1, description="Hidden width of the MLP. null: 8/3 d_model for swiglu, 4 d_model for gelu, up to the next 16."
+        None, ge=1, le=2**20, description="Hidden width of the MLP. null: 8/3 d_model for swiglu, 4 d_model for gelu, up to the next 16."
     )
     qk_norm: StrictBool = Field(False, description="Normalise queries and keys per head, before RoPE (Qwen3).")
     tie_embeddings: StrictBool = Field(True, description="The output head shares the embedding's weights.")

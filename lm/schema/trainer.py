@@ -24,7 +24,7 @@ class TrainerConfig(Section):
         None, ge=1, description="Rows that fit on a device at once; the rest is accumulated. null: all of them."
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: CUDA, else MPS, else the CPU.")
-    devices: int = Field(1, ge=1, description="Processes on this machine, one device each (DDP when more than 1).")
+    devices: int = Field(1, ge=1, le=1024, description="Processes on this machine, one device each (DDP when more than 1).")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the device computes it natively, else fp16 on CUDA, else fp32. Weights stay fp32."
     )
