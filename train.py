@@ -8,7 +8,6 @@ python train.py --config config_smoke.yaml --resume auto
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +18,8 @@ from lm.checkpoint import point, read_tokenizer
 from lm.config import Loaded, load
 from lm.config_keys import help_text
 from lm.config_text import describe
-from lm.errors import ConfigError
 from lm.origin import Origin, find_origin, is_finished
+from lm.processes import check_launcher, first_decides, is_first
 from lm.run import RunFolder
 from lm.schema import Config
 
@@ -59,27 +58,36 @@ def parser() -> argparse.ArgumentParser:
 
 def train(loaded: Loaded, resume: str | None, init_from: str | None) -> None:
     """Claim the run's folder, find where to start, load what is heavy, and go."""
-    config, first = loaded.config, is_first_process()
-    started = os.environ.get("WORLD_SIZE", str(config.trainer.devices))
-    if started != str(config.trainer.devices):
-        raise ConfigError(f"trainer.devices: the launcher started {started} processes, got {config.trainer.devices}; write {started}")
-    folder = Path(config.checkpoint.directory)
-    say = print if first else lambda *_: None
-    run = RunFolder(folder) if first else None
+    config = loaded.config
+    check_launcher(config.trainer)
+    run: RunFolder | None = None
+
+    def claim() -> Origin | None:
+        nonlocal run
+        run = RunFolder(Path(config.checkpoint.directory))
+        return where_to_start(config, run.path, resume, init_from)
+
     try:
-        origin = find_origin(config, folder, resume, init_from, say)
-        if origin.resume is not None and is_finished(config, folder, origin.step):
-            if run is not None:
-                point(folder, "final.ckpt", origin.resume)  # a kill may have come just before that
-            more = "a larger budget (trainer.max_steps, max_tokens) or patience (early_stopping) lets it go on"
-            say(f"{folder} has finished its {origin.step:,} steps; {more}")
+        origin = first_decides(claim, config.trainer)
+        if origin is None:
             return
         if origin.init_from is not None and origin.meta is not None and loaded.origins["tokenizer.name"] == "default":
             config = config.with_tokenizer(origin.meta["tokenizer"]["name"])
-        build_session(config, origin, run, say).train()
+        build_session(config, origin, run, print if is_first() else lambda *_: None).train()
     finally:
         if run is not None:
             run.close()
+
+
+def where_to_start(config: Config, folder: Path, resume: str | None, init_from: str | None) -> Origin | None:
+    """Where the weights come from; None for a run that has reached its end already. Says what was decided."""
+    origin = find_origin(config, folder, resume, init_from, print)
+    if origin.resume is None or not is_finished(config, folder, origin.step):
+        return origin
+    point(folder, "final.ckpt", origin.resume)  # a kill may have come just before that
+    more = "a larger budget (trainer.max_steps, max_tokens) or patience (early_stopping) lets it go on"
+    print(f"{folder} has finished its {origin.step:,} steps; {more}")
+    return None
 
 
 def build_session(config: Config, origin: Origin, run: RunFolder | None, say: Callable[[str], None]) -> Session:
@@ -103,11 +111,6 @@ def choose_tokenizer(name: str, origin: Origin) -> Tokenizer:
     if name != origin.meta["config"]["tokenizer"]["name"]:
         require_same(load_tokenizer(name), stored)
     return stored
-
-
-def is_first_process() -> bool:
-    """Of a run on many devices; the launchers say so in the environment."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
 if __name__ == "__main__":

@@ -27,11 +27,12 @@ from lm.continuation import write
 from lm.curves import draw, summary
 from lm.device import Device, Precision, check_devices, choose_device, choose_precision, flops_per_token, matmul_peak
 from lm.disk import replace
-from lm.errors import Stopped, UserError
+from lm.errors import ConfigError, Stopped, UserError
 from lm.evaluation import Evaluation, evaluate
 from lm.logbook import Logbook, StepWork
 from lm.milestones import Milestones, Record
 from lm.origin import Origin, machine_changes, make_room
+from lm.processes import cluster_environment
 from lm.progress import Progress
 from lm.prompt import open_prompt
 from lm.run import RunFolder
@@ -104,6 +105,8 @@ class Session:
     def _prepare_torch(self) -> None:
         trainer = self.config.trainer
         check_devices(trainer.devices, self.device)
+        if trainer.strategy == "fsdp" and self.precision == "fp16":
+            raise ConfigError("trainer.strategy: fsdp does not train in fp16; write --trainer.precision bf16 or fp32, or strategy ddp")
         if trainer.threads:
             torch.set_num_threads(trainer.threads)
             os.environ["OMP_NUM_THREADS"] = str(
@@ -129,14 +132,16 @@ class Session:
 
     def _trainer(self, milestones: Milestones) -> lightning.Trainer:
         """Lightning's part: devices, processes, precision, the loop over batches. Logging, saving and validating are ours (Milestones)."""
-        devices = self.config.trainer.devices
+        trainer = self.config.trainer
         return lightning.Trainer(
             accelerator="gpu" if self.device == "cuda" else self.device,
-            devices=devices,
-            strategy="ddp" if devices > 1 else "auto",
+            devices=trainer.devices,
+            num_nodes=trainer.num_nodes,
+            strategy="ddp" if trainer.strategy == "auto" and trainer.processes > 1 else trainer.strategy,
+            plugins=environment if (environment := cluster_environment()) is not None else None,
             precision=LIGHTNING_PRECISION[self.precision],
             max_epochs=1,  # the loader's one epoch is the run: it ends at the last step
-            deterministic=self.config.trainer.deterministic,
+            deterministic=trainer.deterministic,
             benchmark=False,
             use_distributed_sampler=False,
             limit_val_batches=0,
@@ -160,7 +165,7 @@ class Session:
         self.progress.say(self._headline(meta["n_parameters"]))
         flops = config.tokens_per_step * flops_per_token(decoder.n_matmul_parameters(), shape.n_layers, config.row_length, shape.d_model)
         work = StepWork(tokens=config.tokens_per_step, epochs=self.data.epochs_per_step, flops=flops)
-        peak = matmul_peak(self.device, self.precision) * (config.trainer.devices if self.device == "cuda" else 1)  # CPUs are shared
+        peak = matmul_peak(self.device, self.precision) * (config.trainer.processes if self.device == "cuda" else 1)  # CPUs are shared
         origin, tensorboard = self.origin, config.logging.tensorboard
         logbook = Logbook(run.path, origin.step, origin.seconds, work, peak, self.device, self.progress, tensorboard)
         return Record(run, logbook, meta, self.tokenizer.definition)
@@ -193,7 +198,7 @@ class Session:
         config, trainer = self.config, self.config.trainer
         tokens = config.max_steps * config.tokens_per_step
         split = f", as {trainer.accumulation} x {trainer.micro_batch} rows" if trainer.accumulation > 1 else ""
-        split += f" on each of {trainer.devices} devices" if trainer.devices > 1 else ""
+        split += f" on each of {trainer.processes} devices" if trainer.processes > 1 else ""
         return (
             f"model: {n_parameters:,} parameters, {self.precision} on {self.device}\n"
             f"run: {config.max_steps:,} steps of {trainer.batch_size} rows of {config.row_length} tokens{split}: {tokens:,} tokens, "
@@ -229,5 +234,6 @@ class Session:
 
 def _quieten_lightning() -> None:
     """What Lightning notes about devices, loaders and a missing validation_step is answered here; the rest concerns its insides."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
