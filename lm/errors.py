@@ -28,6 +28,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+# What gloo and NCCL say when a process at the other end of a connection is gone.
+LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -105,6 +107,8 @@ def _unexpected(error: Exception) -> tuple[str, int]:
         return f"{error.filename or 'a file'} could not be written: {error.strerror}", CheckpointError.exit_code
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in ("out of memory", "allocate memory")):
         summary = "out of memory; in training, a smaller trainer.micro_batch_size needs less"
+    elif isinstance(error, RuntimeError) and any(words in str(error) for words in LOST_PROCESS):
+        return "another process of this run has ended, and this one cannot go on alone; that one's message, or its launcher's, says why", 1
     elif isinstance(error, ModuleNotFoundError):
         return not_installed(error), ConfigError.exit_code
     else:

@@ -1,6 +1,6 @@
 """One optimiser step over eight rows with very uneven masks; the first process writes its gradients. Run alone or under torchrun:
 
-python -m tests.one_step MICRO_BATCH OUT
+python -m tests.one_step FOLDER MICRO_BATCH...          writes FOLDER/MICRO_BATCH.pt
 """
 
 from __future__ import annotations
@@ -72,4 +72,6 @@ def main(micro_batch: int, out: Path, world_size: int) -> None:
 if __name__ == "__main__":
     import os
 
-    main(int(sys.argv[1]), Path(sys.argv[2]), int(os.environ.get("WORLD_SIZE", "1")))
+    folder, *cases = sys.argv[1:]
+    for case in cases:
+        main(int(case), Path(folder, f"{case}.pt"), int(os.environ.get("WORLD_SIZE", "1")))
