@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,6 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from lm.checkpoint import point, read_manifest, retain, step_name, write_checkpoint, write_json
+from lm.checkpoint_files import Begun
 from lm.errors import UserError
 from lm.evaluation import Evaluation
 from lm.logbook import Logbook
@@ -47,7 +49,7 @@ class Milestones(Callback):
     Args:
         config: the run's configuration.
         score: scores a decoder on the validation text; called on every process at once.
-        write: lets a decoder write a sample, or returns None; called on the first process.
+        write: lets a decoder write a sample, or returns None; called on the first process, or on all if the model is shared out.
         progress: the display.
         record: None on all processes but the first.
 
@@ -109,7 +111,8 @@ class Milestones(Callback):
         if figures is not None:
             self._on_first(trainer, lambda record: record.logbook.training(step, *figures))
         if last or stopping or validating or step % self.config.checkpoint.save_every == 0:
-            self._on_first(trainer, lambda record: self._write_checkpoint(record, pl_module))
+            begun = pl_module.write_shards(Path(self.config.checkpoint.directory) / step_name(step))
+            self._on_first(trainer, lambda record: self._write_checkpoint(record, pl_module, begun))
         if validating and not stopping:  # what a stop leaves out, the resumed run does first
             self._validate(trainer, pl_module)
         trainer.should_stop = stopping or (validating and self._patience_is_over(trainer))
@@ -146,7 +149,7 @@ class Milestones(Callback):
         if problem := trainer.strategy.broadcast(problem):
             raise problem
 
-    def _write_checkpoint(self, record: Record, module: LanguageModel) -> None:
+    def _write_checkpoint(self, record: Record, module: LanguageModel, begun: Begun | None) -> None:
         step = module.step
         meta = record.meta | {
             "step": step,
@@ -161,7 +164,7 @@ class Milestones(Callback):
             "meta.json": lambda path: write_json(path, meta),
         }
         folder = record.folder.path
-        write_checkpoint(folder / step_name(step), writers)
+        write_checkpoint(folder / step_name(step), writers, begun)
         point(folder, "last.ckpt", folder / step_name(step))
         retain(folder, self.config.checkpoint.keep)
 
@@ -169,7 +172,7 @@ class Milestones(Callback):
         started = time.perf_counter()
         with module.averaged() as decoder, trainer.precision_plugin.forward_context():
             result = self.score(decoder)
-            sample = self._sample(decoder) if self.record is not None else None
+            sample = self._sample(decoder) if self.record is not None or module.sharded else None  # shared out, it takes all to write
         seconds = time.perf_counter() - started
 
         def record_result(record: Record) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import lightning
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
 from lm.checkpoint import FORMAT
@@ -137,7 +138,7 @@ class Session:
             accelerator="gpu" if self.device == "cuda" else self.device,
             devices=trainer.devices,
             num_nodes=trainer.num_nodes,
-            strategy="ddp" if trainer.strategy == "auto" and trainer.processes > 1 else trainer.strategy,
+            strategy=self._strategy(),
             plugins=environment if (environment := cluster_environment()) is not None else None,
             precision=LIGHTNING_PRECISION[self.precision],
             max_epochs=1,  # the loader's one epoch is the run: it ends at the last step
@@ -152,6 +153,12 @@ class Session:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+
+    def _strategy(self) -> str | ModelParallelStrategy:
+        trainer = self.config.trainer
+        if trainer.strategy == "fsdp":
+            return ModelParallelStrategy(data_parallel_size=trainer.processes, tensor_parallel_size=1)
+        return "ddp" if trainer.strategy == "auto" and trainer.processes > 1 else trainer.strategy
 
     def _open_record(self, run: RunFolder, decoder: Any) -> Record:
         """Make room in the run's folder, now that nothing stands against the run any more, and open its books."""
@@ -187,6 +194,7 @@ class Session:
             "config": self.config.model_dump(mode="json"),
             "data_sha256": self.data.sha256,
             "parent": self.origin.parent,
+            "shards": self.config.trainer.processes if self.config.trainer.strategy == "fsdp" else 0,
             "epochs_per_step": self.data.epochs_per_step,
             "precision": self.precision,
             "device": self.device,

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from lm import sharding
+from lm.checkpoint_files import Begun
 from lm.ema import WeightAverage
 from lm.errors import CheckpointError, NonFiniteError
 from lm.loss import count_targets
@@ -27,7 +29,7 @@ from lm.optim import make_optimizer
 from lm.randomness import fold, seed_all
 from lm.schedule import learning_rate
 from lm.schema import Config
-from lm.weights import read_weights, write_weights
+from lm.weights import write_weights
 
 
 class LanguageModel(lightning.LightningModule):
@@ -66,15 +68,21 @@ class LanguageModel(lightning.LightningModule):
         self._init_from = init_from
 
     def configure_model(self) -> None:
-        """Build the decoder, the same on every process and in every world size: on the CPU, from the seed alone."""
-        if hasattr(self, "decoder"):
-            return
-        seed_all(fold(self.config.trainer.seed))
-        self.decoder = self._make_decoder()
-        if self._init_from is not None:
-            self._load(self._init_from, averaged=True)
-        if self._resume is not None:
-            self._load(self._resume, averaged=False)
+        """Build the decoder, the same on every process of any number: on the CPU, from the seed alone. Share it out with fsdp."""
+        if not hasattr(self, "decoder"):
+            seed_all(fold(self.config.trainer.seed))
+            self.decoder = self._make_decoder()
+            if self._init_from is not None:
+                self._load(self._init_from, averaged=True)
+            if self._resume is not None:
+                self._load(self._resume, averaged=False)
+        if self.device_mesh is not None and not self.sharded:
+            sharding.shard(self.decoder, self.decoder.get_submodule("layers").children(), self.device_mesh["data_parallel"])
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process has a part of the decoder only."""
+        return sharding.is_sharded(self.decoder)
 
     def configure_optimizers(self) -> Optimizer:
         """The configured optimiser, in the state in which the run left it. The decoder is on its device by now."""
@@ -142,7 +150,8 @@ class LanguageModel(lightning.LightningModule):
                 the step and lowers its scale, so only the loss counts.
         """
         parameters = [parameter for parameter in self.decoder.parameters() if parameter.grad is not None]
-        self.grad_norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        self.grad_norm = sharding.whole(norm)
         decisive = self.loss if self.precision == "fp16" else self.loss + self.grad_norm
         if not torch.isfinite(decisive):
             raise NonFiniteError(
@@ -174,8 +183,20 @@ class LanguageModel(lightning.LightningModule):
         with self.average.swapped_in(self.decoder) if self.average is not None else contextlib.nullcontext():
             yield self.decoder
 
+    def write_shards(self, path: Path) -> Begun | None:
+        """Each process's part of the checkpoint `path`; None where the first process writes all of it. Raises CheckpointError on all."""
+        if not self.sharded:
+            return None
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        kinds: dict[str, dict[str, Tensor]] = {"model": dict(self.decoder.named_parameters())}
+        kinds["optimizer"] = sharding.optimizer_tensors(optimizer)
+        return sharding.write_shards(path, kinds | ({"ema": self.average.weights} if self.average is not None else {}))
+
     def writers(self) -> dict[str, Callable[[Path], None]]:
-        """The checkpoint's tensor files: name -> function that writes it."""
+        """The files of a checkpoint that are the first process's to write: name -> function that writes it."""
+        if self.sharded:
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            return {"train_state.json": lambda path: sharding.write_train_state(path, self.step, optimizer)}
         files: dict[str, Callable[[Path], None]] = {
             "model.safetensors": lambda path: write_weights(path, dict(self.decoder.named_parameters())),
             "train_state.pt": lambda path: torch.save(self._train_state(), path),
@@ -192,15 +213,15 @@ class LanguageModel(lightning.LightningModule):
         return state
 
     def _load(self, folder: Path, averaged: bool) -> None:
-        weights = read_weights(folder, dict(self.decoder.named_parameters()), averaged)
+        weights = sharding.read_any_weights(folder, dict(self.decoder.named_parameters()), averaged)
         with torch.no_grad():
             for name, parameter in self.decoder.named_parameters():
                 parameter.copy_(weights[name])
 
     def _restore(self, optimizer: Optimizer, folder: Path) -> None:
-        file = folder / "train_state.pt"
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            state = sharding.read_train_state(folder, parameters)
             for saved, group in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
                 # The configuration decides, not what it said when the run was saved.
                 saved.update({key: value for key, value in group.items() if key != "params"})
@@ -209,9 +230,10 @@ class LanguageModel(lightning.LightningModule):
             if "scaler" in state:
                 self.trainer.precision_plugin.load_state_dict(state["scaler"])
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, AttributeError) as error:
-            raise CheckpointError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
-        if self.average is not None and (folder / "ema.safetensors").exists():
-            self.average.load(read_weights(folder, dict(self.decoder.named_parameters()), averaged=True))
+            raise CheckpointError(f"{folder / 'train_state.pt'} cannot be read: {str(error).splitlines()[0]}") from error
+        if self.average is not None and ((folder / "ema.safetensors").exists() or sharding.has_shards(folder, "ema")):
+            weights = sharding.read_any_weights(folder, dict(self.decoder.named_parameters()), averaged=True)
+            self.average.load({name: sharding.like(weights[name], average) for name, average in self.average.weights.items()})
 
     def _summed(self, value: Tensor) -> Tensor:
         """Added up over processes."""
@@ -220,6 +242,8 @@ class LanguageModel(lightning.LightningModule):
         return value
 
     def _no_sync_unless(self, last: bool) -> contextlib.AbstractContextManager[object]:
-        """DDP exchanges gradients in the backward pass of the last micro-batch only."""
+        """Processes exchange gradients in the backward pass of the last micro-batch only."""
+        if self.sharded:
+            sharding.exchange_gradients(self.decoder, last)
         wrapped = self.trainer.strategy.model
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else contextlib.nullcontext()

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lm.checkpoint import read_manifest, verify
+from lm.checkpoint_files import shard_count
 from lm.errors import CheckpointError
 
 
@@ -38,8 +39,10 @@ def read_weights(folder: Path, expected: Mapping[str, Tensor], averaged: bool = 
         averaged: prefer the EMA weights where the checkpoint has them.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or a name, shape or type differs.
+        CheckpointError: the file is missing or damaged, or a name, shape or type differs; or many processes wrote it.
     """
+    if shard_count(read_manifest(folder)["files"]):
+        raise CheckpointError(f"{folder}: a sharded checkpoint: run `python -m tools.consolidate {folder}` first")
     name = "ema.safetensors" if averaged and "ema.safetensors" in read_manifest(folder)["files"] else "model.safetensors"
     path = folder / name
     verify(folder, ("meta.json", name))
@@ -47,6 +50,12 @@ def read_weights(folder: Path, expected: Mapping[str, Tensor], averaged: bool = 
         weights = load_file(path)
     except (OSError, SafetensorError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from error
+    require_fitting(path, weights, expected)
+    return weights
+
+
+def require_fitting(path: Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Hold weights that were read at `path` against the model's own: names, shapes, types. Raises CheckpointError."""
     for name in sorted(expected.keys() ^ weights.keys()):
         where = "is missing" if name in expected else "is not a weight of the model"
         raise CheckpointError(f"{path}: {name} {where}; the weights are of another model than the configuration describes")
@@ -56,4 +65,3 @@ def read_weights(folder: Path, expected: Mapping[str, Tensor], averaged: bool = 
             raise CheckpointError(
                 f"{path}: {name} is {given.dtype} {tuple(given.shape)}, where the configured model has {wanted.dtype} {tuple(wanted.shape)}"
             )
-    return weights
