@@ -58,17 +58,17 @@ def test_accumulated(whole: dict[str, Tensor], tmp_path: Path, micro_batch: int)
     assert_close(torch.load(tmp_path / "out.pt", weights_only=True), whole)
 
 
-@pytest.mark.parametrize(("processes", "micro_batches"), [(2, (4, 2)), (4, (2, 1))])
+@pytest.mark.parametrize(("processes", "cases"), [(2, ("4", "2", "2-fsdp")), (4, ("2", "1", "1-fsdp"))])
 def test_many_processes(
-    whole: dict[str, Tensor], tmp_path: Path, processes: int, micro_batches: tuple[int, ...], figure: Callable[[str], None]
+    whole: dict[str, Tensor], tmp_path: Path, processes: int, cases: tuple[str, ...], figure: Callable[[str], None]
 ) -> None:
     """Over gloo: the eight rows as 2 x 4, 2 x 2 x 2, 4 x 2 and 4 x 2 x 1, where some processes have nothing but ignored labels."""
-    launched(processes, "tests.one_step", str(tmp_path), *map(str, micro_batches))
+    launched(processes, "tests.one_step", str(tmp_path), *cases)
     worst = 0.0
-    for micro_batch in micro_batches:
-        result = torch.load(tmp_path / f"{micro_batch}.pt", weights_only=True)
+    for case in cases:
+        result = torch.load(tmp_path / f"{case}.pt", weights_only=True)
         assert_close(result, whole)
         gradients = [name for name in whole if not name.startswith("after") and name not in ("loss", "grad_norm")]
         worst = max(worst, *((result[name] - whole[name]).abs().max().item() for name in gradients))
     assert worst < 1e-6
-    figure(f"{processes} processes, micro-batches of {' and '.join(map(str, micro_batches))}: gradients differ by at most {worst:.1e}")
+    figure(f"{processes} processes, micro-batches of {', '.join(cases)}: gradients differ by at most {worst:.1e}")

@@ -7,7 +7,6 @@ import csv
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from lm.checkpoint import step_directories, step_of, verify
 from lm.errors import ConfigError
 from lm.run import RunFolder
 from lm.schema.trainer import TrainerConfig
-from tests.runs import ROOT, TORCHRUN, config_file, launched, train
+from tests.runs import ROOT, TORCHRUN, config_file, launched, slurm_tasks, train
 from tests.witnessed import rows, witness
 
 TWO = ("--trainer.devices", "2", "--trainer.micro_batch_size", "2")
@@ -135,7 +134,7 @@ def test_a_full_disk_ends_both_processes(tmp_path: Path) -> None:
     config = configured(tmp_path)
     (tmp_path / "run").mkdir()
     with file_system(tmp_path / "run", "900k"):  # a checkpoint and a half
-        codes, said = slurm_tasks(tmp_path, config, "none")
+        codes, said = slurm_tasks(tmp_path, "none", "--config", str(config), *TWO)
         assert codes == [5, 5], said
         assert "step-00000006.ckpt could not be written: " in said[0]
         assert_resumable(tmp_path / "run", 3)
@@ -255,22 +254,9 @@ def test_many_machines_need_a_launcher(bare: pytest.MonkeyPatch) -> None:
         processes.check_launcher(TrainerConfig(max_steps=1, num_nodes=2))
 
 
-def slurm_tasks(folder: Path, config: Path, fault: str) -> tuple[list[int], list[str]]:
-    """Two witnessed processes with what srun would put into their environment: their exit codes, and what they said."""
-    tasks = []
-    for rank in range(2):
-        slurm = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODELIST": "127.0.0.1"}
-        slurm |= {"SLURM_JOB_ID": f"{os.getpid()}", "SLURM_PROCID": f"{rank}", "SLURM_LOCALID": f"{rank}", "SLURM_NODEID": "0"}
-        command = [sys.executable, "-m", "tests.witnessed", str(folder), fault, "--config", str(config), *TWO]
-        environment = os.environ | slurm | {"OMP_NUM_THREADS": "1"}
-        tasks.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    said = [task.communicate(timeout=240)[0] for task in tasks]
-    return [task.returncode for task in tasks], said
-
-
 def test_slurm_s_signal_before_the_time_limit_stops_all(straight: Path, tmp_path: Path) -> None:
     """One SIGUSR1 to one of the processes; Lightning would have taken it for itself."""
-    codes, said = slurm_tasks(tmp_path, configured(tmp_path), "usr1:1:5")
+    codes, said = slurm_tasks(tmp_path, "usr1:1:5", "--config", str(configured(tmp_path)), *TWO)
     assert codes == [138, 138], said
     assert "stopped by SIGUSR1 after step 6, saved" in said[0]
     assert_resumable(tmp_path / "run", 6)
@@ -281,7 +267,7 @@ def test_what_the_first_process_refuses_ends_the_others(tmp_path: Path) -> None:
     """They wait for what it finds in the run's folder: it tells them that there will be nothing, and why, once."""
     config = configured(tmp_path)
     busy = RunFolder(tmp_path / "run")
-    codes, said = slurm_tasks(tmp_path, config, "none")
+    codes, said = slurm_tasks(tmp_path, "none", "--config", str(config), *TWO)
     busy.close()
     assert codes == [2, 2]
     assert f"is in use by another run (process {os.getpid()})" in said[0] and said[1] == ""

@@ -4,12 +4,14 @@ python -m tests.witnessed FOLDER FAULT --config ... (the arguments of train.py)
 
 FOLDER/rows-RANK.jsonl gets a line for each step: the tokens that this process trained on. FOLDER/writes-RANK.txt gets the path of each
 file and folder that this process made, opened to write, or renamed. FAULT is `none`, or KIND:RANK:STEP: in that step that process raises
-an error (raise), is killed (kill), or gets a SIGUSR1 (usr1), or the launcher gets a SIGTERM (stop).
+an error (raise), is killed (kill), or gets a SIGUSR1 (usr1), or the launcher gets a SIGTERM (stop), or from then on its disk is full for
+shards (full). gather:all:STEP writes what all processes hold together before that step into FOLDER/gathered.pt.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -19,7 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lm import errors
+import torch
+
+from lm import errors, sharding
 from lm.training import LanguageModel
 
 
@@ -35,6 +39,8 @@ def witness(folder: Path, fault: str = "none") -> Iterator[None]:
             file.write(json.dumps({"step": step, "ids": batch["input_ids"].tolist()}) + "\n")
         if place == f"{rank}:{step}":
             happen(kind, step)
+        if place == f"all:{step}":
+            gather(self, folder / "gathered.pt")
         if kind == "stop" and step >= int(place.partition(":")[2]):
             time.sleep(0.1)  # the run is not to be over before the signal comes
         original(self, batch, batch_idx)
@@ -46,9 +52,25 @@ def witness(folder: Path, fault: str = "none") -> Iterator[None]:
         LanguageModel.training_step = original  # type: ignore[method-assign]
 
 
+def gather(module: LanguageModel, file: Path) -> None:
+    assert module.average is not None
+    optimizer = sharding.optimizer_tensors(module.optimizers(use_pl_optimizer=False))
+    kinds = {"model": dict(module.decoder.named_parameters()), "ema": module.average.weights, "optimizer": optimizer}
+    content = {kind: {name: sharding.whole(tensor).detach().clone() for name, tensor in part.items()} for kind, part in kinds.items()}
+    if module.global_rank == 0:
+        torch.save(content, file)
+
+
 def happen(kind: str, step: int) -> None:
     if kind == "raise":
         raise errors.DataError(f"step {step}: the row cannot be read")
+    if kind == "full":
+
+        def refuse(path: Path, weights: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+        sharding.write_weights = refuse  # type: ignore[assignment]
+        return
     number = {"kill": signal.SIGKILL, "usr1": signal.SIGUSR1, "stop": signal.SIGTERM}[kind]
     os.kill(os.getppid() if kind == "stop" else os.getpid(), number)
 
