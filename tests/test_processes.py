@@ -249,6 +249,22 @@ def test_the_launcher_must_start_what_the_configuration_says(
         processes.check_launcher(trainer)
 
 
+def test_a_step_is_divided_over_all_machines() -> None:
+    trainer = TrainerConfig(max_steps=1, batch_size=24, devices=2, num_nodes=3, micro_batch_size=2)
+    assert (trainer.processes, trainer.micro_batch, trainer.accumulation) == (6, 2, 2)
+    assert TrainerConfig(max_steps=1, batch_size=24, devices=2, num_nodes=3).micro_batch == 4
+    with pytest.raises(ValueError, match="batch_size 8 is not divisible by devices 2 x num_nodes 3"):
+        TrainerConfig(max_steps=1, batch_size=8, devices=2, num_nodes=3)
+
+
+def test_a_process_of_an_unknown_launcher_is_refused(bare: pytest.MonkeyPatch) -> None:
+    """It would start a run of its own in the same folder."""
+    bare.setenv("LOCAL_RANK", "1")
+    bare.delenv(processes.DECIDED, raising=False)
+    with pytest.raises(ConfigError, match="start the processes with torchrun or srun"):
+        processes.first_decides(lambda: pytest.fail("only the first process looks"), TrainerConfig(max_steps=1, devices=2, batch_size=8))
+
+
 def test_many_machines_need_a_launcher(bare: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"^trainer\.num_nodes: 2 machines need a launcher"):
         processes.check_launcher(TrainerConfig(max_steps=1, num_nodes=2))

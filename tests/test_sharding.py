@@ -28,7 +28,8 @@ def configured(folder: Path) -> Path:
     """12 steps without dropout; an odd vocabulary, so that shares are uneven."""
     folder.mkdir(exist_ok=True)
     model = {"context_length": 16, "n_layers": 2, "d_model": 66, "n_heads": 3, "dropout": 0.0, "init_std": 0.1, "vocab_size": 261}
-    return config_file(folder, model=model)
+    # With the usual eps AdamW makes a whole step of a gradient that is nothing but rounding: of a token that never occurs.
+    return config_file(folder, model=model, optimizer={"eps": 1e-4})
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
@@ -73,8 +74,7 @@ def test_two_processes_are_one(
         ordinary = joined(shared / "run" / step, tmp_path, monkeypatch)
         files = ("model.safetensors", "ema.safetensors")
         worst[step] = max(difference(load_file(ordinary / name), load_file(straight / step / name)) for name in files)
-    assert worst["step-00000006.ckpt"] < 1e-6
-    assert worst["step-00000012.ckpt"] < 1e-5  # AdamW turns a gradient that is nothing but rounding into a step
+    assert max(worst.values()) < 1e-6
     figure("fsdp on two processes: weights within " + ", ".join(f"{value:.1e} at {step}" for step, value in worst.items()))
 
 
@@ -89,7 +89,7 @@ def test_joined_shards_are_bit_for_bit_what_the_processes_held(shared: Path, tmp
         ("ema", load_file(ordinary / "ema.safetensors")),
         ("optimizer", tensors),
     ):
-        assert found.keys() == held[kind].keys() and len(found) > 20
+        assert found.keys() == held[kind].keys() and len(found) >= 20
         assert all(torch.equal(found[name], held[kind][name]) for name in found), kind
     assert state["step"] == 9
     decoder, tokenizer, meta = load(ordinary)
@@ -122,9 +122,8 @@ def test_resumed_on_one_process_and_back_on_two(straight: Path, shared: Path, tm
     expected = dict(losses(straight))
     assert dict(losses(run)) == pytest.approx(expected, abs=1e-5)
     assert dict(losses(whole)) == pytest.approx({12: expected[12]}, abs=1e-5)
-    assert (
-        difference(load_file(whole / "final.ckpt" / "model.safetensors"), load_file(straight / "final.ckpt" / "model.safetensors")) < 1e-5
-    )
+    mine, theirs = (load_file(folder / "final.ckpt" / "model.safetensors") for folder in (whole, straight))
+    assert difference(mine, theirs) < 1e-6
 
 
 def test_a_full_disk_of_one_process_ends_all(tmp_path: Path) -> None:
