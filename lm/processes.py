@@ -23,6 +23,7 @@ from lm.schema.trainer import TrainerConfig
 
 if TYPE_CHECKING:
     from lightning.pytorch.plugins.environments import ClusterEnvironment
+    from lightning.pytorch.strategies import ModelParallelStrategy
 
 DECIDED = "TINY_TRANSFORMER_ORIGIN"  # in the environment of processes that Lightning starts
 
@@ -71,6 +72,15 @@ def cluster_environment() -> ClusterEnvironment | None:
     from lightning.pytorch.plugins.environments import SLURMEnvironment
 
     return SLURMEnvironment(auto_requeue=False)
+
+
+def lightning_strategy(trainer: TrainerConfig) -> str | ModelParallelStrategy:
+    """What `trainer.strategy` is to Lightning's Trainer."""
+    if trainer.strategy != "fsdp":
+        return "ddp" if trainer.strategy == "auto" and trainer.processes > 1 else trainer.strategy
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    return ModelParallelStrategy(data_parallel_size=trainer.processes, tensor_parallel_size=1)
 
 
 def first_decides(decide: Callable[[], Origin | None], trainer: TrainerConfig) -> Origin | None:

@@ -164,8 +164,7 @@ def generate(
                 cache.length = 0
                 unread = text = text[:, -(context // 2) :]
             with torch.no_grad():  # not around the loop: it would hold for the caller too, between two tokens
-                # decoder(...) but for compiled code: each length would be compiled anew. Not .forward, which leaves out FSDP's hooks.
-                logits = decoder._call_impl(unread, cache=cache)[:, -1, :vocab_size].float()
+                logits = decoder.forward(unread, cache=cache)[:, -1, :vocab_size].float()  # .forward is never compiled code
             if drawn == 0 and not logits.isfinite().all():
                 raise NonFiniteError("the model's scores are not finite: its weights are damaged or diverged; try an earlier checkpoint")
             unread = sample_next(logits, options, seen, generator)[:, None]

@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 import lightning
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
 from lm.checkpoint import FORMAT
@@ -33,12 +32,13 @@ from lm.evaluation import Evaluation, evaluate
 from lm.logbook import Logbook, StepWork
 from lm.milestones import Milestones, Record
 from lm.origin import Origin, machine_changes, make_room
-from lm.processes import cluster_environment
+from lm.processes import cluster_environment, lightning_strategy
 from lm.progress import Progress
 from lm.prompt import open_prompt
 from lm.run import RunFolder
 from lm.sampling import Sampling
 from lm.schema import Config
+from lm.sharding import ForSampling, is_sharded
 from lm.tokenizer import Tokenizer
 from lm.training import LanguageModel
 
@@ -138,7 +138,7 @@ class Session:
             accelerator="gpu" if self.device == "cuda" else self.device,
             devices=trainer.devices,
             num_nodes=trainer.num_nodes,
-            strategy=self._strategy(),
+            strategy=lightning_strategy(trainer),
             plugins=environment if (environment := cluster_environment()) is not None else None,
             precision=LIGHTNING_PRECISION[self.precision],
             max_epochs=1,  # the loader's one epoch is the run: it ends at the last step
@@ -153,12 +153,6 @@ class Session:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-
-    def _strategy(self) -> str | ModelParallelStrategy:
-        trainer = self.config.trainer
-        if trainer.strategy == "fsdp":
-            return ModelParallelStrategy(data_parallel_size=trainer.processes, tensor_parallel_size=1)
-        return "ddp" if trainer.strategy == "auto" and trainer.processes > 1 else trainer.strategy
 
     def _open_record(self, run: RunFolder, decoder: Any) -> Record:
         """Make room in the run's folder, now that nothing stands against the run any more, and open its books."""
@@ -216,7 +210,7 @@ class Session:
     def _score(self, decoder: nn.Module) -> Evaluation:
         return evaluate(decoder, self.data.val_dataloader(), self.tokenizer.eos_id, self.data.text_bytes_per_token)
 
-    def _write_sample(self, decoder: nn.Module) -> str | None:
+    def _write_sample(self, decoder: Any) -> str | None:
         """Always from the same random numbers, so that the samples of a run show the weights' progress and nothing else."""
         settings = self.config.logging
         if settings.sample_tokens == 0:
@@ -224,6 +218,8 @@ class Session:
         generator = torch.Generator(next(decoder.parameters()).device).manual_seed(self.config.trainer.seed)
         prompt_ids = open_prompt(self.tokenizer, settings.sample_prompt)
         options = Sampling(temperature=settings.sample_temperature)
+        if is_sharded(decoder):
+            decoder = ForSampling(decoder)
         *_, [sample] = write(decoder, self.tokenizer, prompt_ids, options, settings.sample_tokens, generator)
         return settings.sample_prompt + sample.text
 

@@ -52,6 +52,20 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
+class ForSampling:
+    """A shared-out decoder for `lm.sampling.generate`, which calls its `forward`; that alone would not put the layers together."""
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        """As calling the decoder, with FSDP's hooks; never compiled code."""
+        return self._model._call_impl(*arguments, **named)
+
+
 def exchange_gradients(model: nn.Module, wanted: bool) -> None:
     """Whether the next backward pass adds gradients up over processes; without, each process keeps its own whole ones until then."""
     assert isinstance(model, FSDPModule)
