@@ -8,7 +8,6 @@ python train.py --config config_smoke.yaml --resume auto
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,10 @@ from lm.checkpoint import point, step_directories
 from lm.config import Loaded, load
 from lm.config_keys import help_text
 from lm.config_text import describe
-from lm.errors import ConfigError, NonFiniteError
+from lm.errors import NonFiniteError
 from lm.incidents import GoBack
 from lm.origin import Origin, find_origin, is_finished
+from lm.processes import check_launcher, first_decides, is_first
 from lm.run import RunFolder
 from lm.schema import Config
 from lm.stopping import StopSignals
@@ -66,45 +66,51 @@ def parser() -> argparse.ArgumentParser:
 
 def train(loaded: Loaded, resume: str | None, init_from: str | None) -> None:
     """Claim the run's folder and train in it, again from its newest checkpoint where `trainer.on_nonfinite` says so."""
-    config, first = loaded.config, is_first_process()
-    started = os.environ.get("WORLD_SIZE", str(config.trainer.devices))
-    if started != str(config.trainer.devices):
-        raise ConfigError(f"trainer.devices: the launcher started {started} processes, got {config.trainer.devices}; write {started}")
-    say = print if first else lambda *_: None
-    run = RunFolder(config.checkpoint.directory) if first else None
-    errors.keep_tracebacks_in(Path(config.checkpoint.directory))
+    config, folder = loaded.config, Path(loaded.config.checkpoint.directory)
+    check_launcher(config.trainer)
+    errors.keep_tracebacks_in(folder)
+    run: RunFolder | None = None
+
+    def claim() -> Origin | None:
+        nonlocal run
+        run = run or RunFolder(folder)
+        return where_to_start(config, folder, resume, init_from)
+
     try:
-        with StopSignals(speaks=first) as signals:
-            while True:
+        with StopSignals(speaks=is_first()) as signals:
+            while (origin := first_decides(claim, config.trainer)) is not None:
                 try:
-                    return train_session(loaded, resume, init_from, run, signals, say)
+                    return train_from(origin, loaded, run, signals)
                 except GoBack as back:
-                    if not step_directories(config.checkpoint.directory):
+                    if not step_directories(folder):
                         raise NonFiniteError(
                             f"{back}; but it has none yet: checkpoint.save_every is {config.checkpoint.save_every}"
                         ) from None
-                    say(back)
+                    if run is not None:
+                        print(back, flush=True)
                     resume, init_from = "auto", None
     finally:
         if run is not None:
             run.close()
 
 
-def train_session(
-    loaded: Loaded, resume: str | None, init_from: str | None, run: RunFolder | None, signals: StopSignals, say: Callable[..., None]
-) -> None:
-    """Find where to start, load what is heavy, and go."""
-    config, folder = loaded.config, Path(loaded.config.checkpoint.directory)
-    origin = find_origin(config, folder, resume, init_from, say)
-    if origin.resume is not None and is_finished(config, folder, origin.step):
-        if run is not None:
-            point(folder, "final.ckpt", origin.resume)  # it is not, where the budget was lowered
-        more = "a larger budget (trainer.max_steps, max_tokens) or patience (early_stopping) lets it go on"
-        say(f"{folder} has finished its {origin.step:,} steps; {more}")
-        return
+def where_to_start(config: Config, folder: Path, resume: str | None, init_from: str | None) -> Origin | None:
+    """Where the weights come from; None for a run that has reached its end already. Says what was decided."""
+    origin = find_origin(config, folder, resume, init_from, print)
+    if origin.resume is None or not is_finished(config, folder, origin.step):
+        return origin
+    point(folder, "final.ckpt", origin.resume)  # it is not, where the budget was lowered
+    more = "a larger budget (trainer.max_steps, max_tokens) or patience (early_stopping) lets it go on"
+    print(f"{folder} has finished its {origin.step:,} steps; {more}")
+    return None
+
+
+def train_from(origin: Origin, loaded: Loaded, run: RunFolder | None, signals: StopSignals) -> None:
+    """One session."""
+    config = loaded.config
     if origin.init_from is not None and origin.meta is not None and loaded.origins["tokenizer.name"] == "default":
         config = config.with_tokenizer(str(origin.meta["tokenizer"].get("name")))
-    build_session(config, origin, run, signals, say).train()
+    build_session(config, origin, run, signals, print if is_first() else lambda *_: None).train()
 
 
 def build_session(config: Config, origin: Origin, run: RunFolder | None, signals: StopSignals, say: Callable[[str], None]) -> Session:
@@ -129,11 +135,6 @@ def choose_tokenizer(name: str, origin: Origin) -> Tokenizer:
     if name not in (origin.meta["tokenizer"]["name"], trained_with.get("name") if isinstance(trained_with, dict) else None):
         require_same(load_tokenizer(name), stored)
     return stored
-
-
-def is_first_process() -> bool:
-    """Of a run on many devices; the launchers say so in the environment."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ under a temporary name in the same folder, every file is flushed to the disk, a 
 it visible: whenever the power goes, what stands there under a final name is whole. The manifest finds flipped bits, which neither torch nor
 safetensors would notice; it proves integrity, not who wrote the file.
 
-Everything here is the standard library, so that `list.py` starts at once. lm/weights.py reads and writes the tensors.
+Only the standard library, so that `list.py` starts at once. lm/weights.py reads and writes the tensors, lm/sharding.py those of many
+processes, which have other files (lm/checkpoint_files.py).
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lm.checkpoint_files import Begun, required
 from lm.disk import fingerprint, read_json, refusals, sync
 from lm.errors import CheckpointError
 
 FORMAT = 1
 STEP_NAME = re.compile(r"step-([0-9]{8,18})\.ckpt")
-REQUIRED = ("model.safetensors", "train_state.pt", "tokenizer.json", "meta.json")
 META_TYPES = {"step": int, "model": dict, "tokenizer": dict, "config": dict}
 
 
@@ -116,7 +117,7 @@ def verify(path: str | Path, names: Iterable[str] | None = None) -> dict[str, An
     stated = manifest["files"]
     try:
         present = {entry.name for entry in path.iterdir()} - {"manifest.json"}
-        for name in names or sorted({*REQUIRED, *stated, *present}):
+        for name in names or sorted({*required(stated), *stated, *present}):
             if name not in present:
                 raise CheckpointError(f"{path}/{name} is missing")  # an absolute name would replace the path
             if name not in stated:
@@ -141,23 +142,25 @@ def newest_whole(folder: str | Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
-def write_checkpoint(path: Path, writers: Mapping[str, Callable[[Path], None]], needed: int = 0) -> dict[str, Any]:
+def write_checkpoint(
+    path: Path, writers: Mapping[str, Callable[[Path], None]], needed: int = 0, begun: Begun | None = None
+) -> dict[str, Any]:
     """Write a checkpoint so that it is whole or absent; return its manifest.
 
     Args:
         path: the final name. If a checkpoint stands there already it is replaced.
         writers: file name -> function that writes that file at the path it is given.
         needed: about how many bytes it takes, for the message about a disk that is full.
+        begun: files that are there already, flushed and hashed.
 
     Raises:
         CheckpointError: the disk refused; what was there before is untouched.
     """
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary, files = begun or Begun(path.with_name(f".{path.name}.tmp-{os.getpid()}"), {})
     replaced = path.with_name(f".{path.name}.tmp-replaced")
     try:
         with refusals(path, needed):
-            temporary.mkdir(parents=True)
-            files = {}
+            temporary.mkdir(parents=True, exist_ok=begun is not None)
             for name, write in writers.items():
                 write(temporary / name)
                 sync(temporary / name)

@@ -9,20 +9,32 @@ from typing import Any
 import torch
 from torch import nn
 
+from lm.schema import Config
 
-def compile_in_place(
-    decoder: nn.Module, example: tuple[Any, ...], forward_context: Callable[[], AbstractContextManager[Any]], say: Callable[[str], None]
+
+def compile_if_wanted(
+    decoder: nn.Module,
+    config: Config,
+    device: torch.device,
+    forward_context: Callable[[], AbstractContextManager[Any]],
+    say: Callable[[str], None],
 ) -> None:
-    """Compile a decoder and try it out at once, forward and backward; one that cannot be compiled stays as it is, and that is said.
+    """Do what `trainer.compile` says, and try the result out, forward and backward; a decoder that cannot be compiled stays as it is.
 
     In place: torch.compile(decoder) would prefix every weight's name with _orig_mod.
 
     Args:
         decoder: the model; it is left in training mode, without gradients.
-        example: the arguments that it will be called with.
-        forward_context: where it will run, for its precision.
-        say: shows a line to the user.
+        config: the run's.
+        device: where the decoder is.
+        forward_context: for its precision.
+        say: told what cannot be compiled.
     """
+    wanted = config.trainer.compile
+    if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
+        return
+    ids = torch.zeros(config.trainer.micro_batch, config.row_length, dtype=torch.int64, device=device)
+    example = (ids, ids, ids if config.data.document_mask else None)
     decoder.compile()
     try:
         with forward_context():

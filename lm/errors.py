@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import NoReturn
 
 _places: list[Path] = []
+# What gloo and NCCL say when a process at the other end of a connection is gone.
+LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -145,6 +147,8 @@ def _unexpected(error: Exception) -> tuple[str, int]:
         return f"{error.filename or 'a file'} could not be written: {error.strerror}", CheckpointError.exit_code
     if is_out_of_memory(error):
         summary = "out of memory; in training, a smaller trainer.micro_batch_size needs less"
+    elif isinstance(error, RuntimeError) and any(words in str(error) for words in LOST_PROCESS):
+        return "another process of this run has ended, and this one cannot go on alone; that one's message, or its launcher's, says why", 1
     elif isinstance(error, ModuleNotFoundError):
         return not_installed(error), ConfigError.exit_code
     elif "DataLoader worker" in (cause := _told_by_torch(error)):

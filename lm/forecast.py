@@ -135,10 +135,11 @@ class Forecast:
                 f"{trainer.max_epochs:g}; write trainer.max_steps: {steps}, or give more text"
             )
         total, _ = memory(self.device)
-        if total is not None and footprint.memory > total:
+        share = footprint.memory // (trainer.processes if trainer.strategy == "fsdp" else 1)
+        if total is not None and share > total:
             raise ConfigError(
-                f"model: its weights, gradients and optimiser state take {in_bytes(footprint.memory)}, and {self.device} has "
-                f"{in_bytes(total)} of memory; make it smaller"
+                f"model: its weights, gradients and optimiser state take {in_bytes(share)} on each device, and {self.device} has "
+                f"{in_bytes(total)} of memory; make it smaller, or share it out (trainer.strategy: fsdp, docs/SCALING.md)"
             )
         free = shutil.disk_usage(folder).free
         if free < 2 * footprint.checkpoint:
@@ -153,7 +154,7 @@ class Forecast:
         n_parameters = sum(parameter.numel() for parameter in self.decoder.parameters())
         tokens = config.max_steps * config.tokens_per_step
         split = f", as {trainer.accumulation} x {trainer.micro_batch} rows" if trainer.accumulation > 1 else ""
-        split += f" on each of {trainer.devices} devices" if trainer.devices > 1 else ""
+        split += f" on each of {trainer.processes} devices" if trainer.processes > 1 else ""
         saved = min(config.checkpoint.keep, config.max_steps // config.checkpoint.save_every + 1) + 1  # and the best one
         parts = [f"weights {in_bytes(footprint.weights)}", f"gradients {in_bytes(footprint.gradients)}"]
         parts += [f"optimiser {in_bytes(footprint.optimizer)}"]

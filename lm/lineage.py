@@ -41,6 +41,7 @@ def lasting_meta(
         "config": config.model_dump(mode="json"),
         "data_sha256": text.sha256,
         "parent": parent,
+        "shards": config.trainer.processes if config.trainer.strategy == "fsdp" else 0,
         "epochs_per_step": text.epochs_per_step,
         "precision": precision,
         "device": device,

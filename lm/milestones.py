@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning
@@ -18,6 +19,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from lm.checkpoint import point, read_manifest, retain, step_name, write_checkpoint, write_json
+from lm.checkpoint_files import Begun
+from lm.compilation import compile_if_wanted
 from lm.disk import require_room
 from lm.errors import Stopped, UserError, write_traceback
 from lm.evaluation import Evaluation
@@ -48,7 +51,7 @@ class Milestones(Callback):
     Args:
         config: the run's configuration.
         score: scores a decoder on the validation text, or gives up when the second argument says so; called on every process at once.
-        write: lets a decoder write a sample, or returns None; called on the first process.
+        write: lets a decoder write a sample, or returns None; called on the first process, or on all if the model is shared out.
         signals: what has asked this process to stop.
         progress: the display.
         record: None on all processes but the first.
@@ -82,7 +85,7 @@ class Milestones(Callback):
         """Compile, and validate where the run starts, unless a resumed one has that result already."""
         assert isinstance(pl_module, LanguageModel)
         pl_module.incidents.recall(trainer.strategy.broadcast)
-        pl_module.compile_decoder()
+        compile_if_wanted(pl_module.decoder, self.config, pl_module.device, trainer.precision_plugin.forward_context, self.progress.say)
         step = pl_module.step
         self._saved = step  # where it comes from is on the disk, or it is step 0
         due = step % self.config.trainer.validate_every == 0 or step == self.config.max_steps
@@ -159,10 +162,11 @@ class Milestones(Callback):
             raise problem
 
     def _save(self, trainer: lightning.Trainer, module: LanguageModel) -> None:
-        self._on_first(trainer, lambda record: self._write_checkpoint(record, module))
+        begun = module.write_shards(Path(self.config.checkpoint.directory) / step_name(module.step))
+        self._on_first(trainer, lambda record: self._write_checkpoint(record, module, begun))
         self._saved = module.step
 
-    def _write_checkpoint(self, record: Record, module: LanguageModel) -> None:
+    def _write_checkpoint(self, record: Record, module: LanguageModel, begun: Begun | None) -> None:
         step, loss = module.step, module.loss.item()
         meta = record.meta | {
             "step": step,
@@ -177,7 +181,7 @@ class Milestones(Callback):
             "meta.json": lambda path: write_json(path, meta),
         }
         folder = record.folder.path
-        write_checkpoint(folder / step_name(step), writers, record.checkpoint_bytes)
+        write_checkpoint(folder / step_name(step), writers, record.checkpoint_bytes, begun)
         point(folder, "last.ckpt", folder / step_name(step))
         retain(folder, self.config.checkpoint.keep)
         if step < self.config.max_steps:
@@ -192,7 +196,8 @@ class Milestones(Callback):
             if alone and self.signals.requested:
                 self.signal = self.signals.requested
                 return
-            sample = self._attempt("the sample", lambda: self.write(decoder)) if self.record is not None else None
+            writing = self.record is not None or module.sharded  # shared out, it takes all processes to write
+            sample = self._attempt("the sample", lambda: self.write(decoder)) if writing else None
         seconds = time.perf_counter() - started
         if result is None:
             return

@@ -34,7 +34,7 @@ INEXACT = (
     *(f"optimizer.{key}" for key in ("lr", "schedule", "warmup_steps", "final_lr_fraction", "decay_fraction", "weight_decay")),
     *(f"optimizer.{key}" for key in ("betas", "eps", "grad_clip", "ema_decay")),
     *(f"trainer.{key}" for key in ("max_steps", "max_tokens", "micro_batch_size", "validation_rows")),
-    *(f"trainer.{key}" for key in ("device", "devices", "deterministic", "compile", "threads")),
+    *(f"trainer.{key}" for key in ("device", "devices", "num_nodes", "strategy", "deterministic", "compile", "threads")),
 )
 # What these come to is known only on the machine: `machine_changes` sees to them.
 SETTLED_LATER = ("trainer.device", "trainer.threads")

@@ -26,6 +26,7 @@ from lm.continuation import write
 from lm.curves import draw, summary
 from lm.device import Device, Precision, autocast, check_devices, choose_device, choose_precision, flops_per_token, matmul_peak
 from lm.disk import replace
+from lm.errors import ConfigError
 from lm.evaluation import Evaluation, evaluate
 from lm.forecast import Forecast, try_out
 from lm.incidents import Incidents
@@ -34,11 +35,13 @@ from lm.logbook import Logbook, StepWork
 from lm.milestones import Milestones, Record
 from lm.optim import make_optimizer
 from lm.origin import Origin, machine_changes, make_room
+from lm.processes import cluster_environment, lightning_strategy
 from lm.progress import Progress
 from lm.prompt import open_prompt
 from lm.run import RunFolder
 from lm.sampling import Sampling
 from lm.schema import Config
+from lm.sharding import ForSampling, is_sharded
 from lm.stopping import StopSignals, stopped
 from lm.tokenizer import Tokenizer
 from lm.training import LanguageModel
@@ -118,31 +121,29 @@ class Session:
         folder = Path(self.config.checkpoint.directory).absolute()
         folder = next(place for place in (folder, *folder.parents) if place.exists())
         forecast = self._forecast(decoder)
-        for line in forecast.lines(folder):
-            say(line)
+        say("\n".join(forecast.lines(folder)))
         forecast.check(folder)
         batch = next(iter(self.data.train_dataloader()))
         rows = tuple(batch[name][0].to(self.device) for name in ("input_ids", "labels", "document_ids") if name in batch)
         optimizer = make_optimizer(decoder, self.config.optimizer, self.precision)
         trial = try_out(decoder, optimizer, rows, functools.partial(autocast, self.device, self.precision))
         validation_tokens = len(self.data.val_dataloader()) * self.config.trainer.micro_batch * self.config.row_length
-        for line in forecast.measured(trial, validation_tokens):
-            say(line)
+        say("\n".join(forecast.measured(trial, validation_tokens)))
 
     def _language_model(self) -> LanguageModel:
         folder, trainer, say = self.run.path if self.run is not None else None, self.config.trainer, self.progress.say
         incidents = Incidents(folder, self.tokenizer.decode, trainer.on_nonfinite, trainer.nonfinite_limit, say)
-        resume, init_from = self.origin.resume, self.origin.init_from
-        return LanguageModel(self.config, self.make_decoder, self.precision, say, incidents, resume=resume, init_from=init_from)
+        return LanguageModel(self.config, self.make_decoder, self.precision, incidents, self.origin.resume, self.origin.init_from)
 
     def _prepare_torch(self) -> None:
         trainer = self.config.trainer
         check_devices(trainer.devices, self.device)
+        if trainer.strategy == "fsdp" and self.precision == "fp16":
+            raise ConfigError("trainer.strategy: fsdp does not train in fp16; write --trainer.precision bf16 or fp32, or strategy ddp")
         if trainer.threads:
             torch.set_num_threads(trainer.threads)
-            os.environ["OMP_NUM_THREADS"] = str(
-                trainer.threads
-            )  # for the processes that Lightning starts, and so that it leaves ours alone
+            # For the processes that Lightning starts, and so that it leaves ours alone.
+            os.environ["OMP_NUM_THREADS"] = str(trainer.threads)
         if trainer.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, at the first matrix product on CUDA
 
@@ -163,14 +164,16 @@ class Session:
 
     def _trainer(self, milestones: Milestones) -> lightning.Trainer:
         """Lightning's part: devices, processes, precision, the loop over batches. Logging, saving and validating are ours (Milestones)."""
-        devices = self.config.trainer.devices
+        trainer = self.config.trainer
         return lightning.Trainer(
             accelerator="gpu" if self.device == "cuda" else self.device,
-            devices=devices,
-            strategy="ddp" if devices > 1 else "auto",
+            devices=trainer.devices,
+            num_nodes=trainer.num_nodes,
+            strategy=lightning_strategy(trainer),
+            plugins=environment if (environment := cluster_environment()) is not None else None,
             precision=LIGHTNING_PRECISION[self.precision],
             max_epochs=1,  # the loader's one epoch is the run: it ends at the last step
-            deterministic=self.config.trainer.deterministic,
+            deterministic=trainer.deterministic,
             benchmark=False,
             use_distributed_sampler=False,
             limit_val_batches=0,
@@ -194,11 +197,10 @@ class Session:
         if moved := make_room(run, self.origin):
             self.progress.say(moved)
         replace(run.path / "config.yaml", to_yaml(config))
-        for line in forecast.lines(run.path):
-            self.progress.say(line)
+        self.progress.say("\n".join(forecast.lines(run.path)))
         flops = config.tokens_per_step * flops_per_token(decoder.n_matmul_parameters(), shape.n_layers, config.row_length, shape.d_model)
         work = StepWork(tokens=config.tokens_per_step, epochs=self.data.epochs_per_step, flops=flops)
-        peak = matmul_peak(self.device, self.precision) * (config.trainer.devices if self.device == "cuda" else 1)  # CPUs are shared
+        peak = matmul_peak(self.device, self.precision) * (config.trainer.processes if self.device == "cuda" else 1)  # CPUs are shared
         origin, tensorboard = self.origin, config.logging.tensorboard
         validated = any(line.step == origin.step for line in run.evaluations())
         logbook = Logbook(run.path, origin.step, origin.seconds, work, peak, self.device, self.progress, tensorboard, validated)
@@ -211,7 +213,7 @@ class Session:
         batches = itertools.takewhile(lambda _: not enough(), self.data.val_dataloader())
         return evaluate(decoder, batches, self.tokenizer.eos_id, self.data.text_bytes_per_token)
 
-    def _write_sample(self, decoder: nn.Module) -> str | None:
+    def _write_sample(self, decoder: Any) -> str | None:
         """Always from the same random numbers, so that the samples of a run show the weights' progress and nothing else."""
         settings = self.config.logging
         if settings.sample_tokens == 0:
@@ -219,6 +221,8 @@ class Session:
         generator = torch.Generator(next(decoder.parameters()).device).manual_seed(self.config.trainer.seed)
         prompt_ids = open_prompt(self.tokenizer, settings.sample_prompt)
         options = Sampling(temperature=settings.sample_temperature)
+        if is_sharded(decoder):
+            decoder = ForSampling(decoder)
         *_, [sample] = write(decoder, self.tokenizer, prompt_ids, options, settings.sample_tokens, generator)
         return settings.sample_prompt + sample.text
 
@@ -241,5 +245,6 @@ class Session:
 
 def _quieten_lightning() -> None:
     """What Lightning notes about devices, loaders and a missing validation_step is answered here; the rest concerns its insides."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")

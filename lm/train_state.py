@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lm import sharding
+from lm.checkpoint import read_meta
+from lm.checkpoint_files import Begun
 from lm.ema import WeightAverage
 from lm.errors import CheckpointError
+from lm.optim import make_optimizer
+from lm.schema.optimizer import OptimizerConfig
 from lm.weights import write_state, write_weights
 
 KEYS = {"step", "recent_losses", "optimizer"}
@@ -28,7 +34,12 @@ SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growt
 def tensor_writers(
     decoder: nn.Module, optimizer: Optimizer, average: WeightAverage | None, state: dict[str, Any]
 ) -> dict[str, Callable[[Path], None]]:
-    """The checkpoint's tensor files: name -> function that writes it. `state`, of plain values, goes along with the optimiser's."""
+    """The files of a run in training that the first process writes: name -> function that writes it.
+
+    `state`, of plain values, goes along with the optimiser's. Of a decoder that is shared out, `begin_shards` has written the tensors.
+    """
+    if sharding.is_sharded(decoder):
+        return {"train_state.json": lambda path: sharding.write_train_state(path, state, optimizer)}
     files: dict[str, Callable[[Path], None]] = {
         "model.safetensors": lambda path: write_weights(path, dict(decoder.named_parameters())),
         "train_state.pt": lambda path: write_state(path, state | {"optimizer": optimizer.state_dict()}),
@@ -36,6 +47,42 @@ def tensor_writers(
     if average is not None:
         files["ema.safetensors"] = lambda path: write_weights(path, average.weights)
     return files
+
+
+def begin_shards(path: Path, decoder: nn.Module, optimizer: Optimizer, average: WeightAverage | None) -> Begun:
+    """Each process's part of the checkpoint `path` of a decoder that is shared out. Raises CheckpointError on all processes."""
+    kinds: dict[str, dict[str, Tensor]] = {"model": dict(decoder.named_parameters()), "optimizer": sharding.optimizer_tensors(optimizer)}
+    return sharding.write_shards(path, kinds | ({"ema": average.weights} if average is not None else {}))
+
+
+def load_into(decoder: nn.Module, folder: Path, averaged: bool) -> None:
+    """Give a decoder the weights of a checkpoint, ordinary or sharded: the averaged ones if wanted and there. Raises CheckpointError."""
+    weights = sharding.read_any_weights(folder, dict(decoder.named_parameters()), averaged)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            parameter.copy_(weights[name])
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds beside the weights, whole and on the CPU."""
+
+    state: dict[str, Any]
+    averages: dict[str, Tensor] | None
+
+    def restore(self, optimizer: Optimizer, average: WeightAverage | None) -> dict[str, Any]:
+        """Put the optimiser and the averages where they were; returns the plain values that went along."""
+        optimizer.load_state_dict(sharding.placed(self.state["optimizer"], optimizer))
+        if average is not None and self.averages is not None:
+            average.load({name: sharding.like(self.averages[name], mine) for name, mine in average.weights.items()})
+        return self.state
+
+
+def read_saved(folder: Path, decoder: nn.Module, config: OptimizerConfig, precision: str) -> Saved:
+    """Read it before anything of the run is touched: what is refused changes nothing. The decoder is whole. Raises CheckpointError."""
+    state = read_train_state(folder, read_meta(folder)["step"], make_optimizer(decoder, config, precision))
+    wanted = config.ema_decay and ((folder / "ema.safetensors").exists() or sharding.has_shards(folder, "ema"))
+    return Saved(state, sharding.read_any_weights(folder, dict(decoder.named_parameters()), averaged=True) if wanted else None)
 
 
 def read_train_state(folder: Path, step: int, optimizer: Optimizer) -> dict[str, Any]:
@@ -49,13 +96,24 @@ def read_train_state(folder: Path, step: int, optimizer: Optimizer) -> dict[str,
     Raises:
         CheckpointError: the file is missing, no such file, holds more than tensors and numbers, or state of other weights.
     """
-    file = folder / "train_state.pt"
+    sharded = sharding.has_shards(folder, "optimizer")
+    file = folder / ("train_state.json" if sharded else "train_state.pt")
+    state = sharding.read_train_state(folder) if sharded else _unpickled(file)
+    if problem := _problem(state, step, optimizer):
+        raise CheckpointError(f"{file} is damaged: {problem}")
+    # The configuration decides on the groups' settings, not what it said when the run was saved.
+    groups = optimizer.state_dict()["param_groups"]
+    return state | {"optimizer": {"state": state["optimizer"]["state"], "param_groups": groups}}
+
+
+def _unpickled(file: Path) -> Any:
+    """The plain values and tensors in a file of torch's; CheckpointError where it holds anything else."""
     try:
         with zipfile.ZipFile(file) as archive:
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
         if packed or sum(entry.file_size for entry in archive.infolist()) > file.stat().st_size:
             raise CheckpointError(f"{file} cannot be read: it is compressed, which torch.save never does")
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
     except CheckpointError:
@@ -63,11 +121,6 @@ def read_train_state(folder: Path, step: int, optimizer: Optimizer) -> dict[str,
     except Exception as error:  # torch, its unpickler and zipfile have a dozen classes; torch's message advises to let the file run code
         kind = type(error).__name__
         raise CheckpointError(f"{file} cannot be read: it is not what torch.save makes of tensors and numbers alone ({kind})") from error
-    if problem := _problem(state, step, optimizer):
-        raise CheckpointError(f"{file} is damaged: {problem}")
-    # The configuration decides on the groups' settings, not what it said when the run was saved.
-    groups = optimizer.state_dict()["param_groups"]
-    return state | {"optimizer": {"state": state["optimizer"]["state"], "param_groups": groups}}
 
 
 def _problem(state: Any, step: int, optimizer: Optimizer) -> str | None:

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from lm.checkpoint import read_meta
-from lm.compilation import compile_in_place
+from lm import sharding
+from lm.checkpoint_files import Begun
 from lm.device import smaller_micro_batch
 from lm.ema import WeightAverage
 from lm.errors import NonFiniteError, is_out_of_memory
@@ -33,8 +33,7 @@ from lm.optim import make_optimizer
 from lm.randomness import fold, seed_all
 from lm.schedule import learning_rate
 from lm.schema import Config
-from lm.train_state import read_train_state, tensor_writers
-from lm.weights import load_into, read_weights
+from lm.train_state import Saved, begin_shards, load_into, read_saved, tensor_writers
 
 
 class LanguageModel(lightning.LightningModule):
@@ -54,7 +53,6 @@ class LanguageModel(lightning.LightningModule):
         config: Config,
         make_decoder: Callable[[], nn.Module],
         precision: str,
-        say: Callable[[str], None],
         incidents: Incidents,
         resume: Path | None = None,
         init_from: Path | None = None,
@@ -71,22 +69,27 @@ class LanguageModel(lightning.LightningModule):
         self.spikes = SpikeWatch()
         self._rows_at_once = config.trainer.micro_batch
         self._make_decoder = make_decoder
-        self._say = say
         self._resume = resume
         self._init_from = init_from
-        self._saved: tuple[dict[str, Any], dict[str, Tensor] | None] | None = None  # between reading and restoring
+        self._saved: Saved | None = None  # between reading and restoring
 
     def configure_model(self) -> None:
-        """Build the decoder, the same on every process and in every world size: on the CPU, from the seed alone."""
-        if hasattr(self, "decoder"):
-            return
-        seed_all(fold(self.config.trainer.seed))
-        self.decoder = self._make_decoder()
-        if self._init_from is not None:
-            load_into(self.decoder, self._init_from, averaged=True)
-        if self._resume is not None:
-            load_into(self.decoder, self._resume, averaged=False)
-            self._saved = self._read_saved(self._resume)
+        """Build the decoder, the same on every process of any number: on the CPU, from the seed alone. Share it out with fsdp."""
+        if not hasattr(self, "decoder"):
+            seed_all(fold(self.config.trainer.seed))
+            self.decoder = self._make_decoder()
+            if self._init_from is not None:
+                load_into(self.decoder, self._init_from, averaged=True)
+            if self._resume is not None:
+                load_into(self.decoder, self._resume, averaged=False)
+                self._saved = read_saved(self._resume, self.decoder, self.config.optimizer, self.precision)
+        if self.device_mesh is not None and not self.sharded:
+            sharding.shard(self.decoder, self.decoder.get_submodule("layers").children(), self.device_mesh["data_parallel"])
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process has a part of the decoder only."""
+        return sharding.is_sharded(self.decoder)
 
     def configure_optimizers(self) -> Optimizer:
         """The configured optimiser, in the state in which the run left it. The decoder is on its device by now."""
@@ -94,24 +97,13 @@ class LanguageModel(lightning.LightningModule):
         if self.config.optimizer.ema_decay:
             self.average = WeightAverage(self.decoder, self.config.optimizer.ema_decay)
         if self._saved is not None:
-            state, average = self._saved
-            optimizer.load_state_dict(state["optimizer"])
+            state = self._saved.restore(optimizer, self.average)
             self.step = state["step"]
             self.spikes = SpikeWatch(state["recent_losses"])
             if "scaler" in state:
                 self.trainer.precision_plugin.load_state_dict(state["scaler"])
-            if self.average is not None and average is not None:
-                self.average.load(average)
             self._saved = None
         return optimizer
-
-    def compile_decoder(self) -> None:
-        """Compile the decoder if that is wanted."""
-        wanted = self.config.trainer.compile
-        if wanted == "on" or (wanted == "auto" and self.device.type == "cuda"):
-            ids = torch.zeros(self.config.trainer.micro_batch, self.config.row_length, dtype=torch.int64, device=self.device)
-            documents = ids if self.config.data.document_mask else None
-            compile_in_place(self.decoder, (ids, ids, documents), self.trainer.precision_plugin.forward_context, self._say)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """One optimiser step.
@@ -196,7 +188,8 @@ class LanguageModel(lightning.LightningModule):
                 the step and lowers its scale, so only the loss counts.
         """
         parameters = [parameter for parameter in self.decoder.parameters() if parameter.grad is not None]
-        self.grad_norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        self.grad_norm = sharding.whole(norm)
         decisive = self.loss if self.precision == "fp16" else self.loss + self.grad_norm
         if not torch.isfinite(decisive):
             raise NonFiniteError(
@@ -208,7 +201,9 @@ class LanguageModel(lightning.LightningModule):
 
     def _facts(self) -> dict[str, Any]:
         """What there is to say about a step that went wrong."""
-        norms = {name: weight.grad.norm().item() for name, weight in self.decoder.named_parameters() if weight.grad is not None}
+        norms = {
+            name: sharding.whole(weight.grad.norm()).item() for name, weight in self.decoder.named_parameters() if weight.grad is not None
+        }
         loss, total = self.loss.item(), self.grad_norm.item()
         return {"step": self.step + 1, "loss": loss, "learning_rate": self.used_learning_rate, "grad_norm": total, "grad_norms": norms}
 
@@ -224,18 +219,16 @@ class LanguageModel(lightning.LightningModule):
         with self.average.swapped_in(self.decoder) if self.average is not None else contextlib.nullcontext():
             yield self.decoder
 
+    def write_shards(self, path: Path) -> Begun | None:
+        """Each process's part of the checkpoint `path`; None where the first process writes all of it. Raises CheckpointError on all."""
+        return begin_shards(path, self.decoder, self.optimizers(use_pl_optimizer=False), self.average) if self.sharded else None
+
     def writers(self) -> dict[str, Callable[[Path], None]]:
-        """The checkpoint's tensor files: name -> function that writes it."""
+        """The files of a checkpoint that are the first process's to write: name -> function that writes it."""
         state = {"step": self.step, "recent_losses": list(self.spikes.recent)}
         if scaler := self.trainer.precision_plugin.state_dict():
             state["scaler"] = scaler
         return tensor_writers(self.decoder, self.optimizers(use_pl_optimizer=False), self.average, state)
-
-    def _read_saved(self, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
-        """The checkpoint's training state and averaged weights, before anything of the run is touched: what is refused changes nothing."""
-        state = read_train_state(folder, read_meta(folder)["step"], make_optimizer(self.decoder, self.config.optimizer, self.precision))
-        wanted = self.config.optimizer.ema_decay and (folder / "ema.safetensors").exists()
-        return state, read_weights(folder, dict(self.decoder.named_parameters()), averaged=True) if wanted else None
 
     def _summed(self, value: Tensor) -> Tensor:
         """Added up over processes."""
@@ -244,6 +237,8 @@ class LanguageModel(lightning.LightningModule):
         return value
 
     def _no_sync_unless(self, last: bool) -> contextlib.AbstractContextManager[object]:
-        """DDP exchanges gradients in the backward pass of the last micro-batch only."""
+        """Processes exchange gradients in the backward pass of the last micro-batch only."""
+        if self.sharded:
+            sharding.exchange_gradients(self.decoder, last)
         wrapped = self.trainer.strategy.model
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else contextlib.nullcontext()

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lm.checkpoint import read_manifest, verify
+from lm.checkpoint_files import shard_count
 from lm.errors import CheckpointError
 
 
@@ -56,8 +57,10 @@ def read_weights(folder: Path, expected: Mapping[str, Tensor], averaged: bool = 
         averaged: prefer the EMA weights where the checkpoint has them.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or a name, shape or type differs.
+        CheckpointError: the file is missing or damaged, or a name, shape or type differs; or many processes wrote it.
     """
+    if shard_count(read_manifest(folder)["files"]):
+        raise CheckpointError(f"{folder}: a sharded checkpoint: run `python -m tools.consolidate {folder}` first")
     name = "ema.safetensors" if averaged and "ema.safetensors" in read_manifest(folder)["files"] else "model.safetensors"
     path = folder / name
     verify(folder, ("meta.json", name))
@@ -65,6 +68,12 @@ def read_weights(folder: Path, expected: Mapping[str, Tensor], averaged: bool = 
         weights = load_file(path)
     except (OSError, SafetensorError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from error
+    require_fitting(path, weights, expected)
+    return weights
+
+
+def require_fitting(path: Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Hold weights that were read at `path` against the model's own: names, shapes, types. Raises CheckpointError."""
     for name in sorted(expected.keys() ^ weights.keys()):
         where = "is missing" if name in expected else "is not a weight of the model"
         raise CheckpointError(f"{path}: {name} {where}; the weights are of another model than the configuration describes")
@@ -76,12 +85,3 @@ def read_weights(folder: Path, expected: Mapping[str, Tensor], averaged: bool = 
             )
         if not given.isfinite().all():  # no run saves such a weight: it stops before the update that would make it
             raise CheckpointError(f"{path}: {name} holds a number that is not finite")
-    return weights
-
-
-def load_into(decoder: nn.Module, folder: Path, averaged: bool) -> None:
-    """Give a decoder the weights of a checkpoint: the averaged ones if wanted and there. Raises CheckpointError."""
-    weights = read_weights(folder, dict(decoder.named_parameters()), averaged)
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            parameter.copy_(weights[name])

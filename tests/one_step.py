@@ -1,6 +1,6 @@
 """One optimiser step over eight rows with very uneven masks; the first process writes its gradients. Run alone or under torchrun:
 
-python -m tests.one_step MICRO_BATCH OUT
+python -m tests.one_step FOLDER CASE...          a case is MICRO_BATCH or MICRO_BATCH-fsdp; writes FOLDER/CASE.pt
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from pathlib import Path
 
 import lightning
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader, Dataset
 
 from lm.incidents import Incidents
 from lm.loss import IGNORE_INDEX
 from lm.schema import Config
 from lm.schema.model import ModelConfig
+from lm.sharding import whole
 from lm.training import LanguageModel
 from model import Decoder
 
@@ -46,10 +48,10 @@ class Recorder(LanguageModel):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
-        self.gradients = {name: parameter.grad.clone() for name, parameter in self.decoder.named_parameters()}
+        self.gradients = {name: whole(parameter.grad).clone() for name, parameter in self.decoder.named_parameters()}
 
 
-def main(micro_batch: int, out: Path, world_size: int) -> None:
+def main(micro_batch: int, out: Path, world_size: int, fsdp: bool = False) -> None:
     config = Config.model_validate(
         {
             "data": {"source": {"format": "txt", "files": "unused"}},
@@ -59,19 +61,24 @@ def main(micro_batch: int, out: Path, world_size: int) -> None:
         }
     )
     incidents = Incidents(None, str, "stop", 10, print)
-    module = Recorder(config, lambda: Decoder(ModelConfig(**config.model.model_dump())), "fp32", print, incidents)
+    module = Recorder(config, lambda: Decoder(ModelConfig(**config.model.model_dump())), "fp32", incidents)
+    strategy = ModelParallelStrategy(world_size, 1) if fsdp else "ddp" if world_size > 1 else "auto"
     trainer = lightning.Trainer(
-        accelerator="cpu", devices=world_size, strategy="ddp" if world_size > 1 else "auto", max_epochs=1, use_distributed_sampler=False,
+        accelerator="cpu", devices=world_size, strategy=strategy, max_epochs=1, use_distributed_sampler=False,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     rank = trainer.global_rank
     trainer.fit(module, DataLoader(OneStep(micro_batch, rank, world_size), batch_size=None))
+    assert module.sharded == fsdp
+    state = {f"after {name}": whole(parameter).detach() for name, parameter in module.decoder.named_parameters()}
     if rank == 0:
-        state = {f"after {name}": parameter.detach() for name, parameter in module.decoder.named_parameters()}
         torch.save({"loss": module.loss, "grad_norm": module.grad_norm, **module.gradients, **state}, out)
 
 
 if __name__ == "__main__":
     import os
 
-    main(int(sys.argv[1]), Path(sys.argv[2]), int(os.environ.get("WORLD_SIZE", "1")))
+    folder, *cases = sys.argv[1:]
+    for case in cases:
+        micro_batch, _, strategy = case.partition("-")
+        main(int(micro_batch), Path(folder, f"{case}.pt"), int(os.environ.get("WORLD_SIZE", "1")), strategy == "fsdp")

@@ -1,12 +1,17 @@
-"""Small training runs for tests: a text of our own, a configuration, and a run in this process."""
+"""Small training runs for tests: a text of our own, a configuration, and a run in this process or in several."""
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import yaml
 
+ROOT = Path(__file__).parent.parent
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 TEXT = "the model reads a token and looks back at every earlier token to guess what comes next in the text it has seen"
 WORDS = TEXT.split()
 
@@ -53,3 +58,24 @@ def train(config: Path, *overrides: str, resume: str | None = None, init_from: s
     from train import train as train_run
 
     train_run(load(config, list(overrides)), resume, init_from)
+
+
+def launched(processes: int, module: str, *arguments: str, succeeds: bool = True) -> subprocess.CompletedProcess[str]:
+    """`python -m module` in several processes, by torchrun. It comes to an end, and no process is left behind."""
+    command = [*TORCHRUN, "--standalone", f"--nproc-per-node={processes}", "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240)
+    assert (done.returncode == 0) == succeeds, f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+def slurm_tasks(folder: Path, fault: str, *arguments: str) -> tuple[list[int], list[str]]:
+    """Two processes of tests.witnessed with what srun would put into their environment: their exit codes, and what they said."""
+    tasks = []
+    for rank in range(2):
+        slurm = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODELIST": "127.0.0.1"}
+        slurm |= {"SLURM_JOB_ID": f"{os.getpid()}", "SLURM_PROCID": f"{rank}", "SLURM_LOCALID": f"{rank}", "SLURM_NODEID": "0"}
+        command = [sys.executable, "-m", "tests.witnessed", str(folder), fault, *arguments]
+        environment = os.environ | slurm | {"OMP_NUM_THREADS": "1"}
+        tasks.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    said = [task.communicate(timeout=240)[0] for task in tasks]
+    return [task.returncode for task in tasks], said

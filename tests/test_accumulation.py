@@ -5,9 +5,7 @@ Gradients are compared and not losses, because AdamW hides a wrong scale.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,8 +16,7 @@ from torch import Tensor
 from lm.schema.model import ModelConfig
 from model import Decoder
 from tests import one_step
-
-ROOT = Path(__file__).parent.parent
+from tests.runs import launched
 
 
 def assert_close(result: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -61,22 +58,17 @@ def test_accumulated(whole: dict[str, Tensor], tmp_path: Path, micro_batch: int)
     assert_close(torch.load(tmp_path / "out.pt", weights_only=True), whole)
 
 
-@pytest.mark.parametrize("micro_batch", [4, 2])
-def test_two_processes(whole: dict[str, Tensor], tmp_path: Path, micro_batch: int) -> None:
-    """2 x 4 rows, and 2 x 2 x 2 with accumulation, over gloo."""
-    out = tmp_path / "out.pt"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "tests.one_step",
-        str(micro_batch),
-        str(out),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert_close(torch.load(out, weights_only=True), whole)
+@pytest.mark.parametrize(("processes", "cases"), [(2, ("4", "2", "2-fsdp")), (4, ("2", "1", "1-fsdp"))])
+def test_many_processes(
+    whole: dict[str, Tensor], tmp_path: Path, processes: int, cases: tuple[str, ...], figure: Callable[[str], None]
+) -> None:
+    """Over gloo: the eight rows as 2 x 4, 2 x 2 x 2, 4 x 2 and 4 x 2 x 1, where some processes have nothing but ignored labels."""
+    launched(processes, "tests.one_step", str(tmp_path), *cases)
+    worst = 0.0
+    for case in cases:
+        result = torch.load(tmp_path / f"{case}.pt", weights_only=True)
+        assert_close(result, whole)
+        gradients = [name for name in whole if not name.startswith("after") and name not in ("loss", "grad_norm")]
+        worst = max(worst, *((result[name] - whole[name]).abs().max().item() for name in gradients))
+    assert worst < 1e-6
+    figure(f"{processes} processes, micro-batches of {', '.join(cases)}: gradients differ by at most {worst:.1e}")

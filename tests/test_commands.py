@@ -150,7 +150,16 @@ def test_mistakes_are_one_plain_answer(command: list[str], code: int, named: str
 
 
 @pytest.mark.parametrize(
-    "command", [["train.py"], ["infer.py"], ["eval_val.py"], ["list.py"], ["-m", "tools.plot_curves"], ["-m", "tools.config_docs"]]
+    "command",
+    [
+        ["train.py"],
+        ["infer.py"],
+        ["eval_val.py"],
+        ["list.py"],
+        ["-m", "tools.plot_curves"],
+        ["-m", "tools.config_docs"],
+        ["-m", "tools.consolidate"],
+    ],
 )
 def test_help_answers_without_anything_heavy(command: list[str]) -> None:
     done = run("-X", "importtime", *command, "--help")

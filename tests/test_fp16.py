@@ -81,7 +81,6 @@ def fit(
         config,
         lambda: Decoder(ModelConfig(**config.model.model_dump())),
         precision,
-        say,
         Incidents(None, str, "stop", limit, say),
         resume=resume,
     )

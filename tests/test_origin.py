@@ -250,6 +250,8 @@ CHANGES = {  # every changeable key -> another value than the default's
     "trainer__micro_batch_size": 4,
     "trainer__device": "cpu",
     "trainer__devices": 2,
+    "trainer__num_nodes": 2,
+    "trainer__strategy": "fsdp",
     "trainer__deterministic": True,
     "trainer__compile": "off",
     "trainer__threads": 3,

@@ -24,7 +24,13 @@ class TrainerConfig(Section):
         None, ge=1, description="Rows that fit on a device at once; the rest is accumulated. null: all of them."
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: CUDA, else MPS, else the CPU.")
-    devices: int = Field(1, ge=1, le=1024, description="Processes on this machine, one device each (DDP when more than 1).")
+    devices: int = Field(1, ge=1, le=1024, description="Processes on each machine, one device each.")
+    num_nodes: int = Field(1, ge=1, le=2**16, description="Machines; more than one need torchrun or srun (docs/SCALING.md).")
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto",
+        description="ddp: each process holds the whole model. fsdp: each holds a share of weights, gradients and optimiser state. "
+        "auto: ddp where there are several processes.",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the device computes it natively, else fp16 on CUDA, else fp32. Weights stay fp32."
     )
@@ -52,18 +58,23 @@ class TrainerConfig(Section):
     def _budget_and_batch(self) -> Self:
         if self.max_steps is None and self.max_tokens is None:
             raise ValueError("give the run a length: max_steps, or max_tokens, or both (the smaller ends it)")
-        share = self.devices * (self.micro_batch_size or 1)
-        if self.batch_size % share:
-            split = f"devices {self.devices}" + (f" x micro_batch_size {self.micro_batch_size}" if self.micro_batch_size else "")
+        if self.batch_size % (self.processes * (self.micro_batch_size or 1)):
+            split = f"devices {self.devices}" + (f" x num_nodes {self.num_nodes}" if self.num_nodes > 1 else "")
+            split += f" x micro_batch_size {self.micro_batch_size}" if self.micro_batch_size else ""
             raise ValueError(f"batch_size {self.batch_size} is not divisible by {split}")
         return self
 
     @property
+    def processes(self) -> int:
+        """How many there are, over all machines."""
+        return self.devices * self.num_nodes
+
+    @property
     def micro_batch(self) -> int:
         """Rows that one device takes at once."""
-        return self.micro_batch_size or self.batch_size // self.devices
+        return self.micro_batch_size or self.batch_size // self.processes
 
     @property
     def accumulation(self) -> int:
         """Micro-batches that each device runs for one optimiser step."""
-        return self.batch_size // (self.micro_batch * self.devices)
+        return self.batch_size // (self.micro_batch * self.processes)

@@ -1,0 +1,162 @@
+"""The processes of one run: who started them, and what the first of them decides for all.
+
+torchrun and SLURM start every process at once. Only the first looks at the run's folder, which it may be about to move aside; the others
+wait for what it found. Where Lightning starts the others itself (`trainer.devices` without a launcher), it does so when the first has
+long decided, and they find the answer in their environment.
+
+torch is imported only where there are several processes, so that a wrong configuration is refused at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lm.checkpoint import read_meta
+from lm.device import check_devices, choose_device
+from lm.errors import ConfigError, UserError
+from lm.origin import Origin
+from lm.schema.trainer import TrainerConfig
+
+if TYPE_CHECKING:
+    from lightning.pytorch.plugins.environments import ClusterEnvironment
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+DECIDED = "TINY_TRANSFORMER_ORIGIN"  # in the environment of processes that Lightning starts
+
+
+def launcher() -> Literal["torchrun", "srun"] | None:
+    """Who started this process together with all others. None: a person did, or Lightning."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "torchrun"  # first: it may run inside SLURM
+    if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        return "srun"  # with those names people work in a shell that SLURM gave them
+    return None
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes, prints and decides."""
+    names = {"torchrun": ("RANK",), "srun": ("SLURM_PROCID",), None: ("LOCAL_RANK", "NODE_RANK")}
+    return all(os.environ.get(name, "0") == "0" for name in names[launcher()])
+
+
+def check_launcher(trainer: TrainerConfig) -> None:
+    """Raises ConfigError where the launcher has not started as many processes as the configuration says."""
+    name = launcher()
+    if name is None:
+        if trainer.num_nodes > 1:
+            raise ConfigError(
+                f"trainer.num_nodes: {trainer.num_nodes} machines need a launcher that starts train.py on each; "
+                "write torchrun or srun before it, as docs/SCALING.md shows, or num_nodes 1"
+            )
+        return
+    processes = int(os.environ["WORLD_SIZE" if name == "torchrun" else "SLURM_NTASKS"])
+    here = int(os.environ["LOCAL_WORLD_SIZE"]) if name == "torchrun" else processes // int(os.environ.get("SLURM_NNODES", "1"))
+    if (here, here * trainer.num_nodes) != (trainer.devices, processes):
+        raise ConfigError(
+            f"trainer.devices: {name} started {processes} processes, {here} on each machine, got devices {trainer.devices} and num_nodes "
+            f"{trainer.num_nodes}; write --trainer.devices {here} --trainer.num_nodes {processes // here}"
+        )
+
+
+def cluster_environment() -> ClusterEnvironment | None:
+    """What Lightning should know of the launcher; None where it finds out by itself.
+
+    Under SLURM it would take SIGUSR1 for itself, to put the job into the queue again. Ours means: save and stop (lm/milestones.py).
+    """
+    if launcher() != "srun":
+        return None
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    return SLURMEnvironment(auto_requeue=False)
+
+
+def lightning_strategy(trainer: TrainerConfig) -> str | ModelParallelStrategy:
+    """What `trainer.strategy` is to Lightning's Trainer."""
+    if trainer.strategy != "fsdp":
+        return "ddp" if trainer.strategy == "auto" and trainer.processes > 1 else trainer.strategy
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    return ModelParallelStrategy(data_parallel_size=trainer.processes, tensor_parallel_size=1)
+
+
+def first_decides(decide: Callable[[], Origin | None], trainer: TrainerConfig) -> Origin | None:
+    """What `decide` returns on the first process, on every process; the others do not call it.
+
+    Raises:
+        UserError: whatever `decide` raised, on the first process.
+        SystemExit: with its exit code, on the others: one message is enough.
+    """
+    together = launcher() is not None or _are_connected()  # Lightning's own processes are, when a session follows on another
+    if together and trainer.processes > 1:
+        return _told_to_all(decide, trainer)
+    if not is_first():
+        if DECIDED not in os.environ:
+            raise ConfigError("LOCAL_RANK or NODE_RANK is set, but the launcher is not known; start the processes with torchrun or srun")
+        return _read(json.loads(os.environ[DECIDED]))
+    origin = decide()
+    if origin is not None:
+        paths = {"resume": origin.resume, "init_from": origin.init_from}
+        os.environ[DECIDED] = json.dumps({name: path and str(path) for name, path in paths.items()})
+    return origin
+
+
+def _told_to_all(decide: Callable[[], Origin | None], trainer: TrainerConfig) -> Origin | None:
+    """Through the process group that the training is going to use."""
+    origin, problem = None, None
+    if is_first():
+        try:
+            origin = decide()
+        except Exception as error:
+            problem = error
+    if not _are_connected():
+        _join(trainer)
+    import torch
+
+    code = 0 if problem is None else problem.exit_code if isinstance(problem, UserError) else 1
+    told: list[Any] = [origin, code]
+    torch.distributed.broadcast_object_list(told)
+    if problem is not None:
+        raise problem
+    if told[1]:
+        raise SystemExit(told[1])
+    return told[0]
+
+
+def _are_connected() -> bool:
+    """Whether this process is in a process group; without importing torch for the answer."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and bool(distributed.is_initialized())
+
+
+def _join(trainer: TrainerConfig) -> None:
+    """Start torch's process group as Lightning would; it uses the one that it finds.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    import torch
+    from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+    environment = SLURMEnvironment(auto_requeue=False) if launcher() == "srun" else TorchElasticEnvironment()
+    device = choose_device(trainer.device)
+    check_devices(trainer.devices, device)
+    if device == "cuda":
+        torch.cuda.set_device(environment.local_rank())
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+    torch.distributed.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        rank=environment.global_rank(),
+        world_size=environment.world_size(),
+        device_id=torch.device("cuda", environment.local_rank()) if device == "cuda" else None,
+    )
+
+
+def _read(paths: dict[str, str | None]) -> Origin:
+    resume, init_from = ((Path(text) if (text := paths[name]) else None) for name in ("resume", "init_from"))
+    path = resume or init_from
+    return Origin(resume, init_from, read_meta(path) if path is not None else None)
