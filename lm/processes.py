@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from lm.checkpoint import read_meta
 from lm.device import check_devices, choose_device
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.plugins.environments import ClusterEnvironment
     from lightning.pytorch.strategies import ModelParallelStrategy
 
+Result = TypeVar("Result")
 DECIDED = "TINY_TRANSFORMER_ORIGIN"  # in the environment of processes that Lightning starts
 
 
@@ -105,20 +106,44 @@ def first_decides(decide: Callable[[], Origin | None], trainer: TrainerConfig) -
     return origin
 
 
+def first_does(act: Callable[[], Result]) -> Result | None:
+    """What `act` returns on the first process; the others do not call it, and get None.
+
+    Raises:
+        UserError: whatever `act` raised, on the first process.
+        SystemExit: with its exit code, on the others: nobody waits for a process that has left.
+    """
+    result, problem = _tried(act)
+    if _are_connected():
+        _tell_all(None, problem)
+    elif problem is not None:
+        raise problem
+    return result
+
+
 def _told_to_all(decide: Callable[[], Origin | None], trainer: TrainerConfig) -> Origin | None:
     """Through the process group that the training is going to use."""
-    origin, problem = None, None
-    if is_first():
-        try:
-            origin = decide()
-        except Exception as error:
-            problem = error
+    origin, problem = _tried(decide)
     if not _are_connected():
         _join(trainer)
+    told: Origin | None = _tell_all(origin, problem)
+    return told
+
+
+def _tried(act: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
+    """On the first process: what came of it, or what went wrong."""
+    try:
+        return act() if is_first() else None, None
+    except Exception as error:
+        return None, error
+
+
+def _tell_all(value: Any, problem: Exception | None) -> Any:
+    """The first process's value, on all of them; or they leave, each with the exit code of its problem."""
     import torch
 
     code = 0 if problem is None else problem.exit_code if isinstance(problem, UserError) else 1
-    told: list[Any] = [origin, code]
+    told = [value, code]
     torch.distributed.broadcast_object_list(told)
     if problem is not None:
         raise problem

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
 import os
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import lightning
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -30,12 +27,13 @@ from lm.errors import ConfigError
 from lm.evaluation import Evaluation, evaluate
 from lm.forecast import Forecast, try_out
 from lm.incidents import Incidents
+from lm.lightning_trainer import make_trainer
 from lm.lineage import lasting_meta
 from lm.logbook import Logbook, StepWork
 from lm.milestones import Milestones, Record
 from lm.optim import make_optimizer
 from lm.origin import Origin, machine_changes, make_room
-from lm.processes import cluster_environment, lightning_strategy
+from lm.processes import first_does
 from lm.progress import Progress
 from lm.prompt import open_prompt
 from lm.run import RunFolder
@@ -45,8 +43,6 @@ from lm.sharding import ForSampling, is_sharded
 from lm.stopping import StopSignals, stopped
 from lm.tokenizer import Tokenizer
 from lm.training import LanguageModel
-
-LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 class Data(Protocol):
@@ -93,14 +89,13 @@ class Session:
             Stopped: a signal ended it; everything is saved.
             GoBack: the run is to go on from its newest checkpoint, in another session.
         """
-        _quieten_lightning()
         self._prepare_torch()
         self.data.start_step = self.origin.step
         module = self._language_model()
         module.configure_model()
-        record = self._open_record(self.run, module.decoder) if self.run is not None else None
+        record = first_does(lambda: self._open_record(module.decoder))
         milestones = Milestones(self.config, self._score, self._write_sample, self.signals, self.progress, record)
-        self._trainer(milestones).fit(module, datamodule=self.data)
+        make_trainer(self.config.trainer, self.device, self.precision, milestones).fit(module, datamodule=self.data)
         if milestones.finished:
             self._farewell(module.step)
         elif milestones.signal:
@@ -115,7 +110,6 @@ class Session:
         Raises:
             UserError: it could not end well.
         """
-        _quieten_lightning()
         self._prepare_torch()
         decoder = self.make_decoder().to(self.device)
         folder = Path(self.config.checkpoint.directory).absolute()
@@ -162,31 +156,10 @@ class Session:
         """The display; silent on all processes but the first."""
         return Progress(self.config.max_steps, self.origin.step, enabled=self.run is not None)
 
-    def _trainer(self, milestones: Milestones) -> lightning.Trainer:
-        """Lightning's part: devices, processes, precision, the loop over batches. Logging, saving and validating are ours (Milestones)."""
-        trainer = self.config.trainer
-        return lightning.Trainer(
-            accelerator="gpu" if self.device == "cuda" else self.device,
-            devices=trainer.devices,
-            num_nodes=trainer.num_nodes,
-            strategy=lightning_strategy(trainer),
-            plugins=environment if (environment := cluster_environment()) is not None else None,
-            precision=LIGHTNING_PRECISION[self.precision],
-            max_epochs=1,  # the loader's one epoch is the run: it ends at the last step
-            deterministic=trainer.deterministic,
-            benchmark=False,
-            use_distributed_sampler=False,
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
-            callbacks=[milestones],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-
-    def _open_record(self, run: RunFolder, decoder: Any) -> Record:
+    def _open_record(self, decoder: Any) -> Record:
         """Make room in the run's folder, now that nothing stands against the run any more, and open its books."""
+        assert self.run is not None
+        run = self.run
         config, shape = self.config, decoder.config
         meta = lasting_meta(config, decoder, self.tokenizer, self.data, self.origin.parent, self.device, self.precision)
         forecast = self._forecast(decoder)
@@ -221,8 +194,7 @@ class Session:
         generator = torch.Generator(next(decoder.parameters()).device).manual_seed(self.config.trainer.seed)
         prompt_ids = open_prompt(self.tokenizer, settings.sample_prompt)
         options = Sampling(temperature=settings.sample_temperature)
-        if is_sharded(decoder):
-            decoder = ForSampling(decoder)
+        decoder = ForSampling(decoder) if is_sharded(decoder) else decoder
         *_, [sample] = write(decoder, self.tokenizer, prompt_ids, options, settings.sample_tokens, generator)
         return settings.sample_prompt + sample.text
 
@@ -241,10 +213,3 @@ class Session:
             self.progress.say(f"curves.png could not be drawn: {error}")
         point(folder, "final.ckpt", folder / step_name(step))
         self.progress.say(f"done: {folder}/ holds final.ckpt, best.ckpt, metrics.csv and curves.png")
-
-
-def _quieten_lightning() -> None:
-    """What Lightning notes about devices, loaders and a missing validation_step is answered here; the rest concerns its insides."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")

@@ -185,7 +185,8 @@ def read_train_state(folder: Path) -> dict[str, Any]:
         if not number.isdecimal():
             raise CheckpointError(f"{folder}: its optimizer shards hold {name!r}, which is no state of a weight")
         states.setdefault(int(number), {})[key] = tensor
-    return {**content, "optimizer": {"state": states, "param_groups": content.pop("param_groups", None)}}
+    groups = content.pop("param_groups", None)
+    return {**content, "optimizer": {"state": states, "param_groups": groups}}
 
 
 def placed(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
