@@ -158,8 +158,8 @@ class Milestones(Callback):
                 action(self.record)
             except UserError as error:
                 problem = error
-        if problem := trainer.strategy.broadcast(problem):
-            raise problem
+        if told := trainer.strategy.broadcast(problem):
+            raise problem or SystemExit(told.exit_code)  # one message is enough
 
     def _save(self, trainer: lightning.Trainer, module: LanguageModel) -> None:
         begun = module.write_shards(Path(self.config.checkpoint.directory) / step_name(module.step))

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -129,15 +130,45 @@ def assert_resumable(run: Path, step: int) -> None:
     verify(step_directories(run)[-1])
 
 
-def test_a_full_disk_ends_both_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("size", "said", "saved"),
+    [("900k", "a checkpoint of this run takes", None), ("1400k", "stopped before the disk is full: the next checkpoint takes", 6)],
+    ids=["too small for two checkpoints", "too small for three"],
+)
+def test_a_full_disk_ends_both_processes(tmp_path: Path, size: str, said: str, saved: int | None) -> None:
     """Only the first one writes, and only it can meet it; the other must not wait for it for ever. No launcher is there to kill it."""
     config = configured(tmp_path)
     (tmp_path / "run").mkdir()
-    with file_system(tmp_path / "run", "900k"):  # a checkpoint and a half
-        codes, said = slurm_tasks(tmp_path, "none", "--config", str(config), *TWO)
-        assert codes == [5, 5], said
-        assert "step-00000006.ckpt could not be written: " in said[0]
-        assert_resumable(tmp_path / "run", 3)
+    with file_system(tmp_path / "run", size):
+        codes, printed = slurm_tasks(tmp_path, "none", "--config", str(config), *TWO)
+        assert codes == [5, 5], printed
+        assert said in printed[0]
+        assert said not in printed[1], "one message is enough"
+        if saved is not None:
+            assert_resumable(tmp_path / "run", saved)
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "Lightning"])
+def test_several_processes_go_back_together(tmp_path: Path, launcher: str) -> None:
+    """trainer.on_nonfinite: rollback. The second session is the same processes', with the decision of the first among them."""
+    config = configured(tmp_path)
+    (tmp_path / "session").mkdir()
+    keys = ["--config", str(config), "--trainer.on_nonfinite=rollback", "--trainer.max_steps=12", *TWO]
+    arguments = ["-m", "tests.witnessed", str(tmp_path / "session"), "nan:all:7", *keys]
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node=2"] if launcher == "torchrun" else [sys.executable]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("going back to the newest checkpoint") == 1
+    for rank in (0, 1):
+        lines = (tmp_path / "session" / f"rows-{rank}.jsonl").read_text().splitlines()
+        steps = [json.loads(line)["step"] for line in lines]
+        assert steps == [*range(8), *range(6, 12)], "from step 6 again; step 7 is passed by without its update"
+    assert_resumable(tmp_path / "run", 12)
+    [incident] = [json.loads(line) for line in (tmp_path / "run" / "incidents.jsonl").read_text().splitlines()]
+    assert (incident["step"], incident["kind"]) == (7, "skipped")
+    rows = (tmp_path / "run" / "nonfinite-step-00000008" / "batch.jsonl").read_text().splitlines()
+    assert len(rows) == 8, "of both processes"
 
 
 @contextlib.contextmanager

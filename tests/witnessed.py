@@ -5,7 +5,8 @@ python -m tests.witnessed FOLDER FAULT --config ... (the arguments of train.py)
 FOLDER/rows-RANK.jsonl gets a line for each step: the tokens that this process trained on. FOLDER/writes-RANK.txt gets the path of each
 file and folder that this process made, opened to write, or renamed. FAULT is `none`, or KIND:RANK:STEP: in that step that process raises
 an error (raise), is killed (kill), or gets a SIGUSR1 (usr1), or the launcher gets a SIGTERM (stop), or from then on its disk is full for
-shards (full). gather:all:STEP writes what all processes hold together before that step into FOLDER/gathered.pt.
+shards (full). nan:all:STEP makes that step's loss NaN.
+gather:all:STEP writes what all processes hold together before that step into FOLDER/gathered.pt.
 """
 
 from __future__ import annotations
@@ -39,17 +40,22 @@ def witness(folder: Path, fault: str = "none") -> Iterator[None]:
             file.write(json.dumps({"step": step, "ids": batch["input_ids"].tolist()}) + "\n")
         if place == f"{rank}:{step}":
             happen(kind, step)
-        if place == f"all:{step}":
+        if kind == "gather" and place == f"all:{step}":
             gather(self, folder / "gathered.pt")
         if kind == "stop" and step >= int(place.partition(":")[2]):
             time.sleep(0.1)  # the run is not to be over before the signal comes
         original(self, batch, batch_idx)
 
-    LanguageModel.training_step = training_step  # type: ignore[method-assign]
+    accumulate = LanguageModel._accumulate
+
+    def poisoned(self: LanguageModel, batch: dict[str, Any]) -> torch.Tensor:
+        return accumulate(self, batch) * (float("nan") if kind == "nan" and place == f"all:{self.step}" else 1)
+
+    LanguageModel.training_step, LanguageModel._accumulate = training_step, poisoned  # type: ignore[method-assign]
     try:
         yield
     finally:
-        LanguageModel.training_step = original  # type: ignore[method-assign]
+        LanguageModel.training_step, LanguageModel._accumulate = original, accumulate  # type: ignore[method-assign]
 
 
 def gather(module: LanguageModel, file: Path) -> None:
@@ -100,8 +106,10 @@ def watch_writes(file: Path) -> None:
 def main() -> None:
     import train
 
-    folder, fault = Path(sys.argv[1]), sys.argv[2]
-    sys.argv[1:] = sys.argv[3:]
+    if "WITNESS" not in os.environ:  # else this process was started by Lightning, with the arguments that are left here
+        os.environ["WITNESS"] = json.dumps(sys.argv[1:3])
+        sys.argv[1:] = sys.argv[3:]
+    folder, fault = Path(json.loads(os.environ["WITNESS"])[0]), json.loads(os.environ["WITNESS"])[1]
     watch_writes(folder / f"writes-{os.environ.get('RANK', '0')}.txt")
     with witness(folder, fault):
         train.main()
