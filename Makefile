@@ -11,7 +11,7 @@ READY  := $(VENV)/.ready
 help:
 	@echo "make smoke   train a small model on the bundled corpus and let it write (about a minute after set-up)"
 	@echo "make test    run the tests"
-	@echo "make reliability   run the long batteries of docs/RELIABILITY.md (about an hour)"
+	@echo "make reliability   run the long batteries of docs/RELIABILITY.md (about 20 minutes)"
 	@echo "make lint    check style and types"
 	@echo "make docs    write docs/CONFIG_REFERENCE.md and docs/config.schema.json from the schema"
 	@echo "make setup   only set up $(VENV), which the others do when it is missing"
@@ -44,7 +44,7 @@ test: $(READY)
 	@$(RUN) -m pytest -n auto
 
 reliability: $(READY)
-	@echo "== kill, cut, flip, fill and mistype (about an hour on 2 cores)"
+	@echo "== kill, cut, flip, fill and mistype (about 20 minutes on 2 cores)"
 	@$(RUN) -m pytest --long tests/reliability
 
 lint: $(READY)
