@@ -173,7 +173,8 @@ class Forecast:
         needed = self.footprint.memory + trial.activations
         total, free = memory(self.device)
         room = f"; {self.device} has {in_bytes(total)}, {in_bytes(free)} of it free" if total is not None and free is not None else ""
-        step = trainer.accumulation * trial.seconds + trial.update_seconds
+        sharing = trainer.processes if self.device == "cpu" else 1  # processes on a CPU share its cores, which the trial had for itself
+        step = sharing * (trainer.accumulation * trial.seconds + trial.update_seconds)
         speed = config.tokens_per_step / step
         steps = config.max_steps - self.start
         validations = steps // trainer.validate_every + 2

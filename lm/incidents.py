@@ -56,8 +56,10 @@ class Incidents:
         self._seen: set[tuple[int, str, str]] = set()
 
     def recall(self, broadcast: Callable[[Any], Any]) -> None:
-        """Read what has been written down so far; `broadcast` gives it to all processes."""
+        """Read what has been written down so far, and say which updates are left out; `broadcast` gives it to all processes."""
         self._seen = broadcast(set(_read(self._folder / "incidents.jsonl")) if self._folder is not None else None)
+        if self.skipped:
+            self._say(f"updates that are left out, as before: {', '.join(str(step + 1) for step in sorted(self.skipped))}")
 
     @property
     def skipped(self) -> set[int]:

@@ -91,6 +91,11 @@ def test_what_a_trial_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time == "time: 128 tokens/s; 600 steps in 10 min, 5 validations in 17 s"
 
 
+def test_processes_on_a_cpu_share_its_cores() -> None:
+    alone, two = (forecast(devices=devices).measured(Trial(1, 0.2, 0.0), 0)[1] for devices in (1, 2))
+    assert alone == two, "half as many micro-batches each, at half the speed"
+
+
 def test_more_passes_than_allowed_are_refused(tmp_path: Path) -> None:
     forecast(epochs_per_step=0.05, max_epochs=5).check(tmp_path)
     with pytest.raises(

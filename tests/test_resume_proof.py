@@ -47,7 +47,7 @@ def test_what_differs_is_found(tmp_path: Path) -> None:
 
 def test_a_wrong_configuration_is_the_runs_own_answer(tmp_path: Path) -> None:
     done = proof(config_file(tmp_path), "--steps=3", "--stops=3")
-    assert (done.returncode, done.stderr) == (2, "--stops: 3 do not fit into 3 steps; write a smaller number, or more --steps\n")
+    assert (done.returncode, done.stderr) == (2, "--stops: 3 do not fit into 3 steps; write 1 or more, and less than --steps\n")
     done = proof(config_file(tmp_path), "--data.source.files=nothing.txt")
     assert done.returncode == 3
     assert "nothing.txt" in done.stderr

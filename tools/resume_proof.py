@@ -34,8 +34,8 @@ def main() -> None:
     arguments, overrides = parser().parse_known_args()
     config = load(arguments.config, overrides).config
     steps = min(arguments.steps, config.max_steps)
-    if arguments.stops >= steps:
-        raise errors.ConfigError(f"--stops: {arguments.stops} do not fit into {steps} steps; write a smaller number, or more --steps")
+    if not 0 < arguments.stops < steps:
+        raise errors.ConfigError(f"--stops: {arguments.stops} do not fit into {steps} steps; write 1 or more, and less than --steps")
     keys = ["--config", arguments.config, *overrides, *shortened(steps, config.optimizer.warmup_steps)]
     with tempfile.TemporaryDirectory(prefix="resume-proof-") as folder:
         straight, interrupted = Path(folder) / "straight", Path(folder) / "interrupted"
