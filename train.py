@@ -8,20 +8,18 @@ python train.py --config config_smoke.yaml --resume auto
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm import errors
-from lm.checkpoint import point, step_directories
 from lm.config import Loaded, load
 from lm.config_keys import help_text
 from lm.config_text import describe
-from lm.errors import NonFiniteError
-from lm.incidents import GoBack
-from lm.origin import Origin, find_origin, is_finished
-from lm.processes import check_launcher, first_decides, is_first
+from lm.launch import launch
+from lm.origin import Origin
+from lm.processes import is_first
 from lm.run import RunFolder
 from lm.schema import Config
 from lm.stopping import StopSignals
@@ -42,7 +40,7 @@ def main() -> None:
         with StopSignals(speaks=True) as signals:
             build_session(loaded.config, Origin(), None, signals, print).plan(print)
     else:
-        train(loaded, arguments.resume, arguments.init_from)
+        launch(loaded.config, arguments.resume, arguments.init_from, functools.partial(train_from, loaded))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,48 +62,7 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def train(loaded: Loaded, resume: str | None, init_from: str | None) -> None:
-    """Claim the run's folder and train in it, again from its newest checkpoint where `trainer.on_nonfinite` says so."""
-    config, folder = loaded.config, Path(loaded.config.checkpoint.directory)
-    check_launcher(config.trainer)
-    errors.keep_tracebacks_in(folder)
-    run: RunFolder | None = None
-
-    def claim() -> Origin | None:
-        nonlocal run
-        run = run or RunFolder(folder)
-        return where_to_start(config, folder, resume, init_from)
-
-    try:
-        with StopSignals(speaks=is_first()) as signals:
-            while (origin := first_decides(claim, config.trainer)) is not None:
-                try:
-                    return train_from(origin, loaded, run, signals)
-                except GoBack as back:
-                    if not step_directories(folder):
-                        raise NonFiniteError(
-                            f"{back}; but it has none yet: checkpoint.save_every is {config.checkpoint.save_every}"
-                        ) from None
-                    if run is not None:
-                        print(back, flush=True)
-                    resume, init_from = "auto", None
-    finally:
-        if run is not None:
-            run.close()
-
-
-def where_to_start(config: Config, folder: Path, resume: str | None, init_from: str | None) -> Origin | None:
-    """Where the weights come from; None for a run that has reached its end already. Says what was decided."""
-    origin = find_origin(config, folder, resume, init_from, print)
-    if origin.resume is None or not is_finished(config, folder, origin.step):
-        return origin
-    point(folder, "final.ckpt", origin.resume)  # it is not, where the budget was lowered
-    more = "a larger budget (trainer.max_steps, max_tokens) or patience (early_stopping) lets it go on"
-    print(f"{folder} has finished its {origin.step:,} steps; {more}")
-    return None
-
-
-def train_from(origin: Origin, loaded: Loaded, run: RunFolder | None, signals: StopSignals) -> None:
+def train_from(loaded: Loaded, origin: Origin, run: RunFolder | None, signals: StopSignals) -> None:
     """One session."""
     config = loaded.config
     if origin.init_from is not None and origin.meta is not None and loaded.origins["tokenizer.name"] == "default":

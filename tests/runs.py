@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import subprocess
@@ -55,9 +56,11 @@ def large_state(folder: Path, steps: int, run: Path | None = None) -> Path:
 def train(config: Path, *overrides: str, resume: str | None = None, init_from: str | None = None) -> None:
     """What `python train.py` does once its arguments are read."""
     from lm.config import load
-    from train import train as train_run
+    from lm.launch import launch
+    from train import train_from
 
-    train_run(load(config, list(overrides)), resume, init_from)
+    loaded = load(config, list(overrides))
+    launch(loaded.config, resume, init_from, functools.partial(train_from, loaded))
 
 
 def launched(processes: int, module: str, *arguments: str, succeeds: bool = True) -> subprocess.CompletedProcess[str]:
