@@ -22,7 +22,7 @@ except ModuleNotFoundError as missing:  # this comes before a command's `errors.
     print(not_installed(missing), file=sys.stderr)
     sys.exit(ConfigError.exit_code)
 
-from lm.config_keys import advice, keys
+from lm.config_keys import advice, keys, name_of
 from lm.config_text import yaml_lines
 from lm.schema import Config
 from lm.yaml_reader import MAX_DEPTH, KeyPath, dotted, not_text, plain, read_file, read_text, shown, unprintable
@@ -184,7 +184,7 @@ class _Draft:
             kind, given = ("literal_error", given["format"]) if "format" in given else ("missing", None)
         if kind == "missing" and isinstance(path[-1], int):
             path, kind = path[:-1], "too_short"
-        named = next(key for length in range(len(path), -1, -1) if (key := keys().get(dotted(path[:length]))))
+        named = next(key for length in range(len(path), -1, -1) if (key := keys().get(name_of(path[:length]))))
         got = "" if kind == "missing" else f", got {shown(given)}"
         return path, f"{_WRONG.get(kind, error['msg'])}{got}, write {named.type}{_quotes_hint(kind, given)}"
 
@@ -196,9 +196,12 @@ class _Draft:
 
     def _without_format(self, location: tuple[int | str, ...]) -> KeyPath:
         """pydantic puts a source's format into the path of what is wrong inside it; no file has it there."""
-        if len(location) > 2 and "format" in keys()[dotted(location[:2])].children:
-            return location[:2] + location[3:]
-        return location
+        path: KeyPath = ()
+        for part in location:
+            section = keys().get(name_of(path))
+            if section is None or "format" not in section.children or part in section.children:
+                path = (*path, part)
+        return path
 
     def _format_beside(self, path: KeyPath) -> object:
         section: Any = self.tree

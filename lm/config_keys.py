@@ -14,6 +14,7 @@ from lm.yaml_reader import KeyPath, dotted, flow
 
 HELP_WIDTH = 120
 SECTION = "a section: its keys, indented, on the lines below"
+LIST_OF_SECTIONS = "a list of sections: each begins with `- ` on a line of its own"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Key:
     children: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
     """For the keys of a data source: the formats that know this key. Empty: not such a key."""
+
+    @property
+    def of_every_format(self) -> bool:
+        """Every source that is not a mixture of others has it."""
+        return len(self.formats) == len(keys()["data.validation.format"].formats)
 
     @property
     def section(self) -> str:
@@ -55,8 +61,13 @@ def json_schema() -> dict[str, Any]:
 
 @cache
 def keys() -> dict[str, Key]:
-    """Every section and key by dotted name, in the schema's order. The whole configuration is the section named ""."""
+    """Every section and key by dotted name (see `name_of`), in the schema's order. The whole configuration is the section named ""."""
     return {key.name: key for key in _walk("", [json_schema()], "", True, ())}
+
+
+def name_of(path: KeyPath) -> str:
+    """The name in `keys` of what stands at a path: data.source.parts[].weight, whichever part it is."""
+    return dotted(tuple("[]" if isinstance(part, int) else part for part in path)).replace('."[]"', "[]")
 
 
 def leaves() -> list[Key]:
@@ -71,10 +82,10 @@ def help_text() -> str:
     for name in keys()[""].children:
         lines += ["", f"{name}: {keys()[name].description}"]
         for key in leaves():
-            if not key.name.startswith(f"{name}.") or key.section == "data.validation":
+            if not key.name.startswith(f"{name}.") or key.section == "data.validation" or "[]" in key.name:
                 continue
             kind = "null, or the same keys as data.source" if key.children else key.type
-            known = f"; only {', '.join(key.formats)}" if key.formats and key.short != "format" else ""
+            known = f"; only {', '.join(key.formats)}" if key.formats and key.short != "format" and not key.of_every_format else ""
             default = "required" if key.default == "required" else f"default {key.default}"
             text = f"{key.description} [{kind}; {default}{known}]".lstrip()
             indent = " " * (width + 6)
@@ -89,7 +100,8 @@ def _walk(name: str, nodes: list[dict[str, Any]], description: str, required: bo
     objects = [shape for node in nodes for shape in _objects(node)]
     choices = [node["const"] for node in nodes if "const" in node]
     node = nodes[0] | ({"enum": choices} if choices else {})
-    words = ("null, or " if _nullable(node) else "") + SECTION if objects else _words(node)
+    several = node.get("type") == "array" and bool(objects)
+    words = LIST_OF_SECTIONS if several else ("null, or " if _nullable(node) else "") + SECTION if objects else _words(node)
     default = "required" if required else flow(node["default"]) if "default" in node else ""
     children: dict[str, list[tuple[dict[str, Any], str]]] = {}
     for shape in objects:
@@ -100,7 +112,7 @@ def _walk(name: str, nodes: list[dict[str, Any]], description: str, required: bo
         child_nodes = [child_node for child_node, _ in shapes]
         child_required = any(child in shape.get("required", []) for shape in objects)
         known_to = tuple(known for _, known in shapes if known)
-        yield from _walk(f"{name}.{child}".lstrip("."), child_nodes, child_nodes[0].get("description", ""), child_required, known_to)
+        yield from _walk(f"{name}{'[]' * several}.{child}".lstrip("."), child_nodes, child_nodes[0].get("description", ""), child_required, known_to)
 
 
 def _objects(node: dict[str, Any]) -> list[dict[str, Any]]:
@@ -109,6 +121,8 @@ def _objects(node: dict[str, Any]) -> list[dict[str, Any]]:
         return [json_schema()["$defs"][node["$ref"].rpartition("/")[2]]]
     if "properties" in node:
         return [node]
+    if node.get("type") == "array" and isinstance(node["items"], dict):
+        return _objects(node["items"])
     return [shape for option in _options(node) for shape in _objects(option)]
 
 
@@ -150,9 +164,9 @@ def advice(path: KeyPath, source_format: object) -> str:
 
     `source_format` is the `format` that stands beside the key, where it stands in a data source.
     """
-    table, section, name = keys(), dotted(path[:-1]), str(path[-1])
+    table, section, name = keys(), name_of(path[:-1]), str(path[-1])
     siblings = _siblings(section, source_format)
-    if known := table.get(dotted(path)):
+    if known := table.get(name_of(path)):
         return f"with format {source_format} write {either(siblings)} ({name} is for {either(list(known.formats))})"
     if "." in name and name in table:
         return f"write {table[name].short} below {table[name].section}: (dots are for the command line)"
@@ -168,5 +182,6 @@ def advice(path: KeyPath, source_format: object) -> str:
 
 
 def _siblings(section: str, source_format: object) -> list[str]:
-    children = [keys()[f"{section}.{child}".lstrip(".")] for child in keys()[section].children]
+    several = "[]" if keys()[section].type == LIST_OF_SECTIONS else ""
+    children = [keys()[f"{section}{several}.{child}".lstrip(".")] for child in keys()[section].children]
     return [key.short for key in children if not key.formats or source_format in key.formats]

@@ -33,6 +33,12 @@ def yaml_lines(config: Config) -> Iterator[tuple[KeyPath, str]]:
             if isinstance(value, dict):
                 yield (), head
                 yield from lines(value, (*path, key))
+            elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+                yield (), head
+                for i, item in enumerate(value):
+                    for number, (place, line) in enumerate(lines(item, (*path, key, i))):
+                        indent = len(path) * 2 + 2
+                        yield place, f"{line[:indent]}- {line[indent + 2 :]}" if number == 0 else line
             else:
                 yield (*path, key), f"{head} {flow(value)}"
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from lm.errors import DataError
-from lm.schema.data import Source
+from lm.schema.source import SingleSource as Source
 from lm.sources import Reader, find_files
 
 
@@ -290,7 +290,7 @@ def test_a_file_that_vanishes(tmp_path):
 PROBE = """
 import json, sys
 from lm.errors import DataError
-from lm.schema.data import HubSource
+from lm.schema.source import HubSource
 from lm.sources import Reader
 for section in json.loads(sys.argv[1]):
     reader = Reader(HubSource(format="hub", **section), on_bad_row="skip")

@@ -38,6 +38,12 @@ class Config(Section):
                 f"data.sequence_length {row} is longer than model.context_length {self.model.context_length}; "
                 "make the rows shorter or the context longer"
             )
+        stride = self.data.stride
+        if stride is not None and stride > self.row_length:
+            raise ValueError(
+                f"data.stride {stride} is longer than a row, {self.row_length} tokens, so that text between rows would never be read; "
+                "make it smaller"
+            )
         if self.optimizer.warmup_steps >= self.max_steps:
             raise ValueError(
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} leaves nothing of the run's {self.max_steps} steps; make it smaller"

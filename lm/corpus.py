@@ -1,0 +1,136 @@
+"""The sources of a configuration as tokens: each has a cache of its own, made when it is first wanted.
+
+So a mixture's weights can change, and other mixtures can use the same sources, without anything being tokenised again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm.cache import open_or_build
+from lm.engines import on_this_machine
+from lm.errors import DataError
+from lm.preparation import SPLITS, Engine, Split, prepare
+from lm.schema.data import DataConfig
+from lm.shards import FORMAT, Manifest, TokenStore
+from lm.sources import Reader
+from lm.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One source's tokens.
+
+    Attributes:
+        key: its section of the configuration.
+        name: what it is called beside other sources; nothing where it is the only one.
+        folder: its cache.
+        train, val: its two splits, one of which may be empty.
+        facts: what there is to say of it.
+    """
+
+    key: str
+    name: str
+    folder: Path
+    train: TokenStore
+    val: TokenStore
+    facts: list[str]
+
+
+def readers(data: DataConfig) -> list[tuple[str, Reader, Split]]:
+    """Each source's name, its documents, and which of them are validated on. Raises DataError where files are missing."""
+    whole = sum(part.weight for _, part in data.parts)
+    held_out = Split("none") if data.validation is not None else Split(data.split, data.val_fraction)
+    found = []
+    for key, part in data.parts:
+        reader = Reader(part.source, key, data.on_bad_row)
+        name = f"{reader.files[0]} ({part.weight / whole:.0%}): " if len(data.parts) > 1 else ""
+        found.append((name, reader, held_out))
+    if data.validation is not None:
+        found.append(("", Reader(data.validation, "data.validation", data.on_bad_row), Split("all")))
+    return found
+
+
+def open_corpora(
+    data: DataConfig, tokenizer: Tokenizer, say: Callable[[str], None], engine: Engine = on_this_machine, quiet: bool = False
+) -> list[Corpus]:
+    """The sources in the order of the configuration, and then the one to validate on, if it has one of its own.
+
+    Raises:
+        DataError: the text cannot be read or is not enough.
+        CheckpointError: a cache cannot be written.
+    """
+    found: list[Corpus] = []
+    for name, reader, split in readers(data):
+        folder = Path(data.cache_dir).expanduser() / fingerprint(reader, split, tokenizer)
+
+        def build(empty: Path, reader: Reader = reader, split: Split = split) -> Manifest:
+            return prepare(empty, reader, tokenizer, split, engine, quiet)
+
+        manifest, cached = open_or_build(folder, build, say)
+        train, val = (TokenStore(folder, split_name, manifest) for split_name in SPLITS)
+        facts = _facts(manifest, train, val, f"{'read from' if cached else 'written to'} {folder}")
+        found.append(Corpus(reader.key, name, folder, train, val, facts))
+    _check_splits(data, found)
+    # By hash, equal documents are on the same side, in whichever source.
+    if (data.validation is not None or data.split == "tail") and (repeated := _repeated(found)):
+        found[-1].facts.append(f"{repeated:,} of the validation documents are also in the training text")
+    return found
+
+
+def fingerprint(reader: Reader, split: Split, tokenizer: Tokenizer) -> str:
+    """A hash of all that the shards depend on, cut to a folder's name. Not of rows: they are cut when they are read."""
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "tokenizer": [tokenizer.sha256, tokenizer.eos_id],
+        "source": reader.identity(),
+        "split": [split.kind, split.fraction],
+        "on_bad_row": reader.on_bad_row,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _facts(manifest: Manifest, train: TokenStore, val: TokenStore, origin: str) -> list[str]:
+    text_bytes, text_tokens = train.text_bytes + val.text_bytes, train.text_tokens + val.text_tokens
+    facts = [f"{text_bytes / text_tokens:.2f} bytes per token"] if text_tokens else []
+    facts.append(origin)
+    if manifest["removed"]:
+        facts.append("left out: " + ", ".join(f"{count:,} x {kind}" for kind, count in manifest["removed"].items()))
+    if manifest["ended_by"]:
+        facts.append(f"the rest was not read ({manifest['ended_by']})")
+    return facts
+
+
+def _repeated(corpora: Sequence[Corpus]) -> int:
+    """How many documents to validate on have the text of one to train on."""
+    held_out = np.concatenate([corpus.val.document_hashes for corpus in corpora])
+    known = np.zeros(len(held_out), bool)
+    for corpus in corpora:
+        known |= np.isin(held_out, corpus.train.document_hashes)
+    return int(known.sum())
+
+
+def _check_splits(data: DataConfig, corpora: Sequence[Corpus]) -> None:
+    if all(any(getattr(corpus, split).text_tokens for corpus in corpora) for split in SPLITS):
+        return
+    train, val = (sum(getattr(corpus, split).documents for corpus in corpora) for split in SPLITS)
+    if train + val == 0:
+        raise DataError("data.source: there is no text in it; name files that hold some")
+    if data.validation is not None:
+        empty = "data.validation" if train else "data.source"
+        raise DataError(f"{empty}: there is no text in it; name files that hold some")
+    if train + val == 1 and data.split == "hash":
+        raise DataError(
+            "data.split: hash needs several documents, and the text is a single one; write data.split: tail, which holds out its end"
+        )
+    raise DataError(
+        f"data.val_fraction: {data.val_fraction} with data.split: {data.split} leaves {train} documents to train on and {val} to validate "
+        "on; give more text or another val_fraction" + (", or write data.split: tail" if data.split == "hash" else "")
+    )

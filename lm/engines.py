@@ -1,0 +1,76 @@
+"""Who reads and tokenises the pieces of a source: this process, several on this machine, or Ray's on many.
+
+Each engine gives the results in the order of the pieces, and keeps only a few of them waiting.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+
+from lm.preparation import Tokenise, Tokens
+from lm.sources import Piece
+
+FEW = 6  # Pieces that one process has done before others are started.
+WAITING = 3  # Pieces that wait for each process, or for the writer.
+
+
+def here(function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
+    """In this process."""
+    return map(function, pieces)
+
+
+def on_this_machine(function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
+    """On all cores that this process may use, where there is enough to do."""
+    first = list(itertools.islice(pieces, FEW + 1))
+    processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if len(first) <= FEW or processes == 1:
+        return here(function, iter(first))
+    return _in_processes(function, itertools.chain(first, pieces), processes)
+
+
+def _in_processes(function: Tokenise, pieces: Iterator[Piece], processes: int) -> Iterator[Tokens]:
+    # Not forked: a copy of a process with threads (torch, tokenizers) may hang for ever.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(function,)) as pool:
+        waiting: deque[Future[Tokens]] = deque()
+        try:
+            for piece in pieces:
+                waiting.append(pool.submit(_apply, piece))
+                if len(waiting) >= processes * WAITING:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+_function: Tokenise | None = None
+
+
+def _start(function: Tokenise) -> None:
+    global _function
+    _function = function
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # There is a process for each core already.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # The first process decides when to stop.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _apply(piece: Piece) -> Tokens:
+    assert _function is not None
+    return _function(piece)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot tell its processes to end, and they would wait for its pieces for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,138 @@
+"""Where text comes from: one section per format, what may be left out of it, and mixtures of several."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, StrictBool, model_validator
+
+from lm.schema.section import Section
+
+Text = Annotated[str, Field(min_length=1)]
+SomeTexts = Annotated[list[Text], Field(min_length=1)]
+# One file or several, with or without wildcards: a lone string is a list of one.
+Files = Annotated[
+    SomeTexts,
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=Text | SomeTexts),
+]
+FORMAT = "What the text is stored as."
+FILES = "A path, a glob, or a list of them; names that end in .gz are unpacked."
+
+
+class Filtered(Section):
+    """What every source can leave out. What is left out is counted and said."""
+
+    max_documents: int | None = Field(None, ge=1, description="Take this many documents, the first ones. null: all.")
+    max_tokens: int | None = Field(None, ge=1, description="Take documents until they hold this many tokens. null: all.")
+    min_length: int = Field(0, ge=0, description="Leave out documents of fewer characters.")
+    ascii_only: StrictBool = Field(False, description="Remove every character beyond ASCII.")
+    deduplicate: StrictBool = Field(False, description="Leave out documents whose text was there before, to the letter.")
+
+
+class TextSource(Filtered):
+    """Plain UTF-8 text files."""
+
+    format: Literal["txt"] = Field(description=FORMAT)
+    files: Files = Field(description=FILES)
+    unit: Literal["line", "paragraph", "file"] = Field(
+        "paragraph", description="What one document is: a line, a paragraph (up to a blank line), or the whole file."
+    )
+
+
+class JsonlSource(Filtered):
+    """One JSON object a line."""
+
+    format: Literal["jsonl"] = Field(description=FORMAT)
+    files: Files = Field(description=FILES)
+    text_key: str = Field("text", min_length=1, description="The key or column that holds the text.")
+
+
+class CsvSource(Filtered):
+    """Comma-separated values with a line of column names."""
+
+    format: Literal["csv"] = Field(description=FORMAT)
+    files: Files = Field(description=FILES)
+    text_key: str = Field("text", min_length=1, description="The key or column that holds the text.")
+    delimiter: str = Field(",", min_length=1, max_length=1, description='What parts the columns; a tab is "\\t".')
+
+
+class ParquetSource(Filtered):
+    """Parquet files."""
+
+    format: Literal["parquet"] = Field(description=FORMAT)
+    files: Files = Field(description="A path, a glob, or a list of them.")
+    text_key: str = Field("text", min_length=1, description="The key or column that holds the text.")
+
+
+class SmsSource(Filtered):
+    """The SMS Spam Collection, each message rewritten as an instruction with its answer."""
+
+    format: Literal["sms"] = Field(description=FORMAT)
+    files: Files = Field(description=FILES)
+
+
+class InstructionSource(Filtered):
+    """Instructions, inputs and outputs, in a JSON list or one JSON object a line, each rewritten as one text."""
+
+    format: Literal["instruction"] = Field(description=FORMAT)
+    files: Files = Field(description=FILES)
+
+
+class HubSource(Filtered):
+    """A Hugging Face dataset: downloaded once into the hub's own cache, or streamed while the run goes."""
+
+    format: Literal["hub"] = Field(description=FORMAT)
+    dataset: str = Field(min_length=1, description="The dataset's id, such as roneneldan/TinyStories.")
+    config: str | None = Field(None, description="The dataset's configuration, where it has several.")
+    dataset_split: str = Field("train", min_length=1, description="Which of the dataset's splits to read.")
+    revision: str | None = Field(None, description="The dataset's commit or branch. null: the newest when the tokens are first made.")
+    text_key: str = Field("text", min_length=1, description="The key or column that holds the text.")
+    streaming: StrictBool = Field(False, description="Read it over the network as training goes instead of downloading it first.")
+    window_tokens: int = Field(
+        2**24, ge=2**10, description="With streaming: tokens that are shuffled together. The disk holds three such windows at most."
+    )
+
+    @model_validator(mode="after")
+    def _what_a_stream_can_do(self) -> Self:
+        endless = [key for key in ("max_documents", "max_tokens", "deduplicate") if getattr(self, key)]
+        if self.streaming and endless:
+            raise ValueError(f"{' and '.join(endless)} would need a streamed dataset as a whole; remove it, or write streaming: false")
+        return self
+
+
+SingleSource = Annotated[
+    TextSource | JsonlSource | CsvSource | ParquetSource | SmsSource | InstructionSource | HubSource, Field(discriminator="format")
+]
+
+
+class Part(Section):
+    """One source of a mixture."""
+
+    weight: int = Field(ge=1, le=1000, description="This source's share of the tokens, beside the other weights: 4, 4 and 2, say.")
+    source: SingleSource = Field(description="Where its text comes from.")
+
+
+class MixtureSource(Section):
+    """Several sources, each giving its share of the tokens of every few rows."""
+
+    format: Literal["mixture"] = Field(description=FORMAT)
+    parts: list[Part] = Field(min_length=1, max_length=100, description="The sources and their weights.")
+    when_one_ends: Literal["stop", "repeat", "go_on"] = Field(
+        "repeat",
+        description="When a source runs dry: refuse runs that need more of it (stop), shuffle it anew (repeat), or take the others until "
+        "all are dry (go_on).",
+    )
+
+    @model_validator(mode="after")
+    def _streams_have_no_end(self) -> Self:
+        if self.when_one_ends != "repeat" and any(isinstance(part.source, HubSource) and part.source.streaming for part in self.parts):
+            raise ValueError(
+                f"when_one_ends {self.when_one_ends} needs to know how long each source is, and a streamed one has no end; write repeat"
+            )
+        return self
+
+
+Source = Annotated[
+    TextSource | JsonlSource | CsvSource | ParquetSource | SmsSource | InstructionSource | HubSource | MixtureSource,
+    Field(discriminator="format"),
+]
