@@ -197,10 +197,11 @@ class _Draft:
     def _without_format(self, location: tuple[int | str, ...]) -> KeyPath:
         """pydantic puts a source's format into the path of what is wrong inside it; no file has it there."""
         path: KeyPath = ()
-        for part in location:
-            section = keys().get(name_of(path))
-            if section is None or "format" not in section.children or part in section.children:
-                path = (*path, part)
+        parts = iter(location)
+        for part in parts:
+            path = (*path, part)
+            if (section := keys().get(name_of(path))) is not None and "format" in section.children:
+                next(parts, None)
         return path
 
     def _format_beside(self, path: KeyPath) -> object:

@@ -112,7 +112,9 @@ def _walk(name: str, nodes: list[dict[str, Any]], description: str, required: bo
         child_nodes = [child_node for child_node, _ in shapes]
         child_required = any(child in shape.get("required", []) for shape in objects)
         known_to = tuple(known for _, known in shapes if known)
-        yield from _walk(f"{name}{'[]' * several}.{child}".lstrip("."), child_nodes, child_nodes[0].get("description", ""), child_required, known_to)
+        yield from _walk(
+            f"{name}{'[]' * several}.{child}".lstrip("."), child_nodes, child_nodes[0].get("description", ""), child_required, known_to
+        )
 
 
 def _objects(node: dict[str, Any]) -> list[dict[str, Any]]:
@@ -171,7 +173,10 @@ def advice(path: KeyPath, source_format: object) -> str:
     if "." in name and name in table:
         return f"write {table[name].short} below {table[name].section}: (dots are for the command line)"
     name = name.lower().replace("-", "_")
-    elsewhere = {key.short: key.name for key in reversed(table.values()) if key.name and key.section != section}
+    # Of several keys of that name the first is meant, or one inside this very section.
+    others = [key for key in reversed(table.values()) if key.name and key.section != section and "[]" not in key.name]
+    inside = [key for key in table.values() if key.name.startswith(f"{section}.") and key.section != section]
+    elsewhere = {key.short: key.name for key in others} | {key.short: dotted(path[:-1]) + key.name[len(section) :] for key in inside}
     if name in elsewhere:
         return f"did you mean {elsewhere[name]}?"
     if near := difflib.get_close_matches(name, siblings, 1):
@@ -182,6 +187,6 @@ def advice(path: KeyPath, source_format: object) -> str:
 
 
 def _siblings(section: str, source_format: object) -> list[str]:
-    several = "[]" if keys()[section].type == LIST_OF_SECTIONS else ""
-    children = [keys()[f"{section}{several}.{child}".lstrip(".")] for child in keys()[section].children]
+    names = keys()[section.removesuffix("[]")].children
+    children = [keys()[f"{section}.{child}".lstrip(".")] for child in names]
     return [key.short for key in children if not key.formats or source_format in key.formats]

@@ -182,7 +182,7 @@ class _Work:
     @property
     def full(self) -> bool:
         """No further document is wanted."""
-        most = self._reader.source.max_tokens
+        most = self._reader.source.filter.max_tokens
         return self._selection.full or (most is not None and self.tokens >= most)
 
     def add(self, piece: Piece, tokens: Tokens) -> None:
@@ -193,7 +193,7 @@ class _Work:
         self._no_text_yet = self._no_text_yet and len(tokens.lengths) == 0 and set(tokens.removed) <= {EMPTY}
         self._removed += tokens.removed
         keep = self._selection.keep(tokens.hashes.tolist())
-        if (most := self._reader.source.max_tokens) is not None:
+        if (most := self._reader.source.filter.max_tokens) is not None:
             sizes = (tokens.lengths + 1) * keep
             keep &= self.tokens + sizes.cumsum() - sizes < most
         if self._split.kind == "tail":

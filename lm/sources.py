@@ -116,14 +116,14 @@ class Reader:
                     before = rows_before(piece.file, source, piece.span) if piece.span and self.on_bad_row == "stop" else 0
                     self._refuse(f"{piece.file}:{before + number + text.lines_below}", text, removed)
                     continue
-                if source.ascii_only and not text.isascii():
+                if source.filter.ascii_only and not text.isascii():
                     cleaned = _BEYOND_ASCII.sub("", text)
                     removed["character beyond ASCII"] += len(text) - len(cleaned)
                     text = cleaned
                 if not text or text.isspace():
                     removed[EMPTY] += 1
-                elif len(text) < source.min_length:
-                    removed[f"document under {source.min_length} characters"] += 1
+                elif len(text) < source.filter.min_length:
+                    removed[f"document under {source.filter.min_length} characters"] += 1
                 else:
                     yield Document(text, f"{piece.file}:{number}")
 
@@ -156,8 +156,8 @@ class Selection:
     """
 
     def __init__(self, source: SingleSource):
-        self._seen: set[int] | None = set() if source.deduplicate else None
-        self._left = source.max_documents
+        self._seen: set[int] | None = set() if source.filter.deduplicate else None
+        self._left = source.filter.max_documents
         self.removed: Counter[str] = Counter()
 
     @property

@@ -55,7 +55,7 @@ class DataConfig(Section):
         sources = [part.source for _, part in self.parts]
         if self.split == "tail" and any(isinstance(source, HubSource) and source.streaming for source in sources):
             raise ValueError("split tail needs to know where the text ends, and a streamed one has no end; write split: hash")
-        if self.split == "tail" and any(source.max_tokens for source in sources):
+        if self.split == "tail" and any(source.filter.max_tokens for source in sources):
             raise ValueError(
                 "split tail measures the text in characters before it is tokenised, and max_tokens in tokens; write split: hash"
             )

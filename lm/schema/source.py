@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
@@ -19,8 +19,8 @@ FORMAT = "What the text is stored as."
 FILES = "A path, a glob, or a list of them; names that end in .gz are unpacked."
 
 
-class Filtered(Section):
-    """What every source can leave out. What is left out is counted and said."""
+class Filter(Section):
+    """What a source leaves out. It is counted and said."""
 
     max_documents: int | None = Field(None, ge=1, description="Take this many documents, the first ones. null: all.")
     max_tokens: int | None = Field(None, ge=1, description="Take documents until they hold this many tokens. null: all.")
@@ -29,7 +29,11 @@ class Filtered(Section):
     deduplicate: StrictBool = Field(False, description="Leave out documents whose text was there before, to the letter.")
 
 
-class TextSource(Filtered):
+def _filter() -> Any:
+    return Field(default_factory=Filter, description="What is left out. It is counted and said.")
+
+
+class TextSource(Section):
     """Plain UTF-8 text files."""
 
     format: Literal["txt"] = Field(description=FORMAT)
@@ -37,48 +41,54 @@ class TextSource(Filtered):
     unit: Literal["line", "paragraph", "file"] = Field(
         "paragraph", description="What one document is: a line, a paragraph (up to a blank line), or the whole file."
     )
+    filter: Filter = _filter()
 
 
-class JsonlSource(Filtered):
+class JsonlSource(Section):
     """One JSON object a line."""
 
     format: Literal["jsonl"] = Field(description=FORMAT)
     files: Files = Field(description=FILES)
     text_key: str = Field("text", min_length=1, description="The key or column that holds the text.")
+    filter: Filter = _filter()
 
 
-class CsvSource(Filtered):
+class CsvSource(Section):
     """Comma-separated values with a line of column names."""
 
     format: Literal["csv"] = Field(description=FORMAT)
     files: Files = Field(description=FILES)
     text_key: str = Field("text", min_length=1, description="The key or column that holds the text.")
     delimiter: str = Field(",", min_length=1, max_length=1, description='What parts the columns; a tab is "\\t".')
+    filter: Filter = _filter()
 
 
-class ParquetSource(Filtered):
+class ParquetSource(Section):
     """Parquet files."""
 
     format: Literal["parquet"] = Field(description=FORMAT)
     files: Files = Field(description="A path, a glob, or a list of them.")
     text_key: str = Field("text", min_length=1, description="The key or column that holds the text.")
+    filter: Filter = _filter()
 
 
-class SmsSource(Filtered):
+class SmsSource(Section):
     """The SMS Spam Collection, each message rewritten as an instruction with its answer."""
 
     format: Literal["sms"] = Field(description=FORMAT)
     files: Files = Field(description=FILES)
+    filter: Filter = _filter()
 
 
-class InstructionSource(Filtered):
+class InstructionSource(Section):
     """Instructions, inputs and outputs, in a JSON list or one JSON object a line, each rewritten as one text."""
 
     format: Literal["instruction"] = Field(description=FORMAT)
     files: Files = Field(description=FILES)
+    filter: Filter = _filter()
 
 
-class HubSource(Filtered):
+class HubSource(Section):
     """A Hugging Face dataset: downloaded once into the hub's own cache, or streamed while the run goes."""
 
     format: Literal["hub"] = Field(description=FORMAT)
@@ -91,12 +101,14 @@ class HubSource(Filtered):
     window_tokens: int = Field(
         2**24, ge=2**10, description="With streaming: tokens that are shuffled together. The disk holds three such windows at most."
     )
+    filter: Filter = _filter()
 
     @model_validator(mode="after")
     def _what_a_stream_can_do(self) -> Self:
-        endless = [key for key in ("max_documents", "max_tokens", "deduplicate") if getattr(self, key)]
+        endless = [key for key in ("max_documents", "max_tokens", "deduplicate") if getattr(self.filter, key)]
         if self.streaming and endless:
-            raise ValueError(f"{' and '.join(endless)} would need a streamed dataset as a whole; remove it, or write streaming: false")
+            keys = " and ".join(f"filter.{key}" for key in endless)
+            raise ValueError(f"{keys} would need a streamed dataset as a whole; remove it, or write streaming: false")
         return self
 
 
