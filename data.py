@@ -21,15 +21,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import signal
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import lightning
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lm.corpus import Corpus, open_corpora
 from lm.errors import ConfigError, DataError
@@ -37,6 +37,8 @@ from lm.loss import IGNORE_INDEX
 from lm.plan import Plan
 from lm.schema import Config
 from lm.shards import TokenStore
+from lm.stream_producer import Producer, await_window
+from lm.streaming import Stream
 from lm.tokenizer import Tokenizer
 
 Batch = dict[str, Any]
@@ -61,13 +63,14 @@ class PackedDataModule(lightning.LightningDataModule):
         self.tokenizer = tokenizer
         self.start_step = 0
         self._say = say
+        self._producers: dict[int, Producer] = {}
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """One item for each optimiser step from `start_step` to the end of the run: this process's part of it."""
         rank, world_size = self._rank_and_world_size
         trainer = self.config.trainer
         steps = TrainingSteps(self.rows["train"], self.plan, trainer.batch_size, trainer.micro_batch, rank, world_size)
-        return self._loader(steps, range(self.start_step, self.config.max_steps))
+        return self._loader(steps, self._announced(range(self.start_step, self.config.max_steps)))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """`trainer.validation_rows` rows of the validation split, or all of it: the same ones in the same order every time."""
@@ -87,7 +90,7 @@ class PackedDataModule(lightning.LightningDataModule):
 
         Exact for the whole split; where only some of its rows are scored, the split's average stands for theirs.
         """
-        stores = [part.store for part in self.rows["val"].parts]
+        stores = [corpus.val for corpus in self.corpora]
         return sum(store.text_bytes for store in stores) / sum(store.text_tokens for store in stores)
 
     @property
@@ -99,14 +102,14 @@ class PackedDataModule(lightning.LightningDataModule):
     @functools.cached_property
     def corpora(self) -> list[Corpus]:
         """The sources as tokens, in the order of the configuration; those to validate on last."""
-        return open_corpora(self.config.data, self.tokenizer, self._say)
+        return open_corpora(self.config, self.tokenizer, self._say)
 
     @functools.cached_property
     def rows(self) -> dict[str, Rows]:
         """The rows of each split, "train" and "val"."""
         data, length = self.config.data, self.config.row_length
         for corpus in self.corpora[: len(data.parts)]:
-            if corpus.train.tokens <= length:
+            if isinstance(corpus.train, TokenStore) and corpus.train.tokens <= length:
                 raise DataError(
                     f"{corpus.key}: there are {corpus.train.tokens:,} tokens to train on, and one row takes {length + 1:,}: {length:,} "
                     "(data.sequence_length, or model.context_length) and the one to predict last; give more text or make the rows shorter"
@@ -136,11 +139,37 @@ class PackedDataModule(lightning.LightningDataModule):
             )
         return plan
 
-    def _cut(self, store: TokenStore, stride: int) -> PackedRows | DocumentRows:
+    def teardown(self, stage: str) -> None:
+        """End the processes that read streams."""
+        for producer in self._producers.values():
+            producer.close()
+        self._producers.clear()
+
+    def _announced(self, steps: range) -> Sampler[int] | range:
+        """The steps, and streams hear of each when it is about to be loaded."""
+        streamed = {i: part for i, part in enumerate(self.rows["train"].parts) if isinstance(part, StreamedRows)}
+        if not streamed or not steps:
+            return steps
+        local_rank = self.trainer.local_rank if self.trainer is not None else 0
+        self.teardown("fit")
+        for i, part in streamed.items() if local_rank == 0 else ():
+            first, last = (self.plan.windows_of_step(i, step, self.config.trainer.batch_size) for step in (steps[0], steps[-1]))
+            self._producers[i] = Producer(part.stream, first, last + 1)
+        return AnnouncedSteps(steps, self._announce)
+
+    def _announce(self, step: int) -> None:
+        """Loaders are at most a few steps ahead of the training; what a step before that needed, nobody needs any more."""
+        step = max(step - 2 * self.config.data.workers - 2, self.start_step)
+        for i, producer in self._producers.items():
+            producer.advance(self.plan.windows_of_step(i, step, self.config.trainer.batch_size))
+
+    def _cut(self, store: TokenStore | Stream, stride: int) -> PackedRows | DocumentRows | StreamedRows:
         length = self.config.row_length
+        if isinstance(store, Stream):
+            return StreamedRows(store)
         return PackedRows(store, length, stride) if self.config.data.rows == "packed" else DocumentRows(store, length)
 
-    def _loader(self, dataset: Dataset[Batch], items: range) -> DataLoader[Batch]:
+    def _loader(self, dataset: Dataset[Batch], items: Sampler[int] | range) -> DataLoader[Batch]:
         # Without a generator of its own, each pass of a loader would draw from the global random state.
         return DataLoader(
             dataset,
@@ -210,22 +239,6 @@ class ValidationBatches(Dataset[Batch]):
         return self.rows[self.rows.addresses(self.numbers[index])]
 
 
-class RowsOfOne(Protocol):
-    """The rows of one source's split."""
-
-    store: TokenStore
-    length: int
-
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def read(self, number: int) -> NDArray[Any]:
-        """A row's tokens and the one behind its last: at most T + 1."""
-
-    def documents(self, number: int) -> NDArray[np.int64]:
-        """Which of the row's tokens, but the first, begin a document."""
-
-
 class Rows:
     """The rows of all sources' splits, as tensors: T inputs, and for each the token that follows as its label.
 
@@ -240,7 +253,7 @@ class Rows:
     anything.
     """
 
-    def __init__(self, parts: Sequence[RowsOfOne], pad_id: int, document_mask: bool):
+    def __init__(self, parts: Sequence[PackedRows | DocumentRows | StreamedRows], pad_id: int, document_mask: bool):
         self.parts = parts
         self.length = parts[0].length
         self.pad_id = pad_id
@@ -263,9 +276,10 @@ class Rows:
         labels = np.full(shape, IGNORE_INDEX)
         begins = np.zeros(shape, np.int64)  # 1 where a new document begins, or the padding
         for i in np.ndindex(shape[:-1]):
-            number, _, row = addresses[i].tolist()
+            number, epoch, row = addresses[i].tolist()
             part = self.parts[number]
             if row < len(part):
+                row += epoch * len(part) if isinstance(part, StreamedRows) else 0
                 ids = part.read(row)
                 n = len(ids) - 1
                 inputs[i][:n], labels[i][:n] = ids[:-1], ids[1:]
@@ -333,6 +347,44 @@ class DocumentRows:
         return np.empty(0, np.int64)
 
 
+class StreamedRows:
+    """The rows of a stream's windows, packed, one window after another: as many as one window has are shuffled together."""
+
+    def __init__(self, stream: Stream):
+        self.stream = self.store = stream
+        self.length = stream.length
+
+    def __len__(self) -> int:
+        return self.stream.rows
+
+    def read(self, number: int) -> NDArray[Any]:
+        """A row's tokens and the one behind its last; waits until its window is there."""
+        return self._window(number).read(number % len(self))
+
+    def documents(self, number: int) -> NDArray[np.int64]:
+        """Which of the row's tokens, but the first, begin a document."""
+        return self._window(number).documents(number % len(self))
+
+    def _window(self, number: int) -> PackedRows:
+        return PackedRows(await_window(self.stream, number // len(self)), self.length, self.length)
+
+
+class AnnouncedSteps(Sampler[int]):
+    """Numbers, each of which is told to `announce` before a loader gets it."""
+
+    def __init__(self, steps: range, announce: Callable[[int], None]):
+        self.steps = steps
+        self.announce = announce
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[int]:
+        for step in self.steps:
+            self.announce(step)
+            yield step
+
+
 def summary(corpora: Sequence[Corpus], rows: dict[str, Rows]) -> list[str]:
     """A line for each source: what there is, where it lies, and what was left out; and one for all, where there are several."""
     lines = []
@@ -340,7 +392,9 @@ def summary(corpora: Sequence[Corpus], rows: dict[str, Rows]) -> list[str]:
         parts = []
         for split, store in ("train", corpus.train), ("val", corpus.val):
             n_rows = sum(len(part) for part in rows[split].parts if part.store is store)
-            if store.documents:
+            if isinstance(store, Stream):
+                parts.append(f"train as it comes, {n_rows:,} rows of {rows[split].length:,} shuffled together")
+            elif store.documents:
                 parts.append(f"{split} {store.documents:,} documents, {store.tokens:,} tokens, {n_rows:,} rows of {rows[split].length:,}")
         lines.append("; ".join([f"data: {corpus.name}{', '.join(parts[:1])}", *parts[1:], *corpus.facts]))
     return lines

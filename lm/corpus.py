@@ -16,11 +16,14 @@ import numpy as np
 
 from lm.cache import open_or_build
 from lm.engines import on_this_machine
-from lm.errors import DataError
+from lm.errors import ConfigError, DataError
 from lm.preparation import SPLITS, Engine, Split, prepare
+from lm.schema import Config
 from lm.schema.data import DataConfig
+from lm.schema.source import HubSource
 from lm.shards import FORMAT, Manifest, TokenStore
 from lm.sources import Reader
+from lm.streaming import Stream
 from lm.tokenizer import Tokenizer
 
 
@@ -32,14 +35,14 @@ class Corpus:
         key: its section of the configuration.
         name: what it is called beside other sources; nothing where it is the only one.
         folder: its cache.
-        train, val: its two splits, one of which may be empty.
+        train, val: its two splits, one of which may be empty. What is streamed to train on comes in windows.
         facts: what there is to say of it.
     """
 
     key: str
     name: str
     folder: Path
-    train: TokenStore
+    train: TokenStore | Stream
     val: TokenStore
     facts: list[str]
 
@@ -59,7 +62,7 @@ def readers(data: DataConfig) -> list[tuple[str, Reader, Split]]:
 
 
 def open_corpora(
-    data: DataConfig, tokenizer: Tokenizer, say: Callable[[str], None], engine: Engine = on_this_machine, quiet: bool = False
+    config: Config, tokenizer: Tokenizer, say: Callable[[str], None], engine: Engine = on_this_machine, quiet: bool = False
 ) -> list[Corpus]:
     """The sources in the order of the configuration, and then the one to validate on, if it has one of its own.
 
@@ -67,8 +70,12 @@ def open_corpora(
         DataError: the text cannot be read or is not enough.
         CheckpointError: a cache cannot be written.
     """
+    data = config.data
     found: list[Corpus] = []
     for name, reader, split in readers(data):
+        if isinstance(reader.source, HubSource) and reader.source.streaming:
+            found.append(_open_stream(config, name, reader, split, tokenizer))
+            continue
         folder = Path(data.cache_dir).expanduser() / fingerprint(reader, split, tokenizer)
 
         def build(empty: Path, reader: Reader = reader, split: Split = split) -> Manifest:
@@ -85,7 +92,27 @@ def open_corpora(
     return found
 
 
-def fingerprint(reader: Reader, split: Split, tokenizer: Tokenizer) -> str:
+def _open_stream(config: Config, name: str, reader: Reader, split: Split, tokenizer: Tokenizer) -> Corpus:
+    assert isinstance(reader.source, HubSource)
+    rows = reader.source.window_tokens // config.row_length
+    if rows < 2:
+        raise ConfigError(
+            f"{reader.key}.window_tokens: {reader.source.window_tokens} tokens are less than two rows; make the window larger"
+        )
+    # Of one run alone: two runs at different places of the stream would want different windows.
+    run = str(Path(config.checkpoint.directory).resolve())
+    folder = Path(config.data.cache_dir).expanduser() / fingerprint(reader, split, tokenizer, rows, config.row_length, run)
+    stream = Stream(folder, reader, tokenizer, split, rows, config.row_length)
+    val = stream.validation((config.trainer.validation_rows or 0) * config.row_length if split.kind == "hash" else 0)
+    most = 3 * stream.window_bytes / 1e6
+    facts = [
+        f"revision {stream.revision[:12]}",
+        f"windows of {rows * config.row_length:,} tokens in {folder}, up to {most:,.0f} MB at a time",
+    ]
+    return Corpus(reader.key, name, folder, stream, val, facts)
+
+
+def fingerprint(reader: Reader, split: Split, tokenizer: Tokenizer, *more: object) -> str:
     """A hash of all that the shards depend on, cut to a folder's name. Not of rows: they are cut when they are read."""
     content: dict[str, Any] = {
         "format": FORMAT,
@@ -93,6 +120,7 @@ def fingerprint(reader: Reader, split: Split, tokenizer: Tokenizer) -> str:
         "source": reader.identity(),
         "split": [split.kind, split.fraction],
         "on_bad_row": reader.on_bad_row,
+        "more": more,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -113,14 +141,17 @@ def _repeated(corpora: Sequence[Corpus]) -> int:
     held_out = np.concatenate([corpus.val.document_hashes for corpus in corpora])
     known = np.zeros(len(held_out), bool)
     for corpus in corpora:
-        known |= np.isin(held_out, corpus.train.document_hashes)
+        if isinstance(corpus.train, TokenStore):
+            known |= np.isin(held_out, corpus.train.document_hashes)
     return int(known.sum())
 
 
 def _check_splits(data: DataConfig, corpora: Sequence[Corpus]) -> None:
-    if all(any(getattr(corpus, split).text_tokens for corpus in corpora) for split in SPLITS):
+    stored = [corpus.train for corpus in corpora if isinstance(corpus.train, TokenStore)]
+    streams = len(stored) < len(corpora)
+    if (streams or any(train.text_tokens for train in stored)) and any(corpus.val.text_tokens for corpus in corpora):
         return
-    train, val = (sum(getattr(corpus, split).documents for corpus in corpora) for split in SPLITS)
+    train, val = sum(store.documents for store in stored), sum(corpus.val.documents for corpus in corpora)
     if train + val == 0:
         raise DataError("data.source: there is no text in it; name files that hold some")
     if data.validation is not None:

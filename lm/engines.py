@@ -58,9 +58,7 @@ def _start(function: Tokenise) -> None:
     global _function
     _function = function
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # There is a process for each core already.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # The first process decides when to stop.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    leave_stopping_to_parent()
 
 
 def _apply(piece: Piece) -> Tokens:
@@ -68,8 +66,17 @@ def _apply(piece: Piece) -> Tokens:
     return _function(piece)
 
 
+def leave_stopping_to_parent() -> None:
+    """In a process that another one started: ignore signals, which reach all processes of a terminal, and end when the parent does.
+
+    A parent that is killed cannot tell its processes to end, and they would wait for its words for ever.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
 def _end_with_parent() -> None:
-    """A parent that is killed cannot tell its processes to end, and they would wait for its pieces for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

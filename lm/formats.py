@@ -74,7 +74,7 @@ def read_csv(file: str, source: CsvSource, span: None) -> Iterator[Row]:
                 if row and len(row) != len(names):
                     yield number, Fault("another number of columns", f"{len(row)} where the first line names {len(names)}")
                 else:
-                    yield number, _text(row[column]) if row else ""
+                    yield number, as_text(row[column]) if row else ""
         except csv.Error as error:
             yield rows.line_num, Fault("broken CSV", f"{error}; the rest of the file cannot be read")
 
@@ -92,7 +92,7 @@ def read_parquet(file: str, source: ParquetSource, span: Span | None) -> Iterato
             values = itertools.chain.from_iterable(batch.column(0) for batch in batches)
             for number, value in enumerate(values, 1):
                 try:
-                    yield number, _text(value.as_py())
+                    yield number, as_text(value.as_py())
                 except UnicodeDecodeError as error:
                     yield number, Fault("not UTF-8", f"byte {error.object[error.start]:#04x}")
     except pyarrow.ArrowException as error:
@@ -133,7 +133,7 @@ def read_hub(dataset: str, source: HubSource, span: None) -> Iterator[Row]:
     batches = table.select_columns([source.text_key]).iter(batch_size=1000)
     values = itertools.chain.from_iterable(batch[source.text_key] for batch in batches)
     for number, value in enumerate(values, 1):
-        yield number, _text(value)
+        yield number, as_text(value)
 
 
 FORMATS: dict[str, Callable[[str, Any, Any], Iterator[Row]]] = {
@@ -210,7 +210,7 @@ def _field(row: object, key: str) -> str | Fault:
         return Fault("not a JSON object", f'a line must look like {{"{key}": "..."}}, this one is {reprlib.repr(row)}')
     if key not in row:
         return Fault(f"no key {key!r}", f"there are {reprlib.repr(list(row))}; text_key names the one that holds the text")
-    return _text(row[key])
+    return as_text(row[key])
 
 
 def _triplet(entry: object) -> str | Fault:
@@ -220,12 +220,13 @@ def _triplet(entry: object) -> str | Fault:
     for key in ("instruction", "input", "output"):
         if key not in fields:
             return Fault(f"no key {key!r}", f"there are {reprlib.repr(list(entry))}")
-        if isinstance(fault := _text(fields[key]), Fault):
+        if isinstance(fault := as_text(fields[key]), Fault):
             return Fault(fault.kind, f"{key}: {fault.detail}")
     return TRIPLET.format_map(fields)
 
 
-def _text(value: object) -> str | Fault:
+def as_text(value: object) -> str | Fault:
+    """A value as text, which has to be a string without half characters."""
     if not isinstance(value, str):
         return Fault("text is not a string", f"it is {reprlib.repr(value)}")
     try:

@@ -59,6 +59,9 @@ class Data(Protocol):
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Batches of the validation split, the same every time."""
 
+    def teardown(self, stage: str) -> None:
+        """End what reads the data."""
+
 
 @dataclass(frozen=True)
 class Session:
@@ -95,7 +98,10 @@ class Session:
         module.configure_model()
         record = first_does(lambda: self._open_record(module.decoder))
         milestones = Milestones(self.config, self._score, self._write_sample, self.signals, self.progress, record)
-        make_trainer(self.config.trainer, self.device, self.precision, milestones).fit(module, datamodule=self.data)
+        try:
+            make_trainer(self.config.trainer, self.device, self.precision, milestones).fit(module, datamodule=self.data)
+        finally:
+            self.data.teardown("fit")  # Lightning calls it only where all went well
         if milestones.finished:
             self._farewell(module.step)
         elif milestones.signal:

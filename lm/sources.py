@@ -131,7 +131,7 @@ class Reader:
         """JSON that changes when the documents do: the section, and each file's path, size and time of change, or the dataset's version."""
         section = self.source.model_dump(exclude={"files"})
         if isinstance(self.source, HubSource):
-            return {**section, "version": load_dataset(self.source)._fingerprint}
+            return section if self.source.streaming else {**section, "version": load_dataset(self.source)._fingerprint}
         with reading("a file", self.key):
             stats = [(str(Path(file).resolve()), Path(file).stat()) for file in self.files]
         return {**section, "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]}

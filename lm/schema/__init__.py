@@ -38,6 +38,10 @@ class Config(Section):
                 f"data.sequence_length {row} is longer than model.context_length {self.model.context_length}; "
                 "make the rows shorter or the context longer"
             )
+        if self.trainer.validation_rows is None and self.data.validation is None and self.data.streams:
+            raise ValueError(
+                "trainer.validation_rows null means the whole validation split, but a streamed text has no end; write how many rows"
+            )
         stride = self.data.stride
         if stride is not None and stride > self.row_length:
             raise ValueError(

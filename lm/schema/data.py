@@ -40,6 +40,11 @@ class DataConfig(Section):
             return [(f"data.source.parts[{i}].source", part) for i, part in enumerate(self.source.parts)]
         return [("data.source", Part(weight=1, source=self.source))]
 
+    @property
+    def streams(self) -> bool:
+        """Whether a source is read over the network while training goes."""
+        return any(isinstance(part.source, HubSource) and part.source.streaming for _, part in self.parts)
+
     @model_validator(mode="after")
     def _separate_validation(self) -> Self:
         fields = type(self).model_fields
@@ -53,7 +58,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _possible_splits(self) -> Self:
         sources = [part.source for _, part in self.parts]
-        if self.split == "tail" and any(isinstance(source, HubSource) and source.streaming for source in sources):
+        if self.split == "tail" and self.streams:
             raise ValueError("split tail needs to know where the text ends, and a streamed one has no end; write split: hash")
         if self.split == "tail" and any(source.filter.max_tokens for source in sources):
             raise ValueError(

@@ -1,0 +1,124 @@
+"""The process that makes the windows of a stream, one ahead of the training; it ends with the process that started it.
+
+Of several processes on a machine the first starts it; where machines share a disk, one of theirs is enough, and a lock says whose. All wait
+for the windows' files. What goes wrong is left in `failed.json`, for all to raise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import multiprocessing
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from multiprocessing.util import Finalize
+
+from tqdm import tqdm
+
+from lm.disk import read_json, replace
+from lm.engines import leave_stopping_to_parent
+from lm.errors import DataError, UserError
+from lm.shards import TokenStore
+from lm.streaming import Stream
+
+KEPT = 1  # windows behind the one in use, and windows made before they are needed
+POLL = 0.02  # seconds
+STALE = 10.0  # seconds that a run may wait for its producer to begin, and a producer for that of a killed run to end
+STARTED = time.time()  # of this process: what failed before is another run's
+FAILED = "failed.json"
+
+
+class Producer:
+    """Makes windows `first` to `last` of a stream, as `advance` lets it."""
+
+    def __init__(self, stream: Stream, first: int, last: int):
+        context = multiprocessing.get_context("spawn")  # see lm/engines.py
+        self._pipe, other = context.Pipe()
+        process = context.Process(target=_produce, args=(stream, first, last, other))
+        process.start()
+        # Also at this process's end, before multiprocessing waits there for its children.
+        self._end = Finalize(self, _end, (process,), exitpriority=1)
+        other.close()
+        with contextlib.suppress(EOFError):  # it failed, and what happened will be found in failed.json
+            self._pipe.recv()
+        self._window = first
+
+    def advance(self, window: int) -> None:
+        """The training has come to a window."""
+        if window > self._window:
+            self._window = window
+            with contextlib.suppress(OSError):  # see above
+                self._pipe.send(window)
+
+    def close(self) -> None:
+        """End the process."""
+        self._end()
+        self._pipe.close()
+
+
+def _end(process: SpawnProcess) -> None:
+    process.kill()
+    process.join()
+
+
+def await_window(stream: Stream, number: int) -> TokenStore:
+    """A window's tokens, once they are there. Raises DataError where they will not come."""
+    alone_since = None
+    while not stream.is_whole(number):
+        with _lock(stream) as alone:
+            failed = stream.folder / FAILED
+            if alone and failed.exists() and failed.stat().st_mtime >= STARTED:
+                raise DataError(read_json(failed)["message"])
+            alone_since = (alone_since or time.monotonic()) if alone else None
+        if alone_since is not None and time.monotonic() - alone_since > STALE:
+            raise DataError(f"{stream.reader.key}: the process that reads the stream has ended (killed?); start again with --resume auto")
+        time.sleep(POLL)
+    return stream.window(number)
+
+
+def _produce(stream: Stream, first: int, last: int, pipe: Connection) -> None:
+    leave_stopping_to_parent()
+    tqdm.set_lock(threading.RLock())  # Its own is a semaphore that would outlive this process when that is killed.
+    deadline = time.monotonic() + STALE
+    while True:
+        with _lock(stream) as ours:
+            if ours:
+                (stream.folder / FAILED).unlink(missing_ok=True)
+                pipe.send("ready")
+                try:
+                    _make(stream, first, last, pipe)
+                except UserError as error:
+                    replace(stream.folder / FAILED, json.dumps({"message": str(error)}))
+                except EOFError:
+                    pass
+                return None
+        if time.monotonic() > deadline:
+            return pipe.send("another makes them")
+        time.sleep(POLL)
+
+
+def _make(stream: Stream, first: int, last: int, pipe: Connection) -> None:
+    window, used = first, first
+    while True:
+        while pipe.poll(None if window > min(last, used + KEPT) else 0):
+            used = pipe.recv()
+            stream.clear(used - KEPT)
+        if not stream.is_whole(window):
+            stream.make(window)
+        window += 1
+
+
+@contextlib.contextmanager
+def _lock(stream: Stream) -> Iterator[bool]:
+    """Whether the lock is ours, in here; it ends with the process that has it, however that ends."""
+    with (stream.folder / "producer.lock").open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
