@@ -25,10 +25,16 @@ FILE = re.compile(r"/(?P<kind>datasets/)?(?P<id>.+?)/resolve/[^/]+/(?P<path>.+)"
 
 
 class Hub:
-    """Serves the folder `root` while the `with` block lasts. `requests` lists what was asked, as (method, path)."""
+    """Serves the folder `root` while the `with` block lasts.
 
-    def __init__(self, root: Path, gated: Collection[str] = ()):
-        self.root, self.gated = root, gated
+    Attributes:
+        requests: what was asked, as (method, path).
+        cuts: connections that were cut in the middle of a file: of every `cut_every` files one.
+    """
+
+    def __init__(self, root: Path, gated: Collection[str] = (), cut_every: int = 0):
+        self.root, self.gated, self.cut_every = root, gated, cut_every
+        self.files = self.cuts = 0
         self.requests: list[tuple[str, str]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -106,7 +112,9 @@ class _Handler(BaseHTTPRequestHandler):
             first, last = int(part[1]), min(int(part[2] or len(content)), len(content) - 1)
             status, headers["Content-Range"] = 206, f"bytes {first}-{last}/{len(content)}"
             content = content[first : last + 1]
-        return self._reply(status, content, headers)
+        self.hub.files += self.command == "GET"
+        cut = self.hub.cut_every and self.command == "GET" and self.hub.files % self.hub.cut_every == 0
+        return self._reply(status, content, headers, len(content) // 2 if cut else None)
 
     def _json(self, value: Any) -> None:
         self._reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
@@ -114,13 +122,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self, status: int, code: str) -> None:
         self._reply(status, json.dumps({"error": code}).encode(), {"X-Error-Code": code, "X-Repo-Commit": COMMIT})
 
-    def _reply(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+    def _reply(self, status: int, content: bytes, headers: dict[str, str], cut_at: int | None = None) -> None:
         self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(content))}.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[:cut_at])
+        if cut_at is not None:
+            self.hub.cuts += 1
+            self.close_connection = True
 
 
 def _wanted_paths(body: bytes) -> list[str]:

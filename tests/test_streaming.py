@@ -1,0 +1,271 @@
+"""A stream's windows are one sequence of tokens, whatever interrupted it; and a streamed run is the same run, killed or not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hub import Hub
+
+from lm import hub
+from lm.errors import DataError
+from lm.preparation import Split
+from lm.schema.source import HubSource
+from lm.sources import Reader, hash_of_text
+from lm.stream_producer import Producer, await_window
+from lm.streaming import Stream
+from lm.tokenizer import ByteTokenizer
+
+ROOT = Path(__file__).parents[1]
+BYTES = ByteTokenizer()
+TEXTS = [f"document {i} " + "x" * (i % 13) for i in range(60)]
+BATCH = 7
+
+
+def fake_hub(texts: list[object]) -> Any:
+    def stream(source: HubSource, revision: str, state: int | None) -> Iterator[tuple[list[object], int]]:
+        for start in range(state or 0, len(texts), BATCH):
+            yield texts[start : start + BATCH], start + BATCH
+
+    return stream
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "newest_revision", lambda source: "0123456789abcdef")
+    monkeypatch.setattr(hub, "stream", fake_hub(TEXTS))
+
+
+def make_stream(folder: Path, rows: int = 5, length: int = 16, split: Split | None = None, **section: Any) -> Stream:
+    source = HubSource(format="hub", dataset="a/b", streaming=True, **section)
+    return Stream(folder, Reader(source), BYTES, split or Split("hash", 0.2), rows, length)
+
+
+def slow_sequence(tokens: int, texts: list[str], fraction: float = 0.2) -> tuple[list[int], list[int]]:
+    """The endless sequence's first tokens, and where its documents begin."""
+    sequence: list[int] = []
+    starts = []
+    while len(sequence) < tokens:
+        for text in texts:
+            if hash_of_text(text) >= fraction * 2**64:
+                starts.append(len(sequence))
+                sequence += [BYTES.eos_id, *text.encode()]
+    return sequence[:tokens], [start for start in starts if start < tokens]
+
+
+@pytest.mark.parametrize(("rows", "length"), [(5, 16), (3, 7), (40, 16), (2, 300)])
+def test_windows_are_the_sequence_cut_and_overlap_by_the_token_that_is_only_predicted(tmp_path: Path, rows: int, length: int) -> None:
+    """Also beyond the end of the dataset, and where a window is larger than all of it."""
+    stream, size, n = make_stream(tmp_path, rows, length), rows * length, 9
+    stream.make(n - 1)
+    expected, starts = slow_sequence(n * size + 1, TEXTS)
+    for window in range(n):
+        store = stream.window(window)
+        assert store.read(0, size + 1).tolist() == expected[window * size : (window + 1) * size + 1]
+        begin = [start - window * size for start in starts if window * size <= start <= (window + 1) * size]
+        assert store.document_starts.tolist() == begin
+
+
+def test_a_window_is_made_again_from_what_was_kept(tmp_path: Path) -> None:
+    stream = make_stream(tmp_path)
+    stream.make(6)
+    before = {path: path.read_bytes() for path in tmp_path.glob("window-*/*")}
+    stream.clear(before=6)
+    assert [stream.is_whole(window) for window in range(7)] == [False] * 6 + [True]
+    again = make_stream(tmp_path)
+    again.make(4)
+    assert [stream.is_whole(window) for window in range(7)] == [False] * 4 + [True, False, True], "and not those before it"
+    stream.make(3)
+    shutil.rmtree(tmp_path / "window-000001")
+    shutil.rmtree(tmp_path / "window-000002")
+    make_stream(tmp_path).make(2)
+    for window in (2, 3, 4, 6):
+        for path in (tmp_path / f"window-{window:06d}").iterdir():
+            assert path.read_bytes() == before[path]
+
+
+def test_a_dataset_that_has_changed_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_stream(tmp_path).make(3)
+    make_stream(tmp_path).clear(before=3)
+    monkeypatch.setattr(hub, "stream", fake_hub([text.upper() for text in TEXTS]))
+    with pytest.raises(DataError, match="a/b: what was read before comes out otherwise now; start anew"):
+        make_stream(tmp_path).make(2)
+
+
+def test_held_out_documents_are_never_trained_on(tmp_path: Path) -> None:
+    stream = make_stream(tmp_path)
+    held_out = [text for text in TEXTS if hash_of_text(text) < 0.2 * 2**64]
+    store = stream.validation(10**6)
+    assert store.documents == len(held_out) > 5
+    assert BYTES.decode(store.read(0, 10**6)) == "".join(held_out)
+    few = make_stream(tmp_path / "few").validation(30)
+    assert 30 < few.tokens < store.tokens
+    assert few.read(0, few.tokens - 1).tolist() == store.read(0, few.tokens - 1).tolist()
+
+
+def test_what_a_stream_leaves_out_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "stream", fake_hub(["a good text", "", "no", None, "über uns alle"]))
+    source = HubSource(format="hub", dataset="a/b", streaming=True, filter={"min_length": 3, "ascii_only": True})  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="a/b:4: text is not a string: it is None"):
+        Stream(tmp_path, Reader(source), BYTES, Split("none"), 1, 8).make(0)
+    stream = Stream(tmp_path, Reader(source, on_bad_row="skip"), BYTES, Split("none"), 1, 24)
+    stream.make(0)
+    removed = Counter(json.loads((tmp_path / "window-000000" / "manifest.json").read_text())["removed"])
+    assert removed == {"empty document": 1, "document under 3 characters": 1, "text is not a string": 1, "character beyond ASCII": 1}
+    assert BYTES.decode(stream.window(0).read(0, 24)) == "a good text" + "ber uns all"
+
+
+def test_a_dataset_without_text_is_refused_and_not_read_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "stream", fake_hub([" ", ""]))
+    with pytest.raises(DataError, match=r"data\.source: a/b has no text to train on"):
+        make_stream(tmp_path).make(0)
+
+
+# --- with the real client, against a hub on loopback
+
+
+def serve(root: Path, files: int = 3, documents: int = 400) -> None:
+    folder = root / "datasets" / "wikimedia" / "wikipedia"
+    (folder / "20231101.en").mkdir(parents=True)
+    split = "  data_files:\n  - split: train\n    path: 20231101.en/train-*\n"
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: 20231101.en\n{split}---\n")
+    for i in range(files):
+        texts = [f"Article {i}.{j}. " + f"It tells of {j * 7919 % 1000}. " * (j % 9) for j in range(documents)]
+        pq.write_table(pa.table({"text": texts}), folder / "20231101.en" / f"train-{i:05d}-of-{files:05d}.parquet", row_group_size=100)
+
+
+def config(folder: Path, name: str, **trainer: Any) -> Path:
+    source = {"format": "hub", "dataset": "wikimedia/wikipedia", "config": "20231101.en", "streaming": True, "window_tokens": 8000}
+    content = {
+        "data": {"source": source, "val_fraction": 0.05, "cache_dir": str(folder / "cache")},
+        "model": {"context_length": 32, "n_layers": 1, "d_model": 16, "n_heads": 2},
+        "optimizer": {"warmup_steps": 1},
+        "trainer": {"max_steps": 60, "batch_size": 16, "validation_rows": 8, "validate_every": 30, "device": "cpu", **trainer},
+        "checkpoint": {"directory": str(folder / name), "save_every": 10},
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def command(path: Path, *flags: str) -> list[str]:
+    return [sys.executable, "train.py", "--config", str(path), "--resume", "auto", *flags]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "final.ckpt" / "model.safetensors").read_bytes()
+
+
+def test_a_killed_streamed_run_sees_the_batches_of_a_straight_one(tmp_path: Path) -> None:
+    """The run takes four windows; connections are cut, and the killed run's cache is lost once."""
+    serve(tmp_path / "root")
+    with Hub(tmp_path / "root", cut_every=3) as server:
+        environment = os.environ | server.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
+        straight = subprocess.run(command(config(tmp_path, "straight")), cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert straight.returncode == 0, straight.stderr
+        assert "train as it comes" in straight.stdout
+        assert server.cuts > 1
+        killed = config(tmp_path, "killed")
+        for checkpoint in ("step-00000020.ckpt", "step-00000040.ckpt"):
+            process = subprocess.Popen(command(killed), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            while not (tmp_path / "killed" / checkpoint).exists():
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            shutil.rmtree(tmp_path / "cache") if checkpoint.endswith("40.ckpt") else None
+        last = subprocess.run(command(killed), cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert last.returncode == 0, last.stderr
+    assert weights(tmp_path / "killed") == weights(tmp_path / "straight")
+    assert "Traceback" not in last.stderr
+    windows = [len(list(folder.glob("train-00000.bin"))) for folder in sorted((tmp_path / "cache").glob("*/window-*"))]
+    assert sum(windows) <= 3 < len(windows)
+
+
+def test_a_hub_that_stays_away_and_offline_mode(tmp_path: Path) -> None:
+    serve(tmp_path / "root")
+    with Hub(tmp_path / "root") as server:
+        environment = os.environ | server.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
+        nothing = environment | {"HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(command(config(tmp_path, "offline")), cwd=ROOT, env=nothing, capture_output=True, text=True)
+    assert done.returncode == DataError.exit_code, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "dataset 'wikimedia/wikipedia'" in done.stderr
+    assert "python -m tools.prepare" in done.stderr
+    away = subprocess.run(command(config(tmp_path, "away")), cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert away.returncode == DataError.exit_code
+    assert "Traceback" not in away.stderr
+
+
+# --- the process that makes the windows
+
+
+def test_a_producer_that_is_gone_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm.stream_producer.STALE", 0.2)
+    with pytest.raises(DataError, match="the process that reads the stream has ended"):
+        await_window(make_stream(tmp_path), 0)
+
+
+def test_what_goes_wrong_in_the_producer_is_raised_where_the_window_is_awaited(tmp_path: Path) -> None:
+    """In its process there is no stand-in for the hub, and so no such dataset."""
+    stream = make_stream(tmp_path)
+    (tmp_path / "stream.json").write_text('{"revision": "0123"}')
+    environment = pytest.MonkeyPatch()
+    environment.setenv("HF_HUB_OFFLINE", "1")
+    producer = Producer(stream, 0, 3)
+    try:
+        with pytest.raises(DataError, match="dataset 'a/b', config None, dataset_split 'train': cannot be read on"):
+            await_window(stream, 0)
+    finally:
+        producer.close()
+        environment.undo()
+
+
+def test_windows_are_made_one_ahead_and_removed_behind(tmp_path: Path) -> None:
+    stream = make_stream(tmp_path)
+    stream.make(5)
+    whole = lambda: [stream.is_whole(window) for window in range(6)]  # noqa: E731
+    producer = Producer(stream, 0, 5)
+    try:
+        assert whole() == [True] * 6
+        producer.advance(3)
+        deadline = time.monotonic() + 30
+        while whole() != [False] * 2 + [True] * 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert whole() == [False] * 2 + [True] * 4
+    finally:
+        producer.close()
+
+
+def test_rows_come_from_their_window(tmp_path: Path) -> None:
+    from data import Rows, StreamedRows
+    from lm.plan import Plan
+
+    stream = make_stream(tmp_path)
+    stream.make(4)
+    rows = Rows([StreamedRows(stream)], BYTES.pad_id, True)
+    plan = Plan((5,), seed=4)
+    expected, _ = slow_sequence(5 * 80 + 1, TEXTS)
+    seen = []
+    for step in range(5):
+        addresses = plan.of_step(step, 5)
+        assert (addresses[:, 1] == step).all()
+        batch = rows[addresses]
+        seen += sorted(zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True))
+    slow = [(expected[i : i + 16], expected[i + 1 : i + 17]) for i in range(0, 400, 16)]
+    assert seen == [row for window in range(5) for row in sorted(slow[window * 5 : window * 5 + 5])]
+    assert np.array_equal(rows[plan.of_step(1, 5)]["document_ids"].numpy()[:, 0], np.zeros(5))
