@@ -79,12 +79,12 @@ class Milestones(Callback):
         self.signal = 0
         self.finished = False
         self._saved = -1  # the step of the newest checkpoint that this session wrote
-        self._deadline = time.monotonic() + 60 * config.trainer.max_minutes if config.trainer.max_minutes else None
+        self._deadline = signals.since + 60 * config.trainer.max_minutes if config.trainer.max_minutes else None
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Compile, and validate where the run starts, unless a resumed one has that result already."""
         assert isinstance(pl_module, LanguageModel)
-        pl_module.incidents.recall(trainer.strategy.broadcast)
+        pl_module.incidents.recall(pl_module.step, trainer.strategy.broadcast)
         compile_if_wanted(pl_module.decoder, self.config, pl_module.device, trainer.precision_plugin.forward_context, self.progress.say)
         step = pl_module.step
         self._saved = step  # where it comes from is on the disk, or it is step 0
@@ -97,7 +97,10 @@ class Milestones(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Take the signals over again: Lightning has put its own handlers in place after on_fit_start."""
         self.signals.take()
-        self.signals.sheltered = trainer.world_size > 1  # several processes must agree to stop, which they do after a step
+        if trainer.world_size > 1:
+            self.signals.sheltered = True  # several processes must agree to stop, which they do after a step
+        else:
+            self.signals.leave_shelter()  # in which a run is that has gone back to a checkpoint
         if self.record is not None:
             self.record.logbook.stopwatch.go()
 
