@@ -143,8 +143,8 @@ def _event_writer(folder: Path, step: int) -> SummaryWriter:
     from torch.utils.tensorboard import SummaryWriter
 
     with _event_errors(folder):
-        # What a resumed run is going to write again would otherwise stand there twice.
-        return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        # What a run that goes on, or begins again, is going to write once more would otherwise stand there twice.
+        return SummaryWriter(str(folder), purge_step=step + 1 if step else 0)
 
 
 @contextlib.contextmanager
