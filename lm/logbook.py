@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lm.device import Device, peak_memory_mb
+from lm.disk import refusals, sync
 from lm.errors import CheckpointError
 from lm.evaluation import Evaluation
 from lm.metrics import MetricsLog
@@ -121,6 +122,11 @@ class Logbook:
                     self._events.add_text("sample", sample, step)
                     self._events.flush()
             self._progress.say(f'  it writes: "{_one_line(sample)}"')
+
+    def sync(self) -> None:
+        """Wait until the disk has metrics.csv. Raises CheckpointError."""
+        with refusals(self._csv.path):
+            sync(self._csv.path)
 
     def close(self) -> None:
         """Close TensorBoard's file."""

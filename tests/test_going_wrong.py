@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import threading
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from lm.errors import CheckpointError, NonFiniteError, Stopped, UserError
 from lm.incidents import Incidents, SpikeWatch
+from lm.progress import Progress
 from lm.training import LanguageModel
 from model import Decoder
 from tests.runs import config_file, train
@@ -185,6 +187,16 @@ def test_a_line_of_incidents_that_was_cut_is_left_out_and_not_glued_to(tmp_path:
     again = Incidents(tmp_path / "run", str, "skip", 10, lambda line: None)
     again.recall(0, lambda value: value)
     assert again.skipped == {1, 5}
+
+
+def test_a_rollback_leaves_no_book_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sessions of one process would pile up TensorBoard's threads and files, and progress bars on the screen."""
+    poison(monkeypatch, 7, 8)
+    closed: list[Progress] = []
+    monkeypatch.setattr(Progress, "close", lambda self: closed.append(self))
+    train(config_file(tmp_path), "--trainer.on_nonfinite=rollback", "--logging.tensorboard=true")
+    assert not [thread for thread in threading.enumerate() if "tensorboard" in type(thread).__module__]
+    assert len({id(progress) for progress in closed}) == 3
 
 
 def test_only_overflows_of_the_way_that_the_run_has_come_count(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lm.checkpoint import read_meta, step_directories, step_of
+from lm.checkpoint import read_meta, step_directories, step_of, write_checkpoint
 from lm.errors import ConfigError, NonFiniteError, Stopped
 from lm.training import LanguageModel
 from tests.runs import config_file, train
@@ -245,6 +245,15 @@ def test_a_fresh_run_moves_the_old_one_aside(tmp_path: Path, capsys: pytest.Capt
     assert str(tmp_path / "run-1") in capsys.readouterr().out
     assert_same(weights(tmp_path / "run-1"), old)
     assert not torch.equal(weights(tmp_path / "run")["norm.weight"], old["norm.weight"])
+
+
+def test_the_rows_up_to_a_checkpoint_are_on_the_disk_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a power cut would leave a checkpoint whose rows nobody writes again."""
+    flushed: list[int] = []
+    monkeypatch.setattr("lm.logbook.sync", lambda path: flushed.append(len(path.read_text().splitlines()) - 1))
+    monkeypatch.setattr("lm.milestones.write_checkpoint", lambda path, *_: flushed.append(-step_of(path)) or write_checkpoint(path, *_))
+    train(config_file(tmp_path))
+    assert flushed == [4, -3, 5, -4, 8, -6, 10, -8, 12, -9, 15, -12]  # steps, and validations at 0, 4 and 8
 
 
 def test_a_run_that_came_to_no_checkpoint_begins_again_in_its_place(
