@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from lm.checkpoint import step_directories
 from lm.disk import append, refusals, replace
-from lm.errors import NonFiniteError
+from lm.errors import CheckpointError, NonFiniteError
 
 Kind = Literal["skipped", "overflow", "spike", "memory"]
 
@@ -103,8 +103,11 @@ class Incidents:
             NonFiniteError: the run is to stop, or too many updates in a row were left out.
             GoBack: the run is to go on from its newest checkpoint, without this step.
         """
-        report = self._report(step, facts, inputs, labels)
-        seen = f"; what there was to see is in {report}" if report is not None else ""
+        try:
+            report = self._report(step, facts, inputs, labels)
+            seen = f"; what there was to see is in {report}" if report is not None else ""
+        except CheckpointError as refusal:  # what went wrong is still the numbers, and every process has to go on from here alike
+            seen = f"; what there was to see could not be kept: {refusal}"
         if self._policy == "stop":
             raise NonFiniteError(
                 f"step {step + 1}: {problem}, so the update was not made, and no checkpoint has anything of it{seen}. Most often "

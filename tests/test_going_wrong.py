@@ -154,6 +154,16 @@ def test_whatever_is_not_finite_is_found(tmp_path: Path, monkeypatch: pytest.Mon
         train(config_file(tmp_path))
 
 
+def test_a_report_that_cannot_be_written_does_not_hide_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, text: str) -> None:
+        raise CheckpointError(f"{path} could not be written: No space left on device")
+
+    monkeypatch.setattr("lm.incidents.replace", refuse)
+    kept = Incidents(tmp_path, str, "stop", 10, print)
+    with pytest.raises(NonFiniteError, match=r"^step 8: loss nan, .* could not be kept: .*report.json could not be written: No space"):
+        kept.give_up(7, "loss nan", {}, [[1]], [[2]])
+
+
 def test_reports_do_not_fill_the_disk(tmp_path: Path) -> None:
     said: list[str] = []
     kept = Incidents(tmp_path, str, "skip", 10**6, said.append)
