@@ -23,7 +23,10 @@ def refusals(path: Path, needed: int = 0) -> Iterator[None]:
     """While `path` is written: what the disk refuses becomes a CheckpointError that says how much room there is, and is `needed`."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
+    except (OSError, RuntimeError) as error:
+        # torch.save tells of a full disk by one that names its zip writer; any other is a device's, and not the disk's fault.
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise CheckpointError(f"{path} could not be written: {reason}{_room(path, needed)}; what was saved before is untouched") from error
 

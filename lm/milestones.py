@@ -24,6 +24,7 @@ from lm.compilation import compile_if_wanted
 from lm.disk import require_room
 from lm.errors import Stopped, UserError, write_traceback
 from lm.evaluation import Evaluation
+from lm.incidents import GoBack
 from lm.logbook import Logbook
 from lm.progress import Progress
 from lm.run import Evaluated, RunFolder, validations_without_progress
@@ -79,12 +80,12 @@ class Milestones(Callback):
         self.signal = 0
         self.finished = False
         self._saved = -1  # the step of the newest checkpoint that this session wrote
-        self._deadline = time.monotonic() + 60 * config.trainer.max_minutes if config.trainer.max_minutes else None
+        self._deadline = signals.since + 60 * config.trainer.max_minutes if config.trainer.max_minutes else None
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Compile, and validate where the run starts, unless a resumed one has that result already."""
         assert isinstance(pl_module, LanguageModel)
-        pl_module.incidents.recall(trainer.strategy.broadcast)
+        pl_module.incidents.recall(pl_module.step, trainer.strategy.broadcast)
         compile_if_wanted(pl_module.decoder, self.config, pl_module.device, trainer.precision_plugin.forward_context, self.progress.say)
         step = pl_module.step
         self._saved = step  # where it comes from is on the disk, or it is step 0
@@ -97,7 +98,10 @@ class Milestones(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Take the signals over again: Lightning has put its own handlers in place after on_fit_start."""
         self.signals.take()
-        self.signals.sheltered = trainer.world_size > 1  # several processes must agree to stop, which they do after a step
+        if trainer.world_size > 1:
+            self.signals.sheltered = True  # several processes must agree to stop, which they do after a step
+        else:
+            self.signals.leave_shelter()  # in which a run is that has gone back to a checkpoint
         if self.record is not None:
             self.record.logbook.stopwatch.go()
 
@@ -132,11 +136,13 @@ class Milestones(Callback):
             self.signals.leave_shelter()
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException) -> None:
-        """A signal that came while the run waited for data: the last step is done, and may not be on the disk yet."""
+        """Save a step that was done when a signal came while the run waited for data. Close what another session opens anew."""
         assert isinstance(pl_module, LanguageModel)
         if isinstance(exception, Stopped) and trainer.world_size == 1 and pl_module.step > self._saved >= 0:
             self.signals.sheltered = True
             self._save(trainer, pl_module)
+        elif isinstance(exception, GoBack):
+            self._close_books()
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Find out whether this was the end, and close the books."""
@@ -145,6 +151,10 @@ class Milestones(Callback):
         self.finished = not self.signal and (pl_module.step == self.config.max_steps or self._patience_is_over(trainer))
         if self.record is not None:
             retain(self.record.folder.path, self.config.checkpoint.keep)  # best may have moved on; and a kill may have come before the last
+        self._close_books()
+
+    def _close_books(self) -> None:
+        if self.record is not None:
             self.record.logbook.close()
         self.progress.close()
 
@@ -181,6 +191,7 @@ class Milestones(Callback):
             "meta.json": lambda path: write_json(path, meta),
         }
         folder = record.folder.path
+        record.logbook.sync()  # a run that goes on from here does not write these rows again
         write_checkpoint(folder / step_name(step), writers, record.checkpoint_bytes, begun)
         point(folder, "last.ckpt", folder / step_name(step))
         retain(folder, self.config.checkpoint.keep)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from lm.checkpoint import read_manifest
-from lm.errors import ConfigError
+from lm.errors import CheckpointError, ConfigError
 from lm.forecast import Forecast, Trial, footprint, in_bytes, in_time, try_out
 from lm.schema import Config
 from model import Decoder
@@ -106,6 +106,15 @@ def test_more_passes_than_allowed_are_refused(tmp_path: Path) -> None:
         (tmp_path / "a").mkdir()
         train(config_file(tmp_path / "a"), "--trainer.max_epochs=1")
     assert not list((tmp_path / "a" / "run").glob("*")) or not list((tmp_path / "a" / "run").glob("*.ckpt"))
+
+
+def test_room_for_the_checkpoints_that_are_still_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two for a new run. One that goes on has the first on the disk: it must not be refused for what it has itself written."""
+    usage, one = namedtuple("usage", "total used free"), forecast().footprint.checkpoint
+    for free, start, refused in ((2 * one, 0, False), (2 * one - 1, 0, True), (one, 40, False), (one - 1, 40, True), (0, 100, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage(10**12, 0, free))
+        with pytest.raises(CheckpointError, match="and a checkpoint of this run takes") if refused else contextlib.nullcontext():
+            forecast(start=start).check(tmp_path)
 
 
 def test_a_model_that_cannot_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
