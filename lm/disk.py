@@ -72,6 +72,17 @@ def fingerprint(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
+def read_start(path: Path | str, most: int) -> bytes:
+    """The first bytes of what a person named, a pipe (`<(command)`) or device too; of what is longer, one more than `most`. Raises OSError.
+
+    Opened without waiting: into a pipe of which nobody has the other end, nobody will write. What has a writer is waited for.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    os.set_blocking(descriptor, True)
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(most + 1)
+
+
 def read_text(path: Path, most: int = MOST_JSON, errors: str = "strict") -> str:
     """A UTF-8 file of at most so many bytes, and nothing else under its name: a pipe would be waited for, /dev/zero never ends.
 

@@ -157,8 +157,9 @@ class Forecast:
         config, trainer, footprint = self.config, self.config.trainer, self.footprint
         n_parameters = sum(parameter.numel() for parameter in self.decoder.parameters())
         tokens = config.max_steps * config.tokens_per_step
-        split = f", as {trainer.accumulation} x {trainer.micro_batch} rows" if trainer.accumulation > 1 else ""
-        split += f" on each of {trainer.processes} devices" if trainer.processes > 1 else ""
+        times = f"{trainer.accumulation} x " if trainer.accumulation > 1 else ""
+        places = f" on each of {trainer.processes} devices" if trainer.processes > 1 else ""
+        split = f", as {times}{trainer.micro_batch} rows{places}" if times or places else ""
         saved = min(config.checkpoint.keep, config.max_steps // config.checkpoint.save_every + 1) + 1  # and the best one
         parts = [f"weights {in_bytes(footprint.weights)}", f"gradients {in_bytes(footprint.gradients)}"]
         parts += [f"optimiser {in_bytes(footprint.optimizer)}"]
@@ -181,7 +182,8 @@ class Forecast:
         step = sharing * (trainer.accumulation * trial.seconds + trial.update_seconds)
         speed = config.tokens_per_step / step
         steps = config.max_steps - self.start
-        validations = steps // trainer.validate_every + 2
+        between = (config.max_steps - 1) // trainer.validate_every - self.start // trainer.validate_every
+        validations = (self.start == 0) + between + 1  # where a run begins, and at its end
         # Without the backward pass, which is two thirds of the work.
         validating = validations * validation_tokens / speed / 3
         return [

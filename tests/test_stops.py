@@ -102,8 +102,7 @@ def test_a_signal_in_every_phase(
     assert steps(tmp_path / "run")[-1:] == [newest] if newest is not None else steps(tmp_path / "run")[-1:] in ([], [1])
     assert not list((tmp_path / "run").glob(".*tmp*"))
     train(config, resume="auto")
-    if newest is not None:
-        assert_same_run(straight, tmp_path / "run")
+    assert_same_run(straight, tmp_path / "run")
 
 
 def test_validation_is_cut_short_and_made_up_for(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
