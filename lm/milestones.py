@@ -22,13 +22,14 @@ from lm.checkpoint import point, read_manifest, retain, step_name, write_checkpo
 from lm.checkpoint_files import Begun
 from lm.compilation import compile_if_wanted
 from lm.disk import require_room
-from lm.errors import Stopped, UserError, write_traceback
+from lm.errors import Stopped, UserError, is_lost_process, write_traceback
 from lm.evaluation import Evaluation
 from lm.incidents import GoBack
 from lm.logbook import Logbook
 from lm.progress import Progress
 from lm.run import Evaluated, RunFolder, validations_without_progress
 from lm.schema import Config
+from lm.sharding import meet
 from lm.stopping import StopSignals
 from lm.training import LanguageModel
 
@@ -203,12 +204,12 @@ class Milestones(Callback):
         alone = trainer.world_size == 1  # several processes score to the end, or some would wait for the others' share
         started = time.perf_counter()
         with module.averaged() as decoder, trainer.precision_plugin.forward_context():
-            result = self._attempt("validation", lambda: self.score(decoder, lambda: alone and bool(self.signals.requested)))
+            result = self._attempt("validation", module, lambda: self.score(decoder, lambda: alone and bool(self.signals.requested)))
             if alone and self.signals.requested:
                 self.signal = self.signals.requested
                 return
             writing = self.record is not None or module.sharded  # shared out, it takes all processes to write
-            sample = self._attempt("the sample", lambda: self.write(decoder)) if writing else None
+            sample = self._attempt("the sample", module, lambda: self.write(decoder)) if writing else None
         seconds = time.perf_counter() - started
         if result is None:
             return
@@ -223,13 +224,19 @@ class Milestones(Callback):
 
         self._on_first(trainer, record_result)
 
-    def _attempt(self, what: str, action: Callable[[], Result]) -> Result | None:
+    def _attempt(self, what: str, module: LanguageModel, action: Callable[[], Result]) -> Result | None:
+        result, problem = None, None
         try:
-            return action()
+            result = action()
         except Exception as error:  # an evaluation is not worth a run, whatever goes wrong in it
-            problem = f"{type(error).__name__}: {error}".splitlines()[0]
-            self.progress.say(f"{what} failed, and the run goes on without: {problem} (the traceback is in {write_traceback()})")
-            return None
+            if is_lost_process(error):
+                raise
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.progress.say(f"{what} failed, and the run goes on without: {said} (the traceback is in {write_traceback()})")
+            problem = error
+        if module.sharded:
+            meet(problem)
+        return result
 
     def _patience_is_over(self, trainer: lightning.Trainer) -> bool:
         """Read from the recorded validations: there is no counter that a resumed run could have wrong."""
