@@ -5,6 +5,7 @@ Whole processes, as a person waits for them; the best of several, because other 
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -15,17 +16,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lm.checkpoint import REQUIRED, step_name, write_checkpoint, write_json  # noqa: E402
+from lm.checkpoint import step_name, write_checkpoint, write_json  # noqa: E402
+from lm.checkpoint_files import ORDINARY  # noqa: E402
 
 
 def main() -> None:
     """Print a Markdown table of seconds and limits."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         many = Path(scratch) / "many"
         many.mkdir()
         for step in range(1, 101):
             meta = {"format": 1, "step": step, "model": {}, "tokenizer": {"name": "byte"}, "config": {}, "seconds": 1.0}
-            writers = dict.fromkeys(REQUIRED, lambda path: path.write_bytes(b"weights"))
+            writers = dict.fromkeys(ORDINARY, lambda path: path.write_bytes(b"weights"))
             write_checkpoint(many / step_name(step), {**writers, "meta.json": lambda path, meta=meta: write_json(path, meta)})
         smoke = ["train.py", "--config", "config_smoke.yaml", "--checkpoint.directory", str(Path(scratch) / "run")]
         rows = [

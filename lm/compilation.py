@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lm.schema import Config
+from lm.sharding import is_sharded, meet
 
 
 def compile_if_wanted(
@@ -35,6 +36,7 @@ def compile_if_wanted(
         return
     ids = torch.zeros(config.trainer.micro_batch, config.row_length, dtype=torch.int64, device=device)
     example = (ids, ids, ids if config.data.document_mask else None)
+    problem = None
     decoder.compile()
     try:
         with forward_context():
@@ -42,6 +44,9 @@ def compile_if_wanted(
             with torch.no_grad():
                 decoder.eval()(*example)
     except Exception as error:  # whatever the compiler, its back end or a missing C compiler come up with
+        problem = error
         decoder._compiled_call_impl = None
         say(f"torch.compile failed, so the model runs uncompiled: {type(error).__name__}: {str(error).splitlines()[0]}")
+    if is_sharded(decoder):
+        meet(problem)
     decoder.train().zero_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -60,7 +61,8 @@ def draw(runs: Sequence[Path], out: Path) -> None:
         picture.savefig(temporary, format="png", dpi=150)
         temporary.replace(out)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that cannot be written refuses this too
+            temporary.unlink()
         raise CheckpointError(f"{out} could not be written: {error.strerror}") from error
 
 

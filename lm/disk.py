@@ -23,7 +23,10 @@ def refusals(path: Path, needed: int = 0) -> Iterator[None]:
     """While `path` is written: what the disk refuses becomes a CheckpointError that says how much room there is, and is `needed`."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
+    except (OSError, RuntimeError) as error:
+        # torch.save tells of a full disk by one that names its zip writer; any other is a device's, and not the disk's fault.
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise CheckpointError(f"{path} could not be written: {reason}{_room(path, needed)}; what was saved before is untouched") from error
 
@@ -67,6 +70,17 @@ def fingerprint(path: Path) -> dict[str, Any]:
     """A file's size and hash: {"bytes", "sha256"}."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def read_start(path: Path | str, most: int) -> bytes:
+    """The first bytes of what a person named, a pipe (`<(command)`) or device too; of what is longer, one more than `most`. Raises OSError.
+
+    Opened without waiting: into a pipe of which nobody has the other end, nobody will write. What has a writer is waited for.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    os.set_blocking(descriptor, True)
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(most + 1)
 
 
 def read_text(path: Path, most: int = MOST_JSON, errors: str = "strict") -> str:

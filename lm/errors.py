@@ -105,6 +105,11 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in ("out of memory", "allocate memory"))
 
 
+def is_lost_process(error: Exception) -> bool:
+    """Whether another process of the run went away, and this one found out by the connection."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST_PROCESS)
+
+
 def printable(text: str, kept: str = "") -> str:
     """Text for a person: what is not printable (line ends too) becomes U+FFFD, but for the characters in `kept`."""
     return "".join(character if character.isprintable() or character in kept else "\N{REPLACEMENT CHARACTER}" for character in text)
@@ -147,7 +152,7 @@ def _unexpected(error: Exception) -> tuple[str, int]:
         return f"{error.filename or 'a file'} could not be written: {error.strerror}", CheckpointError.exit_code
     if is_out_of_memory(error):
         summary = "out of memory; in training, a smaller trainer.micro_batch_size needs less"
-    elif isinstance(error, RuntimeError) and any(words in str(error) for words in LOST_PROCESS):
+    elif is_lost_process(error):
         return "another process of this run has ended, and this one cannot go on alone; that one's message, or its launcher's, says why", 1
     elif isinstance(error, ModuleNotFoundError):
         return not_installed(error), ConfigError.exit_code

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lm.loss import IGNORE_INDEX, count_targets
+from lm.sharding import is_sharded
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def evaluate(decoder: nn.Module, batches: Iterable[dict[str, Any]], eos_id: int,
         The same numbers on every process. The decoder is left in the mode it came in.
 
     Raises:
-        Exception: whatever went wrong on this process; RuntimeError where it did so on another.
+        Exception: whatever went wrong on this process; RuntimeError where it did so on another. Of a decoder that is shared out the others
+            are not told: they wait in one of its layers (`lm.sharding.meet`).
     """
     device = next(decoder.parameters()).device
     totals = torch.zeros(5, dtype=torch.float64)  # nats, tokens, nats of text, tokens of text, processes that failed
@@ -61,6 +63,8 @@ def evaluate(decoder: nn.Module, batches: Iterable[dict[str, Any]], eos_id: int,
         for batch in batches:
             totals[:4] += _sums(decoder, {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}, eos_id)
     except Exception as error:
+        if is_sharded(decoder):
+            raise
         failure = error  # the other processes wait for this one's share, and are told
         totals[4] = 1
     finally:

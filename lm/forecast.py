@@ -124,7 +124,8 @@ class Forecast:
 
         Raises:
             ConfigError: the text would be passed over too often, or the model alone does not fit into the device's memory.
-            CheckpointError: not even two checkpoints fit on the disk: one must be whole while the next is written.
+            CheckpointError: the disk has no room for the next checkpoint, or, for a run that has none yet, for the first two: one must be
+                whole while the next is written.
         """
         trainer, footprint = self.config.trainer, self.footprint
         epochs = self.config.max_steps * self.epochs_per_step
@@ -142,10 +143,13 @@ class Forecast:
                 f"{in_bytes(total)} of memory; make it smaller, or share it out (trainer.strategy: fsdp, docs/SCALING.md)"
             )
         free = shutil.disk_usage(folder).free
-        if free < 2 * footprint.checkpoint:
+        # A resumed run has the one that it comes from on the disk already, and one that has done all its steps writes no more.
+        needed = min(1 if self.start else 2, self.config.max_steps - self.start)
+        if free < needed * footprint.checkpoint:
+            twice = ", twice while the next one is written" if needed == 2 else ""
             raise CheckpointError(
                 f"checkpoint.directory: {folder} has {in_bytes(free)} free, and a checkpoint of this run takes "
-                f"{in_bytes(footprint.checkpoint)}, twice while the next one is written; make room or name another folder"
+                f"{in_bytes(footprint.checkpoint)}{twice}; make room or name another folder"
             )
 
     def lines(self, folder: Path) -> list[str]:
@@ -153,8 +157,9 @@ class Forecast:
         config, trainer, footprint = self.config, self.config.trainer, self.footprint
         n_parameters = sum(parameter.numel() for parameter in self.decoder.parameters())
         tokens = config.max_steps * config.tokens_per_step
-        split = f", as {trainer.accumulation} x {trainer.micro_batch} rows" if trainer.accumulation > 1 else ""
-        split += f" on each of {trainer.processes} devices" if trainer.processes > 1 else ""
+        times = f"{trainer.accumulation} x " if trainer.accumulation > 1 else ""
+        places = f" on each of {trainer.processes} devices" if trainer.processes > 1 else ""
+        split = f", as {times}{trainer.micro_batch} rows{places}" if times or places else ""
         saved = min(config.checkpoint.keep, config.max_steps // config.checkpoint.save_every + 1) + 1  # and the best one
         parts = [f"weights {in_bytes(footprint.weights)}", f"gradients {in_bytes(footprint.gradients)}"]
         parts += [f"optimiser {in_bytes(footprint.optimizer)}"]
@@ -177,7 +182,8 @@ class Forecast:
         step = sharing * (trainer.accumulation * trial.seconds + trial.update_seconds)
         speed = config.tokens_per_step / step
         steps = config.max_steps - self.start
-        validations = steps // trainer.validate_every + 2
+        between = (config.max_steps - 1) // trainer.validate_every - self.start // trainer.validate_every
+        validations = (self.start == 0) + between + 1  # where a run begins, and at its end
         # Without the backward pass, which is two thirds of the work.
         validating = validations * validation_tokens / speed / 3
         return [

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from lm.checkpoint import step_directories
 from lm.disk import append, refusals, replace
-from lm.errors import NonFiniteError
+from lm.errors import CheckpointError, NonFiniteError
 
 Kind = Literal["skipped", "overflow", "spike", "memory"]
 
@@ -54,10 +54,15 @@ class Incidents:
         self._limit = limit
         self._say = say
         self._seen: set[tuple[int, str, str]] = set()
+        self._left_out: set[int] = set()
 
-    def recall(self, broadcast: Callable[[Any], Any]) -> None:
-        """Read what has been written down so far, and say which updates are left out; `broadcast` gives it to all processes."""
+    def recall(self, step: int, broadcast: Callable[[Any], Any]) -> None:
+        """Read what has been written down so far, and say which updates are left out; `broadcast` gives it to all processes.
+
+        An overflow after `step`, from which the run goes on, counts only if it comes again: the rate may be another by now.
+        """
         self._seen = broadcast(set(_read(self._folder / "incidents.jsonl")) if self._folder is not None else None)
+        self._left_out = self.skipped | {at for at, kind, _ in self._seen if kind == "overflow" and at < step}
         if self.skipped:
             self._say(f"updates that are left out, as before: {', '.join(str(step + 1) for step in sorted(self.skipped))}")
 
@@ -76,8 +81,9 @@ class Incidents:
         if self._folder is not None and (step, kind, message) not in self._seen:
             append(self._folder / "incidents.jsonl", json.dumps({"step": step, "kind": kind, "message": message}))
         self._seen.add((step, kind, message))
-        left_out = {step for step, kind, _ in self._seen if kind in ("skipped", "overflow")}
-        if left_out.issuperset(range(step - self._limit + 1, step + 1)):
+        if kind in ("skipped", "overflow"):
+            self._left_out.add(step)
+        if self._left_out.issuperset(range(step - self._limit + 1, step + 1)):
             raise NonFiniteError(
                 f"step {step + 1}: {self._limit} updates in a row had to be left out (trainer.nonfinite_limit); lower "
                 "optimizer.lr, or, with fp16, start again with trainer.precision: fp32"
@@ -97,11 +103,14 @@ class Incidents:
             NonFiniteError: the run is to stop, or too many updates in a row were left out.
             GoBack: the run is to go on from its newest checkpoint, without this step.
         """
-        report = self._report(step, facts, inputs, labels)
-        seen = f"; what there was to see is in {report}" if report is not None else ""
+        try:
+            report = self._report(step, facts, inputs, labels)
+            seen = f"; what there was to see is in {report}" if report is not None else ""
+        except CheckpointError as refusal:  # what went wrong is still the numbers, and every process has to go on from here alike
+            seen = f"; what there was to see could not be kept: {refusal}"
         if self._policy == "stop":
             raise NonFiniteError(
-                f"step {step + 1}: {problem}, so the update was not made; the weights of step {step} are intact{seen}. Most often "
+                f"step {step + 1}: {problem}, so the update was not made, and no checkpoint has anything of it{seen}. Most often "
                 "optimizer.lr is too high or optimizer.warmup_steps too few; trainer.on_nonfinite: skip or rollback would go on"
             )
         self.note(step, "skipped", f"{problem}, so the update is left out{seen}")
@@ -155,7 +164,7 @@ def _read(path: Path) -> Iterable[tuple[int, str, str]]:
         try:
             values = json.loads(line)
             yield int(values["step"]), str(values["kind"]), str(values["message"])
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             continue
 
 

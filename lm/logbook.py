@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lm.device import Device, peak_memory_mb
+from lm.disk import refusals, sync
 from lm.errors import CheckpointError
 from lm.evaluation import Evaluation
 from lm.metrics import MetricsLog
@@ -122,6 +123,11 @@ class Logbook:
                     self._events.flush()
             self._progress.say(f'  it writes: "{_one_line(sample)}"')
 
+    def sync(self) -> None:
+        """Wait until the disk has metrics.csv. Raises CheckpointError."""
+        with refusals(self._csv.path):
+            sync(self._csv.path)
+
     def close(self) -> None:
         """Close TensorBoard's file."""
         if self._events is not None:
@@ -143,8 +149,8 @@ def _event_writer(folder: Path, step: int) -> SummaryWriter:
     from torch.utils.tensorboard import SummaryWriter
 
     with _event_errors(folder):
-        # What a resumed run is going to write again would otherwise stand there twice.
-        return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        # What a run that goes on, or begins again, is going to write once more would otherwise stand there twice.
+        return SummaryWriter(str(folder), purge_step=step + 1 if step else 0)
 
 
 @contextlib.contextmanager

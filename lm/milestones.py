@@ -22,12 +22,14 @@ from lm.checkpoint import point, read_manifest, retain, step_name, write_checkpo
 from lm.checkpoint_files import Begun
 from lm.compilation import compile_if_wanted
 from lm.disk import require_room
-from lm.errors import Stopped, UserError, write_traceback
+from lm.errors import Stopped, UserError, is_lost_process, write_traceback
 from lm.evaluation import Evaluation
+from lm.incidents import GoBack
 from lm.logbook import Logbook
 from lm.progress import Progress
 from lm.run import Evaluated, RunFolder, validations_without_progress
 from lm.schema import Config
+from lm.sharding import meet
 from lm.stopping import StopSignals
 from lm.training import LanguageModel
 
@@ -79,12 +81,12 @@ class Milestones(Callback):
         self.signal = 0
         self.finished = False
         self._saved = -1  # the step of the newest checkpoint that this session wrote
-        self._deadline = time.monotonic() + 60 * config.trainer.max_minutes if config.trainer.max_minutes else None
+        self._deadline = signals.since + 60 * config.trainer.max_minutes if config.trainer.max_minutes else None
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Compile, and validate where the run starts, unless a resumed one has that result already."""
         assert isinstance(pl_module, LanguageModel)
-        pl_module.incidents.recall(trainer.strategy.broadcast)
+        pl_module.incidents.recall(pl_module.step, trainer.strategy.broadcast)
         compile_if_wanted(pl_module.decoder, self.config, pl_module.device, trainer.precision_plugin.forward_context, self.progress.say)
         step = pl_module.step
         self._saved = step  # where it comes from is on the disk, or it is step 0
@@ -97,7 +99,10 @@ class Milestones(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Take the signals over again: Lightning has put its own handlers in place after on_fit_start."""
         self.signals.take()
-        self.signals.sheltered = trainer.world_size > 1  # several processes must agree to stop, which they do after a step
+        if trainer.world_size > 1:
+            self.signals.sheltered = True  # several processes must agree to stop, which they do after a step
+        else:
+            self.signals.leave_shelter()  # in which a run is that has gone back to a checkpoint
         if self.record is not None:
             self.record.logbook.stopwatch.go()
 
@@ -132,11 +137,13 @@ class Milestones(Callback):
             self.signals.leave_shelter()
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException) -> None:
-        """A signal that came while the run waited for data: the last step is done, and may not be on the disk yet."""
+        """Save a step that was done when a signal came while the run waited for data. Close what another session opens anew."""
         assert isinstance(pl_module, LanguageModel)
         if isinstance(exception, Stopped) and trainer.world_size == 1 and pl_module.step > self._saved >= 0:
             self.signals.sheltered = True
             self._save(trainer, pl_module)
+        elif isinstance(exception, GoBack):
+            self._close_books()
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Find out whether this was the end, and close the books."""
@@ -145,6 +152,10 @@ class Milestones(Callback):
         self.finished = not self.signal and (pl_module.step == self.config.max_steps or self._patience_is_over(trainer))
         if self.record is not None:
             retain(self.record.folder.path, self.config.checkpoint.keep)  # best may have moved on; and a kill may have come before the last
+        self._close_books()
+
+    def _close_books(self) -> None:
+        if self.record is not None:
             self.record.logbook.close()
         self.progress.close()
 
@@ -181,6 +192,7 @@ class Milestones(Callback):
             "meta.json": lambda path: write_json(path, meta),
         }
         folder = record.folder.path
+        record.logbook.sync()  # a run that goes on from here does not write these rows again
         write_checkpoint(folder / step_name(step), writers, record.checkpoint_bytes, begun)
         point(folder, "last.ckpt", folder / step_name(step))
         retain(folder, self.config.checkpoint.keep)
@@ -192,12 +204,12 @@ class Milestones(Callback):
         alone = trainer.world_size == 1  # several processes score to the end, or some would wait for the others' share
         started = time.perf_counter()
         with module.averaged() as decoder, trainer.precision_plugin.forward_context():
-            result = self._attempt("validation", lambda: self.score(decoder, lambda: alone and bool(self.signals.requested)))
+            result = self._attempt("validation", module, lambda: self.score(decoder, lambda: alone and bool(self.signals.requested)))
             if alone and self.signals.requested:
                 self.signal = self.signals.requested
                 return
             writing = self.record is not None or module.sharded  # shared out, it takes all processes to write
-            sample = self._attempt("the sample", lambda: self.write(decoder)) if writing else None
+            sample = self._attempt("the sample", module, lambda: self.write(decoder)) if writing else None
         seconds = time.perf_counter() - started
         if result is None:
             return
@@ -212,13 +224,19 @@ class Milestones(Callback):
 
         self._on_first(trainer, record_result)
 
-    def _attempt(self, what: str, action: Callable[[], Result]) -> Result | None:
+    def _attempt(self, what: str, module: LanguageModel, action: Callable[[], Result]) -> Result | None:
+        result, problem = None, None
         try:
-            return action()
+            result = action()
         except Exception as error:  # an evaluation is not worth a run, whatever goes wrong in it
-            problem = f"{type(error).__name__}: {error}".splitlines()[0]
-            self.progress.say(f"{what} failed, and the run goes on without: {problem} (the traceback is in {write_traceback()})")
-            return None
+            if is_lost_process(error):
+                raise
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.progress.say(f"{what} failed, and the run goes on without: {said} (the traceback is in {write_traceback()})")
+            problem = error
+        if module.sharded:
+            meet(problem)
+        return result
 
     def _patience_is_over(self, trainer: lightning.Trainer) -> bool:
         """Read from the recorded validations: there is no counter that a resumed run could have wrong."""

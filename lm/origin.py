@@ -43,11 +43,15 @@ END_OF_EXACTNESS = " (from here on the weights are not bit for bit those of an u
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the weights come from. At most one of the two paths is set; `meta` is that checkpoint's."""
+    """Where the weights come from. At most one of the two paths is set; `meta` is that checkpoint's.
+
+    `again`: there is no checkpoint to resume, and what was logged on the way to the first one may be the same run's.
+    """
 
     resume: Path | None = None
     init_from: Path | None = None
     meta: dict[str, Any] | None = None
+    again: bool = False
 
     @property
     def path(self) -> Path | None:
@@ -101,12 +105,17 @@ def find_origin(config: Config, folder: Path, resume: str | None, init_from: str
         return Origin(resume=found, meta=meta)
     if resume is not None:
         say(f"{folder} holds no checkpoint to resume: starting from step 0")
-    return Origin()
+    return Origin(again=resume is not None)
 
 
-def make_room(run: RunFolder, origin: Origin) -> str | None:
+def make_room(run: RunFolder, origin: Origin, config: Config) -> str | None:
     """Prepare the run's folder for what `origin` decided; return what was moved aside for it, or None. Raises CheckpointError."""
-    return run.start_fresh() if origin.resume is None else run.rewind(origin.step)
+    from lm.config_text import to_yaml  # brings the YAML parser, which deciding does without
+
+    if origin.resume is not None:
+        return run.rewind(origin.step)
+    first_save = min(config.checkpoint.save_every, config.trainer.validate_every, config.max_steps)
+    return (run.begin_again(to_yaml(config), first_save) if origin.again else None) or run.start_fresh()
 
 
 def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None]) -> Path | None:

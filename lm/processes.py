@@ -34,8 +34,10 @@ def launcher() -> Literal["torchrun", "srun"] | None:
     """Who started this process together with all others. None: a person did, or Lightning."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "torchrun"  # first: it may run inside SLURM
-    if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        return "srun"  # with those names people work in a shell that SLURM gave them
+    # A batch script has no step: what it starts without srun is one process, however many tasks it asked for. And with those names
+    # people work in a shell that SLURM gave them.
+    if {"SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"} <= os.environ.keys() and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        return "srun"
     return None
 
 
@@ -64,16 +66,11 @@ def check_launcher(trainer: TrainerConfig) -> None:
         )
 
 
-def cluster_environment() -> ClusterEnvironment | None:
-    """What Lightning should know of the launcher; None where it finds out by itself.
+def cluster_environment() -> ClusterEnvironment:
+    """What Lightning should know of the launcher. By itself it would wait for tasks that a batch script asked for and never started."""
+    from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
-    Under SLURM it would take SIGUSR1 for itself, to put the job into the queue again. Ours means: save and stop (lm/milestones.py).
-    """
-    if launcher() != "srun":
-        return None
-    from lightning.pytorch.plugins.environments import SLURMEnvironment
-
-    return SLURMEnvironment(auto_requeue=False)
+    return {"torchrun": TorchElasticEnvironment, "srun": SLURMEnvironment, None: LightningEnvironment}[launcher()]()
 
 
 def lightning_strategy(trainer: TrainerConfig) -> str | ModelParallelStrategy:
@@ -165,9 +162,8 @@ def _join(trainer: TrainerConfig) -> None:
         ConfigError: the device is not there.
     """
     import torch
-    from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
-    environment = SLURMEnvironment(auto_requeue=False) if launcher() == "srun" else TorchElasticEnvironment()
+    environment = cluster_environment()
     device = choose_device(trainer.device)
     check_devices(trainer.devices, device)
     if device == "cuda":

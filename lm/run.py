@@ -9,7 +9,8 @@
         after-step-*-1         what came after a step to which the run went back
         .lock                  held while a run writes here
 
-Nothing is ever deleted but old checkpoints beyond `checkpoint.keep`: what is in the way of a new run is moved aside, and that is said.
+Nothing is ever deleted but old checkpoints beyond `checkpoint.keep`, and log lines that the same run is going to write again: what is in
+the way of a new run is moved aside, and that is said.
 Only the standard library, so that listing and refusing are instant.
 """
 
@@ -99,6 +100,30 @@ class RunFolder:
             f"{self.path} held another run ({_count(steps, 'checkpoint')}, the last at step {step_of(steps[-1]):,}); it is now {shown} "
             f"(continue it with --resume auto --checkpoint.directory {shown})"
         )
+
+    def begin_again(self, configuration: str, first_save: int) -> str | None:
+        """Let a run that was ended before its first checkpoint (killed, or by a full disk) begin again in its place; return what to say.
+
+        Its logs are taken away: the run is going to write them again, as it does with the lines behind a checkpoint that it goes on from.
+        What it will not write again stays: incidents.jsonl, whose skipped updates are skipped again, reports and tracebacks. None, and
+        nothing is touched, where that is not certain: the configuration is another, or there has been a checkpoint, which somebody took
+        away to keep the logs alone. `start_fresh` moves such a folder aside.
+
+        Args:
+            configuration: the run's, as it stands in config.yaml.
+            first_save: the step of its first checkpoint; whatever is logged later had one.
+        """
+        try:
+            same = read_text(self.path / "config.yaml") == configuration
+            late = metrics.after(self.path / "metrics.csv", first_save) or any(line.step > 0 for line in self.evaluations())
+        except (OSError, ValueError, CheckpointError):
+            return None
+        if not same or late or any(self.path.glob("*.ckpt")):
+            return None
+        with refusals(self.path):
+            for name in RECORDS:
+                (self.path / name).unlink(missing_ok=True)
+        return f"{self.path} holds a start of this run that came to no checkpoint: its logs begin anew"
 
     def rewind(self, step: int) -> str | None:
         """Let the run stand where it stood after `step`, from where it goes on; return what was moved aside for that, or None.

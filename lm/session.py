@@ -173,7 +173,7 @@ class Session:
         if self.origin.resume is not None and self.origin.meta is not None:
             for line in machine_changes(self.origin.meta, meta, self.origin.resume):
                 self.progress.say(line)
-        if moved := make_room(run, self.origin):
+        if moved := make_room(run, self.origin, config):
             self.progress.say(moved)
         replace(run.path / "config.yaml", to_yaml(config))
         self.progress.say("\n".join(forecast.lines(run.path)))

@@ -9,10 +9,12 @@ in the files can run code, which torch.distributed.checkpoint's `.metadata` coul
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ from lm.checkpoint_files import Begun, shard_count, shard_names
 from lm.disk import fingerprint, read_json, refusals, sync
 from lm.errors import CheckpointError
 from lm.weights import read_weights, require_fitting, write_weights
+
+PATIENCE = timedelta(minutes=1)  # much more than processes are ever apart that wait for each other in every layer
+_meetings = itertools.count()
 
 
 def shard(model: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh) -> None:
@@ -70,6 +75,27 @@ def exchange_gradients(model: nn.Module, wanted: bool) -> None:
     """Whether the next backward pass adds gradients up over processes; without, each process keeps its own whole ones until then."""
     assert isinstance(model, FSDPModule)
     model.set_requires_gradient_sync(wanted)
+
+
+def meet(problem: Exception | None) -> None:
+    """Say that this process is through with what it did together with the others, or that it has a problem. All have to call this.
+
+    A process that fails alone leaves the others in the middle of a layer, where they wait for its part and nothing can reach them: then it
+    has to end, and so ends them. Where all of them come here, which a mistake that all of them make does not prevent, they can go on.
+
+    Raises:
+        Exception: `problem`, where the others did not come within a minute.
+    """
+    meeting, world = next(_meetings), torch.distributed.group.WORLD
+    assert world is not None
+    # Not by a collective operation: those that wait in another one would take it for that.
+    store = world.get_group_store()
+    store.set(f"meeting-{meeting}-{world.rank()}", "here")
+    if problem is not None:
+        try:
+            store.wait([f"meeting-{meeting}-{rank}" for rank in range(world.size())], PATIENCE)
+        except torch.distributed.DistError:
+            raise problem from None
 
 
 def whole(tensor: Tensor) -> Tensor:

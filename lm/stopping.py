@@ -1,7 +1,8 @@
 """Signals that ask a run to stop: Ctrl-C, SIGTERM, and SIGUSR1, which SLURM sends before the time is up.
 
 Between steps (while a run starts, compiles or waits for data) a signal raises `Stopped` on the spot. Inside a step and what follows it
-(saving, validating) it is only noted, and the run stops where nothing is half done. A second Ctrl-C stops at once wherever it is.
+(saving, validating) it is only noted, and the run stops where nothing is half done. On the way out the next ones are only noted too: a
+step that was done may still have to be saved. A second Ctrl-C stops at once wherever it is.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -26,11 +28,13 @@ class StopSignals:
     Attributes:
         requested: the number of the first signal that came, or 0.
         sheltered: a signal is only noted.
+        since: when this was made (time.monotonic), for the time limit, which a run that goes back to a checkpoint does not start anew.
     """
 
     def __init__(self, speaks: bool):
         self.requested = 0
         self.sheltered = False
+        self.since = time.monotonic()
         self._speaks = speaks
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
@@ -51,8 +55,9 @@ class StopSignals:
 
     def leave_shelter(self) -> None:
         """From here on a signal raises; one that came in the meantime raises now. Raises Stopped."""
-        self.sheltered = False
+        self.sheltered = False  # first: one that comes between these lines raises by itself
         if self.requested:
+            self.sheltered = True
             raise stopped(self.requested)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -62,6 +67,7 @@ class StopSignals:
             os._exit(128 + number)  # the checkpoints on the disk are whole at every moment
         first, self.requested = not self.requested, self.requested or number
         if not self.sheltered:
+            self.sheltered = True
             raise stopped(number)
         if first and self._speaks:
             # Through os.write: what is interrupted here may be a print, which must not be entered again.

@@ -162,7 +162,7 @@ class LanguageModel(lightning.LightningModule):
     def _update(self, optimizer: LightningOptimizer, batch: dict[str, Any]) -> None:
         """Let the optimiser and the averages follow the gradients, or give the step up."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # fp16 has one
-        scale = scaler.get_scale() if scaler is not None else 0.0
+        before = scaler.state_dict() if scaler is not None else {}
         try:
             optimizer.step()
         except NonFiniteError as error:
@@ -170,8 +170,9 @@ class LanguageModel(lightning.LightningModule):
             self.loss = self.grad_norm = torch.tensor(math.nan)
             if scaler is not None:
                 scaler.update()  # it must not wait for the rest of a step that ends here
+                scaler.load_state_dict(before)  # a resumed run does not compute this step, and its scale must be the same
         else:
-            if scaler is not None and scaler.get_scale() < scale:
+            if scaler is not None and scaler.get_scale() < before["scale"]:
                 now = f"scale now {scaler.get_scale():g}"
                 self.incidents.note(self.step, "overflow", f"fp16 gradients overflowed, so the scaler skipped the update; {now}")
             elif self.average is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from lm.disk import read_start
 from lm.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
@@ -66,11 +66,7 @@ class Document:
 def read_file(path: Path | str) -> Document:
     """Read a YAML file of at most 1 MiB. Raises ConfigError where there is no such file, or none that can be read."""
     try:
-        # Opened without waiting: into a pipe of which nobody has the other end, nobody will write. What has a writer is waited for.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        os.set_blocking(descriptor, True)
-        with os.fdopen(descriptor, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = read_start(path, MAX_BYTES)
     except IsADirectoryError:
         raise ConfigError(f"{path}: a folder, write the path of a YAML file") from None
     except FileNotFoundError:

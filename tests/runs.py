@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import os
 import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import yaml
+
+from tests import forked
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
@@ -71,14 +74,27 @@ def launched(processes: int, module: str, *arguments: str, succeeds: bool = True
     return done
 
 
-def slurm_tasks(folder: Path, fault: str, *arguments: str) -> tuple[list[int], list[str]]:
-    """Two processes of tests.witnessed with what srun would put into their environment: their exit codes, and what they said."""
+def slurm_tasks(folder: Path, fault: str, *arguments: str, count: int = 2) -> tuple[list[int], list[str]]:
+    """Processes of tests.witnessed with what srun would put into their environment: their exit codes, and what they said. They are forked
+    from one that has imported everything, and nobody but themselves ends them.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    slurm = {"SLURM_NTASKS": f"{count}", "SLURM_NTASKS_PER_NODE": f"{count}", "SLURM_STEP_NUM_TASKS": f"{count}", "SLURM_NNODES": "1"}
+    slurm |= {"SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_ID": "77", "SLURM_NODEID": "0", "MASTER_PORT": port}
     tasks = []
-    for rank in range(2):
-        slurm = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODELIST": "127.0.0.1"}
-        slurm |= {"SLURM_JOB_ID": f"{os.getpid()}", "SLURM_PROCID": f"{rank}", "SLURM_LOCALID": f"{rank}", "SLURM_NODEID": "0"}
-        command = [sys.executable, "-m", "tests.witnessed", str(folder), fault, *arguments]
-        environment = os.environ | slurm | {"OMP_NUM_THREADS": "1"}
-        tasks.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    said = [task.communicate(timeout=240)[0] for task in tasks]
-    return [task.returncode for task in tasks], said
+    for rank in map(str, range(count)):
+        environment = slurm | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}
+        tasks.append(forked.Forked(folder / f"task-{rank}", _task, environment, [str(folder), fault, *arguments]))
+    codes = [task.wait() for task in tasks]
+    return codes, [task.out + task.err for task in tasks]
+
+
+def _task(environment: dict[str, str], arguments: list[str]) -> None:
+    from lm import errors
+    from tests import witnessed
+
+    os.environ.update(environment)
+    sys.argv = ["witnessed", *arguments]
+    errors.run(witnessed.main)

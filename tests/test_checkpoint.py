@@ -191,6 +191,17 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path, failure: Exce
     verify(old)
 
 
+def test_what_is_not_the_disk_s_fault_is_not_laid_to_it(tmp_path: Path) -> None:
+    """A GPU fails while its weights are copied: an internal error (1), or too little memory (1), but no refused checkpoint (5)."""
+
+    def fail(path: Path) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(RuntimeError, match=r"^CUDA error"):
+        write_checkpoint(tmp_path / "step-00000001.ckpt", {"model.safetensors": fail})
+    assert names(tmp_path) == []
+
+
 def test_ctrl_c_in_a_save_leaves_nothing_half_written(tmp_path: Path) -> None:
     def interrupted(path: Path) -> None:
         path.write_bytes(b"half")

@@ -159,6 +159,7 @@ def test_mistakes_are_one_plain_answer(command: list[str], code: int, named: str
         ["-m", "tools.plot_curves"],
         ["-m", "tools.config_docs"],
         ["-m", "tools.consolidate"],
+        ["-m", "tools.resume_proof"],
     ],
 )
 def test_help_answers_without_anything_heavy(command: list[str]) -> None:
@@ -166,6 +167,12 @@ def test_help_answers_without_anything_heavy(command: list[str]) -> None:
     assert "usage:" in done.stdout
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert not imported & {"torch", "lightning", "transformers", "datasets", "matplotlib", "numpy", "tokenizers"}
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "benchmarks").glob("*.py")))
+def test_benchmarks_can_be_started(script: str) -> None:
+    """Nobody runs them every day, and the type checker does not look at them."""
+    assert "usage:" in run(f"benchmarks/{script}", "--help").stdout
 
 
 def test_configuration_errors_answer_without_anything_heavy() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +208,36 @@ def test_a_file_that_is_no_prompt(tmp_path: Path, content: bytes | None, error: 
         read_prompt(None, str(path))
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_what_never_ends_is_not_read_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"^/dev/zero is larger than 16 MiB; write "):
+        read_prompt(None, "/dev/zero")
+    with Path("/dev/zero").open("rb") as zeros, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdin", io.TextIOWrapper(zeros))
+        with pytest.raises(DataError, match=r"^stdin is larger than 16 MiB; write "):
+            read_prompt(None, None)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="pipe holds no text"):
+        read_prompt(None, str(tmp_path / "pipe"))
+    for path, reason in ((str(tmp_path), "Is a directory"), ("", "No such file")):
+        with pytest.raises(DataError, match=f"^{path or '--prompt-file'} cannot be read: {reason}"):
+            read_prompt(None, path)
+
+
+def test_a_pipe_that_somebody_writes_into_is_waited_for() -> None:
+    """`--prompt-file <(command)`."""
+    reader, writer = os.pipe()
+    late = threading.Timer(0.3, lambda: (os.write(writer, b"Attention is\n"), os.close(writer)))
+    late.start()
+    assert read_prompt(None, f"/dev/fd/{reader}") == "Attention is"
+    late.join()
+    os.close(reader)
+
+
+def test_a_prompt_may_be_as_long_as_it_says(tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_bytes(b"a" * 2**24)
+    assert len(read_prompt(None, str(tmp_path / "long.txt"))) == 2**24
 
 
 def test_an_argument_that_is_not_utf8() -> None:

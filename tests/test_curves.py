@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import subprocess
 import sys
 from pathlib import Path
 
 import matplotlib
+import matplotlib.figure
 import pytest
 
 from lm import curves
@@ -144,6 +146,19 @@ def test_a_run_without_a_loss_has_nothing_to_draw(tmp_path: Path) -> None:
 def test_a_folder_that_refuses_the_picture_is_a_checkpoint_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="could not be written: No such file or directory"):
         curves.draw([run_folder(tmp_path / "a")], tmp_path / "absent" / "curves.png")
+
+
+def test_a_read_only_disk_names_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the temporary file, which such a disk does not even let us delete."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    run = run_folder(tmp_path / "a")
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(CheckpointError, match=r"/curves\.png could not be written: Read-only file system$"):
+        curves.draw([run], tmp_path / "curves.png")
 
 
 def test_smoothing_is_a_centred_mean_that_spares_the_start() -> None:

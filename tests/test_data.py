@@ -406,7 +406,7 @@ def test_loading_leaves_the_global_random_state_alone(tmp_path):
 # --- validation
 
 
-@given(n_tokens=st.integers(2, 60), n_rows=st.none() | st.integers(1, 30), micro_batch=st.integers(1, 5), world_size=st.integers(1, 3))
+@given(n_tokens=st.integers(2, 60), n_rows=st.none() | st.integers(1, 30), micro_batch=st.integers(1, 5), world_size=st.integers(1, 4))
 @settings(max_examples=80, deadline=None)
 def test_validation_scores_each_chosen_token_once(tmp_path_factory, n_tokens, n_rows, micro_batch, world_size):
     folder = tmp_path_factory.mktemp("val")

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from lm.checkpoint import read_manifest
-from lm.errors import ConfigError
+from lm.errors import CheckpointError, ConfigError
 from lm.forecast import Forecast, Trial, footprint, in_bytes, in_time, try_out
 from lm.schema import Config
 from model import Decoder
@@ -87,8 +87,26 @@ def test_what_a_trial_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = in_bytes(plan.footprint.memory + 3_000_000)
     memory, time = plan.measured(Trial(3_000_000, seconds=0.2, update_seconds=0.2), validation_tokens=1280)
     assert memory == f"memory: activations 3 MB for 2 rows at once, {needed} in all; cpu has 8 GB, 5 GB of it free"
-    # A step is 4 micro-batches and an update, 1 s for 128 tokens; 600 steps are left, and a validation is a third of 10 s, five times.
-    assert time == "time: 128 tokens/s; 600 steps in 10 min, 5 validations in 17 s"
+    # A step is 4 micro-batches and an update, 1 s for 128 tokens; 600 steps are left, and 3 validations of a third of 10 s.
+    assert time == "time: 128 tokens/s; 600 steps in 10 min, 3 validations in 10 s"
+
+
+@pytest.mark.parametrize(("max_steps", "start"), [(200, 0), (250, 0), (99, 0), (1, 0), (250, 150), (250, 200), (300, 200), (201, 200)])
+def test_validations_are_counted(max_steps: int, start: int) -> None:
+    """One by one: step 0, every hundredth, and the last; a resumed run has done that of its first step."""
+    due = [step for step in range(max_steps + 1) if step in (0, max_steps) or step % 100 == 0]
+    wanted = sum(step > start or step == 0 == start for step in due)
+    time = forecast(max_steps=max_steps, start=start, validate_every=100).measured(Trial(1, 0.2, 0.2), 0)[1]
+    assert f", {wanted} validations in " in time
+
+
+@pytest.mark.parametrize(
+    ("devices", "micro_batch", "said"), [(1, 8, ""), (1, 2, ", as 4 x 2 rows"), (2, 4, ", as 4 rows on each of 2 devices"),
+                                         (2, 2, ", as 2 x 2 rows on each of 2 devices")],
+)  # fmt: skip
+def test_a_step_s_rows_and_where_they_go(tmp_path: Path, devices: int, micro_batch: int, said: str) -> None:
+    run = forecast(devices=devices, micro_batch_size=micro_batch).lines(tmp_path)[1]
+    assert f"steps of 8 rows of 16 tokens{said}: " in run
 
 
 def test_processes_on_a_cpu_share_its_cores() -> None:
@@ -106,6 +124,15 @@ def test_more_passes_than_allowed_are_refused(tmp_path: Path) -> None:
         (tmp_path / "a").mkdir()
         train(config_file(tmp_path / "a"), "--trainer.max_epochs=1")
     assert not list((tmp_path / "a" / "run").glob("*")) or not list((tmp_path / "a" / "run").glob("*.ckpt"))
+
+
+def test_room_for_the_checkpoints_that_are_still_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two for a new run. One that goes on has the first on the disk: it must not be refused for what it has itself written."""
+    usage, one = namedtuple("usage", "total used free"), forecast().footprint.checkpoint
+    for free, start, refused in ((2 * one, 0, False), (2 * one - 1, 0, True), (one, 40, False), (one - 1, 40, True), (0, 100, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage(10**12, 0, free))
+        with pytest.raises(CheckpointError, match="and a checkpoint of this run takes") if refused else contextlib.nullcontext():
+            forecast(start=start).check(tmp_path)
 
 
 def test_a_model_that_cannot_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +161,7 @@ def test_the_plan_writes_nothing_but_the_token_cache(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["data", "model", "run", "disk", "memory", "time"]
-    assert re.search(r"^time: [\d,]+ tokens/s; 12 steps in \d+ s, 5 validations in \d+ s$", done.stdout, re.MULTILINE)
+    assert re.search(r"^time: [\d,]+ tokens/s; 12 steps in \d+ s, 4 validations in \d+ s$", done.stdout, re.MULTILINE)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "config.yaml", "corpus.txt"]
 
 

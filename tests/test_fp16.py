@@ -68,6 +68,7 @@ def fit(
     limit: int = 10,
     resume: Path | None = None,
     save: Path | None = None,
+    policy: str = "stop",
 ) -> Recorder:
     config = Config.model_validate(
         {
@@ -81,7 +82,7 @@ def fit(
         config,
         lambda: Decoder(ModelConfig(**config.model.model_dump())),
         precision,
-        Incidents(None, str, "stop", limit, say),
+        Incidents(None, str, policy, limit, say),
         resume=resume,
     )
     module.save = save
@@ -124,6 +125,29 @@ def test_overflows_without_an_end_stop_the_run() -> None:
     with pytest.raises(NonFiniteError, match=r"^step 3: 3 updates in a row had to be left out \(trainer.nonfinite_limit\)") as stopped:
         fit(TOO_HIGH, limit=3)
     assert stopped.value.exit_code == 4
+
+
+def test_a_step_that_is_left_out_leaves_the_scale_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A resumed run does not compute it, and must have the same scale behind it as the run that found it out."""
+    accumulate = LanguageModel._accumulate
+
+    def poisoned(self: LanguageModel, batch: dict[str, object]) -> Tensor:
+        return accumulate(self, batch) * (float("nan") if self.step == 2 else 1)
+
+    def broken(self: LanguageModel, batch: dict[str, object]) -> Tensor:
+        loss = poisoned(self, batch)
+        if self.step == 2:
+            self.decoder.norm.weight.grad[0] = float("nan")
+        return loss
+
+    monkeypatch.setattr(LanguageModel, "_accumulate", broken)
+    found = fit(CALM, growth=2, policy="skip")
+    assert found.trainer.precision_plugin.scaler.get_scale() == CALM * 2**2, "doubled after steps 2 and 5"
+    monkeypatch.setattr(Incidents, "skipped", {2})
+    known = fit(CALM, growth=2, policy="skip")
+    assert found.trainer.precision_plugin.state_dict() == known.trainer.precision_plugin.state_dict()
+    for name, tensor in known.states[-1].items():
+        assert torch.equal(found.states[-1][name], tensor), name
 
 
 def test_the_scale_is_saved_and_resumed(tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import threading
+import time
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm.errors import CheckpointError, NonFiniteError, UserError
+from lm.errors import CheckpointError, NonFiniteError, Stopped, UserError
 from lm.incidents import Incidents, SpikeWatch
+from lm.progress import Progress
 from lm.training import LanguageModel
 from model import Decoder
 from tests.runs import config_file, train
@@ -55,7 +59,7 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_stop_shows_what_there_was_to_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, 7)
     with pytest.raises(
-        NonFiniteError, match=r"^step 8: loss nan, .*the weights of step 7 are intact; what there was to see is in .*; "
+        NonFiniteError, match=r"^step 8: loss nan, .*no checkpoint has anything of it; what there was to see is in .*; "
     ) as stopped:
         train(config_file(tmp_path))
     assert stopped.value.exit_code == 4
@@ -150,17 +154,36 @@ def test_whatever_is_not_finite_is_found(tmp_path: Path, monkeypatch: pytest.Mon
         train(config_file(tmp_path))
 
 
+def test_a_report_that_cannot_be_written_does_not_hide_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, text: str) -> None:
+        raise CheckpointError(f"{path} could not be written: No space left on device")
+
+    monkeypatch.setattr("lm.incidents.replace", refuse)
+    kept = Incidents(tmp_path, str, "stop", 10, print)
+    with pytest.raises(NonFiniteError, match=r"^step 8: loss nan, .* could not be kept: .*report.json could not be written: No space"):
+        kept.give_up(7, "loss nan", {}, [[1]], [[2]])
+
+
 def test_reports_do_not_fill_the_disk(tmp_path: Path) -> None:
     said: list[str] = []
     kept = Incidents(tmp_path, str, "skip", 10**6, said.append)
-    kept.recall(lambda value: value)
+    kept.recall(0, lambda value: value)
     for step in range(50):
         kept.give_up(step, "loss nan", {}, [[1]], [[2]])
     assert len(list(tmp_path.glob("nonfinite-step-*"))) == 20
     assert len(said) == len(incidents(tmp_path)) == 50
     again = Incidents(tmp_path, str, "skip", 10**6, said.append)
-    again.recall(lambda value: value)
+    again.recall(0, lambda value: value)
     assert again.skipped == set(range(50))
+
+
+def test_a_line_of_incidents_that_is_none_is_left_out(tmp_path: Path) -> None:
+    left_out(tmp_path / "run", 1)
+    with (tmp_path / "run" / "incidents.jsonl").open("a") as file:
+        file.write('{"step": Infinity, "kind": "skipped", "message": ""}\n[]\n{"step": null}\n3\n')
+    kept = Incidents(tmp_path / "run", str, "skip", 10, print)
+    kept.recall(0, lambda value: value)
+    assert kept.skipped == {1}
 
 
 def test_a_line_of_incidents_that_was_cut_is_left_out_and_not_glued_to(tmp_path: Path) -> None:
@@ -168,12 +191,66 @@ def test_a_line_of_incidents_that_was_cut_is_left_out_and_not_glued_to(tmp_path:
     file = tmp_path / "run" / "incidents.jsonl"
     file.write_text(file.read_text()[:-10])
     kept = Incidents(tmp_path / "run", str, "skip", 10, lambda line: None)
-    kept.recall(lambda value: value)
+    kept.recall(0, lambda value: value)
     assert kept.skipped == {1}
     kept.note(5, "skipped", "")
     again = Incidents(tmp_path / "run", str, "skip", 10, lambda line: None)
-    again.recall(lambda value: value)
+    again.recall(0, lambda value: value)
     assert again.skipped == {1, 5}
+
+
+def test_a_rollback_leaves_no_book_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sessions of one process would pile up TensorBoard's threads and files, and progress bars on the screen."""
+    poison(monkeypatch, 7, 8)
+    closed: list[Progress] = []
+    monkeypatch.setattr(Progress, "close", lambda self: closed.append(self))
+    train(config_file(tmp_path), "--trainer.on_nonfinite=rollback", "--logging.tensorboard=true")
+    assert not [thread for thread in threading.enumerate() if "tensorboard" in type(thread).__module__]
+    assert len({id(progress) for progress in closed}) == 3
+
+
+def test_only_overflows_of_the_way_that_the_run_has_come_count(tmp_path: Path) -> None:
+    """Three in a row ended it; it goes on from step 10 with a lower rate. What would have been 11 and 12 is ahead of it again."""
+    ended = Incidents(tmp_path, str, "stop", 3, print)
+    ended.recall(10, lambda value: value)
+    with pytest.raises(NonFiniteError):
+        for step in (9, 11, 12, 13):
+            ended.note(step, "overflow", "")
+    lower = Incidents(tmp_path, str, "stop", 3, print)
+    lower.recall(10, lambda value: value)
+    lower.note(13, "overflow", "")
+    lower.note(10, "overflow", "")
+    with pytest.raises(NonFiniteError, match=r"^step 12: 3 updates in a row"):  # 9, which is behind it, 10 and 11
+        lower.note(11, "overflow", "")
+    assert len(incidents(tmp_path)) == 5, "and what is written down already is not written twice"
+
+
+def test_the_time_limit_does_not_start_anew_with_a_rollback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hours pass in the step that is given up: the run that goes on from step 6 is past its limit of one."""
+    poison(monkeypatch, 7)
+    give_up, monotonic = Incidents.give_up, time.monotonic
+
+    def slow(*arguments: Any) -> None:
+        monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 7200)
+        give_up(*arguments)
+
+    monkeypatch.setattr(Incidents, "give_up", slow)
+    train(config_file(tmp_path), "--trainer.on_nonfinite=rollback", "--trainer.max_minutes=60")
+    assert steps(tmp_path / "run")[-1] == 7
+
+
+def test_a_signal_after_a_rollback_is_not_answered_with_another_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed, recall = poison(monkeypatch, 7), Incidents.recall
+
+    def interrupted(self: Incidents, *arguments: Any) -> None:
+        recall(self, *arguments)
+        if self.skipped:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Incidents, "recall", interrupted)
+    with pytest.raises(Stopped):
+        train(config_file(tmp_path), "--trainer.on_nonfinite=rollback")
+    assert computed == [*range(8)]
 
 
 # --- spikes

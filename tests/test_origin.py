@@ -53,7 +53,7 @@ class Started:
         run = RunFolder(folder)
         try:
             self.origin = find_origin(now or config(), folder, resume, init_from, self.said.append)
-            if (moved := make_room(run, self.origin)) is not None:
+            if (moved := make_room(run, self.origin, now or config())) is not None:
                 self.said.append(moved)
         finally:
             run.close()
@@ -100,16 +100,18 @@ def test_processes_other_than_the_first_only_look(tmp_path: Path) -> None:
 
 def test_auto_with_nothing_there_starts_from_nothing(tmp_path: Path) -> None:
     started = Started(tmp_path / "run", resume="auto")
-    assert started.origin == Origin()
+    assert started.origin == Origin(again=True)
     assert started.said == [f"{tmp_path / 'run'} holds no checkpoint to resume: starting from step 0"]
 
 
-def test_auto_with_a_run_that_never_saved_moves_it_aside(tmp_path: Path) -> None:
+def test_auto_moves_logs_aside_that_may_be_of_another_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "metrics.csv").write_text("")
     started = Started(folder, resume="auto")
-    assert started.origin == Origin() and started.said[1] == f"{folder} held another run, without checkpoints; it is now {folder}-1"
+    assert (
+        started.origin == Origin(again=True) and started.said[1] == f"{folder} held another run, without checkpoints; it is now {folder}-1"
+    )
 
 
 def test_auto_takes_the_newest(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,22 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from safetensors.torch import load_file
 
 from lm import processes
 from lm.checkpoint import step_directories, step_of, verify
 from lm.errors import ConfigError
+from lm.lightning_trainer import make_trainer
 from lm.run import RunFolder
 from lm.schema.trainer import TrainerConfig
+from lm.stopping import StopSignals
 from tests.runs import ROOT, TORCHRUN, config_file, launched, slurm_tasks, train
 from tests.witnessed import rows, witness
 
 TWO = ("--trainer.devices", "2", "--trainer.micro_batch_size", "2")
-STEPS = 100
+STEPS = 40
 
 
 def configured(folder: Path, **trainer: object) -> Path:
-    """100 steps without dropout, whose random numbers follow the micro-batches; validated on fewer rows than there are processes."""
+    """40 steps without dropout, whose random numbers follow the micro-batches; validated on fewer rows than there are processes."""
     folder.mkdir(exist_ok=True)
     settings = {"max_steps": STEPS, "batch_size": 8, "micro_batch_size": 4, "validate_every": 25, "device": "cpu", "precision": "fp32"}
     model = {"context_length": 16, "n_layers": 2, "d_model": 32, "n_heads": 2, "dropout": 0.0, "init_std": 0.1}
@@ -89,7 +94,8 @@ def test_stopped_and_resumed_on_two_processes_one_and_two(straight: Path, tmp_pa
     assert f"stopped by SIGTERM after step {saved}, saved" in said and 3 < saved < STEPS - 2
     with witness(sessions[1]):
         train(config, "--trainer.max_minutes=1e-9", resume="auto")  # one step
-    started(sessions[2], config, *TWO, "--resume", "auto")
+    codes, said_last = slurm_tasks(sessions[2], "none", "--config", str(config), *TWO, "--resume", "auto")
+    assert codes == [0, 0], said_last
 
     first, second, third = (rows(session, count) for session, count in zip(sessions, (2, 1, 2), strict=True))
     assert (max(first) + 1, list(second), min(third)) == (saved, [saved], saved + 1)
@@ -148,18 +154,20 @@ def test_a_full_disk_ends_both_processes(tmp_path: Path, size: str, said: str, s
             assert_resumable(tmp_path / "run", saved)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "Lightning"])
+@pytest.mark.parametrize("launcher", ["srun", "Lightning"])
 def test_several_processes_go_back_together(tmp_path: Path, launcher: str) -> None:
     """trainer.on_nonfinite: rollback. The second session is the same processes', with the decision of the first among them."""
     config = configured(tmp_path)
     (tmp_path / "session").mkdir()
     keys = ["--config", str(config), "--trainer.on_nonfinite=rollback", "--trainer.max_steps=12", *TWO]
-    arguments = ["-m", "tests.witnessed", str(tmp_path / "session"), "nan:all:7", *keys]
-    command = [*TORCHRUN, "--standalone", "--nproc-per-node=2"] if launcher == "torchrun" else [sys.executable]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("going back to the newest checkpoint") == 1
+    if launcher == "srun":
+        codes, said = slurm_tasks(tmp_path / "session", "nan:all:7", *keys)
+    else:
+        command = [sys.executable, "-m", "tests.witnessed", str(tmp_path / "session"), "nan:all:7", *keys]
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240)
+        codes, said = [done.returncode], [done.stdout, done.stderr]
+    assert not any(codes), said
+    assert "".join(said).count("going back to the newest checkpoint") == 1
     for rank in (0, 1):
         lines = (tmp_path / "session" / f"rows-{rank}.jsonl").read_text().splitlines()
         steps = [json.loads(line)["step"] for line in lines]
@@ -236,7 +244,8 @@ def packets(name: str) -> int:
 # Launchers, as they look from inside
 
 TORCHRUN_SAYS = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
-SLURM_SAYS = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2"}
+BATCH_SCRIPT = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "0"}
+SLURM_SAYS = BATCH_SCRIPT | {"SLURM_STEP_NUM_TASKS": "4"}
 
 
 @pytest.fixture
@@ -260,12 +269,28 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         (SLURM_SAYS | {"SLURM_PROCID": "3"}, "srun", False),
         (SLURM_SAYS | {"SLURM_PROCID": "1"} | TORCHRUN_SAYS | {"RANK": "0"}, "torchrun", True),
         (SLURM_SAYS | {"SLURM_JOB_NAME": "interactive"}, None, True),
+        (BATCH_SCRIPT, None, True),
     ],
 )
 def test_who_started_this(bare: pytest.MonkeyPatch, environment: dict[str, str], expected: str | None, first: bool) -> None:
+    """A batch script that starts train.py without srun has one process, and none of the tasks that it asked for ever comes."""
     for name, value in environment.items():
         bare.setenv(name, value)
     assert (processes.launcher(), processes.is_first()) == (expected, first)
+    lightnings = {"torchrun": TorchElasticEnvironment, "srun": SLURMEnvironment, None: LightningEnvironment}
+    trainer = make_trainer(TrainerConfig(max_steps=1), "cpu", "fp32", Callback())
+    assert type(trainer._accelerator_connector.cluster_environment) is lightnings[expected]
+
+
+def test_lightning_leaves_slurm_s_signal_to_us(bare: pytest.MonkeyPatch) -> None:
+    """It would put the job into the queue again; it does not where somebody has the signal already, and we have it from the start."""
+    for name, value in (SLURM_SAYS | {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "1"}).items():
+        bare.setenv(name, value)
+    trainer = make_trainer(TrainerConfig(max_steps=1), "cpu", "fp32", Callback())
+    with StopSignals(speaks=False) as signals:
+        trainer._signal_connector.register_signal_handlers()
+        assert signal.getsignal(signal.SIGUSR1) == signals._note
+        trainer._signal_connector.teardown()
 
 
 @pytest.mark.parametrize("environment", [TORCHRUN_SAYS, SLURM_SAYS])

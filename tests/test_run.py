@@ -208,6 +208,56 @@ def test_a_run_without_checkpoints_of_ours_is_moved_too(tmp_path: Path, name: st
     assert (tmp_path / "run-1" / name).read_text() == "mine"
 
 
+def begun(folder: Path, rows: int, results: tuple[int, ...] = (0,)) -> Path:
+    """A start that logged so many steps, and came to no checkpoint."""
+    run = RunFolder(folder)
+    (folder / "config.yaml").write_text("a: 1\n")
+    log = MetricsLog(folder / "metrics.csv", resume_step=None)
+    for step in range(1, rows + 1):
+        log.append(step, "train", loss=1.0)
+    for step in results:
+        run.record(evaluated(step, 5.0))
+    left = ("incidents.jsonl", "notes.txt", "error-x.txt")
+    for name in left:
+        (folder / name).write_text("kept")
+    run.close()
+    return folder
+
+
+def test_a_start_without_a_checkpoint_begins_again_in_its_place(tmp_path: Path) -> None:
+    """Again and again: nothing is moved, and only what will be written again is gone."""
+    folder = tmp_path / "run"
+    for rows in (0, 1, 10):
+        run = RunFolder(begun(folder, rows))
+        said = f"{folder} holds a start of this run that came to no checkpoint: its logs begin anew"
+        assert run.begin_again("a: 1\n", first_save=10) == said
+        assert sorted(entry.name for entry in folder.iterdir()) == [".lock", "config.yaml", "error-x.txt", "incidents.jsonl", "notes.txt"]
+        assert run.start_fresh() is None
+        run.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    "why", ["another configuration", "no configuration", "later rows", "a later result", "a checkpoint", "a link", "not our log"]
+)
+def test_what_may_be_worth_keeping_is_not_begun_again(tmp_path: Path, why: str) -> None:
+    folder = begun(tmp_path / "run", 11 if why == "later rows" else 10, (0, 5) if why == "a later result" else (0,))
+    if why == "a checkpoint":
+        save(folder, 5)
+    elif why == "a link":
+        (folder / "last.ckpt").symlink_to("step-00000005.ckpt")
+    elif why == "not our log":
+        (folder / "metrics.csv").write_text("mine\n1\n")
+    elif why == "no configuration":
+        (folder / "config.yaml").unlink()
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    run = RunFolder(folder)
+    assert run.begin_again("a: 2\n" if why == "another configuration" else "a: 1\n", first_save=10) is None
+    run.close()
+    after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert after | {".lock": b""} == before | {".lock": b""}
+
+
 def test_other_things_in_a_folder_are_no_run(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
     (tmp_path / "config.yaml").write_text("")

@@ -18,10 +18,12 @@ from lm.checkpoint import newest_whole, read_meta, step_directories, step_of, ve
 from lm.checkpoint_files import required, shard_count, shard_names
 from lm.errors import CheckpointError, ConfigError
 from model import load
-from tests.runs import config_file, launched, slurm_tasks, train
+from tests.runs import config_file, slurm_tasks, train
+from tests.witnessed import rows, witness
 from tools import consolidate
 
 FSDP = ("--trainer.strategy", "fsdp", "--trainer.devices", "2", "--trainer.micro_batch_size", "2")
+FILES = ("model.safetensors", "ema.safetensors")
 
 
 def configured(folder: Path) -> Path:
@@ -29,7 +31,7 @@ def configured(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     model = {"context_length": 16, "n_layers": 2, "d_model": 66, "n_heads": 3, "dropout": 0.0, "init_std": 0.1, "vocab_size": 261}
     # With the usual eps AdamW makes a whole step of a gradient that is nothing but rounding: of a token that never occurs.
-    return config_file(folder, model=model, optimizer={"eps": 1e-4})
+    return config_file(folder, data={"val_fraction": 0.4}, model=model, optimizer={"eps": 1e-4})
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
@@ -37,11 +39,16 @@ def losses(run: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in lines]
 
 
+def validation_tokens(run: Path) -> list[int]:
+    return [json.loads(line)["tokens"] for line in (run / "evaluations.jsonl").read_text().splitlines()]
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process."""
     folder = tmp_path_factory.mktemp("straight")
-    train(configured(folder))
+    with witness(folder):
+        train(configured(folder))
     return folder / "run"
 
 
@@ -49,7 +56,8 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run on two processes; beside it, what they held together before the tenth step."""
     folder = tmp_path_factory.mktemp("shared")
-    launched(2, "tests.witnessed", str(folder), "gather:all:9", "--config", str(configured(folder)), *FSDP)
+    codes, said = slurm_tasks(folder, "gather:all:9", "--config", str(configured(folder)), *FSDP)
+    assert codes == [0, 0], said
     return folder
 
 
@@ -72,8 +80,7 @@ def test_two_processes_are_one(
     worst = {}
     for step in ("step-00000006.ckpt", "step-00000012.ckpt"):
         ordinary = joined(shared / "run" / step, tmp_path, monkeypatch)
-        files = ("model.safetensors", "ema.safetensors")
-        worst[step] = max(difference(load_file(ordinary / name), load_file(straight / step / name)) for name in files)
+        worst[step] = max(difference(load_file(ordinary / name), load_file(straight / step / name)) for name in FILES)
     assert max(worst.values()) < 1e-6
     figure("fsdp on two processes: weights within " + ", ".join(f"{value:.1e} at {step}" for step, value in worst.items()))
 
@@ -114,7 +121,8 @@ def test_resumed_on_one_process_and_back_on_two(straight: Path, shared: Path, tm
     train(config, "--trainer.max_minutes=1e-9", resume=str(run / "step-00000006.ckpt"))
     newest, _ = newest_whole(run)
     assert newest is not None and newest.name == "step-00000007.ckpt" and (newest / "train_state.pt").exists()
-    launched(2, "tests.witnessed", str(tmp_path), "none", "--config", str(config), *FSDP, "--resume", "auto")
+    codes, said = slurm_tasks(tmp_path, "none", "--config", str(config), *FSDP, "--resume", "auto")
+    assert codes == [0, 0], said
     assert shard_count(path.name for path in (run / "final.ckpt").iterdir()) == 2
     whole = tmp_path / "whole"
     joined(run / "step-00000009.ckpt", whole, monkeypatch)
@@ -126,6 +134,28 @@ def test_resumed_on_one_process_and_back_on_two(straight: Path, shared: Path, tm
     assert difference(mine, theirs) < 1e-6
 
 
+def test_resumed_on_four_processes(
+    straight: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: Callable[[str], None]
+) -> None:
+    """What two saved, four go on with: the same rows in the same order, each validation token counted once, the same weights."""
+    config, run = configured(tmp_path), tmp_path / "run"
+    shutil.copytree(shared / "run", run, symlinks=True)
+    four = ("--trainer.strategy=fsdp", "--trainer.devices=4", "--trainer.micro_batch_size=2", "--resume", str(run / "step-00000006.ckpt"))
+    codes, said = slurm_tasks(tmp_path, "none", "--config", str(config), *four, count=4)
+    assert codes == [0] * 4, said
+    assert rows(shared, 2) == rows(straight.parent, 1)
+    assert rows(tmp_path, 4) == {step: its for step, its in rows(straight.parent, 1).items() if step >= 6}
+    assert dict(losses(run)) == pytest.approx(dict(losses(straight)), abs=1e-5)
+    counted = validation_tokens(straight)
+    assert validation_tokens(run) == validation_tokens(shared / "run") == counted
+    assert -(-counted[0] // 16) % 8 and counted[0] % 16, "rows and tokens that four processes cannot share evenly"
+    assert shard_count(path.name for path in (run / "final.ckpt").iterdir()) == 4
+    ordinary = joined(run / "final.ckpt", tmp_path / "whole", monkeypatch)
+    worst = max(difference(load_file(ordinary / name), load_file(straight / "final.ckpt" / name)) for name in FILES)
+    assert worst < 1e-6
+    figure(f"fsdp, saved by two processes, continued by four: the same rows and token counts, weights within {worst:.1e}")
+
+
 def test_a_full_disk_of_one_process_ends_all(tmp_path: Path) -> None:
     """Of the second, which writes nothing but its shards. Nothing half-written is left, and what was saved before is whole."""
     codes, said = slurm_tasks(tmp_path, "full:1:7", "--config", str(configured(tmp_path)), *FSDP)
@@ -134,6 +164,25 @@ def test_a_full_disk_of_one_process_ends_all(tmp_path: Path) -> None:
     assert all("step-00000008.ckpt could not be written: No space left on device" in text for text in said)
     assert step_of(step_directories(run)[-1]) == 6 and newest_whole(run) == (run / "step-00000006.ckpt", [])
     assert not list(run.glob(".*tmp*"))
+
+
+@pytest.mark.parametrize("kind", ["unwritten", "unscored"])
+def test_who_fails_alone_in_the_middle_of_a_validation_ends_all(tmp_path: Path, kind: str) -> None:
+    """The others wait for its part of a layer, and cannot be told. It was saved before."""
+    codes, said = slurm_tasks(tmp_path, f"{kind}:1:7", "--config", str(configured(tmp_path)), *FSDP)
+    assert codes == [1, 1], said
+    assert "internal error: RuntimeError: no such kernel" in said[1]
+    assert "another process of this run has ended" in said[0]
+    assert newest_whole(tmp_path / "run") == (tmp_path / "run" / "step-00000008.ckpt", [])
+    assert [step for step, _ in losses(tmp_path / "run")] == [0, 4]
+
+
+@pytest.mark.parametrize(("kind", "what"), [("unwritten", "the sample"), ("unscored", "validation")])
+def test_where_all_fail_in_a_validation_the_run_goes_on(tmp_path: Path, kind: str, what: str) -> None:
+    codes, said = slurm_tasks(tmp_path, f"{kind}:all:7", "--config", str(configured(tmp_path)), *FSDP)
+    assert codes == [0, 0], said
+    assert said[0].count(f"{what} failed, and the run goes on without: RuntimeError: no such kernel") == 1
+    assert [step for step, _ in losses(tmp_path / "run")] == ([0, 4, 8, 12] if kind == "unwritten" else [0, 4, 12])
 
 
 def test_who_needs_one_file_says_how_to_make_it(shared: Path) -> None:

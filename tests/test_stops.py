@@ -102,8 +102,7 @@ def test_a_signal_in_every_phase(
     assert steps(tmp_path / "run")[-1:] == [newest] if newest is not None else steps(tmp_path / "run")[-1:] in ([], [1])
     assert not list((tmp_path / "run").glob(".*tmp*"))
     train(config, resume="auto")
-    if newest is not None:
-        assert_same_run(straight, tmp_path / "run")
+    assert_same_run(straight, tmp_path / "run")
 
 
 def test_validation_is_cut_short_and_made_up_for(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
@@ -116,6 +115,21 @@ def test_validation_is_cut_short_and_made_up_for(straight: Path, tmp_path: Path,
     assert [line["step"] for line in evaluations(tmp_path / "run")] == [0]
     train(config, resume="auto")
     assert_same_run(straight, tmp_path / "run")
+
+
+def test_a_second_sigterm_does_not_keep_the_step_from_being_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schedulers send it twice. The first one comes while the run waits for data, the second on the way out."""
+    on_exception = lm.milestones.Milestones.on_exception
+
+    def again(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        on_exception(*arguments)
+
+    monkeypatch.setattr(lm.milestones.Milestones, "on_exception", again)
+    PHASES["waiting for data"][0]()(monkeypatch, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Stopped):
+        train(config_file(tmp_path))
+    assert steps(tmp_path / "run")[-1] == 5
 
 
 def test_workers_do_not_answer_signals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lm.checkpoint import read_meta, step_directories, step_of
+from lm.checkpoint import read_meta, step_directories, step_of, write_checkpoint
 from lm.errors import ConfigError, NonFiniteError, Stopped
+from lm.training import LanguageModel
 from tests.runs import config_file, train
 
 ROOT = Path(__file__).parent.parent
@@ -180,8 +182,6 @@ def test_killed_at_any_moment(straight: Path, tmp_path: Path) -> None:
 def test_a_signal_stops_after_the_step_and_saves(
     straight: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lm.training import LanguageModel
-
     config = config_file(tmp_path)
     step = LanguageModel.training_step
 
@@ -203,8 +203,6 @@ def test_a_signal_stops_after_the_step_and_saves(
 
 
 def test_a_signal_in_the_last_step_leaves_only_its_validation(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lm.training import LanguageModel
-
     config = config_file(tmp_path)
     step = LanguageModel.training_step
 
@@ -247,6 +245,42 @@ def test_a_fresh_run_moves_the_old_one_aside(tmp_path: Path, capsys: pytest.Capt
     assert str(tmp_path / "run-1") in capsys.readouterr().out
     assert_same(weights(tmp_path / "run-1"), old)
     assert not torch.equal(weights(tmp_path / "run")["norm.weight"], old["norm.weight"])
+
+
+def test_the_rows_up_to_a_checkpoint_are_on_the_disk_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a power cut would leave a checkpoint whose rows nobody writes again."""
+    flushed: list[int] = []
+    monkeypatch.setattr("lm.logbook.sync", lambda path: flushed.append(len(path.read_text().splitlines()) - 1))
+    monkeypatch.setattr("lm.milestones.write_checkpoint", lambda path, *_: flushed.append(-step_of(path)) or write_checkpoint(path, *_))
+    train(config_file(tmp_path))
+    assert flushed == [4, -3, 5, -4, 8, -6, 10, -8, 12, -9, 15, -12]  # steps, and validations at 0, 4 and 8
+
+
+def test_a_run_that_came_to_no_checkpoint_begins_again_in_its_place(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice: no run-1, no run-2, and nothing stands twice in TensorBoard."""
+    config, run = config_file(tmp_path, logging={"every": 1, "sample_tokens": 8, "tensorboard": True}), tmp_path / "run"
+    accumulate = LanguageModel._accumulate
+
+    def ended(self: LanguageModel, batch: dict[str, Any]) -> torch.Tensor:
+        if self.step == 2:
+            raise RuntimeError("the power went")
+        return accumulate(self, batch)
+
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr(LanguageModel, "_accumulate", ended)
+            with pytest.raises(RuntimeError, match="the power went"):
+                train(config, resume="auto")
+        assert [row["step"] for row in metrics(run)] == ["0", "1", "2"]
+    train(config, resume="auto")
+    assert_same_run(straight, run)
+    assert not [*tmp_path.glob("run-*")]
+    events = EventAccumulator(str(run))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/train")] == [*range(1, 13)]
+    assert [event.step for event in events.Scalars("loss/val")] == [0, 4, 8, 12]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ python -m tests.witnessed FOLDER FAULT --config ... (the arguments of train.py)
 FOLDER/rows-RANK.jsonl gets a line for each step: the tokens that this process trained on. FOLDER/writes-RANK.txt gets the path of each
 file and folder that this process made, opened to write, or renamed. FAULT is `none`, or KIND:RANK:STEP: in that step that process raises
 an error (raise), is killed (kill), or gets a SIGUSR1 (usr1), or the launcher gets a SIGTERM (stop), or from then on its disk is full for
-shards (full). nan:all:STEP makes that step's loss NaN.
+shards (full), or it fails in the middle of a sample (unwritten) or of a validation (unscored), of a decoder that is shared out; the rank
+of these may be `all`. nan:all:STEP makes that step's loss NaN.
 gather:all:STEP writes what all processes hold together before that step into FOLDER/gathered.pt.
 """
 
@@ -13,18 +14,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lm import errors, sharding
+from lm import errors, evaluation, sharding
 from lm.training import LanguageModel
 
 
@@ -38,7 +41,7 @@ def witness(folder: Path, fault: str = "none") -> Iterator[None]:
         rank, step = self.global_rank, batch["step"]
         with (folder / f"rows-{rank}.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, "ids": batch["input_ids"].tolist()}) + "\n")
-        if place == f"{rank}:{step}":
+        if place in (f"{rank}:{step}", f"all:{step}"):
             happen(kind, step)
         if kind == "gather" and place == f"all:{step}":
             gather(self, folder / "gathered.pt")
@@ -70,6 +73,13 @@ def gather(module: LanguageModel, file: Path) -> None:
 def happen(kind: str, step: int) -> None:
     if kind == "raise":
         raise errors.DataError(f"step {step}: the row cannot be read")
+    if kind in ("gather", "nan"):
+        return
+    if kind in ("unwritten", "unscored"):
+        sharding.PATIENCE = timedelta(seconds=2)
+        owner, name = (sharding.ForSampling, "forward") if kind == "unwritten" else (evaluation, "_sums")
+        setattr(owner, name, failing_later(getattr(owner, name)))
+        return
     if kind == "full":
 
         def refuse(path: Path, weights: object) -> None:
@@ -79,6 +89,18 @@ def happen(kind: str, step: int) -> None:
         return
     number = {"kill": signal.SIGKILL, "usr1": signal.SIGUSR1, "stop": signal.SIGTERM}[kind]
     os.kill(os.getppid() if kind == "stop" else os.getpid(), number)
+
+
+def failing_later(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, the second call of which goes wrong."""
+    calls = itertools.count(1)
+
+    def called(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == 2:
+            raise RuntimeError("no such kernel")
+        return function(*arguments, **named)
+
+    return called
 
 
 def rows(folder: Path, processes: int) -> dict[int, list[list[int]]]:
@@ -110,7 +132,7 @@ def main() -> None:
         os.environ["WITNESS"] = json.dumps(sys.argv[1:3])
         sys.argv[1:] = sys.argv[3:]
     folder, fault = Path(json.loads(os.environ["WITNESS"])[0]), json.loads(os.environ["WITNESS"])[1]
-    watch_writes(folder / f"writes-{os.environ.get('RANK', '0')}.txt")
+    watch_writes(folder / f"writes-{os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0'))}.txt")
     with witness(folder, fault):
         train.main()
 

@@ -321,6 +321,7 @@ def test_a_full_disk_at_many_sizes(straight: Path, tmp_path: Path, amount: Amoun
             finish(folder, "--resume", "auto")
             assert_same_run(straight / "run", run)
             assert [*(folder / "tmp").iterdir()] == []
+            assert not [*run.parent.glob("run-*")], "a start that came to no checkpoint leaves nothing behind"
     assert with_previous >= sizes // 4
     figure(f"{sizes} of {sizes} sizes of a full disk ({with_previous} with a checkpoint before): exit 5, one line; with room the same run")
 
@@ -363,6 +364,7 @@ def test_files_that_may_not_grow(straight: Path, tmp_path: Path, amount: Amount,
         assert not unfinished(folder / "run")
     finish(folder, "--resume", "auto")
     assert_same_run(straight / "run", folder / "run")
+    assert not [*folder.glob("run-*")], "a start that came to no checkpoint leaves nothing behind"
     figure(f"{len(limits)} of {len(limits)} limits on a file's size: exit 5 and one line")
 
 
