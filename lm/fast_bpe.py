@@ -36,6 +36,7 @@ GPT4O = "|".join(
 )
 SPACES = r"|\s+(?!\S)|\s+"
 ANYTHING = r"(?s:.+)"
+NFC = {"type": "NFC"}  # Qwen's normalizer. It leaves ASCII alone.
 # A letter that came with each version of Unicode from 12 to 17: libraries that agree on these have the tables of one version.
 LETTERS = "\ua7ba\ua7c7\ua7d0\U0001e4d0\U0002ebf0\ua7cb\U000323b0"
 
@@ -66,17 +67,16 @@ class FastBpe:
         # Without any special token, tiktoken's search for special tokens stops at every character and takes as long as all the rest.
         nowhere = {"\0<|in no text|>\0": max(ranks.values()) + 1}
         self._encoding = Encoding("", pat_str=pattern, mergeable_ranks=ranks, special_tokens=nowhere)
+        self._ascii_only = settings["normalizer"] == NFC
         self._other_tokens = [token["content"] for token in settings["added_tokens"] if not token["special"]]
 
     def encode(self, text: str) -> NDArray[np.uint32] | None:
-        """The ids of a text; None for one that `tokenizers` has to do. Raises UnicodeEncodeError where it is not Unicode."""
-        if any(token in text for token in self._other_tokens):
+        """The ids of a text; None for one that `tokenizers` has to do, or to refuse because it is not Unicode."""
+        if (self._ascii_only and not text.isascii()) or any(token in text for token in self._other_tokens):
             return None
         try:
             return self._encoding.encode_to_numpy(text, disallowed_special=())
-        except UnicodeEncodeError:
-            raise
-        except ValueError:  # Its regular expressions give up on about a million spaces in a row.
+        except ValueError:  # No Unicode; or its regular expressions gave up, as they do on about a million spaces in a row.
             return None
 
 
@@ -88,8 +88,8 @@ def byte_symbols() -> list[str]:
 
 def _pattern(settings: dict[str, Any]) -> str:
     """The regular expression for tiktoken that cuts as the definition's pre-tokenizer does."""
-    if settings["normalizer"] is not None:
-        raise NotTheSame("it has a normalizer")
+    if settings["normalizer"] not in (None, NFC):
+        raise NotTheSame(f"its normalizer is {settings['normalizer']['type']}")
     steps = settings["pre_tokenizer"] or {}
     steps = steps["pretokenizers"] if steps.get("type") == "Sequence" else [steps]
     last = {key: value for key, value in steps[-1].items() if key != "trim_offsets"} if steps else {}

@@ -146,10 +146,10 @@ class FastTokenizer(Tokenizer):
         """By `tokenizers` on all cores, until there was MUCH text; from then on by tiktoken, one text after another, if it can."""
         self._characters += sum(map(len, texts))
         fast = self._fast if self._characters >= self.MUCH else None
+        found = [fast.encode(text) if fast else None for text in texts]
         try:
-            found = [fast.encode(text) if fast else None for text in texts]
             others = iter(self._by_tokenizers([text for text, ids in zip(texts, found, strict=True) if ids is None]))
-        except (UnicodeEncodeError, TypeError) as error:
+        except TypeError as error:
             raise _not_unicode(texts) from error
         parts = [next(others) if ids is None else ids for ids in found]
         return np.concatenate([np.empty(0, self.dtype), *parts], dtype=self.dtype, casting="same_kind"), _lengths(parts)
