@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lm.errors import ConfigError
 from lm.sampling import Sampling, generate
-from lm.tokenizer import TextStream, Tokenizer
+from lm.text_stream import TextStream
+from lm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import torch

@@ -3,7 +3,8 @@
 Whatever its source, a tokenizer here is the content of one Hugging Face `tokenizer.json` (`definition`) and two ids (end of text and
 padding). That is what a checkpoint carries, so a model is always read with the tokenizer that it was trained with, network or not, and
 any other program of that family reads the file too. The heavy libraries are imported by what needs them: nothing for bytes, the small
-`tokenizers` package for a file or a folder, `huggingface_hub` for a hub id, `transformers` only to convert what is in no fast form yet.
+`tokenizers` package for a file or a folder, `tiktoken` where there is much text, `huggingface_hub` for a hub id, `transformers` only to
+convert what is in no fast form yet.
 
 Text never turns into a special id: `<|endoftext|>` in a document or a prompt is thirteen characters like any others. Only the program
 itself places EOS and padding.
@@ -16,16 +17,15 @@ import itertools
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence, Sized
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lm.errors import ConfigError, DataError
-
-REPLACEMENT = "\ufffd"
+from lm.fast_bpe import FastBpe, NotTheSame, byte_symbols
 
 
 class Tokenizer(ABC):
@@ -39,16 +39,28 @@ class Tokenizer(ABC):
     definition: str  # The whole content of a tokenizer.json.
 
     @abstractmethod
-    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[Any]]:
-        """The ids of each text, as arrays of `dtype`; nothing is added before or after. Raises DataError for text that is not Unicode."""
+    def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """The ids of all texts in a row, of `dtype`, and how many each text has; nothing is added before, between or after.
+
+        In one thread where that is fast: whoever has much text should run several processes.
+
+        Raises:
+            DataError: a text is not Unicode.
+        """
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, without special tokens; bytes that are no UTF-8 become U+FFFD."""
 
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[Any]]:
+        """The ids of each text: parts of the one array that `encode_flat` gives."""
+        ids, lengths = self.encode_flat(texts)
+        borders = [0, *np.cumsum(lengths).tolist()]
+        return [ids[a:b] for a, b in itertools.pairwise(borders)]
+
     def encode(self, text: str) -> list[int]:
         """The ids of one text."""
-        return list(self.encode_batch([text])[0].tolist())
+        return list(self.encode_flat([text])[0].tolist())
 
     @property
     def dtype(self) -> type[np.uint16 | np.uint32]:
@@ -76,12 +88,13 @@ class ByteTokenizer(Tokenizer):
         self.special_ids = frozenset(range(256, 260))
         self.definition = self._definition()
 
-    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[Any]]:
+    def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """One id a byte."""
         try:
-            return [np.frombuffer(text.encode(), np.uint8).astype(self.dtype) for text in texts]
+            parts = [text.encode() for text in texts]
         except UnicodeEncodeError as error:
             raise _not_unicode(texts) from error
+        return np.frombuffer(b"".join(parts), np.uint8).astype(self.dtype), _lengths(parts)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids of no byte decode to nothing."""
@@ -101,7 +114,7 @@ class ByteTokenizer(Tokenizer):
                 "type": "BPE",
                 **dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")),
                 **dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False),
-                "vocab": {symbol: byte for byte, symbol in enumerate(_byte_symbols())},
+                "vocab": {symbol: byte for byte, symbol in enumerate(byte_symbols())},
                 "merges": [],
             },
         }
@@ -109,7 +122,9 @@ class ByteTokenizer(Tokenizer):
 
 
 class FastTokenizer(Tokenizer):
-    """A Hugging Face tokenizer, as the Rust library `tokenizers` runs it."""
+    """A Hugging Face tokenizer, as the Rust library `tokenizers` runs it; tiktoken does the same faster where there is much text."""
+
+    MUCH = 2**20  # Characters that take `tokenizers` about as long as tiktoken takes to get ready.
 
     def __init__(self, definition: str, name: str, eos_id: int, pad_id: int):
         from lm.tokenizer_files import open_definition
@@ -122,17 +137,33 @@ class FastTokenizer(Tokenizer):
         # The token for unknown words is mostly marked special, and yet is a proper outcome for text.
         model = json.loads(definition)["model"]
         self._reserved = self.special_ids - {model.get("unk_id"), backend.token_to_id(model.get("unk_token") or "")}
+        self._characters = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         # `tokenizers` forgets encode_special_tokens when it is pickled, and then text could forge an EOS.
         return FastTokenizer, (self.definition, self.name, self.eos_id, self.pad_id)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[Any]]:
-        """All texts at once, on all cores."""
+    def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """By `tokenizers` on all cores, until there was MUCH text; from then on by tiktoken, one text after another, if it can."""
+        self._characters += sum(map(len, texts))
+        fast = self._fast if self._characters >= self.MUCH else None
+        found = [fast.encode(text) if fast else None for text in texts]
         try:
-            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            others = iter(self._by_tokenizers([text for text, ids in zip(texts, found, strict=True) if ids is None]))
         except TypeError as error:
             raise _not_unicode(texts) from error
+        parts = [next(others) if ids is None else ids for ids in found]
+        return np.concatenate([np.empty(0, self.dtype), *parts], dtype=self.dtype, casting="same_kind"), _lengths(parts)
+
+    @cached_property
+    def _fast(self) -> FastBpe | None:
+        try:
+            return FastBpe(self.rewritten(), self._reserved)
+        except NotTheSame:
+            return None
+
+    def _by_tokenizers(self, texts: list[str]) -> list[NDArray[Any]]:
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         ids = (encoding.ids for encoding in encodings)
         return [np.array(i if self._reserved.isdisjoint(i) else self._plain(text), self.dtype) for text, i in zip(texts, ids, strict=True)]
 
@@ -152,51 +183,6 @@ class FastTokenizer(Tokenizer):
     def rewritten(self) -> str:
         """The definition in the words of the installed version of `tokenizers`."""
         return str(self._backend.to_str())
-
-
-class TextStream:
-    """Text of a growing sequence of ids, piece by piece and never half a character: the pieces together are `decode` of all ids.
-
-    A token is decoded behind its predecessors, for what it means may depend on them (a character's first bytes; whether a word's space is
-    shown). They are few: those since the last but one place where the text was whole.
-    """
-
-    LONGEST = 16  # Tokens that may wait for the rest of a character. More are not UTF-8, or U+FFFD itself.
-    ALIGNED = 8  # Tokens after which a decoder that starts in the middle of a character is in step again.
-
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()):
-        """`context`: the ids that come before, such as the prompt's; their text is not repeated."""
-        self._tokenizer = tokenizer
-        self._rebase(list(context))
-
-    def push(self, token_id: int) -> str:
-        """The text that `token_id` completes: often a word, sometimes nothing."""
-        if token_id in self._tokenizer.special_ids:
-            return ""  # In the window, a row of them would push out the text that the next word continues.
-        self._window.append(token_id)
-        overdue = len(self._window) - self._settled > self.LONGEST
-        text = self._tokenizer.decode(self._window)
-        whole = text.rstrip(REPLACEMENT) if not overdue else text.removesuffix(REPLACEMENT)
-        fresh = whole[self._sent :]
-        if fresh and whole == text:
-            self._rebase(self._window[self._settled :])
-        elif overdue:
-            self._rebase(self._window[-self.ALIGNED :], held=len(text) - len(whole))
-        else:
-            self._sent += len(fresh)
-        return fresh
-
-    def flush(self) -> str:
-        """What is left at the end; half a character shows as U+FFFD."""
-        rest = self._tokenizer.decode(self._window)[self._sent :]
-        self._sent += len(rest)
-        return rest
-
-    def _rebase(self, window: list[int], held: int = 0) -> None:
-        """Go on behind `window`, whose text is out but for the last `held` characters."""
-        self._window = window
-        self._settled = len(window)
-        self._sent = len(self._tokenizer.decode(window)) - held
 
 
 def load_tokenizer(name: str) -> Tokenizer:
@@ -239,10 +225,8 @@ def _digest(definition: str) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _byte_symbols() -> list[str]:
-    """The character that stands for each byte in byte-level vocabularies (GPT-2): itself if printable, else the next from U+0100."""
-    printable, spare = {*range(33, 127), *range(161, 173), *range(174, 256)}, itertools.count(256)
-    return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
+def _lengths(parts: Sequence[Sized]) -> NDArray[np.int64]:
+    return np.fromiter(map(len, parts), np.int64, len(parts))
 
 
 def _not_unicode(texts: Sequence[str]) -> DataError:

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from lm.errors import ConfigError, DataError
-from lm.tokenizer import ByteTokenizer, FastTokenizer, TextStream, from_definition, load_tokenizer, require_same, resolve
+from lm.text_stream import TextStream
+from lm.tokenizer import ByteTokenizer, FastTokenizer, from_definition, load_tokenizer, require_same, resolve
 from lm.tokenizer import Tokenizer as OurTokenizer
 from tests.hub import Hub, client_environment
 
@@ -159,7 +160,8 @@ def test_byte_definition_is_recognised_in_a_file_and_a_checkpoint(tmp_path: Path
 def test_importing_and_bytes_need_no_library() -> None:
     script = """if True:
         import sys
-        from lm.tokenizer import ByteTokenizer, TextStream, from_definition, load_tokenizer
+        from lm.text_stream import TextStream
+        from lm.tokenizer import ByteTokenizer, from_definition, load_tokenizer
         tokenizer = from_definition(load_tokenizer("byte").definition, "byte", 258, 256)
         assert isinstance(tokenizer, ByteTokenizer)
         assert "".join(map(TextStream(tokenizer).push, tokenizer.encode("é"))) == "é"
