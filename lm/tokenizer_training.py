@@ -64,7 +64,7 @@ def learn(texts: Iterable[str], vocab_size: int) -> tuple[str, int]:
                 size = len(text.encode())
                 text_bytes += size
                 bar.update(size)
-            bar.set_description("merging pairs")
+            bar.set_description_str("merging pairs")
 
         backend.train_from_iterator(watched(), trainer)
     # The library sorts the bytes by the characters that stand for them, and so each vocabulary of its own has other ids.

@@ -159,6 +159,7 @@ def test_mistakes_are_one_plain_answer(command: list[str], code: int, named: str
         ["-m", "tools.plot_curves"],
         ["-m", "tools.config_docs"],
         ["-m", "tools.consolidate"],
+        ["-m", "tools.train_tokenizer"],
     ],
 )
 def test_help_answers_without_anything_heavy(command: list[str]) -> None:

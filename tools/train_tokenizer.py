@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Texts = dict[str, Callable[[], Iterator[str]]]  # by the name of their source; each can be read again
 
-# Enough for tens of thousands of tokens: the rarest of 16,000 has still been seen hundreds of times. More takes memory, not quality.
+# A minute or two, up to 2 GiB of memory. More gains little: from 4 to 7 MB of film reviews, 16,000 tokens made held-out text 0.2 % shorter.
 BUDGET = 200_000_000
 SAMPLE = 10_000_000  # bytes of each side of each source that the report is about: some seconds
 
