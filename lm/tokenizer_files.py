@@ -152,7 +152,8 @@ def _convert(name: str, folder: Path) -> Source:
 def _download(name: str) -> Path:
     """The folder in which the hub's cache keeps this repository's tokenizer: as it is if whole, else fetched once."""
     if name.startswith((".", "/", "~")) or name.endswith(".json") or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise ConfigError(f"tokenizer {name}: no such file or folder")
+        made = f"; python -m tools.train_tokenizer --config CONFIG --vocab-size N --out {name} makes one from the configuration's text"
+        raise ConfigError(f"tokenizer {name}: no such file or folder{made if name.endswith('.json') else ''}")
     from huggingface_hub import HfApi, errors, snapshot_download
 
     wanted: dict[str, Any] = {"allow_patterns": [*FILES, "config.json"]}
