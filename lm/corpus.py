@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from lm.schema import Config
 from lm.schema.data import DataConfig
 from lm.schema.source import HubSource
 from lm.shards import FORMAT, Manifest, TokenStore
-from lm.sources import Reader
+from lm.sources import Reader, hash_of_text
 from lm.streaming import Stream
 from lm.tokenizer import Tokenizer
 
@@ -59,6 +59,21 @@ def readers(data: DataConfig) -> list[tuple[str, Reader, Split]]:
     if data.validation is not None:
         found.append(("", Reader(data.validation, "data.validation", data.on_bad_row), Split("all")))
     return found
+
+
+def documents_by_split(reader: Reader, split: Split) -> Iterator[tuple[str, str]]:
+    """Every document's split and text, in order, one at a time: the slow and obvious version of `prepare`, for who needs the text."""
+    if split.kind != "tail":
+        for document in reader:
+            held_out = split.held_out(np.array([hash_of_text(document.text)], np.uint64))[0]
+            yield SPLITS[int(held_out)], document.text
+        return
+    left = int(sum(len(document.text) for document in reader) * (1 - split.fraction))
+    for document in reader:
+        for side, text in zip(SPLITS, (document.text[:left], document.text[left:]), strict=True):
+            if text:
+                yield side, text
+        left = max(0, left - len(document.text))
 
 
 def open_corpora(

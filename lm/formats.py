@@ -17,8 +17,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from lm import hub
 from lm.errors import DataError
-from lm.hub import load_dataset
 from lm.schema.source import CsvSource, HubSource, InstructionSource, JsonlSource, ParquetSource, SmsSource, TextSource
 from lm.text_files import Span, byte_spans, is_gzip, lines, lines_before, opened, paragraphs
 
@@ -127,11 +127,15 @@ def read_instruction(file: str, source: InstructionSource, span: None) -> Iterat
 
 
 def read_hub(dataset: str, source: HubSource, span: None) -> Iterator[Row]:
-    """The column `text_key` of a Hugging Face dataset, downloaded first."""
-    table = load_dataset(source)
+    """The column `text_key` of a Hugging Face dataset, downloaded first or streamed."""
+    if source.streaming:
+        batches = (values for values, _ in hub.stream(source, hub.newest_revision(source), None))
+        yield from enumerate(map(as_text, itertools.chain.from_iterable(batches)), 1)
+        return
+    table = hub.load_dataset(source)
     _check_column(dataset, source.text_key, table.column_names)
-    batches = table.select_columns([source.text_key]).iter(batch_size=1000)
-    values = itertools.chain.from_iterable(batch[source.text_key] for batch in batches)
+    columns = table.select_columns([source.text_key]).iter(batch_size=1000)
+    values = itertools.chain.from_iterable(batch[source.text_key] for batch in columns)
     for number, value in enumerate(values, 1):
         yield number, as_text(value)
 

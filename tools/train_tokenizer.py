@@ -26,6 +26,7 @@ from lm.config import load
 from lm.schema.data import DataConfig
 
 if TYPE_CHECKING:
+    from lm.preparation import Split
     from lm.sources import Reader
 
 Texts = dict[str, Callable[[], Iterator[str]]]  # by the name of their source; each can be read again
@@ -40,6 +41,7 @@ def main() -> None:
     arguments, overrides = parser().parse_known_args()
     data = load(arguments.config, overrides).config.data
 
+    from lm import corpus
     from lm.tokenizer_training import LEAST_VOCABULARY, MOST_BYTES, SETTINGS, excerpt, learn
 
     sizes = ("--vocab-size", arguments.vocab_size, LEAST_VOCABULARY, 2**20), ("--bytes", arguments.bytes, 1, MOST_BYTES)
@@ -48,9 +50,10 @@ def main() -> None:
             raise errors.ConfigError(f"{flag}: {value:,} is out of range; write {least:,} to {most:,}")
     file, settings = free_paths(arguments.out, arguments.force)
     started = time.perf_counter()
-    readers = sources(data)
+    readers = corpus.readers(data)
     train, val = sides(data, readers)
-    parts = (excerpt(texts(), arguments.bytes // len(train)) for texts in train.values())
+    weights = {key: part.weight for key, part in data.parts}
+    parts = (excerpt(texts(), arguments.bytes * weights[key] // sum(weights.values())) for key, texts in train.items())
     definition, text_bytes = beside_the_signals(lambda: learn(itertools.chain.from_iterable(parts), arguments.vocab_size))
     if text_bytes == 0:
         advice = "; a single document needs data.split: tail" if data.split == "hash" and data.validation is None else ""
@@ -58,7 +61,7 @@ def main() -> None:
     if settings is not None:
         disk.replace(settings, json.dumps(SETTINGS, indent=2) + "\n")
     disk.replace(file, definition)
-    skipped = sum((reader.skipped for reader in readers.values()), start=Counter())
+    skipped = sum((reader.skipped for _, reader, _ in readers), start=Counter())
     print(f"{file}: learnt from {text_bytes:,} bytes of the training text in {time.perf_counter() - started:.0f} s", end="")
     print("; skipped: " + ", ".join(f"{count:,} x {kind}" for kind, count in skipped.items()) if skipped else "")
     report(file, arguments.vocab_size, train, val)
@@ -111,30 +114,15 @@ def free_paths(out: Path, force: bool) -> tuple[Path, Path | None]:
     return file, settings
 
 
-def sources(data: DataConfig) -> dict[str, Reader]:
-    """What is learnt from, by name; each gets an equal part of the budget."""
-    from lm.sources import Reader
+def sides(data: DataConfig, readers: list[tuple[str, Reader, Split]]) -> tuple[Texts, Texts]:
+    """The texts to train on and those to validate on, by source, split as train.py splits them."""
+    from lm.corpus import documents_by_split
 
-    return {"data.source": Reader(data.source, "data.source", data.on_bad_row)}
+    def part(reader: Reader, split: Split, side: str) -> Callable[[], Iterator[str]]:
+        return lambda: (text for found, text in documents_by_split(reader, split) if found == side)
 
-
-def sides(data: DataConfig, readers: dict[str, Reader]) -> tuple[Texts, Texts]:
-    """The texts to train on and those to validate on, split as train.py splits them."""
-    from data import SPLITS, split_documents
-    from lm.sources import Reader
-
-    def part(reader: Reader, split: str) -> Callable[[], Iterator[str]]:
-        return lambda: (text for side, text in split_documents(data, [reader]) if side == split)
-
-    def whole(reader: Reader) -> Callable[[], Iterator[str]]:
-        return lambda: (document.text for document in reader)
-
-    if data.validation is None:
-        train, val = ({name: part(reader, split) for name, reader in readers.items()} for split in SPLITS)
-    else:
-        held_out = Reader(data.validation, "data.validation", data.on_bad_row)
-        train, val = {name: whole(reader) for name, reader in readers.items()}, {"data.validation": whole(held_out)}
-    return train, val
+    train = {reader.key: part(reader, split, "train") for _, reader, split in readers if split.kind != "all"}
+    return train, {reader.key: part(reader, split, "val") for _, reader, split in readers if split.kind != "none"}
 
 
 def beside_the_signals(work: Callable[[], tuple[str, int]]) -> tuple[str, int]:
