@@ -118,14 +118,12 @@ def _repeated(corpora: Sequence[Corpus]) -> int:
 
 
 def _check_splits(data: DataConfig, corpora: Sequence[Corpus]) -> None:
+    for corpus in corpora:
+        if corpus.train.text_tokens + corpus.val.text_tokens == 0:
+            raise DataError(f"{corpus.key}: there is no text in it; name files that hold some")
     if all(any(getattr(corpus, split).text_tokens for corpus in corpora) for split in SPLITS):
         return
     train, val = (sum(getattr(corpus, split).documents for corpus in corpora) for split in SPLITS)
-    if train + val == 0:
-        raise DataError("data.source: there is no text in it; name files that hold some")
-    if data.validation is not None:
-        empty = "data.validation" if train else "data.source"
-        raise DataError(f"{empty}: there is no text in it; name files that hold some")
     if train + val == 1 and data.split == "hash":
         raise DataError(
             "data.split: hash needs several documents, and the text is a single one; write data.split: tail, which holds out its end"

@@ -1,4 +1,4 @@
-"""The shuffle: one-to-one for every size and key, different in every epoch, the same on every machine. And the mixing of several sources."""
+"""The shuffle: one-to-one for every size and key, different in every epoch, the same on every machine. And how sources are mixed."""
 
 import math
 import sys
@@ -156,10 +156,10 @@ def slow_mixture(plan, n):
     """At least n rows in blocks: each takes as many rows of each part as it should, the next ones of that part's own shuffled epochs."""
     alone = [iter(first_rows(Plan((size,), seed=plan.seed + i * 2**32), n + 100)) for i, size in enumerate(plan.sizes)]
     blocks = []
-    for block in slow_blocks(plan):
-        blocks.append(Counter((i, *next(alone[i])[1:]) for i, taken in enumerate(block) for _ in range(taken)))
-        if sum(map(Counter.total, blocks)) >= n:
-            return blocks
+    shares = slow_blocks(plan)
+    while sum(map(Counter.total, blocks)) < n:
+        blocks.append(Counter((i, *next(alone[i])[1:]) for i, taken in enumerate(next(shares)) for _ in range(taken)))
+    return blocks
 
 
 def check(plan, rows):
