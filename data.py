@@ -81,8 +81,12 @@ class PackedDataModule(lightning.LightningDataModule):
 
     @property
     def epochs_per_step(self) -> float:
-        """How much of a pass over the training rows one step is."""
-        return self.config.trainer.batch_size / len(self.rows["train"])
+        """How much of a pass over the training rows one step is.
+
+        Raises:
+            ConfigError: the plan cannot be kept. This is asked for before anything of an earlier run is moved aside.
+        """
+        return self.config.trainer.batch_size / sum(self.plan.sizes)
 
     @property
     def text_bytes_per_token(self) -> float:
@@ -133,9 +137,10 @@ class PackedDataModule(lightning.LightningDataModule):
         plan = Plan(sizes, weights, source.when_one_ends, self.config.trainer.seed)
         steps = plan.n_rows // self.config.trainer.batch_size
         if source.when_one_ends == "stop" and self.config.max_steps > steps:
+            shorter = f"trainer.max_steps {steps} at most, or " if steps else ""
             raise ConfigError(
                 f"data.source.when_one_ends: stop, and a source runs dry after {steps:,} of the run's {self.config.max_steps:,} steps; "
-                f"write trainer.max_steps {steps:,} at most, or when_one_ends: repeat or go_on"
+                f"write {shorter}when_one_ends: repeat or go_on"
             )
         return plan
 
@@ -389,12 +394,20 @@ def summary(corpora: Sequence[Corpus], rows: dict[str, Rows]) -> list[str]:
     """A line for each source: what there is, where it lies, and what was left out; and one for all, where there are several."""
     lines = []
     for corpus in corpora:
-        parts = []
-        for split, store in ("train", corpus.train), ("val", corpus.val):
-            n_rows = sum(len(part) for part in rows[split].parts if part.store is store)
-            if isinstance(store, Stream):
-                parts.append(f"train as it comes, {n_rows:,} rows of {rows[split].length:,} shuffled together")
-            elif store.documents:
-                parts.append(f"{split} {store.documents:,} documents, {store.tokens:,} tokens, {n_rows:,} rows of {rows[split].length:,}")
-        lines.append("; ".join([f"data: {corpus.name}{', '.join(parts[:1])}", *parts[1:], *corpus.facts]))
+        own = {split: [part for part in rows[split].parts if part.store in (corpus.train, corpus.val)] for split in rows}
+        first, *more = [_counts(split, parts) for split, parts in own.items() if parts]
+        lines.append("; ".join([f"data: {corpus.name}{first}", *more, *corpus.facts]))
+    if len(rows["train"].parts) > 1:
+        lines.append(f"data: together: {'; '.join(_counts(split, of_all.parts) for split, of_all in rows.items())}")
     return lines
+
+
+def _counts(split: str, parts: Sequence[PackedRows | DocumentRows | StreamedRows]) -> str:
+    cut = f"{sum(map(len, parts)):,} rows of {parts[0].length:,}"
+    stores = [part.store for part in parts if isinstance(part.store, TokenStore)]
+    if len(stores) < len(parts):
+        return f"{split} as it comes, {cut} shuffled together"
+    documents, tokens = (sum(numbers) for numbers in zip(*((store.documents, store.tokens) for store in stores), strict=True))
+    if isinstance(parts[0], DocumentRows):  # every token is an input once, but for each stream's last
+        cut += f", {1 - (tokens - len(parts)) / (sum(map(len, parts)) * parts[0].length):.0%} of it padding"
+    return f"{split} {documents:,} documents, {tokens:,} tokens, {cut}"

@@ -162,21 +162,19 @@ def _repeated(corpora: Sequence[Corpus]) -> int:
 
 
 def _check_splits(data: DataConfig, corpora: Sequence[Corpus]) -> None:
-    stored = [corpus.train for corpus in corpora if isinstance(corpus.train, TokenStore)]
-    streams = len(stored) < len(corpora)
-    if (streams or any(train.text_tokens for train in stored)) and any(corpus.val.text_tokens for corpus in corpora):
+    stored = [(corpus, corpus.train) for corpus in corpora if isinstance(corpus.train, TokenStore)]
+    for corpus, train in stored:
+        if train.text_tokens + corpus.val.text_tokens == 0:
+            raise DataError(f"{corpus.key}: there is no text in it; name files that hold some")
+    to_train_on = len(stored) < len(corpora) or any(train.text_tokens for _, train in stored)
+    if to_train_on and any(corpus.val.text_tokens for corpus in corpora):
         return
-    train, val = sum(store.documents for store in stored), sum(corpus.val.documents for corpus in corpora)
-    if train + val == 0:
-        raise DataError("data.source: there is no text in it; name files that hold some")
-    if data.validation is not None:
-        empty = "data.validation" if train else "data.source"
-        raise DataError(f"{empty}: there is no text in it; name files that hold some")
-    if train + val == 1 and data.split == "hash":
+    n_train, n_val = sum(train.documents for _, train in stored), sum(corpus.val.documents for corpus in corpora)
+    if n_train + n_val == 1 and data.split == "hash":
         raise DataError(
             "data.split: hash needs several documents, and the text is a single one; write data.split: tail, which holds out its end"
         )
     raise DataError(
-        f"data.val_fraction: {data.val_fraction} with data.split: {data.split} leaves {train} documents to train on and {val} to validate "
-        "on; give more text or another val_fraction" + (", or write data.split: tail" if data.split == "hash" else "")
+        f"data.val_fraction: {data.val_fraction} with data.split: {data.split} leaves {n_train} documents to train on and {n_val} to "
+        "validate on; give more text or another val_fraction" + (", or write data.split: tail" if data.split == "hash" else "")
     )

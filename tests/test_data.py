@@ -13,10 +13,12 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data import PackedDataModule, PackedRows, TrainingSteps, ValidationBatches, hash_of_text
-from lm.errors import DataError
+from data import DocumentRows, PackedDataModule, PackedRows, Rows, TrainingSteps, ValidationBatches
+from lm.errors import ConfigError, DataError
+from lm.plan import Plan
 from lm.schema import Config
 from lm.shards import SplitWriter, TokenStore
+from lm.sources import hash_of_text
 from lm.tokenizer import ByteTokenizer
 from model import Decoder
 
@@ -47,15 +49,35 @@ def module(tmp_path, texts, tokenizer=BYTES, place=(0, 1), say=lambda line: None
 
 def make_store(folder, documents, dtype=np.uint16, shard_tokens=2**26):
     writer = SplitWriter(folder, "train", EOS, dtype, shard_tokens)
-    writer.add([np.array(ids, dtype) for ids in documents], 1)
+    ids = np.array([i for document in documents for i in document], dtype)
+    writer.add(ids, np.array([len(document) for document in documents]), np.zeros(len(documents), np.uint64), 1)
     return TokenStore(folder, "train", {"dtype": np.dtype(dtype).name, "splits": {"train": writer.close()}})
 
 
-def decoded(module, split):
+def packed(store, length, document_mask=False, stride=None):
+    """The rows of a single source."""
+    return Rows([PackedRows(store, length, stride or length)], PAD, document_mask)
+
+
+def numbered(rows, numbers):
+    """The rows of these numbers, counted through all sources."""
+    return rows[rows.addresses(np.array(numbers))]
+
+
+def the_store(module, split):
+    """Of a module with a single source."""
+    (part,) = module.rows[split].parts
+    return part.store
+
+
+def texts_of(store):
     """The documents of a split as its stream of tokens has them."""
-    store = module.rows[split].store
     bounds = [*store.document_starts.tolist(), store.tokens - 1]
     return [BYTES.decode(store.read(a, b - a)[1:]) if b - a > 1 else "" for a, b in pairwise(bounds)]
+
+
+def decoded(module, split):
+    return [text for part in module.rows[split].parts for text in texts_of(part.store)]
 
 
 TEXTS = [f"document {i} " + "x" * (i % 7) for i in range(200)]
@@ -87,15 +109,15 @@ documents = st.lists(st.lists(st.integers(0, 255), max_size=15), min_size=1, max
 def test_rows_are_the_stream_and_its_successors(tmp_path_factory, documents, length, shard_tokens):
     store = make_store(tmp_path_factory.mktemp("rows"), documents, shard_tokens=shard_tokens)
     expected = obvious_rows(documents, length)
-    rows = PackedRows(store, length, PAD, document_mask=True)
+    rows = packed(store, length, document_mask=True)
     assert len(rows) == len(expected)
-    found = rows[np.arange(len(rows))]
+    found = numbered(rows, range(len(rows)))
     for i, row in enumerate(expected):
         inputs, labels, numbers = zip(*row, strict=True)
         assert found["input_ids"][i].tolist() == list(inputs)
         assert found["labels"][i].tolist() == list(labels)
         assert (found["document_ids"][i] - found["document_ids"][i][0]).tolist() == [number - numbers[0] for number in numbers]
-    without = PackedRows(store, length, PAD, document_mask=False)[np.arange(len(rows))]
+    without = numbered(packed(store, length), range(len(rows)))
     assert sorted(without) == ["input_ids", "labels"]
     assert all(torch.equal(without[name], found[name]) for name in without)
 
@@ -107,8 +129,8 @@ def test_every_token_is_a_target_once_an_epoch(tmp_path_factory, documents, leng
     folder = tmp_path_factory.mktemp("epoch")
     store = make_store(folder, documents, np.uint32)
     np.arange(store.tokens, dtype=np.uint32).tofile(folder / "train-00000.bin")
-    rows = PackedRows(store, length, PAD, document_mask=False)
-    steps = TrainingSteps(rows, batch_size, micro_batch=1, seed=3, rank=0, world_size=1)
+    rows = packed(store, length)
+    steps = TrainingSteps(rows, Plan((len(rows),), seed=3), batch_size, micro_batch=1, rank=0, world_size=1)
     n_steps = math.lcm(len(rows), batch_size) // batch_size  # the fewest steps that are whole epochs
     labels = torch.cat([steps[k]["labels"].flatten() for k in range(n_steps)])
     seen = Counter(labels[labels != -100].tolist())
@@ -116,8 +138,8 @@ def test_every_token_is_a_target_once_an_epoch(tmp_path_factory, documents, leng
 
 
 def test_rows_have_any_shape_and_none_past_the_end_has_labels(tmp_path):
-    rows = PackedRows(make_store(tmp_path, [[1, 2, 3, 4]]), 2, PAD, document_mask=True)
-    found = rows[np.array([[0, 1, 2], [3, 4, 9]])]
+    rows = packed(make_store(tmp_path, [[1, 2, 3, 4]]), 2, document_mask=True)
+    found = numbered(rows, [[0, 1, 2], [3, 4, 9]])
     assert {name: tuple(values.shape) for name, values in found.items()} == dict.fromkeys(found, (2, 3, 2))
     assert found["labels"].dtype == found["input_ids"].dtype == torch.int64
     assert found["input_ids"].tolist() == [[[EOS, 1], [2, 3], [4, PAD]], [[PAD, PAD]] * 3]
@@ -125,8 +147,87 @@ def test_rows_have_any_shape_and_none_past_the_end_has_labels(tmp_path):
 
 
 def test_an_id_that_looks_like_eos_does_not_part_a_document(tmp_path):
-    rows = PackedRows(make_store(tmp_path, [[1, EOS, 2], [3]]), 6, PAD, document_mask=True)
-    assert rows[np.array([0])]["document_ids"].tolist() == [[0, 0, 0, 0, 1, 1]]
+    rows = packed(make_store(tmp_path, [[1, EOS, 2], [3]]), 6, document_mask=True)
+    assert numbered(rows, [0])["document_ids"].tolist() == [[0, 0, 0, 0, 1, 1]]
+
+
+@given(documents=documents, length=st.integers(2, 12), stride=st.integers(1, 12))
+@settings(max_examples=100, deadline=None)
+def test_with_a_stride_rows_overlap_and_the_last_one_reaches_the_end(tmp_path_factory, documents, length, stride):
+    stride = min(stride, length)
+    store = make_store(tmp_path_factory.mktemp("stride"), documents)
+    (pairs,) = obvious_rows(documents, store.tokens - 1)  # the whole stream as one row
+    starts = [start for start in range(0, len(pairs), stride) if start == 0 or start - stride + length < len(pairs)]
+    rows = packed(store, length, document_mask=True, stride=stride)
+    assert len(rows) == len(starts)
+    found = numbered(rows, range(len(rows)))
+    for i, start in enumerate(starts):
+        row = pairs[start : start + length]
+        row += [(PAD, -100, len(documents))] * (length - len(row))
+        inputs, labels, numbers = zip(*row, strict=True)
+        assert found["input_ids"][i].tolist() == list(inputs)
+        assert found["labels"][i].tolist() == list(labels)
+        assert (found["document_ids"][i] - found["document_ids"][i][0]).tolist() == [number - numbers[0] for number in numbers]
+    assert (found["labels"][:-1] != -100).all(), "only the last row is padded"
+
+
+def test_validation_never_overlaps(tmp_path):
+    data = module(tmp_path, TEXTS, stride=3, document_mask=True, val_fraction=0.3)
+    plain = module(tmp_path, TEXTS, document_mask=True, val_fraction=0.3)
+    assert len(data.rows["train"]) > 2.5 * len(plain.rows["train"])
+    assert all(map(equal, data.val_dataloader(), plain.val_dataloader()))
+    assert data.sha256 == plain.sha256
+
+
+def obvious_document_rows(documents, length):
+    """Each document with its EOS before it, in rows of its own; the EOS that follows is the last label."""
+    rows = []
+    for ids in documents:
+        inputs, labels = [EOS, *ids], [*ids, EOS]
+        for start in range(0, len(inputs), length):
+            n = len(inputs[start : start + length])
+            padding = length - n
+            rows.append(
+                (
+                    inputs[start : start + length] + [PAD] * padding,
+                    labels[start : start + length] + [-100] * padding,
+                    [0] * n + [1] * padding,
+                )
+            )
+    return rows
+
+
+@given(documents=documents, length=st.integers(2, 12), shard_tokens=st.integers(1, 40), document_mask=st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_rows_of_documents(tmp_path_factory, documents, length, shard_tokens, document_mask):
+    store = make_store(tmp_path_factory.mktemp("rows"), documents, shard_tokens=shard_tokens)
+    expected = obvious_document_rows(documents, length)
+    rows = Rows([DocumentRows(store, length)], PAD, document_mask)
+    assert len(rows) == len(expected)
+    found = numbered(rows, range(len(rows)))
+    names = ["input_ids", "labels", "document_ids"][: 2 + document_mask]
+    assert list(found) == names
+    for i, row in enumerate(expected):
+        assert [found[name][i].tolist() for name in names] == list(row[: len(names)])
+
+
+def test_rows_of_documents_through_the_module(tmp_path):
+    """Documents longer than a row, and shorter: each token is a label once an epoch, in validation too; the line says what is padding."""
+    said = []
+    texts = [*TEXTS[:100], *(f"{i} " + "long " * i for i in range(40))]
+    data = module(tmp_path, texts, rows="document", val_fraction=0.2, say=said.append)
+    expected = [row[:2] for row in obvious_document_rows([list(text.encode()) for text in decoded(data, "train")], 8)]
+    steps = data.train_dataloader().dataset
+    steps.batch_size = steps.micro_batch = 1
+    found = [rows_in(steps[k])[0] for k in range(len(expected))]
+    assert sorted(found) == sorted(expected) and found != expected
+    for split in ("train", "val"):
+        store, rows = the_store(data, split), len(data.rows[split])
+        positions = sum(len(text.encode()) + 1 for text in decoded(data, split))
+        padding = f"{rows:,} rows of 8, {1 - positions / rows / 8:.0%} of it padding"
+        assert f"{split} {store.documents} documents, {store.tokens:,} tokens, {padding}" in said[0]
+    labels = torch.cat([batch["labels"].flatten() for batch in data.val_dataloader()])
+    assert Counter(labels[labels != -100].tolist()) == Counter(the_store(data, "val").read(1, 10**6).tolist())
 
 
 def test_masked_documents_are_computed_as_if_alone(tmp_path):
@@ -143,13 +244,13 @@ def test_masked_documents_are_computed_as_if_alone(tmp_path):
         return loss.item(), [parameter.grad.clone() for parameter in decoder.parameters()]
 
     (tmp_path / "all").mkdir()
-    packed = PackedRows(make_store(tmp_path / "all", documents), 17, PAD, document_mask=True)
+    together = packed(make_store(tmp_path / "all", documents), 17, document_mask=True)
     alone = []
     for i, ids in enumerate(documents):
         (tmp_path / str(i)).mkdir()
-        alone.append(PackedRows(make_store(tmp_path / str(i), [ids]), len(ids) + 1, PAD, document_mask=False)[np.array([0])])
-    assert len(packed) == 1
-    (loss, packed_gradients), (sum_of_losses, gradients_alone) = gradients([packed[np.array([0])]]), gradients(alone)
+        alone.append(numbered(packed(make_store(tmp_path / str(i), [ids]), len(ids) + 1), [0]))
+    assert len(together) == 1
+    (loss, packed_gradients), (sum_of_losses, gradients_alone) = gradients([numbered(together, [0])]), gradients(alone)
     assert loss == pytest.approx(sum_of_losses, rel=1e-5)
     for a, b in zip(packed_gradients, gradients_alone, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
@@ -200,8 +301,8 @@ def test_tail_split_of_one_file_is_nanogpts(tmp_path):
     source = {"format": "txt", "files": str(tmp_path / "input.txt"), "unit": "file"}
     data = module(tmp_path, source, split="tail", val_fraction=0.1)
     n = len(text)
-    assert data.rows["train"].store.read(0, 10**6).tolist() == [EOS, *text[: int(n * 0.9)].encode(), EOS]
-    assert data.rows["val"].store.read(0, 10**6).tolist() == [EOS, *text[int(n * 0.9) :].encode(), EOS]
+    assert the_store(data, "train").read(0, 10**6).tolist() == [EOS, *text[: int(n * 0.9)].encode(), EOS]
+    assert the_store(data, "val").read(0, 10**6).tolist() == [EOS, *text[int(n * 0.9) :].encode(), EOS]
 
 
 def test_a_validation_source_and_what_it_shares_with_training(tmp_path):
@@ -209,13 +310,15 @@ def test_a_validation_source_and_what_it_shares_with_training(tmp_path):
     data = module(tmp_path, TEXTS[:50], validation=write_jsonl(tmp_path / "val.jsonl", [*TEXTS[48:60], TEXTS[0]]), say=said.append)
     assert decoded(data, "train") == TEXTS[:50]
     assert decoded(data, "val") == [*TEXTS[48:60], TEXTS[0]]
-    assert "; 3 of the validation documents are also in the training text" in said[0]
+    assert [line.count("train ") for line in said] == [1, 0]
+    assert said[1].startswith("data: val 13 documents, ")
+    assert said[1].endswith("; 3 of the validation documents are also in the training text")
 
 
 def test_special_tokens_in_the_text_are_text(tmp_path):
     data = module(tmp_path, ["<|eos|> and <|pad|>" + text for text in TEXTS])
-    stream = data.rows["train"].store.read(0, 10**6)
-    assert (stream == EOS).sum() == data.rows["train"].store.documents + 1
+    stream = the_store(data, "train").read(0, 10**6)
+    assert (stream == EOS).sum() == the_store(data, "train").documents + 1
     assert not (stream == PAD).any()
 
 
@@ -238,7 +341,7 @@ class LargeTokenizer(ByteTokenizer):
 @pytest.mark.parametrize(("vocab_size", "bytes_per_id"), [(65_535, 2), (65_536, 2), (65_537, 4), (200_000, 4)])
 def test_the_type_follows_the_largest_id(tmp_path, vocab_size, bytes_per_id):
     data = module(tmp_path, TEXTS, LargeTokenizer(vocab_size))
-    store = data.rows["train"].store
+    store = the_store(data, "train")
     size = sum(file.stat().st_size for file in (tmp_path / "cache").glob("*/train-0*.bin"))
     assert size == store.tokens * bytes_per_id
     first = decoded(module(tmp_path, TEXTS), "train")[0].encode()
@@ -290,16 +393,16 @@ def test_equal_data_have_equal_hashes_wherever_they_lie(tmp_path):
 
 def test_documents_are_tokenised_in_batches(tmp_path, monkeypatch):
     whole = module(tmp_path, TEXTS).sha256
-    monkeypatch.setattr("data.BATCH_CHARACTERS", 50)
+    monkeypatch.setattr("lm.text_files.SPAN_BYTES", 50)
     assert module(tmp_path, TEXTS, cache_dir=str(tmp_path / "other")).sha256 == whole
 
 
 def test_the_corpus_is_never_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.BATCH_CHARACTERS", 10_000)
+    monkeypatch.setattr("lm.text_files.SPAN_BYTES", 10_000)
     source = write_jsonl(tmp_path / "a.jsonl", (f"document {i} " + "x" * 1000 for i in range(5000)))
     data = module(tmp_path, source)
     tracemalloc.start()
-    assert data.rows["train"].store.text_bytes > 4_000_000
+    assert the_store(data, "train").text_bytes > 4_000_000
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
 
@@ -308,12 +411,12 @@ def test_the_line_that_is_said(tmp_path):
     said = []
     texts = ["Grüße", " ", *TEXTS]
     data = module(tmp_path, texts, say=said.append)
-    train, val = (data.rows[split].store for split in ("train", "val"))
+    train, val = (the_store(data, split) for split in ("train", "val"))
     folder = next((tmp_path / "cache").glob("*/"))
     assert said == [
         f"data: train {train.documents} documents, {train.tokens:,} tokens, {len(data.rows['train'])} rows of 8; "
         f"val {val.documents} documents, {val.tokens:,} tokens, {len(data.rows['val'])} rows of 8; 1.00 bytes per token; "
-        f"written to {folder}; skipped: 1 x empty document"
+        f"written to {folder}; left out: 1 x empty document"
     ]
     assert train.documents + val.documents == 201
     assert train.text_bytes + val.text_bytes == sum(len(text.encode()) for text in texts) - 1
@@ -403,6 +506,206 @@ def test_loading_leaves_the_global_random_state_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+# --- several sources
+
+LETTERS = "abc"
+PARTS = [[letter * (1 + i % 7) + f"{i}{letter}" for i in range(n)] for letter, n in zip(LETTERS, (150, 90, 40), strict=True)]
+
+
+def mixture(tmp_path, weights=(2, 2, 1), parts=PARTS, when_one_ends="repeat", **other):
+    """A source of several; each has a letter of its own, by which its rows can be told."""
+    tmp_path.mkdir(exist_ok=True)
+    sources = [{**write_jsonl(tmp_path / f"{i}.jsonl", texts), **other} for i, texts in enumerate(parts)]
+    parts = [{"weight": weight, "source": source} for weight, source in zip(weights, sources, strict=False)]
+    return {"format": "mixture", "parts": parts, "when_one_ends": when_one_ends}
+
+
+def letters_of(inputs):
+    """The letter of each row."""
+    return [next(letter for letter in LETTERS if ord(letter) in row) for row in inputs.flatten(0, -2).tolist()]
+
+
+def labels_of(batches):
+    return Counter(label for batch in batches for label in batch["labels"].flatten().tolist() if label != -100)
+
+
+def test_each_step_has_its_share_of_each_source(tmp_path):
+    data = module(tmp_path, mixture(tmp_path), length=10, trainer={"batch_size": 10, "micro_batch_size": 5})
+    steps = steps_of(data)
+    assert len(steps) == 20
+    for batch in steps.values():
+        assert Counter(letters_of(batch["input_ids"])) == {"a": 4, "b": 4, "c": 2}
+    assert len({tuple(letters_of(batch["input_ids"])) for batch in steps.values()}) > 15, "in another order each time"
+
+
+def test_a_source_of_a_mixture_gives_all_its_rows_before_one_comes_again(tmp_path):
+    data = module(tmp_path, mixture(tmp_path, (1, 1, 1)), trainer={"batch_size": 3, "micro_batch_size": 3, "max_steps": 400})
+    steps = steps_of(data)
+    for i, part in enumerate(data.rows["train"].parts):
+        n = len(part)
+        given_by_part = [row for k in range(2 * n) for row in rows_in(steps[k]) if ord(LETTERS[i]) in row[0]]
+        everything = numbered(Rows([part], PAD, False), range(n))
+        expected = sorted(zip(everything["input_ids"].tolist(), everything["labels"].tolist(), strict=True))
+        assert sorted(given_by_part[:n]) == sorted(given_by_part[n:]) == expected
+
+
+def test_going_on_takes_every_row_of_every_source_once_an_epoch(tmp_path):
+    data = module(tmp_path, mixture(tmp_path, (7, 5, 1), when_one_ends="go_on"), trainer={"batch_size": 1, "max_steps": 1000})
+    n, steps = len(data.rows["train"]), data.train_dataloader().dataset
+    everything = numbered(data.rows["train"], range(n))
+    expected = sorted(zip(everything["input_ids"].tolist(), everything["labels"].tolist(), strict=True))
+    epochs = [[rows_in(steps[k])[0] for k in range(epoch * n, (epoch + 1) * n)] for epoch in range(2)]
+    assert [sorted(rows) for rows in epochs] == [expected] * 2 and epochs[0] != epochs[1]
+    assert data.epochs_per_step == 1 / n
+
+
+@pytest.mark.parametrize("when_one_ends", ["repeat", "go_on"])
+@pytest.mark.parametrize(("workers", "world_size"), [(0, 1), (2, 1), (0, 2), (2, 2)])
+def test_a_resumed_mixture_goes_on_with_the_same_rows(tmp_path, when_one_ends, workers, world_size):
+    """Also in the middle of an epoch, of a block, and with another number of processes before."""
+    source = mixture(tmp_path, (3, 2, 2), when_one_ends=when_one_ends)
+    straight = steps_of(module(tmp_path, source, document_mask=True, trainer={"micro_batch_size": 4}))
+    shares = []
+    for rank in range(world_size):
+        trainer = {"micro_batch_size": 4, "devices": world_size}
+        resumed = module(tmp_path, source, document_mask=True, place=(rank, world_size), workers=workers, trainer=trainer)
+        resumed.start_step = 11
+        shares.append(steps_of(resumed))
+    assert all(sorted(share) == list(range(11, 20)) for share in shares)
+    for k in shares[0]:
+        for name in ("input_ids", "labels", "document_ids"):
+            dealt = torch.stack([share[k][name] for share in shares], dim=1)
+            assert torch.equal(dealt.reshape(8, 8), straight[k][name].reshape(8, 8))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("rows", ["packed", "document"])
+def test_validation_covers_all_sources_each_token_once(tmp_path, world_size, rows):
+    settings = {"val_fraction": 0.4, "rows": rows, "trainer": {"batch_size": 36, "micro_batch_size": 3, "devices": world_size}}
+    shares = []
+    for rank in range(world_size):
+        data = module(tmp_path, mixture(tmp_path), place=(rank, world_size), **settings)
+        shares.append(list(data.val_dataloader()))
+    assert len(data.rows["val"].parts) == 3
+    assert len({len(share) for share in shares}) == 1
+    expected = Counter(token for part in data.rows["val"].parts for token in part.store.read(1, 10**6).tolist())
+    assert all(expected[ord(letter)] > 9 for letter in LETTERS)
+    assert labels_of(batch for share in shares for batch in share) == expected
+
+
+def test_a_validation_source_beside_a_mixture(tmp_path):
+    said = []
+    held_out = write_jsonl(tmp_path / "val.jsonl", [*TEXTS[:9], PARTS[1][0]])
+    data = module(tmp_path, mixture(tmp_path), validation=held_out, say=said.append)
+    assert decoded(data, "train") == [text for texts in PARTS for text in texts]
+    assert decoded(data, "val") == [*TEXTS[:9], PARTS[1][0]]
+    assert len(said) == 5 and said[3].startswith("data: val 10 documents")
+    assert said[3].endswith("; 1 of the validation documents are also in the training text")
+
+
+def test_a_document_of_two_sources_is_on_the_same_side(tmp_path):
+    parts = [TEXTS[:120], TEXTS[60:]]
+    data = module(tmp_path, mixture(tmp_path, (1, 1), parts), val_fraction=0.3)
+    train, val = set(decoded(data, "train")), set(decoded(data, "val"))
+    assert train | val == set(TEXTS) and not train & val
+
+
+def test_the_tail_of_each_source_is_held_out(tmp_path):
+    data = module(tmp_path, mixture(tmp_path), split="tail", val_fraction=0.25)
+    for i, texts in enumerate(PARTS):
+        text = "".join(texts)
+        cut = int(len(text) * 0.75)
+        assert "".join(texts_of(data.rows["train"].parts[i].store)) == text[:cut]
+        assert "".join(texts_of(data.rows["val"].parts[i].store)) == text[cut:]
+
+
+def test_other_weights_and_other_mixtures_tokenise_nothing_again(tmp_path):
+    def written(source):
+        said = []
+        hashes.append(module(tmp_path, source, say=said.append).sha256)
+        return ["written to" in line for line in said[: len(source["parts"])]]
+
+    hashes = []
+    assert written(mixture(tmp_path)) == [True, True, True]
+    assert written(mixture(tmp_path, (1, 20, 300), when_one_ends="go_on")) == [False, False, False]
+    assert hashes[0] == hashes[1]
+    source = mixture(tmp_path)
+    other = {"weight": 3, "source": write_jsonl(tmp_path / "other.jsonl", TEXTS)}
+    assert written({**source, "parts": [source["parts"][2], other]}) == [False, True]
+    assert written({**source, "parts": source["parts"][:1]}) == [False]
+    said = []
+    assert module(tmp_path, source["parts"][1]["source"], say=said.append).rows
+    assert "read from" in said[0], "alone it is the same text"
+
+
+def test_the_hash_is_of_every_source(tmp_path):
+    hashes = [module(tmp_path / "a", mixture(tmp_path / "a")).sha256, module(tmp_path / "b", mixture(tmp_path / "b")).sha256]
+    assert hashes[0] == hashes[1], "wherever they lie"
+    for i in range(3):
+        parts = [[*texts[:-1], texts[-1] + "!" * (i == k)] for k, texts in enumerate(PARTS)]
+        hashes.append(module(tmp_path / f"{i}", mixture(tmp_path / f"{i}", parts=parts)).sha256)
+    hashes.append(module(tmp_path / "order", mixture(tmp_path / "order", parts=PARTS[::-1])).sha256)
+    assert len(set(hashes[1:])) == 5
+
+
+@pytest.mark.parametrize("batch_size", [4, 8, 10])
+def test_a_run_that_needs_more_than_there_is_is_refused_with_the_number_of_steps(tmp_path, batch_size):
+    source = mixture(tmp_path, (2, 2, 1), when_one_ends="stop")
+    trainer = {"batch_size": batch_size, "micro_batch_size": batch_size}
+    sizes = [len(part) for part in module(tmp_path, source).rows["train"].parts]
+    steps = 5 * min(sizes[0] // 2, sizes[1] // 2, sizes[2]) // batch_size
+    just = module(tmp_path, source, trainer=trainer | {"max_steps": steps})
+    assert len(steps_of(just)) == steps and just.plan.n_rows - steps * batch_size < batch_size
+    with pytest.raises(ConfigError) as error:
+        # Asked before anything is written into the run's folder.
+        assert module(tmp_path, source, trainer=trainer | {"max_steps": steps + 1}).epochs_per_step
+    assert str(error.value) == (
+        f"data.source.when_one_ends: stop, and a source runs dry after {steps} of the run's {steps + 1} steps; "
+        f"write trainer.max_steps {steps} at most, or when_one_ends: repeat or go_on"
+    )
+    assert module(tmp_path, {**source, "when_one_ends": "go_on"}, trainer=trainer | {"max_steps": steps + 1}).epochs_per_step
+
+
+def test_a_mixture_without_a_single_step(tmp_path):
+    with pytest.raises(ConfigError, match=r"runs dry after 0 of the run's 20 steps; write when_one_ends: repeat or go_on$"):
+        assert module(tmp_path, mixture(tmp_path, (1, 1, 1000), when_one_ends="stop")).plan
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ([" "], "data.source.parts[1].source: there is no text in it; name files that hold some"),
+        (["ab"], "data.source.parts[1].source: there are 4 tokens to train on, and one row takes 9: 8 (data.sequence_length, or"),
+    ],
+)
+def test_a_source_of_a_mixture_without_enough_text_is_named(tmp_path, texts, expected):
+    source = mixture(tmp_path, parts=[PARTS[0], texts, PARTS[2]])
+    with pytest.raises(DataError) as error:
+        assert module(tmp_path, source, on_bad_row="skip").rows
+    assert str(error.value).startswith(expected)
+
+
+def test_the_lines_that_are_said_of_a_mixture(tmp_path):
+    said = []
+    source = mixture(tmp_path, (6, 3, 1))
+    source["parts"][2]["source"]["filter"] = {"min_length": 4}
+    data = module(tmp_path, source, val_fraction=0.2, say=said.append)
+    assert data.rows and len(said) == 4
+    for i, (line, share) in enumerate(zip(said, ("60%", "30%", "10%"), strict=False)):
+        parts = {split: data.rows[split].parts[i] for split in ("train", "val")}
+        counts = [
+            f"{split} {part.store.documents} documents, {part.store.tokens:,} tokens, {len(part)} rows of 8"
+            for split, part in parts.items()
+        ]
+        assert line.startswith(f"data: {tmp_path}/{i}.jsonl ({share}): {'; '.join(counts)}; 1.00 bytes per token; written to ")
+        assert ("left out: 2 x document under 4 characters" in line) is (i == 2)
+    sums = []
+    for split, rows in data.rows.items():
+        documents, tokens = (sum(getattr(part.store, name) for part in rows.parts) for name in ("documents", "tokens"))
+        sums.append(f"{split} {documents} documents, {tokens:,} tokens, {len(rows)} rows of 8")
+    assert said[3] == f"data: together: {'; '.join(sums)}"
+
+
 # --- validation
 
 
@@ -412,14 +715,14 @@ def test_validation_scores_each_chosen_token_once(tmp_path_factory, n_tokens, n_
     folder = tmp_path_factory.mktemp("val")
     store = make_store(folder, [[0] * (n_tokens - 2)], np.uint32)
     np.arange(n_tokens, dtype=np.uint32).tofile(folder / "train-00000.bin")
-    rows = PackedRows(store, 3, PAD, document_mask=False)
+    rows = packed(store, 3)
     shares = [ValidationBatches(rows, n_rows, micro_batch, rank, world_size) for rank in range(world_size)]
     assert len({len(share) for share in shares}) == 1, "equally many batches on every process"
     labels = torch.cat([share[i]["labels"] for share in shares for i in range(len(share))]).flatten()
     assert all(share[i]["labels"].shape == (micro_batch, 3) for share in shares for i in range(len(share)))
     scored = labels[labels != -100].tolist()
     chosen = min(n_rows or len(rows), len(rows))
-    expected = [i for k in range(chosen) for i in rows[np.array([k * len(rows) // chosen])]["labels"].flatten().tolist() if i != -100]
+    expected = [i for k in range(chosen) for i in numbered(rows, [k * len(rows) // chosen])["labels"].flatten().tolist() if i != -100]
     assert sorted(scored) == sorted(expected)
     assert len(set(scored)) == len(scored)
     if chosen == len(rows):
@@ -433,7 +736,7 @@ def test_validation_rows_are_spread_and_always_the_same(tmp_path):
     assert len(first) == 4
     assert all(map(equal, first, second))
     n = len(data.rows["val"])
-    expected = data.rows["val"][np.array([k * n // 8 for k in range(8)])]
+    expected = numbered(data.rows["val"], [k * n // 8 for k in range(8)])
     assert torch.equal(torch.cat([batch["input_ids"] for batch in first]), expected["input_ids"])
     other_seed = module(tmp_path, source, val_fraction=0.5, trainer={"validation_rows": 8, "micro_batch_size": 2, "seed": 9})
     assert all(map(equal, first, list(other_seed.val_dataloader())))
@@ -444,7 +747,7 @@ def test_the_validation_loss_does_not_depend_on_the_batch_size(tmp_path, batch_s
     data = module(tmp_path, TEXTS, trainer={"batch_size": batch_size})
     torch.manual_seed(0)
     decoder = Decoder(data.config.with_vocabulary(BYTES.vocab_size).model).eval()
-    store = data.rows["val"].store
+    store = the_store(data, "val")
     ids = torch.from_numpy(store.read(0, 10**6).astype(np.int64))
     expected = sum(
         torch.nn.functional.cross_entropy(decoder(ids[None, s : s + 8][:, : len(ids) - 1 - s])[0], ids[s + 1 : s + 9], reduction="sum")
@@ -455,11 +758,25 @@ def test_the_validation_loss_does_not_depend_on_the_batch_size(tmp_path, batch_s
     assert sum(losses).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+class CharacterTokenizer(ByteTokenizer):
+    """An id for each character up to U+00FF, which may take two bytes."""
+
+    definition = "characters"
+
+    def encode_batch(self, texts):
+        return [np.frombuffer(text.encode("latin-1"), np.uint8).astype(self.dtype) for text in texts]
+
+
 def test_bytes_per_token(tmp_path):
     data = module(tmp_path, ["Grüße " + text for text in TEXTS], LargeTokenizer(70_000))
     assert data.text_bytes_per_token == 1.0
+    parts = [["Grüße " * 2 + text for text in TEXTS], ["ü" * (1 + i % 50) for i in range(500)]]
+    mixed = module(tmp_path, mixture(tmp_path / "mixed", (1, 1), parts), CharacterTokenizer(), val_fraction=0.3)
+    val = [text for text in parts[0] + parts[1] if hash_of_text(text) < 0.3 * 2**64]
+    assert mixed.text_bytes_per_token == sum(len(text.encode()) for text in val) / sum(map(len, val))
+    assert 1.2 < mixed.text_bytes_per_token < 2
     val = decoded(module(tmp_path, ["Grüße " + text for text in TEXTS]), "val")
-    assert data.rows["val"].store.text_bytes == sum(len(text.encode()) for text in val)
+    assert the_store(data, "val").text_bytes == sum(len(text.encode()) for text in val)
 
 
 # --- text that is not enough
@@ -497,7 +814,10 @@ def test_a_bad_row_of_the_validation_source(tmp_path):
     said = []
     for _ in range(2):  # built, then cached
         assert module(tmp_path, [*TEXTS, 3], validation=bad, on_bad_row="skip", say=said.append).rows
-    assert all("; skipped: 2 x text is not a string; 200 of the validation documents" in line for line in said)
+    left_out = "; left out: 1 x text is not a string"
+    assert [line.partition("tokens")[0].split()[1] for line in said] == ["train", "val"] * 2
+    assert all(line.endswith(left_out) for line in said[::2])
+    assert all(line.endswith(f"{left_out}; 200 of the validation documents are also in the training text") for line in said[1::2])
 
 
 def test_text_that_is_just_enough(tmp_path):
