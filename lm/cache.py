@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lm.disk import fingerprint, sync
-from lm.errors import CheckpointError, UserError
+from lm.errors import CheckpointError, DataError
 from lm.shards import Manifest
 
 JOURNAL = "journal.json"  # in a folder that is being built: how far it is
@@ -45,20 +45,26 @@ def open_or_build(folder: Path, build: Callable[[Path], Manifest], say: Callable
                 say(f"{folder} is damaged (its files are not as its manifest.json says): building it again")
             return _build(folder, build), False
     except OSError as error:
+        kept = f"; {folder.with_suffix('.tmp')} keeps what is done, and it goes on from there" if unfinished(folder) else ""
         raise CheckpointError(
             f"data.cache_dir: {folder.parent} cannot be written ({error.strerror or error}); free some space there or name another folder"
+            + kept
         ) from error
+
+
+def unfinished(folder: Path) -> bool:
+    """Whether a part of a cache is there that the next build goes on from."""
+    return (folder.with_suffix(".tmp") / JOURNAL).exists()
 
 
 def _build(folder: Path, build: Callable[[Path], Manifest]) -> Manifest:
     temporary = folder.with_suffix(".tmp")
     shutil.rmtree(folder, ignore_errors=True)
-    if not (temporary / JOURNAL).exists():
+    if not unfinished(folder):
         shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(exist_ok=True)
     try:
         manifest = {"fingerprint": folder.name, **build(temporary)}
-        (temporary / JOURNAL).unlink(missing_ok=True)
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
             sync(path)
@@ -66,9 +72,10 @@ def _build(folder: Path, build: Callable[[Path], Manifest]) -> Manifest:
         sync(folder.parent)
     except BaseException as error:
         # A wrong text has to be mended, and then it is another one. But what was stopped, or found the disk full, goes on.
-        if isinstance(error, UserError) or not (temporary / JOURNAL).exists():
+        if isinstance(error, DataError) or not (temporary / JOURNAL).exists():
             shutil.rmtree(temporary, ignore_errors=True)
         raise
+    (folder / JOURNAL).unlink(missing_ok=True)  # last: a kill before the renaming finds it
     return manifest
 
 

@@ -13,9 +13,11 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
-from lm.preparation import Tokenise, Tokens
+from lm.errors import UserError
 from lm.sources import Piece
+from lm.tokens import Tokenise, Tokens
 
 FEW = 6  # Pieces that one process has done before others are started.
 WAITING = 3  # Pieces that wait for each process, or for the writer.
@@ -26,13 +28,17 @@ def here(function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
     return map(function, pieces)
 
 
-def on_this_machine(function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
-    """On all cores that this process may use, where there is enough to do."""
+def on_this_machine(function: Tokenise, pieces: Iterator[Piece], processes: int | None = None) -> Iterator[Tokens]:
+    """In so many processes, by default one for each core that this one may use; in this one alone where there is little to do.
+
+    Raises:
+        UserError: a process was killed. What the writer has so far is good.
+    """
+    if processes is None:
+        processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     first = list(itertools.islice(pieces, FEW + 1))
-    processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if len(first) <= FEW or processes == 1:
-        return here(function, iter(first))
-    return _in_processes(function, itertools.chain(first, pieces), processes)
+    pieces = itertools.chain(first, pieces)
+    return here(function, pieces) if processes == 1 or len(first) <= FEW else _in_processes(function, pieces, processes)
 
 
 def _in_processes(function: Tokenise, pieces: Iterator[Piece], processes: int) -> Iterator[Tokens]:
@@ -47,6 +53,11 @@ def _in_processes(function: Tokenise, pieces: Iterator[Piece], processes: int) -
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process that tokenises was killed from outside, most often because memory did not suffice; start again with fewer: "
+                "python -m tools.prepare --processes 1"
+            ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -71,7 +82,7 @@ def leave_stopping_to_parent() -> None:
 
     A parent that is killed cannot tell its processes to end, and they would wait for its words for ever.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1):  # Not SIGTERM: a pool ends its processes by it.
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -15,10 +15,12 @@ import json
 import reprlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from lm import hub
 from lm.errors import DataError
+from lm.parquet import read_parquet, row_group_spans, rows_before_group
+from lm.rows import Fault, Row, decoded, require_column, text_of
 from lm.schema.source import CsvSource, HubSource, InstructionSource, JsonlSource, ParquetSource, SmsSource, TextSource
 from lm.text_files import Span, byte_spans, is_gzip, lines, lines_before, opened, paragraphs
 
@@ -26,21 +28,10 @@ from lm.text_files import Span, byte_spans, is_gzip, lines, lines_before, opened
 TRIPLET = "### Instruction: {instruction}\n### Input: {input}\n### Output: {output}\n<|sep|>\n"
 
 
-class Fault(NamedTuple):
-    """What keeps a row from being a document (skipped rows are counted by this), the particulars, and how many lines below its first."""
-
-    kind: str
-    detail: str
-    lines_below: int = 0
-
-
-Row = tuple[int, str | Fault]
-
-
 def read_txt(file: str, source: TextSource, span: Span | None) -> Iterator[Row]:
     """Lines, paragraphs (up to a blank line) or the whole of a UTF-8 file. Windows line ends become plain ones."""
     for number, raw in UNITS[source.unit](file, span):
-        text = _decode(raw)
+        text = decoded(raw)
         yield number, text if isinstance(text, Fault) else text.replace("\r\n", "\n")
 
 
@@ -61,48 +52,35 @@ def read_csv(file: str, source: CsvSource, span: None) -> Iterator[Row]:
     """The column `text_key` below the first line, which names the columns. Fields in quotes may hold line ends."""
     csv.field_size_limit(sys.maxsize)
     with opened(file) as stream:
-        # A byte that is no UTF-8 becomes half a surrogate pair, and so a fault of its own row.
+        # A byte that is no UTF-8 is kept as half a surrogate pair until it is known whose row it belongs to.
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
         rows = csv.reader(text, delimiter=source.delimiter, strict=True)
-        try:
-            if (names := next(rows, None)) is None:
-                return
-            _check_column(file, source.text_key, names)
-            column, last = names.index(source.text_key), rows.line_num
-            for row in rows:
-                number, last = last + 1, rows.line_num
-                if row and len(row) != len(names):
-                    yield number, Fault("another number of columns", f"{len(row)} where the first line names {len(names)}")
-                else:
-                    yield number, as_text(row[column]) if row else ""
-        except csv.Error as error:
-            yield rows.line_num, Fault("broken CSV", f"{error}; the rest of the file cannot be read")
-
-
-def read_parquet(file: str, source: ParquetSource, span: Span | None) -> Iterator[Row]:
-    """The column `text_key`, in batches of rows. A span is a range of row groups."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            _check_column(file, source.text_key, table.schema_arrow.names)
-            groups = None if span is None else list(range(*span))
-            batches = table.iter_batches(batch_size=1000, columns=[source.text_key], row_groups=groups)
-            values = itertools.chain.from_iterable(batch.column(0) for batch in batches)
-            for number, value in enumerate(values, 1):
-                try:
-                    yield number, as_text(value.as_py())
-                except UnicodeDecodeError as error:
-                    yield number, Fault("not UTF-8", f"byte {error.object[error.start]:#04x}")
-    except pyarrow.ArrowException as error:
-        raise _not_parquet(file, error) from error
+        names: list[str] | None = None
+        while True:
+            number = rows.line_num + 1
+            try:
+                if (row := next(rows, None)) is None:
+                    return
+            except csv.Error as error:
+                # A row without an end would take the whole rest of the file along, and without names no row can be read.
+                if (endless := "unexpected end" in str(error)) or names is None:
+                    reason = "a quote that opens here is never closed" if endless else str(error)
+                    raise DataError(f"{file}:{number}: broken CSV: {reason}; mend it") from error
+                yield number, Fault("broken CSV", str(error))
+                continue
+            if names is None:
+                names = row
+                require_column(file, source.text_key, names)
+            elif row and len(row) != len(names):
+                yield number, Fault("another number of columns", f"{len(row)} where the first line names {len(names)}")
+            else:
+                yield number, decoded(row[names.index(source.text_key)].encode(errors="surrogateescape")) if row else ""
 
 
 def read_sms(file: str, source: SmsSource, span: None) -> Iterator[Row]:
     """Lines of `ham` or `spam`, a tab and the message, as instructions with their answers."""
     for number, raw in lines(file, span):
-        line = _decode(raw.rstrip(b"\r\n"))
+        line = decoded(raw.rstrip(b"\r\n"))
         yield number, line if isinstance(line, Fault) or not line.strip() else _from_sms(line)
 
 
@@ -114,7 +92,7 @@ def read_instruction(file: str, source: InstructionSource, span: None) -> Iterat
         for number, raw in lines(file, span):
             yield number, _from_json_line(raw, _triplet)
         return
-    content = _decode(b"".join(line for _, line in lines(file, span)))
+    content = decoded(b"".join(line for _, line in lines(file, span)))
     if isinstance(content, Fault):
         yield 1, content
         return
@@ -130,14 +108,14 @@ def read_hub(dataset: str, source: HubSource, span: None) -> Iterator[Row]:
     """The column `text_key` of a Hugging Face dataset, downloaded first or streamed."""
     if source.streaming:
         batches = (values for values, _ in hub.stream(source, hub.newest_revision(source), None))
-        yield from enumerate(map(as_text, itertools.chain.from_iterable(batches)), 1)
+        yield from enumerate(map(text_of, itertools.chain.from_iterable(batches)), 1)
         return
     table = hub.load_dataset(source)
-    _check_column(dataset, source.text_key, table.column_names)
+    require_column(dataset, source.text_key, table.column_names)
     columns = table.select_columns([source.text_key]).iter(batch_size=1000)
     values = itertools.chain.from_iterable(batch[source.text_key] for batch in columns)
     for number, value in enumerate(values, 1):
-        yield number, as_text(value)
+        yield number, text_of(value)
 
 
 FORMATS: dict[str, Callable[[str, Any, Any], Iterator[Row]]] = {
@@ -154,7 +132,7 @@ FORMATS: dict[str, Callable[[str, Any, Any], Iterator[Row]]] = {
 def spans(file: str, source: Any) -> list[Span] | None:
     """The spans of a file that several processes can share; None for what has to be read from its beginning."""
     if isinstance(source, ParquetSource):
-        return [(group, group + 1) for group in range(_parquet_metadata(file).num_row_groups)]
+        return row_group_spans(file)
     by_line = isinstance(source, JsonlSource) or (isinstance(source, TextSource) and source.unit != "file")
     return byte_spans(file) if by_line and not is_gzip(file) else None
 
@@ -162,31 +140,8 @@ def spans(file: str, source: Any) -> list[Span] | None:
 def rows_before(file: str, source: Any, span: Span) -> int:
     """How many rows (lines, for text) come before those that a generator counts in a span."""
     if isinstance(source, ParquetSource):
-        metadata = _parquet_metadata(file)
-        return sum(metadata.row_group(group).num_rows for group in range(span[0]))
+        return rows_before_group(file, span[0])
     return lines_before(file, span)
-
-
-def _parquet_metadata(file: str) -> Any:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_metadata(file)
-    except pyarrow.ArrowException as error:
-        raise _not_parquet(file, error) from error
-
-
-def _not_parquet(file: str, error: Exception) -> DataError:
-    return DataError(f"{file}: not a readable parquet file ({next(iter(str(error).splitlines()), '').rstrip('.')})")
-
-
-def _decode(raw: bytes) -> str | Fault:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        detail = f"byte {raw[error.start]:#04x}; a text in another encoding can be converted"
-        return Fault("not UTF-8", detail, raw.count(b"\n", 0, error.start))
 
 
 def _from_sms(line: str) -> str | Fault:
@@ -197,7 +152,7 @@ def _from_sms(line: str) -> str | Fault:
 
 
 def _from_json_line(raw: bytes, to_text: Callable[[object], str | Fault]) -> str | Fault:
-    line = _decode(raw)
+    line = decoded(raw)
     if isinstance(line, Fault) or not line.strip():
         return line
     try:
@@ -214,7 +169,7 @@ def _field(row: object, key: str) -> str | Fault:
         return Fault("not a JSON object", f'a line must look like {{"{key}": "..."}}, this one is {reprlib.repr(row)}')
     if key not in row:
         return Fault(f"no key {key!r}", f"there are {reprlib.repr(list(row))}; text_key names the one that holds the text")
-    return as_text(row[key])
+    return text_of(row[key])
 
 
 def _triplet(entry: object) -> str | Fault:
@@ -224,23 +179,6 @@ def _triplet(entry: object) -> str | Fault:
     for key in ("instruction", "input", "output"):
         if key not in fields:
             return Fault(f"no key {key!r}", f"there are {reprlib.repr(list(entry))}")
-        if isinstance(fault := as_text(fields[key]), Fault):
+        if isinstance(fault := text_of(fields[key]), Fault):
             return Fault(fault.kind, f"{key}: {fault.detail}")
     return TRIPLET.format_map(fields)
-
-
-def as_text(value: object) -> str | Fault:
-    """A value as text, which has to be a string without half characters."""
-    if not isinstance(value, str):
-        return Fault("text is not a string", f"it is {reprlib.repr(value)}")
-    try:
-        value.isascii() or value.encode("utf-8")  # asking first costs nothing
-    except UnicodeEncodeError as error:
-        kind = "not UTF-8" if 0xDC80 <= ord(value[error.start]) <= 0xDCFF else "half a surrogate pair"
-        return Fault(kind, f"{value[error.start]!a} is no character, so UTF-8 cannot hold it")
-    return value
-
-
-def _check_column(file: str, key: str, names: list[str]) -> None:
-    if key not in names:
-        raise DataError(f"{file}: no column {key!r}; there are {reprlib.repr(names)}; text_key names the one that holds the text")

@@ -14,83 +14,25 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from lm.cache import JOURNAL
 from lm.disk import replace
+from lm.progress import ReadingProgress
 from lm.shards import Manifest, SplitWriter
-from lm.sources import EMPTY, Piece, Reader, Selection, hash_of_text
+from lm.sources import EMPTY, Piece, Reader, Selection
 from lm.tokenizer import Tokenizer
+from lm.tokens import Engine, Tokenise, Tokens
 
 SPLITS = ("train", "val")
 JOURNAL_TOKENS = 2**26  # How much is done again, at most, after a kill.
-
-
-class Tokens(NamedTuple):
-    """What became of a piece: the ids of its documents one after another, and for each document some numbers."""
-
-    ids: NDArray[Any]
-    lengths: NDArray[np.int64]  # in ids
-    hashes: NDArray[np.uint64]  # of the text
-    characters: NDArray[np.int64]
-    text_bytes: NDArray[np.int64]  # in UTF-8
-    removed: Counter[str]
-
-    def of(self, chosen: NDArray[np.bool_]) -> Tokens:
-        """The same of some of the documents."""
-        ids = self.ids if chosen.all() else self.ids[np.repeat(chosen, self.lengths)]
-        return Tokens(ids, self.lengths[chosen], self.hashes[chosen], self.characters[chosen], self.text_bytes[chosen], self.removed)
-
-
-@dataclass(frozen=True)
-class Tokenise:
-    """Reads a piece and tokenises it; without a tokenizer it only measures: no ids.
-
-    Raises:
-        DataError: a row cannot be read.
-    """
-
-    reader: Reader
-    tokenizer: Tokenizer | None
-
-    def __call__(self, piece: Piece) -> Tokens:
-        """What became of the piece."""
-        removed: Counter[str] = Counter()
-        return self.of([document.text for document in self.reader.read(piece, removed)], removed)
-
-    def of(self, texts: list[str], removed: Counter[str]) -> Tokens:
-        """What became of these documents."""
-        ids = self.tokenizer.encode_batch(texts) if self.tokenizer is not None else [np.empty(0, np.uint16)] * len(texts)
-        return Tokens(
-            ids=np.concatenate(ids) if ids else np.empty(0, self.tokenizer.dtype if self.tokenizer is not None else np.uint16),
-            lengths=np.array([len(i) for i in ids], np.int64),
-            hashes=np.array([hash_of_text(text) for text in texts], np.uint64),
-            characters=np.array([len(text) for text in texts], np.int64),
-            text_bytes=np.array([len(text) if text.isascii() else len(text.encode()) for text in texts], np.int64),
-            removed=removed,
-        )
-
-
-class Engine(Protocol):
-    """Applies a function to pieces, in any number of processes; the results come in the order of the pieces."""
-
-    def __call__(self, function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
-        """`map(function, pieces)`."""
-
-
-class Border(NamedTuple):
-    """Where the text to train on ends and the rest begins: which piece, which of its documents, and which character of that."""
-
-    piece: int
-    document: int
-    character: int
+# The journal of a build that has not begun.
+NOTHING: Manifest = {"pieces": 0, "border": None, "parted": None, "file": None, "no_text_yet": True, "splits": {}}
 
 
 @dataclass(frozen=True)
@@ -115,29 +57,38 @@ def prepare(folder: Path, reader: Reader, tokenizer: Tokenizer, split: Split, en
     Raises:
         DataError: the text cannot be read.
     """
-    border = find_tail(reader, split.fraction, engine) if split.kind == "tail" else None
-    work = _Work(folder, reader, tokenizer, split, border)
-    pieces, given = itertools.tee(itertools.islice(reader.pieces(), work.pieces, None))
-    total = sum(Path(file).stat().st_size for file in reader.files if Path(file).exists()) or None
-    # To a terminal only; the bytes are the text's, which are fewer than the files'.
-    with tqdm(
-        desc="tokenising", total=total, unit="B", unit_scale=True, initial=work.text_bytes, disable=quiet or None, leave=False
-    ) as bar:
-        for piece, tokens in zip(pieces, engine(Tokenise(reader, tokenizer), given), strict=False):
-            work.add(piece, tokens)
-            bar.update(int(tokens.text_bytes.sum()))
-            if work.full:
-                break
+    work = _Work(folder, reader, tokenizer, split)
+    if split.kind == "tail" and work.border is None:
+        work.border = find_tail(reader, split.fraction, engine, quiet)
+        work.write_journal()
+    if not work.full:
+        pieces, given = itertools.tee(itertools.islice(reader.pieces(), work.pieces, None))
+        with ReadingProgress("tokenising", reader.files, work.text_bytes, quiet) as progress:
+            for piece, tokens in zip(pieces, engine(Tokenise(reader, tokenizer), given), strict=False):
+                work.add(piece, tokens)
+                progress.advance(int(tokens.text_bytes.sum()))
+                if work.full:
+                    break
     return work.close()
 
 
-def find_tail(reader: Reader, fraction: float, engine: Engine) -> Border | None:
-    """Where the last `fraction` of all characters begins: reads everything once. None where that is nothing."""
+class Border(NamedTuple):
+    """Where the text to train on ends and the rest begins: which piece, which of its documents, and which character of that."""
+
+    piece: int
+    document: int
+    character: int
+
+
+def find_tail(reader: Reader, fraction: float, engine: Engine, quiet: bool) -> Border:
+    """Where the last `fraction` of all characters begins: reads everything once."""
     selection, characters = Selection(reader.source), list[NDArray[np.int64]]()
-    for tokens in engine(Tokenise(reader, None), reader.pieces()):
-        characters.append(tokens.characters * selection.keep(tokens.hashes.tolist()))
-        if selection.full:
-            break
+    with ReadingProgress("measuring", reader.files, 0, quiet) as progress:
+        for tokens in engine(Tokenise(reader, None), reader.pieces()):
+            characters.append(tokens.characters * selection.keep(tokens.hashes.tolist()))
+            progress.advance(int(tokens.text_bytes.sum()))
+            if selection.full:
+                break
     left = int(sum(int(part.sum()) for part in characters) * (1 - fraction))
     for number, part in enumerate(characters):
         ends = part.cumsum()
@@ -145,29 +96,49 @@ def find_tail(reader: Reader, fraction: float, engine: Engine) -> Border | None:
             document = int(np.searchsorted(ends, left, side="right"))
             return Border(number, document, left - int(ends[document] - part[document]))
         left -= int(part.sum())
-    return None
+    return Border(len(characters), 0, 0)  # there is no text
 
 
 class _Work:
     """Where a build stands: what is written, and what has to be known for the rest."""
 
-    def __init__(self, folder: Path, reader: Reader, tokenizer: Tokenizer, split: Split, border: Border | None):
-        self._journal = folder / JOURNAL
-        start: Manifest = {"pieces": 0, "removed": reader.named_twice, "file": None, "no_text_yet": True, "splits": {}}
-        state = json.loads(self._journal.read_text(encoding="utf-8")) if self._journal.exists() else start
-        self._reader, self._split, self._border = reader, split, border
+    def __init__(self, folder: Path, reader: Reader, tokenizer: Tokenizer, split: Split):
+        self._folder, self._reader, self._split = folder, reader, split
         self._tokenise = Tokenise(reader, tokenizer)
-        dtype = np.dtype(tokenizer.dtype)
-        self._writers = {name: SplitWriter(folder, name, tokenizer.eos_id, dtype, state=state["splits"].get(name)) for name in SPLITS}
+        self._dtype, self._eos_id = np.dtype(tokenizer.dtype), tokenizer.eos_id
+        try:
+            self._start(json.loads((folder / JOURNAL).read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError):  # there is none, or what it tells of is not there
+            self._start(NOTHING | {"cut": reader.cut, "removed": reader.named_twice})
+
+    def _start(self, state: Manifest) -> None:
+        if state["cut"] != self._reader.cut:
+            raise ValueError("these pieces are not those")
+        self._writers = {
+            name: SplitWriter(self._folder, name, self._eos_id, self._dtype, state=state["splits"].get(name)) for name in SPLITS
+        }
         self.pieces: int = state["pieces"]
-        self._removed = Counter(state["removed"])
+        self.border = Border(*state["border"]) if state["border"] else None
+        self._parted: list[int] | None = state["parted"]
         self._file: str | None = state["file"]
         self._no_text_yet: bool = state["no_text_yet"]
-        self._selection = Selection(reader.source)
-        for name in SPLITS if self.pieces else ():
-            self._selection.keep(np.fromfile(folder / f"{name}-hashes.bin", np.uint64).tolist())
-        self._selection.removed.clear()
+        self._removed: Counter[str] = Counter(state["removed"])
+        self._selection = Selection(self._reader.source)
+        if self._selection.remembers:
+            self._selection.keep(self._hashes())
+            self._selection.removed.clear()
         self._safe = self.tokens
+
+    def _hashes(self) -> list[int]:
+        """Of all documents so far, for a selection: order matters to none, but the parts of a document that was parted are not two."""
+        found = []
+        for name, writer in self._writers.items():
+            if writer.documents:
+                found += np.fromfile(self._folder / f"{name}-hashes.bin", np.uint64).tolist()
+        if self._parted:
+            first, parts, whole = self._parted
+            found[first : first + parts] = [whole]
+        return found
 
     @property
     def tokens(self) -> int:
@@ -204,18 +175,21 @@ class _Work:
             self._write("val", tokens.of(keep & held_out))
         self.pieces += 1
         if self.tokens - self._safe >= JOURNAL_TOKENS:
-            self._write_journal()
+            self.write_journal()
 
     def _add_around_border(self, piece: Piece, tokens: Tokens, keep: NDArray[np.bool_]) -> None:
-        border = self._border
-        if border is None or self.pieces != border.piece:
-            self._write("train" if border is None or self.pieces < border.piece else "val", tokens.of(keep))
+        border = self.border
+        assert border is not None
+        if self.pieces != border.piece:
+            self._write("train" if self.pieces < border.piece else "val", tokens.of(keep))
             return
         numbers = np.arange(len(keep))
         self._write("train", tokens.of(keep & (numbers < border.document)))
         text = next(itertools.islice(self._reader.read(piece, Counter()), border.document, None)).text
-        for name, part in ("train", text[: border.character]), ("val", text[border.character :]):
-            self._write(name, self._tokenise.of([part] if part else [], Counter()))
+        parts = [(name, part) for name, part in (("train", text[: border.character]), ("val", text[border.character :])) if part]
+        self._parted = [self._writers["train"].documents, len(parts), int(tokens.hashes[border.document])]
+        for name, part in parts:
+            self._write(name, self._tokenise.of([part], Counter()))
         self._write("val", tokens.of(keep & (numbers > border.document)))
 
     def _write(self, split: str, tokens: Tokens) -> None:
@@ -227,13 +201,21 @@ class _Work:
             self._reader.empty_file(self._file, self._removed)
         self._no_text_yet = True
 
-    def _write_journal(self) -> None:
+    def write_journal(self) -> None:
+        """From here on a kill costs nothing of what is done so far."""
         for writer in self._writers.values():
             writer.sync()
-        splits = {name: writer.state for name, writer in self._writers.items()}
-        removed = self._removed + self._selection.removed
-        state = {"pieces": self.pieces, "removed": removed, "file": self._file, "no_text_yet": self._no_text_yet, "splits": splits}
-        replace(self._journal, json.dumps(state))
+        state = {
+            "cut": self._reader.cut,
+            "pieces": self.pieces,
+            "border": self.border,
+            "parted": self._parted,
+            "file": self._file,
+            "no_text_yet": self._no_text_yet,
+            "removed": self._removed + self._selection.removed,
+            "splits": {name: writer.state for name, writer in self._writers.items()},
+        }
+        replace(self._folder / JOURNAL, json.dumps(state))
         self._safe = self.tokens
 
     def close(self) -> Manifest:
@@ -242,5 +224,4 @@ class _Work:
             self._end_of_file()
         limit = "max_documents" if self._selection.full else "max_tokens" if self.full else None
         splits = {name: writer.close() for name, writer in self._writers.items()}
-        dtype = np.dtype(self._tokenise.tokenizer.dtype).name if self._tokenise.tokenizer else None
-        return {"dtype": dtype, "splits": splits, "removed": self._removed + self._selection.removed, "ended_by": limit}
+        return {"dtype": self._dtype.name, "splits": splits, "removed": self._removed + self._selection.removed, "ended_by": limit}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
 
 from tqdm import tqdm
 
@@ -72,3 +75,41 @@ class Progress:
         minutes, seconds = divmod(round((now - since) / (step - first_step) * (self._max_steps - step)), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02d}:{seconds:02d} left" if hours else f"{minutes}:{seconds:02d} left"
+
+
+class ReadingProgress:
+    """Shows how much text has been read, in a `with` block.
+
+    Args:
+        what: what is done to it, as a verb with -ing.
+        files: what is read; the size of a dataset of the hub is not known.
+        done: bytes of text that an earlier process has read.
+    """
+
+    def __init__(self, what: str, files: Sequence[str], done: int, quiet: bool):
+        sizes = [Path(file).stat().st_size for file in files if Path(file).exists()]
+        self._what, self._total, self._done, self._quiet = what, sum(sizes), done, quiet
+        self._start = self._last_line = time.monotonic()
+        self._done_before = done
+        self._bar = None
+        if not quiet and sys.stderr.isatty():
+            self._bar = tqdm(desc=what, total=sum(sizes) or None, initial=done, unit="B", unit_scale=True, dynamic_ncols=True, leave=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def advance(self, size: int) -> None:
+        """So many bytes more."""
+        self._done += size
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(size)
+        elif not self._quiet and now - self._last_line >= LINE_SECONDS:
+            self._last_line = now
+            speed = (self._done - self._done_before) / (now - self._start)
+            total = f" of {self._total / 1e6:,.0f}" if self._total else ""
+            print(f"{self._what}: {self._done / 1e6:,.0f}{total} MB, {speed / 1e6:,.1f} MB/s", flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -35,6 +35,9 @@ class SplitWriter:
     """Appends the documents of one split to its files; `close` returns what the manifest says of them.
 
     Made again over the files of one that was killed, with the `state` that it had: what it wrote after that is cut off.
+
+    Raises:
+        ValueError: the files hold less than the state says.
     """
 
     def __init__(self, folder: Path, split: str, eos_id: int, dtype: Any, shard_tokens: int = SHARD_TOKENS, state: Manifest | None = None):
@@ -83,14 +86,18 @@ class SplitWriter:
         """Write the last EOS and return the manifest's entry."""
         self._add_tokens(self._eos)
         files = {file.name: fingerprint(file) for file in self._files()}
-        shards = [entry["sha256"] for name, entry in files.items() if name[len(self._split) + 1].isdigit()]
+        stream = hashlib.sha256()
+        for name in sorted(files):
+            if name[len(self._split) + 1].isdigit():
+                with (self._folder / name).open("rb") as shard:
+                    hashlib.file_digest(shard, lambda: stream)
         return {
             "tokens": self.tokens,
             "documents": self.documents,
             "text_tokens": self.tokens - self.documents - 1,
             "text_bytes": self.text_bytes,
             "shard_tokens": self._shard_tokens,
-            "sha256": hashlib.sha256("".join(shards).encode()).hexdigest(),
+            "sha256": stream.hexdigest(),
             "files": files,
         }
 
@@ -102,21 +109,27 @@ class SplitWriter:
             self.tokens += len(fitting)
 
     def _append(self, name: str, values: NDArray[Any]) -> None:
-        with (self._folder / f"{self._split}-{name}.bin").open("ab") as file:
+        with self._file(name).open("ab") as file:
             file.write(values.data)
+
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{self._split}-{name}.bin"
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob(f"{self._split}-*.bin"))
 
     def _cut(self) -> None:
-        sizes = {"starts": 8 * self.documents, "hashes": 8 * self.documents}
-        for file in self._files():
-            name = file.stem.removeprefix(f"{self._split}-")
-            before = int(name) * self._shard_tokens if name.isdigit() else 0
-            size = sizes[name] if name in sizes else max(self.tokens - before, 0) * self._eos.itemsize
-            if size < file.stat().st_size:
+        whole, rest = divmod(self.tokens, self._shard_tokens)
+        sizes = {f"{shard:05d}": self._shard_tokens for shard in range(whole)} | {f"{whole:05d}": rest}
+        sizes = {name: size * self._eos.itemsize for name, size in sizes.items()} | dict.fromkeys(("starts", "hashes"), 8 * self.documents)
+        for name, size in sizes.items():
+            file = self._file(name)
+            if size and (not file.exists() or file.stat().st_size < size):
+                raise ValueError(f"{file} is not what was written")
+            if size:
                 os.truncate(file, size)
-            if size == 0:
+        for file in self._files():
+            if not sizes.get(file.stem.removeprefix(f"{self._split}-")):
                 file.unlink()
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lm import parquet, text_files
 from lm.errors import DataError
 from lm.formats import FORMATS, Fault, Row, rows_before, spans
 from lm.hub import load_dataset
@@ -84,6 +85,11 @@ class Reader:
             if selection.full:
                 break
         self.skipped += selection.removed
+
+    @property
+    def cut(self) -> list[int]:
+        """What decides where a piece ends, beside the text."""
+        return [text_files.SPAN_BYTES, parquet.MOST_ROW_GROUP_BYTES, PIECE_CHARACTERS]
 
     def pieces(self) -> Iterator[Piece]:
         """The source in pieces of a few megabytes; the same ones, in the order of the documents, each time."""
@@ -161,6 +167,11 @@ class Selection:
         self.removed: Counter[str] = Counter()
 
     @property
+    def remembers(self) -> bool:
+        """What stays depends on what came before."""
+        return self._seen is not None or self._left is not None
+
+    @property
     def full(self) -> bool:
         """No further document is wanted."""
         return self._left == 0
@@ -172,8 +183,8 @@ class Selection:
             for i, number in enumerate(hashes):
                 result[i] = number not in self._seen
                 self._seen.add(number)
-            self.removed[REPEATED] += int((~result).sum())
-            self.removed += Counter()  # without zeros
+            if not result.all():
+                self.removed[REPEATED] += int((~result).sum())
         if self._left is not None:
             result &= result.cumsum() <= self._left
             self._left -= int(result.sum())

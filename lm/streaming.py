@@ -30,8 +30,8 @@ from lm import hub
 from lm.cache import open_or_build
 from lm.disk import fingerprint, read_json, replace, sync
 from lm.errors import DataError
-from lm.formats import as_text
 from lm.preparation import SPLITS, Split, Tokenise, Tokens
+from lm.rows import text_of
 from lm.schema.source import HubSource
 from lm.shards import Manifest, SplitWriter, TokenStore
 from lm.sources import Piece, Reader
@@ -194,7 +194,7 @@ class Stream:
         while True:
             empty = row == 0
             for values, after in hub.stream(self._source, self.revision, state):
-                rows = [(row + i, as_text(value)) for i, value in enumerate(values, 1)]
+                rows = [(row + i, text_of(value)) for i, value in enumerate(values, 1)]
                 row += len(rows)
                 texts = [document.text for document in self.reader.read(Piece(self._source.dataset, None, rows), removed)]
                 empty = empty and not texts

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import gzip
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +18,13 @@ from typing import IO, cast
 from lm.errors import DataError
 
 SPAN_BYTES = 2**22
+GZIP = b"\x1f\x8b"
 PACKED = {
-    b"PK\x03\x04": "a zip archive",
-    b"PK\x05\x06": "an empty zip archive",
-    b"\x28\xb5\x2f\xfd": "packed by zstd",
-    b"\xfd7zXZ": "packed by xz",
-    b"BZh": "packed by bzip2",
+    rb"PK\x03\x04": "a zip archive",
+    rb"PK\x05\x06": "an empty zip archive",
+    rb"\x28\xb5\x2f\xfd": "packed by zstd",
+    rb"\xfd7zXZ": "packed by xz",
+    rb"BZh[1-9](1AY&SY|\x17rE8)": "packed by bzip2",  # "BZh" alone may be the beginning of a word
 }
 
 Span = tuple[int, int]
@@ -32,12 +34,12 @@ Span = tuple[int, int]
 def opened(file: str) -> Iterator[IO[bytes]]:
     """A file's bytes, unpacked where gzip packed it. DataError for other archives, and for one that is cut or damaged."""
     with Path(file).open("rb") as stream:
-        head = stream.read(8)
+        head = stream.read(10)
         stream.seek(0)
-        if packed := next((name for magic, name in PACKED.items() if head.startswith(magic)), None):
+        if packed := next((name for magic, name in PACKED.items() if re.match(magic, head)), None):
             raise DataError(f"{file}: {packed}, not text; unpack it first, or pack it with gzip")
         try:
-            yield cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if is_gzip(file) else stream
+            yield cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if head.startswith(GZIP) else stream
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(f"{file}: the gzip file is cut or damaged; fetch it again ({error})") from error
 
@@ -45,7 +47,7 @@ def opened(file: str) -> Iterator[IO[bytes]]:
 def is_gzip(file: str) -> bool:
     """Whether gzip packed it, whatever its name."""
     with Path(file).open("rb") as stream:
-        return stream.read(2) == b"\x1f\x8b"
+        return stream.read(len(GZIP)) == GZIP
 
 
 def byte_spans(file: str) -> list[Span]:
@@ -103,12 +105,11 @@ def _lines_from(file: str, span: Span | None) -> Iterator[tuple[int, bytes]]:
     with opened(file) as stream:
         position = 0
         if span is not None and span[0] > 0:
-            # The line that covers byte start - 1 began before the span. It may be longer than the span: only its end is looked for here.
+            # The line that covers byte start - 1 began before the span. Its end is looked for in the span only: it may be far away.
             position = stream.seek(span[0] - 1)
-            while not (part := stream.readline(2**16)).endswith(b"\n"):
-                position += len(part)
-                if not part or position >= span[1]:
-                    return
+            part = stream.readline(span[1] - position)
+            if not part.endswith(b"\n"):
+                return
             position += len(part)
         for line in stream:
             yield position, line.removeprefix(codecs.BOM_UTF8) if position == 0 else line

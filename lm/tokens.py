@@ -1,0 +1,66 @@
+"""What becomes of a piece of a source: token ids, and what else has to be known of each document. In any process, from nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lm.sources import Piece, Reader, hash_of_text
+from lm.tokenizer import Tokenizer
+
+
+class Tokens(NamedTuple):
+    """What became of a piece: the ids of its documents one after another, and for each document some numbers."""
+
+    ids: NDArray[Any]
+    lengths: NDArray[np.int64]  # in ids
+    hashes: NDArray[np.uint64]  # of the text
+    characters: NDArray[np.int64]
+    text_bytes: NDArray[np.int64]  # in UTF-8
+    removed: Counter[str]
+
+    def of(self, chosen: NDArray[np.bool_]) -> Tokens:
+        """The same of some of the documents."""
+        ids = self.ids if chosen.all() else self.ids[np.repeat(chosen, self.lengths)]
+        return Tokens(ids, self.lengths[chosen], self.hashes[chosen], self.characters[chosen], self.text_bytes[chosen], self.removed)
+
+
+@dataclass(frozen=True)
+class Tokenise:
+    """Reads a piece and tokenises it; without a tokenizer it only measures: no ids.
+
+    Raises:
+        DataError: a row cannot be read.
+    """
+
+    reader: Reader
+    tokenizer: Tokenizer | None
+
+    def __call__(self, piece: Piece) -> Tokens:
+        """What became of the piece."""
+        removed: Counter[str] = Counter()
+        return self.of([document.text for document in self.reader.read(piece, removed)], removed)
+
+    def of(self, texts: list[str], removed: Counter[str]) -> Tokens:
+        """What became of these documents."""
+        ids = self.tokenizer.encode_batch(texts) if self.tokenizer is not None else [np.empty(0, np.uint16)] * len(texts)
+        return Tokens(
+            ids=np.concatenate(ids) if ids else np.empty(0, self.tokenizer.dtype if self.tokenizer is not None else np.uint16),
+            lengths=np.array([len(i) for i in ids], np.int64),
+            hashes=np.array([hash_of_text(text) for text in texts], np.uint64),
+            characters=np.array([len(text) for text in texts], np.int64),
+            text_bytes=np.array([len(text) if text.isascii() else len(text.encode()) for text in texts], np.int64),
+            removed=removed,
+        )
+
+
+class Engine(Protocol):
+    """Applies a function to pieces, in any number of processes; the results come in the order of the pieces."""
+
+    def __call__(self, function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
+        """`map(function, pieces)`."""
