@@ -17,6 +17,7 @@ from lm import errors
 from lm.config import Loaded, load
 from lm.config_keys import help_text
 from lm.config_text import describe
+from lm.errors import ConfigError
 from lm.launch import launch
 from lm.origin import Origin
 from lm.processes import is_first
@@ -36,6 +37,8 @@ def main() -> None:
     loaded = load(arguments.config, overrides)
     if arguments.print_config:
         print(describe(loaded.config, loaded.origins), end="")
+    elif arguments.plan and (arguments.resume or arguments.init_from):
+        raise ConfigError("command line: --plan plans the whole run, from its first step; leave out --resume and --init-from")
     elif arguments.plan:
         with StopSignals(speaks=True) as signals:
             build_session(loaded.config, Origin(), None, signals, print).plan(print)

@@ -22,10 +22,11 @@ from lm.checkpoint import point, read_manifest, retain, step_name, write_checkpo
 from lm.checkpoint_files import Begun
 from lm.compilation import compile_if_wanted
 from lm.disk import require_room
-from lm.errors import Stopped, UserError, is_lost_process, write_traceback
+from lm.errors import Stopped, is_lost_process, write_traceback
 from lm.evaluation import Evaluation
 from lm.incidents import GoBack
 from lm.logbook import Logbook
+from lm.processes import first_does
 from lm.progress import Progress
 from lm.run import Evaluated, RunFolder, validations_without_progress
 from lm.schema import Config
@@ -124,9 +125,9 @@ class Milestones(Callback):
         if self.record is not None:
             self.record.logbook.stopwatch.pause()
         if figures is not None:
-            self._on_first(trainer, lambda record: record.logbook.training(step, *figures))
+            self._on_first(lambda record: record.logbook.training(step, *figures))
         if last or stopping or validating or step % self.config.checkpoint.save_every == 0:
-            self._save(trainer, pl_module)
+            self._save(pl_module)
         if validating and not stopping:  # what a stop leaves out, the resumed run does first
             self._validate(trainer, pl_module)
         trainer.should_stop = stopping or bool(self.signal) or (validating and self._patience_is_over(trainer))
@@ -141,7 +142,7 @@ class Milestones(Callback):
         assert isinstance(pl_module, LanguageModel)
         if isinstance(exception, Stopped) and trainer.world_size == 1 and pl_module.step > self._saved >= 0:
             self.signals.sheltered = True
-            self._save(trainer, pl_module)
+            self._save(pl_module)
         elif isinstance(exception, GoBack):
             self._close_books()
 
@@ -159,22 +160,14 @@ class Milestones(Callback):
             self.record.logbook.close()
         self.progress.close()
 
-    def _on_first(self, trainer: lightning.Trainer, action: Callable[[Record], None]) -> None:
-        """Let the first process write something. What it cannot write is told to all before any of them waits: a full disk must not
-        leave the others hanging.
-        """
-        problem = None
-        if self.record is not None:
-            try:
-                action(self.record)
-            except UserError as error:
-                problem = error
-        if told := trainer.strategy.broadcast(problem):
-            raise problem or SystemExit(told.exit_code)  # one message is enough
+    def _on_first(self, action: Callable[[Record], None]) -> None:
+        """Let the first process write something. What it cannot write ends all before any waits for it: a full disk leaves none hanging."""
+        record = self.record
+        first_does(lambda: action(record) if record is not None else None)
 
-    def _save(self, trainer: lightning.Trainer, module: LanguageModel) -> None:
+    def _save(self, module: LanguageModel) -> None:
         begun = module.write_shards(Path(self.config.checkpoint.directory) / step_name(module.step))
-        self._on_first(trainer, lambda record: self._write_checkpoint(record, module, begun))
+        self._on_first(lambda record: self._write_checkpoint(record, module, begun))
         self._saved = module.step
 
     def _write_checkpoint(self, record: Record, module: LanguageModel, begun: Begun | None) -> None:
@@ -222,7 +215,7 @@ class Milestones(Callback):
             # Last: a validation without this line was none, and a resumed run does it again.
             record.folder.record(Evaluated(module.step, manifest, result.loss, perplexity, result.bits_per_byte, tokens, seconds, sample))
 
-        self._on_first(trainer, record_result)
+        self._on_first(record_result)
 
     def _attempt(self, what: str, module: LanguageModel, action: Callable[[], Result]) -> Result | None:
         result, problem = None, None

@@ -13,7 +13,7 @@ from typing import Any
 
 from lm.checkpoint import newest_whole, open_checkpoint, pointed, read_manifest, read_meta, step_name, verify
 from lm.errors import CheckpointError, ConfigError, printable
-from lm.run import RunFolder, read_evaluations, validations_without_progress
+from lm.run import RunFolder, parent_of_start, read_evaluations, validations_without_progress
 from lm.schema import Config
 from lm.stored import check_session, read_config
 
@@ -92,11 +92,6 @@ def find_origin(config: Config, folder: Path, resume: str | None, init_from: str
         CheckpointError: a checkpoint is missing or damaged.
         ConfigError: the configuration is not the one of the run that should go on, or the parent lies where the new run is to write.
     """
-    if init_from is not None:
-        parent = _parent_checkpoint(init_from, folder)
-        origin = Origin(init_from=parent, meta=read_meta(parent))
-        say(f"starting from the weights of {init_from} (step {read_meta(parent)['step']:,})")
-        return origin
     if resume is not None and (found := find_checkpoint(folder, resume, say)) is not None:
         meta = read_meta(found)
         check_session(found, meta)
@@ -105,7 +100,13 @@ def find_origin(config: Config, folder: Path, resume: str | None, init_from: str
         return Origin(resume=found, meta=meta)
     if resume is not None:
         say(f"{folder} holds no checkpoint to resume: starting from step 0")
-    return Origin(again=resume is not None)
+        init_from = parent_of_start(folder)  # else a start that was killed early would begin again from random weights
+    if init_from is None:
+        return Origin(again=resume is not None)
+    parent = _parent_checkpoint(init_from, folder)
+    meta = read_meta(parent)
+    say(f"starting from the weights of {init_from} (step {meta['step']:,})")
+    return Origin(init_from=parent, meta=meta, again=resume is not None)
 
 
 def make_room(run: RunFolder, origin: Origin, config: Config) -> str | None:

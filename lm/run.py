@@ -33,6 +33,7 @@ from lm.lock import claim
 
 NAMES = ("best.ckpt", "last.ckpt", "final.ckpt")
 RECORDS = ("metrics.csv", "evaluations.jsonl")
+PARENT = "init-from.txt"  # the checkpoint that the run started from, for a start that comes to no checkpoint of its own
 MOST_RESULTS = 2**30  # bytes of evaluations.jsonl; a million validations have less
 
 
@@ -188,6 +189,14 @@ class RunFolder:
                 for folder in self._made:
                     folder.rmdir()
         self._lock.close()
+
+
+def parent_of_start(folder: Path) -> str | None:
+    """The checkpoint that `--init-from` named when the run in this folder was started, if it did."""
+    try:
+        return read_text(folder / PARENT).rstrip("\n")
+    except FileNotFoundError:
+        return None
 
 
 def read_evaluations(folder: Path) -> list[Evaluated]:

@@ -36,7 +36,7 @@ from lm.origin import Origin, machine_changes, make_room
 from lm.processes import first_does
 from lm.progress import Progress
 from lm.prompt import open_prompt
-from lm.run import RunFolder
+from lm.run import PARENT, RunFolder
 from lm.sampling import Sampling
 from lm.schema import Config
 from lm.sharding import ForSampling, is_sharded
@@ -176,6 +176,8 @@ class Session:
         if moved := make_room(run, self.origin, config):
             self.progress.say(moved)
         replace(run.path / "config.yaml", to_yaml(config))
+        if self.origin.init_from is not None:
+            replace(run.path / PARENT, f"{self.origin.init_from}\n")
         self.progress.say("\n".join(forecast.lines(run.path)))
         flops = config.tokens_per_step * flops_per_token(decoder.n_matmul_parameters(), shape.n_layers, config.row_length, shape.d_model)
         work = StepWork(tokens=config.tokens_per_step, epochs=self.data.epochs_per_step, flops=flops)

@@ -318,6 +318,26 @@ def test_a_new_run_from_old_weights(tmp_path: Path) -> None:
     assert read_meta(tmp_path / "run" / "final.ckpt")["parent"] is None
 
 
+def test_a_run_from_old_weights_that_was_killed_early_begins_again_from_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_file(tmp_path)
+    train(config)
+    child, parent = f"--checkpoint.directory={tmp_path / 'child'}", str(tmp_path / "run" / "final.ckpt")
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
+        patched.setattr("lm.milestones.Milestones._save", killed)
+        train(config, child, init_from=parent)
+    assert not list((tmp_path / "child").glob("*.ckpt"))
+    train(config, child, resume="auto")
+    straight = f"--checkpoint.directory={tmp_path / 'straight'}"
+    train(config, straight, init_from=parent)
+    assert read_meta(tmp_path / "child" / "final.ckpt")["parent"]["step"] == 12
+    weights = [(tmp_path / name / "final.ckpt" / "model.safetensors").read_bytes() for name in ("child", "straight", "run")]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def killed(*_: object) -> None:
+    raise RuntimeError("killed")
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from model import Decoder
 
