@@ -22,7 +22,7 @@ except ModuleNotFoundError as missing:  # this comes before a command's `errors.
     print(not_installed(missing), file=sys.stderr)
     sys.exit(ConfigError.exit_code)
 
-from lm.config_keys import advice, keys, name_of
+from lm.config_keys import SECTION, advice, keys, name_of
 from lm.config_text import yaml_lines
 from lm.schema import Config
 from lm.yaml_reader import MAX_DEPTH, KeyPath, dotted, not_text, plain, read_file, read_text, shown, unprintable
@@ -45,6 +45,7 @@ _WRONG = {
     "less_than": "too large",
     "less_than_equal": "too large",
     "string_too_short": "empty",
+    "string_too_long": "too long",
     "too_short": "too few values",
     "too_long": "too many values",
 }
@@ -186,12 +187,13 @@ class _Draft:
             path, kind = path[:-1], "too_short"
         named = next(key for length in range(len(path), -1, -1) if (key := keys().get(name_of(path[:length]))))
         got = "" if kind == "missing" else f", got {shown(given)}"
-        return path, f"{_WRONG.get(kind, error['msg'])}{got}, write {named.type}{_quotes_hint(kind, given)}"
+        wanted = SECTION if named.several and isinstance(path[-1], int) else named.type
+        return path, f"{_WRONG.get(kind, error['msg'])}{got}, write {wanted}{_quotes_hint(kind, given)}"
 
     def _flag_among(self, section: KeyPath, message: str) -> KeyPath:
         """The key that a flag set, of those that a check of several keys names: the flag is what to change. Else the section."""
         words = message.split()
-        set_by_flag = (path for path, mark in self.marks.items() if not isinstance(mark, int) and path[: len(section)] == section)
+        set_by_flag = (path for path, mark in self.marks.items() if mark == path and path[: len(section)] == section)
         return next((path for path in set_by_flag if dotted(path[len(section) :]) in words), section)
 
     def _without_format(self, location: tuple[int | str, ...]) -> KeyPath:

@@ -14,7 +14,6 @@ from lm.yaml_reader import KeyPath, dotted, flow
 
 HELP_WIDTH = 120
 SECTION = "a section: its keys, indented, on the lines below"
-LIST_OF_SECTIONS = "a list of sections: each begins with `- ` on a line of its own"
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,18 @@ class Key:
     children: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
     """For the keys of a data source: the formats that know this key. Empty: not such a key."""
+    several: bool = False
+    """A list of sections, which all have the same `children`."""
 
     @property
     def of_every_format(self) -> bool:
         """Every source that is not a mixture of others has it."""
         return len(self.formats) == len(keys()["data.validation.format"].formats)
+
+    @property
+    def inner(self) -> list[Key]:
+        """The keys inside a section, or inside each section of a list."""
+        return [keys()[f"{self.name}{'[]' * self.several}.{child}".lstrip(".")] for child in self.children]
 
     @property
     def section(self) -> str:
@@ -71,20 +77,19 @@ def name_of(path: KeyPath) -> str:
 
 
 def leaves() -> list[Key]:
-    """The keys that hold a value; of the sections, only those that may also be null."""
-    return [key for key in keys().values() if not key.children or key.default == "null"]
+    """The keys that hold a value, lists of sections among them; of the sections themselves, only those that may also be null."""
+    return [key for key in keys().values() if not key.children or key.several or key.default == "null"]
 
 
 def help_text() -> str:
     """Every key with its meaning, type and default, by section, for `--help`."""
     lines = ["Any key of the configuration can be given as --section.key VALUE (docs/CONFIG_REFERENCE.md says more):"]
-    width = max(len(key.name) for key in leaves() if not key.name.startswith("data.validation."))
+    shown = [key for key in leaves() if not key.name.startswith(("data.validation.", "data.source.parts[]"))]
+    width = max(len(key.name) for key in shown)
     for name in keys()[""].children:
         lines += ["", f"{name}: {keys()[name].description}"]
-        for key in leaves():
-            if not key.name.startswith(f"{name}.") or key.section == "data.validation" or "[]" in key.name:
-                continue
-            kind = "null, or the same keys as data.source" if key.children else key.type
+        for key in (key for key in shown if key.name.startswith(f"{name}.")):
+            kind = "null, or the same keys as data.source, but no mixture" if key.default == "null" and key.children else key.type
             known = f"; only {', '.join(key.formats)}" if key.formats and key.short != "format" and not key.of_every_format else ""
             default = "required" if key.default == "required" else f"default {key.default}"
             text = f"{key.description} [{kind}; {default}{known}]".lstrip()
@@ -101,13 +106,15 @@ def _walk(name: str, nodes: list[dict[str, Any]], description: str, required: bo
     choices = [node["const"] for node in nodes if "const" in node]
     node = nodes[0] | ({"enum": choices} if choices else {})
     several = node.get("type") == "array" and bool(objects)
-    words = LIST_OF_SECTIONS if several else ("null, or " if _nullable(node) else "") + SECTION if objects else _words(node)
     default = "required" if required else flow(node["default"]) if "default" in node else ""
     children: dict[str, list[tuple[dict[str, Any], str]]] = {}
     for shape in objects:
         for child, child_node in shape["properties"].items():
             children.setdefault(child, []).append((child_node, shape["properties"].get("format", {}).get("const", "")))
-    yield Key(name, words, default, description, _text_only(node), tuple(children), formats)
+    words = ("null, or " if _nullable(node) else "") + SECTION if objects else _words(node)
+    if several:
+        words = f"a list of {node['minItems']} to {node['maxItems']} sections with {' and '.join(children)}, each behind `- `"
+    yield Key(name, words, default, description, _text_only(node), tuple(children), formats, several)
     for child, shapes in children.items():
         child_nodes = [child_node for child_node, _ in shapes]
         child_required = any(child in shape.get("required", []) for shape in objects)
@@ -150,6 +157,8 @@ def _words(node: dict[str, Any]) -> str:
     if node["type"] == "array":
         items = node["items"]
         return f"a list of {len(items)}, each {_words(items[0])}" if isinstance(items, list) else f"a list of {_words(items)}"
+    if node.get("maxLength") == 1:
+        return "one character"
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     limits = " and ".join(f"{sign} {'2**63' if node[bound] == 2**63 else node[bound]}" for bound, sign in signs.items() if bound in node)
     names = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text", "null": "null"}
@@ -167,16 +176,21 @@ def advice(path: KeyPath, source_format: object) -> str:
     `source_format` is the `format` that stands beside the key, where it stands in a data source.
     """
     table, section, name = keys(), name_of(path[:-1]), str(path[-1])
-    siblings = _siblings(section, source_format)
+    here = _inside(path[:-1])
+    siblings = [key.short for key in here.inner if not key.formats or source_format in key.formats]
     if known := table.get(name_of(path)):
         return f"with format {source_format} write {either(siblings)} ({name} is for {either(list(known.formats))})"
     if "." in name and name in table:
         return f"write {table[name].short} below {table[name].section}: (dots are for the command line)"
     name = name.lower().replace("-", "_")
-    # Of several keys of that name the first is meant, or one inside this very section.
+    # Of several keys of that name the first is meant, or one in a section around this one, or one inside it, best of this format.
     others = [key for key in reversed(table.values()) if key.name and key.section != section and "[]" not in key.name]
-    inside = [key for key in table.values() if key.name.startswith(f"{section}.") and key.section != section]
-    elsewhere = {key.short: key.name for key in others} | {key.short: dotted(path[:-1]) + key.name[len(section) :] for key in inside}
+    elsewhere = {key.short: key.name for key in others}
+    for length in range(len(path) - 1):
+        elsewhere |= {child: dotted((*path[:length], child)) for child in _inside(path[:length]).children}
+    inside = [key for key in reversed(table.values()) if key.name.startswith(f"{section}.") and key.section != section]
+    inside.sort(key=lambda key: key.name[len(section) + 1 :].partition(".")[0].removesuffix("[]") in siblings)
+    elsewhere |= {key.short: dotted(path[:-1]) + key.name[len(section) :] for key in inside}
     if name in elsewhere:
         return f"did you mean {elsewhere[name]}?"
     if near := difflib.get_close_matches(name, siblings, 1):
@@ -186,7 +200,6 @@ def advice(path: KeyPath, source_format: object) -> str:
     return f"write {either(siblings)}"
 
 
-def _siblings(section: str, source_format: object) -> list[str]:
-    names = keys()[section.removesuffix("[]")].children
-    children = [keys()[f"{section}.{child}".lstrip(".")] for child in names]
-    return [key.short for key in children if not key.formats or source_format in key.formats]
+def _inside(path: KeyPath) -> Key:
+    """The section, or the list of sections, that has the key in a path."""
+    return keys()[name_of(path).removesuffix("[]")]

@@ -6,6 +6,7 @@ Decided before anything heavy is imported, so that a run which must not start is
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ HARMLESS = (
     "data.workers",
     "data.on_bad_row",
     "data.source.files",  # wherever they lie: the text itself is compared, by its hash (machine_changes)
+    "data.source.parts[].source.files",
     "data.validation.files",
     "model.gradient_checkpointing",
     *(f"trainer.{key}" for key in ("max_epochs", "max_minutes", "validate_every", "early_stopping", "on_nonfinite", "nonfinite_limit")),
@@ -223,12 +225,16 @@ def _start_again(checkpoint: Path) -> str:
     return f"or --init-from {checkpoint} --checkpoint.directory NEW to start a new run from its weights"
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys with their values, those in sections and in lists of sections too."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for i, item in enumerate(value):
+            yield from _leaves(item, f"{name}[{i}]")
+    else:
+        yield name, value
 
 
 def _may_change(key: str, old: Any, new: Any) -> bool:
@@ -238,6 +244,7 @@ def _may_change(key: str, old: Any, new: Any) -> bool:
 
 
 def _is_among(key: str, names: tuple[str, ...]) -> bool:
+    key = re.sub(r"\[\d+\]", "[]", key)
     return any(key == name or key.startswith(name + ".") for name in names)
 
 

@@ -301,7 +301,9 @@ def test_a_new_key_of_the_schema_is_decided_on_here() -> None:
         for key in keys:
             if f"{section}.{key}" not in changeable:
                 refused.add(f"{section}.{key}")
-    named = {name for name in HARMLESS + INEXACT if "." in name} - {"data.source.files", "data.validation.files"}
+    files = {"data.source.files", "data.source.parts[].source.files", "data.validation.files"}
+    assert files < {*HARMLESS}
+    named = {name for name in HARMLESS + INEXACT if "." in name} - files
     assert named == {key for key in changeable if key.split(".")[0] not in HARMLESS}
     assert {key for key in refused if key.startswith(("optimizer", "trainer"))} == {
         "optimizer.name",
@@ -456,6 +458,63 @@ def test_the_text_may_lie_elsewhere(tmp_path: Path) -> None:
     """Whether it is the same text is seen in the text, by `machine_changes`."""
     [line] = changes(config(data__source__files=["elsewhere.txt"]), config().model_dump(mode="json"), tmp_path / "x")
     assert line == 'changed since x: data.source.files ["corpus.txt"] -> ["elsewhere.txt"]'
+
+
+def mixture(*parts: dict[str, Any], when_one_ends: str = "repeat") -> Config:
+    return config(data__source={"format": "mixture", "parts": list(parts), "when_one_ends": when_one_ends})
+
+
+def part(weight: int = 1, files: str = "a.txt", **source: Any) -> dict[str, Any]:
+    return {"weight": weight, "source": {"format": "txt", "files": files, **source}}
+
+
+def test_the_text_of_a_mixture_may_lie_elsewhere(tmp_path: Path) -> None:
+    stored = mixture(part(3), part(files="b.txt")).model_dump(mode="json")
+    assert list(changes(mixture(part(3), part(files="b.txt")), stored, tmp_path / "x")) == []
+    [line] = changes(mixture(part(3), part(files="elsewhere.txt")), stored, tmp_path / "x")
+    assert line == 'changed since x: data.source.parts[1].source.files ["b.txt"] -> ["elsewhere.txt"]'
+    both = changes(mixture(part(3, files="c"), part(files="d")), stored, tmp_path / "x")
+    assert [line.split()[3] for line in both] == ["data.source.parts[0].source.files", "data.source.parts[1].source.files"]
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        (mixture(part(2), part(1)), ["data.source.parts[0].weight: the run to resume has 3, got 2"]),
+        (mixture(part(3), part(1), when_one_ends="stop"), ['data.source.when_one_ends: the run to resume has "repeat", got "stop"']),
+        (
+            mixture(part(3), part(1, unit="line", filter={"min_length": 5, "deduplicate": True})),
+            [
+                'data.source.parts[1].source.unit: the run to resume has "paragraph", got "line"',
+                "data.source.parts[1].source.filter.min_length: the run to resume has 0, got 5",
+                "data.source.parts[1].source.filter.deduplicate: the run to resume has false, got true",
+            ],
+        ),
+        (
+            mixture(part(3)),
+            [
+                "data.source.parts[1].weight: the run to resume has 1, got nothing",
+                'data.source.parts[1].source.format: the run to resume has "txt", got nothing',
+                'data.source.parts[1].source.unit: the run to resume has "paragraph", got nothing',
+            ],
+        ),
+        (mixture(part(3), part(1), part(1)), ["data.source.parts[2].weight: the run to resume has nothing, got 1"]),
+        (config(), ['data.source.format: the run to resume has "mixture", got "txt"']),
+    ],
+)
+def test_what_else_a_mixture_is_made_of_may_not_change(tmp_path: Path, now: Config, expected: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        list(changes(now, mixture(part(3), part(1)).model_dump(mode="json"), tmp_path))
+    lines = str(caught.value).splitlines()
+    assert lines[: len(expected)] == expected
+    assert not any(".files" in line for line in lines), "their text is compared by its hash"
+
+
+@pytest.mark.parametrize("key", ["max_documents", "max_tokens", "min_length", "ascii_only", "deduplicate"])
+def test_what_is_left_out_of_the_text_may_not_change(tmp_path: Path, key: str) -> None:
+    now = config(data__source__filter={key: True if key in ("ascii_only", "deduplicate") else 7})
+    with pytest.raises(ConfigError, match=rf"^data\.source\.filter\.{key}: the run to resume has (null|0|false), got (7|true)\n"):
+        list(changes(now, config().model_dump(mode="json"), tmp_path))
 
 
 def test_a_finished_run_that_goes_on_has_no_final_checkpoint(tmp_path: Path) -> None:

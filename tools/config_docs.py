@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from lm import errors
@@ -55,6 +56,7 @@ python train.py --config config_smoke.yaml --optimizer.lr 3e-5 --optimizer.betas
 
 - Values are written as in YAML: `null` for none, `[a, b]` for a list, `{format: txt, files: a.txt}` for a section. Only for keys that take
   nothing but text is the value taken letter by letter, quotes and brackets included.
+- A list is given as a whole, of sections too: `--data.source.parts "[{weight: 1, source: {format: txt, files: a.txt}}]"`.
 - A value may begin with `-`; one that begins with `--` needs the form with `=`. The same key twice is refused.
 - `--print-config` shows the values that result, and where each came from. What it prints can be saved and loaded.
 
@@ -101,28 +103,23 @@ def main() -> None:
 
 
 def _table(section: Key) -> str:
-    """The keys of a section, and below each data source's row the keys inside it."""
+    """The keys of a section, and below each section's row the keys inside it."""
     rows = ["| key | type and range | default | meaning |", "|---|---|---|---|"]
-    for child in section.children:
-        key = keys()[f"{section.name}.{child}"]
-        if not key.children:
-            rows.append(_row(child, key))
-            continue
-        inner = [f"{child}.{grandchild}" for grandchild in key.children]
-        same = key.default == "null"
-        kind = "a section with the keys of `source`, or null" if same else "a section"
-        rows.append(f"| `{child}` | {kind} | {_default(key)} | {key.description} |")
-        rows += [] if same else [_row(name, keys()[f"{section.name}.{name}"]) for name in inner]
-    return "\n".join(rows) + "\n"
+    return "\n".join([*rows, *_rows(section)]) + "\n"
 
 
-def _row(name: str, key: Key) -> str:
-    formats = f" (format {either(list(key.formats))})" if key.formats and key.short != "format" else ""
-    return f"| `{name}` | {key.type} | {_default(key)} | {key.description}{formats} |"
-
-
-def _default(key: Key) -> str:
-    return "required" if key.default == "required" else f"`{key.default}`"
+def _rows(section: Key) -> Iterator[str]:
+    for key in section.inner:
+        again = "format" in key.children and key.name != "data.source"
+        kind = key.type if key.several or not key.children else "a section"
+        if again:
+            kind = "a section with the keys of `source`, but no mixture" + ", or null" * (key.default == "null")
+        default = "required" if key.default == "required" else f"`{key.default}`" * bool(key.default)
+        formats = f" (format {either(list(key.formats))})" if key.formats and key.short != "format" else ""
+        formats = " (every format but mixture)" if formats and key.of_every_format else formats
+        yield f"| `{key.name.partition('.')[2]}` | {kind} | {default} | {key.description}{formats} |"
+        if not again:
+            yield from _rows(key)
 
 
 def _write(path: Path, text: str) -> None:

@@ -65,7 +65,9 @@ class DataConfig(Section):
                 "split tail measures the text in characters before it is tokenised, and max_tokens in tokens; write split: hash"
             )
         if isinstance(self.validation, HubSource) and self.validation.streaming:
-            raise ValueError("validation is scored as a whole, and a streamed text has no end; write streaming: false and max_documents")
+            raise ValueError(
+                "validation is scored as a whole, and a streamed text has no end; write streaming: false and filter.max_documents"
+            )
         return self
 
     @model_validator(mode="after")

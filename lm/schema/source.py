@@ -108,7 +108,7 @@ class HubSource(Section):
         endless = [key for key in ("max_documents", "max_tokens", "deduplicate") if getattr(self.filter, key)]
         if self.streaming and endless:
             keys = " and ".join(f"filter.{key}" for key in endless)
-            raise ValueError(f"{keys} would need a streamed dataset as a whole; remove it, or write streaming: false")
+            raise ValueError(f"{keys} would need a streaming source as a whole; remove it, or write streaming: false")
         return self
 
 
