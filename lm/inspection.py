@@ -1,0 +1,173 @@
+"""What the model will see, in numbers: how the rows of a step are laid out, and what the splits consist of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lm.loss import IGNORE_INDEX
+from lm.shards import TokenStore
+from lm.tokenizer import Tokenizer
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a step; arrays of T.
+
+    Attributes:
+        documents: which of the row's documents each token belongs to, from 0.
+        positions: as the model counts them: from 0 in each document where `document_ids` keep documents apart, else in the row.
+        used: positions before the padding at the end.
+        starts_inside, ends_inside: the first (last) document began before the row (goes on after it).
+    """
+
+    name: str
+    ids: Integers
+    labels: Integers
+    documents: Integers
+    positions: Integers
+    used: int
+    starts_inside: bool
+    ends_inside: bool
+
+    @property
+    def supervised(self) -> int:
+        """Positions with a label."""
+        return int((self.labels != IGNORE_INDEX).sum())
+
+
+def read_rows(batch: dict[str, Any], tokenizer: Tokenizer) -> list[Row]:
+    """The rows of a step's item, whose tensors are (A, B, T), in the order that does not depend on A, B and processes."""
+    names = [name for name in ("input_ids", "labels", "document_ids") if name in batch]
+    tables = [batch[name].numpy().reshape(-1, batch[name].shape[-1]) for name in names]
+    rows = []
+    for number, (ids, labels, *given) in enumerate(zip(*tables, strict=True), 1):
+        padding = (ids == tokenizer.pad_id) & (labels == IGNORE_INDEX)
+        used = len(ids) - int(padding[::-1].cumprod().sum())
+        begins = np.diff(given[0], prepend=given[0][0]) != 0 if given else ids == tokenizer.eos_id
+        begins[0] = False
+        begins[used + 1 :] = False
+        places = np.arange(len(ids))
+        last_begin = np.maximum.accumulate(np.where(begins, places, 0))
+        rows.append(
+            Row(
+                name=f"step {batch['step']}, row {number} of {len(tables[0])}",
+                ids=ids,
+                labels=labels,
+                documents=begins.cumsum(),
+                positions=places - last_begin if given else places,
+                used=used,
+                starts_inside=used > 0 and int(ids[0]) != tokenizer.eos_id,
+                ends_inside=_ends_inside(labels, used, tokenizer.eos_id),
+            )
+        )
+    return rows
+
+
+def _ends_inside(labels: Integers, used: int, eos_id: int) -> bool:
+    """The last label is the next token of the same document. Where the loss leaves it out, padding says that the document was over."""
+    if used == 0:
+        return False
+    return used == len(labels) if labels[used - 1] == IGNORE_INDEX else bool(labels[used - 1] != eos_id)
+
+
+@dataclass(frozen=True)
+class RowStatistics:
+    """Counts over rows."""
+
+    rows: int
+    positions: int
+    supervised: int
+    padding: int
+    documents: int
+    starts_inside: int
+    ends_inside: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> RowStatistics:
+        """Sums over all of them; a document in two rows counts twice."""
+        return cls(
+            rows=len(rows),
+            positions=sum(len(row.ids) for row in rows),
+            supervised=sum(row.supervised for row in rows),
+            padding=sum(len(row.ids) - row.used for row in rows),
+            documents=sum(int(row.documents[row.used - 1]) + 1 for row in rows if row.used),
+            starts_inside=sum(row.starts_inside for row in rows),
+            ends_inside=sum(row.ends_inside for row in rows),
+        )
+
+
+@dataclass(frozen=True)
+class SourceStatistics:
+    """What one source gives to one split. Lengths are in tokens, EOS not counted."""
+
+    split: str
+    source: str
+    documents: int
+    tokens: int
+    share: float  # of the split's tokens
+    bytes_per_token: float
+    median_length: float
+    longest: int
+    longer_than_row: int  # documents that no row of T holds: their EOS takes a place in it
+
+    @classmethod
+    def of(cls, split: str, stores: Sequence[tuple[str, TokenStore]], row_length: int) -> list[SourceStatistics]:
+        """One for each named store of a split; 8 bytes of memory for each document."""
+        total, result = sum(store.tokens for _, store in stores), []
+        for name, store in stores:
+            lengths = np.diff(store.document_starts, append=store.tokens - 1) - 1
+            result.append(
+                cls(
+                    split=split,
+                    source=name,
+                    documents=store.documents,
+                    tokens=store.tokens,
+                    share=store.tokens / total,
+                    bytes_per_token=store.text_bytes / store.text_tokens,
+                    median_length=float(np.median(lengths)),
+                    longest=int(lengths.max()),
+                    longer_than_row=int((lengths + 1 > row_length).sum()),
+                )
+            )
+        return result
+
+
+def source_table(sources: Sequence[SourceStatistics], row_length: int) -> list[list[str]]:
+    """For people: headings, then a line for each."""
+    headings = ["split: source", "documents", "tokens", "share", "bytes/token", "median", "longest", f"over {row_length:,} long"]
+    return [headings] + [
+        [
+            f"{line.split}: {line.source}",
+            f"{line.documents:,}",
+            f"{line.tokens:,}",
+            f"{line.share:.1%}",
+            f"{line.bytes_per_token:.2f}",
+            f"{line.median_length:,.0f}",
+            f"{line.longest:,}",
+            f"{line.longer_than_row:,} ({line.longer_than_row / line.documents:.1%})",
+        ]
+        for line in sources
+    ]
+
+
+def row_table(counts: RowStatistics) -> list[list[str]]:
+    """For people: headings, then a line for each count and its share."""
+    lines = [
+        ("positions", counts.positions, counts.positions),
+        ("with a label", counts.supervised, counts.positions),
+        ("padding", counts.padding, counts.positions),
+        ("rows", counts.rows, counts.rows),
+        ("rows that begin inside a document", counts.starts_inside, counts.rows),
+        ("rows that end inside a document", counts.ends_inside, counts.rows),
+        ("documents and parts of documents", counts.documents, 0),
+    ]
+    return [["in these steps", "number", "share"]] + [
+        [name, f"{number:,}", f"{number / whole:.1%}" if whole else ""] for name, number, whole in lines
+    ]

@@ -1,0 +1,154 @@
+"""See what the model will see: the rows of real training steps, what the data consists of, and what validation text is trained on too.
+
+python -m tools.inspect_data --config config_smoke.yaml
+python -m tools.inspect_data --config config_smoke.yaml --step 100 --rows 2 --html rows.html
+python -m tools.inspect_data --config config_smoke.yaml --against cases.json questions.jsonl notes.txt
+
+The validation text, and any further one named by --against, is compared with the training text: which documents share 13 words in a row
+with it, without regard to case and punctuation (as in GPT-3's paper, appendix C). That goes through the training text once for each 32
+million characters of the other, and takes some hundred megabytes of memory; --ngram 0 leaves it out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lm import errors
+from lm.config import load as load_config
+from lm.disk import replace
+from lm.schema.data import DataConfig, HubSource, Source
+from lm.sources import Reader, find_files
+
+if TYPE_CHECKING:
+    from data import PackedDataModule
+    from lm.inspection import Row
+    from lm.overlap import Overlap
+    from lm.shards import TokenStore
+    from lm.tokenizer import Tokenizer
+
+Stores = dict[str, list[tuple[str, "TokenStore"]]]  # for each split, the sources' names and tokens
+SHOWN = 10  # documents in common that the terminal names one by one; the HTML file and --json have all
+
+
+def main() -> None:
+    """Refuse what cannot work, then open the data, count, compare, and show."""
+    arguments, overrides = parser().parse_known_args()
+    config = load_config(arguments.config, overrides).config
+    if not 0 <= arguments.step < config.max_steps:
+        raise errors.ConfigError(f"--step: the run has the steps 0 to {config.max_steps - 1}, got {arguments.step}; write one of them")
+    for flag, least in ("rows", 1), ("ngram", 0):
+        if getattr(arguments, flag) < least:
+            raise errors.ConfigError(f"--{flag}: too small, got {getattr(arguments, flag)}, write {least} or more")
+    against = find_files(arguments.against, "--against")
+
+    from data import PackedDataModule
+    from lm import inspection, rendering
+    from lm.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(config.tokenizer.name)
+    data = PackedDataModule(config, tokenizer, say=lambda line: print(line, file=sys.stderr))
+    stores, steps = stores_of(data), data.train_dataloader().dataset
+    rows: list[Row] = []
+    for step in range(arguments.step, config.max_steps):
+        if len(rows) < arguments.rows:
+            rows += inspection.read_rows(steps[step], tokenizer)
+    sources = [line for split in stores for line in inspection.SourceStatistics.of(split, stores[split], config.row_length)]
+    overlaps = compare(stores, config.data, tokenizer, against, arguments.ngram) if arguments.ngram else []
+    counts, shown = inspection.RowStatistics.of(rows), rows[: arguments.rows]
+
+    tables = {"Sources": inspection.source_table(sources, config.row_length), "Rows": inspection.row_table(counts)}
+    if overlaps:
+        tables["Overlap"] = overlap_table(overlaps, arguments.ngram)
+    notes = {f"{overlap.name}: in the training text too": matches(overlap, arguments.ngram) for overlap in overlaps if overlap.matches}
+    if arguments.html:
+        replace(arguments.html, rendering.html_page(f"What the model sees: {arguments.config}", tables, shown, tokenizer, notes))
+    if arguments.json:
+        print(json.dumps({"sources": sources, "rows": counts, "overlaps": overlaps}, default=dataclasses.asdict, indent=1))
+    else:
+        show(tables, shown, tokenizer, notes)
+
+
+def stores_of(data: PackedDataModule) -> Stores:
+    """Each split's token stores, with the names of the sources that they come from."""
+    settings = data.config.data
+    origins = {"train": settings.source, "val": settings.validation or settings.source}
+    return {split: [(source_name(origins[split]), rows.store)] for split, rows in data.rows.items()}
+
+
+def source_name(source: Source) -> str:
+    """Such as "jsonl *.jsonl"; whole paths would make the table too wide."""
+    names = [source.dataset] if isinstance(source, HubSource) else [Path(file).name for file in source.files]
+    return " ".join([source.format, *names])
+
+
+def compare(stores: Stores, settings: DataConfig, tokenizer: Tokenizer, against: list[str], n: int) -> list[Overlap]:
+    """What the validation split and further files share with the training text."""
+    from lm.overlap import StoredDocuments, find_overlaps, read_held_out
+
+    train, val = (StoredDocuments(split, [store for _, store in stores[split]], tokenizer) for split in ("train", "val"))
+    texts = [("validation", val), *((file, read_held_out(file)) for file in against)]
+    sources = [settings.source] if settings.validation is None else [settings.source, settings.validation]
+    readers = [Reader(source, on_bad_row=settings.on_bad_row) for source in sources]
+    return find_overlaps(((name, document) for name, documents in texts for document in documents), train, n, readers)
+
+
+def overlap_table(overlaps: list[Overlap], n: int) -> list[list[str]]:
+    """For people: headings, then a line for each text that is held out."""
+    lines = [[f"{n} words in a row that are trained on too", "documents", f"of {n} words or more", "with such", "share"]]
+    for overlap in overlaps:
+        judged, found = overlap.documents - overlap.too_short, len(overlap.matches)
+        lines.append([overlap.name, f"{overlap.documents:,}", f"{judged:,}", f"{found:,}", f"{found / judged:.1%}" if judged else ""])
+    return lines
+
+
+def matches(overlap: Overlap, n: int) -> list[str]:
+    """A line for each document in common, worst first."""
+    worst = sorted(overlap.matches, key=lambda match: -match.shared / match.ngrams)
+    return [f'{m.document}: {m.shared:,} of {m.ngrams:,} runs of {n} words, first "{m.words}", as in {m.training}' for m in worst]
+
+
+def show(tables: dict[str, list[list[str]]], rows: list[Row], tokenizer: Tokenizer, notes: dict[str, list[str]]) -> None:
+    """The terminal's form."""
+    from lm import rendering
+
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
+    width = shutil.get_terminal_size((100, 24)).columns
+    for row in rows:
+        print(*rendering.terminal_row(row, rendering.tokens_of(row, tokenizer), width, colour), sep="\n", end="\n\n")
+    print(rendering.legend(colour))
+    for table in tables.values():
+        print(f"\n{rendering.terminal_table(table)}")
+    for heading, lines in notes.items():
+        rest = [f"and {len(lines) - SHOWN:,} more, all of them in --html and --json"] if len(lines) > SHOWN else []
+        print(f"\n{heading}", *(rendering.visible(line) for line in lines[:SHOWN] + rest), sep="\n  ")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags; any key of the configuration is one more."""
+    result = argparse.ArgumentParser(
+        prog="python -m tools.inspect_data",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("--config", required=True, metavar="FILE", help="the YAML file; its keys can be changed, as in train.py")
+    result.add_argument("--step", type=int, default=0, metavar="K", help="the first optimiser step whose rows are shown (default: 0)")
+    result.add_argument("--rows", type=int, default=4, metavar="N", help="how many rows, of this and the next steps (default: 4)")
+    result.add_argument("--html", type=Path, metavar="FILE", help="write it all, with each token's particulars, into one HTML file too")
+    result.add_argument("--against", nargs="+", default=[], metavar="FILE", help="further text to look for in the training text")
+    result.add_argument("--ngram", type=int, default=13, metavar="N", help="how many words in a row (default: 13; 0: compare nothing)")
+    result.add_argument("--json", action="store_true", help="print the numbers as one JSON object, and no rows")
+    return result
+
+
+if __name__ == "__main__":
+    errors.run(main)
