@@ -1,0 +1,178 @@
+"""How fast text becomes tokens, and tokens batches: `python benchmarks/preparing.py TOKENIZER FILE.jsonl`.
+
+TOKENIZER is GPT-2's, a folder or tokenizer.json; FILE has a few megabytes of {"text": ...} lines, which are repeated. All ways get the same
+text, take turns, and the best of each counts: other work on the machine only ever adds. Exits 1 where a promise is broken.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+from tiktoken import Encoding  # noqa: E402
+
+from lm.cache import read_manifest  # noqa: E402
+from lm.engines import on_this_machine  # noqa: E402
+from lm.fast_bpe import GPT2, SPACES, FastBpe  # noqa: E402
+from lm.preparation import Split, prepare  # noqa: E402
+from lm.schema.source import JsonlSource  # noqa: E402
+from lm.shards import SplitWriter, TokenStore  # noqa: E402
+from lm.sources import Reader  # noqa: E402
+from lm.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer  # noqa: E402
+
+TURNS = 1
+MEGABYTES = 40  # of text for the comparison
+FLAT = 300  # of text for the memory
+
+
+def main() -> None:
+    """Print Markdown tables."""
+    tokenizer = load_tokenizer(sys.argv[1])
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        held = [speeds(folder, tokenizer, Path(sys.argv[2])), memory(folder, Path(sys.argv[2])), warm_start(folder)]
+    sys.exit(not all(held))
+
+
+def speeds(folder: Path, tokenizer: Tokenizer, text: Path) -> bool:
+    """MB of text a second for each way."""
+    file = repeated(text, folder / "some.jsonl", MEGABYTES)
+    size = sum(len(json.loads(line)["text"].encode()) for line in file.open())
+    ways: dict[str, Callable[[int], Any]] = {
+        "tools.prepare's way, all cores": lambda turn: made(folder / f"a{turn}", file, tokenizer),
+        "datasets.map(batched, num_proc=2), the same tokenizer": lambda turn: mapped(folder / f"b{turn}", file, tokenizer),
+        "tiktoken, one thread, with json.loads": lambda turn: alone(file, tokenizer),
+        "tools.prepare's way, bytes": lambda turn: made(folder / f"c{turn}", file, ByteTokenizer()),
+    }
+    best = dict.fromkeys(ways, float("inf"))
+    results = {}
+    for turn, (name, way) in itertools.product(range(TURNS), ways.items()):
+        started = time.perf_counter()
+        results[name] = way(turn)
+        best[name] = min(best[name], time.perf_counter() - started)
+    ours, theirs, tiktoken, as_bytes = ways
+    assert np.array_equal(*(np.concatenate([np.asarray(i) for i in results[name]]) for name in (ours, theirs))), "other ids"
+    print(f"{size / 1e6:,.0f} MB of text\n\n| way | MB/s | {ours} is so many times as fast |\n|---|---|---|")
+    for name, seconds in best.items():
+        print(f"| {name} | {size / 1e6 / seconds:.1f} | {seconds / best[ours]:.2f} |")
+    return best[theirs] >= 4 * best[ours] and best[tiktoken] >= 1.5 * best[ours] and size / 1e6 / best[as_bytes] >= 200
+
+
+def made(folder: Path, file: Path, tokenizer: Tokenizer) -> list[Any]:
+    """Ids of the documents' stream without EOS, as shards have them."""
+    folder.mkdir()
+    reader = Reader(JsonlSource(format="jsonl", files=[str(file)]))
+    manifest = prepare(folder, reader, tokenizer, Split("none"), on_this_machine, quiet=True)
+    store = TokenStore(folder, "train", manifest)
+    stream = store.read(0, store.tokens)
+    return [np.delete(stream, np.append(store.document_starts, store.tokens - 1))]
+
+
+def mapped(folder: Path, file: Path, tokenizer: Tokenizer) -> list[Any]:
+    """What Hugging Face's own way makes of it."""
+    program = (
+        "import sys, datasets, transformers\n"
+        "tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=sys.argv[1])\n"
+        "rows = datasets.load_dataset('json', data_files=sys.argv[2], split='train', cache_dir=sys.argv[3])\n"
+        "ids = rows.map(lambda batch: {'ids': tokenizer(batch['text'])['input_ids']}, batched=True, num_proc=2, remove_columns=['text'])\n"
+        "ids.save_to_disk(sys.argv[3] + '/ids')\n"
+    )
+    definition = folder.with_suffix(".json")
+    definition.write_text(tokenizer.definition)
+    command = [sys.executable, "-c", program, str(definition), str(file), str(folder)]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    import datasets
+
+    return list(datasets.load_from_disk(str(folder / "ids")).with_format("numpy")["ids"])
+
+
+def alone(file: Path, tokenizer: Tokenizer) -> None:
+    """Raw tiktoken with the same merges and GPT-2's pattern as it is published, on texts that are read first."""
+    ours = FastBpe(tokenizer.definition, tokenizer.special_ids)._encoding
+    raw = Encoding("raw", pat_str=GPT2 + SPACES, mergeable_ranks=ours._mergeable_ranks, special_tokens=ours._special_tokens)
+    for line in file.open():
+        raw.encode_to_numpy(json.loads(line)["text"], disallowed_special=())
+
+
+def memory(folder: Path, text: Path) -> bool:
+    """Resident memory while 1 GB is prepared, in this process alone."""
+    file = repeated(text, folder / "much.jsonl", FLAT)
+    program = (
+        "import sys, resource; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path; from lm.engines import here; from lm.preparation import Split, prepare\n"
+        "from lm.schema.source import JsonlSource; from lm.sources import Reader; from lm.tokenizer import ByteTokenizer\n"
+        "peaks = []\n"
+        "def engine(function, pieces):\n"
+        "    for tokens in here(function, pieces):\n"
+        "        yield tokens\n"
+        "        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+        "reader = Reader(JsonlSource(format='jsonl', files=[sys.argv[2]]))\n"
+        "Path(sys.argv[3]).mkdir(); prepare(Path(sys.argv[3]), reader, ByteTokenizer(), Split('hash', 0.01), engine, quiet=True)\n"
+        "print(peaks[len(peaks) // 10], peaks[-1])\n"
+    )
+    command = [sys.executable, "-c", program, str(ROOT), str(file), str(folder / "much")]
+    early, late = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    print(f"\npeak memory while {FLAT:,} MB are prepared: {early} MB after a tenth, {late} MB at the end")
+    return late - early < 50
+
+
+def warm_start(folder: Path) -> bool:
+    """From an open data module to its first batch, with 10^9 tokens in the cache."""
+    from lm.corpus import fingerprint
+
+    file = folder / "one.jsonl"
+    file.write_text('{"text": "a"}\n')
+    source = {"format": "jsonl", "files": [str(file)]}
+    split = Split("hash", 0.05)
+    cache = folder / "cache" / fingerprint(Reader(JsonlSource(**source)), split, ByteTokenizer())
+    cache.mkdir(parents=True)
+    splits = {}
+    for name, documents in ("train", 1_000_000), ("val", 1000):
+        writer = SplitWriter(cache, name, 258, np.dtype(np.uint16))
+        for _ in range(documents // 1000):
+            ids = np.full(999_000, 32, np.uint16)
+            writer.add(ids, np.full(1000, 999), np.arange(1000, dtype=np.uint64), len(ids))
+        splits[name] = writer.close()
+    manifest = {"dtype": "uint16", "splits": splits, "removed": {}, "ended_by": None, "fingerprint": cache.name}
+    (cache / "manifest.json").write_text(json.dumps(manifest))
+    assert read_manifest(cache) is not None
+    program = (
+        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "from data import PackedDataModule; from lm.schema import Config; from lm.tokenizer import ByteTokenizer; import json\n"
+        "data = {'source': json.loads(sys.argv[2]), 'cache_dir': sys.argv[3]}\n"
+        "trainer = {'max_steps': 1000, 'batch_size': 16}\n"
+        "config = Config(model={'context_length': 1024}, data=data, trainer=trainer, optimizer={'warmup_steps': 1})\n"
+        "started = time.perf_counter(); module = PackedDataModule(config, ByteTokenizer(), lambda line: None)\n"
+        "next(iter(module.train_dataloader())); print(time.perf_counter() - started)\n"
+        "started = time.perf_counter(); n = sum(1 for _ in module.train_dataloader()); print((time.perf_counter() - started) / n)\n"
+    )
+    command = [sys.executable, "-c", program, str(ROOT), json.dumps(source), str(folder / "cache")]
+    runs = [subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() for _ in range(TURNS)]
+    first, batch = (min(float(run[i]) for run in runs) for i in range(2))
+    print(f"\nfirst batch of a warm cache of 10^9 tokens: {first:.3f} s; then {1000 * batch:.3f} ms a batch of 16 rows of 1,024")
+    return first < 0.3
+
+
+def repeated(text: Path, file: Path, megabytes: int) -> Path:
+    """The lines of a file, again and again, until they have that many megabytes."""
+    lines = text.read_bytes()
+    with file.open("wb") as out:
+        for _ in range(-(-megabytes * 10**6 // len(lines))):
+            out.write(lines)
+    return file
+
+
+if __name__ == "__main__":
+    main()
