@@ -81,12 +81,13 @@ class PackedDataModule(lightning.LightningDataModule):
 
     @property
     def epochs_per_step(self) -> float:
-        """How much of a pass over the training rows one step is.
+        """How much of a pass over the training rows one step is; 0 for a stream, of which nobody knows how long it is.
 
         Raises:
             ConfigError: the plan cannot be kept. This is asked for before anything of an earlier run is moved aside.
         """
-        return self.config.trainer.batch_size / sum(self.plan.sizes)
+        rows = sum(self.plan.sizes)
+        return 0.0 if self.config.data.streams else self.config.trainer.batch_size / rows
 
     @property
     def text_bytes_per_token(self) -> float:
@@ -113,7 +114,9 @@ class PackedDataModule(lightning.LightningDataModule):
         """The rows of each split, "train" and "val"."""
         data, length = self.config.data, self.config.row_length
         for corpus in self.corpora[: len(data.parts)]:
-            if isinstance(corpus.train, TokenStore) and corpus.train.tokens <= length:
+            # Documents in rows of their own may be short.
+            least = length + 1 if data.rows == "packed" else 2
+            if isinstance(corpus.train, TokenStore) and corpus.train.tokens < least:
                 raise DataError(
                     f"{corpus.key}: there are {corpus.train.tokens:,} tokens to train on, and one row takes {length + 1:,}: {length:,} "
                     "(data.sequence_length, or model.context_length) and the one to predict last; give more text or make the rows shorter"

@@ -160,6 +160,9 @@ class Forecast:
         times = f"{trainer.accumulation} x " if trainer.accumulation > 1 else ""
         places = f" on each of {trainer.processes} devices" if trainer.processes > 1 else ""
         split = f", as {times}{trainer.micro_batch} rows{places}" if times or places else ""
+        passes = (
+            f"{config.max_steps * self.epochs_per_step:.2f} passes over the data, " if self.epochs_per_step else ""
+        )  # unknown of a stream
         saved = min(config.checkpoint.keep, config.max_steps // config.checkpoint.save_every + 1) + 1  # and the best one
         parts = [f"weights {in_bytes(footprint.weights)}", f"gradients {in_bytes(footprint.gradients)}"]
         parts += [f"optimiser {in_bytes(footprint.optimizer)}"]
@@ -167,7 +170,7 @@ class Forecast:
         return [
             f"model: {n_parameters:,} parameters, {self.precision} on {self.device}; {', '.join(parts)}",
             f"run: {config.max_steps:,} steps of {trainer.batch_size} rows of {config.row_length} tokens{split}: {tokens:,} tokens, "
-            f"{config.max_steps * self.epochs_per_step:.2f} passes over the data, {tokens / n_parameters:.1f} tokens a parameter",
+            f"{passes}{tokens / n_parameters:.1f} tokens a parameter",
             f"disk: {in_bytes(footprint.checkpoint)} a checkpoint, up to {in_bytes(saved * footprint.checkpoint)} in all; "
             f"{in_bytes(shutil.disk_usage(folder).free)} free",
         ]

@@ -4,8 +4,8 @@ Shuffling a list of n row numbers needs the list. Here the shuffled order is a f
 epoch, turns position p of the epoch into a row, and as ciphers are one-to-one each row comes up once an epoch. Any position can be asked
 for at any time in constant memory, so a resumed run needs to remember nothing, and any number of workers and processes agree.
 
-Several sources are mixed in blocks: with weights 4 : 4 : 2, or 2 : 2 : 1, every 5 rows that follow each other have 2, 2 and 1 of them, in
-a shuffled order. Rows have equal lengths, so these are shares of the tokens.
+Several sources are mixed in blocks: with weights 4 : 4 : 2, or 2 : 2 : 1, each block of 5 rows has the next 2, 2 and 1 of theirs, in a
+shuffled order. Packed rows have equal lengths, so these are shares of the tokens too.
 """
 
 from __future__ import annotations

@@ -230,6 +230,18 @@ def test_rows_of_documents_through_the_module(tmp_path):
     assert Counter(labels[labels != -100].tolist()) == Counter(the_store(data, "val").read(1, 10**6).tolist())
 
 
+def test_few_short_documents_are_enough_for_rows_of_documents(tmp_path):
+    """Rows of the stream need one that is full."""
+    few, held_out = ["ab", "c"], write_jsonl(tmp_path / "val.jsonl", ["d"])
+    data = module(tmp_path, few, rows="document", validation=held_out)
+    assert {tuple(inputs) for inputs, _ in rows_in(next(iter(data.train_dataloader())))} == {
+        (EOS, *b"ab", *[PAD] * 5),
+        (EOS, *b"c", *[PAD] * 6),
+    }
+    with pytest.raises(DataError, match=r"there are 6 tokens to train on, and one row takes 9"):
+        assert module(tmp_path, few, validation=held_out).rows
+
+
 def test_masked_documents_are_computed_as_if_alone(tmp_path):
     """Logits and gradients of packed rows are those of each document in a row of its own."""
     torch.manual_seed(0)

@@ -42,6 +42,11 @@ class Config(Section):
             raise ValueError(
                 "trainer.validation_rows null means the whole validation split, but a streamed text has no end; write how many rows"
             )
+        if self.trainer.max_epochs is not None and self.data.streams:
+            raise ValueError(
+                f"trainer.max_epochs {self.trainer.max_epochs:g} limits the passes over the text, and of a streaming source nobody knows "
+                "how long it is; remove it"
+            )
         stride = self.data.stride
         if stride is not None and stride > self.row_length:
             raise ValueError(

@@ -120,7 +120,7 @@ SingleSource = Annotated[
 class Part(Section):
     """One source of a mixture."""
 
-    weight: int = Field(ge=1, le=1000, description="This source's share of the tokens, beside the other weights: 4, 4 and 2, say.")
+    weight: int = Field(ge=1, le=1000, description="This source's share of the rows, beside the other weights: 4, 4 and 2, say.")
     source: SingleSource = Field(description="Where its text comes from.")
 
 

@@ -175,7 +175,7 @@ SOURCES = {
     "a source in words": ("data: {source: a.txt}", "data.source: not a section"),
     "a source that is a list": ("data: {source: [{format: txt, files: a}]}", "data.source: not a section"),
     "no format": ("data: {source: {files: a.txt}}", "data.source.format: missing"),
-    "an unknown format": ("data: {source: {format: csv, files: a.csv}}", "data.source.format: not one of the choices"),
+    "an unknown format": ("data: {source: {format: xlsx, files: a.xlsx}}", "data.source.format: not one of the choices"),
     "a format in capitals": ("data: {source: {format: TXT, files: a.txt}}", "data.source.format: not one of the choices"),
     "a format that is NaN": ("data: {source: {format: .nan, files: a.txt}}", "data.source.format: not one of the choices"),
     "no files": ("data: {source: {format: txt}}", "data.source.files: missing"),
@@ -186,6 +186,26 @@ SOURCES = {
     "a key of another format": ("data: {source: {format: txt, files: a, text_key: b}}", "data.source.text_key: unknown key"),
     "a dataset without a name": ("data: {source: {format: hub, dataset: ''}}", "data.source.dataset: empty"),
     "a dataset for files": ("data: {source: {format: jsonl, files: a, dataset: b}}", "data.source.dataset: unknown key"),
+    "a filter in words": ("data: {source: {format: txt, files: a, filter: ascii}}", "data.source.filter: not a section"),
+    "a filter that filters nothing known": (
+        "data: {source: {format: txt, files: a, filter: {profanity: true}}}",
+        "data.source.filter.profanity: unknown key",
+    ),
+    "a mixture of nothing": ("data: {source: {format: mixture, parts: []}}", "data.source.parts: too few values"),
+    "a mixture of files": ("data: {source: {format: mixture, files: [a, b]}}", "data.source.files: unknown key"),
+    "a mixture of words": ("data: {source: {format: mixture, parts: [a]}}", "data.source.parts[0]: not a section"),
+    "a mixture of mixtures": (
+        "data: {source: {format: mixture, parts: [{weight: 1, source: {format: mixture, parts: []}}]}}",
+        "data.source.parts[0].source.format: not one of the choices",
+    ),
+    "a weight of nothing": (
+        "data: {source: {format: mixture, parts: [{weight: 0, source: {format: txt, files: a}}]}}",
+        "data.source.parts[0].weight: too small",
+    ),
+    "a share for a weight": (
+        "data: {source: {format: mixture, parts: [{weight: 0.5, source: {format: txt, files: a}}]}}",
+        "data.source.parts[0].weight: not a whole number",
+    ),
     "validation in words": ("data: {source: {format: txt, files: a}, validation: b.txt}", "data.validation: not a section"),
     "two ways to validate": (
         "data: {source: {format: txt, files: a}, validation: {format: txt, files: b}, val_fraction: 0.2}",
