@@ -273,6 +273,23 @@ def test_stopped_anywhere_and_gone_on_is_the_same(tmp_path_factory, data, split,
     assert (content(killed), manifest) == expected
 
 
+@pytest.mark.parametrize("filters", [{"deduplicate": True}, {"max_documents": 60}])
+def test_a_document_that_tail_has_parted_is_one_document_after_a_kill(tmp_path, monkeypatch, filters):
+    monkeypatch.setattr(preparation, "JOURNAL_TOKENS", 1)
+    parted = "parted " * 200
+    section = source_in(
+        tmp_path, texts=[parted, *(f"text {i}" for i in range(50)), parted, "parted ", *(f"text {i}" for i in range(20))], **filters
+    )
+    split = Split("tail", 0.9)
+    expected = build(tmp_path / "straight", section, split)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    with pytest.raises(Killed):
+        prepare(folder, reader(section), BYTES, split, killed_after(2), quiet=True)
+    manifest = prepare(folder, reader(section), BYTES, split, here, quiet=True)
+    assert (content(folder), manifest) == expected
+
+
 @pytest.mark.parametrize("damage", ["{", "[]", "{}", "null", "\xff", "cut", "missing", "other pieces"])
 def test_a_journal_that_is_not_true_is_not_believed(tmp_path, damage, monkeypatch):
     section = source_in(tmp_path)
@@ -406,7 +423,7 @@ def test_a_parent_that_is_killed_leaves_no_worker(tmp_path):
     pieces_done(process, 8)
     assert len(workers(process)) == 2
     process.kill()
-    process.communicate()
+    process.wait(timeout=20)
     assert gone(process)
 
 
