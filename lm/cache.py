@@ -91,9 +91,17 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def damaged(folder: Path, manifest: Manifest) -> list[str]:
-    """The files whose content is not what the manifest's hashes say; reads them all."""
+    """The files whose content is not what the manifest's hashes say, or cannot be read; reads them all."""
     files = [item for entry in manifest["splits"].values() for item in entry["files"].items()]
-    return [name for name, file in files if fingerprint(folder / name) != file]
+    found = []
+    for name, file in files:
+        try:
+            whole = fingerprint(folder / name) == file
+        except OSError:
+            whole = False
+        if not whole:
+            found.append(name)
+    return found
 
 
 @contextlib.contextmanager

@@ -241,12 +241,12 @@ class Killed(BaseException):
     """Stands for kill -9 where the process has to live on to look at what is left."""
 
 
-def killed_after(pieces, engine=here):
-    """An engine that ends like that after so many pieces, and one that counts."""
+def killed_after(pieces, while_measuring=False):
+    """An engine that ends like that after so many pieces."""
 
     def act(function, given):
-        for number, tokens in enumerate(engine(function, given)):
-            if number == pieces:
+        for number, tokens in enumerate(here(function, given)):
+            if number == pieces and while_measuring == (function.tokenizer is None):
                 raise Killed
             yield tokens
 
@@ -268,9 +268,26 @@ def test_stopped_anywhere_and_gone_on_is_the_same(tmp_path_factory, data, split,
         killed.mkdir()
         for pieces in data.draw(st.lists(st.integers(0, 12), max_size=4)):
             with contextlib.suppress(Killed):
-                prepare(killed, reader(section), BYTES, SPLITS[split], killed_after(pieces), quiet=True)
+                prepare(killed, reader(section), BYTES, SPLITS[split], killed_after(pieces, data.draw(st.booleans())), quiet=True)
         manifest = prepare(killed, reader(section), BYTES, SPLITS[split], here, quiet=True)
     assert (content(killed), manifest) == expected
+
+
+@pytest.mark.parametrize("filters", [{"deduplicate": True}, {"max_documents": 60}])
+def test_a_document_that_tail_has_parted_is_one_document_after_a_kill(tmp_path, monkeypatch, filters):
+    monkeypatch.setattr(preparation, "JOURNAL_TOKENS", 1)
+    parted = "parted " * 200
+    section = source_in(
+        tmp_path, texts=[parted, *(f"text {i}" for i in range(50)), parted, "parted ", *(f"text {i}" for i in range(20))], **filters
+    )
+    split = Split("tail", 0.9)
+    expected = build(tmp_path / "straight", section, split)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    with pytest.raises(Killed):
+        prepare(folder, reader(section), BYTES, split, killed_after(2), quiet=True)
+    manifest = prepare(folder, reader(section), BYTES, split, here, quiet=True)
+    assert (content(folder), manifest) == expected
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", "{}", "null", "\xff", "cut", "missing", "other pieces"])
@@ -406,7 +423,7 @@ def test_a_parent_that_is_killed_leaves_no_worker(tmp_path):
     pieces_done(process, 8)
     assert len(workers(process)) == 2
     process.kill()
-    process.communicate()
+    process.wait(timeout=20)
     assert gone(process)
 
 
