@@ -46,6 +46,11 @@ class Corpus:
     val: TokenStore
     facts: list[str]
 
+    @property
+    def stores(self) -> list[TokenStore]:
+        """The splits whose tokens are stored, as all are but what is streamed."""
+        return [store for store in (self.train, self.val) if isinstance(store, TokenStore)]
+
 
 def readers(data: DataConfig) -> list[tuple[str, Reader, Split]]:
     """Each source's name, its documents, and which of them are validated on. Raises DataError where files are missing."""

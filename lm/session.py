@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lm.changes import machine_changes
 from lm.checkpoint import point, step_name
 from lm.config_text import to_yaml
 from lm.continuation import write
@@ -32,7 +33,7 @@ from lm.lineage import lasting_meta
 from lm.logbook import Logbook, StepWork
 from lm.milestones import Milestones, Record
 from lm.optim import make_optimizer
-from lm.origin import Origin, machine_changes, make_room
+from lm.origin import Origin, make_room
 from lm.processes import first_does
 from lm.progress import Progress
 from lm.prompt import open_prompt

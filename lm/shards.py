@@ -144,6 +144,7 @@ class TokenStore:
 
     def __init__(self, folder: Path, split: str, manifest: Manifest):
         entry = manifest["splits"][split]
+        self.split = split
         self.tokens: int = entry["tokens"]
         self.documents: int = entry["documents"]
         self.text_tokens: int = entry["text_tokens"]

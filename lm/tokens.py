@@ -26,7 +26,9 @@ class Tokens(NamedTuple):
 
     def of(self, chosen: NDArray[np.bool_]) -> Tokens:
         """The same of some of the documents."""
-        ids = self.ids if chosen.all() else self.ids[np.repeat(chosen, self.lengths)]
+        borders = np.flatnonzero(np.diff(chosen, prepend=False, append=False))  # where a run of chosen ones begins, and where it ends
+        places = np.append(0, self.lengths.cumsum())[borders].reshape(-1, 2).tolist()
+        ids = np.concatenate([self.ids[:0], *(self.ids[first:end] for first, end in places)])
         return Tokens(ids, self.lengths[chosen], self.hashes[chosen], self.characters[chosen], self.text_bytes[chosen], self.removed)
 
 
@@ -48,10 +50,11 @@ class Tokenise:
 
     def of(self, texts: list[str], removed: Counter[str]) -> Tokens:
         """What became of these documents."""
-        ids = self.tokenizer.encode_batch(texts) if self.tokenizer is not None else [np.empty(0, np.uint16)] * len(texts)
+        nothing = np.empty(0, np.uint16), np.zeros(len(texts), np.int64)
+        ids, lengths = self.tokenizer.encode_flat(texts) if self.tokenizer is not None else nothing
         return Tokens(
-            ids=np.concatenate(ids) if ids else np.empty(0, self.tokenizer.dtype if self.tokenizer is not None else np.uint16),
-            lengths=np.array([len(i) for i in ids], np.int64),
+            ids=ids,
+            lengths=lengths,
             hashes=np.array([hash_of_text(text) for text in texts], np.uint64),
             characters=np.array([len(text) for text in texts], np.int64),
             text_bytes=np.array([len(text) if text.isascii() else len(text.encode()) for text in texts], np.int64),

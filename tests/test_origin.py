@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from lm.changes import HARMLESS, INEXACT, SETTLED_LATER, changes, machine_changes
 from lm.checkpoint import point, read_manifest, read_meta, step_directories, step_name, step_of
 from lm.errors import CheckpointError, ConfigError
-from lm.origin import HARMLESS, INEXACT, SETTLED_LATER, Origin, changes, find_origin, is_finished, machine_changes, make_room
+from lm.origin import Origin, find_origin, is_finished, make_room
 from lm.run import Evaluated, RunFolder, read_evaluations
 from lm.schema import Config
 from tests.faults import ROOT, save, sealed

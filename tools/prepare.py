@@ -2,6 +2,7 @@
 
 python -m tools.prepare --config config.yaml
 python -m tools.prepare --config config.yaml --processes 4 --verify
+python -m tools.prepare --config config.yaml --ray
 
 Any key of the configuration can be given as --section.key VALUE. What was stopped goes on where it was when it is started again.
 """
@@ -9,6 +10,7 @@ Any key of the configuration can be given as --section.key VALUE. What was stopp
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from lm.schema import Config
     from lm.sources import Piece
     from lm.tokenizer import Tokenizer
-    from lm.tokens import Tokenise, Tokens
+    from lm.tokens import Engine, Tokenise, Tokens
 
 
 def main() -> None:
@@ -32,9 +34,20 @@ def main() -> None:
     from lm.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(config.tokenizer.name)
-    corpora = make(config, tokenizer, arguments.processes)
+    if config.data.streams:
+        raise errors.ConfigError(
+            "data.source: what is streamed is tokenised as training goes, not ahead; write streaming: false, here and for train.py, to "
+            "read the dataset once and keep its tokens (--data.source.streaming false)"
+        )
+    if arguments.ray:
+        from lm.ray_engine import on_ray as engine
+    else:
+        from lm.engines import on_this_machine
+
+        engine = functools.partial(on_this_machine, processes=arguments.processes)
+    corpora = make(config, tokenizer, engine)
     if arguments.verify and remove_damaged(corpora):
-        make(config, tokenizer, arguments.processes)
+        make(config, tokenizer, engine)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="how many read and tokenise (default: one for each core); with 1 no other is started",
     )
+    result.add_argument("--ray", action="store_true", help="on all machines of the Ray cluster that RAY_ADDRESS names, or on this one")
     result.add_argument("--verify", action="store_true", help="also read all that is there, and make again what is damaged")
     return result
 
@@ -60,23 +74,22 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def make(config: Config, tokenizer: Tokenizer, processes: int | None) -> list[Corpus]:
+def make(config: Config, tokenizer: Tokenizer, engine: Engine) -> list[Corpus]:
     """Open the tokens of all sources, made first where they are missing, and say what there is."""
     from lm.corpus import open_corpora
-    from lm.engines import on_this_machine
 
     made = set()
 
-    def engine(function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
+    def noting(function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
         made.add(function.reader.key)
-        return on_this_machine(function, pieces, processes)
+        return engine(function, pieces)
 
     start = time.perf_counter()
-    corpora = open_corpora(config.data, tokenizer, _say, engine)
+    corpora = open_corpora(config, tokenizer, _say, noting)
     seconds = time.perf_counter() - start
     for corpus in corpora:
         _say("; ".join([f"{corpus.key}: {_amount(corpus)}", *corpus.facts]))
-    if text := sum(corpus.train.text_bytes + corpus.val.text_bytes for corpus in corpora if corpus.key in made):
+    if text := sum(store.text_bytes for corpus in corpora if corpus.key in made for store in corpus.stores):
         _say(f"made in {seconds:,.1f} s, {text / 1e6 / seconds:,.1f} MB of text a second")
     elif not made:
         _say("everything was there already")
@@ -100,8 +113,7 @@ def remove_damaged(corpora: list[Corpus]) -> bool:
 
 
 def _amount(corpus: Corpus) -> str:
-    splits = (("train", corpus.train), ("val", corpus.val))
-    amounts = [f"{name} {store.documents:,} documents, {store.tokens:,} tokens" for name, store in splits if store.documents]
+    amounts = [f"{store.split} {store.documents:,} documents, {store.tokens:,} tokens" for store in corpus.stores if store.documents]
     size = sum(path.stat().st_size for path in corpus.folder.iterdir())
     return ", ".join([*amounts, f"{size / 1e6:,.1f} MB on disk"])
 
