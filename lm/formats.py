@@ -70,6 +70,8 @@ def read_csv(file: str, source: CsvSource, span: None) -> Iterator[Row]:
                 continue
             if names is None:
                 names = row
+                if isinstance(fault := decoded(" ".join(names).encode(errors="surrogateescape")), Fault):
+                    raise DataError(f"{file}:{number}: {fault.kind}: {fault.detail}")
                 require_column(file, source.text_key, names)
             elif row and len(row) != len(names):
                 yield number, Fault("another number of columns", f"{len(row)} where the first line names {len(names)}")

@@ -31,7 +31,9 @@ def read_parquet(file: str, source: ParquetSource, span: Span | None) -> Iterato
                     yield number, text_of(value.as_py())
                 except UnicodeDecodeError as error:
                     yield number, Fault("not UTF-8", f"byte {error.object[error.start]:#04x}")
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
+        if getattr(error, "errno", None):  # the system's own; pyarrow's have none
+            raise
         raise _not_parquet(file, error) from error
 
 

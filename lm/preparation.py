@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from lm.cache import JOURNAL
 from lm.disk import replace
+from lm.errors import DataError
 from lm.progress import ReadingProgress
 from lm.shards import Manifest, SplitWriter
 from lm.sources import EMPTY, Piece, Reader, Selection
@@ -55,8 +56,9 @@ def prepare(folder: Path, reader: Reader, tokenizer: Tokenizer, split: Split, en
     Memory holds a few pieces for each process, 8 bytes for each document with `tail`, and 70 for each where repeats are to be found.
 
     Raises:
-        DataError: the text cannot be read.
+        DataError: the text cannot be read, or somebody writes into it.
     """
+    identity = reader.identity()
     work = _Work(folder, reader, tokenizer, split)
     if split.kind == "tail" and work.border is None:
         work.border = find_tail(reader, split.fraction, engine, quiet)
@@ -69,6 +71,8 @@ def prepare(folder: Path, reader: Reader, tokenizer: Tokenizer, split: Split, en
                 progress.advance(int(tokens.text_bytes.sum()))
                 if work.full:
                     break
+    if reader.identity() != identity:
+        raise DataError(f"{reader.key}: its files changed while they were read; start again when nobody writes into them")
     return work.close()
 
 

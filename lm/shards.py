@@ -195,6 +195,9 @@ _descriptors: dict[str, int] = {}
 def _descriptor(path: str) -> int:
     """A file's descriptor, for reading: the last `MOST_OPEN` that were asked for stay open, whichever stores they belong to."""
     descriptor = _descriptors.pop(path, None)
+    if descriptor is not None and os.fstat(descriptor).st_nlink == 0:  # removed since, and perhaps made again
+        os.close(descriptor)
+        descriptor = None
     if descriptor is None:
         if len(_descriptors) >= MOST_OPEN:
             os.close(_descriptors.pop(next(iter(_descriptors))))

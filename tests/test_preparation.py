@@ -234,6 +234,18 @@ def test_an_empty_file_is_named(tmp_path):
     assert build(tmp_path / "skip", section, HASH)[1]["removed"] == {"empty file": 1, "empty document": 2}
 
 
+def test_a_file_that_changes_meanwhile_is_noticed(tmp_path):
+    section = source_in(tmp_path)
+
+    def engine(function, pieces):
+        with (tmp_path / "a.jsonl").open("a") as file:
+            file.write('{"text": "more"}\n')
+        return here(function, pieces)
+
+    with pytest.raises(DataError, match=r"data\.source: its files changed while they were read; start again"):
+        build(tmp_path / "cache", section, HASH, engine)
+
+
 # --- kills
 
 

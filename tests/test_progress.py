@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 
 from lm import progress
-from lm.progress import Progress
+from lm.progress import Progress, ReadingProgress
 
 
 class Clock:
@@ -148,3 +149,37 @@ def test_lines_do_not_tear_the_bar(clock: Clock, monkeypatch: pytest.MonkeyPatch
     display.close()
     display.say("done")
     assert capsys.readouterr().out == "done\n"
+
+
+# --- reading text
+
+
+def test_reading_is_told_in_lines_where_there_is_no_terminal(clock: Clock, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(bytes(30_000_000))
+    with ReadingProgress("tokenising", [str(tmp_path / "a.txt")], 5_000_000, quiet=False) as display:
+        for _ in range(5):
+            clock.now += 4
+            display.advance(2_000_000)
+    with ReadingProgress("measuring", ["someone/stories"], 0, quiet=False) as display:
+        clock.now += 10
+        display.advance(5_000_000)
+    output = capsys.readouterr()
+    assert output.out == "tokenising: 11 of 30 MB, 0.5 MB/s\nmeasuring: 5 MB, 0.5 MB/s\n"
+    assert output.err == ""
+
+
+def test_reading_is_a_bar_on_a_terminal_that_goes_away(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = on_terminal(monkeypatch)
+    with ReadingProgress("tokenising", [], 0, quiet=False) as display:
+        display.advance(5_000_000)
+    assert "tokenising: " in terminal.getvalue()
+    assert terminal.getvalue().endswith("\r"), "nothing of it is left on the screen"
+    assert capsys.readouterr().out == ""
+
+
+def test_quiet_reading_says_nothing(clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = on_terminal(monkeypatch)
+    with ReadingProgress("tokenising", [], 0, quiet=True) as display:
+        clock.now += 60
+        display.advance(5_000_000)
+    assert terminal.getvalue() == capsys.readouterr().out == ""

@@ -1,6 +1,7 @@
 """Shards hold exactly the tokens that went in, however often their writer was killed."""
 
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,14 @@ def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
     for start in (0, 350, 7, 490, 21, 0, 77):
         assert store.read(start, 20).tolist() == [EOS, *ids, EOS][start : start + 20]
         assert len([*Path("/proc/self/fd").iterdir()]) <= before + 3
+
+
+def test_a_cache_that_was_made_again_is_not_read_from_the_old_files(tmp_path):
+    for content in ([1, 2], [3, 4]):
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        (tmp_path / "cache").mkdir()
+        store = TokenStore(tmp_path / "cache", "train", write(tmp_path / "cache", [[content]]))
+        assert store.read(1, 2).tolist() == content
 
 
 @given(batches=st.lists(documents, min_size=1, max_size=5), shard_tokens=st.integers(1, 30), data=st.data())
