@@ -65,8 +65,10 @@ def main() -> None:
 
     tables = {"Sources": inspection.source_table(sources, config.row_length), "Rows": inspection.row_table(counts)}
     if overlaps:
-        tables["Overlap"] = overlap_table(overlaps, arguments.ngram)
-    notes = {f"{overlap.name}: in the training text too": matches(overlap, arguments.ngram) for overlap in overlaps if overlap.matches}
+        tables["Overlap"] = inspection.overlap_table(overlaps, arguments.ngram)
+    notes = {
+        f"{found.name}: in the training text too": inspection.match_lines(found, arguments.ngram) for found in overlaps if found.matches
+    }
     if arguments.html:
         replace(arguments.html, rendering.html_page(f"What the model sees: {arguments.config}", tables, shown, tokenizer, notes))
     if arguments.json:
@@ -97,21 +99,6 @@ def compare(stores: Stores, settings: DataConfig, tokenizer: Tokenizer, against:
     sources = [settings.source] if settings.validation is None else [settings.source, settings.validation]
     readers = [Reader(source, on_bad_row=settings.on_bad_row) for source in sources]
     return find_overlaps(((name, document) for name, documents in texts for document in documents), train, n, readers)
-
-
-def overlap_table(overlaps: list[Overlap], n: int) -> list[list[str]]:
-    """For people: headings, then a line for each text that is held out."""
-    lines = [[f"{n} words in a row that are trained on too", "documents", f"of {n} words or more", "with such", "share"]]
-    for overlap in overlaps:
-        judged, found = overlap.documents - overlap.too_short, len(overlap.matches)
-        lines.append([overlap.name, f"{overlap.documents:,}", f"{judged:,}", f"{found:,}", f"{found / judged:.1%}" if judged else ""])
-    return lines
-
-
-def matches(overlap: Overlap, n: int) -> list[str]:
-    """A line for each document in common, worst first."""
-    worst = sorted(overlap.matches, key=lambda match: -match.shared / match.ngrams)
-    return [f'{m.document}: {m.shared:,} of {m.ngrams:,} runs of {n} words, first "{m.words}", as in {m.training}' for m in worst]
 
 
 def show(tables: dict[str, list[list[str]]], rows: list[Row], tokenizer: Tokenizer, notes: dict[str, list[str]]) -> None:
