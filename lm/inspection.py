@@ -139,9 +139,9 @@ class SourceStatistics:
         return result
 
 
-def source_table(sources: Sequence[SourceStatistics], row_length: int) -> list[list[str]]:
+def source_table(sources: Sequence[SourceStatistics]) -> list[list[str]]:
     """For people: headings, then a line for each."""
-    headings = ["split: source", "documents", "tokens", "share", "bytes/token", "median", "longest", f"over {row_length:,} long"]
+    headings = ["split: source", "documents", "tokens", "share", "bytes/token", "median", "longest", "longer than a row"]
     return [headings] + [
         [
             f"{line.split}: {line.source}",
@@ -163,7 +163,7 @@ def row_table(counts: RowStatistics) -> list[list[str]]:
         ("positions", counts.positions, counts.positions),
         ("with a label", counts.supervised, counts.positions),
         ("padding", counts.padding, counts.positions),
-        ("rows", counts.rows, counts.rows),
+        ("rows", counts.rows, 0),
         ("rows that begin inside a document", counts.starts_inside, counts.rows),
         ("rows that end inside a document", counts.ends_inside, counts.rows),
         ("documents and parts of documents", counts.documents, 0),

@@ -148,8 +148,9 @@ def test_overlap_is_what_comparing_everything_finds(held_out, training, n, batch
         patch.setattr(overlap, "TRAINING_CHARACTERS", batch_size)
         patch.setattr(overlap, "HELD_OUT_CHARACTERS", part)
         trained = [Document(text, f"t{i}") for i, text in enumerate(training)]
-        found = find_overlaps(((f"text {i % 2}", Document(text, f"h{i}")) for i, text in enumerate(held_out)), trained, n)
-    assert [line.name for line in found] == [f"text {i}" for i in range(min(2, len(held_out)))]
+        named = [Document(text, f"h{i}") for i, text in enumerate(held_out)]
+        found = find_overlaps({"even": named[::2], "odd": named[1::2]}, trained, n)
+    assert [line.name for line in found] == ["even", "odd"]
     for which, line in enumerate(found):
         mine = [(f"h{i}", obvious_runs(text, n)) for i, text in enumerate(held_out) if i % 2 == which]
         assert line.documents == len(mine)
@@ -168,7 +169,7 @@ def test_overlap_is_what_comparing_everything_finds(held_out, training, n, batch
 def test_words_that_no_space_parts_count_one_by_one():
     assert overlap.WORD.findall("日本語 and naïve_x, カタ 5th") == [*"日本語", "and", "naïve_x", *"カタ", "5th"]
     held_out, training = Document("今日は良い天気", "h"), Document("昨日は良い天気だ", "t")
-    [found] = find_overlaps([("x", held_out)], [training], 6)
+    [found] = find_overlaps({"x": [held_out]}, [training], 6)
     assert [match.words for match in found.matches] == ["日は良い天気"]
 
 
@@ -187,7 +188,7 @@ def test_stored_documents_are_named_by_the_source_and_others_keep_their_place(tm
     training = StoredDocuments("train", [make_store(tmp_path, ["none", "a b c d"])], BYTES)
     source = [Document("y a b c", "f:1"), Document("x a b c", "f:2"), Document("a b c d", "f:4"), Document("a b c d", "f:5")]
     further = Document("x a b c", "cases.txt:1")
-    mine, theirs = find_overlaps([*(("val", document) for document in held_out), ("cases", further)], training, 3, [source[:2], source[2:]])
+    mine, theirs = find_overlaps({"val": held_out, "cases": [further]}, training, 3, [source[:2], source[2:]])
     assert [(match.document, match.training) for match in mine.matches] == [("f:2", "f:4"), ("f:1", "f:4"), ("val document 3", "f:4")]
     assert [(match.document, match.training) for match in theirs.matches] == [("cases.txt:1", "f:4")]
 

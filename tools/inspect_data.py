@@ -63,7 +63,7 @@ def main() -> None:
     overlaps = compare(stores, config.data, tokenizer, against, arguments.ngram) if arguments.ngram else []
     counts, shown = inspection.RowStatistics.of(rows), rows[: arguments.rows]
 
-    tables = {"Sources": inspection.source_table(sources, config.row_length), "Rows": inspection.row_table(counts)}
+    tables = {"Sources": inspection.source_table(sources), "Counts": inspection.row_table(counts)}
     if overlaps:
         tables["Overlap"] = inspection.overlap_table(overlaps, arguments.ngram)
     notes = {
@@ -95,10 +95,10 @@ def compare(stores: Stores, settings: DataConfig, tokenizer: Tokenizer, against:
     from lm.overlap import StoredDocuments, find_overlaps, read_held_out
 
     train, val = (StoredDocuments(split, [store for _, store in stores[split]], tokenizer) for split in ("train", "val"))
-    texts = [("validation", val), *((file, read_held_out(file)) for file in against)]
+    texts = {"validation": val} | {file: read_held_out(file) for file in against}
     sources = [settings.source] if settings.validation is None else [settings.source, settings.validation]
     readers = [Reader(source, on_bad_row=settings.on_bad_row) for source in sources]
-    return find_overlaps(((name, document) for name, documents in texts for document in documents), train, n, readers)
+    return find_overlaps(texts, train, n, readers)
 
 
 def show(tables: dict[str, list[list[str]]], rows: list[Row], tokenizer: Tokenizer, notes: dict[str, list[str]]) -> None:
