@@ -32,19 +32,24 @@ class Corpus:
     """One source's tokens.
 
     Attributes:
-        key: its section of the configuration.
+        reader: its documents.
         name: what it is called beside other sources; nothing where it is the only one.
         folder: its cache.
         train, val: its two splits, one of which may be empty. What is streamed to train on comes in windows.
         facts: what there is to say of it.
     """
 
-    key: str
+    reader: Reader
     name: str
     folder: Path
     train: TokenStore | Stream
     val: TokenStore
     facts: list[str]
+
+    @property
+    def key(self) -> str:
+        """Its section of the configuration."""
+        return self.reader.key
 
     @property
     def stores(self) -> list[TokenStore]:
@@ -104,7 +109,7 @@ def open_corpora(
         manifest, cached = open_or_build(folder, build, say)
         train, val = (TokenStore(folder, split_name, manifest) for split_name in SPLITS)
         facts = _facts(manifest, train, val, f"{'read from' if cached else 'written to'} {folder}")
-        found.append(Corpus(reader.key, name, folder, train, val, facts))
+        found.append(Corpus(reader, name, folder, train, val, facts))
     _check_splits(data, found)
     # By hash, equal documents are on the same side, in whichever source.
     if (data.validation is not None or data.split == "tail") and (repeated := _repeated(found)):
@@ -129,7 +134,7 @@ def _open_stream(config: Config, name: str, reader: Reader, split: Split, tokeni
         f"revision {stream.revision[:12]}",
         f"windows of {rows * config.row_length:,} tokens in {folder}, up to {most:,.0f} MB at a time",
     ]
-    return Corpus(reader.key, name, folder, stream, val, facts)
+    return Corpus(reader, name, folder, stream, val, facts)
 
 
 def fingerprint(reader: Reader, split: Split, tokenizer: Tokenizer, *more: object) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm.loss import IGNORE_INDEX
+from lm.overlap import Overlap
 from lm.shards import TokenStore
 from lm.tokenizer import Tokenizer
 
@@ -23,7 +24,7 @@ class Row:
     Attributes:
         documents: which of the row's documents each token belongs to, from 0.
         positions: as the model counts them: from 0 in each document where `document_ids` keep documents apart, else in the row.
-        used: positions before the padding at the end.
+        used: positions before the padding at the end, in which documents and positions mean nothing.
         starts_inside, ends_inside: the first (last) document began before the row (goes on after it).
     """
 
@@ -42,22 +43,24 @@ class Row:
         return int((self.labels != IGNORE_INDEX).sum())
 
 
-def read_rows(batch: dict[str, Any], tokenizer: Tokenizer) -> list[Row]:
-    """The rows of a step's item, whose tensors are (A, B, T), in the order that does not depend on A, B and processes."""
+def read_rows(batch: dict[str, Any], tokenizer: Tokenizer, sources: Sequence[str]) -> list[Row]:
+    """The rows of a step's item, whose tensors are (A, B, T), in the order that does not depend on A, B and processes.
+
+    `sources` names where each comes from; it is said where there are several.
+    """
     names = [name for name in ("input_ids", "labels", "document_ids") if name in batch]
     tables = [batch[name].numpy().reshape(-1, batch[name].shape[-1]) for name in names]
     rows = []
-    for number, (ids, labels, *given) in enumerate(zip(*tables, strict=True), 1):
+    for number, (source, (ids, labels, *given)) in enumerate(zip(sources, zip(*tables, strict=True), strict=True), 1):
         padding = (ids == tokenizer.pad_id) & (labels == IGNORE_INDEX)
         used = len(ids) - int(padding[::-1].cumprod().sum())
         begins = np.diff(given[0], prepend=given[0][0]) != 0 if given else ids == tokenizer.eos_id
         begins[0] = False
-        begins[used + 1 :] = False
         places = np.arange(len(ids))
         last_begin = np.maximum.accumulate(np.where(begins, places, 0))
         rows.append(
             Row(
-                name=f"step {batch['step']}, row {number} of {len(tables[0])}",
+                name=f"step {batch['step']}, row {number} of {len(tables[0])}" + (f", {source}" if len(set(sources)) > 1 else ""),
                 ids=ids,
                 labels=labels,
                 documents=begins.cumsum(),
@@ -139,9 +142,9 @@ class SourceStatistics:
         return result
 
 
-def source_table(sources: Sequence[SourceStatistics], row_length: int) -> list[list[str]]:
+def source_table(sources: Sequence[SourceStatistics]) -> list[list[str]]:
     """For people: headings, then a line for each."""
-    headings = ["split: source", "documents", "tokens", "share", "bytes/token", "median", "longest", f"over {row_length:,} long"]
+    headings = ["split: source", "documents", "tokens", "share", "bytes/token", "median", "longest", "longer than a row"]
     return [headings] + [
         [
             f"{line.split}: {line.source}",
@@ -163,7 +166,7 @@ def row_table(counts: RowStatistics) -> list[list[str]]:
         ("positions", counts.positions, counts.positions),
         ("with a label", counts.supervised, counts.positions),
         ("padding", counts.padding, counts.positions),
-        ("rows", counts.rows, counts.rows),
+        ("rows", counts.rows, 0),
         ("rows that begin inside a document", counts.starts_inside, counts.rows),
         ("rows that end inside a document", counts.ends_inside, counts.rows),
         ("documents and parts of documents", counts.documents, 0),
@@ -171,3 +174,18 @@ def row_table(counts: RowStatistics) -> list[list[str]]:
     return [["in these steps", "number", "share"]] + [
         [name, f"{number:,}", f"{number / whole:.1%}" if whole else ""] for name, number, whole in lines
     ]
+
+
+def overlap_table(overlaps: Sequence[Overlap], n: int) -> list[list[str]]:
+    """For people: headings, then a line for each text that was compared."""
+    lines = [[f"{n} words in a row that are trained on too", "documents", f"of {n} words or more", "with such", "share"]]
+    for overlap in overlaps:
+        judged, found = overlap.documents - overlap.too_short, len(overlap.matches)
+        lines.append([overlap.name, f"{overlap.documents:,}", f"{judged:,}", f"{found:,}", f"{found / judged:.1%}" if judged else ""])
+    return lines
+
+
+def match_lines(overlap: Overlap, n: int) -> list[str]:
+    """A line for each document in common, worst first."""
+    worst = sorted(overlap.matches, key=lambda match: -match.shared / match.ngrams)
+    return [f'{m.document}: {m.shared:,} of {m.ngrams:,} runs of {n} words, first "{m.words}", as in {m.training}' for m in worst]

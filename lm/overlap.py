@@ -11,7 +11,7 @@ import bisect
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lm.errors import DataError
-from lm.schema.data import TextSource
+from lm.formats import read_txt
+from lm.rows import Fault
+from lm.schema.source import TextSource
 from lm.shards import TokenStore
-from lm.sources import Document, Fault, read_txt, reading
+from lm.sources import Document, reading
 from lm.tokenizer import Tokenizer
 
 # Nothing parts the words of Chinese and Japanese: each of their characters counts as one.
@@ -68,20 +70,21 @@ class Overlap:
 
 
 def find_overlaps(
-    held_out: Iterable[tuple[str, Document]], training: Sequence[Document], n: int, sources: Iterable[Iterable[Document]] = ()
+    held_out: Mapping[str, Iterable[Document]], training: Sequence[Document], n: int, sources: Iterable[Iterable[Document]] = ()
 ) -> list[Overlap]:
-    """Which held-out documents, each given with the name of the text that it is from, share n words in a row with the training text.
+    """Which documents of the held-out texts, given by name, share n words in a row with the training text.
 
     Memory: some hundred megabytes, however large the texts are. Time: the words of the training text are gone through once for each 32
     million characters of held-out text, and the sources once, to name documents by file:line. Two different n-grams pass for one with a
     chance of 2^-64 a pair.
     """
-    overlaps: dict[str, Overlap] = {}
+    overlaps = {name: Overlap(name) for name in held_out}
+    items = ((name, document) for name, documents in held_out.items() for document in documents)
     numbered: dict[int, set[str]] = {}
-    for part in _batches(held_out, HELD_OUT_CHARACTERS, lambda item: item[1].text):
+    for part in _batches(items, HELD_OUT_CHARACTERS, lambda item: item[1].text):
         found = _search([document for _, document in part], training, n, numbered)
         for (name, _), (ngrams, match) in zip(part, found, strict=True):
-            overlap = overlaps.setdefault(name, Overlap(name))
+            overlap = overlaps[name]
             overlap.documents += 1
             overlap.too_short += ngrams == 0
             overlap.matches += [match] if match else []
@@ -197,10 +200,10 @@ def read_held_out(file: str) -> Iterator[Document]:
     path = Path(file)
     with reading(file, "--against"):
         if path.suffix == ".txt":
-            for document in read_txt(file, TextSource(format="txt", files=[file], unit="paragraph")):
-                if isinstance(document, Fault):
-                    raise DataError(f"--against: {document.place}: {document.kind}: {document.detail}")
-                yield document
+            for number, text in read_txt(file, TextSource(format="txt", files=[file], unit="paragraph"), None):
+                if isinstance(text, Fault):
+                    raise DataError(f"--against: {file}:{number + text.lines_below}: {text.kind}: {text.detail}")
+                yield Document(text, f"{file}:{number}")
         elif path.suffix == ".jsonl":
             with path.open("rb") as stream:
                 for number, line in enumerate(stream, 1):

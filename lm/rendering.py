@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from lm.inspection import Row
 from lm.loss import IGNORE_INDEX
-from lm.tokenizer import TextStream, Tokenizer
+from lm.text_stream import TextStream
+from lm.tokenizer import Tokenizer
 
 Table = list[list[str]]  # the headings, then the lines; words in the first column, numbers in the others
 
@@ -164,7 +165,7 @@ i { font-style: normal; border-radius: 3px } i:hover { outline: 2px solid var(--
 .row i.q { background: none; color: var(--quiet); text-decoration: underline dotted }
 .row i.s { background: none; color: var(--special); font-weight: bold } .row i.s.q { color: var(--quiet) }
 i.b::before { content: ""; display: block; border-top: 1px dashed var(--special); margin: .3em 0 }
-i[data-p]::before { content: attr(data-p) " "; color: var(--quiet); font-size: 10px; vertical-align: super }
+i[data-p]::before { content: attr(data-p); color: var(--quiet); font-size: 10px; vertical-align: super; margin-right: .2em }
 i:hover::after { content: attr(data-t); position: fixed; left: 0; right: 0; bottom: 0; padding: .5em 1em; background: var(--bar);
   color: CanvasText; font: 14px/1.5 ui-monospace, monospace; border-top: 1px solid var(--line); text-decoration: none }
 .quiet { color: var(--quiet) }

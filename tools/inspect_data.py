@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 from lm import errors
 from lm.config import load as load_config
 from lm.disk import replace
-from lm.schema.data import DataConfig, HubSource, Source
-from lm.sources import Reader, find_files
+from lm.sources import find_files
 
 if TYPE_CHECKING:
     from data import PackedDataModule
+    from lm.corpus import Corpus
     from lm.inspection import Row
     from lm.overlap import Overlap
     from lm.shards import TokenStore
@@ -58,15 +58,18 @@ def main() -> None:
     rows: list[Row] = []
     for step in range(arguments.step, config.max_steps):
         if len(rows) < arguments.rows:
-            rows += inspection.read_rows(steps[step], tokenizer)
+            parts = data.plan.of_step(step, config.trainer.batch_size)[:, 0].tolist()
+            rows += inspection.read_rows(steps[step], tokenizer, [source_name(data.corpora[part]) for part in parts])
     sources = [line for split in stores for line in inspection.SourceStatistics.of(split, stores[split], config.row_length)]
-    overlaps = compare(stores, config.data, tokenizer, against, arguments.ngram) if arguments.ngram else []
+    overlaps = compare(stores, data, against, arguments.ngram) if arguments.ngram else []
     counts, shown = inspection.RowStatistics.of(rows), rows[: arguments.rows]
 
-    tables = {"Sources": inspection.source_table(sources, config.row_length), "Rows": inspection.row_table(counts)}
+    tables = {"Sources": inspection.source_table(sources), "Counts": inspection.row_table(counts)}
     if overlaps:
-        tables["Overlap"] = overlap_table(overlaps, arguments.ngram)
-    notes = {f"{overlap.name}: in the training text too": matches(overlap, arguments.ngram) for overlap in overlaps if overlap.matches}
+        tables["Overlap"] = inspection.overlap_table(overlaps, arguments.ngram)
+    notes = {
+        f"{found.name}: in the training text too": inspection.match_lines(found, arguments.ngram) for found in overlaps if found.matches
+    }
     if arguments.html:
         replace(arguments.html, rendering.html_page(f"What the model sees: {arguments.config}", tables, shown, tokenizer, notes))
     if arguments.json:
@@ -76,42 +79,23 @@ def main() -> None:
 
 
 def stores_of(data: PackedDataModule) -> Stores:
-    """Each split's token stores, with the names of the sources that they come from."""
-    settings = data.config.data
-    origins = {"train": settings.source, "val": settings.validation or settings.source}
-    return {split: [(source_name(origins[split]), rows.store)] for split, rows in data.rows.items()}
+    """Each split's token stores, with the names of the sources that they come from. What is streamed to train on is not stored."""
+    named = [(source_name(corpus), corpus) for corpus in data.corpora]
+    return {split: [(name, store) for name, corpus in named for store in corpus.stores if store.split == split] for split in data.rows}
 
 
-def source_name(source: Source) -> str:
-    """Such as "jsonl *.jsonl"; whole paths would make the table too wide."""
-    names = [source.dataset] if isinstance(source, HubSource) else [Path(file).name for file in source.files]
-    return " ".join([source.format, *names])
+def source_name(corpus: Corpus) -> str:
+    """Such as "jsonl a.jsonl"; whole paths would make the table too wide."""
+    return " ".join([corpus.reader.source.format, *(Path(file).name for file in corpus.reader.files)])
 
 
-def compare(stores: Stores, settings: DataConfig, tokenizer: Tokenizer, against: list[str], n: int) -> list[Overlap]:
+def compare(stores: Stores, data: PackedDataModule, against: list[str], n: int) -> list[Overlap]:
     """What the validation split and further files share with the training text."""
     from lm.overlap import StoredDocuments, find_overlaps, read_held_out
 
-    train, val = (StoredDocuments(split, [store for _, store in stores[split]], tokenizer) for split in ("train", "val"))
-    texts = [("validation", val), *((file, read_held_out(file)) for file in against)]
-    sources = [settings.source] if settings.validation is None else [settings.source, settings.validation]
-    readers = [Reader(source, on_bad_row=settings.on_bad_row) for source in sources]
-    return find_overlaps(((name, document) for name, documents in texts for document in documents), train, n, readers)
-
-
-def overlap_table(overlaps: list[Overlap], n: int) -> list[list[str]]:
-    """For people: headings, then a line for each text that is held out."""
-    lines = [[f"{n} words in a row that are trained on too", "documents", f"of {n} words or more", "with such", "share"]]
-    for overlap in overlaps:
-        judged, found = overlap.documents - overlap.too_short, len(overlap.matches)
-        lines.append([overlap.name, f"{overlap.documents:,}", f"{judged:,}", f"{found:,}", f"{found / judged:.1%}" if judged else ""])
-    return lines
-
-
-def matches(overlap: Overlap, n: int) -> list[str]:
-    """A line for each document in common, worst first."""
-    worst = sorted(overlap.matches, key=lambda match: -match.shared / match.ngrams)
-    return [f'{m.document}: {m.shared:,} of {m.ngrams:,} runs of {n} words, first "{m.words}", as in {m.training}' for m in worst]
+    train, val = (StoredDocuments(split, [store for _, store in stores[split]], data.tokenizer) for split in ("train", "val"))
+    texts = {"validation": val} | {file: read_held_out(file) for file in against}
+    return find_overlaps(texts, train, n, [corpus.reader for corpus in data.corpora if len(corpus.stores) == 2])
 
 
 def show(tables: dict[str, list[list[str]]], rows: list[Row], tokenizer: Tokenizer, notes: dict[str, list[str]]) -> None:
