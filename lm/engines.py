@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 from lm.errors import UserError
 from lm.sources import Piece
@@ -21,6 +22,7 @@ from lm.tokens import Tokenise, Tokens
 
 FEW = 6  # Pieces that one process has done before others are started.
 WAITING = 3  # Pieces that wait for each process, or for the writer.
+LAST_SECONDS = 10.0  # that a process lives on after a SIGTERM
 
 
 def here(function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
@@ -44,7 +46,8 @@ def on_this_machine(function: Tokenise, pieces: Iterator[Piece], processes: int 
 def _in_processes(function: Tokenise, pieces: Iterator[Piece], processes: int) -> Iterator[Tokens]:
     # Not forked: a copy of a process with threads (torch, tokenizers) may hang for ever.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(function,)) as pool:
+    stopped = context.RawValue("b", 0)  # without a lock, which a process that is killed would never give back
+    with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(function, stopped)) as pool:
         waiting: deque[Future[Tokens]] = deque()
         try:
             for piece in pieces:
@@ -59,21 +62,25 @@ def _in_processes(function: Tokenise, pieces: Iterator[Piece], processes: int) -
                 "python -m tools.prepare --processes 1"
             ) from error
         finally:
+            stopped.value = 1
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 _function: Tokenise | None = None
+_stopped: Any = None
 
 
-def _start(function: Tokenise) -> None:
-    global _function
-    _function = function
+def _start(function: Tokenise, stopped: Any) -> None:
+    global _function, _stopped
+    _function, _stopped = function, stopped
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # There is a process for each core already.
     leave_stopping_to_parent()
 
 
 def _apply(piece: Piece) -> Tokens:
     assert _function is not None
+    if _stopped.value:
+        raise RuntimeError("nobody waits any more for what is still in the queue")
     return _function(piece)
 
 
@@ -82,8 +89,10 @@ def leave_stopping_to_parent() -> None:
 
     A parent that is killed cannot tell its processes to end, and they would wait for its words for ever.
     """
-    for number in (signal.SIGINT, signal.SIGUSR1):  # Not SIGTERM: a pool ends its processes by it.
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    # The parent stops at a SIGTERM to all of them, too. But a broken pool ends its processes by the same signal, and waits for them.
+    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(LAST_SECONDS, os._exit, [128 + signal.SIGTERM]).start())
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
