@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -50,7 +51,9 @@ def stream(source: HubSource, revision: str, state: Any) -> Iterator[tuple[list[
         DataError: there is no such dataset or column, or the hub stays away.
     """
     import datasets
+    import huggingface_hub
 
+    huggingface_hub.utils.logging.set_verbosity_error()  # It shows each lost connection with a whole address, and mends it at once.
     datasets.config.STREAMING_READ_MAX_RETRIES = 2  # Its own 20 times 5 seconds would be 20 times ours.
     datasets.config.STREAMING_READ_RETRY_INTERVAL = 1
     lost_at = wait = 0.0
@@ -70,6 +73,7 @@ def stream(source: HubSource, revision: str, state: Any) -> Iterator[tuple[list[
                 raise DataError(
                     f"{_name(source)}: cannot be read on ({_first_line(error)}); start again with --resume auto, or {ADVICE}"
                 ) from error
+            print(f"{_name(source)}: {_first_line(error)}; trying again in {wait:.0f} s", file=sys.stderr, flush=True)
             time.sleep(wait)
 
 

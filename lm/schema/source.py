@@ -16,7 +16,7 @@ Files = Annotated[
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=Text | SomeTexts),
 ]
 FORMAT = "What the text is stored as."
-FILES = "A path, a glob, or a list of them; names that end in .gz are unpacked."
+FILES = "A path, a glob, or a list of them; what gzip has packed is unpacked."
 
 
 class Filter(Section):
