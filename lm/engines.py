@@ -31,11 +31,13 @@ def here(function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
 
 
 def on_this_machine(function: Tokenise, pieces: Iterator[Piece], processes: int | None = None) -> Iterator[Tokens]:
-    """In so many processes, by default one for each core that this one may use; in this one alone where there is little to do.
+    """In so many processes; by default one for each core that this one may use, or this one alone where there is little to do.
 
     Raises:
         UserError: a process was killed. What the writer has so far is good.
     """
+    if processes is None and function.tokenizer is not None and function.tokenizer.instant:
+        processes = 1
     if processes is None:
         processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     first = list(itertools.islice(pieces, FEW + 1))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -85,21 +86,26 @@ class SplitWriter:
     def close(self) -> Manifest:
         """Write the last EOS and return the manifest's entry."""
         self._add_tokens(self._eos)
-        files = {file.name: fingerprint(file) for file in self._files()}
-        stream = hashlib.sha256()
-        for name in sorted(files):
-            if name[len(self._split) + 1].isdigit():
-                with (self._folder / name).open("rb") as shard:
-                    hashlib.file_digest(shard, lambda: stream)
+        with ThreadPoolExecutor(2) as both:  # hashing leaves other threads alone
+            stream = both.submit(self._stream_sha256)
+            files = {file.name: fingerprint(file) for file in self._files()}
         return {
             "tokens": self.tokens,
             "documents": self.documents,
             "text_tokens": self.tokens - self.documents - 1,
             "text_bytes": self.text_bytes,
             "shard_tokens": self._shard_tokens,
-            "sha256": stream.hexdigest(),
+            "sha256": stream.result(),
             "files": files,
         }
+
+    def _stream_sha256(self) -> str:
+        stream = hashlib.sha256()
+        for file in self._files():
+            if file.stem.removeprefix(f"{self._split}-").isdigit():
+                with file.open("rb") as shard:
+                    hashlib.file_digest(shard, lambda: stream)
+        return stream.hexdigest()
 
     def _add_tokens(self, ids: NDArray[Any]) -> None:
         while len(ids):

@@ -37,6 +37,7 @@ class Tokenizer(ABC):
     pad_id: int
     special_ids: frozenset[int]  # Text never encodes to these, and they decode to nothing.
     definition: str  # The whole content of a tokenizer.json.
+    instant = False  # Encoding takes less time than handing the ids from one process to another.
 
     @abstractmethod
     def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -79,6 +80,7 @@ class Tokenizer(ABC):
 class ByteTokenizer(Tokenizer):
     """Ids 0-255 are the bytes of the text's UTF-8; four special ids follow. Any text is representable, and nothing has to be installed."""
 
+    instant = True
     SPECIALS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|sep|>")
 
     def __init__(self) -> None:
