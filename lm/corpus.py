@@ -64,7 +64,8 @@ def readers(data: DataConfig) -> list[tuple[str, Reader, Split]]:
     found = []
     for key, part in data.parts:
         reader = Reader(part.source, key, data.on_bad_row)
-        name = f"{reader.files[0]} ({part.weight / whole:.0%}): " if len(data.parts) > 1 else ""
+        more = f" and {len(reader.files) - 1:,} more" if len(reader.files) > 1 else ""
+        name = f"{reader.files[0]}{more} ({part.weight / whole:.0%}): " if len(data.parts) > 1 else ""
         found.append((name, reader, held_out))
     if data.validation is not None:
         found.append(("", Reader(data.validation, "data.validation", data.on_bad_row), Split("all")))
@@ -132,7 +133,7 @@ def _open_stream(config: Config, name: str, reader: Reader, split: Split, tokeni
     most = 3 * stream.window_bytes / 1e6
     facts = [
         f"revision {stream.revision[:12]}",
-        f"windows of {rows * config.row_length:,} tokens in {folder}, up to {most:,.0f} MB at a time",
+        f"windows of {rows * config.row_length:,} tokens in {folder}, up to {most:,.1f} MB at a time",
     ]
     return Corpus(reader, name, folder, stream, val, facts)
 

@@ -196,6 +196,35 @@ def test_a_killed_streamed_run_sees_the_batches_of_a_straight_one(tmp_path: Path
     assert sum(windows) <= 3 < len(windows)
 
 
+def test_config_yaml_as_it_is_shipped(tmp_path: Path) -> None:
+    """Its data as they are, from a hub that cuts connections; smaller in the model, the window and the budget."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    serve(tmp_path / "root")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    backend.train_from_iterator(["It tells of an article."], trainer)
+    (tmp_path / "root" / "models" / "gpt2").mkdir(parents=True)
+    backend.save(str(tmp_path / "root" / "models" / "gpt2" / "tokenizer.json"))
+    (tmp_path / "root" / "models" / "gpt2" / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    small = ["--model.vocab_size=null", "--model.n_layers=1", "--model.d_model=32", "--model.n_heads=2", "--model.n_kv_heads=1"]
+    short = ["--model.context_length=64", "--trainer.max_steps=8", "--optimizer.warmup_steps=1", "--trainer.validation_rows=4"]
+    short += ["--data.source.window_tokens=20000", "--trainer.device=cpu"]
+    folders = [f"--data.cache_dir={tmp_path / 'cache'}", f"--checkpoint.directory={tmp_path / 'run'}"]
+    with Hub(tmp_path / "root", cut_every=3) as server:
+        environment = os.environ | server.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command(ROOT / "config.yaml", *small, *short, *folders), cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stderr
+    assert "312 rows of 64 shuffled together" in done.stdout
+    assert server.cuts > 0
+    assert (tmp_path / "run" / "final.ckpt").resolve().name == "step-00000008.ckpt"
+
+
 def test_a_hub_that_stays_away_and_offline_mode(tmp_path: Path) -> None:
     serve(tmp_path / "root")
     with Hub(tmp_path / "root") as server:
