@@ -183,6 +183,12 @@ class TokenStore:
         """A hash of each document's text; on disk, not in memory."""
         return self._map("hashes", np.uint64)
 
+    def close(self) -> None:
+        """Let go of the files: the room of one that was removed is free only when nobody has it open."""
+        for path in [path for path in _descriptors if path.startswith(f"{self._prefix}-")]:
+            os.close(_descriptors.pop(path))
+        self._maps.clear()
+
     def _map(self, name: str, dtype: Any) -> NDArray[Any]:
         if not self.documents:
             return np.empty(0, dtype)

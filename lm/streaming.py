@@ -96,7 +96,7 @@ class Stream:
         """A window's tokens, which have to be there (`is_whole`)."""
         if number not in self._stores:
             for old in [old for old in self._stores if abs(old - number) > 1]:
-                del self._stores[old]
+                self._stores.pop(old).close()
             folder = self._window(number)
             self._stores[number] = TokenStore(folder, "train", read_json(folder / "manifest.json"))
         return self._stores[number]

@@ -80,6 +80,17 @@ def test_windows_are_the_sequence_cut_and_overlap_by_the_token_that_is_only_pred
         assert store.document_starts.tolist() == begin
 
 
+def test_windows_that_are_passed_are_closed(tmp_path: Path) -> None:
+    """Else a removed one would keep its room on the disk for as long as the run lasts."""
+    stream = make_stream(tmp_path)
+    stream.make(5)
+    for window in range(6):
+        stream.window(window).read(0, 9)
+        stream.clear(before=window)
+    held = [os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if Path(f"/proc/self/fd/{name}").is_symlink()]
+    assert [path for path in held if str(tmp_path) in path and "deleted" in path and "window-000004" not in path] == []
+
+
 def test_a_window_is_made_again_from_what_was_kept(tmp_path: Path) -> None:
     stream = make_stream(tmp_path)
     stream.make(6)
