@@ -87,7 +87,7 @@ def test_windows_that_are_passed_are_closed(tmp_path: Path) -> None:
     for window in range(6):
         stream.window(window).read(0, 9)
         stream.clear(before=window)
-    held = [os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if Path(f"/proc/self/fd/{name}").is_symlink()]
+    held = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     assert [path for path in held if str(tmp_path) in path and "deleted" in path and "window-000004" not in path] == []
 
 
