@@ -26,7 +26,7 @@ from lm.errors import ConfigError, DataError
 from lm.inspection import RowStatistics, SourceStatistics, read_rows
 from lm.overlap import StoredDocuments, find_overlaps, read_held_out
 from lm.shards import SplitWriter, TokenStore
-from lm.sources import Document
+from lm.sources import Document, hash_of_text
 from lm.tokenizer import ByteTokenizer
 from tests.runs import config_file
 from tests.test_tokenizer import byte_level, ours
@@ -51,13 +51,15 @@ def row_of(text, tokenizer=BYTES, length=None, unlabelled=()):
     ids = [tokenizer.eos_id, *tokenizer.encode(text), tokenizer.eos_id]
     inputs, labels = ids[:-1], [-100 if i in unlabelled else label for i, label in enumerate(ids[1:])]
     padding = max(0, (length or 0) - len(inputs))
-    return read_rows(batch([inputs + [tokenizer.pad_id] * padding], [labels + [-100] * padding]), tokenizer)[0]
+    return read_rows(batch([inputs + [tokenizer.pad_id] * padding], [labels + [-100] * padding]), tokenizer, [""])[0]
 
 
 def make_store(folder: Path, texts: list[str], split: str = "train", tokenizer=BYTES) -> TokenStore:
     folder.mkdir(parents=True, exist_ok=True)
     writer = SplitWriter(folder, split, tokenizer.eos_id, tokenizer.dtype)
-    writer.add(tokenizer.encode_batch(texts), sum(len(text.encode()) for text in texts))
+    ids, lengths = tokenizer.encode_flat(texts)
+    hashes = np.array([hash_of_text(text) for text in texts], np.uint64)
+    writer.add(ids, lengths, hashes, sum(len(text.encode()) for text in texts))
     return TokenStore(folder, split, {"dtype": np.dtype(tokenizer.dtype).name, "splits": {split: writer.close()}})
 
 
@@ -88,7 +90,7 @@ cell = st.tuples(token, st.sampled_from([-100, 1, 2, EOS]), st.booleans())
 def test_rows_are_read_from_the_tensors_alone(row, padding, masked):
     ids, labels, changes = (list(values) for values in zip(*row, *[(PAD, -100, False)] * padding, strict=True))
     document_ids = np.cumsum(changes).tolist() if masked else None
-    [found] = read_rows(batch([ids], [labels], [document_ids] if masked else None), BYTES)
+    [found] = read_rows(batch([ids], [labels], [document_ids] if masked else None), BYTES, [""])
     documents, positions, used = obvious_layout(ids, labels, document_ids)
     assert (found.documents.tolist(), found.positions.tolist(), found.used) == (documents, positions, used)
     assert found.supervised == sum(label != -100 for label in labels)
@@ -100,7 +102,7 @@ def test_rows_are_read_from_the_tensors_alone(row, padding, masked):
 
 
 def test_counts_over_rows():
-    rows = [row_of("abcd", length=8, unlabelled=(0, 1)), row_of("ab"), *read_rows(batch([[1, 2, EOS]], [[2, EOS, 1]]), BYTES)]
+    rows = [row_of("abcd", length=8, unlabelled=(0, 1)), row_of("ab"), *read_rows(batch([[1, 2, EOS]], [[2, EOS, 1]]), BYTES, [""])]
     assert RowStatistics.of(rows) == RowStatistics(
         rows=3, positions=8 + 3 + 3, supervised=3 + 3 + 3, padding=3, documents=1 + 1 + 2, starts_inside=1, ends_inside=1
     )
@@ -273,7 +275,7 @@ def test_a_bytes_of_one_character_show_as_parts_of_it_and_eos_cannot_be_forged()
 def test_labels_documents_and_padding_can_be_seen_without_colour():
     ids = [[97, EOS, 98, 99, 100, PAD, PAD]]
     labels = [[EOS, 98, -100, -100, EOS, -100, -100]]
-    [row] = read_rows(batch(ids, labels, [[0, 1, 1, 1, 1, 2, 2]]), BYTES)
+    [row] = read_rows(batch(ids, labels, [[0, 1, 1, 1, 1, 2, 2]]), BYTES, [""])
     lines = list(rendering.terminal_row(row, rendering.tokens_of(row, BYTES), 80, False))
     assert lines == [
         "step 7, row 1 of 1: 5 tokens, 3 with a label, 2 documents, cut at the start",
@@ -353,7 +355,7 @@ def test_html_is_one_file_in_which_text_stays_text(tokenizer):
 
 
 def test_hovering_tells_all_about_a_token():
-    [row] = read_rows(batch([[97, EOS, 98, PAD]], [[EOS, 98, -100, -100]], [[0, 1, 1, 2]]), BYTES)
+    [row] = read_rows(batch([[97, EOS, 98, PAD]], [[EOS, 98, -100, -100]], [[0, 1, 1, 2]]), BYTES, [""])
     page = Page(rendering.html_page("", {}, [row], BYTES, {}))
     tokens = [attributes for tag, attributes in page.tags if tag == "i"]
     assert [token["data-t"] for token in tokens] == [
