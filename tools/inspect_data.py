@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 from lm import errors
 from lm.config import load as load_config
 from lm.disk import replace
-from lm.sources import find_files
 
 if TYPE_CHECKING:
     from data import PackedDataModule
@@ -44,12 +43,13 @@ def main() -> None:
     for flag, least in ("rows", 1), ("ngram", 0):
         if getattr(arguments, flag) < least:
             raise errors.ConfigError(f"--{flag}: too small, got {getattr(arguments, flag)}, write {least} or more")
-    against = find_files(arguments.against, "--against")
 
     from data import PackedDataModule
     from lm import inspection, rendering
+    from lm.sources import find_files
     from lm.tokenizer import load_tokenizer
 
+    against = find_files(arguments.against, "--against")
     tokenizer = load_tokenizer(config.tokenizer.name)
     data = PackedDataModule(config, tokenizer, say=lambda line: print(line, file=sys.stderr))
     rows = rows_of(data, arguments.step, arguments.rows)
