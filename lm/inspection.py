@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lm.corpus import Corpus
 from lm.loss import IGNORE_INDEX
 from lm.overlap import Overlap
+from lm.preparation import SPLITS
+from lm.schema.source import HubSource
 from lm.shards import TokenStore
 from lm.tokenizer import Tokenizer
 
 Integers = NDArray[np.int64]
+Stores = dict[str, list[tuple[str, TokenStore]]]  # for each split, the sources' names and tokens
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,21 @@ class RowStatistics:
             starts_inside=sum(row.starts_inside for row in rows),
             ends_inside=sum(row.ends_inside for row in rows),
         )
+
+
+def named(corpora: Sequence[Corpus]) -> list[tuple[str, Corpus]]:
+    """The sources with names such as "jsonl *.jsonl"; whole paths would make tables too wide. Where two are alike, their keys follow."""
+    sources = [corpus.reader.source for corpus in corpora]
+    files = [[source.dataset] if isinstance(source, HubSource) else [Path(file).name for file in source.files] for source in sources]
+    names = [" ".join([source.format, *patterns]) for source, patterns in zip(sources, files, strict=True)]
+    alike = Counter(names)
+    return [(name if alike[name] == 1 else f"{name} ({corpus.key})", corpus) for name, corpus in zip(names, corpora, strict=True)]
+
+
+def stores_of(corpora: Sequence[Corpus]) -> Stores:
+    """Each split's tokens, of the sources that have some for it. What is streamed to train on is not stored."""
+    found = [(name, store) for name, corpus in named(corpora) for store in corpus.stores if store.documents]
+    return {split: [(name, store) for name, store in found if store.split == split] for split in SPLITS}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import multiprocessing
 import os
 import re
 import subprocess
@@ -20,14 +22,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import PackedDataModule
-from lm import overlap, rendering
+from lm import hub, overlap, rendering
 from lm.config import load
 from lm.errors import ConfigError, DataError
 from lm.inspection import RowStatistics, SourceStatistics, read_rows
 from lm.overlap import StoredDocuments, find_overlaps, read_held_out
 from lm.shards import SplitWriter, TokenStore
-from lm.sources import Document
+from lm.sources import Document, hash_of_text
 from lm.tokenizer import ByteTokenizer
+from tests import test_streaming
+from tests.hub import Hub
 from tests.runs import config_file
 from tests.test_tokenizer import byte_level, ours
 from tools import inspect_data
@@ -51,13 +55,15 @@ def row_of(text, tokenizer=BYTES, length=None, unlabelled=()):
     ids = [tokenizer.eos_id, *tokenizer.encode(text), tokenizer.eos_id]
     inputs, labels = ids[:-1], [-100 if i in unlabelled else label for i, label in enumerate(ids[1:])]
     padding = max(0, (length or 0) - len(inputs))
-    return read_rows(batch([inputs + [tokenizer.pad_id] * padding], [labels + [-100] * padding]), tokenizer)[0]
+    return read_rows(batch([inputs + [tokenizer.pad_id] * padding], [labels + [-100] * padding]), tokenizer, [""])[0]
 
 
 def make_store(folder: Path, texts: list[str], split: str = "train", tokenizer=BYTES) -> TokenStore:
     folder.mkdir(parents=True, exist_ok=True)
     writer = SplitWriter(folder, split, tokenizer.eos_id, tokenizer.dtype)
-    writer.add(tokenizer.encode_batch(texts), sum(len(text.encode()) for text in texts))
+    ids, lengths = tokenizer.encode_flat(texts)
+    hashes = np.array([hash_of_text(text) for text in texts], np.uint64)
+    writer.add(ids, lengths, hashes, sum(len(text.encode()) for text in texts))
     return TokenStore(folder, split, {"dtype": np.dtype(tokenizer.dtype).name, "splits": {split: writer.close()}})
 
 
@@ -88,7 +94,7 @@ cell = st.tuples(token, st.sampled_from([-100, 1, 2, EOS]), st.booleans())
 def test_rows_are_read_from_the_tensors_alone(row, padding, masked):
     ids, labels, changes = (list(values) for values in zip(*row, *[(PAD, -100, False)] * padding, strict=True))
     document_ids = np.cumsum(changes).tolist() if masked else None
-    [found] = read_rows(batch([ids], [labels], [document_ids] if masked else None), BYTES)
+    [found] = read_rows(batch([ids], [labels], [document_ids] if masked else None), BYTES, [""])
     documents, positions, used = obvious_layout(ids, labels, document_ids)
     assert (found.documents.tolist(), found.positions.tolist(), found.used) == (documents, positions, used)
     assert found.supervised == sum(label != -100 for label in labels)
@@ -100,7 +106,7 @@ def test_rows_are_read_from_the_tensors_alone(row, padding, masked):
 
 
 def test_counts_over_rows():
-    rows = [row_of("abcd", length=8, unlabelled=(0, 1)), row_of("ab"), *read_rows(batch([[1, 2, EOS]], [[2, EOS, 1]]), BYTES)]
+    rows = [row_of("abcd", length=8, unlabelled=(0, 1)), row_of("ab"), *read_rows(batch([[1, 2, EOS]], [[2, EOS, 1]]), BYTES, [""])]
     assert RowStatistics.of(rows) == RowStatistics(
         rows=3, positions=8 + 3 + 3, supervised=3 + 3 + 3, padding=3, documents=1 + 1 + 2, starts_inside=1, ends_inside=1
     )
@@ -273,7 +279,7 @@ def test_a_bytes_of_one_character_show_as_parts_of_it_and_eos_cannot_be_forged()
 def test_labels_documents_and_padding_can_be_seen_without_colour():
     ids = [[97, EOS, 98, 99, 100, PAD, PAD]]
     labels = [[EOS, 98, -100, -100, EOS, -100, -100]]
-    [row] = read_rows(batch(ids, labels, [[0, 1, 1, 1, 1, 2, 2]]), BYTES)
+    [row] = read_rows(batch(ids, labels, [[0, 1, 1, 1, 1, 2, 2]]), BYTES, [""])
     lines = list(rendering.terminal_row(row, rendering.tokens_of(row, BYTES), 80, False))
     assert lines == [
         "step 7, row 1 of 1: 5 tokens, 3 with a label, 2 documents, cut at the start",
@@ -353,7 +359,7 @@ def test_html_is_one_file_in_which_text_stays_text(tokenizer):
 
 
 def test_hovering_tells_all_about_a_token():
-    [row] = read_rows(batch([[97, EOS, 98, PAD]], [[EOS, 98, -100, -100]], [[0, 1, 1, 2]]), BYTES)
+    [row] = read_rows(batch([[97, EOS, 98, PAD]], [[EOS, 98, -100, -100]], [[0, 1, 1, 2]]), BYTES, [""])
     page = Page(rendering.html_page("", {}, [row], BYTES, {}))
     tokens = [attributes for tag, attributes in page.tags if tag == "i"]
     assert [token["data-t"] for token in tokens] == [
@@ -399,6 +405,111 @@ def test_the_rows_shown_are_those_of_the_steps(tmp_path, inspect):
     found = [(head.partition(":")[0], "".join(line[5:] for line in lines)) for head, *lines in (block.split("\n") for block in blocks)]
     assert [(head, text.partition("⟦⟨pad")[0]) for head, text in found] == expected[:10]
     assert re.search(r"^positions +256 ", printed, re.MULTILINE)  # both steps as a whole are counted
+
+
+def shown(lines: list[str]) -> str:
+    """The text behind each line's position and mark."""
+    return "".join(re.fullmatch(r" *\d+ [│├] (.*)", line)[1] for line in lines)
+
+
+def mixture_of_two(tmp_path):
+    """Two sources whose files are called the same, one of upper and one of lower case; the second gives two of three rows."""
+    parts = []
+    for weight, name, words in (1, "upper", "ABCD"), (2, "lower", "abcd"):
+        (tmp_path / name).mkdir()
+        file = write_texts(tmp_path / name / "a.jsonl", [f"{c * 9} {i} {words}" for i in range(10) for c in words])
+        parts.append({"weight": weight, "source": {"format": "jsonl", "files": file}})
+    return {"source": {"format": "mixture", "parts": parts}, "val_fraction": 0.3}
+
+
+def test_rows_of_a_mixture_name_their_source_and_the_table_has_each(tmp_path, inspect):
+    config = config_file(tmp_path, data=mixture_of_two(tmp_path), trainer={"batch_size": 12, "micro_batch_size": 4, "max_steps": 12})
+    printed = inspect("--config", config, "--step", 5, "--rows", 12)
+    *blocks, rest = printed.split("\n\n", 12)
+    origins = []
+    for number, (head, *lines) in enumerate((block.split("\n") for block in blocks), 1):
+        text = shown(lines).replace("⟨eos⟩", "").partition("⟦⟨pad")[0]
+        name = re.match(rf"step 5, row {number} of 12, (.+?): \d+ tokens", head)[1]
+        assert name == f"jsonl a.jsonl (data.source.parts[{int(text == text.lower())}].source)"
+        assert text in (text.lower(), text.upper())
+        origins.append(name)
+    assert sorted(map(origins.count, set(origins))) == [4, 8]
+    report = json.loads(inspect("--config", config, "--json"))
+    names = [f"jsonl a.jsonl (data.source.parts[{i}].source)" for i in (0, 1)]
+    found = [(line["split"], line["source"]) for line in report["sources"]]
+    assert found == [(split, name) for split in ("train", "val") for name in names]
+    assert [sum(line["documents"] for line in report["sources"] if line["source"] == name) for name in names] == [40, 40]
+    assert report["streamed"] == []
+    [overlap] = report["overlaps"]
+    assert overlap["documents"] == sum(line["documents"] for line in report["sources"] if line["split"] == "val")
+    assert f"train: {names[0]}" in rest
+
+
+def test_documents_of_any_source_of_a_mixture_are_compared_and_named(tmp_path, inspect):
+    numbers = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    parts = [write_texts(tmp_path / "a.jsonl", ["filler " * 20]), write_texts(tmp_path / "b.jsonl", ["no", f"so {numbers} it is"])]
+    source = {"format": "mixture", "parts": [{"weight": 1, "source": {"format": "jsonl", "files": file}} for file in parts]}
+    val = write_texts(tmp_path / "val.jsonl", ["nothing of it", numbers])
+    data = {"source": source, "validation": {"format": "jsonl", "files": val}, "val_fraction": 0.05}
+    report = json.loads(inspect("--config", config_file(tmp_path, data=data), "--json"))
+    assert [(line["split"], line["source"]) for line in report["sources"]] == [
+        *(("train", "jsonl a.jsonl"), ("train", "jsonl b.jsonl"), ("val", "jsonl val.jsonl"))
+    ]
+    [match] = report["overlaps"][0]["matches"]
+    assert (match["document"], match["training"]) == (f"{val}:2", f"{parts[1]}:2")
+
+
+# --- the command, on what is streamed
+
+
+STREAMED = [f"Article {i}.{j}. " + f"It tells of {j * 7919 % 1000}. " * (j % 9) for i in range(3) for j in range(400)]  # as it is served
+
+
+def test_rows_of_a_stream_are_those_of_its_window_and_the_rest_is_said(tmp_path):
+    """With the real client, the process that makes the windows, and a step in the third of them."""
+    test_streaming.serve(tmp_path / "root")
+    config = test_streaming.config(tmp_path, "run")
+    command = [sys.executable, "-m", "tools.inspect_data", "--config", str(config), "--step", "40", "--rows", "16"]
+    with Hub(tmp_path / "root") as server:
+        environment = os.environ | server.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
+        run = functools.partial(subprocess.run, cwd=test_streaming.ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        done, report = run(command), run([*command, "--json"])
+    assert done.returncode == 0, done.stderr
+    *blocks, rest = done.stdout.split("\n\n", 16)
+    sequence, _ = test_streaming.slow_sequence(3 * 8000, STREAMED, 0.05)
+    window = "".join("⟨eos⟩" if i == EOS else chr(i) for i in sequence[2 * 8000 :])
+    for number, (head, *lines) in enumerate((block.split("\n") for block in blocks), 1):
+        assert head.startswith(f"step 40, row {number} of 16: 32 tokens, 32 with a label, ")
+        assert shown(lines) in window
+    assert "\nval: hub wikimedia/wikipedia " in rest
+    assert "train:" not in rest
+    heading = "streamed, so neither counted nor compared; overlap with the training text cannot be computed, as none of it is stored"
+    assert rest.endswith(f"\n\n{heading}\n  hub wikimedia/wikipedia\n")
+    numbers = json.loads(report.stdout)
+    assert numbers["streamed"] == ["hub wikimedia/wikipedia"]
+    assert numbers["overlaps"] == []
+    assert [line["split"] for line in numbers["sources"]] == ["val"]
+
+
+def test_beside_a_stream_what_is_stored_is_compared(tmp_path, inspect, monkeypatch):
+    monkeypatch.setattr(hub, "newest_revision", lambda source: "0123456789abcdef")
+    monkeypatch.setattr(hub, "stream", test_streaming.fake_hub(test_streaming.TEXTS))
+    numbers = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    file = write_texts(tmp_path / "a.jsonl", [numbers, "filler " * 20])
+    sources = [{"format": "hub", "dataset": "a/b", "streaming": True, "window_tokens": 1024}, {"format": "jsonl", "files": file}]
+    val = {"format": "jsonl", "files": write_texts(tmp_path / "val.jsonl", [f"well, {numbers}"])}
+    source = {"format": "mixture", "parts": [{"weight": 1, "source": source} for source in sources]}
+    config = config_file(tmp_path, data={"source": source, "validation": val, "val_fraction": 0.05})
+    stream = PackedDataModule(load(config).config, BYTES, say=lambda line: None).corpora[0].train
+    stream.make(1)  # the process that would make them knows nothing of this one's hub
+    html_file = tmp_path / "rows.html"
+    printed = inspect("--config", config, "--rows", 8, "--html", html_file)
+    heads = re.findall(r"^step 0, row \d of 8, (.+?): ", printed, re.MULTILINE)
+    assert sorted(heads) == ["hub a/b"] * 4 + ["jsonl a.jsonl"] * 4
+    assert f'{val["files"]}:1: 1 of 2 runs of 13 words, first "{numbers}", as in {file}:1' in printed
+    assert printed.endswith("\n\nstreamed, so neither counted nor compared\n  hub a/b\n")
+    assert "streamed, so neither counted nor compared" in Page(html_file.read_text()).text
+    assert not multiprocessing.active_children()
 
 
 def test_colours_only_where_they_are_wanted(tmp_path, inspect, monkeypatch):

@@ -73,6 +73,50 @@ def test_train_then_makes_nothing(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in caches(tmp_path)[0].iterdir()} == files
 
 
+def test_with_ray_the_cache_is_the_same(tmp_path):
+    config = config_file(tmp_path, data={"val_fraction": 0.05, **mixture(tmp_path)})
+    contents = []
+    for flags in (), ("--ray",):
+        cache = tmp_path / "-".join(("cache", *flags))
+        prepare(config, "--data.cache_dir", cache, *flags)
+        contents.append({str(path.relative_to(cache)): path.read_bytes() for path in cache.rglob("*") if path.is_file()})
+    assert contents[0] == contents[1]
+    assert sum(name.endswith("train-00000.bin") for name in contents[0]) == 3
+
+
+def test_without_ray_it_is_said_what_to_install(tmp_path):
+    code = "import sys; sys.modules['ray'] = None\nfrom lm import errors\nfrom tools import prepare\nerrors.run(prepare.main)"
+    done = command("-c", code, "--config", config_file(tmp_path), "--ray")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "--ray: Ray is not installed; pip install ray")
+    assert caches(tmp_path) == []
+
+
+def test_a_stream_is_refused_and_its_advice_works(tmp_path):
+    folder = tmp_path / "hub" / "datasets" / "someone" / "stories"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"text": [f"{i} {WORDS[i % 9]}" for i in range(200)]}), folder / "train.parquet")
+    stream = {"format": "hub", "dataset": "someone/stories", "streaming": True}
+    rows = {"validation_rows": 8}
+    config = config_file(tmp_path, data={"source": stream}, trainer=rows)
+    with Hub(tmp_path / "hub") as hub:
+        environment = hub.environment(tmp_path / "home")
+        refused = command("-m", "tools.prepare", "--config", config, environment=environment)
+        assert hub.requests == []
+        assert (refused.returncode, refused.stdout) == (2, "")
+        [line] = refused.stderr.splitlines()
+        assert line.startswith("data.source: what is streamed is tokenised as training goes, not ahead; write streaming: false, ")
+        [advice] = re.findall(r"\((--data\.\S+ false)\)", line)
+        assert not (tmp_path / "cache").exists()
+        lines = prepare(config, *advice.split(), environment=environment)
+    assert lines[0].startswith("data.source: train 1")
+    mixed = mixture(tmp_path)
+    mixed["source"]["parts"].append({"weight": 1, "source": stream})
+    refused = command("-m", "tools.prepare", "--config", config_file(tmp_path, data={"val_fraction": 0.05, **mixed}, trainer=rows))
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("data.source.parts[2].source: what is streamed is tokenised as training goes")
+    assert refused.stderr.endswith(" and keep its tokens\n"), "a flag reaches no part of a mixture"
+
+
 def test_a_dataset_of_the_hub_is_then_no_longer_asked_for(tmp_path):
     folder = tmp_path / "hub" / "datasets" / "someone" / "stories"
     folder.mkdir(parents=True)
@@ -122,6 +166,7 @@ def test_help_comes_at_once():
         (["--processes=0"], 2, "argument --processes: '0' is no number from 1 to 1,024"),
         (["--processes=-1"], 2, "argument --processes: '-1' is no number from 1 to 1,024"),
         (["--processes=²"], 2, "argument --processes: '²' is no number from 1 to 1,024"),
+        (["--processes=2", "--ray"], 2, "argument --ray: not allowed with argument --processes"),
         (["--data.val_fraction=2"], 2, "command line: --data.val_fraction: too large, got 2, write"),
         (["--data.source.files=missing.txt"], 3, "data.source.files: missing.txt does not exist; relative paths start in"),
         (["--data.cache_dir=README.md/cache"], 5, "data.cache_dir: README.md/cache cannot be written (Not a directory);"),

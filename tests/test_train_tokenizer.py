@@ -13,14 +13,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import split_documents
 from lm.config import load
+from lm.corpus import documents_by_split, open_corpora, readers
 from lm.errors import ConfigError
-from lm.sources import Reader
+from lm.shards import TokenStore
 from lm.tokenizer import ByteTokenizer, FastTokenizer, load_tokenizer
 from lm.tokenizer_training import LEAST_VOCABULARY, PIECE, describe, excerpt, learn, measure, pieces
 from tests.runs import config_file, corpus
@@ -217,17 +218,23 @@ SPLITS: dict[str, dict[str, object]] = {
 }
 
 
+def stored_texts(store: TokenStore) -> list[str]:
+    """A split's documents, from the bytes of which its tokens are."""
+    stream = store.read(0, store.tokens)
+    parts = np.split(stream, np.flatnonzero(stream == ByteTokenizer().eos_id))  # each but the first begins with its EOS
+    return [bytes(part[1:].astype(np.uint8)).decode() for part in parts if len(part) > 1]
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_only_the_training_side_is_learnt_from(tmp_path: Path, split: str) -> None:
-    """The same as from what `split_documents`, which fills the token cache, has on that side."""
+    """The same as from what the token cache has on that side."""
     (tmp_path / "held_out.txt").write_text("zyzzyva " * 999, encoding="utf-8")
     keys = json.loads(json.dumps(SPLITS[split]).replace("{folder}", str(tmp_path)))
     source = {"format": "txt", "files": str(corpus(tmp_path, documents=60))}
     config = config_file(tmp_path, data={"source": source, "val_fraction": 0.4, **keys})
     written, said = made(tmp_path, config)
-    data = load(config).config.data
-    readers = [Reader(data.source), *([Reader(data.validation)] if data.validation else [])]
-    by_side = {side: [text for name, text in split_documents(data, readers) if name == side] for side in ("train", "val")}
+    stores = [store for corpus in open_corpora(load(config).config, ByteTokenizer(), lambda line: None) for store in corpus.stores]
+    by_side = {side: [text for store in stores if store.split == side for text in stored_texts(store)] for side in ("train", "val")}
     assert all(by_side.values())
     assert written.decode() == learn(by_side["train"], 300)[0]
     assert written.decode() != learn(by_side["train"] + by_side["val"], 300)[0]
@@ -241,9 +248,32 @@ def test_the_budget_on_the_command_line(tmp_path: Path) -> None:
     config = config_file(tmp_path)
     written, said = made(tmp_path, config, "--bytes", "500")
     assert "learnt from 500 bytes of the training text" in said
-    data = load(config).config.data
-    train = [text for side, text in split_documents(data, [Reader(data.source)]) if side == "train"]
+    [(_, reader, split)] = readers(load(config).config.data)
+    train = [text for side, text in documents_by_split(reader, split) if side == "train"]
     assert written.decode() == learn(excerpt(train, 500), 300)[0]
+
+
+def test_the_budget_is_shared_out_by_the_weights_of_a_mixture(tmp_path: Path) -> None:
+    """Of 1,000 bytes 300 and 700; of many more all there are, and text to validate on is reported beside the others."""
+    texts = {name: [f"{word * 3} {i % 7}" for i in range(99)] for name, word in (("a", "ab"), ("b", "cd"), ("c", "held"))}
+    for name, lines in texts.items():
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
+    sources = {name: {"format": "txt", "unit": "line", "files": str(tmp_path / f"{name}.txt")} for name in texts}
+    parts = [{"weight": weight, "source": sources[name]} for weight, name in ((3, "a"), (7, "b"))]
+    data = {"source": {"format": "mixture", "parts": parts}, "validation": sources["c"], "val_fraction": 0.05}
+    config = config_file(tmp_path, data=data)
+    written, said = made(tmp_path, config, "--bytes", "1000", "--vocab-size", "270")
+    assert "learnt from 1,000 bytes of the training text" in said
+    shares = [*excerpt(texts["a"], 300), *excerpt(texts["b"], 700)]
+    assert written.decode() == learn(shares, 270)[0]
+    others = ([*excerpt(texts["a"], 700), *excerpt(texts["b"], 300)], [*excerpt(texts["a"], 500), *excerpt(texts["b"], 500)])
+    assert written.decode() not in [learn(other, 270)[0] for other in others]
+    named = [line.split(", ") for line in said.splitlines() if ", training " in line or ", validation " in line]
+    assert [name for name, _ in named] == ["data.source.parts[0].source", "data.source.parts[1].source", "data.validation"]
+    everything, said = made(tmp_path, config, "--vocab-size", "270")
+    sizes = [len("".join(texts[name]).encode()) for name in "ab"]
+    assert f"learnt from {sum(sizes):,} bytes of the training text" in said
+    assert everything.decode() == learn(texts["a"] + texts["b"], 270)[0]
 
 
 def test_a_run_trains_with_it_and_transformers_reads_the_folder(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ python -m tools.inspect_data --config config_smoke.yaml --against cases.json que
 
 The validation text, and any further one named by --against, is compared with the training text: which documents share 13 words in a row
 with it, without regard to case and punctuation (as in GPT-3's paper, appendix C). That goes through the training text once for each 32
-million characters of the other, and takes some hundred megabytes of memory; --ngram 0 leaves it out.
+million characters of the other, and takes some hundred megabytes of memory; --ngram 0 leaves it out. Text that is streamed is not stored:
+it is neither counted nor compared, only shown; its windows up to the step are made, in the run's cache.
 """
 
 from __future__ import annotations
@@ -23,17 +24,13 @@ from typing import TYPE_CHECKING
 from lm import errors
 from lm.config import load as load_config
 from lm.disk import replace
-from lm.sources import find_files
 
 if TYPE_CHECKING:
     from data import PackedDataModule
-    from lm.corpus import Corpus
-    from lm.inspection import Row
+    from lm.inspection import Row, Stores
     from lm.overlap import Overlap
-    from lm.shards import TokenStore
     from lm.tokenizer import Tokenizer
 
-Stores = dict[str, list[tuple[str, "TokenStore"]]]  # for each split, the sources' names and tokens
 SHOWN = 10  # documents in common that the terminal names one by one; the HTML file and --json have all
 
 
@@ -46,22 +43,20 @@ def main() -> None:
     for flag, least in ("rows", 1), ("ngram", 0):
         if getattr(arguments, flag) < least:
             raise errors.ConfigError(f"--{flag}: too small, got {getattr(arguments, flag)}, write {least} or more")
-    against = find_files(arguments.against, "--against")
 
     from data import PackedDataModule
     from lm import inspection, rendering
+    from lm.sources import find_files
     from lm.tokenizer import load_tokenizer
 
+    against = find_files(arguments.against, "--against")
     tokenizer = load_tokenizer(config.tokenizer.name)
     data = PackedDataModule(config, tokenizer, say=lambda line: print(line, file=sys.stderr))
-    stores, steps = stores_of(data), data.train_dataloader().dataset
-    rows: list[Row] = []
-    for step in range(arguments.step, config.max_steps):
-        if len(rows) < arguments.rows:
-            parts = data.plan.of_step(step, config.trainer.batch_size)[:, 0].tolist()
-            rows += inspection.read_rows(steps[step], tokenizer, [source_name(data.corpora[part]) for part in parts])
+    rows = rows_of(data, arguments.step, arguments.rows)
+    stores = inspection.stores_of(data.corpora)
     sources = [line for split in stores for line in inspection.SourceStatistics.of(split, stores[split], config.row_length)]
-    overlaps = compare(stores, data, against, arguments.ngram) if arguments.ngram else []
+    overlaps = compare(stores, data, against, arguments.ngram) if arguments.ngram and stores["train"] else []
+    streamed = [name for name, corpus in inspection.named(data.corpora) if len(corpus.stores) < 2]
     counts, shown = inspection.RowStatistics.of(rows), rows[: arguments.rows]
 
     tables = {"Sources": inspection.source_table(sources), "Counts": inspection.row_table(counts)}
@@ -70,23 +65,35 @@ def main() -> None:
     notes = {
         f"{found.name}: in the training text too": inspection.match_lines(found, arguments.ngram) for found in overlaps if found.matches
     }
+    if streamed:
+        nothing = "" if stores["train"] else "; overlap with the training text cannot be computed, as none of it is stored"
+        notes[f"streamed, so neither counted nor compared{nothing}"] = streamed
     if arguments.html:
         replace(arguments.html, rendering.html_page(f"What the model sees: {arguments.config}", tables, shown, tokenizer, notes))
     if arguments.json:
-        print(json.dumps({"sources": sources, "rows": counts, "overlaps": overlaps}, default=dataclasses.asdict, indent=1))
+        report = {"sources": sources, "streamed": streamed, "rows": counts, "overlaps": overlaps}
+        print(json.dumps(report, default=dataclasses.asdict, indent=1))
     else:
         show(tables, shown, tokenizer, notes)
 
 
-def stores_of(data: PackedDataModule) -> Stores:
-    """Each split's token stores, with the names of the sources that they come from. What is streamed to train on is not stored."""
-    named = [(source_name(corpus), corpus) for corpus in data.corpora]
-    return {split: [(name, store) for name, corpus in named for store in corpus.stores if store.split == split] for split in data.rows}
+def rows_of(data: PackedDataModule, first: int, least: int) -> list[Row]:
+    """The rows of whole steps from `first` on, so many or a few more."""
+    from lm import inspection
 
-
-def source_name(corpus: Corpus) -> str:
-    """Such as "jsonl a.jsonl"; whole paths would make the table too wide."""
-    return " ".join([corpus.reader.source.format, *(Path(file).name for file in corpus.reader.files)])
+    names = [name for name, _ in inspection.named(data.corpora)]
+    rows: list[Row] = []
+    data.start_step = first
+    loader = data.train_dataloader()
+    try:
+        for step in loader.sampler:  # not a range: streams have to hear of each step
+            parts = data.plan.of_step(step, data.config.trainer.batch_size)[:, 0].tolist()
+            rows += inspection.read_rows(loader.dataset[step], data.tokenizer, [names[part] for part in parts])
+            if len(rows) >= least:
+                break
+    finally:
+        data.teardown("fit")
+    return rows
 
 
 def compare(stores: Stores, data: PackedDataModule, against: list[str], n: int) -> list[Overlap]:

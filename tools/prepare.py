@@ -34,10 +34,11 @@ def main() -> None:
     from lm.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(config.tokenizer.name)
-    if config.data.streams:
+    if streamed := [key for key, part in config.data.parts if getattr(part.source, "streaming", False)]:
+        flag = " (--data.source.streaming false)" if streamed == ["data.source"] else ""  # parts of a mixture have no flags
         raise errors.ConfigError(
-            "data.source: what is streamed is tokenised as training goes, not ahead; write streaming: false, here and for train.py, to "
-            "read the dataset once and keep its tokens (--data.source.streaming false)"
+            f"{streamed[0]}: what is streamed is tokenised as training goes, not ahead; write streaming: false, here and for train.py, to "
+            f"read the dataset once and keep its tokens{flag}"
         )
     if arguments.ray:
         from lm.ray_engine import on_ray as engine
@@ -56,13 +57,14 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m tools.prepare", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file")
-    result.add_argument(
+    where = result.add_mutually_exclusive_group()
+    where.add_argument(
         "--processes",
         type=positive,
         metavar="N",
         help="how many read and tokenise (default: one for each core); with 1 no other is started",
     )
-    result.add_argument("--ray", action="store_true", help="on all machines of the Ray cluster that RAY_ADDRESS names, or on this one")
+    where.add_argument("--ray", action="store_true", help="on all machines of the Ray cluster that RAY_ADDRESS names, or on this one")
     result.add_argument("--verify", action="store_true", help="also read all that is there, and make again what is damaged")
     return result
 
