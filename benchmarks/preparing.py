@@ -6,6 +6,7 @@ text, take turns, and the best of each counts: other work on the machine only ev
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import os
@@ -23,7 +24,9 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from tiktoken import Encoding  # noqa: E402
 
+from data import PackedDataModule  # noqa: E402
 from lm.cache import read_manifest  # noqa: E402
+from lm.config import load  # noqa: E402
 from lm.engines import on_this_machine  # noqa: E402
 from lm.fast_bpe import GPT2, SPACES, FastBpe  # noqa: E402
 from lm.preparation import Split, prepare  # noqa: E402
@@ -42,7 +45,7 @@ def main() -> None:
     tokenizer = load_tokenizer(sys.argv[1])
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        held = [speeds(folder, tokenizer, Path(sys.argv[2])), memory(folder, Path(sys.argv[2])), warm_start(folder)]
+        held = [speeds(folder, tokenizer, Path(sys.argv[2])), memory(folder, Path(sys.argv[2])), warm_start(folder), loader_share(folder)]
     sys.exit(not all(held))
 
 
@@ -163,6 +166,22 @@ def warm_start(folder: Path) -> bool:
     first, batch = (min(float(run[i]) for run in runs) for i in range(2))
     print(f"\nfirst batch of a warm cache of 10^9 tokens: {first:.3f} s; then {1000 * batch:.3f} ms a batch of 16 rows of 1,024")
     return first < 0.3
+
+
+def loader_share(folder: Path) -> bool:
+    """What the loader takes of a step of the smoke model, without worker processes."""
+    smoke = [sys.executable, "train.py", "--config", "config_smoke.yaml", "--checkpoint.directory", str(folder / "smoke")]
+    subprocess.run([*smoke, "--trainer.max_steps", "60"], cwd=ROOT, check=True, capture_output=True)
+    with (folder / "smoke" / "metrics.csv").open() as file:
+        rates = sorted(float(row["tokens_per_second"]) for row in csv.DictReader(file) if row["tokens_per_second"])
+    config = load("config_smoke.yaml").config
+    step = config.tokens_per_step / rates[len(rates) // 2]
+    loader = PackedDataModule(config, ByteTokenizer(), lambda line: None).train_dataloader()
+    started = time.perf_counter()
+    batches = sum(1 for _ in loader)
+    batch = (time.perf_counter() - started) / batches
+    print(f"\nthe smoke run: {1000 * batch:.3f} ms a batch, {1000 * step:.0f} ms a step: {batch / step:.2%}")
+    return batch < 0.02 * step
 
 
 def repeated(text: Path, file: Path, megabytes: int) -> Path:
