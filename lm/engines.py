@@ -94,8 +94,14 @@ def leave_stopping_to_parent() -> None:
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     # The parent stops at a SIGTERM to all of them, too. But a broken pool ends its processes by the same signal, and waits for them.
-    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(LAST_SECONDS, os._exit, [128 + signal.SIGTERM]).start())
+    signal.signal(signal.SIGTERM, _end_soon)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_soon(*_: object) -> None:
+    last_seconds = threading.Timer(LAST_SECONDS, os._exit, [128 + signal.SIGTERM])
+    last_seconds.daemon = True  # it does not keep alive what would end by itself
+    last_seconds.start()
 
 
 def _end_with_parent() -> None:

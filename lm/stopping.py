@@ -17,6 +17,7 @@ from typing import Any, Self
 from lm.errors import Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+RESUME = "go on with --resume auto"
 
 
 class StopSignals:
@@ -24,6 +25,7 @@ class StopSignals:
 
     Args:
         speaks: whether this process tells the user; one of a run's processes does.
+        advice: how to go on after a stop.
 
     Attributes:
         requested: the number of the first signal that came, or 0.
@@ -31,11 +33,12 @@ class StopSignals:
         since: when this was made (time.monotonic), for the time limit, which a run that goes back to a checkpoint does not start anew.
     """
 
-    def __init__(self, speaks: bool):
+    def __init__(self, speaks: bool, advice: str = RESUME):
         self.requested = 0
         self.sheltered = False
         self.since = time.monotonic()
         self._speaks = speaks
+        self._advice = advice
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
@@ -58,7 +61,7 @@ class StopSignals:
         self.sheltered = False  # first: one that comes between these lines raises by itself
         if self.requested:
             self.sheltered = True
-            raise stopped(self.requested)
+            raise stopped(self.requested, advice=self._advice)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a worker, forked with these handlers: the run tells it when to end
@@ -68,13 +71,13 @@ class StopSignals:
         first, self.requested = not self.requested, self.requested or number
         if not self.sheltered:
             self.sheltered = True
-            raise stopped(number)
+            raise stopped(number, advice=self._advice)
         if first and self._speaks:
             # Through os.write: what is interrupted here may be a print, which must not be entered again.
             with contextlib.suppress(OSError):
                 os.write(2, f"\n{signal.Signals(number).name}: finishing this step and saving (Ctrl-C again stops at once)\n".encode())
 
 
-def stopped(number: int, after: str = "") -> Stopped:
+def stopped(number: int, after: str = "", advice: str = RESUME) -> Stopped:
     """What to raise for a signal."""
-    return Stopped(f"stopped by {signal.Signals(number).name}{after}; go on with --resume auto", number)
+    return Stopped(f"stopped by {signal.Signals(number).name}{after}; {advice}", number)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from lm import errors
 from lm.config import load
 from lm.disk import refusals
+from lm.stopping import StopSignals
 
 if TYPE_CHECKING:
     from lm.corpus import Corpus
@@ -31,24 +32,30 @@ def main() -> None:
     """Read the command line, make what is missing, and say what there is."""
     arguments, overrides = parser().parse_known_args()
     config = load(arguments.config, overrides).config
-    from lm.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(config.tokenizer.name)
     if streamed := [key for key, part in config.data.parts if getattr(part.source, "streaming", False)]:
         flag = " (--data.source.streaming false)" if streamed == ["data.source"] else ""  # parts of a mixture have no flags
         raise errors.ConfigError(
             f"{streamed[0]}: what is streamed is tokenised as training goes, not ahead; write streaming: false, here and for train.py, to "
             f"read the dataset once and keep its tokens{flag}"
         )
-    if arguments.ray:
-        from lm.ray_engine import on_ray as engine
-    else:
-        from lm.engines import on_this_machine
+    with StopSignals(speaks=False, advice="start it again, and it goes on where it was"):
+        from lm.tokenizer import load_tokenizer
 
-        engine = functools.partial(on_this_machine, processes=arguments.processes)
-    corpora = make(config, tokenizer, engine)
-    if arguments.verify and remove_damaged(corpora):
-        make(config, tokenizer, engine)
+        tokenizer = load_tokenizer(config.tokenizer.name)
+        engine = _engine(arguments.ray, arguments.processes)
+        corpora = make(config, tokenizer, engine)
+        if arguments.verify and remove_damaged(corpora):
+            make(config, tokenizer, engine)
+
+
+def _engine(ray: bool, processes: int | None) -> Engine:
+    if ray:
+        from lm.ray_engine import on_ray
+
+        return on_ray
+    from lm.engines import on_this_machine
+
+    return functools.partial(on_this_machine, processes=processes)
 
 
 def parser() -> argparse.ArgumentParser:
