@@ -6,6 +6,7 @@ text, take turns, and the best of each counts: other work on the machine only ev
 
 from __future__ import annotations
 
+import argparse
 import csv
 import itertools
 import json
@@ -42,10 +43,14 @@ FLAT = 1000  # of text for the memory
 
 def main() -> None:
     """Print Markdown tables."""
-    tokenizer = load_tokenizer(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tokenizer")
+    parser.add_argument("text", type=Path, metavar="FILE.jsonl")
+    arguments = parser.parse_args()
+    tokenizer, text = load_tokenizer(arguments.tokenizer), arguments.text
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        held = [speeds(folder, tokenizer, Path(sys.argv[2])), memory(folder, Path(sys.argv[2])), warm_start(folder), loader_share(folder)]
+        held = [speeds(folder, tokenizer, text), memory(folder, text), warm_start(folder), loader_share(folder)]
     sys.exit(not all(held))
 
 

@@ -5,6 +5,7 @@ The shards are sparse files of the true size and number: nothing but holes, whic
 
 from __future__ import annotations
 
+import argparse
 import resource
 import sys
 import tempfile
@@ -25,6 +26,7 @@ TOKENS, LENGTH, BATCH, STEPS = 10**12, 1024, 16, 2000
 
 def main() -> None:
     """Print a Markdown table of medians, and what memory and open files came to."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))  # the usual limit
     with tempfile.TemporaryDirectory() as scratch:
         n_shards = -(-TOKENS // SHARD_TOKENS)

@@ -346,8 +346,9 @@ class LargeTokenizer(ByteTokenizer):
         self.vocab_size, self.eos_id = vocab_size, vocab_size - 1
         self.definition = json.dumps({"vocab_size": vocab_size})
 
-    def encode_batch(self, texts):
-        return [np.frombuffer(text.encode(), np.uint8).astype(self.dtype) + self.dtype(self.shift) for text in texts]
+    def encode_flat(self, texts):
+        ids, lengths = super().encode_flat(texts)
+        return ids + self.dtype(self.shift), lengths
 
 
 @pytest.mark.parametrize(("vocab_size", "bytes_per_id"), [(65_535, 2), (65_536, 2), (65_537, 4), (200_000, 4)])
@@ -775,8 +776,8 @@ class CharacterTokenizer(ByteTokenizer):
 
     definition = "characters"
 
-    def encode_batch(self, texts):
-        return [np.frombuffer(text.encode("latin-1"), np.uint8).astype(self.dtype) for text in texts]
+    def encode_flat(self, texts):
+        return np.frombuffer("".join(texts).encode("latin-1"), np.uint8).astype(self.dtype), np.array([len(text) for text in texts])
 
 
 def test_bytes_per_token(tmp_path):
