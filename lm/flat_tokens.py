@@ -106,7 +106,7 @@ def _documents_from(file: str, dtype: np.dtype[Any], span: Span, eos_id: int) ->
     before = min(first, 1)  # a document begins behind an EOS, or with the file
     ids = _read(file, dtype, first - before, last - first + before)
     if before:
-        ends = np.flatnonzero(ids[:-1] == eos_id)
+        ends = np.flatnonzero(ids == eos_id)
         skipped = int(ends[0]) + 1 if len(ends) else len(ids)
         first, ids = first - 1 + skipped, ids[skipped:]
     if len(ids) == 0 or ids[-1] == eos_id:
@@ -114,7 +114,7 @@ def _documents_from(file: str, dtype: np.dtype[Any], span: Span, eos_id: int) ->
     parts, position = [ids], last
     while len(more := _read(file, dtype, position, CHUNK)):
         ends = np.flatnonzero(more == eos_id)
-        parts.append(more[: ends[0] + 1] if len(ends) else more)
+        parts.append(more[: ends[0]] if len(ends) else more)
         if len(ends):
             break
         position += len(more)

@@ -1,5 +1,6 @@
 """Flat files of token ids, read and written: python -m pytest tests/test_flat_tokens.py."""
 
+import errno
 import functools
 import hashlib
 import itertools
@@ -17,7 +18,7 @@ from pydantic import TypeAdapter
 
 from lm import flat_tokens, preparation, text_files
 from lm.engines import here, on_this_machine
-from lm.errors import ConfigError, DataError
+from lm.errors import CheckpointError, ConfigError, DataError
 from lm.preparation import Split, prepare
 from lm.schema.source import SingleSource
 from lm.shards import TokenStore
@@ -200,7 +201,7 @@ REFUSED = {
     "half an id": (b"a\0b", "{f}: 3 bytes are no whole number of uint16 ids; fetch the file again, or name its type in dtype"),
     "nothing": ([], "{f}: empty file: there is no text in it;"),
     "nothing but ends": ([EOS, EOS], "{f}: empty file: there is no text in it;"),
-    "another special id": ([97, EOS, 98, BOS, EOS], "{f}:2: special id: 257 in the document that begins here; text has no such id; mend"),
+    "another special id": ([97, EOS, 98, BOS, 256, EOS], "{f}:2: special id: 257 in the document that begins here; text has no such id; mend"),
     "four bytes read as two": (np.array(stream("a longer text"), "<u4").tobytes(), "{f}: every other id is 0, as it is where ids of four"),
     "numpy.save": (with_npy, "{f}: an array of numpy.save; write its ids without a header (array.tofile)"),
 }
@@ -330,6 +331,20 @@ def test_what_is_there_is_written_over_only_when_told(tmp_path):
     export("--config", config, "--out", out, "--force")
     assert flat(out) == written
     assert sorted(path.name for path in out.iterdir()) == ["meta.json", "train.bin", "val.bin"]
+
+
+def test_a_disk_that_refuses_leaves_what_was_there(tmp_path, monkeypatch):
+    _, stores = build(tmp_path / "cache", reader(write(tmp_path / "a.bin", stream("text"))))
+    (tmp_path / "train.bin").write_bytes(b"mine")
+
+    def refuse(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(flat_tokens, "sync", refuse)
+    with pytest.raises(CheckpointError, match=r"train\.bin could not be written: No space left on device \(0\.0 MB needed, "):
+        flat_tokens.write_flat(stores["train"], tmp_path / "train.bin")
+    assert (tmp_path / "train.bin").read_bytes() == b"mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "cache", "train.bin"]
 
 
 def test_what_cannot_be_exported(tmp_path):
