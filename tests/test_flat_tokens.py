@@ -201,7 +201,7 @@ REFUSED = {
     "half an id": (b"a\0b", "{f}: 3 bytes are no whole number of uint16 ids; fetch the file again, or name its type in dtype"),
     "nothing": ([], "{f}: empty file: there is no text in it;"),
     "nothing but ends": ([EOS, EOS], "{f}: empty file: there is no text in it;"),
-    "another special id": ([97, EOS, 98, BOS, 256, EOS], "{f}:2: special id: 257 in the document that begins here; text has no such id; mend"),
+    "another special id": ([97, EOS, 98, BOS, 256, EOS], "{f}:2: special id: 257 in the document that begins here; text has"),
     "four bytes read as two": (np.array(stream("a longer text"), "<u4").tobytes(), "{f}: every other id is 0, as it is where ids of four"),
     "numpy.save": (with_npy, "{f}: an array of numpy.save; write its ids without a header (array.tofile)"),
 }
