@@ -57,18 +57,23 @@ class Corpus:
         return [store for store in (self.train, self.val) if isinstance(store, TokenStore)]
 
 
-def readers(data: DataConfig) -> list[tuple[str, Reader, Split]]:
-    """Each source's name, its documents, and which of them are validated on. Raises DataError where files are missing."""
+def readers(data: DataConfig, tokenizer: Tokenizer | None = None) -> list[tuple[str, Reader, Split]]:
+    """Each source's name, its documents, and which of them are validated on.
+
+    Raises:
+        DataError: files are missing.
+        ConfigError: a source brings ids, and there is no tokenizer.
+    """
     whole = sum(part.weight for _, part in data.parts)
     held_out = Split("none") if data.validation is not None else Split(data.split, data.val_fraction)
     found = []
     for key, part in data.parts:
-        reader = Reader(part.source, key, data.on_bad_row)
+        reader = Reader(part.source, key, data.on_bad_row, tokenizer)
         more = f" and {len(reader.files) - 1:,} more" if len(reader.files) > 1 else ""
         name = f"{reader.files[0]}{more} ({part.weight / whole:.0%}): " if len(data.parts) > 1 else ""
         found.append((name, reader, held_out))
     if data.validation is not None:
-        found.append(("", Reader(data.validation, "data.validation", data.on_bad_row), Split("all")))
+        found.append(("", Reader(data.validation, "data.validation", data.on_bad_row, tokenizer), Split("all")))
     return found
 
 
@@ -98,7 +103,7 @@ def open_corpora(
     """
     data = config.data
     found: list[Corpus] = []
-    for name, reader, split in readers(data):
+    for name, reader, split in readers(data, tokenizer):
         if isinstance(reader.source, HubSource) and reader.source.streaming:
             found.append(_open_stream(config, name, reader, split, tokenizer))
             continue

@@ -21,7 +21,7 @@ from lm import hub
 from lm.errors import DataError
 from lm.parquet import read_parquet, row_group_spans, rows_before_group
 from lm.rows import Fault, Row, decoded, require_column, text_of
-from lm.schema.source import CsvSource, HubSource, InstructionSource, JsonlSource, ParquetSource, SmsSource, TextSource
+from lm.schema.source import BinSource, CsvSource, HubSource, InstructionSource, JsonlSource, ParquetSource, SmsSource, TextSource
 from lm.text_files import Span, byte_spans, is_gzip, lines, lines_before, opened, paragraphs
 
 # What turns an instruction, its input and the answer into a text; the separator is text like the rest.
@@ -135,6 +135,8 @@ def spans(file: str, source: Any) -> list[Span] | None:
     """The spans of a file that several processes can share; None for what has to be read from its beginning."""
     if isinstance(source, ParquetSource):
         return row_group_spans(file)
+    if isinstance(source, BinSource):
+        return byte_spans(file)
     by_line = isinstance(source, JsonlSource) or (isinstance(source, TextSource) and source.unit != "file")
     return byte_spans(file) if by_line and not is_gzip(file) else None
 
@@ -143,7 +145,7 @@ def rows_before(file: str, source: Any, span: Span) -> int:
     """How many rows (lines, for text) come before those that a generator counts in a span."""
     if isinstance(source, ParquetSource):
         return rows_before_group(file, span[0])
-    return lines_before(file, span)
+    return 0 if isinstance(source, BinSource) else lines_before(file, span)  # ids are counted from the file's beginning
 
 
 def _from_sms(line: str) -> str | Fault:

@@ -77,7 +77,7 @@ def prepare(folder: Path, reader: Reader, tokenizer: Tokenizer, split: Split, en
 
 
 class Border(NamedTuple):
-    """Where the text to train on ends and the rest begins: which piece, which of its documents, and which character of that."""
+    """Where the text to train on ends and the rest begins: which piece, which of its documents, and which character (or id) of that."""
 
     piece: int
     document: int
@@ -189,11 +189,11 @@ class _Work:
             return
         numbers = np.arange(len(keep))
         self._write("train", tokens.of(keep & (numbers < border.document)))
-        text = next(itertools.islice(self._reader.read(piece, Counter()), border.document, None)).text
-        parts = [(name, part) for name, part in (("train", text[: border.character]), ("val", text[border.character :])) if part]
-        self._parted = [self._writers["train"].documents, len(parts), int(tokens.hashes[border.document])]
-        for name, part in parts:
-            self._write(name, self._tokenise.of([part], Counter()))
+        document = next(itertools.islice(self._reader.read(piece, Counter()), border.document, None))
+        parts = [self._tokenise.part(document, part) for part in (slice(None, border.character), slice(border.character, None))]
+        self._parted = [self._writers["train"].documents, sum(len(part.lengths) for part in parts), int(tokens.hashes[border.document])]
+        for name, part in zip(SPLITS, parts, strict=True):
+            self._write(name, part)
         self._write("val", tokens.of(keep & (numbers > border.document)))
 
     def _write(self, split: str, tokens: Tokens) -> None:

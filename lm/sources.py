@@ -20,11 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm import parquet, text_files
-from lm.errors import DataError
+from lm.errors import ConfigError, DataError
+from lm.flat_tokens import read_flat
 from lm.formats import FORMATS, Fault, Row, rows_before, spans
 from lm.hub import load_dataset
-from lm.schema.source import HubSource, SingleSource
+from lm.schema.source import BinSource, HubSource, SingleSource
 from lm.text_files import Span
+from lm.tokenizer import Tokenizer
 
 PIECE_CHARACTERS = 2**22
 EMPTY, REPEATED = "empty document", "repeated document"
@@ -32,10 +34,11 @@ _BEYOND_ASCII = re.compile(r"[^\x00-\x7F]+")
 
 
 class Document(NamedTuple):
-    """A text, and where it stands: `file:line` of its first line, or of its row."""
+    """A text, and where it stands: `file:line` of its first line, or of its row; and its ids, where the source brings them."""
 
     text: str
     place: str
+    ids: NDArray[Any] | None = None
 
 
 class Piece(NamedTuple):
@@ -51,15 +54,22 @@ class Reader:
 
     Attributes:
         files: the source's files, sorted, each once; for a hub dataset its id.
-        skipped: what the latest pass left out, by kind. Documents of white space alone are always left out; rows that cannot be read, where
-            `on_bad_row` is "skip"; the rest as the source's section says. `max_tokens` is not the reader's: it knows no tokens.
+        skipped: what the latest pass left out, by kind. Documents of white space alone are always left out (of ids: those without any);
+            rows that cannot be read, where `on_bad_row` is "skip"; the rest as the source's section says. `max_tokens` is not the reader's.
+
+    Args:
+        tokenizer: needed where the source brings ids.
 
     Raises (when made, and when iterated):
         DataError: a file cannot be read; or, where `on_bad_row` is "stop", a row.
+        ConfigError: the source brings ids, and there is no tokenizer.
     """
 
-    def __init__(self, source: SingleSource, key: str = "data.source", on_bad_row: str = "stop"):
+    def __init__(self, source: SingleSource, key: str = "data.source", on_bad_row: str = "stop", tokenizer: Tokenizer | None = None):
+        if isinstance(source, BinSource) and tokenizer is None:
+            raise ConfigError(f"{key}.format: bin files hold the ids of a tokenizer, and here text is wanted; name the text they come from")
         self.source = source
+        self.tokenizer = tokenizer
         self.key = key
         self.on_bad_row = on_bad_row
         found = [source.dataset] if isinstance(source, HubSource) else find_files(source.files, f"{key}.files")
@@ -116,8 +126,7 @@ class Reader:
         """A piece's documents, cleaned; what is left out is counted in `removed`. Places are right in whole files and ready rows only."""
         source = self.source
         with reading(piece.file, self.key):
-            rows = piece.rows if piece.rows is not None else FORMATS[source.format](piece.file, source, piece.span)
-            for number, text in rows:
+            for number, text, ids in self._rows(piece):
                 if isinstance(text, Fault):
                     before = rows_before(piece.file, source, piece.span) if piece.span and self.on_bad_row == "stop" else 0
                     self._refuse(f"{piece.file}:{before + number + text.lines_below}", text, removed)
@@ -126,12 +135,23 @@ class Reader:
                     cleaned = _BEYOND_ASCII.sub("", text)
                     removed["character beyond ASCII"] += len(text) - len(cleaned)
                     text = cleaned
-                if not text or text.isspace():
+                if not text or text.isspace() if ids is None else len(ids) == 0:
                     removed[EMPTY] += 1
                 elif len(text) < source.filter.min_length:
                     removed[f"document under {source.filter.min_length} characters"] += 1
                 else:
-                    yield Document(text, f"{piece.file}:{number}")
+                    yield Document(text, f"{piece.file}:{number}", ids)
+
+    def _rows(self, piece: Piece) -> Iterator[tuple[int, str | Fault, NDArray[Any] | None]]:
+        """A piece's rows, with their ids where there are any."""
+        if isinstance(self.source, BinSource):
+            assert self.tokenizer is not None
+            for place, ids in read_flat(piece.file, self.source, piece.span, self.tokenizer):
+                yield (place, ids, None) if isinstance(ids, Fault) else (place, self.tokenizer.decode(ids.tolist()), ids)
+            return
+        rows = piece.rows if piece.rows is not None else FORMATS[self.source.format](piece.file, self.source, piece.span)
+        for number, text in rows:
+            yield number, text, None
 
     def identity(self) -> dict[str, Any]:
         """JSON that changes when the documents do: the section, and each file's path, size and time of change, or the dataset's version."""

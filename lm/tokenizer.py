@@ -35,7 +35,8 @@ class Tokenizer(ABC):
     vocab_size: int
     eos_id: int
     pad_id: int
-    special_ids: frozenset[int]  # Text never encodes to these, and they decode to nothing.
+    special_ids: frozenset[int]  # They decode to nothing.
+    reserved_ids: frozenset[int]  # Text never encodes to these: the special ones, but for that of unknown words.
     definition: str  # The whole content of a tokenizer.json.
     instant = False  # Encoding takes less time than handing the ids from one process to another.
 
@@ -87,7 +88,7 @@ class ByteTokenizer(Tokenizer):
         self.name = "byte"
         self.vocab_size = 260
         self.pad_id, _, self.eos_id, _ = range(256, 260)
-        self.special_ids = frozenset(range(256, 260))
+        self.special_ids = self.reserved_ids = frozenset(range(256, 260))
         self.definition = self._definition()
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -138,7 +139,7 @@ class FastTokenizer(Tokenizer):
         self.special_ids = frozenset({eos_id, pad_id} | {i for i, token in added if token.special})
         # The token for unknown words is mostly marked special, and yet is a proper outcome for text.
         model = json.loads(definition)["model"]
-        self._reserved = self.special_ids - {model.get("unk_id"), backend.token_to_id(model.get("unk_token") or "")}
+        self.reserved_ids = self.special_ids - {model.get("unk_id"), backend.token_to_id(model.get("unk_token") or "")}
         self._characters = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -160,20 +161,22 @@ class FastTokenizer(Tokenizer):
     @cached_property
     def _fast(self) -> FastBpe | None:
         try:
-            return FastBpe(self.rewritten(), self._reserved)
+            return FastBpe(self.rewritten(), self.reserved_ids)
         except NotTheSame:
             return None
 
     def _by_tokenizers(self, texts: list[str]) -> list[NDArray[Any]]:
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         ids = (encoding.ids for encoding in encodings)
-        return [np.array(i if self._reserved.isdisjoint(i) else self._plain(text), self.dtype) for text, i in zip(texts, ids, strict=True)]
+        return [
+            np.array(i if self.reserved_ids.isdisjoint(i) else self._plain(text), self.dtype) for text, i in zip(texts, ids, strict=True)
+        ]
 
     def _plain(self, text: str) -> list[int]:
         """The ids of a text in which the model itself knows special tokens as words: the text is cut inside each of them."""
         encoding = self._backend.encode(text, add_special_tokens=False)
         spans = zip(encoding.ids, encoding.offsets, strict=True)
-        cuts = [start + 1 for i, (start, end) in spans if i in self._reserved and end - start > 1]
+        cuts = [start + 1 for i, (start, end) in spans if i in self.reserved_ids and end - start > 1]
         if not cuts:
             return list(encoding.ids)
         return [i for a, b in itertools.pairwise([0, *cuts, len(text)]) for i in self._plain(text[a:b])]

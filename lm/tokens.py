@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lm.sources import Piece, Reader, hash_of_text
+from lm.sources import Document, Piece, Reader, hash_of_text
 from lm.tokenizer import Tokenizer
 
 
@@ -20,7 +20,7 @@ class Tokens(NamedTuple):
     ids: NDArray[Any]
     lengths: NDArray[np.int64]  # in ids
     hashes: NDArray[np.uint64]  # of the text
-    characters: NDArray[np.int64]
+    characters: NDArray[np.int64]  # or ids, where the source brings ids: what `tail` measures
     text_bytes: NDArray[np.int64]  # in UTF-8
     removed: Counter[str]
 
@@ -46,17 +46,33 @@ class Tokenise:
     def __call__(self, piece: Piece) -> Tokens:
         """What became of the piece."""
         removed: Counter[str] = Counter()
-        return self.of([document.text for document in self.reader.read(piece, removed)], removed)
+        documents = list(self.reader.read(piece, removed))
+        ids = [document.ids for document in documents if document.ids is not None]
+        return self.of([document.text for document in documents], removed, ids or None)
 
-    def of(self, texts: list[str], removed: Counter[str]) -> Tokens:
-        """What became of these documents."""
-        nothing = np.empty(0, np.uint16), np.zeros(len(texts), np.int64)
-        ids, lengths = self.tokenizer.encode_flat(texts) if self.tokenizer is not None else nothing
+    def part(self, document: Document, part: slice) -> Tokens:
+        """What becomes of a part of a document, given in characters, or in ids where the source brings ids; of nothing if that is empty."""
+        if document.ids is None:
+            texts, ids = [document.text[part]], None
+        else:
+            assert self.tokenizer is not None
+            ids = [document.ids[part]]
+            texts = [self.tokenizer.decode(ids[0].tolist())]
+        made = self.of(texts, Counter(), ids)
+        return made.of(made.characters > 0)
+
+    def of(self, texts: list[str], removed: Counter[str], brought: list[NDArray[Any]] | None = None) -> Tokens:
+        """What became of these documents, all of which have brought their ids, or none."""
+        ids, lengths = np.empty(0, np.uint16), np.zeros(len(texts), np.int64)
+        if brought is not None:
+            ids, lengths = np.concatenate(brought), np.array([len(document) for document in brought], np.int64)
+        elif self.tokenizer is not None:
+            ids, lengths = self.tokenizer.encode_flat(texts)
         return Tokens(
             ids=ids,
             lengths=lengths,
             hashes=np.array([hash_of_text(text) for text in texts], np.uint64),
-            characters=np.array([len(text) for text in texts], np.int64),
+            characters=lengths if brought is not None else np.array([len(text) for text in texts], np.int64),
             text_bytes=np.array([len(text) if text.isascii() else len(text.encode()) for text in texts], np.int64),
             removed=removed,
         )

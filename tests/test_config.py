@@ -322,8 +322,9 @@ def test_a_value_that_is_refused_is_one_line(write, text: str, expected: str) ->
     assert line == f"c.yaml:7: {expected}" or expected.endswith(",")
 
 
-SINGLE = "txt, jsonl, csv, parquet, sms, instruction or hub"
-ANY = "txt, jsonl, csv, parquet, sms, instruction, hub or mixture"
+SINGLE = "txt, jsonl, csv, parquet, sms, instruction, bin or hub"
+ANY = "txt, jsonl, csv, parquet, sms, instruction, bin, hub or mixture"
+NO_DELIMITER = "2: data.source.delimiter: a quote or a line end has another meaning in CSV; write another character"
 SOURCES = [
     ("source: a.txt", '2: data.source: not a section, got "a.txt", write a section: its keys, indented, on the lines below'),
     ("source: {files: a}", f"2: data.source.format: missing, write {ANY}"),
@@ -361,6 +362,13 @@ SOURCES = [
      f'3: data.validation.format: not one of the choices, got "mixture", write {SINGLE}'),
     ("source: {format: csv, files: a, delimiter: ';;'}", '2: data.source.delimiter: too long, got ";;", write one character'),
     ("source: {format: csv, files: a, delimiter: ''}", '2: data.source.delimiter: empty, got "", write one character'),
+    ("source: {format: csv, files: a, delimiter: '\"'}", NO_DELIMITER),
+    ('source: {format: csv, files: a, delimiter: "\\n"}', NO_DELIMITER),
+    ('source: {format: csv, files: a, delimiter: "\\r"}', NO_DELIMITER),
+    ("source: {format: bin, files: a, dtype: int32}",
+     '2: data.source.dtype: not one of the choices, got "int32", write uint16 or uint32 or null'),
+    ("source: {format: bin, files: a, filter: {ascii_only: true}}",
+     "2: data.source: filter.ascii_only would change text that is token ids already; remove it"),
     ("source: {format: txt, files: a, filter: 3}",
      "2: data.source.filter: not a section, got 3, write a section: its keys, indented, on the lines below"),
     ("source: {format: txt, files: a, filter:}",

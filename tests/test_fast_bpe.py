@@ -95,7 +95,7 @@ def both(definition: str) -> tuple[FastBpe, FastTokenizer]:
     """The fast form, and the tokenizer that does everything by `tokenizers`."""
     slow = fast_tokenizer(definition)
     slow.MUCH = 2**62  # type: ignore[misc]
-    return FastBpe(slow.rewritten(), slow._reserved), slow
+    return FastBpe(slow.rewritten(), slow.reserved_ids), slow
 
 
 def assert_same(definition: str, texts: list[str]) -> None:

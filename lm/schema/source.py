@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, StrictBool, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, field_validator, model_validator
 
 from lm.schema.section import Section
 
@@ -62,6 +62,13 @@ class CsvSource(Section):
     delimiter: str = Field(",", min_length=1, max_length=1, description='What parts the columns; a tab is "\\t".')
     filter: Filter = _filter()
 
+    @field_validator("delimiter")
+    @classmethod
+    def _what_can_part_columns(cls, delimiter: str) -> str:
+        if delimiter in '"\r\n':
+            raise ValueError("a quote or a line end has another meaning in CSV; write another character")
+        return delimiter
+
 
 class ParquetSource(Section):
     """Parquet files."""
@@ -86,6 +93,23 @@ class InstructionSource(Section):
     format: Literal["instruction"] = Field(description=FORMAT)
     files: Files = Field(description=FILES)
     filter: Filter = _filter()
+
+
+class BinSource(Section):
+    """Token ids without a header, as nanoGPT's train.bin: documents parted by the tokenizer's EOS, each kept as it is."""
+
+    format: Literal["bin"] = Field(description=FORMAT)
+    files: Files = Field(description="A path, a glob, or a list of them.")
+    dtype: Literal["uint16", "uint32"] | None = Field(
+        None, description="The type of the ids, lowest byte first. null: uint16, or uint32 for a tokenizer of more than 65,536 ids."
+    )
+    filter: Filter = _filter()
+
+    @model_validator(mode="after")
+    def _ids_stay_as_they_are(self) -> Self:
+        if self.filter.ascii_only:
+            raise ValueError("filter.ascii_only would change text that is token ids already; remove it")
+        return self
 
 
 class HubSource(Section):
@@ -113,7 +137,8 @@ class HubSource(Section):
 
 
 SingleSource = Annotated[
-    TextSource | JsonlSource | CsvSource | ParquetSource | SmsSource | InstructionSource | HubSource, Field(discriminator="format")
+    TextSource | JsonlSource | CsvSource | ParquetSource | SmsSource | InstructionSource | BinSource | HubSource,
+    Field(discriminator="format"),
 ]
 
 
@@ -145,6 +170,6 @@ class MixtureSource(Section):
 
 
 Source = Annotated[
-    TextSource | JsonlSource | CsvSource | ParquetSource | SmsSource | InstructionSource | HubSource | MixtureSource,
+    TextSource | JsonlSource | CsvSource | ParquetSource | SmsSource | InstructionSource | BinSource | HubSource | MixtureSource,
     Field(discriminator="format"),
 ]

@@ -1,0 +1,88 @@
+"""Write the tokens of a configuration as train.bin and val.bin, flat files of ids that other programs read (nanoGPT and others).
+
+python -m tools.export_tokens --config config.yaml --out exported
+python -m tools.export_tokens --config config.yaml --out exported --force
+
+    d1 EOS d2 EOS ... dn EOS        uint16, or uint32 for a tokenizer of more than 65,536 ids; lowest byte first, no header
+
+meta.json beside them says what the ids mean. Any key of the configuration can be given as --section.key VALUE. A source of `format: bin`
+reads such files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lm import disk, errors
+from lm.config import load
+
+if TYPE_CHECKING:
+    from lm.corpus import Corpus
+    from lm.tokenizer import Tokenizer
+
+
+def main() -> None:
+    """Refuse what cannot be written, make the tokens where they are missing, and write them."""
+    arguments, overrides = parser().parse_known_args()
+    config = load(arguments.config, overrides).config
+    if len(config.data.parts) > 1:
+        raise errors.ConfigError(
+            "data.source.format: the rows of a mixture are mixed as training goes, and flat files know no weights; export each source alone"
+        )
+    if config.data.streams:
+        raise errors.ConfigError("data.source.streaming: a streamed source has no end; write false, to read the dataset once")
+    there = [path for name in ("train.bin", "val.bin", "meta.json") if (path := arguments.out / name).exists()]
+    if there and not arguments.force:
+        raise errors.ConfigError(f"--out: {there[0]} is there already; name another folder, or write over it with --force")
+
+    from lm.corpus import open_corpora
+    from lm.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(config.tokenizer.name)
+    export(open_corpora(config, tokenizer, print), tokenizer, arguments.out)
+
+
+def export(corpora: list[Corpus], tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the files, and meta.json last: where it is, all are whole."""
+    from lm.flat_tokens import write_flat
+    from lm.shards import TokenStore
+
+    with disk.refusals(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "meta.json").unlink(missing_ok=True)
+    train, val = corpora[0].train, corpora[-1].val  # the second is data.validation, if there is one
+    assert isinstance(train, TokenStore)
+    splits = {}
+    for store in (train, val):
+        file = folder / f"{store.split}.bin"
+        written = write_flat(store, file)
+        counts = {"tokens": store.tokens - 1, "documents": store.documents, "text_bytes": store.text_bytes}
+        splits[store.split] = {"file": file.name, **counts, **written}
+        print(f"{file}: {store.tokens - 1:,} tokens, {store.documents:,} documents, {written['bytes'] / 1e6:,.1f} MB")
+    meta = {
+        "layout": "d1 EOS d2 EOS ... dn EOS, without a header, lowest byte first",
+        "dtype": train.dtype.name,
+        "vocab_size": tokenizer.vocab_size,
+        "eos_id": tokenizer.eos_id,
+        "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256},
+        "splits": splits,
+    }
+    disk.replace(folder / "meta.json", json.dumps(meta, indent=1) + "\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    result = argparse.ArgumentParser(
+        prog="python -m tools.export_tokens", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file")
+    result.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder that gets the files")
+    result.add_argument("--force", action="store_true", help="write over files that are there")
+    return result
+
+
+if __name__ == "__main__":
+    errors.run(main)
