@@ -100,8 +100,15 @@ class PackedDataModule(lightning.LightningDataModule):
 
     @property
     def sha256(self) -> str:
-        """Equal for equal data: a hash of all splits' tokens, wherever their files lie."""
-        hashes = [part.store.sha256 for split in ("train", "val") for part in self.rows[split].parts]
+        """Equal for equal data: a hash of all splits' tokens, wherever their files lie.
+
+        Of a stream the dataset's commit: how much of it is held out depends on `trainer.validation_rows`, which may change.
+        """
+        counted = [corpus.train for corpus in self.corpora] + [
+            corpus.val for corpus in self.corpora if isinstance(corpus.train, TokenStore)
+        ]
+        stores = [part.store for split in ("train", "val") for part in self.rows[split].parts]
+        hashes = [store.sha256 for store in stores if store in counted]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     @functools.cached_property

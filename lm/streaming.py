@@ -7,7 +7,7 @@ step k are the same in a run that was stopped as in one that was not; a buffer t
 
     <cache_dir>/<fingerprint>/
         stream.json               the dataset's commit
-        val/                      a cache of the documents to validate on
+        val-262144/               a cache of the documents to validate on, with at least so many tokens
         window-000000/            manifest.json and rest.bin, which stay, and the tokens while they are needed
 
 lm/stream_producer.py is the process that makes the windows.
@@ -88,7 +88,7 @@ class Stream:
 
     def validation(self, tokens: int) -> TokenStore:
         """The first documents of the stream that are held out, until they have so many tokens; made once. Raises DataError."""
-        folder = self.folder / "val"
+        folder = self.folder / f"val-{tokens}"
         manifest, _ = open_or_build(folder, lambda empty: self._hold_out(empty, tokens), lambda _: None)
         return TokenStore(folder, "val", manifest)
 

@@ -123,7 +123,7 @@ def test_held_out_documents_are_never_trained_on(tmp_path: Path) -> None:
     store = stream.validation(10**6)
     assert store.documents == len(held_out) > 5
     assert BYTES.decode(store.read(0, 10**6)) == "".join(held_out)
-    few = make_stream(tmp_path / "few").validation(30)
+    few = stream.validation(30)
     assert 30 < few.tokens < store.tokens
     assert few.read(0, few.tokens - 1).tolist() == store.read(0, few.tokens - 1).tolist()
 
