@@ -104,11 +104,9 @@ class PackedDataModule(lightning.LightningDataModule):
 
         Of a stream the dataset's commit: how much of it is held out depends on `trainer.validation_rows`, which may change.
         """
-        counted = [corpus.train for corpus in self.corpora] + [
-            corpus.val for corpus in self.corpora if isinstance(corpus.train, TokenStore)
-        ]
+        held_out_of_streams = [corpus.val for corpus in self.corpora if isinstance(corpus.train, Stream)]
         stores = [part.store for split in ("train", "val") for part in self.rows[split].parts]
-        hashes = [store.sha256 for store in stores if store in counted]
+        hashes = [store.sha256 for store in stores if store not in held_out_of_streams]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     @functools.cached_property
