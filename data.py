@@ -166,7 +166,7 @@ class PackedDataModule(lightning.LightningDataModule):
         local_rank = self.trainer.local_rank if self.trainer is not None else 0
         self.teardown("fit")
         for i, part in streamed.items() if local_rank == 0 else ():
-            first, last = (self.plan.windows_of_step(i, step, self.config.trainer.batch_size) for step in (steps[0], steps[-1]))
+            first, last = (self.plan.first_epoch_of_step(i, step, self.config.trainer.batch_size) for step in (steps[0], steps[-1]))
             self._producers[i] = Producer(part.stream, first, last + 1)
         return AnnouncedSteps(steps, self._announce)
 
@@ -174,7 +174,7 @@ class PackedDataModule(lightning.LightningDataModule):
         """Loaders are at most a few steps ahead of the training; what a step before that needed, nobody needs any more."""
         step = max(step - 2 * self.config.data.workers - 2, self.start_step)
         for i, producer in self._producers.items():
-            producer.advance(self.plan.windows_of_step(i, step, self.config.trainer.batch_size))
+            producer.advance(self.plan.first_epoch_of_step(i, step, self.config.trainer.batch_size))
 
     def _cut(self, store: TokenStore | Stream, stride: int) -> PackedRows | DocumentRows | StreamedRows:
         length = self.config.row_length

@@ -126,9 +126,10 @@ def open_corpora(
 def _open_stream(config: Config, name: str, reader: Reader, split: Split, tokenizer: Tokenizer) -> Corpus:
     assert isinstance(reader.source, HubSource)
     rows = reader.source.window_tokens // config.row_length
-    if rows < 2:
+    if rows < config.trainer.batch_size:  # a step would need more windows than are there at a time
+        least = config.trainer.batch_size * config.row_length
         raise ConfigError(
-            f"{reader.key}.window_tokens: {reader.source.window_tokens} tokens are less than two rows; make the window larger"
+            f"{reader.key}.window_tokens: {reader.source.window_tokens} tokens are less than the {least} of a step; write {least} or more"
         )
     # Of one run alone: two runs at different places of the stream would want different windows.
     run = str(Path(config.checkpoint.directory).resolve())

@@ -71,7 +71,7 @@ class Plan:
             result[mine, 2] = permute(count.astype(np.uint64), size, keys).astype(np.int64)
         return result
 
-    def windows_of_step(self, part: int, step: int, batch_size: int) -> int:
+    def first_epoch_of_step(self, part: int, step: int, batch_size: int) -> int:
         """The first epoch of a part that a step, or the next that has rows of it, takes rows from."""
         width = sum(self._reduced)
         rows = self.rows(np.arange(step * batch_size, step * batch_size + max(batch_size, 2 * width)))

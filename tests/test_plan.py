@@ -298,3 +298,18 @@ def test_large_mixtures(when_one_ends, sizes, weights):
     assert not epoch.any()
     assert len(set(zip(part.tolist(), row.tolist(), strict=True))) == block
     assert (row < np.array(sizes)[part]).all()
+
+
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    weights=st.lists(st.integers(1, 5), min_size=3, max_size=3),
+    step=st.integers(0, 12),
+    batch=st.integers(1, 8),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_first_epoch_that_a_step_needs(sizes, weights, step, batch):
+    """Of what came before it, that step and all later ones need nothing: what a stream may forget."""
+    plan = Plan(tuple(sizes), tuple(weights[: len(sizes)]), "repeat", 3)
+    later = plan.rows(np.arange(step * batch, step * batch + 40 * sum(weights)))
+    for part in range(len(sizes)):
+        assert plan.first_epoch_of_step(part, step, batch) == later[later[:, 0] == part, 1].min()

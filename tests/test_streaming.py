@@ -22,7 +22,7 @@ import yaml
 from hub import Hub
 
 from lm import hub
-from lm.errors import DataError
+from lm.errors import ConfigError, DataError
 from lm.preparation import Split
 from lm.schema.source import HubSource
 from lm.sources import Reader, hash_of_text
@@ -289,6 +289,17 @@ def test_windows_are_made_one_ahead_and_removed_behind(tmp_path: Path) -> None:
         assert whole() == [False] * 2 + [True] * 4
     finally:
         producer.close()
+
+
+def test_a_window_holds_a_step(tmp_path: Path) -> None:
+    """Else the step would wait for windows that are made only when it is done."""
+    from lm.config import load
+    from lm.corpus import open_corpora
+
+    section = [f"--data.source.window_tokens=1080", "--model.context_length=64"]
+    loaded = load(config(tmp_path, "run"), [*section, "--trainer.batch_size=17"]).config
+    with pytest.raises(ConfigError, match=r"data\.source\.window_tokens: 1080 tokens are less than the 1088 of a step; write 1088 or more"):
+        open_corpora(loaded, BYTES, lambda line: None)
 
 
 def test_rows_come_from_their_window(tmp_path: Path) -> None:
