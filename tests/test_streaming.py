@@ -296,7 +296,7 @@ def test_a_window_holds_a_step(tmp_path: Path) -> None:
     from lm.config import load
     from lm.corpus import open_corpora
 
-    section = [f"--data.source.window_tokens=1080", "--model.context_length=64"]
+    section = ["--data.source.window_tokens=1080", "--model.context_length=64"]
     loaded = load(config(tmp_path, "run"), [*section, "--trainer.batch_size=17"]).config
     with pytest.raises(ConfigError, match=r"data\.source\.window_tokens: 1080 tokens are less than the 1088 of a step; write 1088 or more"):
         open_corpora(loaded, BYTES, lambda line: None)
