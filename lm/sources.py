@@ -203,14 +203,11 @@ class Selection:
             for i, number in enumerate(hashes):
                 result[i] = number not in self._seen
                 self._seen.add(number)
-        repeated = ~result
+            if not result.all():
+                self.removed[REPEATED] += int((~result).sum())
         if self._left is not None:
             result &= result.cumsum() <= self._left
             self._left -= int(result.sum())
-            if self.full:  # what comes behind the last document is not read
-                repeated = repeated[: int(result.nonzero()[0].max(initial=-1)) + 1]
-        if repeated.any():
-            self.removed[REPEATED] += int(repeated.sum())
         return result
 
 
