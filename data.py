@@ -143,13 +143,17 @@ class PackedDataModule(lightning.LightningDataModule):
         if source.format != "mixture":
             return Plan(sizes, weights, "repeat", self.config.trainer.seed)
         plan = Plan(sizes, weights, source.when_one_ends, self.config.trainer.seed)
+        passes = [self.config.max_steps * self.config.trainer.batch_size * plan.share(i) / size for i, size in enumerate(sizes)]
         steps = plan.n_rows // self.config.trainer.batch_size
         if source.when_one_ends == "stop" and self.config.max_steps > steps:
             shorter = f"trainer.max_steps {steps} at most, or " if steps else ""
             raise ConfigError(
-                f"data.source.when_one_ends: stop, and a source runs dry after {steps:,} of the run's {self.config.max_steps:,} steps; "
+                f"data.source.when_one_ends: stop, and parts[{int(np.argmax(passes))}] runs dry after {steps:,} of the run's "
+                f"{self.config.max_steps:,} steps; "
                 f"write {shorter}when_one_ends: repeat or go_on"
             )
+        if source.when_one_ends == "repeat" and not self.config.data.streams:  # else a small source may be learnt by heart unseen
+            self._say(f"data: passes over each: {', '.join(f'{n:.2f}' for n in passes)}")
         return plan
 
     def teardown(self, stage: str) -> None:

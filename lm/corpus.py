@@ -182,7 +182,8 @@ def _check_splits(data: DataConfig, corpora: Sequence[Corpus]) -> None:
     stored = [(corpus, corpus.train) for corpus in corpora if isinstance(corpus.train, TokenStore)]
     for corpus, train in stored:
         if train.text_tokens + corpus.val.text_tokens == 0:
-            raise DataError(f"{corpus.key}: there is no text in it; name files that hold some")
+            left_out = "".join(f" ({fact})" for fact in corpus.facts if fact.startswith("left out"))
+            raise DataError(f"{corpus.key}: there is no text in it{left_out}; name files that hold some, or leave out less")
     to_train_on = len(stored) < len(corpora) or any(train.text_tokens for _, train in stored)
     if to_train_on and any(corpus.val.text_tokens for corpus in corpora):
         return

@@ -9,6 +9,7 @@ have written may do without the last EOS, or without any: then it is one documen
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,7 @@ def read_flat(file: str, source: BinSource, span: Span | None, tokenizer: Tokeni
     for part in byte_spans(file) if span is None else [span]:
         if part[0] == 0:
             _require_flat(file, source, dtype)
+            _require_tokenizer(file, tokenizer)
         first, ids = _documents_from(file, dtype, part, tokenizer.eos_id)
         if len(beyond := np.flatnonzero(ids >= tokenizer.vocab_size)):
             place = int(beyond[0])
@@ -98,6 +100,22 @@ def _require_flat(file: str, source: BinSource, dtype: np.dtype[Any]) -> None:
     head = _read(file, dtype, 0, CHUNK)
     if source.dtype is None and dtype.itemsize == 2 and len(head) >= 16 and not head[1::2].any():
         raise DataError(f"{file}: every other id is 0, as it is where ids of four bytes are read as two; write dtype: uint32")
+
+
+def _require_tokenizer(file: str, tokenizer: Tokenizer) -> None:
+    """Raise DataError where the meta.json of tools.export_tokens beside a file says that its ids are another tokenizer's.
+
+    Ids that are small enough for both would be read as other text, or as a single document.
+    """
+    try:
+        made = json.loads(Path(file).with_name("meta.json").read_text(encoding="utf-8"))
+        name, sha256 = made["tokenizer"]["name"], made["tokenizer"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # none, or another program's
+    if sha256 != tokenizer.sha256:
+        raise DataError(
+            f"{file}: its ids are of the tokenizer {name}, says meta.json beside it, and tokenizer.name is {tokenizer.name}; write that one"
+        )
 
 
 def _documents_from(file: str, dtype: np.dtype[Any], span: Span, eos_id: int) -> tuple[int, NDArray[Any]]:

@@ -72,6 +72,11 @@ def read_csv(file: str, source: CsvSource, span: None) -> Iterator[Row]:
                 names = row
                 if isinstance(fault := decoded(" ".join(names).encode(errors="surrogateescape")), Fault):
                     raise DataError(f"{file}:{number}: {fault.kind}: {fault.detail}")
+                if len(names) == 1 and source.text_key not in names:
+                    raise DataError(
+                        f"{file}: no column {source.text_key!r}; there are {reprlib.repr(names)}; text_key names the one that holds the "
+                        f"text, and delimiter what parts the columns (now {source.delimiter!r})"
+                    )
                 require_column(file, source.text_key, names)
             elif row and len(row) != len(names):
                 yield number, Fault("another number of columns", f"{len(row)} where the first line names {len(names)}")

@@ -20,7 +20,11 @@ ADVICE = "python -m tools.prepare with streaming: false, run once while online, 
 def load_dataset(source: HubSource) -> Any:
     """Download a dataset, or find it in the hub's own cache. Raises DataError where it cannot be had."""
     import datasets
+    import huggingface_hub
 
+    if not sys.stderr.isatty():  # bars are for terminals
+        datasets.disable_progress_bars()
+        huggingface_hub.utils.disable_progress_bars()
     try:
         return datasets.load_dataset(source.dataset, source.config, split=source.dataset_split, revision=source.revision)
     except Exception as error:  # network, hub, cache, formats: the library has no common type for what it raises
@@ -33,9 +37,15 @@ def load_dataset(source: HubSource) -> Any:
 def newest_revision(source: HubSource) -> str:
     """The commit that `revision` means now. Raises DataError where the hub does not say."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         return str(HfApi().dataset_info(source.dataset, revision=source.revision, timeout=20).sha)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        missing = "dataset" if isinstance(error, RepositoryNotFoundError) else f"revision {source.revision!r}"
+        raise DataError(
+            f"{_name(source)}: the hub knows no such {missing}; check the names, or set HF_TOKEN if it is private or gated"
+        ) from error
     except Exception as error:  # see above
         raise DataError(
             f"{_name(source)}: cannot be streamed ({_first_line(error)}); check the names and the network, or {ADVICE}"
@@ -60,19 +70,20 @@ def stream(source: HubSource, revision: str, state: Any) -> Iterator[tuple[list[
     while True:
         try:
             for values, behind in _batches(source, revision, state):
-                state, lost_at = behind, 0.0
+                state, lost_at, wait = behind, 0.0, 0.0
                 yield values, state
             return
         except DataError:
             raise
         except Exception as error:  # see above
             lost_at = lost_at or time.monotonic()
-            wait = min(2 * wait, 60.0) if wait and lost_at else 1.0
+            wait = min(2 * wait, 60.0) or 1.0
             permanent = isinstance(error, ValueError | FileNotFoundError) or datasets.config.HF_HUB_OFFLINE
             if permanent or time.monotonic() + wait - lost_at > PATIENCE:
-                raise DataError(
-                    f"{_name(source)}: cannot be read on ({_first_line(error)}); start again with --resume auto, or {ADVICE}"
-                ) from error
+                fault = f"{_name(source)}: cannot be read on ({_first_line(error)})"
+                if isinstance(error, ValueError) and state is None:  # no such configuration or split, say
+                    raise DataError(f"{fault}; check the names") from error
+                raise DataError(f"{fault}; start again with --resume auto, or {ADVICE}") from error
             print(f"{_name(source)}: {_first_line(error)}; trying again in {wait:.0f} s", file=sys.stderr, flush=True)
             time.sleep(wait)
 

@@ -77,6 +77,10 @@ class Plan:
         rows = self.rows(np.arange(step * batch_size, step * batch_size + max(batch_size, 2 * width)))
         return int(rows[rows[:, 0] == part, 1].min())
 
+    def share(self, part: int) -> float:
+        """How much of the rows a part gives, while all do."""
+        return self.weights[part] / sum(self.weights)
+
     @property
     def n_rows(self) -> int:
         """How many rows there are before a part would have to begin anew."""

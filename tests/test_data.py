@@ -667,13 +667,14 @@ def test_a_run_that_needs_more_than_there_is_is_refused_with_the_number_of_steps
     trainer = {"batch_size": batch_size, "micro_batch_size": batch_size}
     sizes = [len(part) for part in module(tmp_path, source).rows["train"].parts]
     steps = 5 * min(sizes[0] // 2, sizes[1] // 2, sizes[2]) // batch_size
+    dry = min(range(3), key=[sizes[0] / 2, sizes[1] / 2, sizes[2]].__getitem__)
     just = module(tmp_path, source, trainer=trainer | {"max_steps": steps})
     assert len(steps_of(just)) == steps and just.plan.n_rows - steps * batch_size < batch_size
     with pytest.raises(ConfigError) as error:
         # Asked before anything is written into the run's folder.
         assert module(tmp_path, source, trainer=trainer | {"max_steps": steps + 1}).epochs_per_step
     assert str(error.value) == (
-        f"data.source.when_one_ends: stop, and a source runs dry after {steps} of the run's {steps + 1} steps; "
+        f"data.source.when_one_ends: stop, and parts[{dry}] runs dry after {steps} of the run's {steps + 1} steps; "
         f"write trainer.max_steps {steps} at most, or when_one_ends: repeat or go_on"
     )
     assert module(tmp_path, {**source, "when_one_ends": "go_on"}, trainer=trainer | {"max_steps": steps + 1}).epochs_per_step
@@ -687,7 +688,7 @@ def test_a_mixture_without_a_single_step(tmp_path):
 @pytest.mark.parametrize(
     ("texts", "expected"),
     [
-        ([" "], "data.source.parts[1].source: there is no text in it; name files that hold some"),
+        ([" "], "data.source.parts[1].source: there is no text in it (left out: "),
         (["ab"], "data.source.parts[1].source: there are 4 tokens to train on, and one row takes 9: 8 (data.sequence_length, or"),
     ],
 )
@@ -798,7 +799,7 @@ def test_bytes_per_token(tmp_path):
 @pytest.mark.parametrize(
     ("texts", "settings", "expected"),
     [
-        ([" ", "\n"], {"on_bad_row": "skip"}, "data.source: there is no text in it; name files that hold some"),
+        ([" ", "\n"], {"on_bad_row": "skip"}, "data.source: there is no text in it (left out: "),
         (["one document " * 9], {}, "data.split: hash needs several documents, and the text is a single one; write data.split: tail"),
         (["same"] * 9, {}, "data.val_fraction: 0.05 with data.split: hash leaves 9 documents to train on and 0 to validate on; give more"),
         (TEXTS, {"val_fraction": 0.9999}, "data.val_fraction: 0.9999 with data.split: hash leaves 0 documents to train on and 200 to"),
@@ -816,7 +817,9 @@ def test_text_that_is_not_enough(tmp_path, texts, settings, expected):
 
 @pytest.mark.parametrize(("train", "val", "key"), [(TEXTS, [" "], "data.validation"), ([" "], TEXTS, "data.source")])
 def test_a_validation_source_needs_text_on_both_sides(tmp_path, train, val, key):
-    with pytest.raises(DataError, match=rf"{key}: there is no text in it; name files that hold some"):
+    with pytest.raises(
+        DataError, match=rf"{key}: there is no text in it \(left out: .* x empty file.*\); name files that hold some, or leave out less"
+    ):
         assert module(tmp_path, train, validation=write_jsonl(tmp_path / "val.jsonl", val), on_bad_row="skip").rows
 
 

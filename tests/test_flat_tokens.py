@@ -20,7 +20,7 @@ from lm import flat_tokens, preparation, text_files
 from lm.engines import here, on_this_machine
 from lm.errors import CheckpointError, ConfigError, DataError
 from lm.preparation import Split, prepare
-from lm.schema.source import SingleSource
+from lm.schema.source import BinSource, SingleSource
 from lm.shards import TokenStore
 from lm.sources import Reader, hash_of_text
 from lm.tokenizer import ByteTokenizer
@@ -288,6 +288,10 @@ def test_written_read_and_written_again_it_is_the_same(tmp_path, split):
     export("--config", back, "--out", tmp_path / "two")
     assert flat(tmp_path / "two") == written
     assert json.loads((tmp_path / "two" / "meta.json").read_text()) == meta
+    (tmp_path / "two" / "meta.json").write_text(json.dumps({**meta, "tokenizer": {"name": "gpt2", "sha256": "0"}}))
+    source = BinSource(format="bin", files=str(tmp_path / "two" / "train.bin"))
+    with pytest.raises(DataError, match=r"train.bin: its ids are of the tokenizer gpt2, says meta.json beside it, and tokenizer.name is "):
+        list(Reader(source, tokenizer=BYTES))
 
 
 def test_what_others_wrote_comes_out_as_it_was_and_an_end_that_was_missing_is_added(tmp_path):

@@ -75,7 +75,7 @@ def test_csv_with_another_delimiter(tmp_path, delimiter):
     ("content", "expected"),
     [
         ("id,body\n1,one\n", ": no column 'text'; there are ['id', 'body']; text_key names the one that holds the text"),
-        ("id;text\n1;one\n", ": no column 'text'; there are ['id;text']; text_key names"),
+        ("id;text\n1;one\n", ": no column 'text'; there are ['id;text']; text_key names the one that holds the text, and delimiter"),
         ("\n\nid,text\n", ": no column 'text'; there are []; text_key"),
         ("text,text\na,b\n", ": 2 columns are called 'text'; rename all but one"),
         ('text\n"one\ntwo\nthree\n', ":2: broken CSV: a quote that opens here is never closed; mend it"),

@@ -301,7 +301,7 @@ def test_it_says_what_is_worth_knowing(tmp_path: Path) -> None:
     said = run(*COMMAND, "--config", str(config), "--vocab-size", "5000", "--out", str(out)).stdout
     size = load_tokenizer(str(out)).vocab_size
     assert f"\n{size} tokens, not 5,000: no pair of tokens is left that this text has twice; " in said
-    assert "; skipped: 1 x broken JSON, 1 x empty document\n" in said
+    assert "; left out: 1 x broken JSON, 1 x empty document\n" in said
     assert "longest: ' " in said
     assert "never used here: " in said
     assert "round trip: 0 of " in said

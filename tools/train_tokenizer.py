@@ -63,7 +63,7 @@ def main() -> None:
     disk.replace(file, definition)
     skipped = sum((reader.skipped for _, reader, _ in readers), start=Counter())
     print(f"{file}: learnt from {text_bytes:,} bytes of the training text in {time.perf_counter() - started:.0f} s", end="")
-    print("; skipped: " + ", ".join(f"{count:,} x {kind}" for kind, count in skipped.items()) if skipped else "")
+    print("; left out: " + ", ".join(f"{count:,} x {kind}" for kind, count in skipped.items()) if skipped else "")
     report(file, arguments.vocab_size, train, val)
 
 

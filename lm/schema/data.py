@@ -74,4 +74,7 @@ class DataConfig(Section):
     def _rows_that_can_be_cut(self) -> Self:
         if self.rows == "document" and self.stride is not None:
             raise ValueError("stride is for rows: packed; with rows: document every row begins where a document does")
+        if self.streams and (self.rows == "document" or self.stride is not None):
+            key = "rows: document" if self.rows == "document" else "stride"
+            raise ValueError(f"{key} needs text that is stored, and a stream's rows are packed, one behind the other; remove it")
         return self
