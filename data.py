@@ -100,8 +100,9 @@ class PackedDataModule(lightning.LightningDataModule):
 
     @property
     def sha256(self) -> str:
-        """Equal for equal data: a hash of all splits' tokens, wherever their files lie."""
-        hashes = [part.store.sha256 for split in ("train", "val") for part in self.rows[split].parts]
+        """Equal for equal data: a hash of all splits' tokens, wherever their files lie; of a stream, of its commit."""
+        streamed = [corpus.val for corpus in self.corpora if isinstance(corpus.train, Stream)]  # as many as `validation_rows` asks for
+        hashes = [part.store.sha256 for split in ("train", "val") for part in self.rows[split].parts if part.store not in streamed]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     @functools.cached_property
@@ -162,7 +163,7 @@ class PackedDataModule(lightning.LightningDataModule):
         self.teardown("fit")
         for i, part in streamed.items() if local_rank == 0 else ():
             first, last = (self.plan.windows_of_step(i, step, self.config.trainer.batch_size) for step in (steps[0], steps[-1]))
-            self._producers[i] = Producer(part.stream, first, last + 1)
+            self._producers[i] = Producer(part.stream, first, last + 1, shared=self.config.trainer.num_nodes > 1)
         return AnnouncedSteps(steps, self._announce)
 
     def _announce(self, step: int) -> None:
