@@ -171,7 +171,7 @@ class PackedDataModule(lightning.LightningDataModule):
         self.teardown("fit")
         for i, part in streamed.items() if local_rank == 0 else ():
             first, last = (self.plan.first_epoch_of_step(i, step, self.config.trainer.batch_size) for step in (steps[0], steps[-1]))
-            self._producers[i] = Producer(part.stream, first, last + 1)
+            self._producers[i] = Producer(part.stream, first, last + 1, shared=self.config.trainer.num_nodes > 1)
         return AnnouncedSteps(steps, self._announce)
 
     def _announce(self, step: int) -> None:

@@ -42,8 +42,9 @@ def main() -> None:
     precision = choose_precision(config.trainer.precision, device)
     decoder, stored, _ = load(arguments.ckpt, device)
     tokenizer = resolve(arguments.tokenizer, stored)
-    whole_split = config.model_copy(update={"trainer": config.trainer.model_copy(update={"validation_rows": None})})
-    data = PackedDataModule(whole_split, tokenizer, say=lambda line: print(line, file=sys.stderr))
+    if not (config.data.streams and config.data.validation is None):  # of a stream, what the run validates on is the whole split
+        config = config.model_copy(update={"trainer": config.trainer.model_copy(update={"validation_rows": None})})
+    data = PackedDataModule(config, tokenizer, say=lambda line: print(line, file=sys.stderr))
     started = time.perf_counter()
     with autocast(device, precision):
         result = evaluate(decoder, data.val_dataloader(), tokenizer.eos_id, data.text_bytes_per_token)

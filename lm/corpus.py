@@ -16,7 +16,7 @@ import numpy as np
 
 from lm.cache import open_or_build
 from lm.engines import on_this_machine
-from lm.errors import ConfigError, DataError
+from lm.errors import DataError
 from lm.preparation import SPLITS, Engine, Split, prepare
 from lm.schema import Config
 from lm.schema.data import DataConfig
@@ -126,14 +126,9 @@ def open_corpora(
 def _open_stream(config: Config, name: str, reader: Reader, split: Split, tokenizer: Tokenizer) -> Corpus:
     assert isinstance(reader.source, HubSource)
     rows = reader.source.window_tokens // config.row_length
-    if rows < config.trainer.batch_size:  # a step would need more windows than are there at a time
-        least = config.trainer.batch_size * config.row_length
-        raise ConfigError(
-            f"{reader.key}.window_tokens: {reader.source.window_tokens} tokens are less than the {least} of a step; write {least} or more"
-        )
-    # Of one run alone: two runs at different places of the stream would want different windows.
+    # Of one run and one source alone: two readers at different places of the stream would want different windows.
     run = str(Path(config.checkpoint.directory).resolve())
-    folder = Path(config.data.cache_dir).expanduser() / fingerprint(reader, split, tokenizer, rows, config.row_length, run)
+    folder = Path(config.data.cache_dir).expanduser() / fingerprint(reader, split, tokenizer, rows, config.row_length, run, reader.key)
     stream = Stream(folder, reader, tokenizer, split, rows, config.row_length)
     val = stream.validation((config.trainer.validation_rows or 0) * config.row_length if split.kind == "hash" else 0)
     most = 3 * stream.window_bytes / 1e6

@@ -76,8 +76,8 @@ def stream(source: HubSource, revision: str, state: Any) -> Iterator[tuple[list[
         except DataError:
             raise
         except Exception as error:  # see above
+            wait = min(2 * wait, 60.0) if lost_at else 1.0
             lost_at = lost_at or time.monotonic()
-            wait = min(2 * wait, 60.0) or 1.0
             permanent = isinstance(error, ValueError | FileNotFoundError) or datasets.config.HF_HUB_OFFLINE
             if permanent or time.monotonic() + wait - lost_at > PATIENCE:
                 fault = f"{_name(source)}: cannot be read on ({_first_line(error)})"

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from lm.disk import read_json, replace
 from lm.engines import leave_stopping_to_parent
-from lm.errors import DataError, UserError
+from lm.errors import ConfigError, DataError, UserError
 from lm.shards import TokenStore
 from lm.streaming import Stream
 
@@ -30,12 +30,17 @@ POLL = 0.02  # seconds
 STALE = 10.0  # seconds that a run may wait for its producer to begin, and a producer for that of a killed run to end
 STARTED = time.time()  # of this process: what failed before is another run's
 FAILED = "failed.json"
+READY = "ready"
 
 
 class Producer:
-    """Makes windows `first` to `last` of a stream, as `advance` lets it."""
+    """Makes windows `first` to `last` of a stream, as `advance` lets it.
 
-    def __init__(self, stream: Stream, first: int, last: int):
+    Raises:
+        ConfigError: another process makes windows of the stream, where that is not one of the run's own on another machine (`shared`).
+    """
+
+    def __init__(self, stream: Stream, first: int, last: int, shared: bool = False):
         context = multiprocessing.get_context("spawn")  # see lm/engines.py
         self._pipe, other = context.Pipe()
         process = context.Process(target=_produce, args=(stream, first, last, other))
@@ -44,7 +49,11 @@ class Producer:
         self._end = Finalize(self, _end, (process,), exitpriority=1)
         other.close()
         with contextlib.suppress(EOFError):  # it failed, and what happened will be found in failed.json
-            self._pipe.recv()
+            if self._pipe.recv() != READY and not shared:
+                self.close()  # that one's windows may be far away from those that are wanted here
+                raise ConfigError(
+                    f"checkpoint.directory: another process reads {stream.reader.key} for this run at the moment; wait until it has ended"
+                )
         self._window = first
 
     def advance(self, window: int) -> None:
@@ -69,7 +78,8 @@ def await_window(stream: Stream, number: int) -> TokenStore:
     """A window's tokens, once they are there. Raises DataError where they will not come."""
     alone_since = None
     while not stream.is_whole(number):
-        with _lock(stream) as alone:
+        # Shared: those who wait must not take each other for a producer.
+        with _lock(stream, fcntl.LOCK_SH) as alone:
             failed = stream.folder / FAILED
             if alone and failed.exists() and failed.stat().st_mtime >= STARTED:
                 raise DataError(read_json(failed)["message"])
@@ -85,10 +95,10 @@ def _produce(stream: Stream, first: int, last: int, pipe: Connection) -> None:
     tqdm.set_lock(threading.RLock())  # Its own is a semaphore that would outlive this process when that is killed.
     deadline = time.monotonic() + STALE
     while True:
-        with _lock(stream) as ours:
+        with _lock(stream, fcntl.LOCK_EX) as ours:
             if ours:
                 (stream.folder / FAILED).unlink(missing_ok=True)
-                pipe.send("ready")
+                pipe.send(READY)
                 try:
                     _make(stream, first, last, pipe)
                 except UserError as error:
@@ -113,11 +123,11 @@ def _make(stream: Stream, first: int, last: int, pipe: Connection) -> None:
 
 
 @contextlib.contextmanager
-def _lock(stream: Stream) -> Iterator[bool]:
+def _lock(stream: Stream, kind: int) -> Iterator[bool]:
     """Whether the lock is ours, in here; it ends with the process that has it, however that ends."""
-    with (stream.folder / "producer.lock").open("wb") as file:
+    with (stream.folder / "producer.lock").open("a+b") as file:  # disks in a network want it open for both
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
         else:

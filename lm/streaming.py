@@ -28,7 +28,7 @@ import numpy as np
 
 from lm import hub
 from lm.cache import open_or_build
-from lm.disk import fingerprint, read_json, replace, sync
+from lm.disk import fingerprint, read_json, refusals, replace, sync
 from lm.errors import DataError
 from lm.preparation import SPLITS, Split, Tokenise, Tokens
 from lm.rows import text_of
@@ -110,17 +110,25 @@ class Stream:
 
     def clear(self, before: int) -> None:
         """Remove the tokens of the windows before `before`: they can be made again from what stays."""
-        for path in self.folder.glob("window-*/train-*.bin"):
+        for path in sorted(self.folder.glob("window-*/train-*.bin")):  # the tokens first: a window that has them is whole
             if int(path.parent.name.removeprefix("window-").removesuffix(".tmp")) < before:
                 path.unlink()
 
     def make(self, number: int) -> None:
-        """Write a window, and those before it whose end is not known. Raises DataError."""
+        """Write a window. Of those before it whose end is not known, that is found out; their tokens do not stay.
+
+        Raises:
+            DataError: the dataset cannot be read.
+            CheckpointError: the disk refuses a window.
+        """
         known = number
         while known > 0 and not (self._window(known - 1) / "manifest.json").exists():
             known -= 1
         for window in range(known, number + 1):
             self._make(window)
+            if window < number:
+                for path in sorted(self._window(window).glob("train-*.bin")):
+                    path.unlink()
 
     def _make(self, number: int) -> None:
         size = self.rows * self.length
@@ -139,7 +147,8 @@ class Stream:
         stream = np.concatenate(parts)
         rest, rest_starts = stream[size:], starts[starts >= size] - size
         after = {"position": position, "rest_starts": rest_starts.tolist(), "removed": removed}
-        self._write(number, stream[: size + 1], starts[starts < size + 1], rest, after)
+        with refusals(self._window(number), self.window_bytes):
+            self._write(number, stream[: size + 1], starts[starts < size + 1], rest, after)
 
     def _behind(self, number: int) -> tuple[Position, Any, Any]:
         """Where the stream goes on behind a window, and the tokens that are left over, with the places where documents begin."""
@@ -176,7 +185,7 @@ class Stream:
     def _hold_out(self, folder: Path, tokens: int) -> Manifest:
         writers = {name: SplitWriter(folder, name, self.tokenizer.eos_id, self.tokenizer.dtype) for name in SPLITS}
         removed: Counter[str] = Counter()
-        for texts, position in self._batches(BEGINNING, removed):
+        for texts, position in self._batches(BEGINNING, removed) if self.split.kind != "none" else ():
             if position["passes"]:
                 break
             held_out = self.split.held_out(Tokenise(self.reader, None).of(texts, removed).hashes)

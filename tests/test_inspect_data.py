@@ -501,7 +501,8 @@ def test_beside_a_stream_what_is_stored_is_compared(tmp_path, inspect, monkeypat
     source = {"format": "mixture", "parts": [{"weight": 1, "source": source} for source in sources]}
     config = config_file(tmp_path, data={"source": source, "validation": val, "val_fraction": 0.05})
     stream = PackedDataModule(load(config).config, BYTES, say=lambda line: None).corpora[0].train
-    stream.make(1)  # the process that would make them knows nothing of this one's hub
+    for window in range(2):  # the process that would make them knows nothing of this one's hub
+        stream.make(window)
     html_file = tmp_path / "rows.html"
     printed = inspect("--config", config, "--rows", 8, "--html", html_file)
     heads = re.findall(r"^step 0, row \d of 8, (.+?): ", printed, re.MULTILINE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -22,7 +24,8 @@ import yaml
 from hub import Hub
 
 from lm import hub
-from lm.errors import ConfigError, DataError
+from lm.config import load
+from lm.errors import CheckpointError, ConfigError, DataError
 from lm.preparation import Split
 from lm.schema.source import HubSource
 from lm.sources import Reader, hash_of_text
@@ -34,6 +37,7 @@ ROOT = Path(__file__).parents[1]
 BYTES = ByteTokenizer()
 TEXTS = [f"document {i} " + "x" * (i % 13) for i in range(60)]
 BATCH = 7
+REAL_STREAM = hub.stream
 
 
 def fake_hub(texts: list[object]) -> Any:
@@ -55,6 +59,12 @@ def make_stream(folder: Path, rows: int = 5, length: int = 16, split: Split | No
     return Stream(folder, Reader(source), BYTES, split or Split("hash", 0.2), rows, length)
 
 
+def make_all(stream: Stream, last: int) -> None:
+    """As a run does it, but for those it has no use for any more: here all stay."""
+    for window in range(last + 1):
+        stream.make(window)
+
+
 def slow_sequence(tokens: int, texts: list[str], fraction: float = 0.2) -> tuple[list[int], list[int]]:
     """The endless sequence's first tokens, and where its documents begin."""
     sequence: list[int] = []
@@ -71,7 +81,7 @@ def slow_sequence(tokens: int, texts: list[str], fraction: float = 0.2) -> tuple
 def test_windows_are_the_sequence_cut_and_overlap_by_the_token_that_is_only_predicted(tmp_path: Path, rows: int, length: int) -> None:
     """Also beyond the end of the dataset, and where a window is larger than all of it."""
     stream, size, n = make_stream(tmp_path, rows, length), rows * length, 9
-    stream.make(n - 1)
+    make_all(stream, n - 1)
     expected, starts = slow_sequence(n * size + 1, TEXTS)
     for window in range(n):
         store = stream.window(window)
@@ -83,7 +93,7 @@ def test_windows_are_the_sequence_cut_and_overlap_by_the_token_that_is_only_pred
 def test_windows_that_are_passed_are_closed(tmp_path: Path) -> None:
     """Else a removed one would keep its room on the disk for as long as the run lasts."""
     stream = make_stream(tmp_path)
-    stream.make(5)
+    make_all(stream, 5)
     for window in range(6):
         stream.window(window).read(0, 9)
         stream.clear(before=window)
@@ -93,7 +103,7 @@ def test_windows_that_are_passed_are_closed(tmp_path: Path) -> None:
 
 def test_a_window_is_made_again_from_what_was_kept(tmp_path: Path) -> None:
     stream = make_stream(tmp_path)
-    stream.make(6)
+    make_all(stream, 6)
     before = {path: path.read_bytes() for path in tmp_path.glob("window-*/*")}
     stream.clear(before=6)
     assert [stream.is_whole(window) for window in range(7)] == [False] * 6 + [True]
@@ -109,9 +119,15 @@ def test_a_window_is_made_again_from_what_was_kept(tmp_path: Path) -> None:
             assert path.read_bytes() == before[path]
 
 
+def test_windows_on_the_way_to_one_leave_no_tokens(tmp_path: Path) -> None:
+    """A run whose cache was lost goes on far inside the stream, and the disk holds a few windows, not all before."""
+    stream = make_stream(tmp_path)
+    stream.make(6)
+    assert [path.parent.name for path in tmp_path.glob("window-*/train-*.bin")] == ["window-000006"] * 2
+
+
 def test_a_dataset_that_has_changed_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_stream(tmp_path).make(3)
-    make_stream(tmp_path).clear(before=3)
     monkeypatch.setattr(hub, "stream", fake_hub([text.upper() for text in TEXTS]))
     with pytest.raises(DataError, match="a/b: what was read before comes out otherwise now; start anew"):
         make_stream(tmp_path).make(2)
@@ -126,6 +142,16 @@ def test_held_out_documents_are_never_trained_on(tmp_path: Path) -> None:
     few = stream.validation(30)
     assert 30 < few.tokens < store.tokens
     assert few.read(0, few.tokens - 1).tolist() == store.read(0, few.tokens - 1).tolist()
+
+
+def test_more_validation_rows_than_before_are_held_out_anew(tmp_path: Path) -> None:
+    assert make_stream(tmp_path).validation(30).tokens < 90 < make_stream(tmp_path).validation(90).tokens
+
+
+def test_a_stream_of_which_nothing_is_held_out_is_not_read_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`data.validation` names other text: reading all of Wikipedia to find nothing would take days."""
+    monkeypatch.setattr(hub, "stream", lambda *_: pytest.fail("the stream was read"))
+    assert make_stream(tmp_path, split=Split("none")).validation(0).documents == 0
 
 
 def test_what_a_stream_leaves_out_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +170,22 @@ def test_a_dataset_without_text_is_refused_and_not_read_for_ever(tmp_path: Path,
     monkeypatch.setattr(hub, "stream", fake_hub([" ", ""]))
     with pytest.raises(DataError, match=r"data\.source: a/b has no text to train on"):
         make_stream(tmp_path).make(0)
+
+
+def test_each_loss_of_the_connection_is_waited_for_from_one_second_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    faults = iter([1, 1, 1, 0, 1, 1, 0])
+
+    def batches(source: HubSource, revision: str, state: int | None) -> Iterator[tuple[list[object], int]]:
+        for number in range(state or 0, 2):
+            if next(faults):
+                raise ConnectionError("cut")
+            yield [number], number + 1
+
+    monkeypatch.setattr(hub, "_batches", batches)
+    monkeypatch.setattr(hub.time, "sleep", waits.append)
+    assert [values for values, _ in REAL_STREAM(HubSource(format="hub", dataset="a/b", streaming=True), "0123", None)] == [[0], [1]]
+    assert waits == [1, 2, 4, 1, 2]
 
 
 # --- with the real client, against a hub on loopback
@@ -260,6 +302,56 @@ def test_a_producer_that_is_gone_ends_the_wait(tmp_path: Path, monkeypatch: pyte
         await_window(make_stream(tmp_path), 0)
 
 
+def test_who_waits_does_not_pass_for_a_producer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many processes that wait, one would always see another's look at the lock, and none would ever give up."""
+    monkeypatch.setattr("lm.stream_producer.STALE", 0.2)
+    with (tmp_path / "producer.lock").open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        monkeypatch.setattr("lm.stream_producer.time.sleep", limited(200))
+        with pytest.raises(DataError, match="the process that reads the stream has ended"):
+            await_window(make_stream(tmp_path), 0)
+
+
+def limited(calls: int) -> Any:
+    """`time.sleep`, so often."""
+    left, sleep = iter(range(calls)), time.sleep
+    return lambda seconds: sleep(seconds) if next(left, None) is not None else pytest.fail("waits for ever")
+
+
+def test_another_process_that_reads_the_same_stream_is_an_error(tmp_path: Path) -> None:
+    """Such as a training run, while the data are looked at: its windows may never come to those that are wanted here."""
+    stream = make_stream(tmp_path)
+    make_all(stream, 5)
+    running = Producer(stream, 4, 4)
+    try:
+        with pytest.raises(ConfigError, match=r"checkpoint.directory: another process reads data\.source for this run"):
+            Producer(stream, 0, 0)
+        Producer(stream, 4, 4, shared=True).close()
+    finally:
+        running.close()
+
+
+def test_a_disk_that_refuses_a_window_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = make_stream(tmp_path)
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lm.streaming.sync", full)
+    with pytest.raises(CheckpointError, match=r"window-000000 could not be written: No space left on device"):
+        stream.make(0)
+
+
+def test_windows_have_to_hold_what_is_loaded_ahead(tmp_path: Path) -> None:
+    """With less, a batch would want a window that its stream makes only when the batch is done."""
+    settings = load(config(tmp_path, "run"), ["--data.source.window_tokens=1536"]).config
+    assert settings.data.streams
+    with pytest.raises(ConfigError, match=r"window_tokens: 1535 is less than what may be loaded at once; write 1536"):
+        load(config(tmp_path, "run"), ["--data.source.window_tokens=1535"])
+    with pytest.raises(ConfigError, match=r"write 2560"):
+        load(config(tmp_path, "run"), ["--data.source.window_tokens=1536", "--data.workers=1"])
+
+
 def test_what_goes_wrong_in_the_producer_is_raised_where_the_window_is_awaited(tmp_path: Path) -> None:
     """In its process there is no stand-in for the hub, and so no such dataset."""
     stream = make_stream(tmp_path)
@@ -277,7 +369,7 @@ def test_what_goes_wrong_in_the_producer_is_raised_where_the_window_is_awaited(t
 
 def test_windows_are_made_one_ahead_and_removed_behind(tmp_path: Path) -> None:
     stream = make_stream(tmp_path)
-    stream.make(5)
+    make_all(stream, 5)
     whole = lambda: [stream.is_whole(window) for window in range(6)]  # noqa: E731
     producer = Producer(stream, 0, 5)
     try:
@@ -291,23 +383,12 @@ def test_windows_are_made_one_ahead_and_removed_behind(tmp_path: Path) -> None:
         producer.close()
 
 
-def test_a_window_holds_a_step(tmp_path: Path) -> None:
-    """Else the step would wait for windows that are made only when it is done."""
-    from lm.config import load
-    from lm.corpus import open_corpora
-
-    section = ["--data.source.window_tokens=1080", "--model.context_length=64"]
-    loaded = load(config(tmp_path, "run"), [*section, "--trainer.batch_size=17"]).config
-    with pytest.raises(ConfigError, match=r"data\.source\.window_tokens: 1080 tokens are less than the 1088 of a step; write 1088 or more"):
-        open_corpora(loaded, BYTES, lambda line: None)
-
-
 def test_rows_come_from_their_window(tmp_path: Path) -> None:
     from data import Rows, StreamedRows
     from lm.plan import Plan
 
     stream = make_stream(tmp_path)
-    stream.make(4)
+    make_all(stream, 4)
     rows = Rows([StreamedRows(stream)], BYTES.pad_id, True)
     plan = Plan((5,), seed=4)
     expected, _ = slow_sequence(5 * 80 + 1, TEXTS)

@@ -13,6 +13,7 @@ from lm.schema.logging import LoggingConfig
 from lm.schema.model import ModelConfig
 from lm.schema.optimizer import OptimizerConfig
 from lm.schema.section import Section
+from lm.schema.source import HubSource
 from lm.schema.tokenizer import TokenizerConfig
 from lm.schema.trainer import TrainerConfig
 
@@ -47,6 +48,9 @@ class Config(Section):
                 f"trainer.max_epochs {self.trainer.max_epochs:g} limits the passes over the text, and of a streaming source nobody knows "
                 "how long it is; remove it"
             )
+        for key, part in self.data.parts:
+            if isinstance(part.source, HubSource) and part.source.streaming:
+                self._check_window(key, part.source.window_tokens, part.weight)
         stride = self.data.stride
         if stride is not None and stride > self.row_length:
             raise ValueError(
@@ -58,6 +62,17 @@ class Config(Section):
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} leaves nothing of the run's {self.max_steps} steps; make it smaller"
             )
         return self
+
+    def _check_window(self, key: str, window_tokens: int, weight: int) -> None:
+        """Two windows of a stream are there at a time: they have to hold what is loaded ahead, wherever its rows begin."""
+        ahead = (2 * self.data.workers + 3) * self.trainer.batch_size  # rows: PackedDataModule tells a stream of steps so much later
+        blocks = ahead // sum(part.weight for _, part in self.data.parts) + 2
+        least = min(ahead, blocks * weight) * self.row_length
+        if window_tokens < least:
+            raise ValueError(
+                f"{key}.window_tokens {window_tokens} is less than what may be loaded at once; write {least} or more, or make batches "
+                "smaller"
+            )
 
     def with_vocabulary(self, size: int) -> Config:
         """The same configuration with model.vocab_size filled in from a tokenizer's."""
