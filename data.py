@@ -157,8 +157,11 @@ class PackedDataModule(lightning.LightningDataModule):
         return plan
 
     def teardown(self, stage: str) -> None:
-        """End the processes that read streams."""
-        for producer in self._producers.values():
+        """End the processes that read streams, and say what was left out of them."""
+        for i, producer in self._producers.items():
+            if left_out := producer.left_out():
+                what = ", ".join(f"{count:,} x {kind}" for kind, count in left_out.items())
+                self._say(f"data: {self.corpora[i].key}: left out of the windows of this session: {what}")
             producer.close()
         self._producers.clear()
 

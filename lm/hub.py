@@ -67,10 +67,11 @@ def stream(source: HubSource, revision: str, state: Any) -> Iterator[tuple[list[
     datasets.config.STREAMING_READ_MAX_RETRIES = 2  # Its own 20 times 5 seconds would be 20 times ours.
     datasets.config.STREAMING_READ_RETRY_INTERVAL = 1
     lost_at = wait = 0.0
+    began = False
     while True:
         try:
             for values, behind in _batches(source, revision, state):
-                state, lost_at, wait = behind, 0.0, 0.0
+                state, lost_at, wait, began = behind, 0.0, 0.0, True
                 yield values, state
             return
         except DataError:
@@ -78,7 +79,8 @@ def stream(source: HubSource, revision: str, state: Any) -> Iterator[tuple[list[
         except Exception as error:  # see above
             wait = min(2 * wait, 60.0) if lost_at else 1.0
             lost_at = lost_at or time.monotonic()
-            permanent = isinstance(error, ValueError | FileNotFoundError) or datasets.config.HF_HUB_OFFLINE
+            # Before the first batch these mean names that are not there; later, a file that came only in part.
+            permanent = (not began and isinstance(error, ValueError | FileNotFoundError)) or datasets.config.HF_HUB_OFFLINE
             if permanent or time.monotonic() + wait - lost_at > PATIENCE:
                 fault = f"{_name(source)}: cannot be read on ({_first_line(error)})"
                 if isinstance(error, ValueError) and state is None:  # no such configuration or split, say

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -54,7 +55,8 @@ class Producer:
                 raise ConfigError(
                     f"checkpoint.directory: another process reads {stream.reader.key} for this run at the moment; wait until it has ended"
                 )
-        self._window = first
+        self._stream = stream
+        self._first = self._window = first
 
     def advance(self, window: int) -> None:
         """The training has come to a window."""
@@ -62,6 +64,11 @@ class Producer:
             self._window = window
             with contextlib.suppress(OSError):  # see above
                 self._pipe.send(window)
+
+    def left_out(self) -> Counter[str]:
+        """What the filters have removed from the windows that the training came to."""
+        windows = [window for window in range(self._first, self._window + 1) if self._stream.is_whole(window) or window < self._window]
+        return sum((self._stream.left_out(window) for window in windows), start=Counter())
 
     def close(self) -> None:
         """End the process."""
@@ -98,6 +105,7 @@ def _produce(stream: Stream, first: int, last: int, pipe: Connection) -> None:
         with _lock(stream, fcntl.LOCK_EX) as ours:
             if ours:
                 (stream.folder / FAILED).unlink(missing_ok=True)
+                stream.clear(before=first - KEPT, behind=first + KEPT)  # those of a run that was here before, at other places
                 pipe.send(READY)
                 try:
                     _make(stream, first, last, pipe)
@@ -116,7 +124,7 @@ def _make(stream: Stream, first: int, last: int, pipe: Connection) -> None:
     while True:
         while pipe.poll(None if window > min(last, used + KEPT) else 0):
             used = pipe.recv()
-            stream.clear(used - KEPT)
+            stream.clear(before=used - KEPT)
         if not stream.is_whole(window):
             stream.make(window)
         window += 1

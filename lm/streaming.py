@@ -108,10 +108,15 @@ class Stream:
         except FileNotFoundError:
             return False
 
-    def clear(self, before: int) -> None:
-        """Remove the tokens of the windows before `before`: they can be made again from what stays."""
+    def left_out(self, number: int) -> Counter[str]:
+        """What the filters removed from a window that was made."""
+        return Counter(read_json(self._window(number) / "manifest.json")["removed"])
+
+    def clear(self, before: int, behind: int | None = None) -> None:
+        """Remove the tokens of the windows before `before` and behind `behind`: they can be made again from what stays."""
         for path in sorted(self.folder.glob("window-*/train-*.bin")):  # the tokens first: a window that has them is whole
-            if int(path.parent.name.removeprefix("window-").removesuffix(".tmp")) < before:
+            number = int(path.parent.name.removeprefix("window-").removesuffix(".tmp"))
+            if number < before or (behind is not None and number > behind):
                 path.unlink()
 
     def make(self, number: int) -> None:

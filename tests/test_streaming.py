@@ -373,12 +373,42 @@ def test_windows_are_made_one_ahead_and_removed_behind(tmp_path: Path) -> None:
     whole = lambda: [stream.is_whole(window) for window in range(6)]  # noqa: E731
     producer = Producer(stream, 0, 5)
     try:
-        assert whole() == [True] * 6
+        for window in range(6):
+            stream.make(window)  # there is no hub in the producer's process
         producer.advance(3)
         deadline = time.monotonic() + 30
         while whole() != [False] * 2 + [True] * 4 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert whole() == [False] * 2 + [True] * 4
+    finally:
+        producer.close()
+
+
+def test_a_run_before_leaves_no_windows_elsewhere(tmp_path: Path) -> None:
+    stream = make_stream(tmp_path)
+    for window in range(8):
+        stream.make(window)
+    producer = Producer(stream, 3, 6)
+    try:
+        deadline = time.monotonic() + 30
+        while any(stream.is_whole(window) for window in (0, 1, 5, 6, 7)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert [stream.is_whole(window) for window in range(8)] == [False, False, True, True, True, False, False, False]
+    finally:
+        producer.close()
+
+
+def test_what_a_session_left_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "stream", fake_hub([*TEXTS, "", " "]))
+    stream = make_stream(tmp_path)
+    make_all(stream, 19)
+    producer = Producer(stream, 16, 19)
+    try:
+        producer.advance(18)
+        assert producer.left_out() == sum((stream.left_out(window) for window in (16, 17, 18)), start=Counter())
+        assert sum(stream.left_out(window)["empty document"] for window in range(20)) > 0
+        (tmp_path / "window-000018" / "train-00000.bin").unlink(missing_ok=True)  # not there yet
+        assert producer.left_out() == stream.left_out(16) + stream.left_out(17)
     finally:
         producer.close()
 
