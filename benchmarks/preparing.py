@@ -25,7 +25,6 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from tiktoken import Encoding  # noqa: E402
 
-from data import PackedDataModule  # noqa: E402
 from lm.cache import read_manifest  # noqa: E402
 from lm.config import load  # noqa: E402
 from lm.engines import on_this_machine  # noqa: E402
@@ -179,6 +178,8 @@ def loader_share(folder: Path) -> bool:
     subprocess.run([*smoke, "--trainer.max_steps", "60"], cwd=ROOT, check=True, capture_output=True)
     with (folder / "smoke" / "metrics.csv").open() as file:
         rates = sorted(float(row["tokens_per_second"]) for row in csv.DictReader(file) if row["tokens_per_second"])
+    from data import PackedDataModule  # not above: the processes that tokenise import this file again, and it brings torch
+
     config = load("config_smoke.yaml").config
     step = config.tokens_per_step / rates[len(rates) // 2]
     loader = PackedDataModule(config, ByteTokenizer(), lambda line: None).train_dataloader()
