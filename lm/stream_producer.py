@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from lm.disk import read_json, replace
 from lm.engines import leave_stopping_to_parent
-from lm.errors import ConfigError, DataError, UserError
+from lm.errors import CheckpointError, ConfigError, DataError, UserError
 from lm.shards import TokenStore
 from lm.streaming import Stream
 
@@ -82,14 +82,20 @@ def _end(process: SpawnProcess) -> None:
 
 
 def await_window(stream: Stream, number: int) -> TokenStore:
-    """A window's tokens, once they are there. Raises DataError where they will not come."""
+    """A window's tokens, once they are there.
+
+    Raises:
+        DataError: they will not come.
+        CheckpointError: nor will they because the disk refused them.
+    """
     alone_since = None
     while not stream.is_whole(number):
         # Shared: those who wait must not take each other for a producer.
         with _lock(stream, fcntl.LOCK_SH) as alone:
             failed = stream.folder / FAILED
             if alone and failed.exists() and failed.stat().st_mtime >= STARTED:
-                raise DataError(read_json(failed)["message"])
+                told = read_json(failed)
+                raise (CheckpointError if told["exit_code"] == CheckpointError.exit_code else DataError)(told["message"])
             alone_since = (alone_since or time.monotonic()) if alone else None
         if alone_since is not None and time.monotonic() - alone_since > STALE:
             raise DataError(f"{stream.reader.key}: the process that reads the stream has ended (killed?); start again with --resume auto")
@@ -110,7 +116,7 @@ def _produce(stream: Stream, first: int, last: int, pipe: Connection) -> None:
                 try:
                     _make(stream, first, last, pipe)
                 except UserError as error:
-                    replace(stream.folder / FAILED, json.dumps({"message": str(error)}))
+                    replace(stream.folder / FAILED, json.dumps({"message": str(error), "exit_code": error.exit_code}))
                 except EOFError:
                     pass
                 return None

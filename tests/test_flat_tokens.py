@@ -25,6 +25,7 @@ from lm.shards import TokenStore
 from lm.sources import Reader, hash_of_text
 from lm.tokenizer import ByteTokenizer
 from tests import runs
+from tests.slow_split import split_slowly
 
 BYTES = ByteTokenizer()
 EOS, BOS = BYTES.eos_id, 257
@@ -96,16 +97,7 @@ def slow(files, split, filters):
                 seen.add(text(document))
                 kept.append(document)
                 tokens += 1 + len(document)
-    if split.kind == "hash":
-        held_out = [hash_of_text(text(document)) < split.fraction * 2**64 for document in kept]
-        return [d for d, out in zip(kept, held_out, strict=True) if not out], list(itertools.compress(kept, held_out)), removed
-    train, left = [], int(sum(map(len, kept)) * (1 - split.fraction))
-    while kept and len(kept[0]) <= left:
-        left -= len(kept[0])
-        train.append(kept.pop(0))
-    if left:
-        train, kept = [*train, kept[0][:left]], [kept[0][left:], *kept[1:]]
-    return train, kept, removed
+    return (*split_slowly(kept, split, text), removed)
 
 
 @given(

@@ -31,6 +31,7 @@ from lm.schema.source import SingleSource
 from lm.shards import TokenStore
 from lm.sources import Reader, hash_of_text
 from lm.tokenizer import ByteTokenizer
+from tests.slow_split import split_slowly
 
 ROOT = Path(__file__).parents[1]
 BYTES = ByteTokenizer()
@@ -142,16 +143,7 @@ def slow(texts, split, filters):
         tokens += 1 + len(text.encode())
     if split.kind in ("none", "all"):
         return (kept, [], +removed) if split.kind == "none" else ([], kept, +removed)
-    if split.kind == "hash":
-        held_out = [hash_of_text(text) < split.fraction * 2**64 for text in kept]
-        return [t for t, out in zip(kept, held_out, strict=True) if not out], list(itertools.compress(kept, held_out)), +removed
-    train, left = [], int(sum(map(len, kept)) * (1 - split.fraction))
-    while kept and len(kept[0]) <= left:
-        left -= len(kept[0])
-        train.append(kept.pop(0))
-    if left:
-        train, kept = [*train, kept[0][:left]], [kept[0][left:], *kept[1:]]
-    return train, kept, +removed
+    return (*split_slowly(kept, split, str), +removed)
 
 
 some_filters = st.fixed_dictionaries(

@@ -384,6 +384,13 @@ def test_windows_are_made_one_ahead_and_removed_behind(tmp_path: Path) -> None:
         producer.close()
 
 
+@pytest.mark.parametrize("kind", [DataError, CheckpointError])
+def test_what_the_producer_leaves_keeps_its_exit_code(tmp_path: Path, kind: type[DataError | CheckpointError]) -> None:
+    (tmp_path / "failed.json").write_text(json.dumps({"message": "what went wrong", "exit_code": kind.exit_code}))
+    with pytest.raises(kind, match="what went wrong"):
+        await_window(make_stream(tmp_path), 0)
+
+
 def test_a_run_before_leaves_no_windows_elsewhere(tmp_path: Path) -> None:
     stream = make_stream(tmp_path)
     for window in range(8):

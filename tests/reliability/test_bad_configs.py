@@ -338,7 +338,7 @@ def assert_refused(got: Answer, named: str) -> None:
     assert all(len(line) < 600 for line in got.lines), "a line for people"
 
 
-def refused(named: str, *arguments: str, command: str = "train") -> None:
+def assert_that_it_refuses(named: str, *arguments: str, command: str = "train") -> None:
     """Ask a command; it must refuse, and leave the folder as it was."""
     before = picture(Path())
     assert_refused(answer(command, *arguments), named)
@@ -349,8 +349,8 @@ def refused(named: str, *arguments: str, command: str = "train") -> None:
 def test_a_malformed_file(here: Path, name: str) -> None:
     content, named = FILES[name]
     write(content)
-    refused(named, "--config", "c.yaml")
-    refused(named, "--config", "c.yaml", "--ckpt", "x", command="eval_val")
+    assert_that_it_refuses(named, "--config", "c.yaml")
+    assert_that_it_refuses(named, "--config", "c.yaml", "--ckpt", "x", command="eval_val")
 
 
 @pytest.mark.parametrize("key", sorted({key for key, _ in VALUES}))
@@ -363,22 +363,22 @@ def test_wrong_values_of_a_key(here: Path, key: str) -> None:
         beside = {other: what for other, what in tree.get(section, {}).items() if other != name}
         text = yaml.safe_dump(sections) + f"{section}:\n" + "".join(f"  {other}: {what}\n" for other, what in beside.items())
         write(text + f"  {name}: {value}\n")
-        refused(f": {key}", "--config", "c.yaml")
+        assert_that_it_refuses(f": {key}", "--config", "c.yaml")
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_malformed_source(here: Path, name: str) -> None:
     data, named = SOURCES[name]
     write(data + "\ntrainer: {max_steps: 200}\n")
-    refused(f"c.yaml:1: {named}", "--config", "c.yaml")
+    assert_that_it_refuses(f"c.yaml:1: {named}", "--config", "c.yaml")
 
 
 @pytest.mark.parametrize("name", LINES)
 def test_a_malformed_argument_line(here: Path, name: str) -> None:
     arguments, named = LINES[name]
     write(BASE)
-    refused(named, "--config", "c.yaml", *arguments)
-    refused(named, "--config", "c.yaml", "--ckpt", "x", *arguments, command="eval_val")
+    assert_that_it_refuses(named, "--config", "c.yaml", *arguments)
+    assert_that_it_refuses(named, "--config", "c.yaml", "--ckpt", "x", *arguments, command="eval_val")
 
 
 @pytest.mark.parametrize("name", USAGE)
@@ -419,8 +419,8 @@ def places() -> dict[str, tuple[Callable[[], object], str]]:
 def test_something_else_where_a_file_is_meant(here: Path, name: str) -> None:
     make, named = places()[name]
     make()
-    refused(named, "--config", "c.yaml")
-    refused(named, "--config", "c.yaml", "--ckpt", "x", command="eval_val")
+    assert_that_it_refuses(named, "--config", "c.yaml")
+    assert_that_it_refuses(named, "--config", "c.yaml", "--ckpt", "x", command="eval_val")
 
 
 def test_names_that_no_file_has(here: Path) -> None:
