@@ -74,6 +74,12 @@ class Tokenizer(ABC):
         """Hex digest of the definition, the same for any order and spacing of its JSON."""
         return _digest(self.definition)
 
+    @cached_property
+    def specials(self) -> dict[str, int]:
+        """The special tokens by name; text never encodes to them."""
+        added = json.loads(self.definition).get("added_tokens", [])
+        return {token["content"]: token["id"] for token in added if token["id"] in self.reserved_ids}
+
     def __str__(self) -> str:
         return f"{self.name} ({self.vocab_size:,} ids, {self.sha256[:12]})"
 

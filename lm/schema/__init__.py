@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from lm.errors import ConfigError
 from lm.schema.checkpoint import CheckpointConfig
 from lm.schema.data import DataConfig
+from lm.schema.finetune import FinetuneConfig
 from lm.schema.logging import LoggingConfig
 from lm.schema.model import ModelConfig
 from lm.schema.optimizer import OptimizerConfig
@@ -30,6 +31,7 @@ class Config(Section):
     trainer: TrainerConfig = Field(description="Budget, batch, device and intervals. Every interval counts optimiser steps.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What is saved, where, and for how long.")
     logging: LoggingConfig = Field(default_factory=LoggingConfig, description="What is written down while the run goes.")
+    finetune: FinetuneConfig | None = Field(None, description="What finetune.py turns a base checkpoint into. null: a run of train.py.")
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, StrictBool, field_validator, model_validator
+from pydantic import Field, StrictBool, field_validator, model_validator
 
+from lm.schema.chat import ChatSource
 from lm.schema.section import Section
-
-Text = Annotated[str, Field(min_length=1)]
-SomeTexts = Annotated[list[Text], Field(min_length=1)]
-# One file or several, with or without wildcards: a lone string is a list of one.
-Files = Annotated[
-    SomeTexts,
-    BeforeValidator(lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=Text | SomeTexts),
-]
-FORMAT = "What the text is stored as."
-FILES = "A path, a glob, or a list of them; what gzip has packed is unpacked."
-
-
-class Filter(Section):
-    """What a source leaves out. It is counted and said."""
-
-    max_documents: int | None = Field(None, ge=1, description="Take this many documents, the first ones. null: all.")
-    max_tokens: int | None = Field(None, ge=1, description="Take documents until they hold this many tokens. null: all.")
-    min_length: int = Field(0, ge=0, description="Leave out documents of fewer characters.")
-    ascii_only: StrictBool = Field(False, description="Remove every character beyond ASCII.")
-    deduplicate: StrictBool = Field(False, description="Leave out documents whose text was there before, to the letter.")
-
-
-def _filter() -> Any:
-    return Field(default_factory=Filter, description="What is left out. It is counted and said.")
-
+from lm.schema.text import FILES, FORMAT, Files, Filter, filter_field
 
 class TextSource(Section):
     """Plain UTF-8 text files."""
@@ -41,7 +18,7 @@ class TextSource(Section):
     unit: Literal["line", "paragraph", "file"] = Field(
         "paragraph", description="What one document is: a line, a paragraph (up to a blank line), or the whole file."
     )
-    filter: Filter = _filter()
+    filter: Filter = filter_field()
 
 
 class JsonlSource(Section):
@@ -50,7 +27,7 @@ class JsonlSource(Section):
     format: Literal["jsonl"] = Field(description=FORMAT)
     files: Files = Field(description=FILES)
     text_key: str = Field("text", min_length=1, description="The key or column that holds the text.")
-    filter: Filter = _filter()
+    filter: Filter = filter_field()
 
 
 class CsvSource(Section):
@@ -60,7 +37,7 @@ class CsvSource(Section):
     files: Files = Field(description=FILES)
     text_key: str = Field("text", min_length=1, description="The key or column that holds the text.")
     delimiter: str = Field(",", min_length=1, max_length=1, description='What parts the columns; a tab is "\\t".')
-    filter: Filter = _filter()
+    filter: Filter = filter_field()
 
     @field_validator("delimiter")
     @classmethod
@@ -76,7 +53,7 @@ class ParquetSource(Section):
     format: Literal["parquet"] = Field(description=FORMAT)
     files: Files = Field(description="A path, a glob, or a list of them.")
     text_key: str = Field("text", min_length=1, description="The key or column that holds the text.")
-    filter: Filter = _filter()
+    filter: Filter = filter_field()
 
 
 class SmsSource(Section):
@@ -84,7 +61,7 @@ class SmsSource(Section):
 
     format: Literal["sms"] = Field(description=FORMAT)
     files: Files = Field(description=FILES)
-    filter: Filter = _filter()
+    filter: Filter = filter_field()
 
 
 class InstructionSource(Section):
@@ -92,7 +69,7 @@ class InstructionSource(Section):
 
     format: Literal["instruction"] = Field(description=FORMAT)
     files: Files = Field(description=FILES)
-    filter: Filter = _filter()
+    filter: Filter = filter_field()
 
 
 class BinSource(Section):
@@ -103,7 +80,7 @@ class BinSource(Section):
     dtype: Literal["uint16", "uint32"] | None = Field(
         None, description="The type of the ids, lowest byte first. null: uint16, or uint32 for a tokenizer of more than 65,536 ids."
     )
-    filter: Filter = _filter()
+    filter: Filter = filter_field()
 
     @model_validator(mode="after")
     def _ids_stay_as_they_are(self) -> Self:
@@ -125,7 +102,7 @@ class HubSource(Section):
     window_tokens: int = Field(
         2**24, ge=2**10, description="With streaming: tokens that are shuffled together. The disk holds three such windows at most."
     )
-    filter: Filter = _filter()
+    filter: Filter = filter_field()
 
     @model_validator(mode="after")
     def _what_a_stream_can_do(self) -> Self:
@@ -137,7 +114,7 @@ class HubSource(Section):
 
 
 SingleSource = Annotated[
-    TextSource | JsonlSource | CsvSource | ParquetSource | SmsSource | InstructionSource | BinSource | HubSource,
+    TextSource | JsonlSource | CsvSource | ParquetSource | SmsSource | InstructionSource | BinSource | HubSource | ChatSource,
     Field(discriminator="format"),
 ]
 
@@ -170,6 +147,6 @@ class MixtureSource(Section):
 
 
 Source = Annotated[
-    TextSource | JsonlSource | CsvSource | ParquetSource | SmsSource | InstructionSource | BinSource | HubSource | MixtureSource,
+    TextSource | JsonlSource | CsvSource | ParquetSource | SmsSource | InstructionSource | BinSource | HubSource | ChatSource | MixtureSource,
     Field(discriminator="format"),
 ]

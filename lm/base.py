@@ -1,0 +1,88 @@
+"""The checkpoint that a fine-tuning configuration starts from: it brings the model's shape, the tokenizer and perhaps a template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from lm.checkpoint import open_checkpoint, read_manifest, read_meta
+from lm.errors import ConfigError
+from lm.schema import Config
+from lm.schema.chat import ChatSource
+from lm.stored import read_config, read_model, read_tokenizer
+from lm.tokenizer import Tokenizer, load_tokenizer
+
+# What a run may decide for itself: it changes how weights are trained, not what they are.
+OWN = {"dropout", "gradient_checkpointing"}
+
+
+class Base(NamedTuple):
+    """A base checkpoint.
+
+    Attributes:
+        folder: where it is.
+        meta: its meta.json.
+        config: what it was trained with; names in it are those of that time.
+        sha256: of its manifest, which stands for all of its files.
+    """
+
+    folder: Path
+    meta: dict[str, Any]
+    config: Config
+    sha256: str
+
+
+def open_base(config: Config) -> Base:
+    """The base of a configuration that has `finetune`. Raises CheckpointError where it is not there or not whole."""
+    assert config.finetune is not None
+    folder = open_checkpoint(config.finetune.base)
+    meta = read_meta(folder)
+    return Base(folder, meta, read_config(folder, meta["config"]), read_manifest(folder)["sha256"])
+
+
+def with_base(config: Config) -> Config:
+    """The same configuration with what the base decides; as it is where there is no base.
+
+    Raises:
+        ConfigError: it says what the base decides, or asks for more than the base can do.
+        CheckpointError: the base is not there.
+    """
+    if config.finetune is None:
+        return config
+    base = open_base(config)
+    if given := sorted(config.model.model_fields_set - OWN):
+        raise ConfigError(f"model.{given[0]}: the model is that of finetune.base; remove it (model has only {' and '.join(sorted(OWN))} here)")
+    if config.tokenizer.model_fields_set:
+        raise ConfigError("tokenizer.name: the tokenizer is that of finetune.base; remove it")
+    shape = read_model(base.folder, base.meta)
+    own = {key: getattr(config.model, key) for key in OWN & config.model.model_fields_set}
+    filled = config.model_dump()
+    filled["model"] = {**shape.model_dump(), **own}
+    filled["tokenizer"] = {"name": str(base.meta["tokenizer"]["name"])}
+    for source in [filled["data"]["source"], *(part["source"] for part in filled["data"]["source"].get("parts", []))]:
+        if source.get("template") == "base":
+            source["template"] = template_of(base.config) or _no_template(base)
+    try:
+        return Config.model_validate(filled)
+    except ValidationError as error:
+        raise ConfigError("\n".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors())) from error
+
+
+def template_of(config: Config) -> str | None:
+    """The template of the conversations that a configuration trains on; None where it has none."""
+    chats = [part.source for _, part in config.data.parts if isinstance(part.source, ChatSource)]
+    return chats[0].template if chats else None
+
+
+def tokenizer_of(config: Config) -> Tokenizer:
+    """The configured tokenizer, or the base's."""
+    if config.finetune is None:
+        return load_tokenizer(config.tokenizer.name)
+    base = open_base(config)
+    return read_tokenizer(base.folder, base.meta)
+
+
+def _no_template(base: Base) -> str:
+    raise ConfigError(f"data.source.template: base, and {base.folder} was not trained on conversations; write alpaca, or another one by name")
