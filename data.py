@@ -3,7 +3,7 @@
     sources (txt, jsonl, hub, ...)               lm/schema/source.py, lm/formats.py
       -> documents, each in one split            lm/sources.py
       -> token shards                            lm/preparation.py, lm/shards.py
-      -> rows of T tokens and their successors   PackedRows or DocumentRows, of each source
+      -> rows of T tokens and their successors   PackedRows, DocumentRows or ConversationRows, of each source
       -> step k: which rows of which source      lm/plan.py
       -> batches                                 TrainingSteps, ValidationBatches
 
@@ -21,7 +21,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 import lightning
@@ -31,17 +33,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lm.base import open_base
+from lm.conversation_rows import ConversationRows
 from lm.corpus import Corpus, open_corpora
 from lm.errors import ConfigError, DataError
 from lm.loss import IGNORE_INDEX
 from lm.plan import Plan
 from lm.schema import Config
+from lm.schema.chat import ChatSource
 from lm.shards import TokenStore
 from lm.stream_producer import Producer, await_window
 from lm.streaming import Stream
 from lm.tokenizer import Tokenizer
 
 Batch = dict[str, Any]
+# Of one row: its inputs, the label of each, and which of the inputs, but the first, begin a document.
+Row = tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]
 
 
 class PackedDataModule(lightning.LightningDataModule):
@@ -86,8 +93,11 @@ class PackedDataModule(lightning.LightningDataModule):
         Raises:
             ConfigError: the plan cannot be kept. This is asked for before anything of an earlier run is moved aside.
         """
-        rows = sum(self.plan.sizes)
-        return 0.0 if self.config.data.streams else self.config.trainer.batch_size / rows
+        if self.config.data.streams:
+            return 0.0
+        own = len(self.config.data.parts)
+        share = sum(self.plan.share(i) for i in range(own))  # the rest is what the base was trained on
+        return share * self.config.trainer.batch_size / sum(self.plan.sizes[:own])
 
     @property
     def text_bytes_per_token(self) -> float:
@@ -115,31 +125,42 @@ class PackedDataModule(lightning.LightningDataModule):
         return open_corpora(self.config, self.tokenizer, self._say)
 
     @functools.cached_property
+    def trained(self) -> list[Corpus]:
+        """The sources that are trained on: the configuration's, and with `finetune.replay` those of the base, split as they were then."""
+        own, finetune = self.corpora[: len(self.config.data.parts)], self.config.finetune
+        if finetune is None or not finetune.replay:
+            return own
+        base = open_base(self.config).config
+        if base.data.streams:
+            raise ConfigError("finetune.replay: the base's text was streamed, and is not stored; write 0, or name some text in data.source")
+        return own + open_corpora(base, self.tokenizer, self._say)[: len(base.data.parts)]
+
+    @functools.cached_property
     def rows(self) -> dict[str, Rows]:
         """The rows of each split, "train" and "val"."""
         data, length = self.config.data, self.config.row_length
-        for corpus in self.corpora[: len(data.parts)]:
-            # Documents in rows of their own may be short.
-            least = length + 1 if data.rows == "packed" else 2
+        for corpus in self.trained:
+            # Documents in rows of their own may be short, and so may conversations.
+            least = length + 1 if data.rows == "packed" and corpus.reader.chat is None else 2
             if isinstance(corpus.train, TokenStore) and corpus.train.tokens < least:
                 raise DataError(
                     f"{corpus.key}: there are {corpus.train.tokens:,} tokens to train on, and one row takes {length + 1:,}: {length:,} "
                     "(data.sequence_length, or model.context_length) and the one to predict last; give more text or make the rows shorter"
                 )
-        train = [self._cut(corpus.train, data.stride or length) for corpus in self.corpora[: len(data.parts)]]
-        val = [self._cut(corpus.val, length) for corpus in self.corpora if corpus.val.documents]
+        train = [self._cut(corpus, corpus.train, data.stride or length) for corpus in self.trained]
+        val = [self._cut(corpus, corpus.val, length) for corpus in self.corpora if corpus.val.documents]
         rows = {split: Rows(parts, self.tokenizer.pad_id, data.document_mask) for split, parts in (("train", train), ("val", val))}
-        for line in summary(self.corpora, rows):
+        for line in summary([*self.trained, *self.corpora[len(data.parts) :]], rows):
             self._say(line)
+        for split, of_all in rows.items():
+            if not len(of_all):
+                raise DataError(f"data.source: no conversation of the {split} split fits a row of {length:,} tokens; make rows longer")
         return rows
 
     @functools.cached_property
     def plan(self) -> Plan:
         """Which rows a step trains on."""
-        source, parts = self.config.data.source, self.config.data.parts
-        sizes, weights = (
-            tuple(numbers) for numbers in ([len(part) for part in self.rows["train"].parts], [part.weight for _, part in parts])
-        )
+        source, sizes, weights = self.config.data.source, tuple(len(part) for part in self.rows["train"].parts), self._weights
         if source.format != "mixture":
             return Plan(sizes, weights, "repeat", self.config.trainer.seed)
         plan = Plan(sizes, weights, source.when_one_ends, self.config.trainer.seed)
@@ -155,6 +176,18 @@ class PackedDataModule(lightning.LightningDataModule):
         if source.when_one_ends == "repeat" and not self.config.data.streams:  # else a small source may be learnt by heart unseen
             self._say(f"data: passes over each: {', '.join(f'{n:.2f}' for n in passes)}")
         return plan
+
+    @property
+    def _weights(self) -> tuple[int, ...]:
+        """Of the sources that are trained on: as configured, and those of the base so that together they have their share."""
+        own = [part.weight for _, part in self.config.data.parts]
+        finetune = self.config.finetune
+        if finetune is None or not finetune.replay:
+            return tuple(own)
+        replayed = [part.weight for _, part in open_base(self.config).config.data.parts]
+        ratio = Fraction(finetune.replay).limit_denominator(1000)
+        a, b = sum(replayed) * (ratio.denominator - ratio.numerator), sum(own) * ratio.numerator
+        return (*(weight * a for weight in own), *(weight * b for weight in replayed))
 
     def teardown(self, stage: str) -> None:
         """End the processes that read streams, and say what was left out of them."""
@@ -183,11 +216,13 @@ class PackedDataModule(lightning.LightningDataModule):
         for i, producer in self._producers.items():
             producer.advance(self.plan.first_epoch_of_step(i, step, self.config.trainer.batch_size))
 
-    def _cut(self, store: TokenStore | Stream, stride: int) -> PackedRows | DocumentRows | StreamedRows:
-        length = self.config.row_length
+    def _cut(self, corpus: Corpus, store: TokenStore | Stream, stride: int) -> SourceRows:
+        length, packed, source = self.config.row_length, self.config.data.rows == "packed", corpus.reader.source
         if isinstance(store, Stream):
             return StreamedRows(store)
-        return PackedRows(store, length, stride) if self.config.data.rows == "packed" else DocumentRows(store, length)
+        if isinstance(source, ChatSource):
+            return ConversationRows(store, length, packed, source.too_long)
+        return PackedRows(store, length, stride) if packed else DocumentRows(store, length)
 
     def _loader(self, dataset: Dataset[Batch], items: Sampler[int] | range) -> DataLoader[Batch]:
         # Without a generator of its own, each pass of a loader would draw from the global random state.
@@ -273,7 +308,7 @@ class Rows:
     anything.
     """
 
-    def __init__(self, parts: Sequence[PackedRows | DocumentRows | StreamedRows], pad_id: int, document_mask: bool):
+    def __init__(self, parts: Sequence[SourceRows], pad_id: int, document_mask: bool):
         self.parts = parts
         self.length = parts[0].length
         self.pad_id = pad_id
@@ -300,11 +335,11 @@ class Rows:
             part = self.parts[number]
             if row < len(part):
                 row += epoch * len(part) if isinstance(part, StreamedRows) else 0
-                ids = part.read(row)
-                n = len(ids) - 1
-                inputs[i][:n], labels[i][:n] = ids[:-1], ids[1:]
+                some_inputs, some_labels, starts = part.row(row)
+                n = len(some_inputs)
+                inputs[i][:n], labels[i][:n] = some_inputs, some_labels
                 if self.document_mask:
-                    begins[i][part.documents(row)] = 1
+                    begins[i][starts] = 1
                     begins[i][n : n + 1] = 1
         rows = {"input_ids": inputs, "labels": labels}
         if self.document_mask:
@@ -328,15 +363,12 @@ class PackedRows:
     def __len__(self) -> int:
         return 1 + max(0, -(-(self.store.tokens - 1 - self.length) // self.stride))
 
-    def read(self, number: int) -> NDArray[Any]:
-        """A row's tokens and the one behind its last."""
-        return self.store.read(number * self.stride, self.length + 1)
-
-    def documents(self, number: int) -> NDArray[np.int64]:
-        """Which of the row's tokens, but the first, begin a document."""
+    def row(self, number: int) -> Row:
+        """See `Row`."""
         start, starts = number * self.stride, self.store.document_starts
+        ids = self.store.read(start, self.length + 1)
         a, b = np.searchsorted(starts, [start + 1, start + self.length])
-        return starts[a:b] - start
+        return ids[:-1], ids[1:], starts[a:b] - start
 
 
 class DocumentRows:
@@ -354,17 +386,14 @@ class DocumentRows:
     def __len__(self) -> int:
         return int(self._rows[-1])
 
-    def read(self, number: int) -> NDArray[Any]:
-        """A row's tokens and the one behind its last, which may be the next document's EOS."""
+    def row(self, number: int) -> Row:
+        """See `Row`. The last label may be the next document's EOS; no other document begins in it."""
         document = int(np.searchsorted(self._rows, number, side="right")) - 1
         bounds = self.store.document_starts[document : document + 2].tolist()
         start = bounds[0] + (number - int(self._rows[document])) * self.length
         end = bounds[1] if len(bounds) == 2 else self.store.tokens - 1
-        return self.store.read(start, min(self.length, end - start) + 1)
-
-    def documents(self, number: int) -> NDArray[np.int64]:
-        """None: a row has one document."""
-        return np.empty(0, np.int64)
+        ids = self.store.read(start, min(self.length, end - start) + 1)
+        return ids[:-1], ids[1:], np.empty(0, np.int64)
 
 
 class StreamedRows:
@@ -377,16 +406,13 @@ class StreamedRows:
     def __len__(self) -> int:
         return self.stream.rows
 
-    def read(self, number: int) -> NDArray[Any]:
-        """A row's tokens and the one behind its last; waits until its window is there."""
-        return self._window(number).read(number % len(self))
+    def row(self, number: int) -> Row:
+        """See `Row`; waits until its window is there."""
+        window = await_window(self.stream, number // len(self))
+        return PackedRows(window, self.length, self.length).row(number % len(self))
 
-    def documents(self, number: int) -> NDArray[np.int64]:
-        """Which of the row's tokens, but the first, begin a document."""
-        return self._window(number).documents(number % len(self))
 
-    def _window(self, number: int) -> PackedRows:
-        return PackedRows(await_window(self.stream, number // len(self)), self.length, self.length)
+SourceRows = PackedRows | DocumentRows | StreamedRows | ConversationRows
 
 
 class AnnouncedSteps(Sampler[int]):
@@ -411,13 +437,15 @@ def summary(corpora: Sequence[Corpus], rows: dict[str, Rows]) -> list[str]:
     for corpus in corpora:
         own = {split: [part for part in rows[split].parts if part.store in (corpus.train, corpus.val)] for split in rows}
         first, *more = [_counts(split, parts) for split, parts in own.items() if parts]
+        left_out = sum((part.left_out for parts in own.values() for part in parts if isinstance(part, ConversationRows)), Counter[str]())
+        more += [f"{count:,} x {kind}" for kind, count in left_out.items()]
         lines.append("; ".join([f"data: {corpus.name}{first}", *more, *corpus.facts]))
     if len(rows["train"].parts) > 1:
         lines.append(f"data: together: {'; '.join(_counts(split, of_all.parts) for split, of_all in rows.items())}")
     return lines
 
 
-def _counts(split: str, parts: Sequence[PackedRows | DocumentRows | StreamedRows]) -> str:
+def _counts(split: str, parts: Sequence[SourceRows]) -> str:
     cut = f"{sum(map(len, parts)):,} rows of {parts[0].length:,}"
     stores = [part.store for part in parts if isinstance(part.store, TokenStore)]
     if len(stores) < len(parts):
@@ -425,4 +453,6 @@ def _counts(split: str, parts: Sequence[PackedRows | DocumentRows | StreamedRows
     documents, tokens = (sum(numbers) for numbers in zip(*((store.documents, store.tokens) for store in stores), strict=True))
     if isinstance(parts[0], DocumentRows):  # every token is an input once, but for each stream's last
         cut += f", {1 - (tokens - len(parts)) / (sum(map(len, parts)) * parts[0].length):.0%} of it padding"
-    return f"{split} {documents:,} documents, {tokens:,} tokens, {cut}"
+    if isinstance(parts[0], ConversationRows) and len(parts) == 1 and len(parts[0]):
+        cut += f", {1 - parts[0].n_inputs / (len(parts[0]) * parts[0].length):.0%} of it padding"
+    return f"{split} {documents:,} {'conversations' if isinstance(parts[0], ConversationRows) else 'documents'}, {tokens:,} tokens, {cut}"

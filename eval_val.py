@@ -47,7 +47,7 @@ def main() -> None:
     data = PackedDataModule(config, tokenizer, say=lambda line: print(line, file=sys.stderr))
     started = time.perf_counter()
     with autocast(device, precision):
-        result = evaluate(decoder, data.val_dataloader(), tokenizer.eos_id, data.text_bytes_per_token)
+        result = evaluate(decoder, data.val_dataloader(), tokenizer.reserved_ids, data.text_bytes_per_token)
     report = {
         "checkpoint": arguments.ckpt,
         "step": step,

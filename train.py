@@ -7,24 +7,17 @@ python train.py --config config_smoke.yaml --resume auto
 
 from __future__ import annotations
 
-import argparse
-import functools
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lm import errors
 from lm.config import Loaded, load
-from lm.config_keys import help_text
-from lm.config_text import describe
 from lm.errors import ConfigError
-from lm.launch import launch
 from lm.origin import Origin
-from lm.processes import is_first
 from lm.run import RunFolder
-from lm.schema import Config
 from lm.stopping import StopSignals
 from lm.stored import read_tokenizer
+from lm.training_command import run_command, training_parser
 
 if TYPE_CHECKING:
     from lm.session import Session
@@ -33,52 +26,22 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Read the command line; refuse or answer what needs no model; then train."""
-    arguments, overrides = parser().parse_known_args()
+    arguments, overrides = training_parser("train.py", __doc__, init_from=True).parse_known_args()
     loaded = load(arguments.config, overrides)
-    if arguments.print_config:
-        print(describe(loaded.config, loaded.origins), end="")
-    elif arguments.plan and (arguments.resume or arguments.init_from):
-        raise ConfigError("command line: --plan plans the whole run, from its first step; leave out --resume and --init-from")
-    elif arguments.plan:
-        with StopSignals(speaks=True) as signals:
-            build_session(loaded.config, Origin(), None, signals, print).plan(print)
-    else:
-        launch(loaded.config, arguments.resume, arguments.init_from, functools.partial(train_from, loaded))
+    if loaded.config.finetune is not None:
+        raise ConfigError(f"{arguments.config}: finetune: this configuration is for finetune.py; run it with that, or remove the section")
+    run_command(arguments, loaded, build_session, arguments.init_from)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The flags; any key of the configuration is one more."""
-    epilog = help_text() if {"-h", "--help"} & set(sys.argv) else ""
-    result = argparse.ArgumentParser(
-        prog="train.py", description=__doc__, epilog=epilog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    result.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file, such as config_smoke.yaml")
-    start = result.add_mutually_exclusive_group()
-    start.add_argument(
-        "--resume",
-        metavar="auto|CKPT",
-        help="continue a run: auto takes the newest whole checkpoint in checkpoint.directory, or starts one",
-    )
-    start.add_argument("--init-from", metavar="CKPT", help="start a new run from a checkpoint's weights")
-    result.add_argument("--plan", action="store_true", help="try one micro-batch and say what the run would take: memory, disk, time")
-    result.add_argument("--print-config", action="store_true", help="print the effective configuration and where each value came from")
-    return result
-
-
-def train_from(loaded: Loaded, origin: Origin, run: RunFolder | None, signals: StopSignals) -> None:
-    """One session."""
-    config = loaded.config
-    if origin.init_from is not None and origin.meta is not None and loaded.origins["tokenizer.name"] == "default":
-        config = config.with_tokenizer(str(origin.meta["tokenizer"].get("name")))
-    build_session(config, origin, run, signals, print if is_first() else lambda *_: None).train()
-
-
-def build_session(config: Config, origin: Origin, run: RunFolder | None, signals: StopSignals, say: Callable[[str], None]) -> Session:
+def build_session(loaded: Loaded, origin: Origin, run: RunFolder | None, signals: StopSignals, say: Callable[[str], None]) -> Session:
     """Everything heavy: torch and Lightning take seconds to import, and nothing before needs them."""
     from data import PackedDataModule
     from lm.session import Session
     from model import Decoder
 
+    config = loaded.config
+    if origin.init_from is not None and origin.meta is not None and loaded.origins["tokenizer.name"] == "default":
+        config = config.with_tokenizer(str(origin.meta["tokenizer"].get("name")))
     tokenizer = choose_tokenizer(config.tokenizer.name, origin)
     shape = config.with_vocabulary(tokenizer.vocab_size).model
     return Session(config, tokenizer, PackedDataModule(config, tokenizer, say), lambda: Decoder(shape), origin, run, signals)

@@ -53,7 +53,7 @@ def with_base(config: Config) -> Config:
         return config
     base = open_base(config)
     if given := sorted(config.model.model_fields_set - OWN):
-        raise ConfigError(f"model.{given[0]}: the model is that of finetune.base; remove it (model has only {' and '.join(sorted(OWN))} here)")
+        raise ConfigError(f"model.{given[0]}: the model is that of finetune.base; remove it ({' and '.join(sorted(OWN))} may be given)")
     if config.tokenizer.model_fields_set:
         raise ConfigError("tokenizer.name: the tokenizer is that of finetune.base; remove it")
     shape = read_model(base.folder, base.meta)
@@ -85,4 +85,4 @@ def tokenizer_of(config: Config) -> Tokenizer:
 
 
 def _no_template(base: Base) -> str:
-    raise ConfigError(f"data.source.template: base, and {base.folder} was not trained on conversations; write alpaca, or another one by name")
+    raise ConfigError(f"data.source.template: base, and {base.folder} was not trained on conversations; name one, such as alpaca")

@@ -22,6 +22,7 @@ except ModuleNotFoundError as missing:  # this comes before a command's `errors.
     print(not_installed(missing), file=sys.stderr)
     sys.exit(ConfigError.exit_code)
 
+from lm.base import with_base
 from lm.config_keys import SECTION, advice, keys, name_of
 from lm.config_text import yaml_lines
 from lm.schema import Config
@@ -62,7 +63,12 @@ class Loaded:
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
     """Read a YAML file, apply `--section.key value` or `--section.key=value` arguments, and check the whole.
 
-    Paths in the configuration are relative to the current directory, not to the file. Raises ConfigError with a line for each problem.
+    Where it has `finetune`, the base checkpoint fills in the model's shape and the tokenizer's name. Paths in the configuration are
+    relative to the current directory, not to the file.
+
+    Raises:
+        ConfigError: with a line for each problem.
+        CheckpointError: the base checkpoint is not there.
     """
     document = read_file(path)
     draft = _Draft(str(path), problems=[(line, f"{path}:{line}: {message}") for line, message in document.problems])
@@ -77,7 +83,12 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
     config = draft.check() if document.whole else None
     if config is None or draft.problems:
         raise ConfigError("\n".join(line for _, line in sorted(draft.problems, key=lambda problem: problem[0])))
-    return Loaded(config, {dotted(key): draft.origin(key) for key, _ in yaml_lines(config) if key})
+    whole = with_base(config)
+    origins = {dotted(key): draft.origin(key) for key, _ in yaml_lines(whole) if key}
+    if whole is not config:
+        of_base = {key for key, origin in origins.items() if key.startswith(("model.", "tokenizer.")) and origin == "default"}
+        origins |= dict.fromkeys(of_base, "finetune.base")
+    return Loaded(whole, origins)
 
 
 @dataclass

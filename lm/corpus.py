@@ -5,6 +5,7 @@ So a mixture's weights can change, and other mixtures can use the same sources, 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from lm.engines import on_this_machine
 from lm.errors import DataError
 from lm.preparation import SPLITS, Engine, Split, prepare
 from lm.schema import Config
+from lm.schema.chat import ChatSource
 from lm.schema.data import DataConfig
 from lm.schema.source import HubSource
 from lm.shards import FORMAT, Manifest, TokenStore
@@ -69,6 +71,8 @@ def readers(data: DataConfig, tokenizer: Tokenizer | None = None) -> list[tuple[
     found = []
     for key, part in data.parts:
         reader = Reader(part.source, key, data.on_bad_row, tokenizer)
+        if isinstance(part.source, ChatSource):
+            held_out = dataclasses.replace(held_out, test=data.test_fraction)
         more = f" and {len(reader.files) - 1:,} more" if len(reader.files) > 1 else ""
         name = f"{reader.files[0]}{more} ({part.weight / whole:.0%}): " if len(data.parts) > 1 else ""
         found.append((name, reader, held_out))
@@ -145,7 +149,7 @@ def fingerprint(reader: Reader, split: Split, tokenizer: Tokenizer, *more: objec
         "format": FORMAT,
         "tokenizer": [tokenizer.sha256, tokenizer.eos_id],
         "source": reader.identity(),
-        "split": [split.kind, split.fraction],
+        "split": [split.kind, split.fraction, *([split.test] if split.test else [])],
         "on_bad_row": reader.on_bad_row,
         "more": more,
     }

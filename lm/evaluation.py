@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lm.loss import IGNORE_INDEX, count_targets
+from lm.loss import IGNORE_INDEX
+from lm.objectives import NextToken, Objective
 from lm.sharding import is_sharded
+
+NEXT_TOKEN = NextToken()
 
 
 @dataclass(frozen=True)
@@ -36,16 +39,23 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(decoder: nn.Module, batches: Iterable[dict[str, Any]], eos_id: int, bytes_per_token: float) -> Evaluation:
+def evaluate(
+    decoder: nn.Module,
+    batches: Iterable[dict[str, Any]],
+    not_text: Collection[int],
+    bytes_per_token: float,
+    objective: Objective = NEXT_TOKEN,
+) -> Evaluation:
     """Score a decoder on batches.
 
     Args:
-        decoder: called as `decoder(input_ids, labels, document_ids)` for the loss of each token, (B, T).
+        decoder: what the objective asks for losses.
         batches: dicts of `input_ids`, `labels` and perhaps `document_ids`, each (B, T), on any device. In a run of many processes each
             brings its own share, with equally many batches.
-        eos_id: the label that is not text.
+        not_text: labels that are not text, such as EOS.
         bytes_per_token: UTF-8 bytes of the text for each of its tokens, EOS not counted. Nats become bits per byte of the source through
             it: exact over a whole split, a close estimate over a part.
+        objective: where it is not per token, there are no bits per byte, and `tokens` counts its losses.
 
     Returns:
         The same numbers on every process. The decoder is left in the mode it came in.
@@ -61,7 +71,8 @@ def evaluate(decoder: nn.Module, batches: Iterable[dict[str, Any]], eos_id: int,
     decoder.eval()
     try:
         for batch in batches:
-            totals[:4] += _sums(decoder, {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}, eos_id)
+            rows = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+            totals[:4] += _sums(decoder, rows, torch.tensor(list(not_text), device=device), objective)
     except Exception as error:
         if is_sharded(decoder):
             raise
@@ -82,10 +93,14 @@ def evaluate(decoder: nn.Module, batches: Iterable[dict[str, Any]], eos_id: int,
     )
 
 
-def _sums(decoder: nn.Module, batch: dict[str, Tensor], eos_id: int) -> Tensor:
-    labels = batch["labels"]
-    losses = decoder(batch["input_ids"], labels, batch.get("document_ids"))
-    text = (labels != IGNORE_INDEX) & (labels != eos_id)
+def _sums(decoder: nn.Module, rows: dict[str, Tensor], not_text: Tensor, objective: Objective) -> Tensor:
+    labels = rows["labels"]
+    losses = objective.losses(decoder, rows)
     # Each batch is summed in float32 (MPS has no float64), the batches in float64.
-    parts = [losses.sum(), count_targets(labels), losses[text].sum(), text.sum()]
-    return torch.stack([part.float() for part in parts]).cpu()
+    parts = [losses.sum(), objective.count(rows)]
+    if objective.per_token:
+        text = (labels != IGNORE_INDEX) & ~torch.isin(labels, not_text)
+        parts += [losses[text].sum(), text.sum()]
+    else:
+        parts += [torch.zeros(()), torch.zeros(())]
+    return torch.stack([part.float().cpu() for part in parts])

@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from lm import hub
+from lm.conversations import Conversation, conversation_of, from_sms
 from lm.errors import DataError
 from lm.parquet import read_parquet, row_group_spans, rows_before_group
 from lm.rows import Fault, Row, decoded, require_column, text_of
+from lm.schema.chat import ChatSource
 from lm.schema.source import BinSource, CsvSource, HubSource, InstructionSource, JsonlSource, ParquetSource, SmsSource, TextSource
 from lm.text_files import Span, byte_spans, is_gzip, lines, lines_before, opened, paragraphs
 
@@ -93,22 +95,24 @@ def read_sms(file: str, source: SmsSource, span: None) -> Iterator[Row]:
 
 def read_instruction(file: str, source: InstructionSource, span: None) -> Iterator[Row]:
     """Objects with `instruction`, `output` and maybe `input`: a JSON list, which is read as a whole, or one object a line."""
-    with opened(file) as stream:
-        is_list = stream.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
-    if not is_list:
+    yield from _json_entries(file, _triplet)
+
+
+def read_chat(file: str, source: ChatSource, span: None) -> Iterator[Row]:
+    """Conversations, as JSON, from a JSON list, one JSON object a line, a dataset of the hub, or the SMS Spam Collection."""
+
+    def written(found: Conversation | Fault) -> str | Fault:
+        return found if isinstance(found, Fault) else found.to_json()
+
+    if source.dataset is not None:
+        for number, row in enumerate(hub.load_dataset(source), 1):
+            yield number, written(conversation_of(row, source.layout))
+    elif source.layout == "sms":
         for number, raw in lines(file, span):
-            yield number, _from_json_line(raw, _triplet)
-        return
-    content = decoded(b"".join(line for _, line in lines(file, span)))
-    if isinstance(content, Fault):
-        yield 1, content
-        return
-    try:
-        entries = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: broken JSON ({error})") from error
-    for number, entry in enumerate(entries, 1):
-        yield number, _triplet(entry)
+            line = decoded(raw.rstrip(b"\r\n"))
+            yield number, line if isinstance(line, Fault) or not line.strip() else written(from_sms(line))
+    else:
+        yield from _json_entries(file, lambda row: written(conversation_of(row, source.layout)))
 
 
 def read_hub(dataset: str, source: HubSource, span: None) -> Iterator[Row]:
@@ -133,6 +137,7 @@ FORMATS: dict[str, Callable[[str, Any, Any], Iterator[Row]]] = {
     "sms": read_sms,
     "instruction": read_instruction,
     "hub": read_hub,
+    "chat": read_chat,
 }
 
 
@@ -158,6 +163,26 @@ def _from_sms(line: str) -> str | Fault:
     if not tab or label not in ("ham", "spam"):
         return Fault("not a labelled message", f"a line must be ham or spam, a tab and the message, this one is {reprlib.repr(line)}")
     return TRIPLET.format(instruction="classify if the SMS is spam or ham", input=message, output=label)
+
+
+def _json_entries(file: str, to_text: Callable[[object], str | Fault]) -> Iterator[Row]:
+    """The entries of a JSON list, which is read as a whole, or of one JSON object a line."""
+    with opened(file) as stream:
+        is_list = stream.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+    if not is_list:
+        for number, raw in lines(file, None):
+            yield number, _from_json_line(raw, to_text)
+        return
+    content = decoded(b"".join(line for _, line in lines(file, None)))
+    if isinstance(content, Fault):
+        yield 1, content
+        return
+    try:
+        entries = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: broken JSON ({error})") from error
+    for number, entry in enumerate(entries, 1):
+        yield number, to_text(entry)
 
 
 def _from_json_line(raw: bytes, to_text: Callable[[object], str | Fault]) -> str | Fault:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lm.errors import DataError
+from lm.schema.chat import ChatSource
 from lm.schema.source import HubSource
 
 BATCH_CHARACTERS = 2**18  # Rows that are streamed together: what is read again after a lost connection.
@@ -17,7 +18,7 @@ ADVICE = "python -m tools.prepare with streaming: false, run once while online, 
 
 
 @functools.cache
-def load_dataset(source: HubSource) -> Any:
+def load_dataset(source: HubSource | ChatSource) -> Any:
     """Download a dataset, or find it in the hub's own cache. Raises DataError where it cannot be had."""
     import datasets
     import huggingface_hub
@@ -113,7 +114,7 @@ def _batches(source: HubSource, revision: str, state: Any) -> Iterator[tuple[lis
         yield values, rows.state_dict()
 
 
-def _name(source: HubSource) -> str:
+def _name(source: HubSource | ChatSource) -> str:
     return f"dataset {source.dataset!r}, config {source.config!r}, dataset_split {source.dataset_split!r}"
 
 

@@ -15,7 +15,7 @@ from lm.corpus import Corpus
 from lm.loss import IGNORE_INDEX
 from lm.overlap import Overlap
 from lm.preparation import SPLITS
-from lm.schema.source import HubSource
+from lm.schema.source import dataset_of, files_of
 from lm.shards import TokenStore
 from lm.tokenizer import Tokenizer
 
@@ -115,7 +115,7 @@ class RowStatistics:
 def named(corpora: Sequence[Corpus]) -> list[tuple[str, Corpus]]:
     """The sources with names such as "jsonl *.jsonl"; whole paths would make tables too wide. Where two are alike, their keys follow."""
     sources = [corpus.reader.source for corpus in corpora]
-    files = [[source.dataset] if isinstance(source, HubSource) else [Path(file).name for file in source.files] for source in sources]
+    files = [[dataset] if (dataset := dataset_of(source)) else [Path(file).name for file in files_of(source)] for source in sources]
     names = [" ".join([source.format, *patterns]) for source, patterns in zip(sources, files, strict=True)]
     alike = Counter(names)
     return [(name if alike[name] == 1 else f"{name} ({corpus.key})", corpus) for name, corpus in zip(names, corpora, strict=True)]

@@ -77,7 +77,7 @@ def find_origin(config: Config, folder: Path, resume: str | None, init_from: str
         return Origin(resume=found, meta=meta)
     if resume is not None:
         say(f"{folder} holds no checkpoint to resume: starting from step 0")
-        init_from = parent_of_start(folder)  # else a start that was killed early would begin again from random weights
+        init_from = parent_of_start(folder) or init_from  # else a start that was killed early would begin again from random weights
     if init_from is None:
         return Origin(again=resume is not None)
     parent = _parent_checkpoint(init_from, folder)

@@ -25,7 +25,8 @@ from lm.formats import read_txt
 from lm.rows import Fault
 from lm.schema.source import TextSource
 from lm.shards import TokenStore
-from lm.sources import Document, reading
+from lm.sources import Document
+from lm.text_files import reading
 from lm.tokenizer import Tokenizer
 
 # Nothing parts the words of Chinese and Japanese: each of their characters counts as one.

@@ -31,6 +31,7 @@ from lm.tokenizer import Tokenizer
 from lm.tokens import Engine, Tokenise, Tokens
 
 SPLITS = ("train", "val")
+FOR_TEST = "conversation kept for the closing report"
 JOURNAL_TOKENS = 2**26  # How much is done again, at most, after a kill.
 # The journal of a build that has not begun.
 NOTHING: Manifest = {"pieces": 0, "border": None, "parted": None, "file": None, "no_text_yet": True, "splits": {}}
@@ -38,16 +39,24 @@ NOTHING: Manifest = {"pieces": 0, "border": None, "parted": None, "file": None, 
 
 @dataclass(frozen=True)
 class Split:
-    """Which documents are validated on: by the `hash` of their text, the `tail` of all text, or `all` or `none` of a source."""
+    """Which documents are validated on: by the `hash` of their text, the `tail` of all text, or `all` or `none` of a source.
+
+    `test` is the share, by hash too, that is in neither split.
+    """
 
     kind: Literal["hash", "tail", "all", "none"]
     fraction: float = 0.0
+    test: float = 0.0
 
     def held_out(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """For each document, whether it is validated on; not for `tail`, where its place decides."""
         if self.kind == "hash":
             return hashes < np.uint64(self.fraction * 2**64)
         return np.full(len(hashes), self.kind == "all")
+
+    def tested(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """For each document, whether it is kept for a test: the other end of the hashes."""
+        return hashes >= np.uint64((1 - self.test) * 2**64) if self.test else np.zeros(len(hashes), bool)
 
 
 def prepare(folder: Path, reader: Reader, tokenizer: Tokenizer, split: Split, engine: Engine, quiet: bool = False) -> Manifest:
@@ -119,7 +128,10 @@ class _Work:
         if state["cut"] != self._reader.cut:
             raise ValueError("these pieces are not those")
         self._writers = {
-            name: SplitWriter(self._folder, name, self._eos_id, self._dtype, state=state["splits"].get(name)) for name in SPLITS
+            name: SplitWriter(
+                self._folder, name, self._eos_id, self._dtype, state=state["splits"].get(name), flagged=self._reader.chat is not None
+            )
+            for name in SPLITS
         }
         self.pieces: int = state["pieces"]
         self.border = Border(*state["border"]) if state["border"] else None
@@ -174,6 +186,9 @@ class _Work:
         if self._split.kind == "tail":
             self._add_around_border(piece, tokens, keep)
         else:
+            tested = keep & self._split.tested(tokens.hashes)
+            self._removed += Counter({FOR_TEST: int(tested.sum())})
+            keep &= ~tested
             held_out = self._split.held_out(tokens.hashes)
             self._write("train", tokens.of(keep & ~held_out))
             self._write("val", tokens.of(keep & held_out))
@@ -198,7 +213,8 @@ class _Work:
 
     def _write(self, split: str, tokens: Tokens) -> None:
         if len(tokens.lengths):
-            self._writers[split].add(tokens.ids, tokens.lengths, tokens.hashes, int(tokens.text_bytes.sum()))
+            size, text_tokens = int(tokens.text_bytes.sum()), int(tokens.text_tokens.sum())
+            self._writers[split].add(tokens.ids, tokens.lengths, tokens.hashes, size, tokens.flags, text_tokens)
 
     def _end_of_file(self) -> None:
         if self._file is not None and self._no_text_yet:

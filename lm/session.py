@@ -25,13 +25,14 @@ from lm.curves import draw, summary
 from lm.device import Device, Precision, autocast, check_devices, choose_device, choose_precision, flops_per_token, matmul_peak
 from lm.disk import replace
 from lm.errors import ConfigError
-from lm.evaluation import Evaluation, evaluate
+from lm.evaluation import NEXT_TOKEN, Evaluation, evaluate
 from lm.forecast import Forecast, try_out
 from lm.incidents import Incidents
 from lm.lightning_trainer import make_trainer
 from lm.lineage import lasting_meta
 from lm.logbook import Logbook, StepWork
 from lm.milestones import Milestones, Record
+from lm.objectives import Objective
 from lm.optim import make_optimizer
 from lm.origin import Origin, make_room
 from lm.processes import first_does
@@ -76,6 +77,7 @@ class Session:
         origin: where the weights come from.
         run: the locked folder; None on all processes but the first.
         signals: what asks this process to stop.
+        objective: what the rows are learnt for.
     """
 
     config: Config
@@ -85,6 +87,7 @@ class Session:
     origin: Origin
     run: RunFolder | None
     signals: StopSignals
+    objective: Objective = NEXT_TOKEN
 
     def train(self) -> None:
         """Go on until the budget, early stopping, the time limit or a signal ends it.
@@ -134,7 +137,9 @@ class Session:
     def _language_model(self) -> LanguageModel:
         folder, trainer, say = self.run.path if self.run is not None else None, self.config.trainer, self.progress.say
         incidents = Incidents(folder, self.tokenizer.decode, trainer.on_nonfinite, trainer.nonfinite_limit, say)
-        return LanguageModel(self.config, self.make_decoder, self.precision, incidents, self.origin.resume, self.origin.init_from)
+        return LanguageModel(
+            self.config, self.make_decoder, self.precision, incidents, self.objective, self.origin.resume, self.origin.init_from
+        )
 
     def _prepare_torch(self) -> None:
         trainer = self.config.trainer
@@ -193,7 +198,7 @@ class Session:
 
     def _score(self, decoder: nn.Module, enough: Callable[[], bool]) -> Evaluation:
         batches = itertools.takewhile(lambda _: not enough(), self.data.val_dataloader())
-        return evaluate(decoder, batches, self.tokenizer.eos_id, self.data.text_bytes_per_token)
+        return evaluate(decoder, batches, self.tokenizer.reserved_ids, self.data.text_bytes_per_token, self.objective)
 
     def _write_sample(self, decoder: Any) -> str | None:
         """Always from the same random numbers, so that the samples of a run show the weights' progress and nothing else."""

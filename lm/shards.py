@@ -6,6 +6,7 @@ A cache is one folder, named after a fingerprint of everything that its content 
         train-00000.bin  train-00001.bin ...    token ids without gaps, in the smallest unsigned type that holds the vocabulary
         train-starts.bin                        int64: where in the stream each document's EOS stands
         train-hashes.bin                        uint64: a hash of each document's text
+        train-flags.bin                         of conversations: a byte for each token, see lm/templates.py
         val-...                                 the same for the validation split
         manifest.json                           type, counts, and each file's size and SHA-256
 
@@ -24,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm.disk import fingerprint, sync
+from lm.open_files import let_go, read_at
 
 FORMAT = 2  # Part of the fingerprint: raise it when the same text would give other files.
 SHARD_TOKENS = 2**26  # 128 MB at two bytes.
-MOST_OPEN = 128  # files at a time: a process may have 1,024, and a large corpus has more shards.
 
 Manifest = dict[str, Any]
 
@@ -41,23 +42,43 @@ class SplitWriter:
         ValueError: the files hold less than the state says.
     """
 
-    def __init__(self, folder: Path, split: str, eos_id: int, dtype: Any, shard_tokens: int = SHARD_TOKENS, state: Manifest | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        eos_id: int,
+        dtype: Any,
+        shard_tokens: int = SHARD_TOKENS,
+        state: Manifest | None = None,
+        flagged: bool = False,
+    ):
         self._folder = folder
         self._split = split
         self._eos = np.array([eos_id], dtype)
         self._shard_tokens = shard_tokens
-        state = state or {"tokens": 0, "documents": 0, "text_bytes": 0}
+        self._flagged = flagged
+        state = state or {"tokens": 0, "documents": 0, "text_tokens": 0, "text_bytes": 0}
         self.tokens: int = state["tokens"]
         self.documents: int = state["documents"]
+        self.text_tokens: int = state["text_tokens"]
         self.text_bytes: int = state["text_bytes"]
         self._cut()
 
     @property
     def state(self) -> Manifest:
         """What another writer needs to go on from here, once `sync` is done."""
-        return {"tokens": self.tokens, "documents": self.documents, "text_bytes": self.text_bytes}
+        names = ("tokens", "documents", "text_tokens", "text_bytes")
+        return {name: getattr(self, name) for name in names}
 
-    def add(self, ids: NDArray[Any], lengths: NDArray[np.int64], hashes: NDArray[np.uint64], text_bytes: int) -> None:
+    def add(
+        self,
+        ids: NDArray[Any],
+        lengths: NDArray[np.int64],
+        hashes: NDArray[np.uint64],
+        text_bytes: int,
+        flags: NDArray[np.uint8] | None = None,
+        text_tokens: int | None = None,
+    ) -> None:
         """Append documents.
 
         Args:
@@ -65,17 +86,23 @@ class SplitWriter:
             lengths: how many of them are each document's.
             hashes: of each document's text.
             text_bytes: the size of their texts in UTF-8.
+            flags: one for each id, where the writer is `flagged`.
+            text_tokens: how many of the ids are that text; None: all.
         """
+        assert (flags is not None) == self._flagged
         assert ids.dtype == self._eos.dtype, f"{ids.dtype} ids for {self._eos.dtype} shards"
         starts = np.cumsum(lengths + 1) - (lengths + 1)
         stream = np.empty(len(ids) + len(lengths), ids.dtype)
         is_text = np.ones(len(stream), bool)
         is_text[starts] = False
         stream[starts], stream[is_text] = self._eos, ids
+        if flags is not None:
+            self._append("flags", _spread(flags, is_text))
         self._append("starts", self.tokens + starts)
         self._append("hashes", hashes)
         self._add_tokens(stream)
         self.documents += len(lengths)
+        self.text_tokens += len(ids) if text_tokens is None else text_tokens
         self.text_bytes += text_bytes
 
     def sync(self) -> None:
@@ -86,13 +113,15 @@ class SplitWriter:
     def close(self) -> Manifest:
         """Write the last EOS and return the manifest's entry."""
         self._add_tokens(self._eos)
+        if self._flagged:
+            self._append("flags", np.zeros(1, np.uint8))
         with ThreadPoolExecutor(2) as both:  # hashing leaves other threads alone
             stream = both.submit(self._stream_sha256)
             files = {file.name: fingerprint(file) for file in self._files()}
         return {
             "tokens": self.tokens,
             "documents": self.documents,
-            "text_tokens": self.tokens - self.documents - 1,
+            "text_tokens": self.text_tokens,
             "text_bytes": self.text_bytes,
             "shard_tokens": self._shard_tokens,
             "sha256": stream.result(),
@@ -102,7 +131,8 @@ class SplitWriter:
     def _stream_sha256(self) -> str:
         stream = hashlib.sha256()
         for file in self._files():
-            if file.stem.removeprefix(f"{self._split}-").isdigit():
+            name = file.stem.removeprefix(f"{self._split}-")
+            if name.isdigit() or name == "flags":
                 with file.open("rb") as shard:
                     hashlib.file_digest(shard, lambda: stream)
         return stream.hexdigest()
@@ -128,6 +158,7 @@ class SplitWriter:
         whole, rest = divmod(self.tokens, self._shard_tokens)
         sizes = {f"{shard:05d}": self._shard_tokens for shard in range(whole)} | {f"{whole:05d}": rest}
         sizes = {name: size * self._eos.itemsize for name, size in sizes.items()} | dict.fromkeys(("starts", "hashes"), 8 * self.documents)
+        sizes |= {"flags": self.tokens} if self._flagged else {}
         for name, size in sizes.items():
             file = self._file(name)
             if size and (not file.exists() or file.stat().st_size < size):
@@ -144,8 +175,9 @@ class TokenStore:
 
     Attributes:
         tokens, documents: how many there are, EOS tokens counted.
-        text_tokens, text_bytes: the same text in tokens, EOS not counted, and in bytes of UTF-8.
-        sha256: of the ids; equal data have equal hashes, wherever they came from.
+        text_tokens, text_bytes: the same text in tokens, EOS not counted, and in bytes of UTF-8; of conversations, what is learnt of them.
+        sha256: of the ids and flags; equal data have equal hashes, wherever they came from.
+        flagged: whether there is a flag for each id.
     """
 
     def __init__(self, folder: Path, split: str, manifest: Manifest):
@@ -156,6 +188,7 @@ class TokenStore:
         self.text_tokens: int = entry["text_tokens"]
         self.text_bytes: int = entry["text_bytes"]
         self.sha256: str = entry["sha256"]
+        self.flagged = f"{split}-flags.bin" in entry["files"]
         self.dtype = np.dtype(manifest["dtype"])
         self._shard_tokens: int = entry["shard_tokens"]
         self._prefix = str(folder / split)
@@ -170,8 +203,12 @@ class TokenStore:
         for shard in range(start // size, (end - 1) // size + 1):
             first, last = max(start - shard * size, 0), min(end - shard * size, size)
             # Not through a memory map: thousands of them would be open at once, and their pages would count as this process's memory.
-            parts.append(os.pread(_descriptor(f"{self._prefix}-{shard:05d}.bin"), (last - first) * item, first * item))
+            parts.append(read_at(f"{self._prefix}-{shard:05d}.bin", first * item, (last - first) * item))
         return np.frombuffer(b"".join(parts), self.dtype)
+
+    def read_flags(self, start: int, length: int) -> NDArray[np.uint8]:
+        """The flags of ids `start` to `start + length`."""
+        return np.frombuffer(read_at(f"{self._prefix}-flags.bin", start, length), np.uint8)
 
     @property
     def document_starts(self) -> NDArray[np.int64]:
@@ -185,8 +222,7 @@ class TokenStore:
 
     def close(self) -> None:
         """Let go of the files: the room of one that was removed is free only when nobody has it open."""
-        for path in [path for path in _descriptors if path.startswith(f"{self._prefix}-")]:
-            os.close(_descriptors.pop(path))
+        let_go(f"{self._prefix}-")
         self._maps.clear()
 
     def _map(self, name: str, dtype: Any) -> NDArray[Any]:
@@ -201,18 +237,8 @@ class TokenStore:
         return {**self.__dict__, "_maps": {}}
 
 
-_descriptors: dict[str, int] = {}
-
-
-def _descriptor(path: str) -> int:
-    """A file's descriptor, for reading: the last `MOST_OPEN` that were asked for stay open, whichever stores they belong to."""
-    descriptor = _descriptors.pop(path, None)
-    if descriptor is not None and os.fstat(descriptor).st_nlink == 0:  # removed since, and perhaps made again
-        os.close(descriptor)
-        descriptor = None
-    if descriptor is None:
-        if len(_descriptors) >= MOST_OPEN:
-            os.close(_descriptors.pop(next(iter(_descriptors))))
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    _descriptors[path] = descriptor  # the latest is last
-    return descriptor
+def _spread(values: NDArray[np.uint8], places: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The values at their places, and 0 elsewhere."""
+    result = np.zeros(len(places), np.uint8)
+    result[places] = values
+    return result

@@ -6,10 +6,8 @@ documents: `Selection`). Everything that is left out is counted by what it is.
 
 from __future__ import annotations
 
-import contextlib
-import glob
+import dataclasses
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,12 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm import parquet, text_files
+from lm.conversations import Conversation
 from lm.errors import ConfigError, DataError
 from lm.flat_tokens import read_flat
 from lm.formats import FORMATS, Fault, Row, rows_before, spans
 from lm.hub import load_dataset
-from lm.schema.source import BinSource, HubSource, SingleSource
-from lm.text_files import Span
+from lm.schema.chat import ChatSource
+from lm.schema.source import BinSource, HubSource, SingleSource, dataset_of, files_of
+from lm.templates import ChatFormat, Encoded
+from lm.text_files import Span, find_files, reading
 from lm.tokenizer import Tokenizer
 
 PIECE_CHARACTERS = 2**22
@@ -34,11 +35,13 @@ _BEYOND_ASCII = re.compile(r"[^\x00-\x7F]+")
 
 
 class Document(NamedTuple):
-    """A text, and where it stands: `file:line` of its first line, or of its row; and its ids, where the source brings them."""
+    """A text (of a conversation its JSON), and where it stands: `file:line` of its first line, or of its row; and its ids, where they are
+    known already.
+    """
 
     text: str
     place: str
-    ids: NDArray[Any] | None = None
+    encoded: Encoded | None = None
 
 
 class Piece(NamedTuple):
@@ -68,11 +71,20 @@ class Reader:
     def __init__(self, source: SingleSource, key: str = "data.source", on_bad_row: str = "stop", tokenizer: Tokenizer | None = None):
         if isinstance(source, BinSource) and tokenizer is None:
             raise ConfigError(f"{key}.format: bin files hold the ids of a tokenizer, and here text is wanted; name the text they come from")
+        if isinstance(source, ChatSource) and tokenizer is None:
+            raise ConfigError(f"{key}.format: conversations become tokens by a template, and here plain text is wanted; name some")
         self.source = source
+        self.chat: ChatFormat | None = None
+        if isinstance(source, ChatSource):
+            assert tokenizer is not None
+            try:
+                self.chat = ChatFormat(source.template, tokenizer, source.system, source.mask_prompt)
+            except ConfigError as error:
+                raise ConfigError(f"{key}: {error}") from None
         self.tokenizer = tokenizer
         self.key = key
         self.on_bad_row = on_bad_row
-        found = [source.dataset] if isinstance(source, HubSource) else find_files(source.files, f"{key}.files")
+        found = [dataset] if (dataset := dataset_of(source)) else find_files(files_of(source), f"{key}.files")
         self.files = sorted({Path(file).resolve(): file for file in reversed(found)}.values())
         self.named_twice = Counter({"file named twice": len(found) - len(self.files)} if len(found) > len(self.files) else {})
         self.skipped: Counter[str] = Counter()
@@ -105,7 +117,7 @@ class Reader:
         """The source in pieces of a few megabytes; the same ones, in the order of the documents, each time."""
         for file in self.files:
             with reading(file, self.key):
-                shared = None if isinstance(self.source, HubSource) else spans(file, self.source)
+                shared = None if dataset_of(self.source) else spans(file, self.source)
                 if shared is not None:
                     yield from (Piece(file, span) for span in shared or [(0, 0)])
                 else:
@@ -126,7 +138,7 @@ class Reader:
         """A piece's documents, cleaned; what is left out is counted in `removed`. Places are right in whole files and ready rows only."""
         source = self.source
         with reading(piece.file, self.key):
-            for number, text, ids in self._rows(piece):
+            for number, text, encoded in self._rows(piece):
                 if isinstance(text, Fault):
                     before = rows_before(piece.file, source, piece.span) if piece.span and self.on_bad_row == "stop" else 0
                     self._refuse(f"{piece.file}:{before + number + text.lines_below}", text, removed)
@@ -135,29 +147,36 @@ class Reader:
                     cleaned = _BEYOND_ASCII.sub("", text)
                     removed["character beyond ASCII"] += len(text) - len(cleaned)
                     text = cleaned
-                if not text or text.isspace() if ids is None else len(ids) == 0:
+                if not text or text.isspace() if encoded is None else len(encoded.ids) == 0:
                     removed[EMPTY] += 1
                 elif len(text) < source.filter.min_length:
                     removed[f"document under {source.filter.min_length} characters"] += 1
                 else:
-                    yield Document(text, f"{piece.file}:{number}", ids)
+                    yield Document(text, f"{piece.file}:{number}", encoded)
 
-    def _rows(self, piece: Piece) -> Iterator[tuple[int, str | Fault, NDArray[Any] | None]]:
-        """A piece's rows, with their ids where there are any."""
+    def _rows(self, piece: Piece) -> Iterator[tuple[int, str | Fault, Encoded | None]]:
+        """A piece's rows, with their ids where they are known already."""
         if isinstance(self.source, BinSource):
             assert self.tokenizer is not None
             for place, ids in read_flat(piece.file, self.source, piece.span, self.tokenizer):
-                yield (place, ids, None) if isinstance(ids, Fault) else (place, self.tokenizer.decode(ids.tolist()), ids)
+                yield (place, ids, None) if isinstance(ids, Fault) else (place, self.tokenizer.decode(ids.tolist()), Encoded(ids))
             return
         rows = piece.rows if piece.rows is not None else FORMATS[self.source.format](piece.file, self.source, piece.span)
         for number, text in rows:
-            yield number, text, None
+            if self.chat is None or isinstance(text, Fault) or not text:
+                yield number, text, None
+            else:
+                yield number, text, self.chat.encode(Conversation.from_json(text))
 
     def identity(self) -> dict[str, Any]:
         """JSON that changes when the documents do: the section, and each file's path, size and time of change, or the dataset's version."""
-        section = self.source.model_dump(exclude={"files"})
-        if isinstance(self.source, HubSource):
-            return section if self.source.streaming else {**section, "version": load_dataset(self.source)._fingerprint}
+        section = self.source.model_dump(exclude={"files", "too_long"})
+        if self.chat is not None:
+            section["template"] = dataclasses.asdict(self.chat.template)
+        if isinstance(self.source, HubSource) and self.source.streaming:
+            return section
+        if isinstance(self.source, HubSource | ChatSource) and self.source.dataset is not None:
+            return {**section, "version": load_dataset(self.source)._fingerprint}
         with reading("a file", self.key):
             stats = [(str(Path(file).resolve()), Path(file).stat()) for file in self.files]
         return {**section, "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]}
@@ -214,30 +233,3 @@ class Selection:
 def hash_of_text(text: str) -> int:
     """64 bits of a text's BLAKE2b, the same on every machine (unlike Python's own hash)."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def find_files(patterns: list[str], key: str) -> list[str]:
-    """The files that paths and globs name, `~` expanded, as often as they are named. DataError (blaming `key`) where there is none."""
-    found = []
-    for pattern in patterns:
-        path = Path(os.path.expanduser(pattern))  # noqa: PTH111 - Path.expanduser fails where ~name is nobody
-        with reading(pattern, key):
-            # A name with a bracket in it is first of all a name.
-            names = [str(path)] if path.exists() else glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob: relative only
-            files = [name for name in names if Path(name).is_file()]
-        if path.is_dir():
-            raise DataError(f"{key}: {pattern} is a folder; name its files, such as {path / '*.txt'}")
-        if not files:
-            fault = "is not an ordinary file" if path.exists() else "matches no file" if set("*?[") & set(pattern) else "does not exist"
-            raise DataError(f"{key}: {pattern} {fault}; relative paths start in {Path.cwd()}")
-        found += files
-    return found
-
-
-@contextlib.contextmanager
-def reading(file: str, key: str) -> Iterator[None]:
-    """Whatever the operating system refuses in here is a DataError that names the file and the key."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{key}: {file} cannot be read ({error.strerror or error})") from error

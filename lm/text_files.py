@@ -1,4 +1,4 @@
-"""Text files as bytes: unpacked, and as lines or paragraphs, also from the middle so that several processes can share one file.
+"""Text files as bytes: found, unpacked, and as lines or paragraphs, also from the middle so that several processes can share one file.
 
 A span is a pair of bytes' numbers: its first, and the one behind its last. Each line, and each paragraph, lies in exactly one of the
 spans that a file is cut into, wherever the cuts are.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import glob
 import gzip
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -114,3 +116,30 @@ def _lines_from(file: str, span: Span | None) -> Iterator[tuple[int, bytes]]:
         for line in stream:
             yield position, line.removeprefix(codecs.BOM_UTF8) if position == 0 else line
             position += len(line)
+
+
+def find_files(patterns: list[str], key: str) -> list[str]:
+    """The files that paths and globs name, `~` expanded, as often as they are named. DataError (blaming `key`) where there is none."""
+    found = []
+    for pattern in patterns:
+        path = Path(os.path.expanduser(pattern))  # noqa: PTH111 - Path.expanduser fails where ~name is nobody
+        with reading(pattern, key):
+            # A name with a bracket in it is first of all a name.
+            names = [str(path)] if path.exists() else glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob: relative only
+            files = [name for name in names if Path(name).is_file()]
+        if path.is_dir():
+            raise DataError(f"{key}: {pattern} is a folder; name its files, such as {path / '*.txt'}")
+        if not files:
+            fault = "is not an ordinary file" if path.exists() else "matches no file" if set("*?[") & set(pattern) else "does not exist"
+            raise DataError(f"{key}: {pattern} {fault}; relative paths start in {Path.cwd()}")
+        found += files
+    return found
+
+
+@contextlib.contextmanager
+def reading(file: str, key: str) -> Iterator[None]:
+    """Whatever the operating system refuses in here is a DataError that names the file and the key."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{key}: {file} cannot be read ({error.strerror or error})") from error

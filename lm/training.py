@@ -28,7 +28,7 @@ from lm.device import smaller_micro_batch
 from lm.ema import WeightAverage
 from lm.errors import NonFiniteError, is_out_of_memory
 from lm.incidents import Incidents, SpikeWatch
-from lm.loss import count_targets
+from lm.objectives import Objective
 from lm.optim import make_optimizer
 from lm.randomness import fold, seed_all
 from lm.schedule import learning_rate
@@ -54,6 +54,7 @@ class LanguageModel(lightning.LightningModule):
         make_decoder: Callable[[], nn.Module],
         precision: str,
         incidents: Incidents,
+        objective: Objective,
         resume: Path | None = None,
         init_from: Path | None = None,
     ):
@@ -66,6 +67,7 @@ class LanguageModel(lightning.LightningModule):
         self.loss = self.grad_norm = torch.tensor(math.nan)
         self.used_learning_rate = 0.0
         self.incidents = incidents
+        self.objective = objective
         self.spikes = SpikeWatch()
         self._rows_at_once = config.trainer.micro_batch
         self._make_decoder = make_decoder
@@ -145,7 +147,7 @@ class LanguageModel(lightning.LightningModule):
 
     def _accumulate(self, batch: dict[str, Any]) -> Tensor:
         # Summed over processes before the first backward pass. max(1): a step without a target has loss 0 and zero gradients, never NaN.
-        targets = self._summed(count_targets(batch["labels"])).clamp(min=1)
+        targets = self._summed(self.objective.count(batch)).clamp(min=1)
         micro_batches, total = len(batch["labels"]), torch.zeros((), device=self.device)
         for micro in range(micro_batches):
             seed_all(fold(self.config.trainer.seed, self.step, micro * self.trainer.world_size + self.global_rank))
@@ -153,7 +155,7 @@ class LanguageModel(lightning.LightningModule):
             parts = zip(*(batch[name][micro].split(self._rows_at_once) for name in names), strict=True)
             with self._no_sync_unless(micro == micro_batches - 1):
                 for part in parts:
-                    loss = self.decoder(*part).sum()
+                    loss = self.objective.losses(self.decoder, dict(zip(names, part, strict=True))).sum()
                     # DDP averages gradients over processes; times the world size, the average of sums is the sum.
                     self.manual_backward(loss * (self.trainer.world_size / targets))
                     total += loss.detach()

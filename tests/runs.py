@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import random
 import socket
@@ -58,12 +57,11 @@ def large_state(folder: Path, steps: int, run: Path | None = None) -> Path:
 
 def train(config: Path, *overrides: str, resume: str | None = None, init_from: str | None = None) -> None:
     """What `python train.py` does once its arguments are read."""
+    from lm import training_command
     from lm.config import load
-    from lm.launch import launch
-    from train import train_from
+    from train import build_session
 
-    loaded = load(config, list(overrides))
-    launch(loaded.config, resume, init_from, functools.partial(train_from, loaded))
+    training_command.train(load(config, list(overrides)), build_session, resume, init_from)
 
 
 def launched(processes: int, module: str, *arguments: str, succeeds: bool = True) -> subprocess.CompletedProcess[str]:

@@ -64,7 +64,7 @@ def cut(whole: Batch, size: int, begin: int = 0, end: int = 9) -> Iterator[Batch
 def test_batches_weigh_by_their_tokens() -> None:
     """A sum of 2 over 1 token and one of 90 over 9: 92 / 10. The mean of the means would be 6."""
     unequal = [batch([1]), batch([2] * 9)]
-    result = evaluate(Given(0.0, 2.0, 10.0), unequal, EOS, 1.0)
+    result = evaluate(Given(0.0, 2.0, 10.0), unequal, {EOS}, 1.0)
     assert result.loss == pytest.approx(9.2)
     assert result.tokens == 10
     assert result.perplexity == pytest.approx(math.exp(9.2))
@@ -72,7 +72,7 @@ def test_batches_weigh_by_their_tokens() -> None:
 
 def test_the_same_at_every_batch_size_and_equal_to_the_loop() -> None:
     model, whole = decoder(), rows()
-    results = [evaluate(model, cut(whole, size), EOS, 1.7) for size in (1, 3, 8, 9)]
+    results = [evaluate(model, cut(whole, size), {EOS}, 1.7) for size in (1, 3, 8, 9)]
     model.eval()
     with torch.no_grad():
         logs = model(whole["input_ids"], document_ids=whole["document_ids"]).double().log_softmax(-1)
@@ -89,14 +89,14 @@ def test_the_same_at_every_batch_size_and_equal_to_the_loop() -> None:
 def test_bits_per_byte_by_hand() -> None:
     """Two tokens of 3 bytes each at 1 and 3 bits: 4 bits over 6 bytes. The loss has the end of the document as a third token."""
     bit = math.log(2)
-    result = evaluate(Given(0.0, bit, 3 * bit, *[0.0] * 7, 100.0), [batch([1, 2, EOS, IGNORE_INDEX])], EOS, 3.0)
+    result = evaluate(Given(0.0, bit, 3 * bit, *[0.0] * 7, 100.0), [batch([1, 2, EOS, IGNORE_INDEX])], {EOS}, 3.0)
     assert result.bits_per_byte == pytest.approx(4 / 6)
     assert result.loss == pytest.approx((4 * bit + 100) / 3, rel=1e-6)
     assert result.tokens == 3
 
 
 def test_an_impossible_end_of_document_spares_the_bits_per_byte() -> None:
-    result = evaluate(Given(0.0, 1.0, *[0.0] * 8, math.inf), [batch([1, EOS])], EOS, 1.0)
+    result = evaluate(Given(0.0, 1.0, *[0.0] * 8, math.inf), [batch([1, EOS])], {EOS}, 1.0)
     assert (result.loss, result.perplexity) == (math.inf, math.inf)
     assert result.bits_per_byte == pytest.approx(1 / math.log(2))
 
@@ -104,12 +104,12 @@ def test_an_impossible_end_of_document_spares_the_bits_per_byte() -> None:
 def test_documents_are_handed_on() -> None:
     model, whole = decoder(), rows()
     without = {name: tensor for name, tensor in whole.items() if name != "document_ids"}
-    assert evaluate(model, [whole], EOS, 1.0).loss != evaluate(model, [without], EOS, 1.0).loss
+    assert evaluate(model, [whole], EOS, 1.0).loss != evaluate(model, [without], {EOS}, 1.0).loss
 
 
 @pytest.mark.parametrize("batches", [[], [batch([IGNORE_INDEX, IGNORE_INDEX])]], ids=["no batch", "no target"])
 def test_nothing_to_score_is_nan(batches: list[Batch]) -> None:
-    result = evaluate(Given(1.0), batches, EOS, 1.0)
+    result = evaluate(Given(1.0), batches, {EOS}, 1.0)
     assert result.tokens == 0
     assert math.isnan(result.loss)
     assert math.isnan(result.bits_per_byte)
@@ -117,7 +117,7 @@ def test_nothing_to_score_is_nan(batches: list[Batch]) -> None:
 
 
 def test_only_ends_of_documents_have_a_loss_but_no_bits_per_byte() -> None:
-    result = evaluate(Given(*[2.0] * 11), [batch([EOS, EOS])], EOS, 1.0)
+    result = evaluate(Given(*[2.0] * 11), [batch([EOS, EOS])], {EOS}, 1.0)
     assert result.loss == 2.0
     assert math.isnan(result.bits_per_byte)
 
@@ -129,7 +129,7 @@ def test_perplexity_of_a_large_loss(loss: float) -> None:
 
 
 def test_a_nan_is_not_hidden() -> None:
-    result = evaluate(Given(0.0, math.nan), [batch([0, 0]), batch([1, 0])], EOS, 1.0)
+    result = evaluate(Given(0.0, math.nan), [batch([0, 0]), batch([1, 0])], {EOS}, 1.0)
     assert math.isnan(result.loss)
     assert math.isnan(result.perplexity)
 
@@ -137,7 +137,7 @@ def test_a_nan_is_not_hidden() -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_scored_in_evaluation_mode_and_left_in_its_own(training: bool) -> None:
     model = Given(1.0).train(training)
-    evaluate(model, [batch([0])], EOS, 1.0)
+    evaluate(model, [batch([0])], {EOS}, 1.0)
     assert model.modes == [False]
     assert model.training is model.inner.training is training
 
@@ -150,7 +150,7 @@ def test_left_in_its_own_mode_after_an_exception_too(training: bool) -> None:
 
     model = Given(1.0).train(training)
     with pytest.raises(OSError):
-        evaluate(model, broken(), EOS, 1.0)
+        evaluate(model, broken(), {EOS}, 1.0)
     assert model.training is model.inner.training is training
 
 
@@ -158,8 +158,8 @@ def test_leaves_no_trace_in_training() -> None:
     """No gradient, no random number drawn: the next training step is the one that would have been."""
     model = decoder().train()
     state = torch.get_rng_state()
-    first = evaluate(model, [rows()], EOS, 1.0)
-    assert evaluate(model, [rows()], EOS, 1.0) == first  # dropout is off
+    first = evaluate(model, [rows()], {EOS}, 1.0)
+    assert evaluate(model, [rows()], {EOS}, 1.0) == first  # dropout is off
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -167,21 +167,21 @@ def test_leaves_no_trace_in_training() -> None:
 def test_many_batches_do_not_wear_the_sum_out() -> None:
     """In float32 a sum of 2**24 no longer notices another 0.5."""
     batches = [batch([1])] + [batch([0])] * 200
-    result = evaluate(Given(0.5, float(2**24)), batches, EOS, 1.0)
+    result = evaluate(Given(0.5, float(2**24)), batches, {EOS}, 1.0)
     assert result.loss * result.tokens == pytest.approx(2**24 + 100, rel=1e-12)
 
 
 def score_share(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     shares = [(0, 5), (5, 9)]  # unequal in rows and tokens, equal in batches
-    result = evaluate(decoder(), cut(rows(), 3, *shares[rank]), EOS, 1.7)
+    result = evaluate(decoder(), cut(rows(), 3, *shares[rank]), {EOS}, 1.7)
     (Path(folder) / f"{rank}").write_text(json.dumps([result.loss, result.bits_per_byte, result.tokens]))
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(score_share, args=(str(tmp_path),), nprocs=2)
-    alone = evaluate(decoder(), cut(rows(), 3), EOS, 1.7)
+    alone = evaluate(decoder(), cut(rows(), 3), {EOS}, 1.7)
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text()
     loss, bits_per_byte, tokens = json.loads((tmp_path / "0").read_text())
     assert (loss, bits_per_byte, tokens) == (pytest.approx(alone.loss), pytest.approx(alone.bits_per_byte), alone.tokens)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm import shards
+from lm import open_files
 from lm.shards import SplitWriter, TokenStore
 
 EOS = 9
@@ -97,7 +97,7 @@ def test_a_split_without_documents(tmp_path):
 
 
 def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "MOST_OPEN", 3)
+    monkeypatch.setattr(open_files, "MOST_OPEN", 3)
     ids = [i % 9 for i in range(500)]
     store = TokenStore(tmp_path, "train", write(tmp_path, [[ids]], shard_tokens=7))
     before = len([*Path("/proc/self/fd").iterdir()])

@@ -17,7 +17,8 @@ from pydantic import TypeAdapter
 
 from lm.errors import DataError
 from lm.schema.source import SingleSource as Source
-from lm.sources import Reader, find_files
+from lm.sources import Reader
+from lm.text_files import find_files
 
 
 def reader(policy="stop", **section):

@@ -46,7 +46,7 @@ def main() -> None:
 
     from data import PackedDataModule
     from lm import inspection, rendering
-    from lm.sources import find_files
+    from lm.text_files import find_files
     from lm.tokenizer import load_tokenizer
 
     against = find_files(arguments.against, "--against")

@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from lm.errors import ConfigError
+from lm.schema.chat import ChatSource
 from lm.schema.checkpoint import CheckpointConfig
 from lm.schema.data import DataConfig
 from lm.schema.finetune import FinetuneConfig
@@ -53,6 +54,7 @@ class Config(Section):
         for key, part in self.data.parts:
             if isinstance(part.source, HubSource) and part.source.streaming:
                 self._check_window(key, part.source.window_tokens, part.weight)
+        self._check_finetune()
         stride = self.data.stride
         if stride is not None and stride > self.row_length:
             raise ValueError(
@@ -64,6 +66,22 @@ class Config(Section):
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} leaves nothing of the run's {self.max_steps} steps; make it smaller"
             )
         return self
+
+    def _check_finetune(self) -> None:
+        """Conversations are for finetune.py, and preferences for dpo."""
+        chats = [(key, part.source) for key, part in self.data.parts if isinstance(part.source, ChatSource)]
+        if self.finetune is None:
+            return
+        dpo = self.finetune.objective == "dpo"
+        for key, chat in chats:
+            if dpo != (chat.layout == "preferences"):
+                wanted = "layout preferences" if dpo else "objective dpo"
+                objective = self.finetune.objective
+                raise ValueError(f"{key}.layout {chat.layout} does not go with finetune.objective {objective}; write {wanted}")
+        if dpo and len(chats) < len(self.data.parts):
+            raise ValueError("finetune.objective dpo learns from preferences alone, and data.source has other text too; remove that")
+        if dpo and self.finetune.replay:
+            raise ValueError("finetune.replay is for objective sft: dpo stays near its base by dpo_beta; remove it")
 
     def _check_window(self, key: str, window_tokens: int, weight: int) -> None:
         """Two windows of a stream are there at a time: they have to hold what is loaded ahead, wherever its rows begin."""

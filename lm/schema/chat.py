@@ -53,4 +53,3 @@ class ChatSource(Section):
         if self.layout == "preferences" and self.too_long == "cut":
             raise ValueError("of two answers to compare neither can be cut; write too_long: drop")
         return self
-

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
+from lm.schema.chat import ChatSource
 from lm.schema.section import Section
 from lm.schema.source import HubSource, MixtureSource, Part, SingleSource, Source
 
@@ -19,6 +20,9 @@ class DataConfig(Section):
         "hash", description="Hold out documents by the hash of their text, or the last `val_fraction` of all characters."
     )
     val_fraction: float = Field(0.05, gt=0, lt=1, description="The share held out for validation.")
+    test_fraction: float = Field(
+        0.0, ge=0, lt=1, description="Of conversations: the share kept from both, for the closing report of finetune.py."
+    )
     sequence_length: int | None = Field(None, ge=2, description="Tokens in a row. null: model.context_length.")
     rows: Literal["packed", "document"] = Field(
         "packed", description="Cut rows from the stream of all documents, or begin a row with each document and pad it."
@@ -68,6 +72,23 @@ class DataConfig(Section):
             raise ValueError(
                 "validation is scored as a whole, and a streamed text has no end; write streaming: false and filter.max_documents"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _conversations_whole(self) -> Self:
+        chats = [part.source for _, part in self.parts if isinstance(part.source, ChatSource)]
+        if chats and not self.document_mask:
+            raise ValueError("document_mask false would let a conversation see those beside it in a row; write document_mask: true")
+        if chats and self.stride is not None:
+            raise ValueError("stride is for text, and conversations are kept whole; remove it")
+        if chats and self.split == "tail":
+            raise ValueError("split tail would cut a conversation in two; write split: hash")
+        if self.test_fraction and not chats:
+            raise ValueError("test_fraction is for conversations (format: chat), and there are none; remove it")
+        if self.test_fraction + self.val_fraction >= 1:
+            raise ValueError(f"test_fraction {self.test_fraction} and val_fraction {self.val_fraction} leave nothing to train on")
+        if chats and len({chat.layout == "preferences" for chat in chats}) > 1:
+            raise ValueError("source mixes conversations with preferences, which are learnt in different ways; take one of the two")
         return self
 
     @model_validator(mode="after")

@@ -36,7 +36,7 @@ class FinetuneConfig(Section):
     )
     dpo_beta: float = Field(0.1, gt=0, le=100, description="dpo: how much staying near the base weighs.")
     replay: float = Field(
-        0.0, ge=0, le=0.9, description="The share of the rows that comes from the text that the base was trained on, so that it forgets less."
+        0.0, ge=0, le=0.9, description="The share of the rows that comes from the text the base was trained on, so that it forgets less."
     )
     lora: LoraConfig = Field(default_factory=LoraConfig, description="The adapters of lora and qlora.")
     choices: list[Pattern] = Field(
@@ -48,9 +48,9 @@ class FinetuneConfig(Section):
     @model_validator(mode="after")
     def _only_what_is_used(self) -> Self:
         unused = []
-        if self.method == "full" and "lora" in self.model_fields_set:
+        if self.method == "full" and self.lora != LoraConfig():
             unused.append("lora is for method lora and qlora, and method is full")
-        if self.objective == "sft" and "dpo_beta" in self.model_fields_set:
+        if self.objective == "sft" and self.dpo_beta != type(self).model_fields["dpo_beta"].default:
             unused.append("dpo_beta is for objective dpo, and objective is sft")
         if len(self.choices) == 1:
             unused.append("choices has one answer, which leaves no choice")

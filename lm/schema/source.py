@@ -10,6 +10,7 @@ from lm.schema.chat import ChatSource
 from lm.schema.section import Section
 from lm.schema.text import FILES, FORMAT, Files, Filter, filter_field
 
+
 class TextSource(Section):
     """Plain UTF-8 text files."""
 
@@ -147,6 +148,25 @@ class MixtureSource(Section):
 
 
 Source = Annotated[
-    TextSource | JsonlSource | CsvSource | ParquetSource | SmsSource | InstructionSource | BinSource | HubSource | ChatSource | MixtureSource,
+    TextSource
+    | JsonlSource
+    | CsvSource
+    | ParquetSource
+    | SmsSource
+    | InstructionSource
+    | BinSource
+    | HubSource
+    | ChatSource
+    | MixtureSource,
     Field(discriminator="format"),
 ]
+
+
+def dataset_of(source: Section) -> str | None:
+    """The dataset of the Hugging Face hub that a source is, or None where it is files."""
+    return getattr(source, "dataset", None)
+
+
+def files_of(source: Section) -> list[str]:
+    """The files that a source names; none where it is a dataset."""
+    return getattr(source, "files", None) or []

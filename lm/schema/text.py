@@ -30,4 +30,5 @@ class Filter(Section):
 
 
 def filter_field() -> Any:
+    """The key `filter`, which every source has."""
     return Field(default_factory=Filter, description="What is left out. It is counted and said.")

@@ -1,0 +1,80 @@
+"""Teach a base checkpoint to follow instructions.
+
+python finetune.py --config config_finetune.yaml
+python finetune.py --config config_finetune.yaml --finetune.base checkpoints/best.ckpt --finetune.method lora
+python finetune.py --config config_finetune.yaml --resume auto
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from lm import errors
+from lm.base import Base, open_base, tokenizer_of
+from lm.config import Loaded, load
+from lm.errors import CheckpointError, ConfigError
+from lm.origin import Origin
+from lm.processes import is_first
+from lm.run import RunFolder
+from lm.schema import Config
+from lm.stopping import StopSignals
+from lm.training_command import run_command, training_parser
+
+if TYPE_CHECKING:
+    from lm.objectives import Objective
+    from lm.session import Session
+    from model import Decoder
+
+
+def main() -> None:
+    """Read the command line; refuse or answer what needs no model; train; then say what it was good for."""
+    arguments, overrides = training_parser("finetune.py", __doc__, init_from=False).parse_known_args()
+    loaded = load(arguments.config, overrides)
+    if loaded.config.finetune is None:
+        raise ConfigError(f"{arguments.config}: finetune: missing; write the section, with at least base, or run train.py")
+    if run_command(arguments, loaded, build_session, loaded.config.finetune.base) and is_first():
+        report(loaded.config)
+
+
+def build_session(loaded: Loaded, origin: Origin, run: RunFolder | None, signals: StopSignals, say: Callable[[str], None]) -> Session:
+    """Everything heavy: torch and Lightning take seconds to import, and nothing before needs them."""
+    from data import PackedDataModule
+    from lm.session import Session
+
+    config, base = loaded.config, open_base(loaded.config)
+    if origin.parent is not None and origin.parent["manifest_sha256"] != base.sha256:
+        raise CheckpointError(f"finetune.base: {base.folder} is not the checkpoint that the run started from; name that one")
+    tokenizer = tokenizer_of(config)
+    make_decoder = functools.partial(start, config, base)
+    data = PackedDataModule(config, tokenizer, say)
+    return Session(config, tokenizer, data, make_decoder, origin, run, signals, make_objective(config, make_decoder))
+
+
+def start(config: Config, base: Base) -> Decoder:
+    """The base's decoder, with whatever is to be trained beside its weights."""
+    from lm.train_state import load_into
+    from model import Decoder
+
+    decoder = Decoder(config.model, initialise=False)
+    load_into(decoder, base.folder, averaged=True)
+    return decoder
+
+
+def make_objective(config: Config, make_decoder: Callable[[], Decoder]) -> Objective:
+    """What the configuration wants to be learnt."""
+    from lm.objectives import NextToken, Preference, kept
+
+    assert config.finetune is not None
+    if config.finetune.objective == "sft":
+        return NextToken()
+    return Preference(config.finetune.dpo_beta, kept(make_decoder()))
+
+
+def report(config: Config) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    errors.run(main)
