@@ -22,7 +22,7 @@ except ModuleNotFoundError as missing:  # this comes before a command's `errors.
     print(not_installed(missing), file=sys.stderr)
     sys.exit(ConfigError.exit_code)
 
-from lm.base import with_base
+from lm.base import filled
 from lm.config_keys import SECTION, advice, keys, name_of
 from lm.config_text import yaml_lines
 from lm.schema import Config
@@ -83,12 +83,11 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
     config = draft.check() if document.whole else None
     if config is None or draft.problems:
         raise ConfigError("\n".join(line for _, line in sorted(draft.problems, key=lambda problem: problem[0])))
-    whole = with_base(config)
-    origins = {dotted(key): draft.origin(key) for key, _ in yaml_lines(whole) if key}
-    if whole is not config:
+    origins = {dotted(key): draft.origin(key) for key, _ in yaml_lines(config) if key}
+    if config.finetune is not None:
         of_base = {key for key, origin in origins.items() if key.startswith(("model.", "tokenizer.")) and origin == "default"}
         origins |= dict.fromkeys(of_base, "finetune.base")
-    return Loaded(whole, origins)
+    return Loaded(config, origins)
 
 
 @dataclass
@@ -171,7 +170,8 @@ class _Draft:
         """The configuration, or None with all of its problems noted."""
         try:
             # From JSON, because pydantic's strict mode there takes a list for a tuple, and still no bool or text for a number.
-            return Config.model_validate_json(json.dumps(self.tree), strict=True)
+            config = Config.model_validate_json(json.dumps(self.tree), strict=True)
+            return config if config.finetune is None else Config.model_validate(filled(config))
         except ValidationError as error:
             for details in error.errors(include_url=False):
                 self.complain(*self._explain(details))

@@ -36,6 +36,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
+        self._check_finetune()
+        if self.finetune is not None and self.model.vocab_size is None:
+            return self  # the base fills in the model's shape, and then the rest is asked
         row = self.data.sequence_length
         if row is not None and row > self.model.context_length:
             raise ValueError(
@@ -54,7 +57,6 @@ class Config(Section):
         for key, part in self.data.parts:
             if isinstance(part.source, HubSource) and part.source.streaming:
                 self._check_window(key, part.source.window_tokens, part.weight)
-        self._check_finetune()
         stride = self.data.stride
         if stride is not None and stride > self.row_length:
             raise ValueError(

@@ -1,0 +1,207 @@
+"""finetune.py as a person runs it: from a base to a model that answers, stopped and resumed, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lm import training_command
+from lm.base import open_base
+from lm.checkpoint import read_meta
+from lm.config import load
+from lm.errors import CheckpointError, ConfigError, DataError
+from tests import runs
+
+CHATS = [(f"say {word} {n}", f"{word} {word}") for n in range(8) for word in ("model", "token", "text")]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A checkpoint of a few steps."""
+    folder = tmp_path_factory.mktemp("base")
+    path = runs.config_file(folder, model={"context_length": 160}, trainer={"max_steps": 3, "batch_size": 4, "micro_batch_size": 4})
+    runs.train(path)
+    return folder / "run" / "final.ckpt"
+
+
+def chats(folder, rows=CHATS):
+    path = folder / "chats.jsonl"
+    path.write_text("".join(json.dumps({"prompt": prompt, "completion": answer}) + "\n" for prompt, answer in rows))
+    return path
+
+
+def config_file(folder, base, **sections):
+    """A YAML file for a fine-tuning run of 6 steps."""
+    values = {
+        "data": {
+            "source": {"format": "chat", "files": str(folder / "chats.jsonl"), "template": "instruction-output"},
+            "document_mask": True,
+            "val_fraction": 0.2,
+            "cache_dir": str(folder / "cache"),
+        },
+        "optimizer": {"lr": 3e-3, "warmup_steps": 1},
+        "trainer": {"max_steps": 6, "batch_size": 4, "micro_batch_size": 2, "validate_every": 3, "device": "cpu", "precision": "fp32"},
+        "checkpoint": {"directory": str(folder / "tuned"), "save_every": 2, "keep": 20},
+        "logging": {"every": 1, "sample_tokens": 0, "tensorboard": False},
+        "finetune": {"base": str(base), "report_prompts": 0},
+    }
+    for section, changes in sections.items():
+        values[section] = {**values.get(section, {}), **changes} if isinstance(changes, dict) else changes
+    if not (folder / "chats.jsonl").exists():
+        chats(folder)
+    path = folder / "finetune.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def tune(path, *overrides, resume=None):
+    """What `python finetune.py` does once its arguments are read."""
+    from finetune import build_session
+
+    loaded = load(path, list(overrides))
+    training_command.train(loaded, build_session, resume, loaded.config.finetune.base)
+    return load(path, list(overrides)).config
+
+
+def weights_of(checkpoint):
+    from model import load as load_model
+
+    decoder, _, _ = load_model(checkpoint)
+    return {name: parameter.detach().clone() for name, parameter in decoder.named_parameters()}
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+METHODS = ["full"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_starts_from_the_base_learns_and_resumes_to_the_bit(tmp_path, base, method):
+    path = config_file(tmp_path, base, finetune={"method": method})
+    tune(path)
+    whole = weights_of(tmp_path / "tuned" / "final.ckpt")
+    started = weights_of(base)
+    assert any(not torch.equal(whole[name], started[name]) for name in whole)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "tuned" / "evaluations.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+    tune(path, "--checkpoint.directory", str(tmp_path / "again"), "--trainer.max_steps", "6")
+    assert_same(whole, weights_of(tmp_path / "again" / "final.ckpt"))
+    for step in (2, 4):  # twice in a row
+        tune(path, "--checkpoint.directory", str(tmp_path / "tuned"), resume=str(tmp_path / "tuned" / f"step-{step:08d}.ckpt"))
+        assert_same(whole, weights_of(tmp_path / "tuned" / "final.ckpt"))
+
+
+def test_the_checkpoint_says_where_it_comes_from(tmp_path, base):
+    config = tune(config_file(tmp_path, base))
+    meta = read_meta(tmp_path / "tuned" / "final.ckpt")
+    assert meta["parent"]["manifest_sha256"] == open_base(config).sha256
+    assert meta["config"]["data"]["source"]["template"] == "instruction-output"
+    assert meta["model"] == read_meta(base)["model"]
+
+
+def test_auto_without_a_checkpoint_starts_from_the_base(tmp_path, base):
+    path = config_file(tmp_path, base)
+    tune(path, resume="auto")
+    resumed = weights_of(tmp_path / "tuned" / "final.ckpt")
+    tune(path, "--checkpoint.directory", str(tmp_path / "plain"))
+    assert_same(resumed, weights_of(tmp_path / "plain" / "final.ckpt"))
+
+
+def test_another_base_is_refused_on_resume(tmp_path, base):
+    path = config_file(tmp_path, base)
+    tune(path, "--trainer.max_steps", "6")
+    again = tmp_path / "other"
+    again.mkdir()
+    runs.train(runs.config_file(again, model={"context_length": 160}, trainer={"max_steps": 5}))
+    with pytest.raises(CheckpointError, match="is not the checkpoint that the run started from"):
+        tune(path, "--finetune.base", str(again / "run" / "final.ckpt"), resume=str(tmp_path / "tuned" / "step-00000004.ckpt"))
+
+
+def test_replay_mixes_in_the_text_of_the_base(tmp_path, base):
+    from data import PackedDataModule
+    from lm.base import tokenizer_of
+
+    config = load(config_file(tmp_path, base, finetune={"replay": 0.25})).config
+    data = PackedDataModule(config, tokenizer_of(config), lambda line: None)
+    parts = data.plan.rows(np.arange(400))[:, 0]
+    assert (parts == 1).mean() == pytest.approx(0.25, abs=0.01)
+    base_rows = PackedDataModule(open_base(config).config, tokenizer_of(config), lambda line: None)
+    assert data.rows["train"].parts[1].store.sha256 == base_rows.rows["train"].parts[0].store.sha256, "what the base held out is not learnt"
+    assert len(data.rows["val"].parts) == 1, "validation is of the conversations"
+    tune(config_file(tmp_path, base, finetune={"replay": 0.25}))
+
+
+def test_plain_text_is_learnt_as_text(tmp_path, base):
+    source = {"format": "txt", "files": str(runs.corpus(tmp_path))}
+    path = config_file(tmp_path, base, data={"source": source, "document_mask": False})
+    tune(path)
+    assert_same(weights_of(tmp_path / "tuned" / "final.ckpt"), weights_of(tmp_path / "tuned" / "step-00000006.ckpt"))
+
+
+def test_preferences_are_learnt(tmp_path, base):
+    rows = [{"prompt": f"say {n}", "chosen": "model text", "rejected": "token token"} for n in range(12)]
+    (tmp_path / "pairs.json").write_text(json.dumps(rows))
+    source = {"format": "chat", "files": str(tmp_path / "pairs.json"), "layout": "preferences", "template": "instruction-output"}
+    path = config_file(tmp_path, base, data={"source": source}, finetune={"objective": "dpo"})
+    tune(path)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "tuned" / "evaluations.jsonl").read_text().splitlines()]
+    assert losses[0] == pytest.approx(0.6931, abs=1e-4), "at first it is its own reference"
+    assert losses[-1] < 0.6
+    whole = weights_of(tmp_path / "tuned" / "final.ckpt")
+    tune(path, resume=str(tmp_path / "tuned" / "step-00000002.ckpt"))
+    assert_same(whole, weights_of(tmp_path / "tuned" / "final.ckpt"))
+
+
+WRONG = [
+    ({"model": {"n_layers": 3}}, ConfigError, "model.n_layers: the model is that of finetune.base; remove it"),
+    ({"tokenizer": {"name": "byte"}}, ConfigError, "tokenizer.name: the tokenizer is that of finetune.base; remove it"),
+    ({"data": {"sequence_length": 4096}}, ConfigError, "data.sequence_length: 4096 is longer than model.context_length 160"),
+    ({"data": {"document_mask": False}}, ConfigError, "document_mask false would let a conversation see those beside it"),
+    ({"data": {"split": "tail"}}, ConfigError, "split tail would cut a conversation in two"),
+    ({"finetune": {"objective": "dpo"}}, ConfigError, "data.source.layout: auto does not go with finetune.objective dpo"),
+    ({"finetune": {"base": "nowhere/best.ckpt"}}, CheckpointError, "nowhere/best.ckpt: no such checkpoint"),
+    ({"finetune": {"method": "full", "lora": {"rank": 2}}}, ConfigError, "lora is for method lora and qlora"),
+    ({"finetune": {"dpo_beta": 0.5}}, ConfigError, "dpo_beta is for objective dpo"),
+    ({"finetune": {"choices": ["ham"]}}, ConfigError, "choices has one answer"),
+]
+
+
+@pytest.mark.parametrize(("sections", "error", "message"), WRONG)
+def test_what_cannot_be_is_refused_in_one_line(tmp_path, base, sections, error, message):
+    with pytest.raises(error) as caught:
+        load(config_file(tmp_path, base, **sections))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_template_that_the_tokenizer_cannot_say_is_refused(tmp_path, base):
+    source = {"format": "chat", "files": str(chats(tmp_path)), "template": "chatml"}
+    with pytest.raises(ConfigError, match=r"data.source: template chatml needs <\|im_end\|> and <\|im_start\|>"):
+        tune(config_file(tmp_path, base, data={"source": source}))
+
+
+def test_conversations_longer_than_the_context_are_refused_where_none_is_left(tmp_path, base):
+    chats(tmp_path, [("long " * 60 + str(n), "yes") for n in range(9)])
+    with pytest.raises(DataError, match="no conversation of the .* split fits a row of 160 tokens"):
+        tune(config_file(tmp_path, base))
+
+
+def test_train_py_names_the_right_command(tmp_path, base, monkeypatch):
+    import train
+
+    monkeypatch.setattr("sys.argv", ["train.py", "--config", str(config_file(tmp_path, base))])
+    with pytest.raises(ConfigError, match="this configuration is for finetune.py"):
+        train.main()
+
+
+def test_finetune_py_needs_the_section(tmp_path, monkeypatch):
+    import finetune
+
+    monkeypatch.setattr("sys.argv", ["finetune.py", "--config", str(runs.config_file(tmp_path))])
+    with pytest.raises(ConfigError, match="finetune: missing"):
+        finetune.main()
