@@ -22,8 +22,9 @@ import functools
 import hashlib
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
 import lightning
@@ -56,6 +57,9 @@ class PackedDataModule(lightning.LightningDataModule):
 
     The tokens are opened, or first made, when something is asked of them; then it says what there is.
 
+    Args:
+        resumed: the commits of the datasets that a resumed run streams, by their keys, as its checkpoint has them.
+
     Attributes:
         start_step: the first step of `train_dataloader`; a resumed run sets it to the number of updates done.
 
@@ -64,12 +68,19 @@ class PackedDataModule(lightning.LightningDataModule):
         CheckpointError: the cache cannot be written.
     """
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        say: Callable[[str], None] = print,
+        resumed: Mapping[str, str] = MappingProxyType({}),
+    ):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
         self.start_step = 0
         self._say = say
+        self._resumed = resumed
         self._producers: dict[int, Producer] = {}
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -119,10 +130,15 @@ class PackedDataModule(lightning.LightningDataModule):
         hashes = [store.sha256 for store in stores if store not in held_out_of_streams]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
+    @property
+    def revisions(self) -> dict[str, str]:
+        """The commits of the datasets that are streamed, by their keys."""
+        return {corpus.key: corpus.train.revision for corpus in self.corpora if isinstance(corpus.train, Stream)}
+
     @functools.cached_property
     def corpora(self) -> list[Corpus]:
         """The sources as tokens, in the order of the configuration; those to validate on last."""
-        return open_corpora(self.config, self.tokenizer, self._say)
+        return open_corpora(self.config, self.tokenizer, self._say, revisions=self._resumed)
 
     @functools.cached_property
     def trained(self) -> list[Corpus]:

@@ -48,7 +48,7 @@ def build_session(loaded: Loaded, origin: Origin, run: RunFolder | None, signals
         raise CheckpointError(f"finetune.base: {base.folder} is not the checkpoint that the run started from; name that one")
     tokenizer = tokenizer_of(config)
     make_decoder = functools.partial(start, config, base)
-    data = PackedDataModule(config, tokenizer, say)
+    data = PackedDataModule(config, tokenizer, say, origin.revisions)
     return Session(config, tokenizer, data, make_decoder, origin, run, signals, make_objective(config, make_decoder))
 
 

@@ -44,7 +44,8 @@ def build_session(loaded: Loaded, origin: Origin, run: RunFolder | None, signals
         config = config.with_tokenizer(str(origin.meta["tokenizer"].get("name")))
     tokenizer = choose_tokenizer(config.tokenizer.name, origin)
     shape = config.with_vocabulary(tokenizer.vocab_size).model
-    return Session(config, tokenizer, PackedDataModule(config, tokenizer, say), lambda: Decoder(shape), origin, run, signals)
+    data = PackedDataModule(config, tokenizer, say, origin.revisions)
+    return Session(config, tokenizer, data, lambda: Decoder(shape), origin, run, signals)
 
 
 def choose_tokenizer(name: str, origin: Origin) -> Tokenizer:

@@ -18,7 +18,7 @@ HARMLESS = (
     "logging",
     "data.cache_dir",
     "data.workers",
-    "data.on_bad_row",
+    "data.on_bad_row",  # it lets a run go on past a bad row or not; the others are the same
     "data.source.files",  # wherever they lie: the text itself is compared, by its hash (machine_changes)
     "data.source.parts[].source.files",
     "data.validation.files",

@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from lm.schema.data import DataConfig
 from lm.schema.source import HubSource
 from lm.shards import FORMAT, Manifest, TokenStore
 from lm.sources import Reader, hash_of_text
-from lm.streaming import Stream
+from lm.streaming import Stream, choose_revision
 from lm.tokenizer import Tokenizer
 
 
@@ -97,9 +98,16 @@ def documents_by_split(reader: Reader, split: Split) -> Iterator[tuple[str, str]
 
 
 def open_corpora(
-    config: Config, tokenizer: Tokenizer, say: Callable[[str], None], engine: Engine = on_this_machine, quiet: bool = False
+    config: Config,
+    tokenizer: Tokenizer,
+    say: Callable[[str], None],
+    engine: Engine = on_this_machine,
+    quiet: bool = False,
+    revisions: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Corpus]:
     """The sources in the order of the configuration, and then the one to validate on, if it has one of its own.
+
+    `revisions` are the commits of streams whose run goes on, by their keys.
 
     Raises:
         DataError: the text cannot be read or is not enough.
@@ -109,7 +117,7 @@ def open_corpora(
     found: list[Corpus] = []
     for name, reader, split in readers(data, tokenizer):
         if isinstance(reader.source, HubSource) and reader.source.streaming:
-            found.append(_open_stream(config, name, reader, split, tokenizer))
+            found.append(_open_stream(config, name, reader, split, tokenizer, revisions.get(reader.key)))
             continue
         folder = Path(data.cache_dir).expanduser() / fingerprint(reader, split, tokenizer)
 
@@ -127,31 +135,38 @@ def open_corpora(
     return found
 
 
-def _open_stream(config: Config, name: str, reader: Reader, split: Split, tokenizer: Tokenizer) -> Corpus:
+def _open_stream(config: Config, name: str, reader: Reader, split: Split, tokenizer: Tokenizer, resumed: str | None) -> Corpus:
     assert isinstance(reader.source, HubSource)
     rows = reader.source.window_tokens // config.row_length
     # Of one run and one source alone: two readers at different places of the stream would want different windows.
     run = str(Path(config.checkpoint.directory).resolve())
-    folder = Path(config.data.cache_dir).expanduser() / fingerprint(reader, split, tokenizer, rows, config.row_length, run, reader.key)
-    stream = Stream(folder, reader, tokenizer, split, rows, config.row_length)
+    name_of_run = fingerprint(reader, split, tokenizer, (rows, config.row_length, run, reader.key))
+    folder = Path(config.data.cache_dir).expanduser() / name_of_run
+    revision = choose_revision(folder, reader.source, resumed)
+    folder /= revision
+    stream = Stream(folder, reader, tokenizer, split, rows, config.row_length, revision)
     val = stream.validation((config.trainer.validation_rows or 0) * config.row_length if split.kind == "hash" else 0)
     most = 3 * stream.window_bytes / 1e6
     facts = [
-        f"revision {stream.revision[:12]}",
+        f"revision {revision[:12]}",
         f"windows of {rows * config.row_length:,} tokens in {folder}, up to {most:,.1f} MB at a time",
     ]
     return Corpus(reader, name, folder, stream, val, facts)
 
 
-def fingerprint(reader: Reader, split: Split, tokenizer: Tokenizer, *more: object) -> str:
-    """A hash of all that the shards depend on, cut to a folder's name. Not of rows: they are cut when they are read."""
+def fingerprint(reader: Reader, split: Split, tokenizer: Tokenizer, of_stream: Sequence[object] = ()) -> str:
+    """A hash of all that the shards depend on, cut to a folder's name. Not of rows: they are cut when they are read.
+
+    A stream's windows do not depend on `on_bad_row`: a row that stops it leaves none, and a run that then skips such rows goes on behind
+    those it has. Stored text is read to its end either way, and "stop" has to find what "skip" left out.
+    """
     content: dict[str, Any] = {
         "format": FORMAT,
         "tokenizer": [tokenizer.sha256, tokenizer.eos_id],
         "source": reader.identity(),
         "split": [split.kind, split.fraction, *([split.test] if split.test else [])],
-        "on_bad_row": reader.on_bad_row,
-        "more": more,
+        "on_bad_row": None if of_stream else reader.on_bad_row,
+        "more": of_stream,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -59,10 +59,11 @@ def stream(source: HubSource, revision: str, state: Any) -> Iterator[tuple[list[
     A lost connection is tried again from the last batch, after 1, 2, 4 ... seconds.
 
     Raises:
-        DataError: there is no such dataset or column, or the hub stays away.
+        DataError: there is no such dataset, commit or column, or the hub stays away.
     """
     import datasets
     import huggingface_hub
+    from huggingface_hub.errors import RevisionNotFoundError
 
     huggingface_hub.utils.logging.set_verbosity_error()  # It shows each lost connection with a whole address, and mends it at once.
     datasets.config.STREAMING_READ_MAX_RETRIES = 2  # Its own 20 times 5 seconds would be 20 times ours.
@@ -78,6 +79,11 @@ def stream(source: HubSource, revision: str, state: Any) -> Iterator[tuple[list[
         except DataError:
             raise
         except Exception as error:  # see above
+            if isinstance(error.__cause__, RevisionNotFoundError):
+                raise DataError(
+                    f"{_name(source)}, revision: {revision}: the hub no longer has this commit, and a run goes on in no other; start a new "
+                    "one, from its weights with --init-from CKPT, in another checkpoint.directory"
+                ) from error
             wait = min(2 * wait, 60.0) if lost_at else 1.0
             lost_at = lost_at or time.monotonic()
             # Before the first batch these mean names that are not there; later, a file that came only in part.

@@ -20,6 +20,7 @@ class Text(Protocol):
     """What was learnt from."""
 
     sha256: str
+    revisions: dict[str, str]
     epochs_per_step: float
 
 
@@ -40,6 +41,7 @@ def lasting_meta(
         },
         "config": config.model_dump(mode="json"),
         "data_sha256": text.sha256,
+        "revisions": text.revisions,
         "parent": parent,
         "shards": config.trainer.processes if config.trainer.strategy == "fsdp" else 0,
         "epochs_per_step": text.epochs_per_step,

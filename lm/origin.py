@@ -46,6 +46,11 @@ class Origin:
         return self.meta.get("seconds", 0.0) if self.resume is not None and self.meta is not None else 0.0
 
     @property
+    def revisions(self) -> dict[str, str]:
+        """The commits of the datasets that the run streams, by their keys."""
+        return self.meta.get("revisions", {}) if self.resume is not None and self.meta is not None else {}
+
+    @property
     def parent(self) -> dict[str, Any] | None:
         """What the run's checkpoints record as the one they descend from."""
         if self.meta is None:

@@ -53,6 +53,7 @@ class Data(Protocol):
     start_step: int
     epochs_per_step: float
     sha256: str
+    revisions: dict[str, str]
     text_bytes_per_token: float
 
     def train_dataloader(self) -> Iterable[dict[str, Any]]:

@@ -152,7 +152,8 @@ class SplitWriter:
         return self._folder / f"{self._split}-{name}.bin"
 
     def _files(self) -> list[Path]:
-        return sorted(self._folder.glob(f"{self._split}-*.bin"))
+        # By the shards' numbers, also beyond the five digits that all have.
+        return sorted(self._folder.glob(f"{self._split}-*.bin"), key=lambda file: (len(file.name), file.name))
 
     def _cut(self) -> None:
         whole, rest = divmod(self.tokens, self._shard_tokens)

@@ -6,6 +6,7 @@ A hash proves that a file is as it was written, not who wrote it: each value is 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from lm.schema import Config, ModelConfig
 if TYPE_CHECKING:
     from lm.tokenizer import Tokenizer
 
+COMMIT = re.compile("[0-9a-f]{40,64}")  # it names a folder
 MOST_TOKENIZER = 2**29  # bytes; the largest vocabularies in use need some 40 million
 
 
@@ -49,6 +51,9 @@ def check_session(path: Path, meta: Mapping[str, Any]) -> None:
         wrong.append("seconds")
     if not isinstance(versions, dict) or not isinstance(versions.get("torch"), str):
         wrong.append("versions.torch")
+    revisions = meta.get("revisions", {})
+    if not isinstance(revisions, dict) or not all(isinstance(sha, str) and COMMIT.fullmatch(sha) for sha in revisions.values()):
+        wrong.append("revisions")
     if wrong:
         raise CheckpointError(f"{path / 'meta.json'} is damaged: {', '.join(wrong)} is missing or not what it should be")
 

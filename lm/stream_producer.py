@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -29,7 +30,6 @@ from lm.streaming import Stream
 KEPT = 1  # windows behind the one in use, and windows made before they are needed
 POLL = 0.02  # seconds
 STALE = 10.0  # seconds that a run may wait for its producer to begin, and a producer for that of a killed run to end
-STARTED = time.time()  # of this process: what failed before is another run's
 FAILED = "failed.json"
 READY = "ready"
 
@@ -42,6 +42,7 @@ class Producer:
     """
 
     def __init__(self, stream: Stream, first: int, last: int, shared: bool = False):
+        (stream.folder / FAILED).unlink(missing_ok=True)  # what failed before; the run's other processes wait for this one to be made
         context = multiprocessing.get_context("spawn")  # see lm/engines.py
         self._pipe, other = context.Pipe()
         process = context.Process(target=_produce, args=(stream, first, last, other))
@@ -87,15 +88,17 @@ def await_window(stream: Stream, number: int) -> TokenStore:
     Raises:
         DataError: they will not come.
         CheckpointError: nor will they because the disk refused them.
+        ChildProcessError: nor will they because of a mistake in this program; the message has the traceback.
     """
+    kinds = {kind.exit_code: kind for kind in (DataError, CheckpointError)}
     alone_since = None
     while not stream.is_whole(number):
         # Shared: those who wait must not take each other for a producer.
         with _lock(stream, fcntl.LOCK_SH) as alone:
             failed = stream.folder / FAILED
-            if alone and failed.exists() and failed.stat().st_mtime >= STARTED:
+            if alone and failed.exists():
                 told = read_json(failed)
-                raise (CheckpointError if told["exit_code"] == CheckpointError.exit_code else DataError)(told["message"])
+                raise kinds.get(told["exit_code"], ChildProcessError)(told["message"])
             alone_since = (alone_since or time.monotonic()) if alone else None
         if alone_since is not None and time.monotonic() - alone_since > STALE:
             raise DataError(f"{stream.reader.key}: the process that reads the stream has ended (killed?); start again with --resume auto")
@@ -110,15 +113,13 @@ def _produce(stream: Stream, first: int, last: int, pipe: Connection) -> None:
     while True:
         with _lock(stream, fcntl.LOCK_EX) as ours:
             if ours:
-                (stream.folder / FAILED).unlink(missing_ok=True)
-                stream.clear(before=first - KEPT, behind=first + KEPT)  # those of a run that was here before, at other places
-                pipe.send(READY)
                 try:
+                    stream.clear(before=first - KEPT, behind=first + KEPT)  # those of a run that was here before, at other places
+                    pipe.send(READY)
                     _make(stream, first, last, pipe)
-                except UserError as error:
-                    replace(stream.folder / FAILED, json.dumps({"message": str(error), "exit_code": error.exit_code}))
-                except EOFError:
-                    pass
+                except Exception as error:
+                    message, code = (str(error), error.exit_code) if isinstance(error, UserError) else (_with_traceback(error), 1)
+                    replace(stream.folder / FAILED, json.dumps({"message": message, "exit_code": code}))
                 return None
         if time.monotonic() > deadline:
             return pipe.send("another makes them")
@@ -129,11 +130,19 @@ def _make(stream: Stream, first: int, last: int, pipe: Connection) -> None:
     window, used = first, first
     while True:
         while pipe.poll(None if window > min(last, used + KEPT) else 0):
-            used = pipe.recv()
+            try:
+                used = pipe.recv()
+            except EOFError:  # nobody waits any more
+                return
             stream.clear(before=used - KEPT)
         if not stream.is_whole(window):
             stream.make(window)
         window += 1
+
+
+def _with_traceback(error: Exception) -> str:
+    """First what a person reads, then what is for the run's file."""
+    return f"in the process that reads the stream: {type(error).__name__}: {error}\n{traceback.format_exc()}"
 
 
 @contextlib.contextmanager

@@ -6,9 +6,10 @@ window is stored with it: the position in the dataset and the tokens that are le
 step k are the same in a run that was stopped as in one that was not; a buffer that is shuffled in passing cannot promise that.
 
     <cache_dir>/<fingerprint>/
-        stream.json               the dataset's commit
-        val-262144/               a cache of the documents to validate on, with at least so many tokens
-        window-000000/            manifest.json and rest.bin, which stay, and the tokens while they are needed
+        stream.json               the dataset's commit, for a run that has no checkpoint yet to name it
+        <commit>/
+            val-262144/           a cache of the documents to validate on, with at least so many tokens
+            window-000000/        manifest.json and rest.bin, which stay, and the tokens while they are needed
 
 lm/stream_producer.py is the process that makes the windows.
 """
@@ -52,6 +53,7 @@ class Stream:
         split: which documents are validated on, and so never trained on.
         rows: how many rows a window has.
         length: T, the tokens in a row.
+        revision: the dataset's commit.
     """
 
     folder: Path
@@ -60,16 +62,8 @@ class Stream:
     split: Split
     rows: int
     length: int
+    revision: str
     _stores: dict[int, TokenStore] = field(default_factory=dict)
-
-    @property
-    def revision(self) -> str:
-        """The dataset's commit: looked up once, so that a run goes on in the text that it began in. Raises DataError."""
-        path = self.folder / "stream.json"
-        if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            replace(path, json.dumps({"revision": hub.newest_revision(self._source)}))
-        return str(read_json(path)["revision"])
 
     @property
     def sha256(self) -> str:
@@ -219,6 +213,26 @@ class Stream:
 
     def _window(self, number: int) -> Path:
         return self.folder / f"window-{number:06d}"
+
+
+def choose_revision(folder: Path, source: HubSource, resumed: str | None) -> str:
+    """The commit that a run reads to its end: its checkpoint's, wherever that was written, else the newest at its first start.
+
+    Args:
+        folder: where it is kept.
+        source: the dataset.
+        resumed: what the checkpoint says that the run goes on from, if it goes on.
+
+    Raises:
+        DataError: the hub does not say.
+        CheckpointError: the folder cannot be written.
+    """
+    path = folder / "stream.json"
+    if resumed is not None or not path.exists():
+        with refusals(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        replace(path, json.dumps({"revision": resumed or hub.newest_revision(source)}))
+    return str(read_json(path)["revision"])
 
 
 def _with_openers(tokens: Tokens, eos_id: int) -> tuple[Any, Any]:

@@ -3,7 +3,8 @@
     with Hub(tmp_path) as hub:      # models/<id>/..., datasets/<owner>/<name>/...
         subprocess.run(..., env={**os.environ, **hub.environment(tmp_path / "home")})
 
-Every repository has one commit. Repositories in `gated` refuse their files, as the hub does to people who have not accepted their terms.
+Every repository has the same commits, all of them with the same files. Repositories in `gated` refuse their files, as the hub does to
+people who have not accepted their terms.
 The clients read their settings when they are imported, so only a process of its own talks to this server.
 """
 
@@ -20,14 +21,16 @@ from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-API = re.compile(r"/api/(?P<kind>models|datasets)/(?P<id>.+?)(?:/(?P<verb>revision|tree|paths-info)/[^/]+(?:/(?P<under>.+))?)?")
-FILE = re.compile(r"/(?P<kind>datasets/)?(?P<id>.+?)/resolve/[^/]+/(?P<path>.+)")
+VERB = r"(?:/(?P<verb>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<under>.+))?)?"
+API = re.compile(r"/api/(?P<kind>models|datasets)/(?P<id>.+?)" + VERB)
+FILE = re.compile(r"/(?P<kind>datasets/)?(?P<id>.+?)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
 class Hub:
     """Serves the folder `root` while the `with` block lasts.
 
     Attributes:
+        commits: those that can be asked for, the newest last.
         requests: what was asked, as (method, path).
         cuts: connections that were cut in the middle of a file: of every `cut_every` files one.
     """
@@ -35,6 +38,7 @@ class Hub:
     def __init__(self, root: Path, gated: Collection[str] = (), cut_every: int = 0):
         self.root, self.gated, self.cut_every = root, gated, cut_every
         self.files = self.cuts = 0
+        self.commits = [COMMIT]
         self.requests: list[tuple[str, str]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -75,16 +79,18 @@ class _Handler(BaseHTTPRequestHandler):
         if match := API.fullmatch(path):
             self._api(**match.groupdict(), query=parse_qs(address.query), body=body)
         elif match := FILE.fullmatch(path):
-            self._file("datasets" if match["kind"] else "models", match["id"], match["path"])
+            self._file("datasets" if match["kind"] else "models", match["id"], match["revision"], match["path"])
         else:
             self._refuse(404, "RepoNotFound")
 
     do_HEAD = do_POST = do_GET
 
-    def _api(self, kind: str, id: str, verb: str | None, under: str | None, query: dict[str, list[str]], body: bytes) -> None:
+    def _api(self, kind: str, id: str, verb: str | None, revision: str | None, under: str | None, query: Any, body: bytes) -> None:
         repository = self.hub.root / kind / id
         if not repository.is_dir():
             return self._refuse(404, "RepoNotFound")
+        if (commit := self._commit(revision)) is None:
+            return self._refuse(404, "RevisionNotFound")
         if verb == "paths-info":
             paths = [repository / path for path in _wanted_paths(body)]
             return self._json([self._entry(repository, path) for path in paths if path.exists()])
@@ -95,19 +101,25 @@ class _Handler(BaseHTTPRequestHandler):
             recursive = query.get("recursive", [""])[0].lower() in ("true", "1")
             return self._json([self._entry(repository, path) for path in sorted(folder.rglob("*") if recursive else folder.iterdir())])
         siblings = [{"rfilename": path.relative_to(repository).as_posix()} for path in sorted(repository.rglob("*")) if path.is_file()]
-        return self._json({"id": id, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings})
+        return self._json({"id": id, "sha": commit, "private": False, "tags": [], "siblings": siblings})
 
     def _entry(self, repository: Path, path: Path) -> dict[str, Any]:
         kind = "directory" if path.is_dir() else "file"
         return {"type": kind, "path": path.relative_to(repository).as_posix(), "oid": _etag(path), "size": path.stat().st_size}
 
-    def _file(self, kind: str, id: str, name: str) -> None:
+    def _commit(self, revision: str | None) -> str | None:
+        commit = self.hub.commits[-1] if revision in (None, "main") else revision
+        return commit if commit in self.hub.commits else None
+
+    def _file(self, kind: str, id: str, revision: str, name: str) -> None:
         path = self.hub.root / kind / id / name
         if id in self.hub.gated:
             return self._refuse(403, "GatedRepo")
+        if (commit := self._commit(revision)) is None:
+            return self._refuse(404, "RevisionNotFound")
         if not path.is_file():
             return self._refuse(404, "EntryNotFound" if (self.hub.root / kind / id).is_dir() else "RepoNotFound")
-        content, status, headers = path.read_bytes(), 200, {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        content, status, headers = path.read_bytes(), 200, {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
             first, last = int(part[1]), min(int(part[2] or len(content)), len(content) - 1)
             status, headers["Content-Range"] = 206, f"bytes {first}-{last}/{len(content)}"

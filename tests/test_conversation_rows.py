@@ -1,6 +1,7 @@
 """Conversations in rows: every label where it belongs, each conversation alone, and nothing invented where one is cut."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_rows_hold_every_conversation_once_token_for_token(tmp_path_factory, giv
         assert len(inputs) == len(labels) <= length
         pairs = list(zip(inputs.tolist(), labels.tolist(), strict=True))
         borders = [0, *begins.tolist(), len(pairs)]
-        found += [pairs[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+        found += [pairs[a:b] for a, b in pairwise(borders)]
     assert sorted(found) == sorted(wanted)
     assert part.n_inputs == sum(map(len, wanted))
     assert sum(part.left_out.values()) == sum(len(conversation) > length for conversation in given), "each is counted once"

@@ -720,6 +720,18 @@ def test_the_lines_that_are_said_of_a_mixture(tmp_path):
     assert said[3] == f"data: together: {'; '.join(sums)}"
 
 
+def test_how_often_a_run_reads_each_source_is_said_where_sources_are_repeated(tmp_path):
+    said = []
+    data = module(tmp_path, mixture(tmp_path), say=said.append)
+    rows = Counter(part for step in range(20) for part, _, _ in data.plan.of_step(step, 8).tolist())
+    passes = [f"{rows[i] / len(part):.2f}" for i, part in enumerate(data.rows["train"].parts)]
+    assert said[-1] == f"data: passes over each: {', '.join(passes)}"
+    assert len({*passes}) == 3
+    for source in (TEXTS, mixture(tmp_path, when_one_ends="go_on"), mixture(tmp_path, when_one_ends="stop")):
+        assert module(tmp_path, source, say=said.append, trainer={"max_steps": 2}).plan
+    assert sum("passes over each" in line for line in said) == 1
+
+
 # --- validation
 
 

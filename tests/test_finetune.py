@@ -187,7 +187,7 @@ def test_a_template_that_the_tokenizer_cannot_say_is_refused(tmp_path, base):
 
 def test_conversations_longer_than_the_context_are_refused_where_none_is_left(tmp_path, base):
     chats(tmp_path, [("long " * 60 + str(n), "yes") for n in range(9)])
-    with pytest.raises(DataError, match="no conversation of the .* split fits a row of 160 tokens"):
+    with pytest.raises(DataError, match=r"no conversation of the .* split fits a row of 160 tokens"):
         tune(config_file(tmp_path, base))
 
 
@@ -195,7 +195,7 @@ def test_train_py_names_the_right_command(tmp_path, base, monkeypatch):
     import train
 
     monkeypatch.setattr("sys.argv", ["train.py", "--config", str(config_file(tmp_path, base))])
-    with pytest.raises(ConfigError, match="this configuration is for finetune.py"):
+    with pytest.raises(ConfigError, match=r"this configuration is for finetune.py"):
         train.main()
 
 

@@ -1,5 +1,6 @@
 """Shards hold exactly the tokens that went in, however often their writer was killed."""
 
+import hashlib
 import pickle
 import shutil
 from pathlib import Path
@@ -76,6 +77,15 @@ def test_the_hash_is_of_the_tokens_not_of_how_they_are_cut(tmp_path):
         (tmp_path / str(i)).mkdir()
         hashes.append(TokenStore(tmp_path / str(i), "train", write(tmp_path / str(i), batches, shard_tokens=shard_tokens)).sha256)
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_beyond_five_digits_shards_are_hashed_in_the_order_of_their_numbers(tmp_path):
+    writer = SplitWriter(tmp_path, "train", 256, np.uint16, shard_tokens=1)
+    numbers = (1, 9_999, 10_000, 99_999, 100_000, 100_001, 999_999, 1_000_000)
+    for number in numbers:
+        np.array([number % 251], np.uint16).tofile(tmp_path / f"train-{number:05d}.bin")
+    entry = writer.close()
+    assert entry["sha256"] == hashlib.sha256(np.array([256, *(number % 251 for number in numbers)], np.uint16).tobytes()).hexdigest()
 
 
 def test_a_store_is_sent_to_workers_without_its_content(tmp_path):

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hub import Hub
+from hub import COMMIT, Hub
 
-from lm import hub
+from lm import errors, hub
 from lm.config import load
+from lm.corpus import open_corpora
 from lm.errors import CheckpointError, ConfigError, DataError
 from lm.preparation import Split
 from lm.schema.source import HubSource
 from lm.sources import Reader, hash_of_text
 from lm.stream_producer import Producer, await_window
-from lm.streaming import Stream
+from lm.streaming import Stream, choose_revision
 from lm.tokenizer import ByteTokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -54,9 +56,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "stream", fake_hub(TEXTS))
 
 
-def make_stream(folder: Path, rows: int = 5, length: int = 16, split: Split | None = None, **section: Any) -> Stream:
-    source = HubSource(format="hub", dataset="a/b", streaming=True, **section)
-    return Stream(folder, Reader(source), BYTES, split or Split("hash", 0.2), rows, length)
+def make_stream(folder: Path, rows: int = 5, length: int = 16, split: Split | None = None, on_bad_row: str = "stop") -> Stream:
+    source = HubSource(format="hub", dataset="a/b", streaming=True)
+    return Stream(folder, Reader(source, on_bad_row=on_bad_row), BYTES, split or Split("hash", 0.2), rows, length, COMMIT)
 
 
 def make_all(stream: Stream, last: int) -> None:
@@ -158,12 +160,39 @@ def test_what_a_stream_leaves_out_is_counted(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(hub, "stream", fake_hub(["a good text", "", "no", None, "über uns alle"]))
     source = HubSource(format="hub", dataset="a/b", streaming=True, filter={"min_length": 3, "ascii_only": True})  # type: ignore[arg-type]
     with pytest.raises(DataError, match="a/b:4: text is not a string: it is None"):
-        Stream(tmp_path, Reader(source), BYTES, Split("none"), 1, 8).make(0)
-    stream = Stream(tmp_path, Reader(source, on_bad_row="skip"), BYTES, Split("none"), 1, 24)
+        Stream(tmp_path, Reader(source), BYTES, Split("none"), 1, 8, COMMIT).make(0)
+    stream = Stream(tmp_path, Reader(source, on_bad_row="skip"), BYTES, Split("none"), 1, 24, COMMIT)
     stream.make(0)
     removed = Counter(json.loads((tmp_path / "window-000000" / "manifest.json").read_text())["removed"])
     assert removed == {"empty document": 1, "document under 3 characters": 1, "text is not a string": 1, "character beyond ASCII": 1}
     assert BYTES.decode(stream.window(0).read(0, 24)) == "a good text" + "ber uns all"
+
+
+def test_a_run_that_a_bad_row_stopped_goes_on_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the windows that it has: what they hold does not depend on `data.on_bad_row`, which may change."""
+    [stop], [skip] = (
+        open_corpora(load(config(tmp_path, "run"), ["--tokenizer.name=byte", f"--data.on_bad_row={word}"]).config, BYTES, print)
+        for word in ("stop", "skip")
+    )
+    assert stop.folder == skip.folder
+    monkeypatch.setattr(hub, "stream", fake_hub([*TEXTS, None]))
+    stopping, skipping = make_stream(tmp_path), make_stream(tmp_path, on_bad_row="skip")
+    with pytest.raises(DataError, match=r"leave such rows out with data\.on_bad_row: skip"):
+        make_all(stopping, 20)
+    begun = [number for number in range(20) if stopping.is_whole(number)]
+    make_all(skipping, 20)
+    assert 3 < len(begun) < 20
+    expected, _ = slow_sequence(21 * 80 + 1, TEXTS)
+    assert [skipping.window(n).read(0, 81).tolist() for n in range(21)] == [expected[n * 80 : n * 80 + 81] for n in range(21)]
+
+
+def test_the_commit_of_a_run_is_its_checkpoints(tmp_path: Path) -> None:
+    """Whatever was found before, by another command say; and that is kept for those without a checkpoint."""
+    source = HubSource(format="hub", dataset="a/b", streaming=True)
+    newest = hub.newest_revision(source)
+    assert choose_revision(tmp_path / "new", source, None) == newest
+    assert choose_revision(tmp_path / "new", source, COMMIT) == COMMIT
+    assert choose_revision(tmp_path / "new", source, None) == COMMIT
 
 
 def test_a_dataset_without_text_is_refused_and_not_read_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,8 +274,48 @@ def test_a_killed_streamed_run_sees_the_batches_of_a_straight_one(tmp_path: Path
         assert last.returncode == 0, last.stderr
     assert weights(tmp_path / "killed") == weights(tmp_path / "straight")
     assert "Traceback" not in last.stderr
-    windows = [len(list(folder.glob("train-00000.bin"))) for folder in sorted((tmp_path / "cache").glob("*/window-*"))]
+    windows = [len(list(folder.glob("train-00000.bin"))) for folder in sorted((tmp_path / "cache").glob(f"*/{COMMIT}/window-*"))]
     assert sum(windows) <= 3 < len(windows)
+
+
+def test_a_run_that_was_moved_goes_on_in_the_commit_that_it_began_with(tmp_path: Path) -> None:
+    """The dataset has a newer one by then; and where the old one is gone, that is said."""
+    serve(tmp_path / "root")
+    began, moved, again = (config(tmp_path, name, max_steps=steps) for name, steps in (("began", 10), ("moved", 20), ("again", 30)))
+    with Hub(tmp_path / "root") as server:
+
+        def train(path: Path, home: str) -> subprocess.CompletedProcess[str]:
+            environment = os.environ | server.environment(tmp_path / home) | {"OMP_NUM_THREADS": "1"}
+            return subprocess.run(command(path), cwd=ROOT, env=environment, capture_output=True, text=True)
+
+        assert train(began, "home").returncode == 0
+        (tmp_path / "began").rename(tmp_path / "moved")
+        server.commits.append(COMMIT[::-1])
+        there = train(moved, "other home")
+        assert there.returncode == 0, there.stderr
+        assert json.loads((tmp_path / "moved" / "final.ckpt" / "meta.json").read_text())["revisions"] == {"data.source": COMMIT}
+        (tmp_path / "moved").rename(tmp_path / "again")
+        server.commits.remove(COMMIT)
+        gone = train(again, "home")
+    assert gone.returncode == DataError.exit_code
+    assert f"dataset_split 'train', revision: {COMMIT}: the hub no longer has this commit" in gone.stderr
+    assert gone.stderr.count("\n") == 1, gone.stderr
+
+
+def test_a_checkpoint_of_a_streamed_run_is_scored_on_what_the_run_validates_on(tmp_path: Path) -> None:
+    serve(tmp_path / "root")
+    path = config(tmp_path, "run", max_steps=3)
+    with Hub(tmp_path / "root") as server:
+        environment = os.environ | server.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(command(path), cwd=ROOT, env=environment, check=True, capture_output=True)
+        score = [sys.executable, "eval_val.py", "--ckpt", str(tmp_path / "run" / "final.ckpt"), "--config", str(path), "--json"]
+        done = subprocess.run([*score, "--device", "cpu"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    scored, last = json.loads(done.stdout), json.loads((tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()[-1])
+    assert scored["tokens"] == 8 * 32
+    assert {key: scored[key] for key in ("step", "loss", "bits_per_byte", "tokens")} == {
+        key: last[key] for key in ("step", "loss", "bits_per_byte", "tokens")
+    }
 
 
 def test_config_yaml_as_it_is_shipped(tmp_path: Path) -> None:
@@ -355,7 +424,6 @@ def test_windows_have_to_hold_what_is_loaded_ahead(tmp_path: Path) -> None:
 def test_what_goes_wrong_in_the_producer_is_raised_where_the_window_is_awaited(tmp_path: Path) -> None:
     """In its process there is no stand-in for the hub, and so no such dataset."""
     stream = make_stream(tmp_path)
-    (tmp_path / "stream.json").write_text('{"revision": "0123"}')
     environment = pytest.MonkeyPatch()
     environment.setenv("HF_HUB_OFFLINE", "1")
     producer = Producer(stream, 0, 3)
@@ -387,15 +455,42 @@ def test_windows_are_made_one_ahead_and_removed_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [DataError, CheckpointError])
 def test_what_the_producer_leaves_keeps_its_exit_code(tmp_path: Path, kind: type[DataError | CheckpointError]) -> None:
     (tmp_path / "failed.json").write_text(json.dumps({"message": "what went wrong", "exit_code": kind.exit_code}))
+    os.utime(tmp_path / "failed.json", (0, 0))  # the clock of a disk in a network is another one
     with pytest.raises(kind, match="what went wrong"):
         await_window(make_stream(tmp_path), 0)
 
 
-def test_a_run_before_leaves_no_windows_elsewhere(tmp_path: Path) -> None:
+def test_a_mistake_in_the_producer_is_an_internal_error_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the producer's traceback in the run's file."""
+    stream = make_stream(tmp_path)
+    (tmp_path / "window-000000").mkdir()
+    (tmp_path / "window-000000" / "manifest.json").write_text("{}")
+    (tmp_path / "window-000000" / "rest.bin").touch()
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(errors, "_places", [])
+    errors.keep_tracebacks_in(tmp_path / "run")
+    producer = Producer(stream, 1, 1)
+    try:
+        with pytest.raises(SystemExit) as left:
+            errors.run(partial(await_window, stream, 1))  # type: ignore[arg-type]
+    finally:
+        producer.close()
+    [file] = (tmp_path / "run").iterdir()
+    assert left.value.code == 1
+    said = "internal error: ChildProcessError: in the process that reads the stream: KeyError: 'position'"
+    assert capsys.readouterr().err == f"{said} (the traceback is in {file})\n"
+    assert "in _behind" in file.read_text()
+
+
+def test_a_run_before_leaves_no_windows_elsewhere_and_no_fault(tmp_path: Path) -> None:
     stream = make_stream(tmp_path)
     for window in range(8):
         stream.make(window)
+    (tmp_path / "failed.json").write_text(json.dumps({"message": "what went wrong before", "exit_code": 3}))
     producer = Producer(stream, 3, 6)
+    assert not (tmp_path / "failed.json").exists()
     try:
         deadline = time.monotonic() + 30
         while any(stream.is_whole(window) for window in (0, 1, 5, 6, 7)) and time.monotonic() < deadline:

@@ -451,6 +451,8 @@ def _meta_cases() -> list[Case]:
         "a training time in words": meta(seconds=ESCAPE),
         "a training time that is NaN": meta(seconds=float("nan")),
         "a training time of 401 digits": meta(seconds=10**400),
+        "a stream's commit that is a path": meta(revisions={"data.source": "../../.."}),
+        "a stream's commit without a stream": meta(revisions=["0" * 40]),
     }
     shown = {  # only list.py shows it
         "an epoch of 401 digits": meta(epoch=10**400),
