@@ -17,6 +17,8 @@ from lm.overlap import Overlap
 from lm.preparation import SPLITS
 from lm.schema.source import dataset_of, files_of
 from lm.shards import TokenStore
+from lm.sources import Document
+from lm.templates import BEGINS, LEARNED
 from lm.tokenizer import Tokenizer
 
 Integers = NDArray[np.int64]
@@ -77,6 +79,17 @@ def read_rows(batch: dict[str, Any], tokenizer: Tokenizer, sources: Sequence[str
             )
         )
     return rows
+
+
+def conversation_row(document: Document, eos_id: int) -> Row:
+    """A conversation as it is stored: its EOS first, its end included. Labels are the tokens themselves, where they are learnt."""
+    assert document.encoded is not None and document.encoded.flags is not None
+    ids = np.append(eos_id, document.encoded.ids).astype(np.int64)
+    flags = np.append(np.uint8(0), document.encoded.flags)
+    documents, places = (flags & BEGINS > 0).cumsum(), np.arange(len(ids))
+    begins = np.maximum.accumulate(np.where(flags & BEGINS, places, 0))
+    labels = np.where(flags & LEARNED, ids, IGNORE_INDEX)
+    return Row(document.place, ids, labels, documents, places - begins, len(ids), starts_inside=False, ends_inside=False)
 
 
 def _ends_inside(labels: Integers, used: int, eos_id: int) -> bool:

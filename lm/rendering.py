@@ -7,9 +7,13 @@ and in HTML everything is escaped on top of that.
 from __future__ import annotations
 
 import html
+import io
 import json
+import os
+import shutil
+import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lm.inspection import Row
@@ -20,6 +24,7 @@ from lm.tokenizer import Tokenizer
 Table = list[list[str]]  # the headings, then the lines; words in the first column, numbers in the others
 
 SIGNS = {chr(code): chr(0x2400 + code) for code in range(32)} | {"\x7f": "␡", "\n": "↵", "\t": "⇥"}
+SHOWN = 10  # lines of a note that the terminal has; the HTML file and --json have all
 PART = "·"  # a token that is a part of a character
 LEGEND = "⟨eos⟩ is no text   ↵ ⇥ line end, tab   ␛ ⟨200B⟩ cannot be seen   · part of a character, shown with its last part"
 LOUD, QUIET, SPECIAL, STRIPES = "1", "90", "1;35", ("38;5;16;48;5;153", "38;5;16;48;5;223")  # as ECMA-48 numbers them
@@ -110,9 +115,24 @@ def _with_marks(tokens: Sequence[Token], striped: bool) -> Iterator[str]:
         yield f"{border}{opening}{token.text}{closing}"
 
 
-def legend(colour: bool) -> str:
-    """What the signs mean."""
-    return f"{LEGEND}\n{_paint('grey', QUIET, True) if colour else '⟦ ⟧'} no label: what follows is not taught"
+def show_rows(rows: Sequence[Row], tokenizer: Tokenizer, unlabelled: str) -> None:
+    """Rows in the terminal, and below them what the signs mean: `unlabelled` is what is said of tokens without a label."""
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
+    width = shutil.get_terminal_size((100, 24)).columns
+    for row in rows:
+        print(*terminal_row(row, tokens_of(row, tokenizer), width, colour), sep="\n", end="\n\n")
+    print(f"{LEGEND}\n{_paint('grey', QUIET, True) if colour else '⟦ ⟧'} {unlabelled}")
+
+
+def show_tables(tables: Mapping[str, Table], notes: Mapping[str, Sequence[str]]) -> None:
+    """Tables in the terminal, and the first lines of each note."""
+    for table in tables.values():
+        print(f"\n{terminal_table(table)}")
+    for heading, lines in notes.items():
+        rest = [f"and {len(lines) - SHOWN:,} more, all of them in --html and --json"] if len(lines) > SHOWN else []
+        print(f"\n{heading}", *(visible(line) for line in [*lines[:SHOWN], *rest]), sep="\n  ")
 
 
 def terminal_table(table: Table) -> str:

@@ -38,10 +38,10 @@ def main() -> None:
     if there and not arguments.force:
         raise errors.ConfigError(f"--out: {there[0]} is there already; name another folder, or write over it with --force")
 
+    from lm.base import tokenizer_of
     from lm.corpus import open_corpora
-    from lm.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(config.tokenizer.name)
+    tokenizer = tokenizer_of(config)
     export(open_corpora(config, tokenizer, print), tokenizer, arguments.out)
 
 

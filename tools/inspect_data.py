@@ -8,20 +8,22 @@ The validation text, and any further one named by --against, is compared with th
 with it, without regard to case and punctuation (as in GPT-3's paper, appendix C). That goes through the training text once for each 32
 million characters of the other, and takes some hundred megabytes of memory; --ngram 0 leaves it out. Text that is streamed is not stored:
 it is neither counted nor compared, only shown; its windows up to the step are made, in the run's cache.
+
+Of conversations --sample N shows the N-th of the files instead, whole, with what is learnt of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm import errors
+from lm.base import tokenizer_of
 from lm.config import load as load_config
 from lm.disk import replace
 
@@ -29,9 +31,8 @@ if TYPE_CHECKING:
     from data import PackedDataModule
     from lm.inspection import Row, Stores
     from lm.overlap import Overlap
+    from lm.schema import Config
     from lm.tokenizer import Tokenizer
-
-SHOWN = 10  # documents in common that the terminal names one by one; the HTML file and --json have all
 
 
 def main() -> None:
@@ -40,17 +41,19 @@ def main() -> None:
     config = load_config(arguments.config, overrides).config
     if not 0 <= arguments.step < config.max_steps:
         raise errors.ConfigError(f"--step: the run has the steps 0 to {config.max_steps - 1}, got {arguments.step}; write one of them")
-    for flag, least in ("rows", 1), ("ngram", 0):
-        if getattr(arguments, flag) < least:
-            raise errors.ConfigError(f"--{flag}: too small, got {getattr(arguments, flag)}, write {least} or more")
+    for flag, least in ("rows", 1), ("ngram", 0), ("sample", 1):
+        if (given := getattr(arguments, flag)) is not None and given < least:
+            raise errors.ConfigError(f"--{flag}: too small, got {given}, write {least} or more")
 
     from data import PackedDataModule
     from lm import inspection, rendering
     from lm.text_files import find_files
-    from lm.tokenizer import load_tokenizer
 
     against = find_files(arguments.against, "--against")
-    tokenizer = load_tokenizer(config.tokenizer.name)
+    tokenizer = tokenizer_of(config)
+    if arguments.sample is not None:
+        show_sample(config, tokenizer, arguments.sample)
+        return
     data = PackedDataModule(config, tokenizer, say=lambda line: print(line, file=sys.stderr))
     rows = rows_of(data, arguments.step, arguments.rows)
     stores = inspection.stores_of(data.corpora)
@@ -74,7 +77,8 @@ def main() -> None:
         report = {"sources": sources, "streamed": streamed, "rows": counts, "overlaps": overlaps}
         print(json.dumps(report, default=dataclasses.asdict, indent=1))
     else:
-        show(tables, shown, tokenizer, notes)
+        rendering.show_rows(shown, tokenizer, "no label: what follows is not taught")
+        rendering.show_tables(tables, notes)
 
 
 def rows_of(data: PackedDataModule, first: int, least: int) -> list[Row]:
@@ -105,22 +109,15 @@ def compare(stores: Stores, data: PackedDataModule, against: list[str], n: int) 
     return find_overlaps(texts, train, n, [corpus.reader for corpus in data.corpora if len(corpus.stores) == 2])
 
 
-def show(tables: dict[str, list[list[str]]], rows: list[Row], tokenizer: Tokenizer, notes: dict[str, list[str]]) -> None:
-    """The terminal's form."""
-    from lm import rendering
+def show_sample(config: Config, tokenizer: Tokenizer, number: int) -> None:
+    """One conversation, counted through the sources from 1."""
+    from lm import inspection, rendering
+    from lm.corpus import readers
 
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
-    width = shutil.get_terminal_size((100, 24)).columns
-    for row in rows:
-        print(*rendering.terminal_row(row, rendering.tokens_of(row, tokenizer), width, colour), sep="\n", end="\n\n")
-    print(rendering.legend(colour))
-    for table in tables.values():
-        print(f"\n{rendering.terminal_table(table)}")
-    for heading, lines in notes.items():
-        rest = [f"and {len(lines) - SHOWN:,} more, all of them in --html and --json"] if len(lines) > SHOWN else []
-        print(f"\n{heading}", *(rendering.visible(line) for line in lines[:SHOWN] + rest), sep="\n  ")
+    conversations = itertools.chain.from_iterable(reader for _, reader, _ in readers(config.data, tokenizer) if reader.chat)
+    if (document := next(itertools.islice(conversations, number - 1, None), None)) is None:
+        raise errors.ConfigError(f"--sample: there are fewer than {number:,} conversations; write a smaller number")
+    rendering.show_rows([inspection.conversation_row(document, tokenizer.eos_id)], tokenizer, "not learnt")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -134,6 +131,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--config", required=True, metavar="FILE", help="the YAML file; its keys can be changed, as in train.py")
     result.add_argument("--step", type=int, default=0, metavar="K", help="the first optimiser step whose rows are shown (default: 0)")
     result.add_argument("--rows", type=int, default=4, metavar="N", help="how many rows, of this and the next steps (default: 4)")
+    result.add_argument("--sample", type=int, metavar="N", help="show the N-th conversation instead")
     result.add_argument("--html", type=Path, metavar="FILE", help="write it all, with each token's particulars, into one HTML file too")
     result.add_argument("--against", nargs="+", default=[], metavar="FILE", help="further text to look for in the training text")
     result.add_argument("--ngram", type=int, default=13, metavar="N", help="how many words in a row (default: 13; 0: compare nothing)")

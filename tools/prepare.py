@@ -39,9 +39,9 @@ def main() -> None:
             f"read the dataset once and keep its tokens{flag}"
         )
     with StopSignals(speaks=False, advice="start it again, and it goes on where it was"):
-        from lm.tokenizer import load_tokenizer
+        from lm.base import tokenizer_of
 
-        tokenizer = load_tokenizer(config.tokenizer.name)
+        tokenizer = tokenizer_of(config)
         engine = _engine(arguments.ray, arguments.processes)
         corpora = make(config, tokenizer, engine)
         if arguments.verify and remove_damaged(corpora):
