@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lm.cache import open_or_build
+from lm.disk import in_bytes
 from lm.engines import on_this_machine
 from lm.errors import DataError
 from lm.preparation import SPLITS, Engine, Split, prepare
@@ -131,10 +132,9 @@ def _open_stream(config: Config, name: str, reader: Reader, split: Split, tokeni
     folder = Path(config.data.cache_dir).expanduser() / fingerprint(reader, split, tokenizer, rows, config.row_length, run, reader.key)
     stream = Stream(folder, reader, tokenizer, split, rows, config.row_length)
     val = stream.validation((config.trainer.validation_rows or 0) * config.row_length if split.kind == "hash" else 0)
-    most = 3 * stream.window_bytes / 1e6
     facts = [
         f"revision {stream.revision[:12]}",
-        f"windows of {rows * config.row_length:,} tokens in {folder}, up to {most:,.1f} MB at a time",
+        f"windows of {rows * config.row_length:,} tokens in {folder}, up to {in_bytes(3 * stream.window_bytes)} at a time",
     ]
     return Corpus(reader, name, folder, stream, val, facts)
 
