@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
 from tiktoken import Encoding  # noqa: E402
 
 from lm.cache import read_manifest  # noqa: E402
@@ -70,25 +71,28 @@ def speeds(folder: Path, tokenizer: Tokenizer, text: Path) -> bool:
         results[name] = way(turn)
         best[name] = min(best[name], time.perf_counter() - started)
     ours, theirs, tiktoken, as_bytes = ways
-    assert np.array_equal(*(np.concatenate([np.asarray(i) for i in results[name]]) for name in (ours, theirs))), "other ids"
+    assert np.array_equal(ids_made(results[ours]), ids_mapped(results[theirs])), "other ids"
     print(f"{size / 1e6:,.0f} MB of text\n\n| way | MB/s | {ours} is so many times as fast |\n|---|---|---|")
     for name, seconds in best.items():
         print(f"| {name} | {size / 1e6 / seconds:.1f} | {seconds / best[ours]:.2f} |")
     return best[theirs] >= 4 * best[ours] and best[tiktoken] >= 1.5 * best[ours] and size / 1e6 / best[as_bytes] >= 200
 
 
-def made(folder: Path, file: Path, tokenizer: Tokenizer) -> list[Any]:
-    """Ids of the documents' stream without EOS, as shards have them."""
+def made(folder: Path, file: Path, tokenizer: Tokenizer) -> TokenStore:
+    """The shards that we make of it."""
     folder.mkdir()
     reader = Reader(JsonlSource(format="jsonl", files=[str(file)]))
     manifest = prepare(folder, reader, tokenizer, Split("none"), on_this_machine, quiet=True)
-    store = TokenStore(folder, "train", manifest)
-    stream = store.read(0, store.tokens)
-    return [np.delete(stream, np.append(store.document_starts, store.tokens - 1))]
+    return TokenStore(folder, "train", manifest)
 
 
-def mapped(folder: Path, file: Path, tokenizer: Tokenizer) -> list[Any]:
-    """What Hugging Face's own way makes of it."""
+def ids_made(store: TokenStore) -> NDArray[Any]:
+    """The stream without EOS."""
+    return np.delete(store.read(0, store.tokens), np.append(store.document_starts, store.tokens - 1))
+
+
+def mapped(folder: Path, file: Path, tokenizer: Tokenizer) -> str:
+    """The folder with what Hugging Face's own way makes of it."""
     program = (
         "import sys, datasets, transformers\n"
         "tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=sys.argv[1])\n"
@@ -100,9 +104,14 @@ def mapped(folder: Path, file: Path, tokenizer: Tokenizer) -> list[Any]:
     definition.write_text(tokenizer.definition)
     command = [sys.executable, "-c", program, str(definition), str(file), str(folder)]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    return str(folder / "ids")
+
+
+def ids_mapped(folder: str) -> NDArray[Any]:
+    """The documents' ids, one after another."""
     import datasets
 
-    return list(datasets.load_from_disk(str(folder / "ids")).with_format("numpy")["ids"])
+    return np.concatenate(list(datasets.load_from_disk(folder).with_format("numpy")["ids"]))
 
 
 def alone(file: Path, tokenizer: Tokenizer) -> None:

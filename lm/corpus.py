@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lm.cache import open_or_build
+from lm.disk import in_bytes
 from lm.engines import on_this_machine
 from lm.errors import DataError
 from lm.preparation import SPLITS, Engine, Split, prepare
@@ -146,10 +147,9 @@ def _open_stream(config: Config, name: str, reader: Reader, split: Split, tokeni
     folder /= revision
     stream = Stream(folder, reader, tokenizer, split, rows, config.row_length, revision)
     val = stream.validation((config.trainer.validation_rows or 0) * config.row_length if split.kind == "hash" else 0)
-    most = 3 * stream.window_bytes / 1e6
     facts = [
         f"revision {revision[:12]}",
-        f"windows of {rows * config.row_length:,} tokens in {folder}, up to {most:,.1f} MB at a time",
+        f"windows of {rows * config.row_length:,} tokens in {folder}, up to {in_bytes(3 * stream.window_bytes)} at a time",
     ]
     return Corpus(reader, name, folder, stream, val, facts)
 

@@ -118,14 +118,23 @@ def require_room(folder: Path, size: int, situation: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise CheckpointError(
-            f"{folder}: {situation}: the next checkpoint takes {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free; make room and go "
-            "on with --resume auto"
+            f"{folder}: {situation}: the next checkpoint takes {in_bytes(size)}, and {in_bytes(free)} are free; make room and go on with "
+            "--resume auto"
         )
 
 
+def in_bytes(size: float) -> str:
+    """1_536_000_000 -> 1.54 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
 def _room(path: Path, needed: int) -> str:
-    wanted = f"{needed / 1e6:,.1f} MB needed, " if needed else ""
+    wanted = f"{in_bytes(needed)} needed, " if needed else ""
     try:
-        return f" ({wanted}{shutil.disk_usage(path.parent).free / 1e6:,.1f} MB free)"
+        return f" ({wanted}{in_bytes(shutil.disk_usage(path.parent).free)} free)"
     except OSError:
         return ""

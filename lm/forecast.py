@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lm.device import Device, Precision, memory
+from lm.disk import in_bytes
 from lm.errors import CheckpointError, ConfigError
 from lm.schema import Config
 
@@ -193,15 +194,6 @@ class Forecast:
             f"memory: activations {in_bytes(trial.activations)} for {trainer.micro_batch} rows at once, {in_bytes(needed)} in all{room}",
             f"time: {speed:,.0f} tokens/s; {steps:,} steps in {in_time(steps * step)}, {validations} validations in {in_time(validating)}",
         ]
-
-
-def in_bytes(size: float) -> str:
-    """1_536_000_000 -> 1.5 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
 
 
 def in_time(seconds: float) -> str:

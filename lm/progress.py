@@ -10,6 +10,8 @@ from typing import Self
 
 from tqdm import tqdm
 
+from lm.disk import in_bytes
+
 LINE_SECONDS = 10.0  # where there is no terminal a line is due this often
 
 
@@ -107,8 +109,8 @@ class ReadingProgress:
         elif not self._quiet and now - self._last_line >= LINE_SECONDS:
             self._last_line = now
             speed = (self._done - self._done_before) / (now - self._start)
-            total = f" of {self._total / 1e6:,.0f}" if self._total else ""
-            print(f"{self._what}: {self._done / 1e6:,.0f}{total} MB, {speed / 1e6:,.1f} MB/s", flush=True)
+            total = f" of {in_bytes(self._total)}" if self._total else ""
+            print(f"{self._what}: {in_bytes(self._done)}{total}, {in_bytes(speed)}/s", flush=True)
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

@@ -169,15 +169,15 @@ HEAD = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>What the model sees</title>
 <style>
-:root { color-scheme: light dark; --a: #d6e8fb; --b: #fbe6d2; --quiet: #8a8a8a; --line: #d8d8d8; --special: #a3168f; --bar: #f3f3f3 }
+:root { color-scheme: light dark; --a: #d6e8fb; --b: #fbe6d2; --quiet: #6b6b6b; --line: #d8d8d8; --special: #a3168f; --bar: #f3f3f3 }
 @media (prefers-color-scheme: dark) {
-  :root { --a: #1d3a57; --b: #553619; --quiet: #808080; --line: #444; --special: #f08be0; --bar: #2a2a2a }
+  :root { --a: #1d3a57; --b: #553619; --quiet: #9a9a9a; --line: #444; --special: #f08be0; --bar: #2a2a2a }
 }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76em; margin: 2em auto 5em; padding: 0 1em }
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
 .scroll { overflow-x: auto } table { border-collapse: collapse }
-td, th { padding: .2em .8em .2em 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
-td:first-child, th:first-child { text-align: left }
+td, th { padding: .2em .8em .2em 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; white-space: nowrap }
+td:first-child, th:first-child { text-align: left; white-space: normal; min-width: 8em }
 .row { font: 14px/1.9 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere;
   border-left: 3px solid var(--line); padding-left: 1em }
 i { font-style: normal; border-radius: 3px } i:hover { outline: 2px solid var(--special) }
@@ -200,7 +200,8 @@ def html_page(title: str, tables: dict[str, Table], rows: Sequence[Row], tokeniz
     for heading, table in tables.items():
         lines = "".join(_table_line(line, "td" if i else "th") for i, line in enumerate(table))
         parts.append(f'<h2>{_text(heading)}</h2><div class="scroll"><table>{lines}</table></div>')
-    parts.append(f'<h2>Rows</h2><p class="quiet">{_text(LEGEND)}<br>underlined: no label, what follows is not taught')
+    parts.append(f'<h2>Rows</h2><p class="quiet">{_text(LEGEND).replace("   ", "<br>")}')
+    parts.append("<br>underlined: no label, what follows is not taught")
     parts.append("<br>a dashed line: a document begins; hover over a token for its position, id, label and document</p>")
     for row in rows:
         tokens = tokens_of(row, tokenizer)

@@ -58,6 +58,12 @@ def byte_spans(file: str) -> list[Span]:
     return [(start, min(start + SPAN_BYTES, size)) for start in range(0, size, SPAN_BYTES)]
 
 
+def whole(file: str) -> bytes:
+    """All of a file, without a byte order mark."""
+    with opened(file) as stream:
+        return stream.read().removeprefix(codecs.BOM_UTF8)
+
+
 def lines_before(file: str, span: Span) -> int:
     """How many lines of a file come before the first that `lines` counts in a span."""
     if span[0] == 0:

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from lm.checkpoint import read_manifest
+from lm.disk import in_bytes
 from lm.errors import CheckpointError, ConfigError
-from lm.forecast import Forecast, Trial, footprint, in_bytes, in_time, try_out
+from lm.forecast import Forecast, Trial, footprint, in_time, try_out
 from lm.schema import Config
 from model import Decoder
 from tests.runs import config_file, train

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from lm import parquet
+from lm import formats, parquet
 from lm.errors import DataError
 from lm.formats import FORMATS, rows_before, spans
 from lm.rows import Fault
@@ -189,6 +189,37 @@ def test_an_escaped_half_is_told_from_a_bad_byte(tmp_path):
     """Both are the same character to Python."""
     content = rb'{"text": "\udcfc"}' + b"\n" + b'{"text": "\xfc"}\n'
     assert rows(tmp_path / "a", content, format="jsonl") == [(1, "half a surrogate pair"), (2, "not UTF-8")]
+
+
+LINES = [
+    rb'{"text": "a \n \u00e9 \ud83d\ude00", "more": [1, -2.5e3, {"x": null}]}',
+    '{"text": "é\u2028", "text": "b", "ü": true}'.encode(),
+    b'{"text": "\\ud83d", "more": NaN}',
+    b'{"more": -Infinity, "text": "", "text ": 0.1}\r',
+    b'{"text": 18446744073709551616}',
+    b"[" * 150 + b"]" * 150,
+    b"[" * 300 + b"]" * 300,
+    b'["text", "a"]',
+    b'"text"',
+    b"",
+]
+PARTS = [
+    *rb'{ } [ ] , : " \ \u \ud83d \ude00 \x41 - -0 . e 0 01 1. +1 1e999 NaN -NaN Infinity inf tru "text":1, "text":"a",'.split(),
+    *(b" ", b"\t", b"\r", b"\0", b"\x0b", b"\x7f", b"\xc2\xa0", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xff", b"9" * 4301),
+]
+EDITS = st.lists(st.tuples(st.integers(0, 80), st.integers(0, 3), st.sampled_from(PARTS)), max_size=3)
+
+
+@settings(max_examples=1000)
+@given(line=st.sampled_from(LINES), edits=EDITS)
+def test_a_line_is_what_json_makes_of_it(line, edits):
+    """That `from_json` reads most lines is seen in no text and in no refusal."""
+    for place, removed, part in edits:
+        line = line[:place] + part + line[place + removed :]
+    found = formats._from_json_line(line, lambda row: formats._field(row, "text"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(formats, "from_json", lambda *_, **__: json.loads(""))
+        assert found == formats._from_json_line(line, lambda row: formats._field(row, "text"))
 
 
 # --- parquet

@@ -5,12 +5,14 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from lm.cache import read_manifest
+from lm.disk import in_bytes
 from tests.hub import Hub, client_environment
 from tests.runs import ROOT, WORDS, config_file
 
@@ -53,12 +55,14 @@ def test_every_source_is_made_and_described_then_all_is_there(tmp_path):
     a, b, c = (re.search(r"written to (\S+?)(;|$)", line)[1] for line in (first, second, third))
     assert sorted(map(str, caches(tmp_path))) == sorted([a, b, c])
     tokens = 45 + 1 + sum(len(f"a {i} {WORDS[i % 7]} ü".encode()) for i in range(45))
-    assert first.startswith(f"data.source.parts[0].source: train 45 documents, {tokens:,} tokens, 0.0 MB on disk; 1.00 bytes per token; ")
+    size = in_bytes(sum(path.stat().st_size for path in Path(a).iterdir()))
+    assert size.endswith(" kB")
+    assert first.startswith(f"data.source.parts[0].source: train 45 documents, {tokens:,} tokens, {size} on disk; 1.00 bytes per token; ")
     assert first.endswith("; left out: 5 x repeated document")
     assert second.startswith("data.source.parts[1].source: train 30 documents, ")
     assert second.endswith("; the rest was not read (max_documents)")
     assert third.startswith("data.validation: val 50 documents, ")
-    assert re.fullmatch(r"made in \d+\.\d s, \d+\.\d MB of text a second", made)
+    assert re.fullmatch(r"made in \d+\.\d s, [\d.]+ [kM]?B of text a second", made)
     again = prepare(config)
     assert again == [line.replace("written to", "read from") for line in (first, second, third)] + ["everything was there already"]
 

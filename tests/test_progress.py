@@ -164,7 +164,7 @@ def test_reading_is_told_in_lines_where_there_is_no_terminal(clock: Clock, capsy
         clock.now += 10
         display.advance(5_000_000)
     output = capsys.readouterr()
-    assert output.out == "tokenising: 11 of 30 MB, 0.5 MB/s\nmeasuring: 5 MB, 0.5 MB/s\n"
+    assert output.out == "tokenising: 11 MB of 30 MB, 500 kB/s\nmeasuring: 5 MB, 500 kB/s\n"
     assert output.err == ""
 
 

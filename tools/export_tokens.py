@@ -61,7 +61,7 @@ def export(corpora: list[Corpus], tokenizer: Tokenizer, folder: Path) -> None:
         written = write_flat(store, file)
         counts = {"tokens": store.tokens - 1, "documents": store.documents, "text_bytes": store.text_bytes}
         splits[store.split] = {"file": file.name, **counts, **written}
-        print(f"{file}: {store.tokens - 1:,} tokens, {store.documents:,} documents, {written['bytes'] / 1e6:,.1f} MB")
+        print(f"{file}: {store.tokens - 1:,} tokens, {store.documents:,} documents, {disk.in_bytes(written['bytes'])}")
     meta = {
         "layout": "d1 EOS d2 EOS ... dn EOS, without a header, lowest byte first",
         "dtype": train.dtype.name,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from lm import errors
 from lm.config import load
-from lm.disk import refusals
+from lm.disk import in_bytes, refusals
 from lm.stopping import StopSignals
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def make(config: Config, tokenizer: Tokenizer, engine: Engine) -> list[Corpus]:
     for corpus in corpora:
         _say("; ".join([f"{corpus.key}: {_amount(corpus)}", *corpus.facts]))
     if text := sum(store.text_bytes for corpus in corpora if corpus.key in made for store in corpus.stores):
-        _say(f"made in {seconds:,.1f} s, {text / 1e6 / seconds:,.1f} MB of text a second")
+        _say(f"made in {seconds:,.1f} s, {in_bytes(text / seconds)} of text a second")
     elif not made:
         _say("everything was there already")
     return corpora
@@ -124,7 +124,7 @@ def remove_damaged(corpora: list[Corpus]) -> bool:
 def _amount(corpus: Corpus) -> str:
     amounts = [f"{store.split} {store.documents:,} documents, {store.tokens:,} tokens" for store in corpus.stores if store.documents]
     size = sum(path.stat().st_size for path in corpus.folder.iterdir())
-    return ", ".join([*amounts, f"{size / 1e6:,.1f} MB on disk"])
+    return ", ".join([*amounts, f"{in_bytes(size)} on disk"])
 
 
 def _say(line: str) -> None:

@@ -179,7 +179,7 @@ def test_failing_calls(tmp_path: Path, amount: Amount, figure: Figure) -> None:
             refused += 1
             assert code == 5, told
             assert told.count("\n") == 1 and str(writer.folder) in told, told
-            assert os.strerror(getattr(errno, error)) in told and " MB free)" in told, told
+            assert os.strerror(getattr(errno, error)) in told and "B free)" in told, told
     assert refused >= 0.8 * len(chosen)
     figure(f"{refused} of {len(chosen)} EIO, ENOSPC and EROFS: exit 5 and a line that names the file; checkpoints whole in all of them")
 
@@ -297,7 +297,7 @@ def beside(straight: Path, folder: Path, run: Path) -> None:
 def assert_told(process: Forked, run: Path, reason: str) -> None:
     assert process.wait() == 5, (process.out[-500:], process.err)
     assert process.err.count("\n") == 1 and reason in process.err and str(run) in process.err, process.err
-    assert re.search(r"\(([\d.]+ MB needed, )?[\d.,]+ MB free\)", process.err), process.err
+    assert re.search(r"\(([\d.]+ [kMGT]?B needed, )?[\d.]+ [kMGT]?B free\)", process.err), process.err
 
 
 def size_of(checkpoint: Path) -> int:
