@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lm.checkpoint import open_checkpoint, read_manifest, read_meta
 from lm.errors import ConfigError
 from lm.schema import Config
 from lm.schema.chat import ChatSource
 from lm.stored import read_config, read_model, read_tokenizer
-from lm.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from lm.tokenizer import Tokenizer
 
 # What a run may decide for itself: it changes how weights are trained, not what they are.
 OWN = {"dropout", "gradient_checkpointing"}
@@ -44,19 +46,20 @@ def filled(config: Config) -> dict[str, Any]:
     """The sections of a configuration that has `finetune`, with what the base decides.
 
     Raises:
-        ConfigError: it says itself what the base decides.
+        ConfigError: it says otherwise than the base what the base decides.
         CheckpointError: the base is not there.
     """
     base = open_base(config)
-    if given := sorted(config.model.model_fields_set - OWN):
-        raise ConfigError(f"model.{given[0]}: the model is that of finetune.base; remove it ({' and '.join(sorted(OWN))} may be given)")
-    if config.tokenizer.model_fields_set:
+    shape, tokenizer = read_model(base.folder, base.meta), str(base.meta["tokenizer"]["name"])
+    for key in sorted(config.model.model_fields_set - OWN):
+        if getattr(config.model, key) != getattr(shape, key):
+            raise ConfigError(f"model.{key}: the model is that of finetune.base; remove it ({' and '.join(sorted(OWN))} may be given)")
+    if config.tokenizer.model_fields_set and config.tokenizer.name != tokenizer:
         raise ConfigError("tokenizer.name: the tokenizer is that of finetune.base; remove it")
-    shape = read_model(base.folder, base.meta)
     own = {key: getattr(config.model, key) for key in OWN & config.model.model_fields_set}
     sections = config.model_dump()
     sections["model"] = {**shape.model_dump(), **own}
-    sections["tokenizer"] = {"name": str(base.meta["tokenizer"]["name"])}
+    sections["tokenizer"] = {"name": tokenizer}
     source = sections["data"]["source"]
     for single in [source, *(part["source"] for part in source.get("parts", []))]:
         if single.get("template") == "base":
@@ -73,6 +76,8 @@ def template_of(config: Config) -> str | None:
 def tokenizer_of(config: Config) -> Tokenizer:
     """The configured tokenizer, or the base's."""
     if config.finetune is None:
+        from lm.tokenizer import load_tokenizer
+
         return load_tokenizer(config.tokenizer.name)
     base = open_base(config)
     return read_tokenizer(base.folder, base.meta)

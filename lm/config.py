@@ -63,8 +63,7 @@ class Loaded:
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
     """Read a YAML file, apply `--section.key value` or `--section.key=value` arguments, and check the whole.
 
-    Where it has `finetune`, the base checkpoint fills in the model's shape and the tokenizer's name. Paths in the configuration are
-    relative to the current directory, not to the file.
+    With `finetune` the base checkpoint fills in model and tokenizer. Paths are relative to the current directory, not to the file.
 
     Raises:
         ConfigError: with a line for each problem.

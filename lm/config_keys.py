@@ -88,8 +88,8 @@ def help_text() -> str:
     width = max(len(key.name) for key in shown)
     for name in keys()[""].children:
         lines += ["", f"{name}: {keys()[name].description}"]
-        for key in (key for key in shown if key.name.startswith(f"{name}.")):
-            kind = "null, or the same keys as data.source, but no mixture" if key.default == "null" and key.children else key.type
+        for key in (key for key in shown if f"{key.name}.".startswith(f"{name}.")):
+            kind = "null, or the same keys as data.source, but no mixture" if "format" in key.children else key.type
             known = f"; only {', '.join(key.formats)}" if key.formats and key.short != "format" and not key.of_every_format else ""
             default = "required" if key.default == "required" else f"default {key.default}"
             text = f"{key.description} [{kind}; {default}{known}]".lstrip()

@@ -25,7 +25,7 @@ from lm import config_keys
 from lm.config import Loaded, load
 from lm.config_keys import help_text
 from lm.config_text import describe, to_yaml
-from lm.errors import ConfigError
+from lm.errors import CheckpointError, ConfigError
 from lm.schema import Config, ModelConfig
 from lm.yaml_reader import flow, plain, read_file, read_text, shown
 from tools import config_docs
@@ -303,7 +303,7 @@ REFUSED = [
     ("tokenizer: [byte]", "tokenizer: not a section, got [byte], write a section: its keys, indented, on the lines below"),
     ("tokeniser: {name: byte}", "tokeniser: unknown key, got {name: byte}, did you mean tokenizer?"),
     ("optimizer.lr: 3", '"optimizer.lr": unknown key, got 3, write lr below optimizer: (dots are for the command line)'),
-    ("xyz: 3", "xyz: unknown key, got 3, write model, tokenizer, data, optimizer, trainer, checkpoint or logging"),
+    ("xyz: 3", "xyz: unknown key, got 3, write model, tokenizer, data, optimizer, trainer, checkpoint, logging or finetune"),
     ("optimizer: {betas: [0.9]}", "optimizer.betas: too few values, got [0.9], write a list of 2, each a number >= 0 and < 1"),
     ("optimizer: {betas: [0.9, 1, 1]}", "optimizer.betas: too many values, got [0.9, 1, 1], write a list of 2, each a number >= 0 and < 1"),
     ("optimizer: {betas: [0.9, 1]}", "optimizer.betas[1]: too large, got 1, write a list of 2, each a number >= 0 and < 1"),
@@ -322,8 +322,8 @@ def test_a_value_that_is_refused_is_one_line(write, text: str, expected: str) ->
     assert line == f"c.yaml:7: {expected}" or expected.endswith(",")
 
 
-SINGLE = "txt, jsonl, csv, parquet, sms, instruction, bin or hub"
-ANY = "txt, jsonl, csv, parquet, sms, instruction, bin, hub or mixture"
+SINGLE = "txt, jsonl, csv, parquet, sms, instruction, bin, hub or chat"
+ANY = "txt, jsonl, csv, parquet, sms, instruction, bin, hub, chat or mixture"
 NO_DELIMITER = "2: data.source.delimiter: a quote or a line end has another meaning in CSV; write another character"
 SOURCES = [
     ("source: a.txt", '2: data.source: not a section, got "a.txt", write a section: its keys, indented, on the lines below'),
@@ -646,13 +646,13 @@ WRONG_FLAGS = [
     (["--optimizer={lr: 1}", "--optimizer.lr=2"], ["--optimizer.lr: given twice, got --optimizer before, remove one of the two"]),
     (["--optimizer.lr=2", "--optimizer={}"], ["--optimizer: given twice, got --optimizer.lr before, remove one of the two"]),
     (["--foo.bar", "3"],
-     ["--foo.bar: unknown key, got {bar: 3}, write model, tokenizer, data, optimizer, trainer, checkpoint or logging"]),
+     ["--foo.bar: unknown key, got {bar: 3}, write model, tokenizer, data, optimizer, trainer, checkpoint, logging or finetune"]),
     (["--optimiser.lr", "3"], ["--optimiser.lr: unknown key, got {lr: 3}, did you mean optimizer?"]),
     (["--optimizer.lrr", "3"], ["--optimizer.lrr: unknown key, got 3, did you mean optimizer.lr?"]),
     (["--trainer.lr=3e-5"], ["--trainer.lr: unknown key, got 3.0e-5, did you mean optimizer.lr?"]),
     (["--lr", "3"], ["--lr: unknown flag, did you mean optimizer.lr?; see --help"]),
     (["--verbose", "--optimizer.lr", "1e-3"],
-     ["--verbose: unknown flag, write model, tokenizer, data, optimizer, trainer, checkpoint or logging; see --help"]),
+     ["--verbose: unknown flag, write model, tokenizer, data, optimizer, trainer, checkpoint, logging or finetune; see --help"]),
     (["--optimizer.", "3"], ['--optimizer."": unknown key, got 3, write name, lr,']),
     (["--optimizer.a\nb"], [r'--optimizer."a\nb": no value, write --optimizer."a\nb" VALUE (=VALUE where it begins with --)']),
     (["--optimizer.lr.x", "3"], ["--optimizer.lr.x: optimizer.lr is not a section, got 0.001, write --optimizer.lr VALUE"]),
@@ -673,7 +673,7 @@ WRONG_FLAGS = [
     (["--data.validation.format", "txt"], ["--data.validation.files: missing, write text or a list of text"]),
     (["--data.validation", "{format: txt}"], ["--data.validation.files: missing, write text or a list of text"]),
     (["--data.source.dataset", "a"],
-     ['--data.source.dataset: unknown key, got "a", with format txt write format, files, unit or filter (dataset is for hub)']),
+     ['--data.source.dataset: unknown key, got "a", with format txt write format, files, unit or filter (dataset is for hub or chat)']),
     (["--data.source.filter.min_length", "x"], ['--data.source.filter.min_length: not a whole number, got "x", write a whole number >= 0']),
     (["--data.source.filter.min_len", "3"],
      ["--data.source.filter.min_len: unknown key, got 3, did you mean data.source.filter.min_length?"]),
@@ -1128,6 +1128,8 @@ def test_anything_is_a_configuration_or_a_list_of_complaints(
         for line in str(error).split("\n"):
             assert re.fullmatch(rf"({re.escape(str(one_file))}:\d+|command line): \S.*", line), line
             assert line.isprintable() and not JARGON.search(line), line
+    except CheckpointError as error:  # a base that is not there
+        assert "no such checkpoint" in str(error)
     else:
         one_file.write_text(describe(loaded.config, loaded.origins))
         assert load(one_file).config == loaded.config

@@ -104,6 +104,11 @@ def test_the_checkpoint_says_where_it_comes_from(tmp_path, base):
     assert meta["model"] == read_meta(base)["model"]
 
 
+def test_its_own_resolved_configuration_is_one(tmp_path, base):
+    config = tune(config_file(tmp_path, base))
+    assert load(tmp_path / "tuned" / "config.yaml").config == config
+
+
 def test_auto_without_a_checkpoint_starts_from_the_base(tmp_path, base):
     path = config_file(tmp_path, base)
     tune(path, resume="auto")
@@ -159,7 +164,7 @@ def test_preferences_are_learnt(tmp_path, base):
 
 WRONG = [
     ({"model": {"n_layers": 3}}, ConfigError, "model.n_layers: the model is that of finetune.base; remove it"),
-    ({"tokenizer": {"name": "byte"}}, ConfigError, "tokenizer.name: the tokenizer is that of finetune.base; remove it"),
+    ({"tokenizer": {"name": "gpt2"}}, ConfigError, "tokenizer.name: the tokenizer is that of finetune.base; remove it"),
     ({"data": {"sequence_length": 4096}}, ConfigError, "data.sequence_length: 4096 is longer than model.context_length 160"),
     ({"data": {"document_mask": False}}, ConfigError, "document_mask false would let a conversation see those beside it"),
     ({"data": {"split": "tail"}}, ConfigError, "split tail would cut a conversation in two"),
