@@ -7,8 +7,9 @@ import pytest
 import torch
 import yaml
 
+from data import PackedDataModule
 from lm import training_command
-from lm.base import open_base
+from lm.base import open_base, tokenizer_of
 from lm.checkpoint import read_meta
 from lm.config import load
 from lm.errors import CheckpointError, ConfigError, DataError
@@ -128,9 +129,6 @@ def test_another_base_is_refused_on_resume(tmp_path, base):
 
 
 def test_replay_mixes_in_the_text_of_the_base(tmp_path, base):
-    from data import PackedDataModule
-    from lm.base import tokenizer_of
-
     config = load(config_file(tmp_path, base, finetune={"replay": 0.25})).config
     data = PackedDataModule(config, tokenizer_of(config), lambda line: None)
     parts = data.plan.rows(np.arange(400))[:, 0]
@@ -210,3 +208,74 @@ def test_finetune_py_needs_the_section(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["finetune.py", "--config", str(runs.config_file(tmp_path))])
     with pytest.raises(ConfigError, match="finetune: missing"):
         finetune.main()
+
+
+def test_two_processes_learn_what_one_does(tmp_path, base):
+    """Answers of very different lengths: each process has another number of labels, and every label weighs the same."""
+    chats(tmp_path, [(f"say {n}", "word " * (1 + n % 9)) for n in range(30)])
+    path = config_file(tmp_path, base, trainer={"max_steps": 3, "validate_every": 3})
+    tune(path)
+    two = ["--trainer.devices", "2", "--checkpoint.directory", str(tmp_path / "two")]
+    runs.launched(2, "finetune", "--config", str(path), *two)
+    one, both = weights_of(tmp_path / "tuned" / "final.ckpt"), weights_of(tmp_path / "two" / "final.ckpt")
+    for name, weight in one.items():
+        torch.testing.assert_close(both[name], weight, atol=2e-5, rtol=1e-4)
+
+
+def test_config_finetune_yaml_as_it_is_shipped(tmp_path, base):
+    """Its data as they are, from the hub; smaller in the budget and on a smaller base."""
+    import os
+    import subprocess
+    import sys
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tests.hub import Hub
+
+    rows = [{"instruction": f"Say {n}.", "input": "twice" if n % 2 else "", "output": f"{n} {n}", "text": "unused"} for n in range(300)]
+    data = tmp_path / "root" / "datasets" / "tatsu-lab" / "alpaca" / "data"
+    data.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), data / "train-00000-of-00001.parquet")
+    small = ["--finetune.base", str(base), "--trainer.max_steps", "4", "--optimizer.warmup_steps", "1", "--trainer.device", "cpu"]
+    small += ["--data.source.template", "instruction-output", "--data.cache_dir", str(tmp_path / "cache")]
+    small += ["--checkpoint.directory", str(tmp_path / "run"), "--finetune.report_prompts", "4", "--finetune.report_tokens", "8"]
+    with Hub(tmp_path / "root") as hub:
+        environment = os.environ | hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "finetune.py", "--config", "config_finetune.yaml", *small]
+        done = subprocess.run(command, cwd=runs.ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "conversations" in done.stdout
+    assert (tmp_path / "run" / "final.ckpt").resolve().name == "step-00000004.ckpt"
+
+
+BAD_ROWS = [
+    ({"instruction": "a"}, "unknown layout"),
+    ({"instruction": "a", "output": ""}, "empty answer"),
+    ({"prompt": " ", "completion": "b"}, "empty prompt"),
+    ({"prompt": 7, "completion": "b"}, "text is not a string"),
+    ({"messages": []}, "wrong order of roles"),
+    ({"messages": [{"role": "tool", "content": "a"}]}, "wrong role"),
+    ({"messages": [{"role": "assistant", "content": "a"}]}, "wrong order of roles"),
+    ({"messages": "hello"}, "wrong role"),
+    ({"prompt": "a", "chosen": "b", "rejected": "c"}, "unknown layout"),
+    ([1, 2], "not a JSON object"),
+]
+
+
+@pytest.mark.parametrize(("row", "kind"), BAD_ROWS)
+def test_a_bad_row_stops_the_run_with_its_place_or_is_counted(tmp_path, base, row, kind):
+    good = [json.dumps({"prompt": prompt, "completion": answer}) for prompt, answer in CHATS]
+    (tmp_path / "chats.jsonl").write_text("\n".join([*good[:5], json.dumps(row), *good[5:]]) + "\n")
+    said = []
+
+    def data(*overrides):
+        config = load(config_file(tmp_path, base), list(overrides)).config
+        return PackedDataModule(config, tokenizer_of(config), said.append)
+
+    with pytest.raises(DataError) as caught:
+        len(data().rows["train"])
+    assert f"chats.jsonl:6: {kind}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(data("--data.on_bad_row", "skip").rows["train"])
+    assert any(f"left out: 1 x {kind}" in line for line in said)
