@@ -22,6 +22,7 @@ HARMLESS = (
     "data.source.files",  # wherever they lie: the text itself is compared, by its hash (machine_changes)
     "data.source.parts[].source.files",
     "data.validation.files",
+    "finetune.base",  # wherever it lies: it is compared by its hash (lm/origin.py)
     "model.gradient_checkpointing",
     *(f"trainer.{key}" for key in ("max_epochs", "max_minutes", "validate_every", "early_stopping", "on_nonfinite", "nonfinite_limit")),
 )

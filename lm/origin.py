@@ -5,11 +5,12 @@ Decided before anything heavy is imported, so that a run which must not start is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lm.base import open_base
 from lm.changes import changes
 from lm.checkpoint import newest_whole, open_checkpoint, pointed, read_manifest, read_meta, step_name, verify
 from lm.errors import CheckpointError, ConfigError, printable
@@ -71,7 +72,7 @@ def find_origin(config: Config, folder: Path, resume: str | None, init_from: str
         say: shows a line to the user.
 
     Raises:
-        CheckpointError: a checkpoint is missing or damaged.
+        CheckpointError: a checkpoint is missing or damaged, or the base is another than the run's.
         ConfigError: the configuration is not the one of the run that should go on, or the parent lies where the new run is to write.
     """
     if resume is not None and (found := find_checkpoint(folder, resume, say)) is not None:
@@ -79,6 +80,7 @@ def find_origin(config: Config, folder: Path, resume: str | None, init_from: str
         check_session(found, meta)
         for line in changes(config, meta["config"], found):
             say(printable(line))
+        _check_base(config, meta, found)
         return Origin(resume=found, meta=meta)
     if resume is not None:
         say(f"{folder} holds no checkpoint to resume: starting from step 0")
@@ -105,13 +107,15 @@ def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None]) -> Pa
     """The checkpoint to continue from: for `auto` the newest whole one (None: nothing to resume), else the one that is named.
 
     Raises:
-        CheckpointError: `auto` found checkpoints, all of them damaged; or the named one is missing or damaged.
+        CheckpointError: `auto` found checkpoints, all of them damaged; or the named one is missing or damaged, or was merged.
         ConfigError: the named one lies in another folder than this run's.
     """
     if resume == "auto":
         found, problems = newest_whole(folder)
         for problem in problems:
             say(f"passed over: {problem}")
+        if found is not None:
+            _check_resumable(found)
         if found is None and problems:
             count = f"its {len(problems)} checkpoints are" if len(problems) > 1 else "its one checkpoint is"
             raise CheckpointError(f"{folder}: {count} damaged; train again without --resume (what is there is kept, in a folder beside it)")
@@ -123,6 +127,7 @@ def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None]) -> Pa
             f"write --checkpoint.directory {found.parent} to continue it, or --init-from {resume} to start a new run from its weights"
         )
     verify(found)
+    _check_resumable(found)
     return folder / found.name
 
 
@@ -137,6 +142,25 @@ def is_finished(config: Config, folder: Path, step: int) -> bool:
         return False
     patience = config.trainer.early_stopping
     return step == config.max_steps or (patience is not None and validations_without_progress(evaluations) >= patience)
+
+
+def _check_resumable(checkpoint: Path) -> None:
+    if not {"train_state.pt", "train_state.json"} & read_manifest(checkpoint)["files"].keys():
+        raise CheckpointError(
+            f"{checkpoint} was merged (python -m tools.merge_lora) and holds weights alone: no run can go on from it; "
+            "start a new one from it, with finetune.base or --init-from"
+        )
+
+
+def _check_base(config: Config, meta: Mapping[str, Any], checkpoint: Path) -> None:
+    """A run that fine-tunes goes on with its own base only, wherever that lies now. Raises CheckpointError."""
+    parent = meta.get("parent")
+    began = parent.get("manifest_sha256") if isinstance(parent, dict) else None
+    if config.finetune is not None and (base := open_base(config)).sha256 != began:
+        raise CheckpointError(
+            f"finetune.base: {base.folder} has the manifest {base.sha256[:12]}, and {checkpoint} was made from that with "
+            f"{str(began)[:12]}; write where that one is, or start a new run in another checkpoint.directory"
+        )
 
 
 def _parent_checkpoint(init_from: str, folder: Path) -> Path:

@@ -9,19 +9,40 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from lm.disk import read_text
 from lm.errors import CheckpointError
 from lm.schema import Config, ModelConfig
+from lm.schema.finetune import LoraConfig
 
 if TYPE_CHECKING:
     from lm.tokenizer import Tokenizer
 
 COMMIT = re.compile("[0-9a-f]{40,64}")  # it names a folder
 MOST_TOKENIZER = 2**29  # bytes; the largest vocabularies in use need some 40 million
+
+PathText = Annotated[str, Field(pattern=r"^[^\0]+$")]  # what the operating system takes for one
+
+
+class Adapters(NamedTuple):
+    """What a checkpoint holds instead of a model's weights: adapters, and the base that they belong to.
+
+    Attributes:
+        method: qlora keeps the base's weights in 4 bits.
+        lora: how the adapters were made.
+        path: where the base was.
+        from_run: the same, seen from the run's folder.
+        sha256: of the base's manifest.
+    """
+
+    method: Literal["lora", "qlora"]
+    lora: LoraConfig
+    path: PathText
+    from_run: PathText
+    sha256: str
 
 
 def read_model(path: Path, meta: Mapping[str, Any]) -> ModelConfig:
@@ -41,6 +62,21 @@ def read_config(path: Path, stored: Mapping[str, Any]) -> Config:
         return Config.model_validate(stored)
     except ValidationError as error:
         raise CheckpointError(f"{path / 'meta.json'}: {_first_problem('config', error)}") from error
+
+
+def read_adapters(path: Path, meta: Mapping[str, Any]) -> Adapters | None:
+    """The `adapters` of a checkpoint's meta.json; None of a checkpoint with all of a model's weights. Raises CheckpointError."""
+    if meta.get("adapters") is None:
+        return None
+    try:
+        stored, base = meta["adapters"], meta["adapters"]["base"]
+        return TypeAdapter(Adapters).validate_python(
+            (stored["method"], stored["lora"], base["path"], base["from_run"], base["manifest_sha256"])
+        )
+    except ValidationError as error:
+        raise CheckpointError(f"{path / 'meta.json'}: {_first_problem('adapters', error)}") from error
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / 'meta.json'}: adapters: a value is missing or wrong: {error}") from error
 
 
 def check_session(path: Path, meta: Mapping[str, Any]) -> None:
