@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm.base import open_base
 from lm.changes import changes
 from lm.checkpoint import newest_whole, open_checkpoint, pointed, read_manifest, read_meta, step_name, verify
 from lm.errors import CheckpointError, ConfigError, printable
@@ -154,6 +153,8 @@ def _check_resumable(checkpoint: Path) -> None:
 
 def _check_base(config: Config, meta: Mapping[str, Any], checkpoint: Path) -> None:
     """A run that fine-tunes goes on with its own base only, wherever that lies now. Raises CheckpointError."""
+    from lm.base import open_base  # brings numpy
+
     parent = meta.get("parent")
     began = parent.get("manifest_sha256") if isinstance(parent, dict) else None
     if config.finetune is not None and (base := open_base(config)).sha256 != began:
