@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -14,24 +13,23 @@ from lm.checkpoint import open_checkpoint, read_manifest, read_meta, verify
 from lm.errors import CheckpointError
 from lm.lora import add_adapters, merge
 from lm.schema import Config
-from lm.stored import Adapters, read_adapters
+from lm.stored import Adapters, AdaptersBase, read_adapters
 from lm.train_state import load_into
 from lm.weights import trained
 
 
-def describe(config: Config, decoder: nn.Module) -> dict[str, Any] | None:
+def describe(config: Config, decoder: nn.Module) -> Adapters | None:
     """What the meta.json of a run that trains adapters says of them; None of any other run. Raises CheckpointError: the base is gone."""
     if config.finetune is None or config.finetune.method == "full":
         return None
     base = open_base(config)
-    run = Path(config.checkpoint.directory).resolve()
-    return {
-        "method": config.finetune.method,
-        "lora": config.finetune.lora.model_dump(mode="json"),
-        "n_parameters": sum(parameter.numel() for parameter in trained(decoder).values()),
-        # Found again where both were moved together, too.
-        "base": {"path": str(base.folder), "from_run": os.path.relpath(base.folder, run), "manifest_sha256": base.sha256},
-    }
+    from_run = os.path.relpath(base.folder, Path(config.checkpoint.directory).resolve())  # found again where both were moved together
+    return Adapters(
+        method=config.finetune.method,
+        lora=config.finetune.lora,
+        n_parameters=sum(parameter.numel() for parameter in trained(decoder).values()),
+        base=AdaptersBase(path=str(base.folder), from_run=from_run, manifest_sha256=base.sha256),
+    )
 
 
 def load_whole(decoder: nn.Module, folder: Path, base: Path | None = None) -> None:
@@ -65,8 +63,9 @@ def find_base(folder: Path, adapters: Adapters, named: Path | None = None) -> Pa
     Raises:
         CheckpointError: there is none, or it is another one.
     """
+    wanted = adapters.base.manifest_sha256
     name_it = f"`python -m tools.merge_lora --ckpt {folder} --base CKPT --out DIR`"
-    places = [named] if named is not None else [Path(adapters.path), folder.parent / adapters.from_run]
+    places = [named] if named is not None else [Path(adapters.base.path), folder.parent / adapters.base.from_run]
     places = [Path(os.path.normpath(place)) for place in places]
     there = []
     for place in places:
@@ -76,10 +75,10 @@ def find_base(folder: Path, adapters: Adapters, named: Path | None = None) -> Pa
         looked = " and ".join(dict.fromkeys(map(str, places)))
         raise CheckpointError(f"{folder} holds adapters alone, and their base is not at {looked}; say where it is: {name_it}")
     found = {read_manifest(place)["sha256"]: place for place in reversed(there)}
-    if adapters.sha256 not in found:
+    if wanted not in found:
         sha256, place = list(found.items())[-1]
         raise CheckpointError(
-            f"{folder} holds adapters of the base with the manifest {adapters.sha256[:12]}, and {place} has {sha256[:12]}; "
+            f"{folder} holds adapters of the base with the manifest {wanted[:12]}, and {place} has {sha256[:12]}; "
             f"bring that base back, or say where it is: {name_it}"
         )
-    return found[adapters.sha256]
+    return found[wanted]

@@ -22,7 +22,7 @@ HARMLESS = (
     "data.source.files",  # wherever they lie: the text itself is compared, by its hash (machine_changes)
     "data.source.parts[].source.files",
     "data.validation.files",
-    "finetune.base",  # wherever it lies: it is compared by its hash (lm/origin.py)
+    "finetune.base",  # wherever it lies: finetune.py compares it, by its hash
     "model.gradient_checkpointing",
     *(f"trainer.{key}" for key in ("max_epochs", "max_minutes", "validate_every", "early_stopping", "on_nonfinite", "nonfinite_limit")),
 )

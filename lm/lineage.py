@@ -51,4 +51,4 @@ def lasting_meta(
         "device": device,
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
-    } | ({"adapters": adapters} if adapters is not None else {})
+    } | ({"adapters": adapters.model_dump(mode="json")} if adapters is not None else {})

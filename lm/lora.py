@@ -64,15 +64,17 @@ def merge(module: nn.Module) -> None:
 
 
 @contextmanager
-def adapters_off(module: nn.Module) -> Iterator[None]:
-    """Within the block the module computes as if it had none: the model that the adapters started from."""
+def adapters_off(module: nn.Module) -> Iterator[nn.Module]:
+    """Within the block the module is the one that the adapters started from, without dropout: what DPO compares with."""
     layers = [layer for _, layer in _adapted(module)]
-    before = [layer.enabled for layer in layers]
+    before, training = [layer.enabled for layer in layers], module.training
+    module.eval()
     for layer in layers:
         layer.enabled = False
     try:
-        yield
+        yield module
     finally:
+        module.train(training)
         for layer, enabled in zip(layers, before, strict=True):
             layer.enabled = enabled
 

@@ -5,7 +5,7 @@ Decided before anything heavy is imported, so that a run which must not start is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def find_origin(config: Config, folder: Path, resume: str | None, init_from: str
         say: shows a line to the user.
 
     Raises:
-        CheckpointError: a checkpoint is missing or damaged, or the base is another than the run's.
+        CheckpointError: a checkpoint is missing or damaged.
         ConfigError: the configuration is not the one of the run that should go on, or the parent lies where the new run is to write.
     """
     if resume is not None and (found := find_checkpoint(folder, resume, say)) is not None:
@@ -79,7 +79,6 @@ def find_origin(config: Config, folder: Path, resume: str | None, init_from: str
         check_session(found, meta)
         for line in changes(config, meta["config"], found):
             say(printable(line))
-        _check_base(config, meta, found)
         return Origin(resume=found, meta=meta)
     if resume is not None:
         say(f"{folder} holds no checkpoint to resume: starting from step 0")
@@ -148,19 +147,6 @@ def _check_resumable(checkpoint: Path) -> None:
         raise CheckpointError(
             f"{checkpoint} was merged (python -m tools.merge_lora) and holds weights alone: no run can go on from it; "
             "start a new one from it, with finetune.base or --init-from"
-        )
-
-
-def _check_base(config: Config, meta: Mapping[str, Any], checkpoint: Path) -> None:
-    """A run that fine-tunes goes on with its own base only, wherever that lies now. Raises CheckpointError."""
-    from lm.base import open_base  # brings numpy
-
-    parent = meta.get("parent")
-    began = parent.get("manifest_sha256") if isinstance(parent, dict) else None
-    if config.finetune is not None and (base := open_base(config)).sha256 != began:
-        raise CheckpointError(
-            f"finetune.base: {base.folder} has the manifest {base.sha256[:12]}, and {checkpoint} was made from that with "
-            f"{str(began)[:12]}; write where that one is, or start a new run in another checkpoint.directory"
         )
 
 

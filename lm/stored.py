@@ -9,14 +9,15 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
 from lm.disk import read_text
 from lm.errors import CheckpointError
 from lm.schema import Config, ModelConfig
 from lm.schema.finetune import LoraConfig
+from lm.schema.section import Section
 
 if TYPE_CHECKING:
     from lm.tokenizer import Tokenizer
@@ -24,25 +25,24 @@ if TYPE_CHECKING:
 COMMIT = re.compile("[0-9a-f]{40,64}")  # it names a folder
 MOST_TOKENIZER = 2**29  # bytes; the largest vocabularies in use need some 40 million
 
-PathText = Annotated[str, Field(pattern=r"^[^\0]+$")]  # what the operating system takes for one
+PathText = Annotated[str, Field(pattern=r"^[^\x00]+$")]  # what the operating system takes for one
 
 
-class Adapters(NamedTuple):
-    """What a checkpoint holds instead of a model's weights: adapters, and the base that they belong to.
+class AdaptersBase(Section):
+    """The checkpoint beside whose weights adapters were trained."""
 
-    Attributes:
-        method: qlora keeps the base's weights in 4 bits.
-        lora: how the adapters were made.
-        path: where the base was.
-        from_run: the same, seen from the run's folder.
-        sha256: of the base's manifest.
-    """
+    path: PathText
+    from_run: PathText  # the same, seen from the run's folder
+    manifest_sha256: str
+
+
+class Adapters(Section):
+    """What a checkpoint holds instead of a model's weights, as its meta.json has it."""
 
     method: Literal["lora", "qlora"]
     lora: LoraConfig
-    path: PathText
-    from_run: PathText
-    sha256: str
+    n_parameters: int
+    base: AdaptersBase
 
 
 def read_model(path: Path, meta: Mapping[str, Any]) -> ModelConfig:
@@ -69,14 +69,9 @@ def read_adapters(path: Path, meta: Mapping[str, Any]) -> Adapters | None:
     if meta.get("adapters") is None:
         return None
     try:
-        stored, base = meta["adapters"], meta["adapters"]["base"]
-        return TypeAdapter(Adapters).validate_python(
-            (stored["method"], stored["lora"], base["path"], base["from_run"], base["manifest_sha256"])
-        )
+        return Adapters.model_validate(meta["adapters"])
     except ValidationError as error:
         raise CheckpointError(f"{path / 'meta.json'}: {_first_problem('adapters', error)}") from error
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / 'meta.json'}: adapters: a value is missing or wrong: {error}") from error
 
 
 def check_session(path: Path, meta: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from lm.incidents import Incidents
 from lm.lora import add_adapters
 from lm.loss import IGNORE_INDEX
+from lm.objectives import NextToken
 from lm.schema import Config
 from lm.schema.finetune import LoraConfig
 from lm.schema.model import ModelConfig
@@ -79,7 +80,7 @@ def main(micro_batch: int, out: Path, world_size: int, *options: str) -> None:
         decoder = Decoder(ModelConfig(**config.model.model_dump()))
         return adapted(decoder, "qlora" in options) if {"lora", "qlora"} & {*options} else decoder
 
-    module = Recorder(config, make_decoder, "fp32", incidents)
+    module = Recorder(config, make_decoder, "fp32", incidents, NextToken())
     strategy = ModelParallelStrategy(world_size, 1) if fsdp else "ddp" if world_size > 1 else "auto"
     trainer = lightning.Trainer(
         accelerator="cpu", devices=world_size, strategy=strategy, max_epochs=1, use_distributed_sampler=False,

@@ -190,11 +190,14 @@ def test_merged_equals_unmerged(shape: str, four_bits: bool, figure: Callable[[s
 def test_switched_off_it_is_the_base_and_then_itself_again() -> None:
     model, base = adapted(), decoder()
     own = logits(model)
-    with adapters_off(model):
+    model.train()
+    with adapters_off(model) as reference:
+        assert reference is model and not any(layer.training for layer in model.modules())
         assert torch.equal(logits(model), logits(base))
         with adapters_off(model):
             pass
         assert torch.equal(logits(model), logits(base))
+    assert model.training and all(layer.training for layer in model.modules())
     assert torch.equal(logits(model), own)
     with pytest.raises(KeyboardInterrupt), adapters_off(model):
         raise KeyboardInterrupt
