@@ -184,7 +184,9 @@ class Session:
         if self.origin.init_from is not None:
             replace(run.path / PARENT, f"{self.origin.init_from}\n")
         self.progress.say("\n".join(forecast.lines(run.path)))
-        flops = config.tokens_per_step * flops_per_token(decoder.n_matmul_parameters(), shape.n_layers, config.row_length, shape.d_model)
+        matrices, adapters = decoder.n_matmul_parameters(), meta["adapters"]["n_parameters"] if "adapters" in meta else 0
+        frozen = matrices if adapters else 0
+        flops = config.tokens_per_step * flops_per_token(matrices + adapters, shape.n_layers, config.row_length, shape.d_model, frozen)
         work = StepWork(tokens=config.tokens_per_step, epochs=self.data.epochs_per_step, flops=flops)
         peak = matmul_peak(self.device, self.precision) * (config.trainer.processes if self.device == "cuda" else 1)  # CPUs are shared
         origin, tensorboard = self.origin, config.logging.tensorboard
