@@ -54,22 +54,29 @@ def build_session(loaded: Loaded, origin: Origin, run: RunFolder | None, signals
 
 def start(config: Config, base: Base) -> Decoder:
     """The base's decoder, with whatever is to be trained beside its weights."""
-    from lm.train_state import load_into
+    from lm.adapters import load_whole
+    from lm.lora import add_adapters
     from model import Decoder
 
+    assert config.finetune is not None
     decoder = Decoder(config.model, initialise=False)
-    load_into(decoder, base.folder, averaged=True)
+    load_whole(decoder, base.folder)
+    if config.finetune.method != "full":
+        add_adapters(decoder, config.finetune.lora, four_bits=config.finetune.method == "qlora")
     return decoder
 
 
 def make_objective(config: Config, make_decoder: Callable[[], Decoder]) -> Objective:
     """What the configuration wants to be learnt."""
+    from lm.lora import adapters_off
     from lm.objectives import NextToken, Preference, kept
 
     assert config.finetune is not None
     if config.finetune.objective == "sft":
         return NextToken()
-    return Preference(config.finetune.dpo_beta, kept(make_decoder()))
+    # A frozen base is its own reference.
+    reference = kept(make_decoder()) if config.finetune.method == "full" else adapters_off
+    return Preference(config.finetune.dpo_beta, reference)
 
 
 def report(config: Config) -> None:

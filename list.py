@@ -33,6 +33,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {  # key -> heading, how 
     "tokens": ("tokens", human),
     "val_loss": ("val loss", "{:.4f}".format),
     "parameters": ("parameters", human),
+    "adapters": ("in adapters", human),
     "size": ("size", lambda size: human(size, BYTES)),
     "date": ("date (UTC)", lambda date: date[:16].replace("T", " ")),
     "links": ("links", lambda links: ", ".join(links) or "-"),
@@ -79,6 +80,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
                 "tokens": count(meta["tokens"]),
                 "val_loss": losses.get((step, manifest["sha256"])),
                 "parameters": count(meta["n_parameters"]),
+                "adapters": count(meta["adapters"]["n_parameters"]) if "adapters" in meta else None,
                 "size": count(sum(file["bytes"] for file in manifest["files"].values())),
                 "date": str(meta["saved_at"]),
                 "parent": meta["parent"] and str(meta["parent"]["path"]),
@@ -114,9 +116,11 @@ def read_losses(file: Path) -> dict[tuple[int, str], float | None]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Aligned columns: numbers to the right, words to the left."""
+    """Aligned columns: numbers to the right, words to the left. That of the adapters only where there are any."""
     columns = []
     for key, (heading, show) in COLUMNS.items():
+        if key == "adapters" and all(row[key] is None for row in rows):
+            continue
         unknown = "damaged" if key == "date" else "-"  # every checkpoint has a date, unless its meta.json is damaged
         cells = [heading, *(unknown if row[key] is None else errors.printable(show(row[key])) for row in rows)]
         width = max(map(len, cells))

@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from lm.adapters import load_whole
 from lm.checkpoint import open_checkpoint, read_meta
 from lm.loss import token_losses
 from lm.schema.model import ModelConfig
-from lm.stored import read_model, read_tokenizer
+from lm.stored import read_adapters, read_model, read_tokenizer
 from lm.weights import read_weights
 
 if TYPE_CHECKING:
@@ -35,17 +36,23 @@ if TYPE_CHECKING:
 def load(path: str | Path, device: str = "cpu") -> tuple[Decoder, Tokenizer, dict[str, Any]]:
     """Open a checkpoint for use: `decoder, tokenizer, meta = load("checkpoints/best.ckpt")`.
 
-    The decoder is in evaluation mode and holds the averaged (EMA) weights where the run kept them. Reads JSON and safetensors only, so
-    a hostile file cannot run code.
+    The decoder is in evaluation mode and holds the averaged (EMA) weights where the run kept them; adapters are merged into the weights
+    of their base. Reads JSON and safetensors only, so a hostile file cannot run code.
 
     Raises:
-        CheckpointError: the path is missing, is not a checkpoint, or its weights do not fit its own configuration.
+        CheckpointError: the path is missing, is not a checkpoint, or its weights do not fit its own configuration; or the base of its
+            adapters is missing or another.
     """
     folder = open_checkpoint(path)
     meta = read_meta(folder)
     tokenizer = read_tokenizer(folder, meta)
+    shape = read_model(folder, meta)
+    if read_adapters(folder, meta) is not None:
+        decoder = Decoder(shape, initialise=False)
+        load_whole(decoder, folder)
+        return decoder.to(device).eval(), tokenizer, meta
     with torch.device("meta"):
-        decoder = Decoder(read_model(folder, meta), initialise=False)
+        decoder = Decoder(shape, initialise=False)
     # strict=False only because a tied head has a second name in state_dict(); read_weights has held every name against the model.
     decoder.load_state_dict(read_weights(folder, dict(decoder.named_parameters())), strict=False, assign=True)
     decoder.tie_weights()
@@ -156,12 +163,17 @@ class Decoder(nn.Module):
                 nn.init.ones_(parameter)
 
     def n_parameters(self) -> int:
-        """Number of weights; a tied head counts once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        """Number of weights; a tied head counts once, and adapters beside them do not."""
+        return sum(parameter.numel() for parameter in self._as_configured().parameters())
 
     def n_matmul_parameters(self) -> int:
         """Weights that take part in a matrix product for every token: all linear layers, the head included even where it is tied."""
-        return sum(module.weight.numel() for module in self.modules() if isinstance(module, nn.Linear))
+        return sum(module.weight.numel() for module in self._as_configured().modules() if isinstance(module, nn.Linear))
+
+    def _as_configured(self) -> Decoder:
+        """One without memory, to count in: whatever this one's layers were replaced by, and in however many bits they are kept."""
+        with torch.device("meta"):
+            return Decoder(self.config, initialise=False)
 
     def _positions(self, input_ids: Tensor, document_ids: Tensor | None, start: int) -> Tensor:
         index = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)  # (T,)

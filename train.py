@@ -36,6 +36,7 @@ def main() -> None:
 def build_session(loaded: Loaded, origin: Origin, run: RunFolder | None, signals: StopSignals, say: Callable[[str], None]) -> Session:
     """Everything heavy: torch and Lightning take seconds to import, and nothing before needs them."""
     from data import PackedDataModule
+    from lm.adapters import load_whole
     from lm.session import Session
     from model import Decoder
 
@@ -45,7 +46,14 @@ def build_session(loaded: Loaded, origin: Origin, run: RunFolder | None, signals
     tokenizer = choose_tokenizer(config.tokenizer.name, origin)
     shape = config.with_vocabulary(tokenizer.vocab_size).model
     data = PackedDataModule(config, tokenizer, say, origin.revisions)
-    return Session(config, tokenizer, data, lambda: Decoder(shape), origin, run, signals)
+
+    def make_decoder() -> Decoder:
+        decoder = Decoder(shape)
+        if origin.init_from is not None:
+            load_whole(decoder, origin.init_from)
+        return decoder
+
+    return Session(config, tokenizer, data, make_decoder, origin, run, signals)
 
 
 def choose_tokenizer(name: str, origin: Origin) -> Tokenizer:

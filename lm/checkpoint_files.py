@@ -4,6 +4,7 @@ ordinary    model.safetensors  train_state.pt                       [ema.safeten
 sharded     model-00001-of-00002.safetensors   model-00002-of-00002.safetensors
             optimizer-00001-of-00002.safetensors  ...               [ema-00001-of-00002.safetensors  ...]
             train_state.json                                                                         tokenizer.json  meta.json
+merged      model.safetensors                                                                        tokenizer.json  meta.json
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ORDINARY = ("model.safetensors", "train_state.pt", "tokenizer.json", "meta.json")
+MERGED = ("model.safetensors", "tokenizer.json", "meta.json")  # nothing can be resumed from it, but it can be begun from
 SHARDED = ("train_state.json", "tokenizer.json", "meta.json")
 SHARD_NAME = re.compile(r"([a-z]+)-([0-9]{5})-of-([0-9]{5})\.safetensors")
 
@@ -40,6 +42,6 @@ def required(names: Iterable[str]) -> set[str]:
     names = list(names)
     count = shard_count(names)
     if count == 0:
-        return set(ORDINARY)
+        return set(MERGED if set(names) == set(MERGED) else ORDINARY)
     kinds = {"model", "optimizer"} | {match[1] for match in map(SHARD_NAME.fullmatch, names) if match}
     return {*SHARDED, *(name for kind in kinds for name in shard_names(kind, count))}

@@ -177,8 +177,10 @@ def smaller_micro_batch(rows: int, processes: int, rank: int, problem: str) -> i
     )
 
 
-def flops_per_token(n_matmul_parameters: int, n_layers: int, context: int, d_model: int) -> int:
+def flops_per_token(n_matmul_parameters: int, n_layers: int, context: int, d_model: int, n_frozen: int = 0) -> int:
     """FLOP of one token's forward and backward pass: 6 N + 12 L T d (PaLM, appendix B; Chowdhery et al. 2022, arXiv:2204.02311).
+
+    Of the 6, 2 are the forward pass, 2 the gradient of what a matrix reads, and 2 its own, which a frozen one does without.
 
     Attention counts in full although half of it is masked, as PaLM and nanoGPT have it, so that utilisations compare.
 
@@ -187,5 +189,6 @@ def flops_per_token(n_matmul_parameters: int, n_layers: int, context: int, d_mod
         n_layers: L.
         context: T, tokens in a row.
         d_model: d, heads times head width.
+        n_frozen: how many of N are not trained.
     """
-    return 6 * n_matmul_parameters + 12 * n_layers * context * d_model
+    return 6 * n_matmul_parameters - 2 * n_frozen + 12 * n_layers * context * d_model

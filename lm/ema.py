@@ -8,9 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lm.weights import trained
+
 
 class WeightAverage:
-    """Keeps `average = decay * average + (1 - decay) * weights` of a model's parameters.
+    """Keeps `average = decay * average + (1 - decay) * weights` of a model's trained parameters.
 
     It starts as a copy of the weights, so there is no moment at which it is empty or biased to zero.
 
@@ -20,12 +22,12 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        self.weights = {name: parameter.detach().clone() for name, parameter in trained(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take in the weights after an optimiser step."""
-        torch._foreach_lerp_(list(self.weights.values()), [p.detach() for p in model.parameters()], 1 - self.decay)
+        torch._foreach_lerp_(list(self.weights.values()), [p.detach() for p in trained(model).values()], 1 - self.decay)
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Continue from saved averages."""
@@ -44,7 +46,7 @@ class WeightAverage:
     @torch.no_grad()
     def _swap(self, model: nn.Module) -> None:
         # Exchanging the storages would be free, but compiled code and DDP's buckets hold on to the old ones.
-        for name, parameter in model.named_parameters():
+        for name, parameter in trained(model).items():
             kept = parameter.detach().clone()
             parameter.copy_(self.weights[name])
             self.weights[name].copy_(kept)

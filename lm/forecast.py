@@ -18,6 +18,7 @@ from lm.device import Device, Precision, memory
 from lm.disk import in_bytes
 from lm.errors import CheckpointError, ConfigError
 from lm.schema import Config
+from lm.weights import trained
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class Footprint:
     @property
     def checkpoint(self) -> int:
         """Of one checkpoint on the disk; names and JSON are not worth counting."""
-        return self.weights + self.optimizer + self.averages
+        return self.gradients + self.optimizer + self.averages  # only trained weights are saved; they are as large as their gradients
 
 
 def footprint(decoder: nn.Module, averaged: bool) -> Footprint:
-    """Of a decoder that AdamW trains, with or without averaged weights."""
+    """Of a decoder that AdamW trains, with or without averaged weights; frozen ones need room for themselves alone."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in decoder.parameters())
-    trained = sum(parameter.numel() * parameter.element_size() for parameter in decoder.parameters() if parameter.requires_grad)
-    return Footprint(weights, gradients=trained, optimizer=2 * trained, averages=weights if averaged else 0)
+    learnt = sum(parameter.numel() * parameter.element_size() for parameter in trained(decoder).values())
+    return Footprint(weights, gradients=learnt, optimizer=2 * learnt, averages=learnt if averaged else 0)
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Forecast:
     """
 
     config: Config
-    decoder: nn.Module
+    decoder: Any
     device: Device
     precision: Precision
     epochs_per_step: float
@@ -156,7 +157,9 @@ class Forecast:
     def lines(self, folder: Path) -> list[str]:
         """What can be said without trying: model, run, memory, disk."""
         config, trainer, footprint = self.config, self.config.trainer, self.footprint
-        n_parameters = sum(parameter.numel() for parameter in self.decoder.parameters())
+        n_parameters = self.decoder.n_parameters()
+        n_trained = sum(parameter.numel() for parameter in trained(self.decoder).values())
+        beside = f" ({n_trained:,} trained)" if n_trained != n_parameters else ""
         tokens = config.max_steps * config.tokens_per_step
         times = f"{trainer.accumulation} x " if trainer.accumulation > 1 else ""
         places = f" on each of {trainer.processes} devices" if trainer.processes > 1 else ""
@@ -169,7 +172,7 @@ class Forecast:
         parts += [f"optimiser {in_bytes(footprint.optimizer)}"]
         parts += [f"averages {in_bytes(footprint.averages)}"] if footprint.averages else []
         return [
-            f"model: {n_parameters:,} parameters, {self.precision} on {self.device}; {', '.join(parts)}",
+            f"model: {n_parameters:,} parameters{beside}, {self.precision} on {self.device}; {', '.join(parts)}",
             f"run: {config.max_steps:,} steps of {trainer.batch_size} rows of {config.row_length} tokens{split}: {tokens:,} tokens, "
             f"{passes}{tokens / n_parameters:.1f} tokens a parameter",
             f"disk: {in_bytes(footprint.checkpoint)} a checkpoint, up to {in_bytes(saved * footprint.checkpoint)} in all; "

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from lm.adapters import describe
 from lm.checkpoint import FORMAT
 from lm.device import Device, Precision
 from lm.schema import Config
@@ -27,7 +28,8 @@ class Text(Protocol):
 def lasting_meta(
     config: Config, decoder: Any, tokenizer: Tokenizer, text: Text, parent: dict[str, Any] | None, device: Device, precision: Precision
 ) -> dict[str, Any]:
-    """The part of meta.json that stays the same through a session."""
+    """The part of meta.json that stays the same through a session. A run of adapters has `adapters` too (lm/adapters.py)."""
+    adapters = describe(config, decoder)
     return {
         "format": FORMAT,
         "n_parameters": decoder.n_parameters(),
@@ -49,4 +51,4 @@ def lasting_meta(
         "device": device,
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
-    }
+    } | ({"adapters": adapters.model_dump(mode="json")} if adapters is not None else {})

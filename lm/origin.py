@@ -105,13 +105,15 @@ def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None]) -> Pa
     """The checkpoint to continue from: for `auto` the newest whole one (None: nothing to resume), else the one that is named.
 
     Raises:
-        CheckpointError: `auto` found checkpoints, all of them damaged; or the named one is missing or damaged.
+        CheckpointError: `auto` found checkpoints, all of them damaged; or the named one is missing or damaged, or was merged.
         ConfigError: the named one lies in another folder than this run's.
     """
     if resume == "auto":
         found, problems = newest_whole(folder)
         for problem in problems:
             say(f"passed over: {problem}")
+        if found is not None:
+            _check_resumable(found)
         if found is None and problems:
             count = f"its {len(problems)} checkpoints are" if len(problems) > 1 else "its one checkpoint is"
             raise CheckpointError(f"{folder}: {count} damaged; train again without --resume (what is there is kept, in a folder beside it)")
@@ -123,6 +125,7 @@ def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None]) -> Pa
             f"write --checkpoint.directory {found.parent} to continue it, or --init-from {resume} to start a new run from its weights"
         )
     verify(found)
+    _check_resumable(found)
     return folder / found.name
 
 
@@ -137,6 +140,14 @@ def is_finished(config: Config, folder: Path, step: int) -> bool:
         return False
     patience = config.trainer.early_stopping
     return step == config.max_steps or (patience is not None and validations_without_progress(evaluations) >= patience)
+
+
+def _check_resumable(checkpoint: Path) -> None:
+    if not {"train_state.pt", "train_state.json"} & read_manifest(checkpoint)["files"].keys():
+        raise CheckpointError(
+            f"{checkpoint} was merged (python -m tools.merge_lora) and holds weights alone: no run can go on from it; "
+            "start a new one from it, with finetune.base or --init-from"
+        )
 
 
 def _parent_checkpoint(init_from: str, folder: Path) -> Path:

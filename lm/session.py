@@ -74,7 +74,7 @@ class Session:
         config: the configuration, as it was given.
         tokenizer: travels in every checkpoint.
         data: a LightningDataModule that fulfils `Data`.
-        make_decoder: builds the decoder on the CPU from torch's global random state.
+        make_decoder: builds the decoder on the CPU, with the weights that it starts from; what is random comes from torch's global state.
         origin: where the weights come from.
         run: the locked folder; None on all processes but the first.
         signals: what asks this process to stop.
@@ -138,9 +138,7 @@ class Session:
     def _language_model(self) -> LanguageModel:
         folder, trainer, say = self.run.path if self.run is not None else None, self.config.trainer, self.progress.say
         incidents = Incidents(folder, self.tokenizer.decode, trainer.on_nonfinite, trainer.nonfinite_limit, say)
-        return LanguageModel(
-            self.config, self.make_decoder, self.precision, incidents, self.objective, self.origin.resume, self.origin.init_from
-        )
+        return LanguageModel(self.config, self.make_decoder, self.precision, incidents, self.objective, self.origin.resume)
 
     def _prepare_torch(self) -> None:
         trainer = self.config.trainer
@@ -186,7 +184,9 @@ class Session:
         if self.origin.init_from is not None:
             replace(run.path / PARENT, f"{self.origin.init_from}\n")
         self.progress.say("\n".join(forecast.lines(run.path)))
-        flops = config.tokens_per_step * flops_per_token(decoder.n_matmul_parameters(), shape.n_layers, config.row_length, shape.d_model)
+        matrices, adapters = decoder.n_matmul_parameters(), meta["adapters"]["n_parameters"] if "adapters" in meta else 0
+        frozen = matrices if adapters else 0
+        flops = config.tokens_per_step * flops_per_token(matrices + adapters, shape.n_layers, config.row_length, shape.d_model, frozen)
         work = StepWork(tokens=config.tokens_per_step, epochs=self.data.epochs_per_step, flops=flops)
         peak = matmul_peak(self.device, self.precision) * (config.trainer.processes if self.device == "cuda" else 1)  # CPUs are shared
         origin, tensorboard = self.origin, config.logging.tensorboard
@@ -194,7 +194,7 @@ class Session:
         logbook = Logbook(run.path, origin.step, origin.seconds, work, peak, self.device, self.progress, tensorboard, validated)
         return Record(run, logbook, meta, self.tokenizer.definition, forecast.footprint.checkpoint)
 
-    def _forecast(self, decoder: nn.Module) -> Forecast:
+    def _forecast(self, decoder: Any) -> Forecast:
         return Forecast(self.config, decoder, self.device, self.precision, self.data.epochs_per_step, self.origin.step)
 
     def _score(self, decoder: nn.Module, enough: Callable[[], bool]) -> Evaluation:

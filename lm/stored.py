@@ -9,19 +9,40 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from lm.disk import read_text
 from lm.errors import CheckpointError
 from lm.schema import Config, ModelConfig
+from lm.schema.finetune import LoraConfig
+from lm.schema.section import Section
 
 if TYPE_CHECKING:
     from lm.tokenizer import Tokenizer
 
 COMMIT = re.compile("[0-9a-f]{40,64}")  # it names a folder
 MOST_TOKENIZER = 2**29  # bytes; the largest vocabularies in use need some 40 million
+
+PathText = Annotated[str, Field(pattern=r"^[^\x00]+$")]  # what the operating system takes for one
+
+
+class AdaptersBase(Section):
+    """The checkpoint beside whose weights adapters were trained."""
+
+    path: PathText
+    from_run: PathText  # the same, seen from the run's folder
+    manifest_sha256: str
+
+
+class Adapters(Section):
+    """What a checkpoint holds instead of a model's weights, as its meta.json has it."""
+
+    method: Literal["lora", "qlora"]
+    lora: LoraConfig
+    n_parameters: int
+    base: AdaptersBase
 
 
 def read_model(path: Path, meta: Mapping[str, Any]) -> ModelConfig:
@@ -41,6 +62,16 @@ def read_config(path: Path, stored: Mapping[str, Any]) -> Config:
         return Config.model_validate(stored)
     except ValidationError as error:
         raise CheckpointError(f"{path / 'meta.json'}: {_first_problem('config', error)}") from error
+
+
+def read_adapters(path: Path, meta: Mapping[str, Any]) -> Adapters | None:
+    """The `adapters` of a checkpoint's meta.json; None of a checkpoint with all of a model's weights. Raises CheckpointError."""
+    if meta.get("adapters") is None:
+        return None
+    try:
+        return Adapters.model_validate(meta["adapters"])
+    except ValidationError as error:
+        raise CheckpointError(f"{path / 'meta.json'}: {_first_problem('adapters', error)}") from error
 
 
 def check_session(path: Path, meta: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from lm.ema import WeightAverage
 from lm.errors import CheckpointError
 from lm.optim import make_optimizer
 from lm.schema.optimizer import OptimizerConfig
-from lm.weights import write_state, write_weights
+from lm.weights import trained, write_state, write_weights
 
 KEYS = {"step", "recent_losses", "optimizer"}
 OF_EACH_WEIGHT = {"step", "exp_avg", "exp_avg_sq"}
@@ -41,7 +41,7 @@ def tensor_writers(
     if sharding.is_sharded(decoder):
         return {"train_state.json": lambda path: sharding.write_train_state(path, state, optimizer)}
     files: dict[str, Callable[[Path], None]] = {
-        "model.safetensors": lambda path: write_weights(path, dict(decoder.named_parameters())),
+        "model.safetensors": lambda path: write_weights(path, trained(decoder)),
         "train_state.pt": lambda path: write_state(path, state | {"optimizer": optimizer.state_dict()}),
     }
     if average is not None:
@@ -51,15 +51,19 @@ def tensor_writers(
 
 def begin_shards(path: Path, decoder: nn.Module, optimizer: Optimizer, average: WeightAverage | None) -> Begun:
     """Each process's part of the checkpoint `path` of a decoder that is shared out. Raises CheckpointError on all processes."""
-    kinds: dict[str, dict[str, Tensor]] = {"model": dict(decoder.named_parameters()), "optimizer": sharding.optimizer_tensors(optimizer)}
+    kinds: dict[str, dict[str, Tensor]] = {"model": dict(trained(decoder)), "optimizer": sharding.optimizer_tensors(optimizer)}
     return sharding.write_shards(path, kinds | ({"ema": average.weights} if average is not None else {}))
 
 
 def load_into(decoder: nn.Module, folder: Path, averaged: bool) -> None:
-    """Give a decoder the weights of a checkpoint, ordinary or sharded: the averaged ones if wanted and there. Raises CheckpointError."""
-    weights = sharding.read_any_weights(folder, dict(decoder.named_parameters()), averaged)
+    """Give a decoder the weights of a checkpoint, ordinary or sharded: the averaged ones if wanted and there. Raises CheckpointError.
+
+    Of a decoder with frozen weights those that are trained, which are all that its checkpoints hold.
+    """
+    expected = trained(decoder)
+    weights = sharding.read_any_weights(folder, expected, averaged)
     with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
+        for name, parameter in expected.items():
             parameter.copy_(weights[name])
 
 
@@ -82,7 +86,7 @@ def read_saved(folder: Path, decoder: nn.Module, config: OptimizerConfig, precis
     """Read it before anything of the run is touched: what is refused changes nothing. The decoder is whole. Raises CheckpointError."""
     state = read_train_state(folder, read_meta(folder)["step"], make_optimizer(decoder, config, precision))
     wanted = config.ema_decay and ((folder / "ema.safetensors").exists() or sharding.has_shards(folder, "ema"))
-    return Saved(state, sharding.read_any_weights(folder, dict(decoder.named_parameters()), averaged=True) if wanted else None)
+    return Saved(state, sharding.read_any_weights(folder, trained(decoder), averaged=True) if wanted else None)
 
 
 def read_train_state(folder: Path, step: int, optimizer: Optimizer) -> dict[str, Any]:

@@ -56,7 +56,6 @@ class LanguageModel(lightning.LightningModule):
         incidents: Incidents,
         objective: Objective,
         resume: Path | None = None,
-        init_from: Path | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -72,16 +71,13 @@ class LanguageModel(lightning.LightningModule):
         self._rows_at_once = config.trainer.micro_batch
         self._make_decoder = make_decoder
         self._resume = resume
-        self._init_from = init_from
         self._saved: Saved | None = None  # between reading and restoring
 
     def configure_model(self) -> None:
-        """Build the decoder, the same on every process of any number: on the CPU, from the seed alone. Share it out with fsdp."""
+        """Build the decoder, the same on every process of any number: on the CPU, from the seed and files alone. Share it out with fsdp."""
         if not hasattr(self, "decoder"):
             seed_all(fold(self.config.trainer.seed))
             self.decoder = self._make_decoder()
-            if self._init_from is not None:
-                load_into(self.decoder, self._init_from, averaged=True)
             if self._resume is not None:
                 load_into(self.decoder, self._resume, averaged=False)
                 self._saved = read_saved(self._resume, self.decoder, self.config.optimizer, self.precision)

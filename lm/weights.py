@@ -11,15 +11,20 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lm.checkpoint import read_manifest, verify
 from lm.checkpoint_files import shard_count
 from lm.errors import CheckpointError
 
 
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name: all but frozen ones, and a tied one once. They alone are saved and averaged."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write named tensors. `dict(model.named_parameters())` is what belongs here: it has a tied head once.
+    """Write named tensors. `trained(model)` is what belongs here.
 
     Raises:
         OSError: the disk refused.

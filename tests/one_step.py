@@ -1,6 +1,6 @@
 """One optimiser step over eight rows with very uneven masks; the first process writes its gradients. Run alone or under torchrun:
 
-python -m tests.one_step FOLDER CASE...          a case is MICRO_BATCH or MICRO_BATCH-fsdp; writes FOLDER/CASE.pt
+python -m tests.one_step FOLDER CASE...          a case is MICRO_BATCH, with -fsdp, -lora or -qlora behind it; writes FOLDER/CASE.pt
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader, Dataset
 
 from lm.incidents import Incidents
+from lm.lora import add_adapters
 from lm.loss import IGNORE_INDEX
+from lm.objectives import NextToken
 from lm.schema import Config
+from lm.schema.finetune import LoraConfig
 from lm.schema.model import ModelConfig
 from lm.sharding import whole
 from lm.training import LanguageModel
+from lm.weights import trained
 from model import Decoder
 
 ROWS, LENGTH, VOCABULARY = 8, 12, 50
@@ -48,10 +52,20 @@ class Recorder(LanguageModel):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
-        self.gradients = {name: whole(parameter.grad).clone() for name, parameter in self.decoder.named_parameters()}
+        self.gradients = {name: whole(parameter.grad).clone() for name, parameter in trained(self.decoder).items()}
 
 
-def main(micro_batch: int, out: Path, world_size: int, fsdp: bool = False) -> None:
+def adapted(decoder: Decoder, four_bits: bool) -> Decoder:
+    """With adapters whose B is not zero, so that A learns too."""
+    add_adapters(decoder, LoraConfig(rank=3, targets=["layers.*"]), four_bits)
+    for name, parameter in trained(decoder).items():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(parameter, std=0.2)
+    return decoder
+
+
+def main(micro_batch: int, out: Path, world_size: int, *options: str) -> None:
+    fsdp = "fsdp" in options
     config = Config.model_validate(
         {
             "data": {"source": {"format": "txt", "files": "unused"}},
@@ -61,7 +75,12 @@ def main(micro_batch: int, out: Path, world_size: int, fsdp: bool = False) -> No
         }
     )
     incidents = Incidents(None, str, "stop", 10, print)
-    module = Recorder(config, lambda: Decoder(ModelConfig(**config.model.model_dump())), "fp32", incidents)
+
+    def make_decoder() -> Decoder:
+        decoder = Decoder(ModelConfig(**config.model.model_dump()))
+        return adapted(decoder, "qlora" in options) if {"lora", "qlora"} & {*options} else decoder
+
+    module = Recorder(config, make_decoder, "fp32", incidents, NextToken())
     strategy = ModelParallelStrategy(world_size, 1) if fsdp else "ddp" if world_size > 1 else "auto"
     trainer = lightning.Trainer(
         accelerator="cpu", devices=world_size, strategy=strategy, max_epochs=1, use_distributed_sampler=False,
@@ -80,5 +99,5 @@ if __name__ == "__main__":
 
     folder, *cases = sys.argv[1:]
     for case in cases:
-        micro_batch, _, strategy = case.partition("-")
-        main(int(micro_batch), Path(folder, f"{case}.pt"), int(os.environ.get("WORLD_SIZE", "1")), strategy == "fsdp")
+        micro_batch, *options = case.split("-")
+        main(int(micro_batch), Path(folder, f"{case}.pt"), int(os.environ.get("WORLD_SIZE", "1")), *options)

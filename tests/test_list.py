@@ -80,6 +80,7 @@ def test_json_is_a_list_of_objects_with_raw_numbers(run: Path) -> None:
         "tokens": 384_000,
         "val_loss": 2.25,
         "parameters": 834_944,
+        "adapters": None,
         "size": sum(file.stat().st_size for file in (run / "step-00000500.ckpt").iterdir() if file.name != "manifest.json"),
         "date": "2026-11-21T03:50:12+00:00",
         "parent": "runs/base/step-00009000.ckpt",
@@ -101,6 +102,20 @@ def test_table(run: Path) -> None:
         "1000   2.50  768.0k    1.7500      834.9k  34.5 MB  2026-11-21 03:50  best         -",
         "1500   3.75    1.2M    1.8750      834.9k   1.2 kB  2026-11-21 03:50  last, final  -",
     ]
+
+
+def test_of_adapters_the_weights_in_them_are_shown(run: Path) -> None:
+    save(run, 2000, adapters={"n_parameters": 12_288})
+    heading, *lines = list_py(run).stdout.splitlines()
+    assert heading.split("  ")[4:8] == ["parameters", "in adapters", "", " size"]
+    assert [line.split()[4:6] for line in (lines[0], lines[3])] == [["834.9k", "-"], ["834.9k", "12.3k"]]
+    assert [row["adapters"] for row in listed(run, "--sort", "adapters")] == [12_288, None, None, None]
+
+
+@pytest.mark.parametrize("adapters", [None, [], {}, {"n_parameters": -1}])
+def test_damaged_adapters_are_said(tmp_path: Path, adapters: Any) -> None:
+    save(tmp_path, 1, adapters=adapters)
+    assert "damaged: " in list_py(tmp_path).stderr
 
 
 def test_the_default_folder_is_checkpoints(run: Path) -> None:
@@ -137,7 +152,7 @@ def test_sorting(run: Path) -> None:
 def test_an_unknown_sort_key_is_answered_with_the_keys(run: Path) -> None:
     done = list_py(run, "--sort", "loss")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "--sort: there is no key 'loss'; write one of step, epoch, tokens, val_loss, parameters, size, date\n"
+    assert done.stderr == "--sort: there is no key 'loss'; write one of step, epoch, tokens, val_loss, parameters, adapters, size, date\n"
 
 
 def test_options_are_not_abbreviated(run: Path) -> None:
