@@ -186,7 +186,7 @@ class Decoder(nn.Module):
         key = torch.arange(start + length, device=input_ids.device)
         causal = query[:, None] >= key[None, :]  # (T, S)
         if padding is not None:
-            # Padding sees itself: a query that sees nothing has no softmax, and its NaN would reach the others through the values.
+            # Padding sees itself: where nothing is to be seen some kernels answer NaN, which would reach all others through the values.
             seen = (key >= padding[:, None])[:, None] | (key == query[:, None])  # (B, T, S)
             return (causal & seen)[:, None]
         if document_ids is None:

@@ -173,6 +173,12 @@ def test_a_left_padded_row_is_the_row_alone(changes: dict[str, object], steps: l
             torch.testing.assert_close(out[row, 0], model(x[row : row + 1, row:end])[0, -1], atol=2e-6, rtol=1e-5)
 
 
+def test_even_padding_sees_something() -> None:
+    """Nothing to see is NaN in some kernels, and a NaN among the values reaches every query, however little it counts."""
+    mask = decoder()._mask(ids(), None, 0, torch.tensor([0, 23]))
+    assert mask is not None and mask.any(dim=-1).all()
+
+
 def test_rows_without_padding_have_no_mask() -> None:
     """The fused causal kernel reads a prompt; a mask would keep it from that."""
     model, x = decoder(), ids()
