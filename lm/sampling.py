@@ -126,18 +126,16 @@ def generate(
     generator: torch.Generator,
     vocab_size: int | None = None,
 ) -> Generator[list[int | None]]:
-    """Continue prompts, one token at a time; each as if it were alone.
+    """Continue prompts, one token at a time, each as if it were alone.
 
     They are read once into a cache of keys and values, then each new token costs one position. When a row's context is full the model
     forgets its oldest half: the newest `context_length // 2` tokens are read again, into the emptied cache, and the text goes on; so it is
     with a prompt longer than the context. No EOS is put before what is left: rows of training, too, begin in the middle of documents.
 
     Args:
-        decoder, prompts: a `model.Decoder`, and a row for each list of at least one id; `lm.prompt.open_prompt` makes them. Several samples
-            of a prompt are several rows, drawn independently.
+        decoder, prompts: a `model.Decoder`; a row for each list of at least one id (`lm.prompt.open_prompt`), also for equal ones.
         options: how each token is chosen. The repetition penalty counts the prompt and what was forgotten, but never a stop id.
-        max_new_tokens: the most tokens to draw for a row.
-        stop_ids: a row ends with the first of these that it draws.
+        max_new_tokens, stop_ids: a row ends after so many tokens, or with the first of these ids that it draws.
         generator: on the decoder's device. The same state, decoder, prompts and options give the same ids.
         vocab_size: ids from this on are never drawn.
 
@@ -156,8 +154,7 @@ def generate(
     for row, prompt in zip(seen, prompts, strict=True):
         row[[token for token in prompt if token not in stop_ids]] = True
     cache = decoder.new_cache(len(texts), min(context, max(map(len, texts)) + max_new_tokens))
-    ended = [False] * len(texts)
-    training = decoder.training
+    ended, training = [False] * len(texts), decoder.training
     decoder.eval()
     try:
         for drawn in range(max_new_tokens):
