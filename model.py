@@ -107,9 +107,9 @@ class Decoder(nn.Module):
             With labels: the cross-entropy of each token in nats, (B, T) float32, 0 where the label is ignored.
             Else the logits, (B, T, V); with a cache only the last position's, (B, 1, V), since nothing else is sampled from.
         """
-        start = cache.length if cache is not None else 0
-        positions = self._positions(input_ids, document_ids, start)  # (T,) or (B, T)
-        mask = self._mask(input_ids, document_ids, start)  # None means plainly causal
+        start, padding = (cache.length, cache.padding) if cache is not None else (0, None)
+        positions = self._positions(input_ids, document_ids, start, padding)  # (T,) or (B, T)
+        mask = self._mask(input_ids, document_ids, start, padding)  # None means plainly causal
         x = self.embed_tokens(input_ids)  # (B, T, D)
         if self.embed_positions is not None:
             x = x + self.embed_positions(positions)
@@ -175,25 +175,32 @@ class Decoder(nn.Module):
         with torch.device("meta"):
             return Decoder(self.config, initialise=False)
 
-    def _positions(self, input_ids: Tensor, document_ids: Tensor | None, start: int) -> Tensor:
+    def _positions(self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None) -> Tensor:
         index = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)  # (T,)
+        if padding is not None:
+            return (index - padding[:, None]).clamp(min=0)  # (B, T); the padding's own do not matter, but a table has none below 0
         if document_ids is None:
             return index
         changes = document_ids != F.pad(document_ids, (1, 0), value=-1)[:, :-1]  # (B, T) true where a document begins
         begin = torch.where(changes, index, 0).cummax(dim=1).values
         return index - begin  # (B, T)
 
-    def _mask(self, input_ids: Tensor, document_ids: Tensor | None, start: int) -> Tensor | None:
+    def _mask(self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None) -> Tensor | None:
         """Who may look at whom, (T, S) or (B, 1, T, S); true allows. None where SDPA's own causal mask is right.
 
         `is_causal=True` aligns the triangle with the top left corner: with earlier keys in the cache (T < S) that would hide the recent
         past and, in a second chunk of a prompt, show the future. So those cases compare absolute positions.
         """
         length = input_ids.shape[1]
-        if document_ids is None and start == 0:
+        if document_ids is None and start == 0 and padding is None:
             return None
         query = torch.arange(start, start + length, device=input_ids.device)
-        causal = query[:, None] >= torch.arange(start + length, device=input_ids.device)[None, :]  # (T, S)
+        key = torch.arange(start + length, device=input_ids.device)
+        causal = query[:, None] >= key[None, :]  # (T, S)
+        if padding is not None:
+            # Padding sees itself: where nothing is to be seen some kernels answer NaN, which would reach all others through the values.
+            seen = (key >= padding[:, None])[:, None] | (key == query[:, None])  # (B, T, S)
+            return (causal & seen)[:, None]
         if document_ids is None:
             return causal
         assert start == 0, "documents are packed in training rows, which have no cache"
@@ -291,12 +298,16 @@ class KVCache:
 
     `keys` and `values` are (layers, B, K, capacity, E); the first `length` positions are filled. `Decoder.forward` moves `length` once
     per call, after all layers have written.
+
+    `padding`, (B,) or None, is how many positions at the start of each row hold no text, so that rows of different lengths end together:
+    whoever fills the cache sets it. Nothing looks at them, and positions are counted from behind them.
     """
 
     def __init__(self, keys: Tensor, values: Tensor):
         self.keys = keys
         self.values = values
         self.length = 0
+        self.padding: Tensor | None = None
 
     @property
     def capacity(self) -> int:

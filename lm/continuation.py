@@ -31,7 +31,7 @@ def write(
     samples = [Sample(tokenizer, prompt_ids, stops) for _ in range(num_samples)]
     yield samples
     stop_ids, vocab_size = {tokenizer.eos_id}, tokenizer.vocab_size
-    with closing(generate(decoder, prompt_ids, options, max_new_tokens, stop_ids, generator, num_samples, vocab_size)) as steps:
+    with closing(generate(decoder, [prompt_ids] * num_samples, options, max_new_tokens, stop_ids, generator, vocab_size)) as steps:
         for tokens in steps:
             for sample, token in zip(samples, tokens, strict=True):
                 if sample.finish is None and token is not None:

@@ -119,61 +119,73 @@ def keep_min_p(logits: Tensor, share: float) -> Tensor:
 
 def generate(
     decoder: Any,
-    prompt_ids: Sequence[int],
+    prompts: Sequence[Sequence[int]],
     options: Sampling,
     max_new_tokens: int,
     stop_ids: Collection[int],
     generator: torch.Generator,
-    num_samples: int = 1,
     vocab_size: int | None = None,
 ) -> Generator[list[int | None]]:
-    """Continue a prompt, one token at a time.
+    """Continue prompts, one token at a time, each as if it were alone.
 
-    It is read once into a cache of keys and values, then each new token costs one position. When the context is full the model
-    forgets the oldest half: the newest `context_length // 2` tokens are read again, into the emptied cache, and the text goes on; so it is
+    They are read once into a cache of keys and values, then each new token costs one position. When a row's context is full the model
+    forgets its oldest half: the newest `context_length // 2` tokens are read again, into the emptied cache, and the text goes on; so it is
     with a prompt longer than the context. No EOS is put before what is left: rows of training, too, begin in the middle of documents.
 
     Args:
-        decoder, prompt_ids: a `model.Decoder`, and at least one id; `lm.prompt.open_prompt` makes them.
+        decoder, prompts: a `model.Decoder`; a row for each list of at least one id (`lm.prompt.open_prompt`), also for equal ones.
         options: how each token is chosen. The repetition penalty counts the prompt and what was forgotten, but never a stop id.
-        max_new_tokens: the most tokens to draw for a row.
-        stop_ids: a row ends with the first of these that it draws.
-        generator: on the decoder's device. The same state, decoder, prompt, options and number of samples give the same ids.
-        num_samples, vocab_size: rows that continue the same prompt, drawn independently; ids from `vocab_size` on are never drawn.
+        max_new_tokens, stop_ids: a row ends after so many tokens, or with the first of these ids that it draws.
+        generator: on the decoder's device. The same state, decoder, prompts and options give the same ids.
+        vocab_size: ids from this on are never drawn.
 
     Yields:
         One id for each row, the stop id included; None for rows that have ended. Ends when all rows have.
 
     Raises:
-        NonFiniteError: the decoder's answer to the prompt is NaN or infinite.
+        NonFiniteError: the decoder's answer to a prompt is NaN or infinite.
     """
     import torch
 
     decoder = getattr(decoder, "_orig_mod", decoder)  # compiled, each length of the cache would be a new graph
     context = decoder.config.context_length
-    unread = text = torch.tensor(prompt_ids, device=generator.device).expand(num_samples, -1)  # (B, n)
-    seen = torch.zeros(num_samples, vocab_size or decoder.config.vocab_size, dtype=torch.bool, device=generator.device)
-    seen[:, [token for token in prompt_ids if token not in stop_ids]] = True
-    cache = decoder.new_cache(num_samples, min(context, len(prompt_ids) + max_new_tokens))
-    ended = [False] * num_samples
-    training = decoder.training
+    texts = [list(prompt) for prompt in prompts]
+    seen = torch.zeros(len(texts), vocab_size or decoder.config.vocab_size, dtype=torch.bool, device=generator.device)
+    for row, prompt in zip(seen, prompts, strict=True):
+        row[[token for token in prompt if token not in stop_ids]] = True
+    cache = decoder.new_cache(len(texts), min(context, max(map(len, texts)) + max_new_tokens))
+    ended, training = [False] * len(texts), decoder.training
     decoder.eval()
     try:
         for drawn in range(max_new_tokens):
-            if cache.length + unread.shape[1] > context:
+            if drawn == 0 or cache.length == context:
+                texts = [text if len(text) <= context else text[-(context // 2) :] for text in texts]
+                unread, cache.padding = left_padded(texts, generator.device)
                 cache.length = 0
-                unread = text = text[:, -(context // 2) :]
             with torch.no_grad():  # not around the loop: it would hold for the caller too, between two tokens
                 logits = decoder.forward(unread, cache=cache)[:, -1, :vocab_size].float()  # .forward is never compiled code
             if drawn == 0 and not logits.isfinite().all():
                 raise NonFiniteError("the model's scores are not finite: its weights are damaged or diverged; try an earlier checkpoint")
             unread = sample_next(logits, options, seen, generator)[:, None]
             seen.scatter_(1, unread, True)
-            text = torch.cat((text, unread), dim=1)
             tokens = unread[:, 0].tolist()  # the one wait for the device
+            for text, token in zip(texts, tokens, strict=True):
+                text.append(token)
             yield [None if end else token for token, end in zip(tokens, ended, strict=True)]
             ended = [end or token in stop_ids for token, end in zip(tokens, ended, strict=True)]
             if all(ended):
                 return
     finally:
         decoder.train(training)
+
+
+def left_padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Rows of ids that end together, (B, longest), and the number of places before each that hold no text, (B,): what a `model.KVCache` is
+    to be told. None where all are equally long, which spares the model the masks.
+    """
+    import torch
+
+    longest = max(map(len, texts))
+    ids = torch.tensor([[0] * (longest - len(text)) + list(text) for text in texts], device=device)
+    padding = torch.tensor([longest - len(text) for text in texts], device=device)
+    return ids, padding if min(map(len, texts)) < longest else None

@@ -156,6 +156,36 @@ def test_cached_decoding_equals_the_full_forward(changes: dict[str, object], chu
     assert cache.length == 24
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"n_kv_heads": 1, "qk_norm": True}, {"norm": "layernorm", "positions": "learned", "mlp": "gelu", "bias": True}]
+)
+@pytest.mark.parametrize("steps", [[24], [20, 1, 1, 1, 1], [3, 21], [1] * 24])
+def test_a_left_padded_row_is_the_row_alone(changes: dict[str, object], steps: list[int]) -> None:
+    """Rows of 24 positions with 0 to 23 of padding, whatever ids stand there; also where a piece of the prompt is padding alone."""
+    model, x = decoder(**changes).eval(), ids(rows=24)
+    cache, end = model.new_cache(24, 24), 0
+    cache.padding = torch.arange(24)
+    for step in steps:
+        end += step
+        out = model(x[:, end - step : end], cache=cache)
+        assert out.isfinite().all()
+        for row in range(end):  # the others have no text yet
+            torch.testing.assert_close(out[row, 0], model(x[row : row + 1, row:end])[0, -1], atol=2e-6, rtol=1e-5)
+
+
+def test_even_padding_sees_something() -> None:
+    """Nothing to see is NaN in some kernels, and a NaN among the values reaches every query, however little it counts."""
+    mask = decoder()._mask(ids(), None, 0, torch.tensor([0, 23]))
+    assert mask is not None and mask.any(dim=-1).all()
+
+
+def test_rows_without_padding_have_no_mask() -> None:
+    """The fused causal kernel reads a prompt; a mask would keep it from that."""
+    model, x = decoder(), ids()
+    assert model._mask(x, None, 0, None) is None
+    assert model._positions(x, None, 0, None).dim() == 1
+
+
 def test_the_cache_refuses_more_than_it_holds() -> None:
     model = decoder()
     with pytest.raises(AssertionError, match="do not fit"):

@@ -14,13 +14,14 @@ from torch import Tensor
 from transformers.generation import logits_process as hf
 
 from lm.errors import ConfigError, NonFiniteError
-from lm.sampling import Sampling, filter_logits, generate, keep_min_p, keep_top_k, keep_top_p, penalise, sample_next
+from lm.sampling import Sampling, filter_logits, generate, keep_min_p, keep_top_k, keep_top_p, left_padded, penalise, sample_next
 from lm.schema.model import ModelConfig
 from model import Decoder
 
 VOCABULARY = 50
 NOTHING_SEEN = torch.zeros(1, VOCABULARY, dtype=torch.bool)
 OFF = Sampling(temperature=1.0)
+LEARNED_POSITIONS = {"norm": "layernorm", "positions": "learned", "mlp": "gelu", "bias": True}
 
 
 def random_logits(seed: int, rows: int = 4, ties: bool = False) -> Tensor:
@@ -179,7 +180,8 @@ def tiny_decoder(context: int = 16, **settings: Any) -> Decoder:
 
 def ids_of(decoder: Any, prompt: list[int], options: Sampling, length: int, seed: int = 0, **more: Any) -> list[list[int | None]]:
     generator = torch.Generator().manual_seed(seed)
-    return list(generate(decoder, prompt, options, length, more.pop("stop_ids", ()), generator, **more))
+    prompts = [prompt] * more.pop("num_samples", 1)
+    return list(generate(decoder, prompts, options, length, more.pop("stop_ids", ()), generator, **more))
 
 
 @torch.no_grad()
@@ -222,7 +224,7 @@ def test_the_cache_and_the_forgetting_change_nothing_but_the_time(
     assert fast == list(slow_ids(decoder, prompt, options, length, seed, stop_ids))
 
 
-@pytest.mark.parametrize("settings", [{}, {"qk_norm": True}, {"norm": "layernorm", "positions": "learned", "mlp": "gelu", "bias": True}])
+@pytest.mark.parametrize("settings", [{}, {"qk_norm": True}, LEARNED_POSITIONS])
 @pytest.mark.parametrize("chunks", [[1] * 16, [16], [5, 1, 1, 9], [1, 15], [15, 1]])
 @torch.no_grad()
 def test_decoding_with_the_cache_is_the_full_forward_at_every_position(settings: dict[str, Any], chunks: list[int]) -> None:
@@ -232,6 +234,47 @@ def test_decoding_with_the_cache_is_the_full_forward_at_every_position(settings:
     for chunk in chunks:
         logits = decoder(ids[:, cache.length : cache.length + chunk], cache=cache)
         torch.testing.assert_close(logits[:, -1], full[:, cache.length - 1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"qk_norm": True, "n_kv_heads": 1}, LEARNED_POSITIONS])
+@pytest.mark.parametrize(("context", "length"), [(64, 12), (12, 30), (2, 6)])
+@pytest.mark.parametrize("options", [Sampling(temperature=0), Sampling(temperature=0, repetition_penalty=1.5)])
+def test_prompts_of_different_lengths_are_continued_as_each_alone(
+    settings: dict[str, Any], context: int, length: int, options: Sampling
+) -> None:
+    """Also where the context is full, at another time for each, and where a prompt is longer than it."""
+    decoder = tiny_decoder(context, **settings)
+    prompts = [torch.randint(VOCABULARY, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (5, 1, 20, 2, 3, 11, 12, 13)]
+    together = list(generate(decoder, prompts, options, length, {7, 11}, torch.Generator()))
+    for row, prompt in enumerate(prompts):
+        alone = [ids[0] for ids in ids_of(decoder, prompt, options, length, stop_ids={7, 11})]
+        ours = [ids[row] for ids in together]
+        assert ours[: len(alone)] == alone
+        assert not any(ours[len(alone) :]), "it has ended"
+
+
+@pytest.mark.parametrize("changed", [[4], [9, 9, 9, 9, 9, 9, 9, 9, 9]])
+def test_a_row_is_not_changed_by_its_neighbours(changed: list[int]) -> None:
+    """Neither by what they hold nor by how long they are, and not by a row that ends early."""
+    decoder, greedy = tiny_decoder(64), Sampling(temperature=0)
+    prompts = [[1, 2, 3], [5, 6, 7, 8, 9]]
+    plain = [ids[:2] for ids in generate(decoder, [*prompts, [4, 4]], greedy, 10, (), torch.Generator())]
+    assert [ids[:2] for ids in generate(decoder, [*prompts, changed], greedy, 10, (), torch.Generator())] == plain
+    first = plain[0][0]
+    assert all(ids[0] != first for ids in plain[1:3]), "else the test shows nothing"
+    ending = list(generate(decoder, prompts, greedy, 10, {first}, torch.Generator()))
+    assert [ids[0] for ids in ending[:3]] == [first, None, None]
+    second = [ids[1] for ids in plain]
+    expected = second[: second.index(first) + 1] if first in second else second
+    assert [ids[1] for ids in ending] == expected
+
+
+def test_equally_long_prompts_need_no_padding() -> None:
+    """The model then makes no masks."""
+    ids, padding = left_padded([[1, 2], [3, 4]], torch.device("cpu"))
+    assert ids.tolist() == [[1, 2], [3, 4]] and padding is None
+    ids, padding = left_padded([[1, 2, 3], [4]], torch.device("cpu"))
+    assert ids.shape == (2, 3) and ids[1, 2] == 4 and padding is not None and padding.tolist() == [0, 2]
 
 
 def test_the_context_is_read_once_and_then_one_position_a_token() -> None:
@@ -321,12 +364,12 @@ def test_dropout_is_off_while_it_samples_and_on_again_after_it() -> None:
     decoder.train()
     gradients: list[bool] = []
     decoder.norm.register_forward_hook(lambda *_: gradients.append(torch.is_grad_enabled()))
-    for _ in generate(decoder, [1], greedy, 5, (), torch.Generator()):
+    for _ in generate(decoder, [[1]], greedy, 5, (), torch.Generator()):
         assert torch.is_grad_enabled(), "the caller's own work between two tokens is not affected"
         break
     assert gradients == [False]
     assert decoder.training and all(module.training for module in decoder.modules())
-    steps = generate(decoder, [1], greedy, 5, (), torch.Generator())
+    steps = generate(decoder, [[1]], greedy, 5, (), torch.Generator())
     next(steps)
     assert not decoder.training
     steps.close()

@@ -1,0 +1,205 @@
+"""How a decoder answers held-out conversations: what it writes, how likely it finds the references, which of some answers it chooses.
+
+Prompts of like lengths are read together, which changes the time and none of the numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence, Sized
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from lm.conversations import Conversation
+from lm.sampling import Sampling, generate, left_padded
+from lm.schema.finetune import FinetuneConfig
+from lm.templates import LEARNED, ChatFormat, Encoded
+from lm.text_stream import TextStream
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROWS = 32  # in a batch
+Item = TypeVar("Item")
+
+
+class Answer(NamedTuple):
+    """What was written.
+
+    Attributes:
+        text: without white space around it.
+        tokens: how many it has, the end not counted.
+        ended: it ended by itself.
+    """
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+class Loss(NamedTuple):
+    """Of one sequence: the sum over its labels, in nats, and how many they are."""
+
+    nats: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one decoder does with held-out conversations: a place for each of them in every list, None where it was not asked.
+
+    Attributes:
+        context: of the decoder.
+        no_room: prompts that fill it, so that there is no place for an answer.
+        answers: what it writes, of as many conversations as were to be answered.
+        losses: of what there is to learn in the conversation. None: it is longer than the context.
+        rejected: the same with the rejected answer, of preferences.
+        choices: which of `finetune.choices` it finds the most likely, where one of them is the reference and there is room.
+    """
+
+    context: int
+    no_room: int
+    answers: list[Answer | None]
+    losses: list[Loss | None]
+    rejected: list[Loss | None]
+    choices: list[str | None]
+
+
+def measure(decoder: Any, chat: ChatFormat, conversations: Sequence[Conversation], finetune: FinetuneConfig, rows: int = ROWS) -> Measured:
+    """Ask a decoder everything that `Measured` holds; it is left in the mode it came in. Of several turns the last answer is asked for.
+
+    Raises:
+        NonFiniteError: its answers are NaN or infinite.
+    """
+    import torch
+
+    decoder = getattr(decoder, "_orig_mod", decoder)  # compiled, each length would be a new graph
+    context, training = decoder.config.context_length, decoder.training
+    prompts = [chat.prompt(conversation.prompt) for conversation in conversations]
+    room = [i for i, prompt in enumerate(prompts) if len(prompt) < context]
+    asked = evenly(room, finetune.report_prompts)
+    wanted = [chat.answer(choice) for choice in finetune.choices]
+    last_token = max(map(len, wanted), default=0) - 1
+    choosing = [i for i in room if conversations[i].answer.strip() in finetune.choices and len(prompts[i]) + last_token <= context]
+    pairs = [i for i, conversation in enumerate(conversations) if conversation.rejected is not None]
+    decoder.eval()
+    try:
+        with torch.no_grad():
+            answers = answer(decoder, chat, [prompts[i] for i in asked], finetune.report_tokens, rows)
+            losses = score(decoder, chat, [chat.encode(Conversation(each.turns)) for each in conversations], rows)
+            rejected = score(decoder, chat, [chat.encode(with_rejected(conversations[i])) for i in pairs], rows)
+            chosen = [finetune.choices[best] for best in choose(decoder, [prompts[i] for i in choosing], wanted, rows)]
+    finally:
+        decoder.train(training)
+    places = len(prompts)
+    return Measured(
+        context=context,
+        no_room=places - len(room),
+        answers=_placed(asked, answers, places),
+        losses=losses,
+        rejected=_placed(pairs, rejected, places),
+        choices=_placed(choosing, chosen, places),
+    )
+
+
+def answer(decoder: Any, chat: ChatFormat, prompts: Sequence[Sequence[int]], most_tokens: int, rows: int = ROWS) -> list[Answer]:
+    """Continue each prompt with the most likely tokens, to the end of the turn or so many tokens."""
+    import torch
+
+    generator = torch.Generator(next(decoder.parameters()).device)
+    drawn: list[list[int]] = [[] for _ in prompts]
+    for batch in _batches(prompts, rows):
+        texts = [prompts[i] for i in batch]
+        for tokens in generate(decoder, texts, Sampling(temperature=0), most_tokens, chat.stop_ids, generator, chat.tokenizer.vocab_size):
+            for i, token in zip(batch, tokens, strict=True):
+                drawn[i] += [token] if token is not None else []
+    return [_answer_of(chat, prompt, tokens) for prompt, tokens in zip(prompts, drawn, strict=True)]
+
+
+def score(decoder: Any, chat: ChatFormat, sequences: Sequence[Encoded], rows: int = ROWS) -> list[Loss | None]:
+    """The loss of each sequence's labels, every token read in its true place; None where the sequence is longer than the context."""
+    import torch
+
+    from lm.loss import IGNORE_INDEX
+
+    device = next(decoder.parameters()).device
+    losses: list[Loss | None] = [None] * len(sequences)
+    fitting = [i for i, sequence in enumerate(sequences) if len(sequence.ids) <= decoder.config.context_length]
+    for batch in _batches([sequences[i].ids for i in fitting], rows):
+        numbers = [fitting[i] for i in batch]
+        shape = len(batch), max(len(sequences[i].ids) for i in numbers)
+        # Padding stands at the end, where no token sees it, and has no label, so any id will do.
+        ids, labels = np.full(shape, chat.tokenizer.eos_id), np.full(shape, IGNORE_INDEX)
+        for row, i in enumerate(numbers):
+            own, flags, _ = sequences[i]
+            ids[row, 1 : len(own)] = own[:-1]  # behind the EOS that opens it
+            labels[row, : len(own)] = np.where(flags & LEARNED, own, IGNORE_INDEX)
+        nats = decoder.forward(torch.from_numpy(ids).to(device), torch.from_numpy(labels).to(device))
+        for i, row_nats, row_labels in zip(numbers, nats.cpu().double().sum(dim=1).tolist(), labels, strict=True):
+            losses[i] = Loss(row_nats, int((row_labels != IGNORE_INDEX).sum()))
+    return losses
+
+
+def choose(decoder: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], rows: int = ROWS) -> list[int]:
+    """Which of the answers, given as ids with their ends, each prompt makes the most likely.
+
+    The prompt is read once; each answer is then read behind it and taken out of the cache again. Nothing is divided by an answer's length:
+    with its end it is a whole event, and the probabilities of all answers add up to one.
+    """
+    import torch
+
+    chosen = [0] * len(prompts)
+    for batch in _batches(prompts, rows):
+        ids, padding = left_padded([prompts[i] for i in batch], next(decoder.parameters()).device)
+        cache = decoder.new_cache(len(batch), ids.shape[1] + max(map(len, answers)) - 1)
+        cache.padding = padding
+        after_prompt = _log_probabilities(decoder, ids, cache)
+        likelihoods = []
+        for tokens in answers:
+            cache.length = ids.shape[1]
+            following, likelihood = after_prompt, after_prompt[:, tokens[0]]
+            for read, token in itertools.pairwise(tokens):
+                following = _log_probabilities(decoder, torch.full_like(ids[:, :1], read), cache)
+                likelihood = likelihood + following[:, token]
+            likelihoods.append(likelihood)
+        for i, best in zip(batch, torch.stack(likelihoods, dim=1).argmax(dim=1).tolist(), strict=True):
+            chosen[i] = best
+    return chosen
+
+
+def evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """At most so many of the items, in their order and from all parts of them."""
+    count = min(most, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def with_rejected(conversation: Conversation) -> Conversation:
+    """A preference's conversation as it goes with the answer that people liked less."""
+    assert conversation.rejected is not None
+    return Conversation((*conversation.prompt, conversation.turns[-1]._replace(content=conversation.rejected)))
+
+
+def _answer_of(chat: ChatFormat, prompt: Sequence[int], drawn: list[int]) -> Answer:
+    ended = drawn[-1] in chat.stop_ids
+    tokens = drawn[:-1] if ended else drawn
+    stream = TextStream(chat.tokenizer, prompt)
+    text = "".join([*map(stream.push, tokens), stream.flush()])
+    return Answer(text.strip(), len(tokens), ended)
+
+
+def _log_probabilities(decoder: Any, ids: Tensor, cache: Any) -> Tensor:
+    """Of the token after the last, (B, V)."""
+    return decoder.forward(ids, cache=cache)[:, -1].float().log_softmax(dim=-1)
+
+
+def _batches(sequences: Sequence[Sized], rows: int) -> Iterator[list[int]]:
+    """The sequences' numbers, so many at a time, those of like lengths together."""
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    yield from (order[i : i + rows] for i in range(0, len(order), rows))
+
+
+def _placed(numbers: Sequence[int], values: Sequence[Item | None], places: int) -> list[Item | None]:
+    found = dict(zip(numbers, values, strict=True))
+    return [found.get(i) for i in range(places)]
