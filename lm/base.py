@@ -53,7 +53,9 @@ def with_base(config: Config) -> Config:
         return config
     base = open_base(config)
     if given := sorted(config.model.model_fields_set - OWN):
-        raise ConfigError(f"model.{given[0]}: the model is that of finetune.base; remove it (model has only {' and '.join(sorted(OWN))} here)")
+        raise ConfigError(
+            f"model.{given[0]}: the model is that of finetune.base; remove it (model has only {' and '.join(sorted(OWN))} here)"
+        )
     if config.tokenizer.model_fields_set:
         raise ConfigError("tokenizer.name: the tokenizer is that of finetune.base; remove it")
     shape = read_model(base.folder, base.meta)
@@ -70,10 +72,15 @@ def with_base(config: Config) -> Config:
         raise ConfigError("\n".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors())) from error
 
 
+def chat_source(config: Config) -> ChatSource | None:
+    """The conversations that a configuration trains on, the first of several; None where it has none."""
+    return next((part.source for _, part in config.data.parts if isinstance(part.source, ChatSource)), None)
+
+
 def template_of(config: Config) -> str | None:
     """The template of the conversations that a configuration trains on; None where it has none."""
-    chats = [part.source for _, part in config.data.parts if isinstance(part.source, ChatSource)]
-    return chats[0].template if chats else None
+    source = chat_source(config)
+    return source.template if source else None
 
 
 def tokenizer_of(config: Config) -> Tokenizer:
@@ -85,4 +92,6 @@ def tokenizer_of(config: Config) -> Tokenizer:
 
 
 def _no_template(base: Base) -> str:
-    raise ConfigError(f"data.source.template: base, and {base.folder} was not trained on conversations; write alpaca, or another one by name")
+    raise ConfigError(
+        f"data.source.template: base, and {base.folder} was not trained on conversations; write alpaca, or another one by name"
+    )
