@@ -67,13 +67,12 @@ class Chat:
             raise DataError(f"the message was not sent: {fault.kind}, {fault.detail}")
         if not message.strip():
             raise DataError("the message was not sent: it is empty")
-        room = self.context - min(self.longest, self.context // 2)
-        while len(ids := self.format.prompt([*self.turns[self.forgotten :], Turn("user", message)])) > room:
-            if self.forgotten == len(self.turns):
-                break
-            self.forgotten += 2
+        room, asked, first = self.context - min(self.longest, self.context // 2), Turn("user", message), self.forgotten
+        while len(ids := self.format.prompt([*self.turns[first:], asked])) > room and first < len(self.turns):
+            first += 2
         if len(ids) >= self.context:
             raise DataError(f"the message was not sent: with its template it has {len(ids):,} tokens, and the context {self.context:,}")
+        self.forgotten = first
         return ids
 
     def take(self, message: str, answer: str) -> None:

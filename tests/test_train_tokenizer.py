@@ -22,8 +22,8 @@ from lm.config import load
 from lm.corpus import documents_by_split, open_corpora, readers
 from lm.errors import ConfigError
 from lm.shards import TokenStore
-from lm.tokenizer import ByteTokenizer, FastTokenizer, load_tokenizer
 from lm.templates import ChatFormat
+from lm.tokenizer import ByteTokenizer, FastTokenizer, load_tokenizer
 from lm.tokenizer_training import LEAST_VOCABULARY, PIECE, check_specials, describe, excerpt, learn, measure, pieces
 from tests.runs import config_file, corpus
 from tests.test_commands import run
