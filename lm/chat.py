@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     import torch
 
 
-def chat_format(folder: Path, meta: Mapping[str, Any], tokenizer: Tokenizer, template: str | None, system: str | None) -> ChatFormat:
+def chat_format(
+    folder: Path, meta: Mapping[str, Any], tokenizer: Tokenizer, template: str | None = None, system: str | None = None
+) -> ChatFormat:
     """How to speak with a checkpoint: by the template and the system's words that it was fine-tuned with, unless others are given.
 
     Raises:

@@ -104,6 +104,9 @@ def test_a_prompt_is_the_format_s_of_all_turns() -> None:
     chat.take("Hi", "Ho")
     assert chat.prompt("And?") == FORM.prompt([Turn("user", "Hi"), Turn("assistant", "Ho"), Turn("user", "And?")])
     assert chat.turns == [Turn("user", "Hi"), Turn("assistant", "Ho")], "asking for a prompt remembers nothing"
+    eager = Chat(FORM, 400, 1000)  # more than it can: half of the context is kept for an answer, and the other half for the past
+    eager.turns = list(chat.turns)
+    assert eager.prompt("And?") == chat.prompt("And?")
     chat.reset()
     assert (chat.turns, chat.prompt("Hi")) == ([], FORM.prompt([Turn("user", "Hi")]))
 
@@ -112,15 +115,15 @@ def test_the_oldest_turns_go_first_and_whole_and_the_system_stays() -> None:
     form = ChatFormat("alpaca", BYTE, system="Be brief.")
     chat = Chat(form, 200, 40)
     for i in range(9):
-        ids = chat.prompt(f"Question {i}")
+        question = f"Question {i}" + "?" * (13 * i % 40)  # so that without a question alone it would often fit
+        ids = chat.prompt(question)
         assert len(ids) <= 200 - 40
-        text = BYTE.decode(ids)
-        assert ids[0] == BYTE.eos_id and text.startswith("Be brief.\n\n### Instruction:\nQuestion ")
+        assert ids[0] == BYTE.eos_id and BYTE.decode(ids).startswith("Be brief.\n\n### Instruction:\nQuestion ")
         read = chat.turns[chat.forgotten :]
-        assert ids == form.prompt([*read, Turn("user", f"Question {i}")])
+        assert ids == form.prompt([*read, Turn("user", question)])
         if chat.forgotten:  # one pair more would not have fitted
-            assert len(form.prompt([*chat.turns[chat.forgotten - 2 :], Turn("user", f"Question {i}")])) > 160
-        chat.take(f"Question {i}", f"Answer {i}")
+            assert len(form.prompt([*chat.turns[chat.forgotten - 2 :], Turn("user", question)])) > 160
+        chat.take(question, f"Answer {i}")
     assert chat.forgotten > 0 and chat.forgotten % 2 == 0
     assert len(chat.turns) == 18, "what is forgotten is still there to be saved"
 
