@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from lm.checkpoint import open_checkpoint, read_manifest, read_meta
 from lm.errors import ConfigError
 from lm.schema import Config
@@ -42,34 +40,28 @@ def open_base(config: Config) -> Base:
     return Base(folder, meta, read_config(folder, meta["config"]), read_manifest(folder)["sha256"])
 
 
-def with_base(config: Config) -> Config:
-    """The same configuration with what the base decides; as it is where there is no base.
+def filled(config: Config) -> dict[str, Any]:
+    """The sections of a configuration that has `finetune`, with what the base decides.
 
     Raises:
-        ConfigError: it says what the base decides, or asks for more than the base can do.
+        ConfigError: it says itself what the base decides.
         CheckpointError: the base is not there.
     """
-    if config.finetune is None:
-        return config
     base = open_base(config)
     if given := sorted(config.model.model_fields_set - OWN):
-        raise ConfigError(
-            f"model.{given[0]}: the model is that of finetune.base; remove it (model has only {' and '.join(sorted(OWN))} here)"
-        )
+        raise ConfigError(f"model.{given[0]}: the model is that of finetune.base; remove it ({' and '.join(sorted(OWN))} may be given)")
     if config.tokenizer.model_fields_set:
         raise ConfigError("tokenizer.name: the tokenizer is that of finetune.base; remove it")
     shape = read_model(base.folder, base.meta)
     own = {key: getattr(config.model, key) for key in OWN & config.model.model_fields_set}
-    filled = config.model_dump()
-    filled["model"] = {**shape.model_dump(), **own}
-    filled["tokenizer"] = {"name": str(base.meta["tokenizer"]["name"])}
-    for source in [filled["data"]["source"], *(part["source"] for part in filled["data"]["source"].get("parts", []))]:
-        if source.get("template") == "base":
-            source["template"] = template_of(base.config) or _no_template(base)
-    try:
-        return Config.model_validate(filled)
-    except ValidationError as error:
-        raise ConfigError("\n".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors())) from error
+    sections = config.model_dump()
+    sections["model"] = {**shape.model_dump(), **own}
+    sections["tokenizer"] = {"name": str(base.meta["tokenizer"]["name"])}
+    source = sections["data"]["source"]
+    for single in [source, *(part["source"] for part in source.get("parts", []))]:
+        if single.get("template") == "base":
+            single["template"] = template_of(base.config) or _no_template(base)
+    return sections
 
 
 def chat_source(config: Config) -> ChatSource | None:
@@ -92,6 +84,4 @@ def tokenizer_of(config: Config) -> Tokenizer:
 
 
 def _no_template(base: Base) -> str:
-    raise ConfigError(
-        f"data.source.template: base, and {base.folder} was not trained on conversations; write alpaca, or another one by name"
-    )
+    raise ConfigError(f"data.source.template: base, and {base.folder} was not trained on conversations; name one, such as alpaca")

@@ -66,9 +66,7 @@ def conversation_of(row: object, layout: str) -> Conversation | Fault:
         found = next((name for name, (keys, _) in LAYOUTS.items() if all(row.get(key) is not None for key in keys)), None)
         if found is None or found == "preferences":
             wanted = "; ".join(f"{' and '.join(keys)} ({name})" for name, (keys, _) in LAYOUTS.items())
-            return Fault(
-                "unknown layout", f"there are {reprlib.repr(list(row))}, and data.source.layout says which of these to take: {wanted}"
-            )
+            return Fault("unknown layout", f"there are {reprlib.repr(list(row))}; data.source.layout says which of these to take: {wanted}")
         layout = found
     keys, read = LAYOUTS[layout]
     for key in keys:
@@ -158,7 +156,6 @@ def _checked(turns: tuple[Turn, ...]) -> Conversation | Fault:
     roles = [turn.role for turn in turns]
     spoken = roles[1:] if roles[:1] == ["system"] else roles
     if not spoken or len(spoken) % 2 or spoken != ["user", "assistant"] * (len(spoken) // 2):
-        return Fault(
-            "wrong order of roles", f"{reprlib.repr(roles)}; after a system, if any, user and assistant take turns, the assistant last"
-        )
+        said = f"{reprlib.repr(roles)}; after a system, if any, user and assistant take turns, the assistant last"
+        return Fault("wrong order of roles", said)
     return Conversation(turns)

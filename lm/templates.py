@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,14 +107,14 @@ class Encoded(NamedTuple):
     """A conversation as tokens, without the EOS that opens it.
 
     Attributes:
-        ids: int64.
-        flags: uint8, LEARNED and BEGINS.
-        text_bytes: the UTF-8 size of what is learnt.
+        ids: of the tokenizer's type.
+        flags: LEARNED and BEGINS; None for text that is learnt as a whole.
+        text_bytes: the UTF-8 size of what is learnt, where there are flags.
     """
 
-    ids: NDArray[np.int64]
-    flags: NDArray[np.uint8]
-    text_bytes: int
+    ids: NDArray[Any]
+    flags: NDArray[np.uint8] | None = None
+    text_bytes: int = 0
 
 
 class ChatFormat:
@@ -166,8 +166,9 @@ class ChatFormat:
         if conversation.rejected is None:
             return encoded
         other = self._encode(self._pieces((*conversation.prompt, Turn("assistant", conversation.rejected))))
+        assert encoded.flags is not None and other.flags is not None
         return Encoded(
-            ids=np.concatenate([encoded.ids, [self.tokenizer.eos_id], other.ids]),
+            ids=np.concatenate([encoded.ids, np.array([self.tokenizer.eos_id], encoded.ids.dtype), other.ids]),
             flags=np.concatenate([encoded.flags, np.array([BEGINS], np.uint8), other.flags]),
             text_bytes=encoded.text_bytes + other.text_bytes,
         )
@@ -190,12 +191,14 @@ class ChatFormat:
 
     def _encode(self, pieces: Iterable[_Piece]) -> Encoded:
         """Neighbouring texts that nothing tells apart are tokenised as one."""
-        ids, flags, text_bytes = [np.empty(0, np.int64)], [np.empty(0, np.uint8)], 0
+        dtype = self.tokenizer.dtype
+        ids: list[NDArray[Any]] = [np.empty(0, dtype)]
+        flags, text_bytes = [np.empty(0, np.uint8)], 0
         groups = [(*kind, [piece.text for piece in group]) for kind, group in itertools.groupby(pieces, lambda piece: piece[1:])]
         encoded = iter(self.tokenizer.encode_batch(["".join(texts) for special, _, texts in groups if special is None]))
         for special, learned, texts in groups:
-            part = next(encoded) if special is None else np.full(len(texts), self._specials[special])
-            ids.append(part.astype(np.int64))
+            part = next(encoded) if special is None else np.full(len(texts), self._specials[special], dtype)
+            ids.append(part)
             flags.append(np.full(len(part), LEARNED * (learned or not self.mask_prompt), np.uint8))
             text_bytes += len("".join(texts).encode()) * bool(flags[-1].any())
         return Encoded(np.concatenate(ids), np.concatenate(flags), text_bytes)

@@ -164,7 +164,7 @@ def test_an_answer_and_its_end_are_learnt_in_every_turn_and_nothing_else_is(form
     learned = [list(group) for flag, group in itertools.groupby(zip(encoded.flags, encoded.ids, strict=True), lambda pair: pair[0]) if flag]
     assert [[int(number) for _, number in group] for group in learned] == [form.answer(text) for text in ("Paris.", "Spam ham", "\u8a9e")]
     assert all(group[-1][1] == end for group in learned)
-    assert (encoded.ids.dtype, encoded.flags.dtype) == (np.int64, np.uint8)
+    assert (encoded.ids.dtype, encoded.flags.dtype) == (form.tokenizer.dtype, np.uint8)
     assert set(encoded.flags.tolist()) == {0, LEARNED}
 
 
@@ -211,7 +211,7 @@ def test_two_answers_are_two_sequences_that_share_their_prompt(form: ChatFormat)
     encoded, first, second = form.encode(dataclasses.replace(preferred, rejected="Ha")), form.encode(preferred), form.encode(other)
     assert encoded.ids.tolist() == [*first.ids, form.tokenizer.eos_id, *second.ids]
     assert encoded.flags.tolist() == [*first.flags, BEGINS, *second.flags]
-    assert (encoded.ids.dtype, encoded.flags.dtype) == (np.int64, np.uint8)
+    assert (encoded.ids.dtype, encoded.flags.dtype) == (form.tokenizer.dtype, np.uint8)
     assert encoded.text_bytes == first.text_bytes + second.text_bytes
 
 
