@@ -1,4 +1,4 @@
-"""Let a checkpoint write: `python infer.py --ckpt checkpoints/final.ckpt --prompt "Attention is"`.
+"""Let a checkpoint write: `python infer.py --ckpt checkpoints/final.ckpt --prompt "Attention is"`. With --chat, speak with it.
 
 The text goes to stdout, everything about it to stderr. torch is the only heavy import, and comes after all checks that do without it.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import functools
 import io
 import json
 import secrets
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from lm.continuation import Sample
 
 EPILOG = """Without --prompt and --prompt-file the prompt is read from stdin; the last line break of a file or of stdin does not count.
-An empty --prompt lets the model begin a text of its own. When its context is full it forgets the older half and writes on."""
+An empty --prompt lets the model begin a text of its own. When its context is full it forgets the older half and writes on.
+With --chat each line of stdin is a message, or a command such as /help; a --prompt is one message, and its answer the end. When the
+context is full the oldest questions are forgotten, together with their answers."""
 
 
 def parse() -> argparse.Namespace:
@@ -35,6 +38,9 @@ def parse() -> argparse.Namespace:
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
     prompt.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 file that holds it")
+    parser.add_argument("--chat", action="store_true", help="a conversation with a checkpoint that was fine-tuned on conversations")
+    parser.add_argument("--system", metavar="TEXT", help="--chat: what the model is told first (what it was fine-tuned with)")
+    parser.add_argument("--template", metavar="NAME", help="--chat: another template than the one that it was fine-tuned with")
     parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="write so many tokens at most (200)")
     for option in dataclasses.fields(Sampling):
         flag, text = "--" + option.name.replace("_", "-"), f"{option.metadata['help']} ({option.default})"
@@ -51,6 +57,10 @@ def parse() -> argparse.Namespace:
         value = getattr(arguments, name)
         if value is not None and not least <= value < 2**63:
             raise errors.ConfigError(f"--{name.replace('_', '-')} {value} is out of range; write {least} or more")
+    wrong = ("json", "num_samples") if arguments.chat else ("system", "template")
+    if used := [name for name in wrong if getattr(arguments, name) != parser.get_default(name)]:
+        reason = "cannot be had with --chat" if arguments.chat else "is for --chat"
+        raise errors.ConfigError(f"--{used[0].replace('_', '-')} {reason}; leave one of them out")
     return arguments
 
 
@@ -76,7 +86,8 @@ def main() -> None:
     """Run the command."""
     arguments = parse()
     options = Sampling(**{option.name: getattr(arguments, option.name) for option in dataclasses.fields(Sampling)})
-    prompt, folder = read_prompt(arguments.prompt, arguments.prompt_file), open_checkpoint(arguments.ckpt)
+    lines = arguments.chat and arguments.prompt is None and arguments.prompt_file is None
+    prompt, folder = "" if lines else read_prompt(arguments.prompt, arguments.prompt_file), open_checkpoint(arguments.ckpt)
     seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
 
     import torch
@@ -89,14 +100,25 @@ def main() -> None:
     device = choose_device(arguments.device, "--device")
     decoder, stored, meta = load(folder, device)
     tokenizer = resolve(arguments.tokenizer, stored)
-    prompt_ids, context = open_prompt(tokenizer, prompt), decoder.config.context_length
+    generator, context = torch.Generator(device).manual_seed(seed), decoder.config.context_length
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
+    if arguments.chat:
+        from lm.chat import Chat, chat_format
+        from lm.chat_terminal import Terminal
+
+        chat = Chat(chat_format(folder, meta, tokenizer, arguments.template, arguments.system), context, arguments.max_new_tokens)
+        reply = functools.partial(chat.reply, decoder=decoder, options=options, generator=generator, stops=arguments.stop)
+        terminal = Terminal(chat, reply, stream=not arguments.no_stream)
+        print(f"{folder.name} on {device}, --seed {seed}", file=sys.stderr)
+        terminal.run() if lines else terminal.say(prompt)
+        return
+    prompt_ids = open_prompt(tokenizer, prompt)
     print(f"{folder.name} on {device}, --seed {seed}", file=sys.stderr)
     if len(prompt_ids) > context:
         print(f"the prompt has {len(prompt_ids)} tokens, the model's context {context}: it reads the last {context // 2}", file=sys.stderr)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
 
-    started, generator = time.perf_counter(), torch.Generator(device).manual_seed(seed)
+    started = time.perf_counter()
     count, length, stops = arguments.num_samples, arguments.max_new_tokens, arguments.stop
     progress = write(decoder, tokenizer, prompt_ids, options, length, generator, count, stops)
     samples = next(progress)

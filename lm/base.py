@@ -67,10 +67,15 @@ def filled(config: Config) -> dict[str, Any]:
     return sections
 
 
+def chat_source(config: Config) -> ChatSource | None:
+    """The conversations that a configuration trains on, the first of several; None where it has none."""
+    return next((part.source for _, part in config.data.parts if isinstance(part.source, ChatSource)), None)
+
+
 def template_of(config: Config) -> str | None:
     """The template of the conversations that a configuration trains on; None where it has none."""
-    chats = [part.source for _, part in config.data.parts if isinstance(part.source, ChatSource)]
-    return chats[0].template if chats else None
+    source = chat_source(config)
+    return source.template if source else None
 
 
 def tokenizer_of(config: Config) -> Tokenizer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,14 +24,15 @@ def write(
     generator: torch.Generator,
     num_samples: int = 1,
     stops: Sequence[str] = (),
+    stop_ids: Collection[int] | None = None,
 ) -> Generator[list[Sample]]:
     """`generate`, as text. Yields the samples while they are empty and again after each token, always the same objects; all of them are
-    finished at the end. For the end alone: `for [sample] in write(...): pass`.
+    finished at the end. For the end alone: `for [sample] in write(...): pass`. `stop_ids`: what ends a text (EOS).
     """
-    samples = [Sample(tokenizer, prompt_ids, stops) for _ in range(num_samples)]
+    samples = [Sample(tokenizer, prompt_ids, stops, stop_ids) for _ in range(num_samples)]
     yield samples
-    stop_ids, vocab_size = {tokenizer.eos_id}, tokenizer.vocab_size
-    with closing(generate(decoder, [prompt_ids] * num_samples, options, max_new_tokens, stop_ids, generator, vocab_size)) as steps:
+    ends, vocab_size = samples[0].stop_ids, tokenizer.vocab_size
+    with closing(generate(decoder, [prompt_ids] * num_samples, options, max_new_tokens, ends, generator, vocab_size)) as steps:
         for tokens in steps:
             for sample, token in zip(samples, tokens, strict=True):
                 if sample.finish is None and token is not None:
@@ -86,20 +87,21 @@ class Sample:
         text: what may be shown so far: whole characters, and nothing that may belong to a stop string.
         tokens: tokens drawn, a closing EOS included.
         finish: None while it grows; then why it ended: a stop string, the length that was asked for, or EOS.
+        stop_ids: what counts as EOS; the tokenizer's alone unless others are given.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stops: Sequence[str] = ()):
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stops: Sequence[str] = (), stop_ids: Collection[int] | None = None):
         self.text = ""
         self.tokens = 0
         self.finish: Literal["stop", "length", "eos"] | None = None
-        self._eos_id = tokenizer.eos_id
+        self.stop_ids = {tokenizer.eos_id} if stop_ids is None else stop_ids
         self._stream = TextStream(tokenizer, prompt_ids)
         self._stops = StopStrings(stops)
 
     def add(self, token: int) -> None:
         """Take the next token."""
         self.tokens += 1
-        if token == self._eos_id:
+        if token in self.stop_ids:
             self.close("eos")
         else:
             self.text += self._stops.push(self._stream.push(token))

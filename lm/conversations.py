@@ -84,14 +84,16 @@ def from_sms(line: str) -> Conversation | Fault:
 
 
 def _alpaca(row: Mapping[str, Any]) -> Conversation | Fault:
-    fields = {key: row.get(key) or "" for key in ("system", "instruction", "input", "output")}
-    system = (Turn("system", fields["system"]),) if fields["system"] else ()
+    fields = {key: "" if row.get(key) is None else row[key] for key in ("system", "instruction", "input", "output")}
+    system = (Turn("system", fields["system"]),) if fields["system"] != "" else ()
     return _checked((*system, Turn("user", fields["instruction"], fields["input"]), Turn("assistant", fields["output"])))
 
 
 def _messages(row: Mapping[str, Any]) -> Conversation | Fault:
+    if not isinstance(row["messages"], list):
+        return Fault("messages is not a list", f"it is {reprlib.repr(row['messages'])}")
     turns = []
-    for i, message in enumerate(row["messages"] if isinstance(row["messages"], list) else [None]):
+    for i, message in enumerate(row["messages"]):
         role, content = (
             (message.get("role", message.get("from")), message.get("content", message.get("value")))
             if (isinstance(message, Mapping))
@@ -112,6 +114,8 @@ def _preferences(row: Mapping[str, Any]) -> Conversation | Fault:
     for pair in (chosen, rejected):
         if isinstance(pair, Fault):
             return pair
+    if chosen.prompt != rejected.prompt:  # type: ignore[union-attr]
+        return Fault("different prompts", "chosen and rejected must be the same up to their last message, which are the answers to compare")
     if chosen == rejected:
         return Fault("equal answers", "chosen and rejected are the same, so there is nothing to prefer")
     return Conversation(chosen.turns, rejected.answer)  # type: ignore[union-attr]
@@ -124,7 +128,9 @@ def _answered(prompt: Any, answer: Any) -> Conversation | Fault:
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list) or not isinstance(answer, list):
-        return Fault("text and messages", "the prompt and the answers must both be texts, or both lists of messages")
+        return Fault(
+            "text and messages", "where the prompt is a list of messages, so is each answer; a prompt beside such answers may be a text"
+        )
     if answer[: len(prompt)] == prompt:
         answer = answer[len(prompt) :]
     return _messages({"messages": prompt + answer})

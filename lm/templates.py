@@ -57,12 +57,19 @@ class Template:
         """The special token that ends an answer."""
         return [part for part in _PARTS.findall(self.answer) if part.startswith("<")][-1]
 
+    @property
+    def around(self) -> tuple[str, str]:
+        """What it puts before an answer, and after."""
+        before, _, after = self.answer.partition("{content}")
+        return before, after
+
 
 _BELOW = "Below is an instruction that describes a task"
 TEMPLATES = {
     template.name: template
     for template in (
-        Template(  # Stanford Alpaca's
+        # Stanford Alpaca's, but for the line break behind "Response:", which most have added who took it up.
+        Template(
             name="alpaca",
             preamble=f"{_BELOW}. Write a response that appropriately completes the request.",
             preamble_with_input=f"{_BELOW}, paired with an input that provides further context. "
@@ -143,6 +150,16 @@ class ChatFormat:
         """The ids of an answer, its end included: what follows a `prompt`."""
         return list(self._encode(_filled(self.template.answer, Turn("assistant", text), learned=True)).ids.tolist())
 
+    def said(self, written: str) -> str:
+        """What an assistant says, of the text of an `answer`'s tokens: without what the template puts around it.
+
+        Also of a text that still grows: each result then begins with the one before.
+        """
+        before, after = ("".join(part for part in _PARTS.split(text) if not part.startswith("<|")) for text in self.template.around)
+        said = "" if before.startswith(written) else written.removeprefix(before)
+        # Its end may be the beginning of what the template puts there; more text decides that.
+        return said[: len(said) - max(n for n in range(len(after) + 1) if said.endswith(after[:n]))]
+
     def encode(self, conversation: Conversation) -> Encoded:
         """A conversation's tokens; one with a rejected answer gives two sequences, the preferred one first."""
         encoded = self._encode(self._pieces(conversation.turns))
@@ -177,13 +194,13 @@ class ChatFormat:
         dtype = self.tokenizer.dtype
         ids: list[NDArray[Any]] = [np.empty(0, dtype)]
         flags, text_bytes = [np.empty(0, np.uint8)], 0
-        joined = [(kind, "".join(piece.text for piece in group)) for kind, group in itertools.groupby(pieces, lambda piece: piece[1:])]
-        encoded = iter(self.tokenizer.encode_batch([text for (special, _), text in joined if special is None]))
-        for (special, learned), text in joined:
-            part = next(encoded) if special is None else np.array([self._specials[special]], dtype)
+        groups = [(*kind, [piece.text for piece in group]) for kind, group in itertools.groupby(pieces, lambda piece: piece[1:])]
+        encoded = iter(self.tokenizer.encode_batch(["".join(texts) for special, _, texts in groups if special is None]))
+        for special, learned, texts in groups:
+            part = next(encoded) if special is None else np.full(len(texts), self._specials[special], dtype)
             ids.append(part)
             flags.append(np.full(len(part), LEARNED * (learned or not self.mask_prompt), np.uint8))
-            text_bytes += len(text.encode()) * bool(flags[-1].any())
+            text_bytes += len("".join(texts).encode()) * bool(flags[-1].any())
         return Encoded(np.concatenate(ids), np.concatenate(flags), text_bytes)
 
 

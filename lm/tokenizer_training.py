@@ -4,6 +4,7 @@ The ids are those of the byte tokenizer, with merges in between, so that no toke
 
     0 - 255      the bytes, each its own id: any text can be written, whatever the vocabulary was learnt from
     256 - ...    the merges, the earliest first: id - 256 is a merge's rank, which is what other encoders (tiktoken) want to know
+    then         further special tokens, where they are asked for, such as a chat template's
     the last 4   ByteTokenizer.SPECIALS, in their order: a larger vocabulary moves them, but none of the ids before
 
 The text is cut into words first, by `PATTERN`, and no token reaches across a cut.
@@ -12,13 +13,15 @@ The text is cut into words first, by `PATTERN`, and no token reaches across a cu
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from lm.errors import ConfigError
 from lm.tokenizer import ByteTokenizer, Tokenizer
 
 # GPT-4's, but a digit is always a word of its own, as in Qwen's: numbers take nothing of a small vocabulary, and every number is spelt in
@@ -35,11 +38,25 @@ SETTINGS = {  # What transformers wants beside a tokenizer.json.
 }
 
 
-def learn(texts: Iterable[str], vocab_size: int) -> tuple[str, int]:
+def check_specials(names: Sequence[str]) -> None:
+    """Raise ConfigError unless these can be special tokens beside ByteTokenizer.SPECIALS, by names that a chat template can write."""
+    for i, name in enumerate(names):
+        if not re.fullmatch(r"<\|\w+\|>", name):
+            raise ConfigError(
+                f"--special {name}: a special token is written '<|name|>', with letters, digits or _ for name (mind the quotes)"
+            )
+        if name in ByteTokenizer.SPECIALS:
+            raise ConfigError(f"--special {name}: every vocabulary has it; leave it out")
+        if name in names[:i]:
+            raise ConfigError(f"--special {name} is given twice; leave one out")
+
+
+def learn(texts: Iterable[str], vocab_size: int, specials: Sequence[str] = ()) -> tuple[str, int]:
     """The content of a tokenizer.json with at most `vocab_size` ids, and the bytes of text that it was learnt from.
 
     There are fewer ids where no pair of tokens is left that occurs twice. The same texts give the same content, in any order. Memory holds
-    each different word, up to a kilobyte for each. Not to be interrupted: the library does not listen to signals.
+    each different word, up to a kilobyte for each. Not to be interrupted: the library does not listen to signals. `specials`: special
+    tokens beside ByteTokenizer.SPECIALS, which pass `check_specials`.
     """
     from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Backend
@@ -49,7 +66,7 @@ def learn(texts: Iterable[str], vocab_size: int) -> tuple[str, int]:
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PATTERN), "isolated"), byte_level])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(ByteTokenizer.SPECIALS),
+        vocab_size=vocab_size - len(specials) - len(ByteTokenizer.SPECIALS),
         min_frequency=2,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,  # it prints empty lines
@@ -72,7 +89,7 @@ def learn(texts: Iterable[str], vocab_size: int) -> tuple[str, int]:
     symbols = json.loads(ByteTokenizer().definition)["model"]["vocab"]
     tokens = dict.fromkeys([*symbols, *("".join(pair) for pair in merges)])
     backend.model = models.BPE({token: i for i, token in enumerate(tokens)}, merges)
-    backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in ByteTokenizer.SPECIALS])
+    backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in (*specials, *ByteTokenizer.SPECIALS)])
     return str(backend.to_str(pretty=True)) + "\n", text_bytes
 
 

@@ -291,6 +291,16 @@ def test_help_and_mistakes_answer_without_torch(arguments: list[str]) -> None:
 
 def test_help_names_every_option() -> None:
     text = run("--help").stdout.decode()
-    flags = "--ckpt --prompt --prompt-file --max-new-tokens --temperature --top-k --top-p --min-p --repetition-penalty --seed --num-samples"
-    for flag in [*flags.split(), "--stop", "--tokenizer", "--device", "--json", "--no-stream"]:
+    flags = "--chat --system --template --ckpt --prompt --prompt-file --max-new-tokens --temperature --top-k --top-p --min-p"
+    for flag in [
+        *flags.split(),
+        "--repetition-penalty",
+        "--seed",
+        "--num-samples",
+        "--stop",
+        "--tokenizer",
+        "--device",
+        "--json",
+        "--no-stream",
+    ]:
         assert f"  {flag}" in text

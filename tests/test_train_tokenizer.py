@@ -22,8 +22,9 @@ from lm.config import load
 from lm.corpus import documents_by_split, open_corpora, readers
 from lm.errors import ConfigError
 from lm.shards import TokenStore
+from lm.templates import ChatFormat
 from lm.tokenizer import ByteTokenizer, FastTokenizer, load_tokenizer
-from lm.tokenizer_training import LEAST_VOCABULARY, PIECE, describe, excerpt, learn, measure, pieces
+from lm.tokenizer_training import LEAST_VOCABULARY, PIECE, check_specials, describe, excerpt, learn, measure, pieces
 from tests.runs import config_file, corpus
 from tests.test_commands import run
 
@@ -113,6 +114,34 @@ def test_every_byte_can_be_written() -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert {i for i in tokenizer.encode(text) if i < 256} <= set(range(256))
     assert tokenizer.encode("\0\x7f") == [0, 0x7F]
+
+
+def test_further_special_tokens_stand_before_the_four_and_take_the_place_of_merges() -> None:
+    names = ["<|im_start|>", "<|im_end|>"]
+    plain, chat = (json.loads(learn([VERSE + " <|im_end|>" * 9], 300, specials)[0]) for specials in ([], names))
+    assert chat["model"]["merges"] == plain["model"]["merges"][:-2]
+    added = [(token["id"], token["content"], token["special"]) for token in chat["added_tokens"]]
+    assert added == [(294 + i, name, True) for i, name in enumerate([*names, *ByteTokenizer.SPECIALS])]
+    tokenizer = FastTokenizer(json.dumps(chat), "chat", 298, 296)
+    assert (tokenizer.vocab_size, ChatFormat("chatml", tokenizer).stop_ids) == (300, {295, 298})
+    assert not tokenizer.special_ids & set(tokenizer.encode("<|im_end|>")), "learnt as text too, it is text"
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["im_end"], "--special im_end: a special token is written '<|name|>'"),
+        (["<|im end|>"], "--special <|im end|>: a special token is written"),
+        (["<||>"], "--special <||>: a special token is written"),
+        (["<|a|>\n"], "a special token is written"),
+        (["<|a|>", "<|eos|>"], "--special <|eos|>: every vocabulary has it; leave it out"),
+        (["<|a|>", "<|b|>", "<|a|>"], "--special <|a|> is given twice; leave one out"),
+    ],
+)
+def test_wrong_special_tokens_are_named(names: list[str], told: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        check_specials(names)
+    assert told in str(raised.value)
 
 
 def test_a_text_with_too_few_pairs_gives_fewer_tokens() -> None:
@@ -278,14 +307,16 @@ def test_the_budget_is_shared_out_by_the_weights_of_a_mixture(tmp_path: Path) ->
 
 def test_a_run_trains_with_it_and_transformers_reads_the_folder(tmp_path: Path) -> None:
     config, out = config_file(tmp_path), tmp_path / "bpe"
-    run(*COMMAND, "--config", str(config), "--vocab-size", "320", "--out", str(out))
+    run(*COMMAND, "--config", str(config), "--vocab-size", "320", "--out", str(out), "--special", "<|im_end|>")
     tokenizer = load_tokenizer(str(out))
     assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id) == (320, 316, 318)
+    assert tokenizer.specials["<|im_end|>"] == 315
     assert load_tokenizer(str(out / "tokenizer.json")).sha256 == tokenizer.sha256
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(str(out))
     assert (len(theirs), theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id, theirs.sep_token_id) == (320, 317, 318, 316, 319)
     assert theirs(VERSE.replace("<|eos|>", "")).input_ids == tokenizer.encode(VERSE.replace("<|eos|>", ""))
+    assert theirs("<|im_end|>").input_ids == [315]
     assert theirs.decode(theirs(" a , b !\n").input_ids) == " a , b !\n"
     done = run("train.py", "--config", str(config), "--tokenizer.name", str(out / "tokenizer.json"), "--trainer.max_steps", "3")
     assert "done: " in done.stdout
@@ -311,6 +342,8 @@ def test_it_says_what_is_worth_knowing(tmp_path: Path) -> None:
     ("flags", "code", "told"),
     [
         (["--vocab-size", "260"], 2, "--vocab-size: 260 is out of range; write 261 to 1,048,576\n"),
+        (["--special", "<|a|>", "--vocab-size", "261"], 2, "--vocab-size: 261 is out of range; write 262 to 1,048,576\n"),
+        (["--special", "im_end"], 2, "--special im_end: a special token is written '<|name|>'"),
         (["--bytes", "0"], 2, "--bytes: 0 is out of range; write 1 to 2,147,483,647\n"),
         (["--bytes", "3000000000"], 2, "--bytes: 3,000,000,000 is out of range; write 1 to 2,147,483,647\n"),
         (["--data.source.files", "nothing.txt"], 3, "data.source.files: nothing.txt does not exist"),
@@ -346,7 +379,7 @@ DEAF = """
 import pathlib, threading, time
 from lm import errors, tokenizer_training
 from tools import train_tokenizer
-def learn(texts, vocab_size):
+def learn(texts, vocab_size, specials):
     pathlib.Path({marker!r}).write_text(str(threading.current_thread() is threading.main_thread()))
     time.sleep(600)
 tokenizer_training.learn = learn

@@ -5,6 +5,7 @@ python train.py --config config.yaml --tokenizer.name runs/bpe16000/tokenizer.js
 
 Only the training side of the split is learnt from. --out NAME.json writes that file alone; any other name is a folder for it, with the
 tokenizer_config.json by which transformers' AutoTokenizer opens it. Any key of the configuration can be changed, as in train.py.
+The special tokens of the chat template chatml: --special '<|im_start|>' --special '<|im_end|>'.
 """
 
 from __future__ import annotations
@@ -42,9 +43,11 @@ def main() -> None:
     data = load(arguments.config, overrides).config.data
 
     from lm import corpus
-    from lm.tokenizer_training import LEAST_VOCABULARY, MOST_BYTES, SETTINGS, excerpt, learn
+    from lm.tokenizer_training import LEAST_VOCABULARY, MOST_BYTES, SETTINGS, check_specials, excerpt, learn
 
-    sizes = ("--vocab-size", arguments.vocab_size, LEAST_VOCABULARY, 2**20), ("--bytes", arguments.bytes, 1, MOST_BYTES)
+    specials = arguments.special
+    check_specials(specials)
+    sizes = ("--vocab-size", arguments.vocab_size, LEAST_VOCABULARY + len(specials), 2**20), ("--bytes", arguments.bytes, 1, MOST_BYTES)
     for flag, value, least, most in sizes:
         if not least <= value <= most:
             raise errors.ConfigError(f"{flag}: {value:,} is out of range; write {least:,} to {most:,}")
@@ -54,7 +57,7 @@ def main() -> None:
     train, val = sides(data, readers)
     weights = {key: part.weight for key, part in data.parts}
     parts = (excerpt(texts(), arguments.bytes * weights[key] // sum(weights.values())) for key, texts in train.items())
-    definition, text_bytes = beside_the_signals(lambda: learn(itertools.chain.from_iterable(parts), arguments.vocab_size))
+    definition, text_bytes = beside_the_signals(lambda: learn(itertools.chain.from_iterable(parts), arguments.vocab_size, specials))
     if text_bytes == 0:
         advice = "; a single document needs data.split: tail" if data.split == "hash" and data.validation is None else ""
         raise errors.DataError(f"data.source: there is no text on the training side of the split{advice}")
@@ -94,10 +97,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("--config", required=True, metavar="FILE", help="the YAML file that names the text and its split")
-    result.add_argument("--vocab-size", required=True, type=int, metavar="N", help="256 bytes, the merges, and 4 special tokens")
+    result.add_argument("--vocab-size", required=True, type=int, metavar="N", help="256 bytes, the merges, and the special tokens")
     result.add_argument("--out", required=True, type=Path, metavar="PATH", help="a folder, or a file NAME.json")
     budget = f"learn from the first N bytes of the training text ({BUDGET:,})"
     result.add_argument("--bytes", type=int, default=BUDGET, metavar="N", help=budget)
+    special = "a special token beside the four, such as '<|im_end|>'; may be given several times"
+    result.add_argument("--special", action="append", default=[], metavar="TOKEN", help=special)
     result.add_argument("--force", action="store_true", help="write over what is there")
     return result
 
