@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm import errors
-from lm.base import Base, open_base, tokenizer_of
+from lm.base import Base, chat_source, open_base, tokenizer_of
+from lm.checkpoint import pointed
 from lm.config import Loaded, load
-from lm.errors import CheckpointError, ConfigError
+from lm.errors import CheckpointError, ConfigError, UserError
 from lm.origin import Origin
 from lm.processes import is_first
 from lm.run import RunFolder
 from lm.schema import Config
 from lm.stopping import StopSignals
+from lm.stored import read_tokenizer
 from lm.training_command import run_command, training_parser
 
 if TYPE_CHECKING:
@@ -80,7 +83,49 @@ def make_objective(config: Config, make_decoder: Callable[[], Decoder]) -> Objec
 
 
 def report(config: Config) -> None:
-    pass
+    """Hold the best checkpoint of a finished run against its base, unless that is done already."""
+    folder = Path(config.checkpoint.directory)
+    final, written = folder / "final.ckpt", folder / "answers.json"
+    assert config.finetune is not None
+    if not final.exists() or not config.finetune.report_prompts or chat_source(config) is None:
+        return
+    if written.exists() and written.stat().st_mtime >= final.lstat().st_mtime:
+        return
+
+    import torch
+
+    from lm.answers import measure
+    from lm.corpus import held_out_conversations
+    from lm.device import choose_device
+    from lm.finetune_report import report as compare
+    from model import load as load_model
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # the other processes are done
+    device = choose_device(config.trainer.device)
+    tuned = pointed(folder, "best.ckpt") or final
+    base = open_base(config)
+    chat, conversations = held_out_conversations(config, tokenizer_of(config))
+    print(f"report: {base.folder.name} of the base and {tuned.name} on {len(conversations):,} held-out conversations", flush=True)
+    decoders = load_model(base.folder, device)[0], load_model(tuned, device)[0]
+    before, after = (measure(decoder, chat, conversations, config.finetune) for decoder in decoders)
+    compare(folder, print, conversations, before, after, config.finetune, losses_on_base_text(base, *decoders))
+
+
+def losses_on_base_text(base: Base, before: Decoder, after: Decoder) -> tuple[float, float] | None:
+    """In nats per token, on what the base was validated on; None where that text is not there."""
+    from data import PackedDataModule
+    from lm.evaluation import evaluate
+
+    tokenizer = read_tokenizer(base.folder, base.meta)
+    try:
+        data = PackedDataModule(base.config, tokenizer, say=lambda line: None)
+        batches = list(data.val_dataloader())
+    except UserError as error:
+        print(f"what was forgotten is not measured: {error}")
+        return None
+    results = [evaluate(decoder, batches, tokenizer.reserved_ids, data.text_bytes_per_token) for decoder in (before, after)]
+    return results[0].loss, results[1].loss
 
 
 if __name__ == "__main__":

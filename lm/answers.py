@@ -134,6 +134,7 @@ def score(decoder: Any, chat: ChatFormat, sequences: Sequence[Encoded], rows: in
         ids, labels = np.full(shape, chat.tokenizer.eos_id), np.full(shape, IGNORE_INDEX)
         for row, i in enumerate(numbers):
             own, flags, _ = sequences[i]
+            assert flags is not None
             ids[row, 1 : len(own)] = own[:-1]  # behind the EOS that opens it
             labels[row, : len(own)] = np.where(flags & LEARNED, own, IGNORE_INDEX)
         nats = decoder.forward(torch.from_numpy(ids).to(device), torch.from_numpy(labels).to(device))

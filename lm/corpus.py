@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lm.cache import open_or_build
+from lm.conversations import Conversation
 from lm.disk import in_bytes
 from lm.engines import on_this_machine
 from lm.errors import DataError
@@ -28,6 +29,7 @@ from lm.schema.source import HubSource
 from lm.shards import FORMAT, Manifest, TokenStore
 from lm.sources import Reader, hash_of_text
 from lm.streaming import Stream, choose_revision
+from lm.templates import ChatFormat
 from lm.tokenizer import Tokenizer
 
 
@@ -81,6 +83,21 @@ def readers(data: DataConfig, tokenizer: Tokenizer | None = None) -> list[tuple[
     if data.validation is not None:
         found.append(("", Reader(data.validation, "data.validation", data.on_bad_row, tokenizer), Split("all")))
     return found
+
+
+def held_out_conversations(config: Config, tokenizer: Tokenizer) -> tuple[ChatFormat, list[Conversation]]:
+    """What `data.test_fraction` keeps from training and validation, or where that is 0 what is validated on; and their format."""
+    found, formats = list[Conversation](), list[ChatFormat]()
+    for _, reader, split in readers(config.data, tokenizer):
+        if reader.chat is not None:
+            formats.append(reader.chat)
+            choose = split.tested if split.test else split.held_out
+            found += [
+                Conversation.from_json(document.text)
+                for document in reader
+                if choose(np.array([hash_of_text(document.text)], np.uint64))[0]
+            ]
+    return formats[0], found
 
 
 def documents_by_split(reader: Reader, split: Split) -> Iterator[tuple[str, str]]:
