@@ -71,7 +71,7 @@ def checkpoint(folder: Path, source: dict[str, object]) -> Path:
         "step": 150,
         "model": decoder.config.model_dump(),
         "tokenizer": {key: getattr(BYTE, key) for key in ("name", "sha256", "vocab_size", "eos_id", "pad_id")},
-        "config": {"data": {"source": {"files": "x.jsonl", **source}}, "trainer": trainer},
+        "config": {"data": {"source": {"files": "x.jsonl", **source}, "document_mask": True}, "trainer": trainer},
     }
     write_checkpoint(
         folder / "step-00000150.ckpt",
