@@ -133,7 +133,7 @@ def score(decoder: Any, chat: ChatFormat, sequences: Sequence[Encoded], rows: in
         # Padding stands at the end, where no token sees it, and has no label, so any id will do.
         ids, labels = np.full(shape, chat.tokenizer.eos_id), np.full(shape, IGNORE_INDEX)
         for row, i in enumerate(numbers):
-            own, flags, _ = sequences[i]
+            own, flags = sequences[i].ids.astype(np.int64), sequences[i].flags  # in their own type IGNORE_INDEX would be some id
             assert flags is not None
             ids[row, 1 : len(own)] = own[:-1]  # behind the EOS that opens it
             labels[row, : len(own)] = np.where(flags & LEARNED, own, IGNORE_INDEX)
@@ -187,7 +187,7 @@ def _answer_of(chat: ChatFormat, prompt: Sequence[int], drawn: list[int]) -> Ans
     tokens = drawn[:-1] if ended else drawn
     stream = TextStream(chat.tokenizer, prompt)
     text = "".join([*map(stream.push, tokens), stream.flush()])
-    return Answer(text.strip(), len(tokens), ended)
+    return Answer(chat.said(text).strip(), len(tokens), ended)
 
 
 def _log_probabilities(decoder: Any, ids: Tensor, cache: Any) -> Tensor:

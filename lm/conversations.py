@@ -62,6 +62,8 @@ def conversation_of(row: object, layout: str) -> Conversation | Fault:
     """A row as a conversation, or what is wrong with it."""
     if not isinstance(row, Mapping):
         return Fault("not a JSON object", f"a conversation is an object with keys, this one is {reprlib.repr(row)}")
+    if "messages" not in row and "conversations" in row:  # ShareGPT's name for them
+        row = {**row, "messages": row["conversations"]}
     if layout == "auto":
         found = next((name for name, (keys, _) in LAYOUTS.items() if all(row.get(key) is not None for key in keys)), None)
         if found is None or found == "preferences":
