@@ -8,6 +8,7 @@ beside it. `merge` brings the ordinary names back.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Iterator
@@ -186,6 +187,7 @@ def _no_match(pattern: str, adaptable: list[str], linear: list[str]) -> str:
 
 
 def _bitsandbytes() -> Any:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a fast CPU kernel that nothing here calls
     try:
         from bitsandbytes import functional
     except ImportError as error:

@@ -364,3 +364,19 @@ def test_a_copy_is_a_copy() -> None:
         for parameter in trained(twin).values():
             parameter.add_(1)
     assert not torch.equal(logits(model), logits(twin))
+
+
+def test_switched_off_it_is_the_reference_that_dpo_compares_with() -> None:
+    """The same losses and gradients as beside a copy of the base; dropout would differ from one pass to the next."""
+    from lm.objectives import Preference, kept
+
+    rows = {"input_ids": IDS[:, :-1], "labels": IDS[:, 1:], "document_ids": torch.tensor([[0] * 6 + [1] * 5] * 3)}
+    results = []
+    for reference in (kept(decoder()), adapters_off):
+        model = adapted(dropout=0.2).train()
+        torch.manual_seed(7)
+        losses = Preference(0.3, reference).losses(model, rows)
+        losses.sum().backward()
+        results.append((losses, [parameter.grad for parameter in trained(model).values()]))
+    torch.testing.assert_close(*results)
+    assert results[0][0].std() > 0.01
