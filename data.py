@@ -471,4 +471,5 @@ def _counts(split: str, parts: Sequence[SourceRows]) -> str:
         cut += f", {1 - (tokens - len(parts)) / (sum(map(len, parts)) * parts[0].length):.0%} of it padding"
     if isinstance(parts[0], ConversationRows) and len(parts) == 1 and len(parts[0]):
         cut += f", {1 - parts[0].n_inputs / (len(parts[0]) * parts[0].length):.0%} of it padding"
-    return f"{split} {documents:,} {'conversations' if isinstance(parts[0], ConversationRows) else 'documents'}, {tokens:,} tokens, {cut}"
+    kind = "conversations" if all(isinstance(part, ConversationRows) for part in parts) else "documents"
+    return f"{split} {documents:,} {kind}, {tokens:,} tokens, {cut}"
