@@ -66,15 +66,17 @@ def parse() -> argparse.Namespace:
 
 def print_samples(samples: Sequence[Sample], progress: Iterator[object], prompt: str) -> None:
     """Print one sample after another, each as it grows; `progress` lets all grow, also those whose turn has not come."""
+    from lm.continuation import shown
+
     for number, sample in enumerate(samples, start=1):
         if len(samples) > 1:
             print(f"--- sample {number} of {len(samples)} ---")
-        print(prompt, end="", flush=True)
-        shown = 0
+        print(shown(prompt), end="", flush=True)
+        printed = 0
         try:
             while True:
-                fresh, shown = sample.text[shown:], len(sample.text)
-                print(fresh, end="", flush=True)
+                fresh, printed = sample.text[printed:], len(sample.text)
+                print(shown(fresh), end="", flush=True)
                 if sample.finish is not None:
                     break
                 next(progress)
@@ -89,6 +91,11 @@ def main() -> None:
     lines = arguments.chat and arguments.prompt is None and arguments.prompt_file is None
     prompt, folder = "" if lines else read_prompt(arguments.prompt, arguments.prompt_file), open_checkpoint(arguments.ckpt)
     seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
+    if arguments.chat:
+        from lm.chat import Chat, chat_format
+        from lm.chat_terminal import Terminal
+
+        form = chat_format(folder, arguments.template, arguments.system)
 
     import torch
 
@@ -104,10 +111,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
     if arguments.chat:
-        from lm.chat import Chat, chat_format
-        from lm.chat_terminal import Terminal
-
-        chat = Chat(chat_format(folder, meta, tokenizer, arguments.template, arguments.system), context, arguments.max_new_tokens)
+        chat = Chat(form, context, arguments.max_new_tokens)
         reply = functools.partial(chat.reply, decoder=decoder, options=options, generator=generator, stops=arguments.stop)
         terminal = Terminal(chat, reply, stream=not arguments.no_stream)
         print(f"{folder.name} on {device}, --seed {seed}", file=sys.stderr)

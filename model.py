@@ -46,16 +46,14 @@ def load(path: str | Path, device: str = "cpu") -> tuple[Decoder, Tokenizer, dic
     folder = open_checkpoint(path)
     meta = read_meta(folder)
     tokenizer = read_tokenizer(folder, meta)
-    shape = read_model(folder, meta)
-    if read_adapters(folder, meta) is not None:
-        decoder = Decoder(shape, initialise=False)
-        load_whole(decoder, folder)
-        return decoder.to(device).eval(), tokenizer, meta
     with torch.device("meta"):
-        decoder = Decoder(shape, initialise=False)
-    # strict=False only because a tied head has a second name in state_dict(); read_weights has held every name against the model.
-    decoder.load_state_dict(read_weights(folder, dict(decoder.named_parameters())), strict=False, assign=True)
-    decoder.tie_weights()
+        decoder = Decoder(read_model(folder, meta), initialise=False)
+    if read_adapters(folder, meta) is not None:
+        load_whole(decoder, folder)
+    else:
+        # strict=False only because a tied head has a second name in state_dict(); read_weights has held every name against the model.
+        decoder.load_state_dict(read_weights(folder, dict(decoder.named_parameters())), strict=False, assign=True)
+        decoder.tie_weights()
     return decoder.to(device).eval(), tokenizer, meta
 
 

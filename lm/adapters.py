@@ -10,7 +10,7 @@ from torch import nn
 
 from lm.base import open_base
 from lm.checkpoint import open_checkpoint, read_manifest, read_meta, verify
-from lm.errors import CheckpointError
+from lm.errors import CheckpointError, ConfigError
 from lm.lora import add_adapters, merge
 from lm.schema import Config
 from lm.stored import Adapters, AdaptersBase, read_adapters
@@ -38,13 +38,13 @@ def load_whole(decoder: nn.Module, folder: Path, base: Path | None = None) -> No
     Of a checkpoint of adapters these are its base's with the adapters merged in; the base may be one of adapters itself.
 
     Args:
-        decoder: has the checkpoint's shape; on the CPU.
+        decoder: has the checkpoint's shape; on the CPU, or on the meta device, where a shape takes no memory before weights prove it.
         folder: the checkpoint.
         base: where its base is; None looks where its meta.json says.
 
     Raises:
-        CheckpointError: something is missing or damaged, or the base is another than the one that the adapters were trained beside.
-        ConfigError: 4-bit weights, and bitsandbytes is missing.
+        CheckpointError: something is missing or damaged, bitsandbytes for 4-bit weights too, or the base is another than the one that the
+            adapters were trained beside.
     """
     verify(folder, ("meta.json",))
     adapters = read_adapters(folder, read_meta(folder))
@@ -52,7 +52,10 @@ def load_whole(decoder: nn.Module, folder: Path, base: Path | None = None) -> No
         load_into(decoder, folder, averaged=True)
         return
     load_whole(decoder, find_base(folder, adapters, base))
-    add_adapters(decoder, adapters.lora, four_bits=adapters.method == "qlora")
+    try:
+        add_adapters(decoder, adapters.lora, four_bits=adapters.method == "qlora")
+    except ConfigError as error:  # what it names was written there, not by whoever loads it
+        raise CheckpointError(f"{folder / 'meta.json'}: {error}") from error
     load_into(decoder, folder, averaged=True)
     merge(decoder)
 

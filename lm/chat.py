@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm.base import chat_source
+from lm.checkpoint import read_meta
 from lm.continuation import write
 from lm.conversations import Turn
 from lm.errors import ConfigError, DataError
 from lm.rows import Fault, text_of
 from lm.sampling import Sampling
-from lm.stored import read_config
+from lm.stored import read_config, read_tokenizer
 from lm.templates import TEMPLATES, ChatFormat
-from lm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import torch
 
 
-def chat_format(
-    folder: Path, meta: Mapping[str, Any], tokenizer: Tokenizer, template: str | None = None, system: str | None = None
-) -> ChatFormat:
+def chat_format(folder: Path, template: str | None = None, system: str | None = None) -> ChatFormat:
     """How to speak with a checkpoint: by the template and the system's words that it was fine-tuned with, unless others are given.
 
+    Without torch, so that one that cannot be spoken to is refused at once.
+
     Raises:
-        ConfigError: there is no such template, or the checkpoint has none and none is given.
-        CheckpointError: meta.json does not hold a configuration.
+        ConfigError: there is no such template, the tokenizer lacks its special tokens, or the checkpoint has none and none is given.
+        CheckpointError: meta.json does not hold a configuration, or the tokenizer cannot be read.
     """
     if template is not None and template not in TEMPLATES:
         raise ConfigError(f"--template {template}: there is {', '.join(sorted(TEMPLATES))}")
+    meta = read_meta(folder)
     source = chat_source(read_config(folder, meta["config"]))
     if template is None and source is None:
         raise ConfigError(
@@ -39,7 +40,9 @@ def chat_format(
             "or fine-tune it with finetune.py"
         )
     words = source.system if system is None and source else system
-    return ChatFormat(template or source.template, tokenizer, words)  # type: ignore[union-attr]  # refused above
+    if words is not None and isinstance(fault := text_of(words), Fault):
+        raise ConfigError(f"--system: {fault.kind}, {fault.detail}")
+    return ChatFormat(template or source.template, read_tokenizer(folder, meta), words)  # type: ignore[union-attr]  # refused above
 
 
 class Chat:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 from lm.chat import Chat
+from lm.continuation import shown
 from lm.disk import replace
-from lm.errors import CheckpointError, DataError
+from lm.errors import CheckpointError, DataError, printable
 from lm.prompt import MOST_PROMPT
 
 HELP = """/reset      begin anew; the model forgets what was said
@@ -17,6 +18,7 @@ HELP = """/reset      begin anew; the model forgets what was said
 /help       show this
 /quit       end, as Ctrl-D does; Ctrl-C stops an answer
 Anything else is said to the model; a space before a / says that too."""
+FORGETTING = "the conversation no longer fits the context: from now on its oldest questions and answers are left out"
 
 Reply = Callable[[str], Generator[str]]
 
@@ -59,16 +61,18 @@ class Terminal:
             try:
                 for piece in reply:
                     if complete and self.chat.forgotten and not pieces:
-                        _note("the conversation no longer fits the context: from now on its oldest questions and answers are left out")
-                    pieces.append(piece)
+                        _note(FORGETTING)
+                    pieces.append(shown(piece))
                     if self._stream:
-                        print(piece, end="", flush=True)
+                        print(pieces[-1], end="", flush=True)
             finally:
                 if pieces:
                     print("" if self._stream else "".join(pieces), flush=True)
         if not pieces:
             print(flush=True)
             _note("(no answer)")
+            if complete and self.chat.forgotten:
+                _note(FORGETTING)
 
     def _command(self, name: str, argument: str = "") -> bool:
         """Whether to go on."""
@@ -93,12 +97,11 @@ class Terminal:
             raise DataError("nothing has been said yet")
         try:
             path = Path(name).expanduser()
-            taken = path.exists() and path != self._saved
-        except (OSError, RuntimeError, ValueError) as error:
+            if path.exists() and path != self._saved:
+                raise DataError(f"{path} is there already; name another")
+            replace(path, self.chat.to_json() + "\n")
+        except (OSError, RuntimeError, ValueError) as error:  # nobody's home, a NUL
             raise DataError(f"{name}: {error}") from error
-        if taken:
-            raise DataError(f"{path} is there already; name another")
-        replace(path, self.chat.to_json() + "\n")
         self._saved = path
         _note(f"{path}: {len(self.chat.turns)} messages")
 
@@ -125,4 +128,4 @@ class Terminal:
 
 
 def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text, "\n"), file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Generator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,14 @@ from lm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import torch
+
+# What commands a terminal: the control characters of ECMA-48, 8-bit ones too, but for tabs and line ends, whose carriage return can go.
+COMMANDS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if code not in b"\t\n\r"} | {ord("\r"): None}
+
+
+def shown(text: str) -> str:
+    """A model's text for stdout. Files and pipes get it as it is; a terminal gets U+FFFD where the text would command it."""
+    return text.translate(COMMANDS) if sys.stdout.isatty() else text
 
 
 def write(

@@ -66,7 +66,7 @@ def read_config(path: Path, stored: Mapping[str, Any]) -> Config:
 
 def read_adapters(path: Path, meta: Mapping[str, Any]) -> Adapters | None:
     """The `adapters` of a checkpoint's meta.json; None of a checkpoint with all of a model's weights. Raises CheckpointError."""
-    if meta.get("adapters") is None:
+    if "adapters" not in meta:
         return None
     try:
         return Adapters.model_validate(meta["adapters"])

@@ -55,15 +55,17 @@ def begin_shards(path: Path, decoder: nn.Module, optimizer: Optimizer, average: 
     return sharding.write_shards(path, kinds | ({"ema": average.weights} if average is not None else {}))
 
 
-def load_into(decoder: nn.Module, folder: Path, averaged: bool) -> None:
+def load_into(decoder: Any, folder: Path, averaged: bool) -> None:
     """Give a decoder the weights of a checkpoint, ordinary or sharded: the averaged ones if wanted and there. Raises CheckpointError.
 
-    Of a decoder with frozen weights those that are trained, which are all that its checkpoints hold.
+    Of a decoder with frozen weights those that are trained, which are all that its checkpoints hold. One on the meta device comes to the
+    CPU once they are found to fit.
     """
-    expected = trained(decoder)
-    weights = sharding.read_any_weights(folder, expected, averaged)
+    weights = sharding.read_any_weights(folder, trained(decoder), averaged)
+    if any(parameter.is_meta for parameter in decoder.parameters()):
+        decoder.to_empty(device="cpu").tie_weights()
     with torch.no_grad():
-        for name, parameter in expected.items():
+        for name, parameter in trained(decoder).items():
             parameter.copy_(weights[name])
 
 

@@ -242,6 +242,15 @@ def test_a_base_that_is_named_is_taken(family: Path, monkeypatch: pytest.MonkeyP
     assert torch.equal(logits(load(path)[0]), before)
 
 
+def test_a_damaged_tokenizer_is_not_merged(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a manifest of its own it would look whole."""
+    file = (family / "run" / "final.ckpt").resolve() / "tokenizer.json"
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is damaged"):
+        merged(file.parent, family / "out", monkeypatch)
+    assert not (family / "out").exists()
+
+
 def test_another_base_is_refused(family: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     checkpoint = (family / "run" / "final.ckpt").resolve()
     [base] = (family / "base").iterdir()
@@ -271,6 +280,7 @@ def test_a_damaged_base_is_refused(family: Path) -> None:
         ({"lora": {"rnak": 2}}, "adapters.lora.rnak"),
         ({"lora": {"rank": 3}}, "is torch.float32 (2, 32), where the configured model has torch.float32 (3, 32)"),
         ({"lora": {"targets": ["*.q_proj"], "rank": 2}}, "is not a weight of the model"),
+        ({"lora": {"targets": ["*.query"]}}, "meta.json: finetune.lora.targets: '*.query' matches no linear layer"),
         ({"base": {}}, "adapters.base.path: Field required"),
         ({"base": {"path": "a\0b", "from_run": "x", "manifest_sha256": ""}}, "adapters.base.path"),
         ({"base": {"path": "x" * 5000, "from_run": "y" * 5000, "manifest_sha256": ""}}, "holds adapters alone, and their base is not at"),
@@ -284,7 +294,18 @@ def test_hostile_adapters_are_refused(family: Path, change: dict[str, Any], said
     assert said in refusal(path)
 
 
-@pytest.mark.parametrize("adapters", [3, [], "lora", {}])
+def test_a_shape_takes_no_memory_before_the_bases_weights_prove_it(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its embedding alone would take 4 TB."""
+    checkpoint = (family / "run" / "final.ckpt").resolve()
+    meta = read_meta(checkpoint)
+    meta["model"] |= {"d_model": 2**16, "vocab_size": 2**24}
+    path = sealed(checkpoint, meta__json=json.dumps(meta).encode())
+    assert "where the configured model has torch.float32 (16777216, 65536)" in refusal(path)
+    with pytest.raises(CheckpointError, match="where the configured model has"):
+        merged(path, family / "out", monkeypatch)
+
+
+@pytest.mark.parametrize("adapters", [None, 3, [], "lora", {}])
 def test_adapters_that_are_none_are_refused(adapters: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="adapters"):
         read_adapters(tmp_path, {"adapters": adapters})

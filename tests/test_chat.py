@@ -260,7 +260,8 @@ def test_what_is_saved_and_what_is_not(typed: Any, tmp_path: Path) -> None:
     chat, file, other = Chat(FORM, 1000, 100), tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     other.write_text("mine", encoding="utf-8")
     lines = [f"/save {file}", "Hi", "/save", "/save x.txt", f"/save {other}", f"/save {file}", "And?", f"/save {file}"]
-    _, told = typed(chat, *lines, "/reset", "Hi", f"/save {file}", f"/save {tmp_path}/gone/a.jsonl", "/save ~nobody-here/a.jsonl")
+    wrong = [f"/save {tmp_path}/gone/a.jsonl", "/save ~nobody-here/a.jsonl", "/save a\0b.jsonl"]
+    _, told = typed(chat, *lines, "/reset", "Hi", f"/save {file}", *wrong)
     assert told[:6] == [
         "nothing has been said yet",
         *["write /save FILE.jsonl: it holds JSON lines, and data.source knows them by that ending"] * 2,
@@ -271,7 +272,7 @@ def test_what_is_saved_and_what_is_not(typed: Any, tmp_path: Path) -> None:
     assert told[6] == f"{file} is there already; name another"
     assert told[7].startswith(f"{tmp_path}/gone/a.jsonl could not be written: No such file or directory")
     assert told[8].startswith("~nobody-here/a.jsonl: ")
-    assert len(told) == 9
+    assert told[9:] == ["a\ufffdb.jsonl: embedded null byte"]
     assert other.read_text(encoding="utf-8") == "mine"
     assert len(json.loads(file.read_text(encoding="utf-8"))["messages"]) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl"]
@@ -288,6 +289,27 @@ def test_that_something_is_forgotten_is_said_once(typed: Any) -> None:
     printed, told = typed(chat, *["0"] * 5, "/reset", *["0"] * 5, reply=reply)
     assert printed == "yes\n" * 10
     assert [line[:46] for line in told] == ["the conversation no longer fits the context: f"] * 2
+
+
+def test_that_something_is_forgotten_is_said_where_nothing_is_answered(typed: Any) -> None:
+    chat = Chat(FORM, 1000, 100)
+
+    def reply(message: str) -> Generator[str]:
+        chat.forgotten = 2
+        yield from ()
+
+    _, told = typed(chat, "x", "x", reply=reply)
+    assert [line[:20] for line in told] == ["(no answer)", "the conversation no ", "(no answer)"]
+
+
+@pytest.mark.parametrize("screen", [True, False])
+def test_no_answer_commands_the_terminal(typed: Any, monkeypatch: pytest.MonkeyPatch, screen: bool) -> None:
+    """What is no screen gets the answer as it is; nor does a command that somebody pipes in reach one."""
+    hostile = "a\x1b[2J\x9b1m\x7f\r\n\t語\u200d🙂\xa0b"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: screen, raising=False)
+    printed, told = typed(Chat(FORM, 1000, 100), "x", "/\x1b[2J", reply=lambda message: iter_of(*hostile))
+    assert printed == ("a\ufffd[2J\ufffd1m\ufffd\n\t語\u200d🙂\xa0b\n" if screen else hostile + "\n")
+    assert told == ["there is no /\ufffd[2J; /help shows the commands, and a space before it says it to the model"]
 
 
 def test_a_message_that_is_too_long_is_answered_with_a_line(typed: Any) -> None:
@@ -400,6 +422,7 @@ def test_mistakes_are_one_line(writes: Path, speaks: Path) -> None:
         (writes, ["--chat"], f"{writes} was not fine-tuned on conversations, so it has no template; give --template alpaca|chatml|instr"),
         (speaks, ["--chat", "--template", "vicuna"], "--template vicuna: there is alpaca, chatml, instruction-output"),
         (speaks, ["--chat", "--template", "chatml"], "template chatml needs <|im_end|> and <|im_start|>, and the tokenizer byte has"),
+        (speaks, ["--chat", "--system", "\udcff"], "--system: half a surrogate pair, "),
         (speaks, ["--chat", "--json"], "--json cannot be had with --chat"),
         (speaks, ["--chat", "--num-samples", "2"], "--num-samples cannot be had with --chat"),
         (speaks, ["--system", "x"], "--system is for --chat"),
@@ -410,6 +433,13 @@ def test_mistakes_are_one_line(writes: Path, speaks: Path) -> None:
         assert str(raised.value).startswith(told)
         assert "\n" not in str(raised.value)
     assert infer("--ckpt", writes, "--chat", "--template", "instruction-output", "--prompt", "Hi") == "Ho 語🙂\n"
+
+
+def test_what_cannot_be_spoken_to_is_refused_without_torch(writes: Path) -> None:
+    program = "import sys, infer\ntry: infer.main()\nfinally: print('torch' in sys.modules)"
+    command = [sys.executable, "-c", program, "--ckpt", str(writes), "--chat"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (1, b"False\n") and b"ConfigError" in done.stderr
 
 
 # ---------------------------------------------------------------- a person at a terminal

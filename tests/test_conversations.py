@@ -38,6 +38,8 @@ def fault_of(row: object, layout: str = "auto") -> Fault:
         ({"messages": [ASKED, ANSWERED]}, (USER, ANSWER)),
         ({"messages": [{"role": "system", "content": "x"}, ASKED, ANSWERED, ASKED, ANSWERED]}, (Turn("system", "x"), *(USER, ANSWER) * 2)),
         ({"messages": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]}, (USER, ANSWER)),
+        ({"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]}, (USER, ANSWER)),  # ShareGPT
+        ({"conversations": [ASKED], "messages": [ASKED, ANSWERED]}, (USER, ANSWER)),
         ({"prompt": "2 + 2?", "completion": "4"}, (USER, ANSWER)),
         ({"prompt": [ASKED], "completion": [ANSWERED]}, (USER, ANSWER)),
         ({"prompt": "2 + 2?", "completion": [ANSWERED]}, (USER, ANSWER)),

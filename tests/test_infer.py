@@ -11,12 +11,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from infer import main
+from infer import main, print_samples
 from lm.checkpoint import point, write_checkpoint, write_json
 from lm.errors import ConfigError
 from lm.schema.model import ModelConfig
@@ -289,18 +290,16 @@ def test_help_and_mistakes_answer_without_torch(arguments: list[str]) -> None:
     assert not imports_of(*arguments) & (HEAVY | {"torch", "numpy"})
 
 
+@pytest.mark.parametrize("screen", [True, False])
+def test_no_text_commands_the_terminal(screen: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: screen, raising=False)
+    sample: Any = SimpleNamespace(text="b\x1b[2J\r\n", finish="eos")
+    print_samples([sample], iter(()), "\x9ba")
+    assert capsys.readouterr().out == ("\ufffdab\ufffd[2J\n\n" if screen else "\x9bab\x1b[2J\r\n\n")
+
+
 def test_help_names_every_option() -> None:
     text = run("--help").stdout.decode()
     flags = "--chat --system --template --ckpt --prompt --prompt-file --max-new-tokens --temperature --top-k --top-p --min-p"
-    for flag in [
-        *flags.split(),
-        "--repetition-penalty",
-        "--seed",
-        "--num-samples",
-        "--stop",
-        "--tokenizer",
-        "--device",
-        "--json",
-        "--no-stream",
-    ]:
+    for flag in f"{flags} --repetition-penalty --seed --num-samples --stop --tokenizer --device --json --no-stream".split():
         assert f"  {flag}" in text

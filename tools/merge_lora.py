@@ -11,6 +11,7 @@ weights where the run kept them, and needs no base any more. Every command reads
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def main() -> None:
     path = arguments.out / checkpoint.step_name(meta["step"])
     if path.exists():
         raise errors.CheckpointError(f"{path} is there already; remove it, or name another folder with --out")
+    checkpoint.verify(folder, ("tokenizer.json",))  # it is copied: its hash would be that of the damage
     checkpoint.write_checkpoint(path, writers(folder, meta, base))
     checkpoint.verify(path)
     print(f"{path}: merged, and verified; it can be used and started from, not resumed")
@@ -46,17 +48,20 @@ def main() -> None:
 
 def writers(folder: Path, meta: dict[str, Any], base: Path | None) -> dict[str, Callable[[Path], Any]]:
     """The files of the merged checkpoint: name -> function that writes it."""
+    import torch
+
     from lm.adapters import load_whole
     from lm.weights import trained, write_weights
     from model import Decoder
 
-    decoder = Decoder(read_model(folder, meta), initialise=False)
+    with torch.device("meta"):
+        decoder = Decoder(read_model(folder, meta), initialise=False)
     load_whole(decoder, folder, base)
     parent = {"path": str(folder), "step": meta["step"], "manifest_sha256": checkpoint.read_manifest(folder)["sha256"]}
     whole = {key: value for key, value in meta.items() if key != "adapters"} | {"parent": parent, "shards": 0}
     return {
         "model.safetensors": lambda path: write_weights(path, trained(decoder)),
-        "tokenizer.json": lambda path: path.write_text((folder / "tokenizer.json").read_text(encoding="utf-8"), encoding="utf-8"),
+        "tokenizer.json": lambda path: shutil.copyfile(folder / "tokenizer.json", path),
         "meta.json": lambda path: checkpoint.write_json(path, whole),
     }
 

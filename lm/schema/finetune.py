@@ -20,7 +20,8 @@ class LoraConfig(Section):
     targets: list[Pattern] = Field(
         ["layers.*"],
         min_length=1,
-        description="Which linear layers get adapters, by patterns of their names, such as '*.q_proj' or 'layers.*.mlp.*'.",
+        description="Which linear layers get adapters, by patterns of their names, such as '*.q_proj' or 'layers.*.mlp.*'. "
+        "The output head never does.",
     )
 
 
