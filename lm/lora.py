@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lm.errors import ConfigError
 from lm.schema.finetune import LoraConfig
@@ -29,12 +30,14 @@ BLOCK = 64  # weights of 4 bits that share a scale, as in the paper
 
 
 def add_adapters(module: nn.Module, config: LoraConfig, four_bits: bool = False) -> list[str]:
-    """Freeze a module, and put adapters on the linear layers whose names match; only the adapters are trained from then on.
+    """Freeze a module, and put adapters on the linear layers and embeddings whose names match; only they are trained from then on.
+
+    Those of an embedding are on the output head too, where it shares the embedding's weights.
 
     Args:
         module: holds its weights already. It computes the same as before, since B is zero; in 4 bits nearly the same.
         config: the patterns are fnmatch's, and `*` stands for dots too. A is drawn from torch's global random state.
-        four_bits: keep the weights of these layers as NF4 numbers.
+        four_bits: keep the weights of these linear layers as NF4 numbers.
 
     Returns:
         The names of the layers.
@@ -42,15 +45,21 @@ def add_adapters(module: nn.Module, config: LoraConfig, four_bits: bool = False)
     Raises:
         ConfigError: a pattern matches none, or bitsandbytes is missing.
     """
-    linear = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
-    adaptable = {name: layer for name, layer in linear.items() if name.rpartition(".")[2] != OUTPUT_HEAD}
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Embedding)}
+    adaptable = {name: layer for name, layer in layers.items() if name.rpartition(".")[2] != OUTPUT_HEAD}
     for pattern in config.targets:
         if not any(fnmatchcase(name, pattern) for name in adaptable):
-            raise ConfigError(_no_match(pattern, list(adaptable), list(linear)))
+            raise ConfigError(_no_match(pattern, list(adaptable), list(layers)))
     chosen = [name for name in adaptable if any(fnmatchcase(name, pattern) for pattern in config.targets)]
     module.requires_grad_(False)
     for name in chosen:
-        _replace(module, name, Adapted(FourBitLinear(adaptable[name]) if four_bits else adaptable[name], config))
+        layer = adaptable[name]
+        if isinstance(layer, nn.Linear):
+            _replace(module, name, Adapted(FourBitLinear(layer) if four_bits else layer, config))
+        else:
+            update = AdaptedTable(layer.weight, config)
+            for owner in [other for other in layers.values() if other.weight is layer.weight]:
+                parametrize.register_parametrization(owner, "weight", update)
     return chosen
 
 
@@ -59,15 +68,21 @@ def merge(module: nn.Module) -> None:
 
     Weights of 4 bits are written out first, in float32: what the adapters were trained beside.
     """
-    for name, adapted in list(_adapted(module)):
-        _replace(module, name, adapted.merged())
+    for name, adapted in list(module.named_modules()):
+        if isinstance(adapted, Adapted):
+            _replace(module, name, adapted.merged())
+    tables = [layer for layer in module.modules() if parametrize.is_parametrized(layer, "weight")]
+    merged = [layer.weight.detach() for layer in tables]
+    for layer, weight in zip(tables, merged, strict=True):  # a shared one is found twice, and stays shared
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+        layer.weight.data.copy_(weight)
     module.requires_grad_(True)
 
 
 @contextmanager
 def adapters_off(module: nn.Module) -> Iterator[nn.Module]:
     """Within the block the module is the one that the adapters started from, without dropout: what DPO compares with."""
-    layers = [layer for _, layer in _adapted(module)]
+    layers = [layer for layer in module.modules() if isinstance(layer, Adapted | AdaptedTable)]
     before, training = [layer.enabled for layer in layers], module.training
     module.eval()
     for layer in layers:
@@ -111,6 +126,25 @@ class Adapted(nn.Module):
         layer = self.base if isinstance(self.base, nn.Linear) else self.base.written_out()
         layer.weight += self.scale * (self.lora_B @ self.lora_A)
         return layer
+
+
+class AdaptedTable(nn.Module):
+    """What an embedding's weights W (V, D) become, wherever they are used: W + alpha / rank * B A, with B (V, rank) and A (rank, D).
+
+    A table is looked up, and as a tied head multiplied, so its adapter cannot stand beside it; torch's parametrization puts it inside.
+    """
+
+    def __init__(self, weight: Tensor, config: LoraConfig):
+        super().__init__()
+        self.lora_A = nn.Parameter(weight.new_empty(config.rank, weight.shape[1]))
+        self.lora_B = nn.Parameter(weight.new_zeros(weight.shape[0], config.rank))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self.scale = config.alpha / config.rank
+        self.enabled = True
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """(V, D) -> (V, D)."""
+        return weight + self.scale * (self.lora_B @ self.lora_A) if self.enabled else weight
 
 
 class FourBitLinear(nn.Module):
@@ -170,20 +204,19 @@ class _TimesFrozen(torch.autograd.Function):
         return gradient @ ctx.layer.weight(gradient.dtype), None
 
 
-def _adapted(module: nn.Module) -> Iterator[tuple[str, Adapted]]:
-    yield from ((name, layer) for name, layer in module.named_modules() if isinstance(layer, Adapted))
-
-
 def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
     parent, _, last = name.rpartition(".")
     setattr(module.get_submodule(parent), last, layer)
 
 
-def _no_match(pattern: str, adaptable: list[str], linear: list[str]) -> str:
-    if any(fnmatchcase(name, pattern) for name in linear):
-        return f"finetune.lora.targets: {pattern!r} names the output head alone, which gets no adapters: the loss uses its matrix directly"
+def _no_match(pattern: str, adaptable: list[str], layers: list[str]) -> str:
+    if any(fnmatchcase(name, pattern) for name in layers):
+        return (
+            f"finetune.lora.targets: {pattern!r} names the output head alone, which gets no adapters of its own: the loss uses its matrix "
+            "directly; where it shares the embedding's, name that"
+        )
     kinds = dict.fromkeys(re.sub(r"\b\d+\b", "*", name) for name in adaptable)  # one for all layers
-    return f"finetune.lora.targets: {pattern!r} matches no linear layer; there are {', '.join(kinds) or 'none'}"
+    return f"finetune.lora.targets: {pattern!r} matches no layer; there are {', '.join(kinds) or 'none'}"
 
 
 def _bitsandbytes() -> Any:
