@@ -85,7 +85,7 @@ def rows_of(data: PackedDataModule, first: int, least: int) -> list[Row]:
     """The rows of whole steps from `first` on, so many or a few more."""
     from lm import inspection
 
-    names = [name for name, _ in inspection.named(data.corpora)]
+    names = [name for name, _ in inspection.named(data.trained)]
     rows: list[Row] = []
     data.start_step = first
     loader = data.train_dataloader()
