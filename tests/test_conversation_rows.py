@@ -15,6 +15,7 @@ from lm.conversation_rows import ConversationRows
 from lm.corpus import held_out_conversations
 from lm.errors import DataError
 from lm.loss import IGNORE_INDEX
+from lm.overlap import StoredDocuments
 from lm.schema import Config, ModelConfig
 from lm.shards import SplitWriter, TokenStore
 from lm.templates import BEGINS, LEARNED
@@ -221,6 +222,12 @@ def test_the_report_reads_what_is_kept_for_it_and_that_alone(tmp_path):
     tested = held_out(0.4)
     assert 0 < len(tested) < len(CHATS)
     assert set(tested) <= {prompt for prompt, _ in CHATS}
+
+
+def test_what_a_template_puts_around_answers_is_not_compared(tmp_path):
+    given = [[(ord("q"), 0), (ord("a"), LEARNED), (ord("b"), LEARNED), (END, LEARNED)], [(ord("q"), 0), (ord("c"), LEARNED)]]
+    texts = [document.text for document in StoredDocuments("train", [make_store(tmp_path, given)], BYTES)]
+    assert [text.rstrip() for text in texts] == [BYTES.decode([ord("a"), ord("b"), END]), "c"]
 
 
 def test_blank_lines_are_no_conversations(tmp_path):
