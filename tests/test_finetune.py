@@ -14,6 +14,7 @@ from lm.checkpoint import read_meta
 from lm.config import load
 from lm.errors import CheckpointError, ConfigError, DataError
 from tests import runs
+from tests.test_resume_proof import proof
 
 CHATS = [(f"say {word} {n}", f"{word} {word}") for n in range(8) for word in ("model", "token", "text")]
 
@@ -167,6 +168,15 @@ def test_conversations_of_the_base_are_replayed_apart_or_not_at_all(tmp_path, ba
         else:
             with pytest.raises(ConfigError, match=r"write data.document_mask: true"):
                 data.rows  # noqa: B018
+
+
+def test_the_proof_of_exact_resume_is_for_finetune_py_too(tmp_path, base):
+    path = config_file(
+        tmp_path, base, finetune={"method": "lora", "replay": 0.25}, optimizer={"lr": 3e-3, "warmup_steps": 1, "ema_decay": 0.8}
+    )
+    done = proof(path, "--steps=5", "--stops=1", "--kill")
+    assert done.returncode == 0, done.stderr
+    assert "identical: the batches and numbers of 5 steps" in done.stdout
 
 
 def test_the_report_is_made_once_for_each_end_of_a_run(tmp_path, base, monkeypatch, capsys):
