@@ -14,6 +14,7 @@ from data import PackedDataModule, Rows
 from lm.conversation_rows import ConversationRows
 from lm.corpus import held_out_conversations
 from lm.errors import DataError
+from lm.inspection import read_rows
 from lm.loss import IGNORE_INDEX
 from lm.overlap import StoredDocuments
 from lm.schema import Config, ModelConfig
@@ -222,6 +223,14 @@ def test_the_report_reads_what_is_kept_for_it_and_that_alone(tmp_path):
     tested = held_out(0.4)
     assert 0 < len(tested) < len(CHATS)
     assert set(tested) <= {prompt for prompt, _ in CHATS}
+
+
+def test_a_row_ends_with_its_last_conversation(tmp_path):
+    """Whatever ends a turn, which here is not EOS."""
+    data = PackedDataModule(config_of(tmp_path, CHATS, length=128), BYTES, lambda line: None)
+    batch = data.rows["train"][np.array([[[0, 0, number] for number in range(3)]])]
+    rows = read_rows({**batch, "step": 0}, BYTES, [""] * 3)
+    assert [(row.starts_inside, row.ends_inside) for row in rows] == [(False, False)] * 3
 
 
 def test_what_a_template_puts_around_answers_is_not_compared(tmp_path):
