@@ -261,6 +261,7 @@ def test_a_source_without_a_conversation_that_fits_is_refused_beside_others(tmp_
 WRONG = [
     ({"source": {"layout": "preferences"}}, "data.source.layout preferences does not go with finetune.objective sft"),
     ({"source": {"template": "base"}}, "data.source.template base is that of finetune.base, and this run has none"),
+    ({"source": {"filter": {"min_length": 9}}}, "filter.min_length counts the characters of a text"),
     ({"document_mask": False}, "document_mask false would let a conversation see those beside it"),
 ]
 

@@ -50,6 +50,8 @@ class ChatSource(Section):
     def _as_they_are(self) -> Self:
         if self.filter.ascii_only:
             raise ValueError("filter.ascii_only would change answers; remove it")
+        if self.filter.min_length:
+            raise ValueError("filter.min_length counts the characters of a text, and a conversation is several; remove it")
         if self.layout == "sms" and self.files is None:
             raise ValueError("layout sms is that of a file; name it with files")
         if self.layout == "preferences" and self.too_long == "cut":
