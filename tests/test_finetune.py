@@ -148,6 +148,7 @@ def test_rows_of_a_replay_say_where_they_come_from(tmp_path, base):
     rows = rows_of(PackedDataModule(config, tokenizer_of(config), said.append), 0, 8)
     assert {row.name.split(", ")[-1] for row in rows} == {"chat chats.jsonl", "txt corpus.txt"}
     assert sum(line.startswith("data: replayed: train") for line in said) == 1
+    assert [line.count("conversations") for line in said if "together" in line] == [1], "of the validation alone"
 
 
 def test_replay_does_not_hide_that_no_conversation_fits(tmp_path, base):
