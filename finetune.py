@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lm import errors
 from lm.base import Base, chat_source, open_base, tokenizer_of
-from lm.checkpoint import pointed
+from lm.checkpoint import pointed, read_meta
 from lm.config import Loaded, load
 from lm.errors import CheckpointError, ConfigError, UserError
 from lm.origin import Origin
@@ -49,12 +49,17 @@ def build_session(loaded: Loaded, origin: Origin, run: RunFolder | None, signals
     from lm.session import Session
 
     config, base = loaded.config, open_base(loaded.config)
-    if origin.parent is not None and origin.parent["manifest_sha256"] != base.sha256:
-        raise CheckpointError(f"finetune.base: {base.folder} is not the checkpoint that the run started from; name that one")
+    require_same(base, origin.parent)
     tokenizer = tokenizer_of(config)
     make_decoder = functools.partial(start, config, base)
     data = PackedDataModule(config, tokenizer, say, origin.revisions)
     return Session(config, tokenizer, data, make_decoder, origin, run, signals, make_objective(config, make_decoder))
+
+
+def require_same(base: Base, parent: dict[str, Any] | None) -> None:
+    """A name such as best.ckpt may mean another checkpoint by now. Raises CheckpointError."""
+    if parent is not None and parent["manifest_sha256"] != base.sha256:
+        raise CheckpointError(f"finetune.base: {base.folder} is not the checkpoint that the run started from; name that one")
 
 
 def start(config: Config, base: Base) -> Decoder:
@@ -103,6 +108,7 @@ def report(config: Config) -> None:
     device = choose_device(config.trainer.device)
     tuned = pointed(folder, "best.ckpt") or final
     base = open_base(config)
+    require_same(base, read_meta(tuned).get("parent"))
     chat, conversations = held_out_conversations(config, tokenizer_of(config))
     print(f"report: {base.folder.name} of the base and {tuned.name} on {len(conversations):,} held-out conversations", flush=True)
     decoders = load_model(base.folder, device)[0], load_model(tuned, device)[0]

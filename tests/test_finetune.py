@@ -197,6 +197,9 @@ def test_the_report_is_made_once_for_each_end_of_a_run(tmp_path, base, monkeypat
     written.unlink()
     assert made() == 1, "a report that was stopped is made again"
     assert made("--trainer.max_steps", "8") == 1
+    written.unlink()
+    with pytest.raises(CheckpointError, match="is not the checkpoint that the run started from"):
+        made("--trainer.max_steps", "8", "--finetune.base", str(tmp_path / "tuned" / "step-00000002.ckpt"))
 
 
 def test_a_base_in_the_run_s_own_folder_is_refused_by_the_name_of_its_key(tmp_path, base):
