@@ -359,7 +359,7 @@ BAD_ROWS = [
     ({"messages": []}, "wrong order of roles"),
     ({"messages": [{"role": "tool", "content": "a"}]}, "wrong role"),
     ({"messages": [{"role": "assistant", "content": "a"}]}, "wrong order of roles"),
-    ({"messages": "hello"}, "wrong role"),
+    ({"messages": "hello"}, "messages is not a list"),
     ({"prompt": "a", "chosen": "b", "rejected": "c"}, "unknown layout"),
     ([1, 2], "not a JSON object"),
 ]
