@@ -477,9 +477,9 @@ def _counts(split: str, parts: Sequence[SourceRows]) -> str:
     if len(stores) < len(parts):
         return f"{split} as it comes, {cut} shuffled together"
     documents, tokens = (sum(numbers) for numbers in zip(*((store.documents, store.tokens) for store in stores), strict=True))
-    kinds = {type(part) for part in parts}
-    if kinds == {DocumentRows}:  # every token is an input once, but for each stream's last
+    if all(isinstance(part, DocumentRows) for part in parts):  # every token is an input once, but for each stream's last
         cut += f", {1 - (tokens - len(parts)) / (sum(map(len, parts)) * parts[0].length):.0%} of it padding"
     if isinstance(parts[0], ConversationRows) and len(parts) == 1 and len(parts[0]):
         cut += f", {1 - parts[0].n_inputs / (len(parts[0]) * parts[0].length):.0%} of it padding"
-    return f"{split} {documents:,} {'conversations' if kinds == {ConversationRows} else 'documents'}, {tokens:,} tokens, {cut}"
+    kind = "conversations" if all(isinstance(part, ConversationRows) for part in parts) else "documents"
+    return f"{split} {documents:,} {kind}, {tokens:,} tokens, {cut}"
