@@ -18,6 +18,7 @@ Shapes are written in these letters:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import signal
@@ -149,7 +150,14 @@ class PackedDataModule(lightning.LightningDataModule):
         base = open_base(self.config).config
         if base.data.streams:
             raise ConfigError("finetune.replay: the base's text was streamed, and is not stored; write 0, or name some text in data.source")
-        return own + open_corpora(base, self.tokenizer, self._say)[: len(base.data.parts)]
+        if any(chat.layout == "preferences" for _, chat in base.data.conversations):
+            raise ConfigError("finetune.replay: the base learnt from preferences, whose rejected answers nobody wants back; write 0")
+        if base.data.conversations and not self.config.data.document_mask:
+            raise ConfigError(
+                "finetune.replay: the base's conversations must not see those beside them in a row; write data.document_mask: true"
+            )
+        replayed = open_corpora(base, self.tokenizer, self._say)[: len(base.data.parts)]
+        return own + [dataclasses.replace(corpus, name=f"replayed, {corpus.name}" if corpus.name else "replayed: ") for corpus in replayed]
 
     @functools.cached_property
     def rows(self) -> dict[str, Rows]:
@@ -168,9 +176,11 @@ class PackedDataModule(lightning.LightningDataModule):
         rows = {split: Rows(parts, self.tokenizer.pad_id, data.document_mask) for split, parts in (("train", train), ("val", val))}
         for line in summary([*self.trained, *self.corpora[len(data.parts) :]], rows):
             self._say(line)
-        for split, of_all in rows.items():
-            if not len(of_all):
-                raise DataError(f"data.source: no conversation of the {split} split fits a row of {length:,} tokens; make rows longer")
+        for corpus, part in zip(self.trained, train, strict=True):
+            if not len(part):
+                raise DataError(f"{corpus.key}: no conversation of the train split fits a row of {length:,} tokens; make rows longer")
+        if not len(rows["val"]):
+            raise DataError(f"data.source: no conversation of the val split fits a row of {length:,} tokens; make rows longer")
         return rows
 
     @functools.cached_property
@@ -201,7 +211,7 @@ class PackedDataModule(lightning.LightningDataModule):
         if finetune is None or not finetune.replay:
             return tuple(own)
         replayed = [part.weight for _, part in open_base(self.config).config.data.parts]
-        ratio = Fraction(finetune.replay).limit_denominator(1000)
+        ratio = Fraction(finetune.replay).limit_denominator(1000) or Fraction(1, 1000)  # 0 would be none at all
         a, b = sum(replayed) * (ratio.denominator - ratio.numerator), sum(own) * ratio.numerator
         return (*(weight * a for weight in own), *(weight * b for weight in replayed))
 
@@ -467,7 +477,7 @@ def _counts(split: str, parts: Sequence[SourceRows]) -> str:
     if len(stores) < len(parts):
         return f"{split} as it comes, {cut} shuffled together"
     documents, tokens = (sum(numbers) for numbers in zip(*((store.documents, store.tokens) for store in stores), strict=True))
-    if isinstance(parts[0], DocumentRows):  # every token is an input once, but for each stream's last
+    if all(isinstance(part, DocumentRows) for part in parts):  # every token is an input once, but for each stream's last
         cut += f", {1 - (tokens - len(parts)) / (sum(map(len, parts)) * parts[0].length):.0%} of it padding"
     if isinstance(parts[0], ConversationRows) and len(parts) == 1 and len(parts[0]):
         cut += f", {1 - parts[0].n_inputs / (len(parts[0]) * parts[0].length):.0%} of it padding"

@@ -23,6 +23,11 @@ def main() -> None:
     """Refuse what cannot work, then load what is heavy and score."""
     arguments, overrides = parser().parse_known_args()
     config = load_config(arguments.config, overrides).config
+    if config.finetune is not None and config.finetune.objective == "dpo":
+        raise ConfigError(
+            f"{arguments.config}: finetune.objective dpo compares two answers, and no token has a loss of its own; its results are in "
+            "evaluations.jsonl and report.md of the run's folder"
+        )
     folder = open_checkpoint(arguments.ckpt)
     meta = read_meta(folder)
     step, context_length = meta["step"], read_model(folder, meta).context_length

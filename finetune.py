@@ -10,19 +10,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lm import errors
 from lm.base import Base, chat_source, open_base, tokenizer_of
-from lm.checkpoint import pointed
+from lm.checkpoint import pointed, read_meta
 from lm.config import Loaded, load
 from lm.errors import CheckpointError, ConfigError, UserError
 from lm.origin import Origin
-from lm.processes import is_first
+from lm.processes import disconnect, is_first
 from lm.run import RunFolder
 from lm.schema import Config
 from lm.stopping import StopSignals
-from lm.stored import read_tokenizer
+from lm.stored import check_session, read_tokenizer
 from lm.training_command import run_command, training_parser
 
 if TYPE_CHECKING:
@@ -37,8 +37,10 @@ def main() -> None:
     loaded = load(arguments.config, overrides)
     if loaded.config.finetune is None:
         raise ConfigError(f"{arguments.config}: finetune: missing; write the section, with at least base, or run train.py")
-    if run_command(arguments, loaded, build_session, loaded.config.finetune.base) and is_first():
-        report(loaded.config)
+    if run_command(arguments, loaded, build_session, loaded.config.finetune.base):
+        disconnect()  # the report is the work of one process
+        if is_first():
+            report(loaded.config)
 
 
 def build_session(loaded: Loaded, origin: Origin, run: RunFolder | None, signals: StopSignals, say: Callable[[str], None]) -> Session:
@@ -47,12 +49,17 @@ def build_session(loaded: Loaded, origin: Origin, run: RunFolder | None, signals
     from lm.session import Session
 
     config, base = loaded.config, open_base(loaded.config)
-    if origin.parent is not None and origin.parent["manifest_sha256"] != base.sha256:
-        raise CheckpointError(f"finetune.base: {base.folder} is not the checkpoint that the run started from; name that one")
+    require_same(base, origin.parent)
     tokenizer = tokenizer_of(config)
     make_decoder = functools.partial(start, config, base)
     data = PackedDataModule(config, tokenizer, say, origin.revisions)
     return Session(config, tokenizer, data, make_decoder, origin, run, signals, make_objective(config, make_decoder))
+
+
+def require_same(base: Base, parent: dict[str, Any] | None) -> None:
+    """A name such as best.ckpt may mean another checkpoint by now. Raises CheckpointError."""
+    if parent is not None and parent["manifest_sha256"] != base.sha256:
+        raise CheckpointError(f"finetune.base: {base.folder} is not the checkpoint that the run started from; name that one")
 
 
 def start(config: Config, base: Base) -> Decoder:
@@ -92,19 +99,16 @@ def report(config: Config) -> None:
     if written.exists() and written.stat().st_mtime >= final.lstat().st_mtime:
         return
 
-    import torch
-
     from lm.answers import measure
     from lm.corpus import held_out_conversations
     from lm.device import choose_device
     from lm.finetune_report import report as compare
     from model import load as load_model
 
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # the other processes are done
     device = choose_device(config.trainer.device)
     tuned = pointed(folder, "best.ckpt") or final
     base = open_base(config)
+    require_same(base, read_meta(tuned).get("parent"))
     chat, conversations = held_out_conversations(config, tokenizer_of(config))
     print(f"report: {base.folder.name} of the base and {tuned.name} on {len(conversations):,} held-out conversations", flush=True)
     decoders = load_model(base.folder, device)[0], load_model(tuned, device)[0]
@@ -119,8 +123,9 @@ def losses_on_base_text(base: Base, before: Decoder, after: Decoder) -> tuple[fl
 
     tokenizer = read_tokenizer(base.folder, base.meta)
     try:
-        data = PackedDataModule(base.config, tokenizer, say=lambda line: None)
-        batches = list(data.val_dataloader())
+        check_session(base.folder, base.meta)
+        data = PackedDataModule(base.config, tokenizer, lambda line: None, base.meta.get("revisions", {}))
+        batches = data.val_dataloader()
     except UserError as error:
         print(f"what was forgotten is not measured: {error}")
         return None

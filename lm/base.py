@@ -60,8 +60,8 @@ def filled(config: Config) -> dict[str, Any]:
     sections = config.model_dump()
     sections["model"] = {**shape.model_dump(), **own}
     sections["tokenizer"] = {"name": tokenizer}
-    source = sections["data"]["source"]
-    for single in [source, *(part["source"] for part in source.get("parts", []))]:
+    source, validation = sections["data"]["source"], sections["data"]["validation"] or {}
+    for single in [source, *(part["source"] for part in source.get("parts", [])), validation]:
         if single.get("template") == "base":
             single["template"] = template_of(base.config) or _no_template(base)
     return sections

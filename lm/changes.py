@@ -51,7 +51,8 @@ def changes(config: Config, stored: Mapping[str, Any], checkpoint: Path) -> Iter
     differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if refused := [key for key in differing if not _may_change(key, old.get(key), new.get(key))]:
         lines = [f"{key}: the run to resume has {_shown(old, key)}, got {_shown(new, key)}" for key in refused]
-        lines.append(f"write what it has to resume it, {_start_again(checkpoint)}")
+        again = f"{start_flag(config)} {checkpoint} --checkpoint.directory NEW"
+        lines.append(f"write what it has to resume it, or {again} to start a new run from its weights")
         raise ConfigError("\n".join(lines))
     for key in (key for key in differing if key not in SETTLED_LATER):
         end = END_OF_EXACTNESS if _is_among(key, INEXACT) else ""
@@ -80,8 +81,8 @@ def machine_changes(before: Mapping[str, Any], now: Mapping[str, Any], checkpoin
         )
     if before["data_sha256"] != now["data_sha256"]:
         raise ConfigError(
-            f"data.source: the text is not the one that {checkpoint} was trained on, although its name is; bring the old text back, "
-            + _start_again(checkpoint)
+            f"data.source: the text is not the one that {checkpoint} was trained on, although its name is; bring the old text back, or "
+            "start a new run from its weights in another checkpoint.directory"
         )
     for key in ("device", "threads"):
         if before[key] != now[key]:
@@ -90,8 +91,9 @@ def machine_changes(before: Mapping[str, Any], now: Mapping[str, Any], checkpoin
         yield printable(f"changed since {checkpoint.name}: torch {old} -> {new}{END_OF_EXACTNESS}")
 
 
-def _start_again(checkpoint: Path) -> str:
-    return f"or --init-from {checkpoint} --checkpoint.directory NEW to start a new run from its weights"
+def start_flag(config: Config) -> str:
+    """What names the checkpoint that a new run starts from: finetune.py has a key for it."""
+    return "--init-from" if config.finetune is None else "--finetune.base"
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -26,7 +26,7 @@ from lm.base import filled
 from lm.config_keys import SECTION, advice, keys, name_of
 from lm.config_text import yaml_lines
 from lm.schema import Config
-from lm.yaml_reader import MAX_DEPTH, KeyPath, dotted, not_text, plain, read_file, read_text, shown, unprintable
+from lm.yaml_reader import MAX_DEPTH, KeyPath, dotted, not_text, path_of, plain, read_file, read_text, shown, unprintable
 
 # pydantic's error types in plain words; what to write comes from the key's own type and range.
 _WRONG = {
@@ -184,8 +184,8 @@ class _Draft:
             if path:
                 return self._flag_among(path, message), message
             name, _, rest = message.partition(" ")
-            assert name in keys(), "a check of the whole configuration names the key first"
-            first = tuple(name.split("."))
+            first = path_of(name)
+            assert name_of(first) in keys(), "a check of the whole configuration names the key first"
             blamed = self._flag_among((), message) or first
             return blamed, rest if blamed == first else message
         if kind == "extra_forbidden":

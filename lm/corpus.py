@@ -23,7 +23,6 @@ from lm.engines import on_this_machine
 from lm.errors import DataError
 from lm.preparation import SPLITS, Engine, Split, prepare
 from lm.schema import Config
-from lm.schema.chat import ChatSource
 from lm.schema.data import DataConfig
 from lm.schema.source import HubSource
 from lm.shards import FORMAT, Manifest, TokenStore
@@ -75,11 +74,10 @@ def readers(data: DataConfig, tokenizer: Tokenizer | None = None) -> list[tuple[
     found = []
     for key, part in data.parts:
         reader = Reader(part.source, key, data.on_bad_row, tokenizer)
-        if isinstance(part.source, ChatSource):
-            held_out = dataclasses.replace(held_out, test=data.test_fraction)
+        split = dataclasses.replace(held_out, test=data.test_fraction) if reader.chat is not None else held_out
         more = f" and {len(reader.files) - 1:,} more" if len(reader.files) > 1 else ""
         name = f"{reader.files[0]}{more} ({part.weight / whole:.0%}): " if len(data.parts) > 1 else ""
-        found.append((name, reader, held_out))
+        found.append((name, reader, split))
     if data.validation is not None:
         found.append(("", Reader(data.validation, "data.validation", data.on_bad_row, tokenizer), Split("all")))
     return found
@@ -91,7 +89,7 @@ def held_out_conversations(config: Config, tokenizer: Tokenizer) -> tuple[ChatFo
     for _, reader, split in readers(config.data, tokenizer):
         if reader.chat is not None:
             formats.append(reader.chat)
-            choose = split.tested if split.test else split.held_out
+            choose = split.tested if config.data.test_fraction else split.held_out
             found += [
                 Conversation.from_json(document.text)
                 for document in reader

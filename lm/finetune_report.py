@@ -98,8 +98,9 @@ def report(
         "notes": notes,
         "conversations": [_as_json(each) for each in compared(conversations, before, after)],
     }
-    replace(folder / "answers.json", json.dumps(_finite(facts), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     replace(folder / "report.md", page(table, chosen, notes, compared(conversations, before, after)))
+    # Last: while it is missing, the report is not done.
+    replace(folder / "answers.json", json.dumps(_finite(facts), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     tables = [table] if len(table) > 1 else []
     tables += [confusion_table(chosen)] if chosen else []
     where = f"answers to read: {folder}/report.md; all: {folder}/answers.json"

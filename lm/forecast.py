@@ -58,14 +58,14 @@ class Trial:
 
 
 def try_out(
-    decoder: nn.Module, optimizer: Optimizer, rows: tuple[Tensor, ...], forward_context: Callable[[], AbstractContextManager[Any]]
+    decoder: nn.Module, optimizer: Optimizer, make_loss: Callable[[], Tensor], forward_context: Callable[[], AbstractContextManager[Any]]
 ) -> Trial:
     """Train on one micro-batch, three times over; the last one is timed. The decoder is not fit for training afterwards.
 
     Args:
         decoder: the model, on its device.
         optimizer: over its parameters.
-        rows: the arguments of the decoder, on its device.
+        make_loss: the loss of the micro-batch, a scalar.
         forward_context: for the precision.
     """
     synchronize = torch.get_device_module(next(decoder.parameters()).device).synchronize
@@ -83,7 +83,7 @@ def try_out(
         synchronize()
         started = time.perf_counter()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), forward_context():
-            loss = decoder(*rows).mean()
+            loss = make_loss()
         activations = sum(kept.values())
         loss.backward()
         synchronize()

@@ -162,10 +162,11 @@ def rows_before(file: str, source: Any, span: Span) -> int:
 
 
 def _from_sms(line: str) -> str | Fault:
-    label, tab, message = line.partition("\t")
-    if not tab or label not in ("ham", "spam"):
-        return Fault("not a labelled message", f"a line must be ham or spam, a tab and the message, this one is {reprlib.repr(line)}")
-    return TRIPLET.format(instruction="classify if the SMS is spam or ham", input=message, output=label)
+    found = from_sms(line)
+    if isinstance(found, Fault):
+        return found
+    asked, answered = found.turns
+    return TRIPLET.format(instruction=asked.content, input=asked.input, output=answered.content)
 
 
 def _json_entries(file: str, to_text: Callable[[object], str | Fault]) -> Iterator[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def read_rows(batch: dict[str, Any], tokenizer: Tokenizer, sources: Sequence[str
                 positions=places - last_begin if given else places,
                 used=used,
                 starts_inside=used > 0 and int(ids[0]) != tokenizer.eos_id,
-                ends_inside=_ends_inside(labels, used, tokenizer.eos_id),
+                ends_inside=_ends_inside(labels, used, tokenizer.reserved_ids),
             )
         )
     return rows
@@ -92,11 +92,13 @@ def conversation_row(document: Document, eos_id: int) -> Row:
     return Row(document.place, ids, labels, documents, places - begins, len(ids), starts_inside=False, ends_inside=False)
 
 
-def _ends_inside(labels: Integers, used: int, eos_id: int) -> bool:
-    """The last label is the next token of the same document. Where the loss leaves it out, padding says that the document was over."""
+def _ends_inside(labels: Integers, used: int, ends: Collection[int]) -> bool:
+    """The last label is the next token of the same document, and not its end: EOS, or what ends a turn. Where the loss leaves it out,
+    padding says that the document was over.
+    """
     if used == 0:
         return False
-    return used == len(labels) if labels[used - 1] == IGNORE_INDEX else bool(labels[used - 1] != eos_id)
+    return used == len(labels) if labels[used - 1] == IGNORE_INDEX else int(labels[used - 1]) not in ends
 
 
 @dataclass(frozen=True)

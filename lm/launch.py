@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from lm.checkpoint import point, step_directories
+from lm.checkpoint import point, pointed, step_directories
 from lm.errors import NonFiniteError, keep_tracebacks_in
 from lm.incidents import GoBack
 from lm.origin import Origin, find_origin, is_finished
@@ -63,7 +63,8 @@ def where_to_start(config: Config, folder: Path, resume: str | None, init_from: 
     origin = find_origin(config, folder, resume, init_from, print)
     if origin.resume is None or not is_finished(config, folder, origin.step):
         return origin
-    point(folder, "final.ckpt", origin.resume)  # it is not, where the budget was lowered
+    if pointed(folder, "final.ckpt") != origin.resume:  # where the budget was lowered
+        point(folder, "final.ckpt", origin.resume)
     more = "a larger budget (trainer.max_steps, max_tokens) or patience (early_stopping) lets it go on"
     print(f"{folder} has finished its {origin.step:,} steps; {more}")
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -112,10 +113,10 @@ class Logbook:
     def validation(self, step: int, result: Evaluation, sample: str | None) -> None:
         """What the weights score, and what they write, after `step` updates."""
         self._write(step, "val", loss=result.loss, perplexity=result.perplexity, bits_per_byte=result.bits_per_byte)
-        self._progress.say(
-            f"step {step:,}: validation loss {result.loss:.4f}, perplexity {result.perplexity:.2f}, "
-            f"{result.bits_per_byte:.4f} bits per byte ({result.tokens:,} tokens)"
-        )
+        more = f", perplexity {result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte ({result.tokens:,} tokens)"
+        if math.isnan(result.bits_per_byte):  # of preferences, say: no token has a loss
+            more = f" ({result.tokens:,} scored)"
+        self._progress.say(f"step {step:,}: validation loss {result.loss:.4f}{more}")
         if sample is not None:
             if self._events is not None:
                 with _event_errors(self._folder):

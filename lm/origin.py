@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm.changes import changes
+from lm.changes import changes, start_flag
 from lm.checkpoint import newest_whole, open_checkpoint, pointed, read_manifest, read_meta, step_name, verify
 from lm.errors import CheckpointError, ConfigError, printable
 from lm.run import RunFolder, parent_of_start, read_evaluations, validations_without_progress
@@ -74,7 +74,7 @@ def find_origin(config: Config, folder: Path, resume: str | None, init_from: str
         CheckpointError: a checkpoint is missing or damaged.
         ConfigError: the configuration is not the one of the run that should go on, or the parent lies where the new run is to write.
     """
-    if resume is not None and (found := find_checkpoint(folder, resume, say)) is not None:
+    if resume is not None and (found := find_checkpoint(folder, resume, say, start_flag(config))) is not None:
         meta = read_meta(found)
         check_session(found, meta)
         for line in changes(config, meta["config"], found):
@@ -85,7 +85,7 @@ def find_origin(config: Config, folder: Path, resume: str | None, init_from: str
         init_from = parent_of_start(folder) or init_from  # else a start that was killed early would begin again from random weights
     if init_from is None:
         return Origin(again=resume is not None)
-    parent = _parent_checkpoint(init_from, folder)
+    parent = _parent_checkpoint(config, init_from, folder)
     meta = read_meta(parent)
     say(f"starting from the weights of {init_from} (step {meta['step']:,})")
     return Origin(init_from=parent, meta=meta, again=resume is not None)
@@ -101,8 +101,10 @@ def make_room(run: RunFolder, origin: Origin, config: Config) -> str | None:
     return (run.begin_again(to_yaml(config), first_save) if origin.again else None) or run.start_fresh()
 
 
-def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None]) -> Path | None:
+def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None], start: str = "--init-from") -> Path | None:
     """The checkpoint to continue from: for `auto` the newest whole one (None: nothing to resume), else the one that is named.
+
+    `start` is the flag that advice names for a new run.
 
     Raises:
         CheckpointError: `auto` found checkpoints, all of them damaged; or the named one is missing or damaged, or was merged.
@@ -122,7 +124,7 @@ def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None]) -> Pa
     if found.parent != folder.resolve():
         raise ConfigError(
             f"command line: --resume {resume}: that run is in {found.parent}, but checkpoint.directory is {folder}; "
-            f"write --checkpoint.directory {found.parent} to continue it, or --init-from {resume} to start a new run from its weights"
+            f"write --checkpoint.directory {found.parent} to continue it, or {start} {resume} to start a new run from its weights"
         )
     verify(found)
     _check_resumable(found)
@@ -150,11 +152,11 @@ def _check_resumable(checkpoint: Path) -> None:
         )
 
 
-def _parent_checkpoint(init_from: str, folder: Path) -> Path:
+def _parent_checkpoint(config: Config, init_from: str, folder: Path) -> Path:
     parent = open_checkpoint(init_from)
     if parent.is_relative_to(folder.resolve()):
         raise ConfigError(
-            f"command line: --init-from {init_from} lies in checkpoint.directory ({folder}), which the new run would move aside; "
+            f"command line: {start_flag(config)} {init_from} lies in checkpoint.directory ({folder}), which the new run would move aside; "
             f"write --checkpoint.directory with a new folder, or --resume {init_from} to continue that run"
         )
     verify(parent)

@@ -26,6 +26,7 @@ from lm.rows import Fault
 from lm.schema.source import TextSource
 from lm.shards import TokenStore
 from lm.sources import Document
+from lm.templates import LEARNED
 from lm.text_files import reading
 from lm.tokenizer import Tokenizer
 
@@ -173,7 +174,10 @@ def _batches(items: Iterable[Item], characters: int, text_of: Callable[[Item], s
 
 
 class StoredDocuments(Sequence[Document]):
-    """The documents of a split's token stores, decoded when they are asked for: what the model sees of them. Their place is a number."""
+    """The documents of a split's token stores, decoded when they are asked for: what the model sees of them. Their place is a number.
+
+    Of conversations what is learnt of them: the words that a template puts around it would be shared by all.
+    """
 
     def __init__(self, split: str, stores: Sequence[TokenStore], tokenizer: Tokenizer):
         self._split, self._stores, self._tokenizer = split, stores, tokenizer
@@ -189,6 +193,8 @@ class StoredDocuments(Sequence[Document]):
         store, inside = self._stores[which], number - self._firsts[which]
         start, end = (int(place) for place in [*store.document_starts[inside : inside + 2], store.tokens - 1][:2])
         ids = store.read(start, end - start)[1:]
+        if store.flagged:
+            ids = ids[store.read_flags(start + 1, len(ids)) & LEARNED > 0]
         return StoredDocument(self._tokenizer.decode(ids.tolist()), f"{self._split} document {number + 1:,}")
 
 

@@ -34,7 +34,7 @@ SPLITS = ("train", "val")
 FOR_TEST = "conversation kept for the closing report"
 JOURNAL_TOKENS = 2**26  # How much is done again, at most, after a kill.
 # The journal of a build that has not begun.
-NOTHING: Manifest = {"pieces": 0, "border": None, "parted": None, "file": None, "no_text_yet": True, "splits": {}}
+NOTHING: Manifest = {"pieces": 0, "border": None, "parted": None, "file": None, "no_text_yet": True, "tested": [], "splits": {}}
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,7 @@ class _Work:
         self._file: str | None = state["file"]
         self._no_text_yet: bool = state["no_text_yet"]
         self._removed: Counter[str] = Counter(state["removed"])
+        self._tested: list[int] = list(state["tested"])
         self._selection = Selection(self._reader.source)
         if self._selection.remembers:
             self._selection.keep(self._hashes())
@@ -147,13 +148,12 @@ class _Work:
 
     def _hashes(self) -> list[int]:
         """Of all documents so far, for a selection: order matters to none, but the parts of a document that was parted are not two."""
-        found = []
-        for name, writer in self._writers.items():
-            if writer.documents:
-                found += np.fromfile(self._folder / f"{name}-hashes.bin", np.uint64).tolist()
+        found = list(self._tested)
+        for name in (name for name, writer in self._writers.items() if writer.documents):
+            found += np.fromfile(self._folder / f"{name}-hashes.bin", np.uint64).tolist()
         if self._parted:
             first, parts, whole = self._parted
-            found[first : first + parts] = [whole]
+            found[first : first + parts] = [whole]  # of a tail, which keeps nothing for a test
         return found
 
     @property
@@ -189,6 +189,8 @@ class _Work:
             tested = keep & self._split.tested(tokens.hashes)
             self._removed += Counter({FOR_TEST: int(tested.sum())})
             keep &= ~tested
+            # In no file that would tell another start of them.
+            self._tested += tokens.hashes[tested].tolist() if self._selection.remembers else []
             held_out = self._split.held_out(tokens.hashes)
             self._write("train", tokens.of(keep & ~held_out))
             self._write("val", tokens.of(keep & held_out))
@@ -232,6 +234,7 @@ class _Work:
             "parted": self._parted,
             "file": self._file,
             "no_text_yet": self._no_text_yet,
+            "tested": self._tested,
             "removed": self._removed + self._selection.removed,
             "splits": {name: writer.state for name, writer in self._writers.items()},
         }

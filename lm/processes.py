@@ -118,6 +118,14 @@ def first_does(act: Callable[[], Result]) -> Result | None:
     return result
 
 
+def disconnect() -> None:
+    """End the process group, if there is one; all processes call it, as those that are done would wait for one that goes on in it."""
+    if _are_connected():
+        import torch
+
+        torch.distributed.destroy_process_group()
+
+
 def _told_to_all(decide: Callable[[], Origin | None], trainer: TrainerConfig) -> Origin | None:
     """Through the process group that the training is going to use."""
     origin, problem = _tried(decide)

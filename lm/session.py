@@ -129,9 +129,10 @@ class Session:
         say("\n".join(forecast.lines(folder)))
         forecast.check(folder)
         batch = next(iter(self.data.train_dataloader()))
-        rows = tuple(batch[name][0].to(self.device) for name in ("input_ids", "labels", "document_ids") if name in batch)
+        rows = {name: value[0].to(self.device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
         optimizer = make_optimizer(decoder, self.config.optimizer, self.precision)
-        trial = try_out(decoder, optimizer, rows, functools.partial(autocast, self.device, self.precision))
+        context = functools.partial(autocast, self.device, self.precision)
+        trial = try_out(decoder, optimizer, lambda: self.objective.losses(decoder, rows).mean(), context)
         validation_tokens = len(self.data.val_dataloader()) * self.config.trainer.micro_batch * self.config.row_length
         say("\n".join(forecast.measured(trial, validation_tokens)))
 

@@ -163,7 +163,7 @@ class Reader:
             return
         rows = piece.rows if piece.rows is not None else FORMATS[self.source.format](piece.file, self.source, piece.span)
         for number, text in rows:
-            if self.chat is None or isinstance(text, Fault) or not text:
+            if self.chat is None or isinstance(text, Fault) or not text.strip():  # a blank line is no conversation
                 yield number, text, None
             else:
                 yield number, text, self.chat.encode(Conversation.from_json(text))

@@ -85,6 +85,9 @@ def check_session(path: Path, meta: Mapping[str, Any]) -> None:
     revisions = meta.get("revisions", {})
     if not isinstance(revisions, dict) or not all(isinstance(sha, str) and COMMIT.fullmatch(sha) for sha in revisions.values()):
         wrong.append("revisions")
+    parent = meta.get("parent")
+    if parent is not None and not (isinstance(parent, dict) and isinstance(parent.get("manifest_sha256"), str)):
+        wrong.append("parent.manifest_sha256")
     if wrong:
         raise CheckpointError(f"{path / 'meta.json'} is damaged: {', '.join(wrong)} is missing or not what it should be")
 

@@ -207,6 +207,11 @@ def dotted(path: KeyPath) -> str:
     return "".join(parts).removeprefix(".")
 
 
+def path_of(name: str) -> KeyPath:
+    """The path of which `dotted` gives this, of keys in plain letters."""
+    return tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", name))
+
+
 def _unreadable(line: int, message: str) -> Document:
     return Document(problems=[(line, message)], whole=False)
 

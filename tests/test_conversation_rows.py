@@ -1,6 +1,7 @@
 """Conversations in rows: every label where it belongs, each conversation alone, and nothing invented where one is cut."""
 
 import json
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -11,8 +12,11 @@ from hypothesis import strategies as st
 
 from data import PackedDataModule, Rows
 from lm.conversation_rows import ConversationRows
+from lm.corpus import held_out_conversations
 from lm.errors import DataError
+from lm.inspection import read_rows
 from lm.loss import IGNORE_INDEX
+from lm.overlap import StoredDocuments
 from lm.schema import Config, ModelConfig
 from lm.shards import SplitWriter, TokenStore
 from lm.templates import BEGINS, LEARNED
@@ -187,3 +191,97 @@ def test_rows_that_hold_no_conversation_are_refused(tmp_path):
     data = PackedDataModule(config_of(tmp_path, CHATS, length=16), BYTES, lambda line: None)
     with pytest.raises(DataError, match="no conversation of the train split fits a row of 16 tokens"):
         data.rows  # noqa: B018
+
+
+def test_text_beside_conversations_keeps_nothing_for_the_report(tmp_path):
+    """Whichever of them comes first."""
+    texts = [f"text number {n}" for n in range(60)]
+    (tmp_path / "text.txt").write_text("\n\n".join(texts))
+    chat = config_of(tmp_path, CHATS).data.source
+    parts = [{"weight": 1, "source": chat}, {"weight": 1, "source": {"format": "txt", "files": str(tmp_path / "text.txt")}}]
+    config = config_of(tmp_path, CHATS)
+    data = config.data.model_dump() | {"test_fraction": 0.5}
+    for order in (parts, parts[::-1]):
+        mixed = Config.model_validate(config.model_dump() | {"data": data | {"source": {"format": "mixture", "parts": order}}})
+        corpora = PackedDataModule(mixed, BYTES, lambda line: None).corpora
+        documents = {corpus.reader.source.format: corpus.train.documents + corpus.val.documents for corpus in corpora}
+        assert documents["txt"] == len(texts)
+        assert documents["chat"] < len(CHATS)
+
+
+def test_the_report_reads_what_is_kept_for_it_and_that_alone(tmp_path):
+    path = tmp_path / "more.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"other {n}", "completion": "yes"}) + "\n" for n in range(9)))
+    validation = {"format": "chat", "files": str(path), "template": "instruction-output"}
+    given = config_of(tmp_path, CHATS).model_dump(exclude={"data": {"val_fraction"}})
+
+    def held_out(test_fraction):
+        config = Config.model_validate(given | {"data": given["data"] | {"validation": validation, "test_fraction": test_fraction}})
+        return [conversation.prompt[0].content for conversation in held_out_conversations(config, BYTES)[1]]
+
+    assert sorted(held_out(0.0)) == [f"other {n}" for n in range(9)], "what is validated on, where nothing else is held out"
+    tested = held_out(0.4)
+    assert 0 < len(tested) < len(CHATS)
+    assert set(tested) <= {prompt for prompt, _ in CHATS}
+
+
+def test_a_row_ends_with_its_last_conversation(tmp_path):
+    """Whatever ends a turn, which here is not EOS."""
+    data = PackedDataModule(config_of(tmp_path, CHATS, length=128), BYTES, lambda line: None)
+    batch = data.rows["train"][np.array([[[0, 0, number] for number in range(3)]])]
+    rows = read_rows({**batch, "step": 0}, BYTES, [""] * 3)
+    assert [(row.starts_inside, row.ends_inside) for row in rows] == [(False, False)] * 3
+
+
+def test_what_a_template_puts_around_answers_is_not_compared(tmp_path):
+    given = [[(ord("q"), 0), (ord("a"), LEARNED), (ord("b"), LEARNED), (END, LEARNED)], [(ord("q"), 0), (ord("c"), LEARNED)]]
+    texts = [document.text for document in StoredDocuments("train", [make_store(tmp_path, given)], BYTES)]
+    assert [text.rstrip() for text in texts] == [BYTES.decode([ord("a"), ord("b"), END]), "c"]
+
+
+def test_blank_lines_are_no_conversations(tmp_path):
+    config = config_of(tmp_path, CHATS, length=128)
+    path = tmp_path / "chats.jsonl"
+    path.write_text(path.read_text().replace("\n", "\n\n  \n"))
+    data = PackedDataModule(config, BYTES, lambda line: None)
+    assert data.corpora[0].train.documents + data.corpora[0].val.documents == len(CHATS)
+
+
+def test_a_source_without_a_conversation_that_fits_is_refused_beside_others(tmp_path):
+    config = config_of(tmp_path, CHATS, length=16)
+    (tmp_path / "text.txt").write_text("\n\n".join(f"text number {n}" for n in range(60)))
+    text = {"format": "txt", "files": str(tmp_path / "text.txt")}
+    parts = [{"weight": 1, "source": text}, {"weight": 1, "source": config.data.source}]
+    given = config.model_dump()
+    mixed = Config.model_validate(given | {"data": given["data"] | {"source": {"format": "mixture", "parts": parts}}})
+    with pytest.raises(DataError, match=r"parts\[1\].source: no conversation of the train split fits a row of 16 tokens"):
+        PackedDataModule(mixed, BYTES, lambda line: None).rows  # noqa: B018
+
+
+WRONG = [
+    ({"source": {"layout": "preferences"}}, "data.source.layout preferences does not go with finetune.objective sft"),
+    ({"source": {"template": "base"}}, "data.source.template base is that of finetune.base, and this run has none"),
+    ({"source": {"filter": {"min_length": 9}}}, "filter.min_length counts the characters of a text"),
+    ({"document_mask": False}, "document_mask false would let a conversation see those beside it"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG)
+@pytest.mark.parametrize("place", ["source", "validation"])
+def test_what_conversations_need_is_asked_of_all_of_them(tmp_path, wrong, message, place):
+    """Of those to validate on too, also where the rest is text."""
+    given = config_of(tmp_path, CHATS).model_dump(exclude={"data": {"val_fraction"}})
+    data = given["data"] | {"document_mask": wrong.get("document_mask", True)}
+    chat = data.pop("source") | wrong.get("source", {})
+    text = {"format": "txt", "files": "text.txt"}
+    data |= {"source": chat} if place == "source" else {"source": text, "validation": chat}
+    with pytest.raises(ValueError, match=re.escape(message.replace("data.source", f"data.{place}"))):
+        Config.model_validate(given | {"data": data})
+
+
+def test_a_model_speaks_in_one_template(tmp_path):
+    given = config_of(tmp_path, CHATS).model_dump()
+    source = given["data"]["source"]
+    parts = [{"weight": 1, "source": source}, {"weight": 1, "source": source | {"template": "alpaca"}}]
+    with pytest.raises(ValueError, match="in the templates alpaca and instruction-output; a model speaks in one"):
+        Config.model_validate(given | {"data": given["data"] | {"source": {"format": "mixture", "parts": parts}}})

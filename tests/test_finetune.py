@@ -14,6 +14,7 @@ from lm.checkpoint import read_meta
 from lm.config import load
 from lm.errors import CheckpointError, ConfigError, DataError
 from tests import runs
+from tests.test_resume_proof import proof
 
 CHATS = [(f"say {word} {n}", f"{word} {word}") for n in range(8) for word in ("model", "token", "text")]
 
@@ -139,6 +140,88 @@ def test_replay_mixes_in_the_text_of_the_base(tmp_path, base):
     tune(config_file(tmp_path, base, finetune={"replay": 0.25}))
 
 
+def test_rows_of_a_replay_say_where_they_come_from(tmp_path, base):
+    from tools.inspect_data import rows_of
+
+    config = load(config_file(tmp_path, base, finetune={"replay": 0.5})).config
+    said = []
+    rows = rows_of(PackedDataModule(config, tokenizer_of(config), said.append), 0, 8)
+    assert {row.name.split(", ")[-1] for row in rows} == {"chat chats.jsonl", "txt corpus.txt"}
+    assert sum(line.startswith("data: replayed: train") for line in said) == 1
+    assert [line.count("conversations") for line in said if "together" in line] == [1], "of the validation alone"
+
+
+def test_replay_does_not_hide_that_no_conversation_fits(tmp_path, base):
+    chats(tmp_path, [("long " * 60 + str(n), "yes") for n in range(9)])
+    with pytest.raises(DataError, match=r"data.source: no conversation of the train split fits a row of 160 tokens"):
+        tune(config_file(tmp_path, base, finetune={"replay": 0.5}))
+
+
+def test_conversations_of_the_base_are_replayed_apart_or_not_at_all(tmp_path, base):
+    tune(config_file(tmp_path, base))
+    source = {"format": "txt", "files": str(runs.corpus(tmp_path))}
+    second = {"base": str(tmp_path / "tuned" / "final.ckpt"), "replay": 0.2}
+    for mask in (False, True):
+        config = load(config_file(tmp_path, base, data={"source": source, "document_mask": mask}, finetune=second)).config
+        data = PackedDataModule(config, tokenizer_of(config), lambda line: None)
+        if mask:
+            assert len(data.rows["train"].parts) == 2
+        else:
+            with pytest.raises(ConfigError, match=r"write data.document_mask: true"):
+                data.rows  # noqa: B018
+
+
+def test_the_proof_of_exact_resume_is_for_finetune_py_too(tmp_path, base):
+    path = config_file(
+        tmp_path, base, finetune={"method": "lora", "replay": 0.25}, optimizer={"lr": 3e-3, "warmup_steps": 1, "ema_decay": 0.8}
+    )
+    done = proof(path, "--steps=5", "--stops=1", "--kill")
+    assert done.returncode == 0, done.stderr
+    assert "identical: the batches and numbers of 5 steps" in done.stdout
+
+
+def test_the_report_is_made_once_for_each_end_of_a_run(tmp_path, base, monkeypatch, capsys):
+    import finetune
+
+    path = config_file(tmp_path, base, finetune={"report_prompts": 2, "report_tokens": 4})
+    written = tmp_path / "tuned" / "answers.json"
+
+    def made(*overrides):
+        capsys.readouterr()
+        monkeypatch.setattr("sys.argv", ["finetune.py", "--config", str(path), "--resume", "auto", *overrides])
+        finetune.main()
+        return capsys.readouterr().out.count("answers to read:")
+
+    assert made() == 1
+    assert made() == 0, "it is there"
+    written.unlink()
+    assert made() == 1, "a report that was stopped is made again"
+    assert made("--trainer.max_steps", "8") == 1
+    written.unlink()
+    with pytest.raises(CheckpointError, match="is not the checkpoint that the run started from"):
+        made("--trainer.max_steps", "8", "--finetune.base", str(tmp_path / "tuned" / "step-00000002.ckpt"))
+
+
+def test_a_base_in_the_run_s_own_folder_is_refused_by_the_name_of_its_key(tmp_path, base):
+    with pytest.raises(ConfigError, match=r"--finetune.base \S+ lies in checkpoint.directory"):
+        tune(config_file(tmp_path, base), "--checkpoint.directory", str(base.parent))
+
+
+def test_what_has_no_place_for_masks_or_pairs_refuses_them(tmp_path, base, monkeypatch):
+    import eval_val
+    from tools import export_tokens
+
+    path = config_file(tmp_path, base)
+    monkeypatch.setattr("sys.argv", ["export_tokens", "--config", str(path), "--out", str(tmp_path / "out")])
+    with pytest.raises(ConfigError, match=r"data.source.format: flat files have no place for what of a conversation is learnt"):
+        export_tokens.main()
+    source = {"format": "chat", "files": "pairs.json", "layout": "preferences", "template": "instruction-output"}
+    path = config_file(tmp_path, base, data={"source": source}, finetune={"objective": "dpo"})
+    monkeypatch.setattr("sys.argv", ["eval_val.py", "--config", str(path), "--ckpt", str(base)])
+    with pytest.raises(ConfigError, match=r"finetune.objective dpo compares two answers"):
+        eval_val.main()
+
+
 def test_plain_text_is_learnt_as_text(tmp_path, base):
     source = {"format": "txt", "files": str(runs.corpus(tmp_path))}
     path = config_file(tmp_path, base, data={"source": source, "document_mask": False})
@@ -160,6 +243,8 @@ def test_preferences_are_learnt(tmp_path, base):
     assert_same(whole, weights_of(tmp_path / "tuned" / "final.ckpt"))
 
 
+OF_BASE = {"format": "chat", "files": "chats.jsonl", "template": "base"}
+PART = {"weight": 1, "source": {"format": "txt", "files": "a"}}
 WRONG = [
     ({"model": {"n_layers": 3}}, ConfigError, "model.n_layers: the model is that of finetune.base; remove it"),
     ({"tokenizer": {"name": "gpt2"}}, ConfigError, "tokenizer.name: the tokenizer is that of finetune.base; remove it"),
@@ -171,6 +256,21 @@ WRONG = [
     ({"finetune": {"method": "full", "lora": {"rank": 2}}}, ConfigError, "lora is for method lora and qlora"),
     ({"finetune": {"dpo_beta": 0.5}}, ConfigError, "dpo_beta is for objective dpo"),
     ({"finetune": {"choices": ["ham"]}}, ConfigError, "choices has one answer"),
+    (
+        {"data": {"source": {"format": "txt", "files": "a"}, "val_fraction": 0.05, "validation": OF_BASE}},
+        ConfigError,
+        "was not trained on conversations; name one",
+    ),
+    (
+        {"data": {"source": {"format": "mixture", "parts": [{"weight": 1, "source": OF_BASE}]}}, "finetune": {"objective": "dpo"}},
+        ConfigError,
+        "data.source.parts[0].source.layout: auto does not go with finetune.objective dpo",
+    ),
+    (
+        {"data": {"source": {"format": "mixture", "parts": [PART], "when_one_ends": "stop"}}, "finetune": {"replay": 0.1}},
+        ConfigError,
+        "finetune.replay: is a share of all rows, and data.source.when_one_ends: stop ends it; write repeat",
+    ),
 ]
 
 
@@ -216,7 +316,9 @@ def test_two_processes_learn_what_one_does(tmp_path, base):
     path = config_file(tmp_path, base, trainer={"max_steps": 3, "validate_every": 3})
     tune(path)
     two = ["--trainer.devices", "2", "--checkpoint.directory", str(tmp_path / "two")]
-    runs.launched(2, "finetune", "--config", str(path), *two)
+    two += ["--finetune.report_prompts", "2", "--finetune.report_tokens", "4"]
+    said = runs.launched(2, "finetune", "--config", str(path), *two).stdout
+    assert said.count("answers to read:") == 1, "the first process reports, and the other is not waited for"
     one, both = weights_of(tmp_path / "tuned" / "final.ckpt"), weights_of(tmp_path / "two" / "final.ckpt")
     for name, weight in one.items():
         torch.testing.assert_close(both[name], weight, atol=2e-5, rtol=1e-4)
@@ -257,7 +359,7 @@ BAD_ROWS = [
     ({"messages": []}, "wrong order of roles"),
     ({"messages": [{"role": "tool", "content": "a"}]}, "wrong role"),
     ({"messages": [{"role": "assistant", "content": "a"}]}, "wrong order of roles"),
-    ({"messages": "hello"}, "wrong role"),
+    ({"messages": "hello"}, "messages is not a list"),
     ({"prompt": "a", "chosen": "b", "rejected": "c"}, "unknown layout"),
     ([1, 2], "not a JSON object"),
 ]

@@ -35,8 +35,8 @@ from tests.slow_split import split_slowly
 
 ROOT = Path(__file__).parents[1]
 BYTES = ByteTokenizer()
-HASH, TAIL, NONE, ALL = Split("hash", 0.3), Split("tail", 0.3), Split("none"), Split("all")
-SPLITS = {"hash": HASH, "tail": TAIL, "none": NONE, "all": ALL}
+HASH, TAIL, NONE, ALL, TESTED = Split("hash", 0.3), Split("tail", 0.3), Split("none"), Split("all"), Split("hash", 0.3, test=0.3)
+SPLITS = {"hash": HASH, "tail": TAIL, "none": NONE, "all": ALL, "tested": TESTED}
 WORDS = ["the", "model", "reads", "a", "token", "and", "looks", "back", "at", "every", "earlier", "one", "ü"]
 
 
@@ -257,7 +257,7 @@ def killed_after(pieces, while_measuring=False):
     return act
 
 
-@given(data=st.data(), split=st.sampled_from(["hash", "tail"]), filters=some_filters, seed=st.integers(0, 99))
+@given(data=st.data(), split=st.sampled_from(["hash", "tail", "tested"]), filters=some_filters, seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_stopped_anywhere_and_gone_on_is_the_same(tmp_path_factory, data, split, filters, seed):
     if split == "tail":

@@ -32,6 +32,8 @@ def main() -> None:
         raise errors.ConfigError(
             "data.source.format: the rows of a mixture are mixed as training goes, and flat files know no weights; export each source alone"
         )
+    for key, _ in config.data.conversations:
+        raise errors.ConfigError(f"{key}.format: flat files have no place for what of a conversation is learnt; export text")
     if config.data.streams:
         raise errors.ConfigError("data.source.streaming: a streamed source has no end; write false, to read the dataset once")
     there = [path for name in ("train.bin", "val.bin", "meta.json") if (path := arguments.out / name).exists()]

@@ -9,7 +9,7 @@ with it, without regard to case and punctuation (as in GPT-3's paper, appendix C
 million characters of the other, and takes some hundred megabytes of memory; --ngram 0 leaves it out. Text that is streamed is not stored:
 it is neither counted nor compared, only shown; its windows up to the step are made, in the run's cache.
 
-Of conversations --sample N shows the N-th of the files instead, whole, with what is learnt of it.
+Of conversations only what is learnt is compared; --sample N shows the N-th of the files instead, whole, with what is learnt of it.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def rows_of(data: PackedDataModule, first: int, least: int) -> list[Row]:
     """The rows of whole steps from `first` on, so many or a few more."""
     from lm import inspection
 
-    names = [name for name, _ in inspection.named(data.corpora)]
+    names = [name for name, _ in inspection.named(data.trained)]
     rows: list[Row] = []
     data.start_step = first
     loader = data.train_dataloader()

@@ -3,8 +3,9 @@
 python -m tools.resume_proof --config config_smoke.yaml
 python -m tools.resume_proof --config config_smoke.yaml --kill --steps 40 --data.workers 2
 
-Trains twice, straight and interrupted, for a few steps in a temporary folder, and compares batches, losses, learning rates, gradient
-norms, and every tensor of every checkpoint. Any key of the configuration can be changed, as in train.py.
+Trains twice (with finetune.py where the configuration is for that), straight and interrupted, for a few steps in a temporary folder, and
+compares batches, losses, learning rates, gradient norms, and every tensor of every checkpoint. Any key of the configuration can be
+changed, as in train.py.
 """
 
 from __future__ import annotations
@@ -36,15 +37,16 @@ def main() -> None:
     steps = min(arguments.steps, config.max_steps)
     if not 0 < arguments.stops < steps:
         raise errors.ConfigError(f"--stops: {arguments.stops} do not fit into {steps} steps; write 1 or more, and less than --steps")
-    keys = ["--config", arguments.config, *overrides, *shortened(steps, config.optimizer.warmup_steps)]
+    script = ["train.py"] if config.finetune is None else ["finetune.py", "--finetune.report_prompts=0"]  # what comes after is no step
+    command = [*script, "--config", arguments.config, *overrides, *shortened(steps, config.optimizer.warmup_steps)]
     with tempfile.TemporaryDirectory(prefix="resume-proof-") as folder:
         straight, interrupted = Path(folder) / "straight", Path(folder) / "interrupted"
-        finish(start(straight, keys))
+        finish(start(straight, command))
         print(f"straight     {steps} steps", flush=True)
         number = signal.SIGKILL if arguments.kill else signal.SIGTERM
         at = sorted(random.Random(arguments.seed).sample(range(1, steps), arguments.stops))  # noqa: S311 (no secret)
-        done = [interrupt(interrupted, keys, step, number) for step in at]
-        finish(start(interrupted, keys))
+        done = [interrupt(interrupted, command, step, number) for step in at]
+        finish(start(interrupted, command))
         print(f"interrupted  by {number.name} in step {', '.join(map(str, done))}; resumed each time", flush=True)
         compare(straight, interrupted)
     return None
@@ -72,13 +74,13 @@ def shortened(steps: int, warmup_steps: int) -> list[str]:
     return [f"--{key}={value}" for key, value in keys.items()]
 
 
-def start(folder: Path, keys: list[str]) -> subprocess.Popen[str]:
+def start(folder: Path, command: list[str]) -> subprocess.Popen[str]:
     """Start or resume the run in `folder`, each of its steps written to `folder`.jsonl."""
-    command = [sys.executable, "-m", "tools.resume_proof", "--traced", str(folder.with_suffix(".jsonl")), *keys]
+    traced = [sys.executable, "-m", "tools.resume_proof", "--traced", str(folder.with_suffix(".jsonl")), *command]
     # The folder moves with the test, so paths in the configuration stay relative to where the user is.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     return subprocess.Popen(  # noqa: S603 (our own command)
-        [*command, "--resume", "auto", f"--checkpoint.directory={folder}"],
+        [*traced, "--resume", "auto", f"--checkpoint.directory={folder}"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -95,9 +97,9 @@ def finish(process: subprocess.Popen[str]) -> None:
         raise error
 
 
-def interrupt(folder: Path, keys: list[str], step: int, number: signal.Signals) -> int:
+def interrupt(folder: Path, command: list[str], step: int, number: signal.Signals) -> int:
     """Let the run come to a step, and send it a signal. Returns the step that it was in."""
-    process, trace = start(folder, keys), folder.with_suffix(".jsonl")
+    process, trace = start(folder, command), folder.with_suffix(".jsonl")
     while process.poll() is None and last_step(trace) < step:
         time.sleep(0.001)
     process.send_signal(number)
@@ -114,7 +116,7 @@ def last_step(trace: Path) -> int:
 
 
 def traced(trace: Path, arguments: list[str]) -> None:
-    """train.py, with each step written down."""
+    """train.py or finetune.py, with each step written down."""
     from lm.sameness import trace_of
     from lm.training import LanguageModel
 
@@ -126,7 +128,7 @@ def traced(trace: Path, arguments: list[str]) -> None:
             file.write(trace_of(self.step, batch, self.loss, self.used_learning_rate, self.grad_norm) + "\n")
 
     LanguageModel.training_step = traced_step  # type: ignore[method-assign]
-    sys.argv = [str(ROOT / "train.py"), *arguments]
+    sys.argv = [str(ROOT / arguments[0]), *arguments[1:]]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

@@ -7,7 +7,6 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from lm.errors import ConfigError
-from lm.schema.chat import ChatSource
 from lm.schema.checkpoint import CheckpointConfig
 from lm.schema.data import DataConfig
 from lm.schema.finetune import FinetuneConfig
@@ -15,7 +14,7 @@ from lm.schema.logging import LoggingConfig
 from lm.schema.model import ModelConfig
 from lm.schema.optimizer import OptimizerConfig
 from lm.schema.section import Section
-from lm.schema.source import HubSource
+from lm.schema.source import HubSource, MixtureSource
 from lm.schema.tokenizer import TokenizerConfig
 from lm.schema.trainer import TrainerConfig
 
@@ -70,20 +69,25 @@ class Config(Section):
         return self
 
     def _check_finetune(self) -> None:
-        """Conversations are for finetune.py, and preferences for dpo."""
-        chats = [(key, part.source) for key, part in self.data.parts if isinstance(part.source, ChatSource)]
-        if self.finetune is None:
-            return
-        dpo = self.finetune.objective == "dpo"
+        """Preferences are for dpo, and dpo is for preferences alone; what is the base's needs a base."""
+        chats, finetune = self.data.conversations, self.finetune
+        dpo = finetune is not None and finetune.objective == "dpo"
         for key, chat in chats:
+            if finetune is None and chat.template == "base":
+                raise ValueError(f"{key}.template base is that of finetune.base, and this run has none; name one, such as alpaca")
             if dpo != (chat.layout == "preferences"):
-                wanted = "layout preferences" if dpo else "objective dpo"
-                objective = self.finetune.objective
+                wanted = "layout preferences" if dpo else "finetune.objective: dpo"
+                objective = finetune.objective if finetune is not None else "sft"
                 raise ValueError(f"{key}.layout {chat.layout} does not go with finetune.objective {objective}; write {wanted}")
-        if dpo and len(chats) < len(self.data.parts):
-            raise ValueError("finetune.objective dpo learns from preferences alone, and data.source has other text too; remove that")
-        if dpo and self.finetune.replay:
+        if dpo and len(chats) < len(self.data.parts) + (self.data.validation is not None):
+            raise ValueError("finetune.objective dpo learns from preferences alone, and data has other text too; remove that")
+        if finetune is None or not finetune.replay:
+            return
+        if dpo:
             raise ValueError("finetune.replay is for objective sft: dpo stays near its base by dpo_beta; remove it")
+        if isinstance(self.data.source, MixtureSource) and self.data.source.when_one_ends != "repeat":
+            ends = self.data.source.when_one_ends
+            raise ValueError(f"finetune.replay is a share of all rows, and data.source.when_one_ends: {ends} ends it; write repeat")
 
     def _check_window(self, key: str, window_tokens: int, weight: int) -> None:
         """Two windows of a stream are there at a time: they have to hold what is loaded ahead, wherever its rows begin."""

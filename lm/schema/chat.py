@@ -17,7 +17,9 @@ class ChatSource(Section):
     """Prompts with their answers, as `finetune.py` learns them: only what an assistant says is a label."""
 
     format: Literal["chat"] = Field(description=FORMAT)
-    files: Files | None = Field(None, description="A path, a glob, or a list of them: JSON, JSON lines, parquet, or CSV by their ending.")
+    files: Files | None = Field(
+        None, description="JSON lists or JSON lines: a path, a glob, or a list of them; what gzip has packed is unpacked."
+    )
     dataset: str | None = Field(None, min_length=1, description="A dataset of the Hugging Face hub, instead of files.")
     config: str | None = Field(None, description="The dataset's configuration, where it has several.")
     dataset_split: str = Field("train", min_length=1, description="Which of the dataset's splits to read.")
@@ -48,6 +50,8 @@ class ChatSource(Section):
     def _as_they_are(self) -> Self:
         if self.filter.ascii_only:
             raise ValueError("filter.ascii_only would change answers; remove it")
+        if self.filter.min_length:
+            raise ValueError("filter.min_length counts the characters of a text, and a conversation is several; remove it")
         if self.layout == "sms" and self.files is None:
             raise ValueError("layout sms is that of a file; name it with files")
         if self.layout == "preferences" and self.too_long == "cut":

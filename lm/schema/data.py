@@ -45,6 +45,12 @@ class DataConfig(Section):
         return [("data.source", Part(weight=1, source=self.source))]
 
     @property
+    def conversations(self) -> list[tuple[str, ChatSource]]:
+        """Those of the sources that are conversations, and of `validation`, with the keys that name them."""
+        sources = [(key, part.source) for key, part in self.parts] + [("data.validation", self.validation)]
+        return [(key, source) for key, source in sources if isinstance(source, ChatSource)]
+
+    @property
     def streams(self) -> bool:
         """Whether a source is read over the network while training goes."""
         return any(isinstance(part.source, HubSource) and part.source.streaming for _, part in self.parts)
@@ -76,19 +82,22 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _conversations_whole(self) -> Self:
-        chats = [part.source for _, part in self.parts if isinstance(part.source, ChatSource)]
+        chats = [chat for _, chat in self.conversations]
+        learnt = any(isinstance(part.source, ChatSource) for _, part in self.parts)
         if chats and not self.document_mask:
             raise ValueError("document_mask false would let a conversation see those beside it in a row; write document_mask: true")
-        if chats and self.stride is not None:
+        if learnt and self.stride is not None:
             raise ValueError("stride is for text, and conversations are kept whole; remove it")
-        if chats and self.split == "tail":
+        if learnt and self.split == "tail":
             raise ValueError("split tail would cut a conversation in two; write split: hash")
-        if self.test_fraction and not chats:
+        if self.test_fraction and not learnt:
             raise ValueError("test_fraction is for conversations (format: chat), and there are none; remove it")
         if self.test_fraction + self.val_fraction >= 1:
             raise ValueError(f"test_fraction {self.test_fraction} and val_fraction {self.val_fraction} leave nothing to train on")
-        if chats and len({chat.layout == "preferences" for chat in chats}) > 1:
+        if len({chat.layout == "preferences" for chat in chats}) > 1:
             raise ValueError("source mixes conversations with preferences, which are learnt in different ways; take one of the two")
+        if len(templates := {chat.template for chat in chats} - {"base"}) > 1:
+            raise ValueError(f"source has conversations in the templates {' and '.join(sorted(templates))}; a model speaks in one: name it")
         return self
 
     @model_validator(mode="after")
