@@ -380,3 +380,33 @@ def test_switched_off_it_is_the_reference_that_dpo_compares_with() -> None:
         results.append((losses, [parameter.grad for parameter in trained(model).values()]))
     torch.testing.assert_close(*results)
     assert results[0][0].std() > 0.01
+
+
+@pytest.mark.parametrize("shape", ["llama", "untied"])
+def test_adapters_of_an_embedding_change_its_table_wherever_it_is_used(shape: str) -> None:
+    """Held against a decoder whose table is W + alpha / rank * B A, written out: loss, gradients, and merged."""
+    model, before = adapted(shape, targets=["embed_tokens"], rank=3, alpha=6.0), decoder(shape)
+    low, high = trained(model).values()
+    plain = decoder(shape)
+    with torch.no_grad():
+        plain.embed_tokens.weight += 2.0 * (high @ low)
+    torch.testing.assert_close(logits(model), logits(plain), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(logits(model), logits(before), atol=1e-2)
+    backward(model)
+    backward(plain)
+    table = plain.embed_tokens.weight.grad
+    assert table is not None and low.grad is not None and high.grad is not None
+    torch.testing.assert_close(high.grad, 2.0 * table @ low.detach().T, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(low.grad, 2.0 * high.detach().T @ table, atol=1e-3, rtol=1e-4)
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is not None] == list(trained(model))
+    with adapters_off(model) as reference:
+        torch.testing.assert_close(logits(reference), logits(before), atol=0, rtol=0)
+    merge(model)
+    torch.testing.assert_close(logits(model), logits(plain), atol=1e-5, rtol=1e-5)
+    assert list(dict(model.named_parameters())) == list(dict(before.named_parameters()))
+    assert (model.lm_head.weight is model.embed_tokens.weight) == (shape != "untied")
+
+
+def test_a_tied_head_is_reached_by_the_embedding_alone() -> None:
+    with pytest.raises(ConfigError, match="names the output head alone"):
+        add_adapters(decoder(), LoraConfig(targets=["lm_head"]))

@@ -20,8 +20,8 @@ class LoraConfig(Section):
     targets: list[Pattern] = Field(
         ["layers.*"],
         min_length=1,
-        description="Which linear layers get adapters, by patterns of their names, such as '*.q_proj' or 'layers.*.mlp.*'. "
-        "The output head never does.",
+        description="Which layers get adapters, by patterns of their names, such as '*.q_proj', 'layers.*.mlp.*' or embed_tokens. "
+        "The output head gets none but those of an embedding that it shares.",
     )
 
 
