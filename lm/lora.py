@@ -71,9 +71,9 @@ def merge(module: nn.Module) -> None:
     for name, adapted in list(module.named_modules()):
         if isinstance(adapted, Adapted):
             _replace(module, name, adapted.merged())
-    tables = [layer for layer in module.modules() if parametrize.is_parametrized(layer, "weight")]
+    tables: list[Any] = [layer for layer in module.modules() if parametrize.is_parametrized(layer, "weight")]
     merged = [layer.weight.detach() for layer in tables]
-    for layer, weight in zip(tables, merged, strict=True):  # a shared one is found twice, and stays shared
+    for layer, weight in zip(tables, merged, strict=True):  # a shared one comes twice, and stays shared
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
         layer.weight.data.copy_(weight)
     module.requires_grad_(True)

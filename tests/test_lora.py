@@ -224,12 +224,11 @@ def test_averages_of_adapters_are_swapped_in_and_out() -> None:
 @pytest.mark.parametrize(
     ("targets", "said"),
     [
-        (["layers.*", "*.query"], "'*.query' matches no linear layer; there are layers.*.attention.q_proj, layers.*.attention.k_proj, "),
-        (["q_proj"], "'q_proj' matches no linear layer; there are layers.*.attention.q_proj, "),  # the whole name is meant
-        (["*.Q_proj"], "'*.Q_proj' matches no linear layer"),
-        (["*norm*"], "'*norm*' matches no linear layer"),
-        (["embed_tokens"], "'embed_tokens' matches no linear layer"),
-        (["lm_head"], "'lm_head' names the output head alone, which gets no adapters: the loss uses its matrix directly"),
+        (["layers.*", "*.query"], "'*.query' matches no layer; there are embed_tokens, layers.*.attention.q_proj, layers.*.attention.k_proj, "),
+        (["q_proj"], "'q_proj' matches no layer; there are embed_tokens, layers.*.attention.q_proj, "),  # the whole name is meant
+        (["*.Q_proj"], "'*.Q_proj' matches no layer"),
+        (["*norm*"], "'*norm*' matches no layer"),
+        (["lm_head"], "'lm_head' names the output head alone, which gets no adapters of its own: the loss uses its matrix"),
         (["*.q_proj", "*head"], "'*head' names the output head alone"),
     ],
 )
@@ -246,7 +245,8 @@ def test_a_pattern_that_matches_nothing_is_refused_and_nothing_is_changed(target
 @pytest.mark.parametrize("targets", [["*"], ["*", "layers.*"], ["*proj*"]])
 def test_the_head_is_never_among_them_and_a_layer_only_once(targets: list[str]) -> None:
     model = decoder("untied")
-    assert add_adapters(model, LoraConfig(targets=targets)) == [f"layers.{layer}.{name}" for layer in range(2) for name in PER_LAYER]
+    linear = [f"layers.{layer}.{name}" for layer in range(2) for name in PER_LAYER]
+    assert add_adapters(model, LoraConfig(targets=targets)) == [*(["embed_tokens"] if "*" in targets else []), *linear]
     assert type(model.lm_head) is nn.Linear and type(model.layers[0].attention.q_proj.base) is nn.Linear  # type: ignore[union-attr]
 
 
