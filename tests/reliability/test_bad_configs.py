@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lm.config import load
 from lm.config_keys import leaves
-from lm.errors import ConfigError
+from lm.errors import CheckpointError, ConfigError
 from tests.faults import ROOT, not_root
 from tests.reliability.answers import Answer, answer, picture
 
@@ -356,13 +356,14 @@ def test_a_malformed_file(here: Path, name: str) -> None:
 @pytest.mark.parametrize("key", sorted({key for key, _ in VALUES}))
 def test_wrong_values_of_a_key(here: Path, key: str) -> None:
     """In the file, and on the command line unless the text is right for a key that takes only text."""
-    section, _, name = key.rpartition(".")
-    tree = yaml.safe_load(BASE)
+    *sections, name = key.split(".")
+    tree = yaml.safe_load(BASE) | ({"finetune": {"base": "x"}} if sections[:1] == ["finetune"] else {})
+    inner = tree
+    for section in sections:
+        inner = inner.setdefault(section, {})
+    inner[name] = "THE-VALUE"
     for value in [value for of, value in VALUES if of == key]:
-        sections = {head: dict(body) for head, body in tree.items() if head != section}
-        beside = {other: what for other, what in tree.get(section, {}).items() if other != name}
-        text = yaml.safe_dump(sections) + f"{section}:\n" + "".join(f"  {other}: {what}\n" for other, what in beside.items())
-        write(text + f"  {name}: {value}\n")
+        write(yaml.safe_dump(tree).replace("THE-VALUE", value))
         assert_that_it_refuses(f": {key}", "--config", "c.yaml")
 
 
@@ -591,6 +592,8 @@ def test_anything_loads_or_is_refused_in_lines(here: Path, amount: Callable[[int
             count["refused"] += 1
             for line in str(error).split("\n"):
                 assert re.fullmatch(PLACE, line) and line.isprintable(), line
+        except CheckpointError as error:  # a base that is not there
+            assert "no such checkpoint" in str(error)
         else:
             count["loaded"] += 1
 
