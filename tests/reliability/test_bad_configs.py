@@ -159,10 +159,11 @@ def wrong_values() -> Iterator[tuple[str, str]]:
             continue
         kind = next((kind for kind in ("a whole number", "a number", "true or false", "a list", "text") if key.type.startswith(kind)), None)
         for value in WRONG_FOR[kind] if kind else ["x", "1", "true", "null", "[auto]", "{}", "AUTO"]:
-            nothing = value == "null" and key.type.endswith("null")
+            nothing = value == "null" and "null" in key.type
+            texts = value in ("[]", "[x, y]") and key.type == "a list of text" and (value != "[]" or key.default == "[]")
             empty = value == "''" and key.name == "logging.sample_prompt"
             small = value == "1e300" and "<" not in key.type  # a number without an upper end
-            if not (nothing or empty or small):
+            if not (nothing or empty or small or texts):
                 yield key.name, value
 
 
