@@ -79,11 +79,11 @@ def start(config: Config, base: Base) -> Decoder:
 def make_objective(config: Config, make_decoder: Callable[[], Decoder]) -> Objective:
     """What the configuration wants to be learnt."""
     from lm.lora import adapters_off
-    from lm.objectives import NextToken, Preference, kept
+    from lm.objectives import NEXT_TOKEN, Preference, kept
 
     assert config.finetune is not None
     if config.finetune.objective == "sft":
-        return NextToken()
+        return NEXT_TOKEN
     # A frozen base is its own reference.
     reference = kept(make_decoder()) if config.finetune.method == "full" else adapters_off
     return Preference(config.finetune.dpo_beta, reference)

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lm.loss import IGNORE_INDEX
-from lm.objectives import NextToken, Objective
+from lm.objectives import NEXT_TOKEN, Objective
 from lm.sharding import is_sharded
-
-NEXT_TOKEN = NextToken()
 
 
 @dataclass(frozen=True)

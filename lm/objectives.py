@@ -47,6 +47,9 @@ class NextToken:
         return losses
 
 
+NEXT_TOKEN = NextToken()
+
+
 class Preference:
     """Direct preference optimisation (Rafailov et al. 2023, equation 7): -log sigmoid(beta (r(chosen) - r(rejected))), where r is the
     logarithm of how much likelier an answer is than the reference makes it.

@@ -25,14 +25,14 @@ from lm.curves import draw, summary
 from lm.device import Device, Precision, autocast, check_devices, choose_device, choose_precision, flops_per_token, matmul_peak
 from lm.disk import replace
 from lm.errors import ConfigError
-from lm.evaluation import NEXT_TOKEN, Evaluation, evaluate
+from lm.evaluation import Evaluation, evaluate
 from lm.forecast import Forecast, try_out
 from lm.incidents import Incidents
 from lm.lightning_trainer import make_trainer
 from lm.lineage import lasting_meta
 from lm.logbook import Logbook, StepWork
 from lm.milestones import Milestones, Record
-from lm.objectives import Objective
+from lm.objectives import NEXT_TOKEN, Objective
 from lm.optim import make_optimizer
 from lm.origin import Origin, make_room
 from lm.processes import first_does

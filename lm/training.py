@@ -28,7 +28,7 @@ from lm.device import smaller_micro_batch
 from lm.ema import WeightAverage
 from lm.errors import NonFiniteError, is_out_of_memory
 from lm.incidents import Incidents, SpikeWatch
-from lm.objectives import Objective
+from lm.objectives import NEXT_TOKEN, Objective
 from lm.optim import make_optimizer
 from lm.randomness import fold, seed_all
 from lm.schedule import learning_rate
@@ -54,7 +54,7 @@ class LanguageModel(lightning.LightningModule):
         make_decoder: Callable[[], nn.Module],
         precision: str,
         incidents: Incidents,
-        objective: Objective,
+        objective: Objective = NEXT_TOKEN,
         resume: Path | None = None,
     ):
         super().__init__()

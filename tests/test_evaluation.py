@@ -104,7 +104,7 @@ def test_an_impossible_end_of_document_spares_the_bits_per_byte() -> None:
 def test_documents_are_handed_on() -> None:
     model, whole = decoder(), rows()
     without = {name: tensor for name, tensor in whole.items() if name != "document_ids"}
-    assert evaluate(model, [whole], EOS, 1.0).loss != evaluate(model, [without], {EOS}, 1.0).loss
+    assert evaluate(model, [whole], {EOS}, 1.0).loss != evaluate(model, [without], {EOS}, 1.0).loss
 
 
 @pytest.mark.parametrize("batches", [[], [batch([IGNORE_INDEX, IGNORE_INDEX])]], ids=["no batch", "no target"])
