@@ -195,5 +195,5 @@ def test_several_turns_are_told_with_who_speaks() -> None:
 
 
 def test_a_disk_that_refuses_is_one_plain_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"answers\.json could not be written"):
+    with pytest.raises(CheckpointError, match=r"report\.md could not be written"):
         told(tmp_path / "missing", CONVERSATIONS, BEFORE, AFTER, settings())
