@@ -189,7 +189,7 @@ class TokenStore:
         self.text_tokens: int = entry["text_tokens"]
         self.text_bytes: int = entry["text_bytes"]
         self.sha256: str = entry["sha256"]
-        self.flagged = f"{split}-flags.bin" in entry["files"]
+        self.flagged = f"{split}-flags.bin" in entry.get("files", {})  # windows of a stream name none
         self.dtype = np.dtype(manifest["dtype"])
         self._shard_tokens: int = entry["shard_tokens"]
         self._prefix = str(folder / split)

@@ -280,7 +280,7 @@ def test_a_damaged_base_is_refused(family: Path) -> None:
         ({"lora": {"rnak": 2}}, "adapters.lora.rnak"),
         ({"lora": {"rank": 3}}, "is torch.float32 (2, 32), where the configured model has torch.float32 (3, 32)"),
         ({"lora": {"targets": ["*.q_proj"], "rank": 2}}, "is not a weight of the model"),
-        ({"lora": {"targets": ["*.query"]}}, "meta.json: finetune.lora.targets: '*.query' matches no linear layer"),
+        ({"lora": {"targets": ["*.query"]}}, "meta.json: finetune.lora.targets: '*.query' matches no layer"),
         ({"base": {}}, "adapters.base.path: Field required"),
         ({"base": {"path": "a\0b", "from_run": "x", "manifest_sha256": ""}}, "adapters.base.path"),
         ({"base": {"path": "x" * 5000, "from_run": "y" * 5000, "manifest_sha256": ""}}, "holds adapters alone, and their base is not at"),

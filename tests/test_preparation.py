@@ -160,7 +160,11 @@ some_texts = st.lists(st.text("ab ü\n", max_size=9) | st.sampled_from(["abc", "
 
 
 @given(
-    texts=some_texts, filters=some_filters, split=st.sampled_from(list(SPLITS)), fraction=st.floats(0.05, 0.95), size=st.integers(1, 200)
+    texts=some_texts,
+    filters=some_filters,
+    split=st.sampled_from(["hash", "tail", "none", "all"]),
+    fraction=st.floats(0.05, 0.95),
+    size=st.integers(1, 200),
 )
 @settings(max_examples=250, deadline=None)
 def test_it_is_what_one_document_after_the_other_gives(tmp_path_factory, texts, filters, split, fraction, size):
