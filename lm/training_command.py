@@ -48,6 +48,9 @@ def train(loaded: Loaded, build: BuildSession, resume: str | None, init_from: st
     """Train: one session, or several (lm/launch.py). Both paths are as the command line has them."""
 
     def train_from(origin: Origin, run: RunFolder | None, signals: StopSignals) -> None:
+        # Before torch, whose C++ code imports it too and swallows a signal that is raised in there: half of numpy would be left.
+        import numpy  # noqa: F401
+
         build(loaded, origin, run, signals, print if is_first() else lambda *_: None).train()
 
     launch(loaded.config, resume, init_from, train_from)
