@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from tests import forked
+
+if TYPE_CHECKING:
+    from lm.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
@@ -96,3 +101,30 @@ def _task(environment: dict[str, str], arguments: list[str]) -> None:
     os.environ.update(environment)
     sys.argv = ["witnessed", *arguments]
     errors.run(witnessed.main)
+
+
+def write_trained(folder: Path, decoder: Any, tokenizer: Tokenizer, config: dict[str, object]) -> Path:
+    """A checkpoint after 150 steps of a decoder that a test has trained by itself; nothing can be resumed from it."""
+    import torch
+
+    from lm.checkpoint import write_checkpoint, write_json
+    from lm.weights import write_weights
+
+    meta = {
+        "format": 1,
+        "step": 150,
+        "model": decoder.config.model_dump(),
+        "tokenizer": {key: getattr(tokenizer, key) for key in ("name", "sha256", "vocab_size", "eos_id", "pad_id")},
+        "config": config,
+    }
+    path = folder / "step-00000150.ckpt"
+    write_checkpoint(
+        path,
+        {
+            "model.safetensors": lambda file: write_weights(file, dict(decoder.named_parameters())),
+            "train_state.pt": lambda file: torch.save({}, file),
+            "tokenizer.json": lambda file: write_json(file, json.loads(tokenizer.definition)),
+            "meta.json": lambda file: write_json(file, meta),
+        },
+    )
+    return path

@@ -25,15 +25,14 @@ from hypothesis import strategies as st
 from infer import main
 from lm.chat import Chat
 from lm.chat_terminal import Terminal
-from lm.checkpoint import write_checkpoint, write_json
 from lm.conversations import Conversation, Turn, conversation_of
 from lm.errors import ConfigError, DataError
 from lm.sampling import Sampling
 from lm.schema.model import ModelConfig
 from lm.templates import ChatFormat
 from lm.tokenizer import ByteTokenizer
-from lm.weights import write_weights
 from model import Decoder
+from tests import runs
 
 ROOT = Path(__file__).parent.parent
 BYTE = ByteTokenizer()
@@ -64,25 +63,9 @@ def learned() -> Decoder:
 
 
 def checkpoint(folder: Path, source: dict[str, object]) -> Path:
-    decoder = learned()
     trainer = {"max_steps": 150, "batch_size": 8, "micro_batch_size": 8}
-    meta = {
-        "format": 1,
-        "step": 150,
-        "model": decoder.config.model_dump(),
-        "tokenizer": {key: getattr(BYTE, key) for key in ("name", "sha256", "vocab_size", "eos_id", "pad_id")},
-        "config": {"data": {"source": {"files": "x.jsonl", **source}, "document_mask": True}, "trainer": trainer},
-    }
-    write_checkpoint(
-        folder / "step-00000150.ckpt",
-        {
-            "model.safetensors": lambda path: write_weights(path, dict(decoder.named_parameters())),
-            "train_state.pt": lambda path: torch.save({}, path),
-            "tokenizer.json": lambda path: write_json(path, json.loads(BYTE.definition)),
-            "meta.json": lambda path: write_json(path, meta),
-        },
-    )
-    return folder / "step-00000150.ckpt"
+    config = {"data": {"source": {"files": "x.jsonl", **source}, "document_mask": True}, "trainer": trainer}
+    return runs.write_trained(folder, learned(), BYTE, config)
 
 
 @pytest.fixture(scope="module")

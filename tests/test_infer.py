@@ -18,12 +18,12 @@ import pytest
 import torch
 
 from infer import main, print_samples
-from lm.checkpoint import point, write_checkpoint, write_json
+from lm.checkpoint import point
 from lm.errors import ConfigError
 from lm.schema.model import ModelConfig
 from lm.tokenizer import load_tokenizer
-from lm.weights import write_weights
 from model import Decoder
+from tests import runs
 
 ROOT = Path(__file__).parent.parent
 BYTE = load_tokenizer("byte")
@@ -59,23 +59,7 @@ def run(*arguments: str | Path, stdin: int = subprocess.DEVNULL) -> subprocess.C
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    decoder = learned()
-    meta = {
-        "format": 1,
-        "step": 150,
-        "model": decoder.config.model_dump(),
-        "tokenizer": {key: getattr(BYTE, key) for key in ("name", "sha256", "vocab_size", "eos_id", "pad_id")},
-        "config": {},
-    }
-    write_checkpoint(
-        folder / "step-00000150.ckpt",
-        {
-            "model.safetensors": lambda path: write_weights(path, dict(decoder.named_parameters())),
-            "train_state.pt": lambda path: torch.save({}, path),
-            "tokenizer.json": lambda path: write_json(path, json.loads(BYTE.definition)),
-            "meta.json": lambda path: write_json(path, meta),
-        },
-    )
+    runs.write_trained(folder, learned(), BYTE, {})
     point(folder, "best.ckpt", folder / "step-00000150.ckpt")
     return folder
 
