@@ -18,7 +18,7 @@ from lm.checkpoint import pointed, read_meta
 from lm.config import Loaded, load
 from lm.errors import CheckpointError, ConfigError, UserError
 from lm.origin import Origin
-from lm.processes import disconnect, is_first
+from lm.processes import is_first
 from lm.run import RunFolder
 from lm.schema import Config
 from lm.stopping import StopSignals
@@ -38,8 +38,7 @@ def main() -> None:
     if loaded.config.finetune is None:
         raise ConfigError(f"{arguments.config}: finetune: missing; write the section, with at least base, or run train.py")
     if run_command(arguments, loaded, build_session, loaded.config.finetune.base):
-        disconnect()  # the report is the work of one process
-        if is_first():
+        if is_first():  # one process answers
             report(loaded.config)
 
 

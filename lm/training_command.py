@@ -13,7 +13,7 @@ from lm.config_text import describe
 from lm.errors import ConfigError
 from lm.launch import launch
 from lm.origin import Origin
-from lm.processes import is_first
+from lm.processes import disconnect, is_first
 from lm.run import RunFolder
 from lm.stopping import StopSignals
 
@@ -54,6 +54,7 @@ def train(loaded: Loaded, build: BuildSession, resume: str | None, init_from: st
         build(loaded, origin, run, signals, print if is_first() else lambda *_: None).train()
 
     launch(loaded.config, resume, init_from, train_from)
+    disconnect()  # together: a process that ends while others still talk to it may abort them
 
 
 def training_parser(prog: str, description: str | None, init_from: bool) -> argparse.ArgumentParser:

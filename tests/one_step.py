@@ -17,6 +17,7 @@ from lm.incidents import Incidents
 from lm.lora import add_adapters
 from lm.loss import IGNORE_INDEX
 from lm.objectives import NextToken
+from lm.processes import disconnect
 from lm.schema import Config
 from lm.schema.finetune import LoraConfig
 from lm.schema.model import ModelConfig
@@ -101,3 +102,4 @@ if __name__ == "__main__":
     for case in cases:
         micro_batch, *options = case.split("-")
         main(int(micro_batch), Path(folder, f"{case}.pt"), int(os.environ.get("WORLD_SIZE", "1")), *options)
+    disconnect()
