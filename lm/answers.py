@@ -6,22 +6,23 @@ Prompts of like lengths are read together, which changes the time and none of th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from lm import scoring
 from lm.conversations import Conversation
 from lm.sampling import Sampling, generate, left_padded
 from lm.schema.finetune import FinetuneConfig
+from lm.scoring import ROWS, Row, batches
 from lm.templates import LEARNED, ChatFormat, Encoded
 from lm.text_stream import TextStream
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROWS = 32  # in a batch
 Item = TypeVar("Item")
 
 
@@ -110,7 +111,7 @@ def answer(decoder: Any, chat: ChatFormat, prompts: Sequence[Sequence[int]], mos
 
     generator = torch.Generator(next(decoder.parameters()).device)
     drawn: list[list[int]] = [[] for _ in prompts]
-    for batch in _batches(prompts, rows):
+    for batch in batches(prompts, rows):
         texts = [prompts[i] for i in batch]
         for tokens in generate(decoder, texts, Sampling(temperature=0), most_tokens, chat.stop_ids, generator, chat.tokenizer.vocab_size):
             for i, token in zip(batch, tokens, strict=True):
@@ -120,27 +121,17 @@ def answer(decoder: Any, chat: ChatFormat, prompts: Sequence[Sequence[int]], mos
 
 def score(decoder: Any, chat: ChatFormat, sequences: Sequence[Encoded], rows: int = ROWS) -> list[Loss | None]:
     """The loss of each sequence's labels, every token read in its true place; None where the sequence is longer than the context."""
-    import torch
-
     from lm.loss import IGNORE_INDEX
 
-    device = next(decoder.parameters()).device
-    losses: list[Loss | None] = [None] * len(sequences)
     fitting = [i for i, sequence in enumerate(sequences) if len(sequence.ids) <= decoder.config.context_length]
-    for batch in _batches([sequences[i].ids for i in fitting], rows):
-        numbers = [fitting[i] for i in batch]
-        shape = len(batch), max(len(sequences[i].ids) for i in numbers)
-        # Padding stands at the end, where no token sees it, and has no label, so any id will do.
-        ids, labels = np.full(shape, chat.tokenizer.eos_id), np.full(shape, IGNORE_INDEX)
-        for row, i in enumerate(numbers):
-            own, flags = sequences[i].ids.astype(np.int64), sequences[i].flags  # in their own type IGNORE_INDEX would be some id
-            assert flags is not None
-            ids[row, 1 : len(own)] = own[:-1]  # behind the EOS that opens it
-            labels[row, : len(own)] = np.where(flags & LEARNED, own, IGNORE_INDEX)
-        nats = decoder.forward(torch.from_numpy(ids).to(device), torch.from_numpy(labels).to(device))
-        for i, row_nats, row_labels in zip(numbers, nats.cpu().double().sum(dim=1).tolist(), labels, strict=True):
-            losses[i] = Loss(row_nats, int((row_labels != IGNORE_INDEX).sum()))
-    return losses
+    asked = []
+    for i in fitting:
+        ids, flags = sequences[i].ids.astype(np.int64), sequences[i].flags  # in their own type IGNORE_INDEX would be some id
+        assert flags is not None
+        # Behind the EOS that opens it.
+        asked.append(Row(np.concatenate([[chat.tokenizer.eos_id], ids[:-1]]), np.where(flags & LEARNED, ids, IGNORE_INDEX)))
+    losses = [Loss(float(scores.nats.sum()), len(scores.nats)) for scores in scoring.score(decoder, asked, rows)]
+    return _placed(fitting, losses, len(sequences))
 
 
 def choose(decoder: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], rows: int = ROWS) -> list[int]:
@@ -152,7 +143,7 @@ def choose(decoder: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Seq
     import torch
 
     chosen = [0] * len(prompts)
-    for batch in _batches(prompts, rows):
+    for batch in batches(prompts, rows):
         ids, padding = left_padded([prompts[i] for i in batch], next(decoder.parameters()).device)
         cache = decoder.new_cache(len(batch), ids.shape[1] + max(map(len, answers)) - 1)
         cache.padding = padding
@@ -193,12 +184,6 @@ def _answer_of(chat: ChatFormat, prompt: Sequence[int], drawn: list[int]) -> Ans
 def _log_probabilities(decoder: Any, ids: Tensor, cache: Any) -> Tensor:
     """Of the token after the last, (B, V)."""
     return decoder.forward(ids, cache=cache)[:, -1].float().log_softmax(dim=-1)
-
-
-def _batches(sequences: Sequence[Sized], rows: int) -> Iterator[list[int]]:
-    """The sequences' numbers, so many at a time, those of like lengths together."""
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    yield from (order[i : i + rows] for i in range(0, len(order), rows))
 
 
 def _placed(numbers: Sequence[int], values: Sequence[Item | None], places: int) -> list[Item | None]:

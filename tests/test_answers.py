@@ -138,9 +138,9 @@ class Says(torch.nn.Module):
         self.read = [[] for _ in range(rows)]
         return type("Cache", (), {"length": 0, "padding": None})()
 
-    def forward(self, ids: Tensor, labels: Tensor | None = None, cache: Any = None) -> Tensor:
-        if labels is not None:  # ln 2 for each label
-            return torch.where(labels >= 0, math.log(2), 0.0)
+    def forward(self, ids: Tensor, cache: Any = None) -> Tensor:
+        if cache is None:  # scored: all tokens are equally likely
+            return torch.zeros(*ids.shape, BYTE.vocab_size)
         padding = [0] * len(ids) if cache.padding is None or cache.length else cache.padding.tolist()
         self.read = [known[: cache.length] + row[skip:] for known, row, skip in zip(self.read, ids.tolist(), padding, strict=True)]
         cache.length = cache.length + ids.shape[1]
@@ -178,7 +178,7 @@ def test_the_figures_of_known_answers() -> None:
     f1 = [1, 0.5, 0, 2 / 5, 0]  # "right right right r": 4 words, one of them shared, against 1
     assert math.isclose(float(numbers["token_f1"] or 0), sum(f1) / 5)
     assert numbers["answer_tokens"] == (13 + 11 + 5 + 20 + 0) / 5
-    assert math.isclose(float(numbers["answer_loss"] or 0), math.log(2), rel_tol=1e-6)
+    assert math.isclose(float(numbers["answer_loss"] or 0), math.log(BYTE.vocab_size), rel_tol=1e-6)
     learned = sum(len(CHAT.answer(reference)) for reference in references.values())
     assert numbers["scored_tokens"] == learned
     assert numbers["accuracy"] is numbers["balanced_accuracy"] is numbers["preferred_likelier"] is None
