@@ -37,9 +37,8 @@ def main() -> None:
     loaded = load(arguments.config, overrides)
     if loaded.config.finetune is None:
         raise ConfigError(f"{arguments.config}: finetune: missing; write the section, with at least base, or run train.py")
-    if run_command(arguments, loaded, build_session, loaded.config.finetune.base):
-        if is_first():  # one process answers
-            report(loaded.config)
+    if run_command(arguments, loaded, build_session, loaded.config.finetune.base) and is_first():  # one process answers
+        report(loaded.config)
 
 
 def build_session(loaded: Loaded, origin: Origin, run: RunFolder | None, signals: StopSignals, say: Callable[[str], None]) -> Session:

@@ -84,18 +84,19 @@ def readers(data: DataConfig, tokenizer: Tokenizer | None = None) -> list[tuple[
 
 
 def held_out_conversations(config: Config, tokenizer: Tokenizer) -> tuple[ChatFormat, list[Conversation]]:
-    """What `data.test_fraction` keeps from training and validation, or where that is 0 what is validated on; and their format."""
-    found, formats = list[Conversation](), list[ChatFormat]()
+    """What `data.test_fraction` keeps from training and validation, or where that is 0 what is validated on; and their format.
+
+    A conversation that an earlier source has too, learnt otherwise perhaps, is there once.
+    """
+    found, formats = list[str](), list[ChatFormat]()
     for _, reader, split in readers(config.data, tokenizer):
         if reader.chat is not None:
             formats.append(reader.chat)
             choose = split.tested if config.data.test_fraction else split.held_out
-            found += [
-                Conversation.from_json(document.text)
-                for document in reader
-                if choose(np.array([hash_of_text(document.text)], np.uint64))[0]
-            ]
-    return formats[0], found
+            earlier = set(found)
+            texts = (document.text for document in reader)
+            found += [text for text in texts if text not in earlier and choose(np.array([hash_of_text(text)], np.uint64))[0]]
+    return formats[0], [Conversation.from_json(text) for text in found]
 
 
 def documents_by_split(reader: Reader, split: Split) -> Iterator[tuple[str, str]]:

@@ -225,6 +225,19 @@ def test_the_report_reads_what_is_kept_for_it_and_that_alone(tmp_path):
     assert set(tested) <= {prompt for prompt, _ in CHATS}
 
 
+def test_conversations_that_two_sources_have_are_asked_once(tmp_path):
+    """As where one learns the answers alone and the other the prompts too; what stands twice in one source is there twice."""
+    twice = [*CHATS, CHATS[0], CHATS[0]]
+    config = config_of(tmp_path, twice)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"val_fraction": 0.9})})
+    alone = held_out_conversations(config, BYTES)[1]
+    assert len(alone) == len(set(alone)) + 2
+    sources = [{**config.data.source.model_dump(), "mask_prompt": mask_prompt} for mask_prompt in (False, True)]
+    mixture = {"format": "mixture", "parts": [{"weight": 1, "source": source} for source in sources]}
+    mixed = Config.model_validate(config.model_dump() | {"data": config.data.model_dump() | {"source": mixture}})
+    assert held_out_conversations(mixed, BYTES)[1] == alone
+
+
 def test_a_row_ends_with_its_last_conversation(tmp_path):
     """Whatever ends a turn, which here is not EOS."""
     data = PackedDataModule(config_of(tmp_path, CHATS, length=128), BYTES, lambda line: None)
