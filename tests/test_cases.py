@@ -334,8 +334,8 @@ max_new_tokens: 0
         "x.yaml:8: cases[1].weight: too small",
         "x.yaml:9: cases[1].regex: not a regular expression: missing ), unterminated subpattern at position 0",
         "x.yaml:10: cases[2]: nothing says what is right",
-        "x.yaml:13: cases[3].max_tokens: unknown key",
-        "x.yaml:14: cases[4]: asks the same as cases[3] on line 11",
+        "x.yaml:13: cases[4].max_tokens: unknown key",
+        "x.yaml:14: cases[5]: asks the same as cases[3] on line 11",
         "x.yaml:15: max_new_tokens: too small",
     ]
 
