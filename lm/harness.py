@@ -184,11 +184,11 @@ def find_tasks(names: Sequence[str], folder: Path | None) -> tuple[TaskManager, 
     """
     include = str(folder) if folder else None
     manager = TaskManager(include_path=include, include_defaults=False)
-    if not all(name in manager.all_subtasks or Path(name).is_file() for name in names):
+    if not all(name in manager.all_subtasks or _is_file(name) for name in names):
         manager = TaskManager(include_path=include)
     found = []
     for name in names:
-        matching = [name] if Path(name).is_file() else sorted(manager.match_tasks([name]))
+        matching = [name] if _is_file(name) else sorted(manager.match_tasks([name]))
         if not matching:
             near = difflib.get_close_matches(name, manager.all_tasks, n=5)
             advice = f"; near it are {', '.join(near)}" if near else ""
@@ -233,6 +233,11 @@ def chance(samples: Iterable[Mapping[str, Any]]) -> float:
         # Behind an empty context a choice stands alone, for comparison (acc_mutual_info).
         counts.append(sum(bool(arguments[0]) for arguments in sample["arguments"]) or len(sample["arguments"]))
     return sum(1 / count for count in counts) / len(counts)
+
+
+def _is_file(name: str) -> bool:
+    """Whether a task is named by its YAML file."""
+    return name.endswith((".yaml", ".yml")) and Path(name).is_file()
 
 
 def _line(error: Exception) -> str:

@@ -513,7 +513,7 @@ def test_a_task_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
         type(task).UNSAFE_CODE = False
 
 
-def test_patterns_name_tasks(tmp_path: Path) -> None:
+def test_a_task_is_asked_once(tmp_path: Path) -> None:
     for name in ("own_a", "own_b", "other"):
         write_task(tmp_path, name, QUESTIONS, **CHOOSING)
     _, names = find_tasks(["own_a", "other", "own_a"], tmp_path)
