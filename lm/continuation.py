@@ -35,13 +35,27 @@ def write(
     stops: Sequence[str] = (),
     stop_ids: Collection[int] | None = None,
 ) -> Generator[list[Sample]]:
-    """`generate`, as text. Yields the samples while they are empty and again after each token, always the same objects; all of them are
-    finished at the end. For the end alone: `for [sample] in write(...): pass`. `stop_ids`: what ends a text (EOS).
+    """`write_each` of one prompt, as often as asked. For the end alone: `for [sample] in write(...): pass`."""
+    return write_each(decoder, tokenizer, [prompt_ids] * num_samples, options, max_new_tokens, generator, stops, stop_ids)
+
+
+def write_each(
+    decoder: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    options: Sampling,
+    max_new_tokens: int,
+    generator: torch.Generator,
+    stops: Sequence[str] = (),
+    stop_ids: Collection[int] | None = None,
+) -> Generator[list[Sample]]:
+    """`generate`, as text. Yields a sample for each prompt while they are empty and again after each token, always the same objects; all
+    of them are finished at the end. `stop_ids`: what ends a text (EOS).
     """
-    samples = [Sample(tokenizer, prompt_ids, stops, stop_ids) for _ in range(num_samples)]
+    samples = [Sample(tokenizer, prompt, stops, stop_ids) for prompt in prompts]
     yield samples
     ends, vocab_size = samples[0].stop_ids, tokenizer.vocab_size
-    with closing(generate(decoder, [prompt_ids] * num_samples, options, max_new_tokens, ends, generator, vocab_size)) as steps:
+    with closing(generate(decoder, prompts, options, max_new_tokens, ends, generator, vocab_size)) as steps:
         for tokens in steps:
             for sample, token in zip(samples, tokens, strict=True):
                 if sample.finish is None and token is not None:

@@ -164,6 +164,7 @@ def test_mistakes_are_one_plain_answer(command: list[str], code: int, named: str
         ["-m", "tools.prepare"],
         ["-m", "tools.inspect_data"],
         ["-m", "tools.export_tokens"],
+        ["-m", "tools.lm_eval"],
     ],
 )
 def test_help_answers_without_anything_heavy(command: list[str]) -> None:

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "test": {"leaf", "core", "command", "tool", "benchmark", "test"},
 }
 # What takes seconds to load, and so waits until help, listings and configuration errors are answered.
-HEAVY = {"torch", "lightning", "transformers", "datasets", "tokenizers", "matplotlib", "tensorboard"}
+HEAVY = {"torch", "lightning", "transformers", "datasets", "tokenizers", "matplotlib", "tensorboard", "lm_eval"}
 # They run code that is in the data they read, or are made to.
 RUN_WHAT_THEY_READ = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jinja2"}
 YAML_READERS = {"load", "load_all", "full_load", "full_load_all", "unsafe_load", "unsafe_load_all"}
