@@ -154,7 +154,7 @@ def measure(
 def repetition(ids: Sequence[int], n: int = 4) -> float | None:
     """The share of n-grams that occurred earlier among the ids; None where there are less than two of them, which could not repeat."""
     ngrams = list(zip(*(ids[i:] for i in range(n)), strict=False))
-    return 1 - len(set(ngrams)) / len(ngrams) if len(ngrams) > 1 else None
+    return (len(ngrams) - len(set(ngrams))) / len(ngrams) if len(ngrams) > 1 else None
 
 
 def begins_with(text: str, target: str) -> bool:

@@ -11,6 +11,7 @@ from lm.base import open_base
 from lm.cache import read_manifest
 from lm.corpus import cache_folder, split_of
 from lm.errors import UserError
+from lm.preparation import SPLITS
 from lm.schema import Config
 from lm.schema.data import DataConfig
 from lm.schema.source import HubSource, SingleSource, dataset_of
@@ -47,9 +48,9 @@ class TrainingText:
 def training_text(config: Config, tokenizer: Tokenizer, data_sha256: str = "") -> TrainingText | str:
     """Find the tokens of a run.
 
-    They are found by the fingerprint of the text's files, so those have to be where they were, seen from the same folder, and unchanged.
-    A dataset of the hub would have to be asked for its version; its tokens are known by their hash if the run has no other text. What is
-    streamed is not kept, and so is not here. Nor is what a run has read that another one started from by --init-from.
+    Those of a run's only source are known by their hash. Of several each is found by the fingerprint of its files, which have to be where
+    they were, seen from the same folder, and unchanged; a dataset of the hub would have to be asked for its version. What is streamed is not
+    kept, and so is not here. Nor is what a run has read that another one started from by --init-from.
 
     Args:
         config: what the run was trained with, as its checkpoints have it.
@@ -81,15 +82,26 @@ def training_text(config: Config, tokenizer: Tokenizer, data_sha256: str = "") -
 
 def _own(data: DataConfig, tokenizer: Tokenizer, data_sha256: str) -> Iterator[TokenStore | str]:
     """Of each source the tokens to train on, or why they are not here."""
+    if len(data.parts) == 1 and data.validation is None and (found := _of_hash(Path(data.cache_dir).expanduser(), data_sha256)):
+        yield found
+        return
     for key, part in data.parts:
         if isinstance(part.source, HubSource) and part.source.streaming:
             yield f"{key}: what was read of {part.source.dataset} was streamed, and not kept"
         elif (dataset := dataset_of(part.source)) is not None:
-            only = len(data.parts) == 1 and data.validation is None
-            found = _of_hash(data, data_sha256) if only else None
-            yield found or f"{key}: which tokens are those of {dataset} cannot be told without asking the hub"
+            yield f"{key}: which tokens are those of {dataset} cannot be told without asking the hub"
         else:
             yield _of_files(data, key, part.source, tokenizer)
+
+
+def _of_hash(caches: Path, data_sha256: str) -> TokenStore | None:
+    """The training split of the cache whose two splits together have a run's hash of its data."""
+    for folder in sorted(path.parent for path in caches.glob("*/manifest.json")):
+        if (manifest := read_manifest(folder)) is not None:
+            train, val = (TokenStore(folder, split, manifest) for split in SPLITS)
+            if hashlib.sha256((train.sha256 + val.sha256).encode()).hexdigest() == data_sha256:
+                return train
+    return None
 
 
 def _of_files(data: DataConfig, key: str, source: SingleSource, tokenizer: Tokenizer) -> TokenStore | str:
@@ -102,13 +114,3 @@ def _of_files(data: DataConfig, key: str, source: SingleSource, tokenizer: Token
     if manifest is None:
         return f"{key}: its tokens are not in {folder}: its files have changed, or the cache was cleared; tools.prepare makes it again"
     return TokenStore(folder, "train", manifest)
-
-
-def _of_hash(data: DataConfig, data_sha256: str) -> TokenStore | None:
-    """The training split of the cache whose two splits together have a run's hash of its data."""
-    for folder in sorted(Path(data.cache_dir).expanduser().glob("*/manifest.json")):
-        if (manifest := read_manifest(folder.parent)) is not None:
-            train, val = (TokenStore(folder.parent, split, manifest) for split in ("train", "val"))
-            if hashlib.sha256((train.sha256 + val.sha256).encode()).hexdigest() == data_sha256:
-                return train
-    return None
