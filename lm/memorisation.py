@@ -20,7 +20,7 @@ from lm.training_text import TrainingText
 # n-grams are of so many bytes, in tokens of the training text, so that tokenizers can be compared. It is what five words of English take:
 # whoever writes repeats most of the pairs and triples of words in a large text, and makes most runs of five or more anew.
 NGRAM_BYTES = 28
-PIECE = 2**18  # tokens at a time: what is made of them stays in a processor's cache
+PIECE = 2**17  # tokens at a time: what is made of them stays in a processor's cache
 MULTIPLIER = 0x9E3779B1  # odd, so that no token is multiplied away
 
 Ids = NDArray[np.uint32]
@@ -215,7 +215,7 @@ class Windows:
     def _equal(self, ids: Ids, at: Places, places: Places) -> NDArray[np.bool_]:
         result = np.zeros(len(at), bool)
         alive = np.arange(len(at))
-        for i in range(self._n):
+        for i in range(self._n if len(at) else 0):
             alive = alive[ids[at[alive] + i] == self._ids[places[alive] + i]]
         result[alive] = True
         return result

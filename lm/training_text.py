@@ -49,8 +49,8 @@ def training_text(config: Config, tokenizer: Tokenizer, data_sha256: str = "") -
     """Find the tokens of a run.
 
     Those of a run's only source are known by their hash. Of several each is found by the fingerprint of its files, which have to be where
-    they were, seen from the same folder, and unchanged; a dataset of the hub would have to be asked for its version. What is streamed is not
-    kept, and so is not here. Nor is what a run has read that another one started from by --init-from.
+    they were, seen from the same folder, and unchanged; a dataset of the hub would have to be asked for its version. What is streamed is
+    not kept, and so is not here. Nor is what a run has read that another one started from by --init-from.
 
     Args:
         config: what the run was trained with, as its checkpoints have it.
