@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails, ValidationError
 
 from lm.complaints import in_words, nearest
 from lm.config_keys import advice, keys
-from lm.errors import ConfigError
+from lm.errors import ConfigError, printable
 from lm.schema.cases import Case, CaseFile
 from lm.yaml_reader import KeyPath, dotted, read_file, shown
 
@@ -59,6 +59,8 @@ def read_cases(path: Path | str) -> CaseSet:
     if isinstance(document.value, dict):
         file, found = _checked(document.value, lines)
         for key, message in found:
+            if isinstance(key[-1], int) and key not in lines:
+                key = key[:-1]  # a lone text was read as a list of one
             line = lines[nearest(key, lines)]
             problems.append((line, f"{path}:{line}: {dotted(key)}: {message}"))
     elif document.whole:
@@ -89,10 +91,7 @@ def _checked(tree: dict[str, Any], lines: dict[KeyPath, int]) -> tuple[CaseFile 
         # What the schema refuses of a case is left out, so that the rest of it is judged at once.
         bad = {place[2] for place in refused if place[:2] == here}
         case = Case.model_validate_json(json.dumps({key: value for key, value in draft.items() if key not in bad}), strict=True)
-        for key, message in _problems(case, chat=tree.get("chat") is True, whole=not bad):
-            place = (*here, *key)
-            # A lone text is read as a list of one, which has no line of its own.
-            problems.append((place if place in lines or isinstance(place[-1], str) else place[:-1], message))
+        problems += [((*here, *key), message) for key, message in _problems(case, chat=tree.get("chat") is True, whole=not bad)]
         asked = (case.prompt, frozenset(case.targets), frozenset(case.contains or ()), case.regex)
         if not bad and (other := first.setdefault(asked, index)) != index:
             problems.append((here, f"asks the same as cases[{other}] on line {lines['cases', other]}, remove one of the two"))
@@ -161,5 +160,6 @@ def _of_regex(pattern: str) -> str | None:
             if re.compile(pattern).search("") is None:
                 return None
     except (re.error, OverflowError, RecursionError) as error:
-        return f"not a regular expression: {error}, got {shown(pattern)}, write one for Python's re, a special character with \\ before it"
+        wanted = "write one for Python's re, a special character with \\ before it"
+        return f"not a regular expression: {printable(str(error))}, got {shown(pattern)}, {wanted}"
     return f"found in every text, even an empty one, got {shown(pattern)}, write what has to be there"

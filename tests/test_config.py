@@ -336,7 +336,7 @@ SOURCES = [
     ("source: {format: [txt], files: a}", f"2: data.source.format: not one of the choices, got [txt], write {ANY}"),
     ("source: {format: txt}", "2: data.source.files: missing, write text or a list of text"),
     ("source: {format: txt, files: []}", "2: data.source.files: too few values, got [], write text or a list of text"),
-    ("source: {format: txt, files: ''}", '2: data.source.files[0]: empty, got "", write text or a list of text'),
+    ("source: {format: txt, files: ''}", '2: data.source.files[0]: empty, got "", write text'),
     ("source: {format: txt, files: 3}", "2: data.source.files: not text, got 3, write text in quotes or a list of text"),
     ("source: {format: txt, files: [a, 3]}", "2: data.source.files[1]: not text, got 3, write text in quotes"),
     ("source: {format: txt, files: a, txt: 3}", "2: data.source.txt: unknown key, got 3, write format, files, unit or filter"),
