@@ -65,7 +65,7 @@ def memorised(text: TrainingText, continuations: Sequence[Sequence[int]], piece:
     written = Written(continuations)
     n = max(1, round(NGRAM_BYTES / text.bytes_per_token)) if text.bytes_per_token else NGRAM_BYTES
     ngrams, runs = Ngrams(written, n), LongestRun(written)
-    for ids in pieces(text, piece, max(n, written.longest)):
+    for ids in pieces(text, piece, max(1, written.longest)):
         ngrams.look_in(ids)
         runs.look_in(ids)
     return Memorised(

@@ -113,6 +113,7 @@ def test_runs_over_the_borders_of_shards_pieces_and_documents(tmp_path: Path) ->
     for piece in (1, 2, 3, 28, 100):
         inside = memorised(text, [list(b"xx--klmnop--")], piece)
         assert (inside.longest_run, inside.longest_text) == (6, "klmnop")
+        assert memorised(text, [list(b"klmnop")], piece).longest_run == 6
         across = memorised(text, [list(b"mnopqrs")], piece)
         assert (across.longest_run, across.longest_text) == (4, "mnop"), "the end of one document and the beginning of the next"
         with_end = memorised(text, [[*b"mnop", EOS, *b"qrs"]], piece)
