@@ -6,7 +6,7 @@ Prompts of like lengths are read together, which changes the time and none of th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -18,10 +18,12 @@ from lm.sampling import Sampling, generate, left_padded
 from lm.schema.finetune import FinetuneConfig
 from lm.scoring import ROWS, Row, batches
 from lm.templates import LEARNED, ChatFormat, Encoded
-from lm.text_stream import TextStream
+from lm.text_stream import text_behind
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lm.tokenizer import Tokenizer
 
 Item = TypeVar("Item")
 
@@ -37,6 +39,13 @@ class Answer(NamedTuple):
 
     text: str
     tokens: int
+    ended: bool
+
+
+class Written(NamedTuple):
+    """The ids that stand behind a prompt, without what ended them, and whether something did."""
+
+    ids: tuple[int, ...]
     ended: bool
 
 
@@ -107,16 +116,27 @@ def measure(decoder: Any, chat: ChatFormat, conversations: Sequence[Conversation
 
 def answer(decoder: Any, chat: ChatFormat, prompts: Sequence[Sequence[int]], most_tokens: int, rows: int = ROWS) -> list[Answer]:
     """Continue each prompt with the most likely tokens, to the end of the turn or so many tokens."""
+    written = write_greedily(decoder, chat.tokenizer, prompts, most_tokens, chat.stop_ids, rows)
+    return [
+        Answer(chat.said(text_behind(chat.tokenizer, prompt, ids)).strip(), len(ids), ended)
+        for prompt, (ids, ended) in zip(prompts, written, strict=True)
+    ]
+
+
+def write_greedily(
+    decoder: Any, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], most_tokens: int, stop_ids: Collection[int], rows: int = ROWS
+) -> list[Written]:
+    """The most likely tokens behind each prompt, given as ids, up to one of `stop_ids` or so many tokens."""
     import torch
 
     generator = torch.Generator(next(decoder.parameters()).device)
     drawn: list[list[int]] = [[] for _ in prompts]
     for batch in batches(prompts, rows):
         texts = [prompts[i] for i in batch]
-        for tokens in generate(decoder, texts, Sampling(temperature=0), most_tokens, chat.stop_ids, generator, chat.tokenizer.vocab_size):
+        for tokens in generate(decoder, texts, Sampling(temperature=0), most_tokens, stop_ids, generator, tokenizer.vocab_size):
             for i, token in zip(batch, tokens, strict=True):
                 drawn[i] += [token] if token is not None else []
-    return [_answer_of(chat, prompt, tokens) for prompt, tokens in zip(prompts, drawn, strict=True)]
+    return [Written(tuple(ids[:-1]), True) if ids[-1] in stop_ids else Written(tuple(ids), False) for ids in drawn]
 
 
 def score(decoder: Any, chat: ChatFormat, sequences: Sequence[Encoded], rows: int = ROWS) -> list[Loss | None]:
@@ -171,14 +191,6 @@ def with_rejected(conversation: Conversation) -> Conversation:
     """A preference's conversation as it goes with the answer that people liked less."""
     assert conversation.rejected is not None
     return Conversation((*conversation.prompt, conversation.turns[-1]._replace(content=conversation.rejected)))
-
-
-def _answer_of(chat: ChatFormat, prompt: Sequence[int], drawn: list[int]) -> Answer:
-    ended = drawn[-1] in chat.stop_ids
-    tokens = drawn[:-1] if ended else drawn
-    stream = TextStream(chat.tokenizer, prompt)
-    text = "".join([*map(stream.push, tokens), stream.flush()])
-    return Answer(chat.said(text).strip(), len(tokens), ended)
 
 
 def _log_probabilities(decoder: Any, ids: Tensor, cache: Any) -> Tensor:

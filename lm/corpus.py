@@ -70,17 +70,21 @@ def readers(data: DataConfig, tokenizer: Tokenizer | None = None) -> list[tuple[
         ConfigError: a source brings ids, and there is no tokenizer.
     """
     whole = sum(part.weight for _, part in data.parts)
-    held_out = Split("none") if data.validation is not None else Split(data.split, data.val_fraction)
     found = []
     for key, part in data.parts:
         reader = Reader(part.source, key, data.on_bad_row, tokenizer)
-        split = dataclasses.replace(held_out, test=data.test_fraction) if reader.chat is not None else held_out
         more = f" and {len(reader.files) - 1:,} more" if len(reader.files) > 1 else ""
         name = f"{reader.files[0]}{more} ({part.weight / whole:.0%}): " if len(data.parts) > 1 else ""
-        found.append((name, reader, split))
+        found.append((name, reader, split_of(data, reader)))
     if data.validation is not None:
         found.append(("", Reader(data.validation, "data.validation", data.on_bad_row, tokenizer), Split("all")))
     return found
+
+
+def split_of(data: DataConfig, reader: Reader) -> Split:
+    """Which documents of a source to train on are held out."""
+    held_out = Split("none") if data.validation is not None else Split(data.split, data.val_fraction)
+    return dataclasses.replace(held_out, test=data.test_fraction) if reader.chat is not None else held_out
 
 
 def held_out_conversations(config: Config, tokenizer: Tokenizer) -> tuple[ChatFormat, list[Conversation]]:
@@ -136,7 +140,7 @@ def open_corpora(
         if isinstance(reader.source, HubSource) and reader.source.streaming:
             found.append(_open_stream(config, name, reader, split, tokenizer, revisions.get(reader.key)))
             continue
-        folder = Path(data.cache_dir).expanduser() / fingerprint(reader, split, tokenizer)
+        folder = cache_folder(data, reader, split, tokenizer)
 
         def build(empty: Path, reader: Reader = reader, split: Split = split) -> Manifest:
             return prepare(empty, reader, tokenizer, split, engine, quiet)
@@ -168,6 +172,11 @@ def _open_stream(config: Config, name: str, reader: Reader, split: Split, tokeni
         f"windows of {rows * config.row_length:,} tokens in {folder}, up to {in_bytes(3 * stream.window_bytes)} at a time",
     ]
     return Corpus(reader, name, folder, stream, val, facts)
+
+
+def cache_folder(data: DataConfig, reader: Reader, split: Split, tokenizer: Tokenizer) -> Path:
+    """Where the tokens of a source that is not streamed are, or would be."""
+    return Path(data.cache_dir).expanduser() / fingerprint(reader, split, tokenizer)
 
 
 def fingerprint(reader: Reader, split: Split, tokenizer: Tokenizer, of_stream: Sequence[object] = ()) -> str:

@@ -52,3 +52,9 @@ class TextStream:
         self._window = window
         self._settled = len(window)
         self._sent = len(self._tokenizer.decode(window)) - held
+
+
+def text_behind(tokenizer: Tokenizer, context: Sequence[int], ids: Sequence[int]) -> str:
+    """The text of `ids` where they stand behind `context`."""
+    stream = TextStream(tokenizer, context)
+    return "".join([*map(stream.push, ids), stream.flush()])
