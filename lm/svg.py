@@ -103,7 +103,7 @@ class Axis:
 
 
 def chart(what: Chart) -> Html:
-    """A figure: its title, the drawing, the legend. Without any point it says that nothing is recorded."""
+    """A figure: its title, the drawing, and a legend where there are several lines. Without any point it says that nothing is recorded."""
     what = _in_readable_time(replace(what, series=[replace(s, points=_finite(s, what), colour=s.colour % COLOURS) for s in what.series]))
     series = [s for s in what.series if s.points]
     title = element("figcaption", what.title)
@@ -113,7 +113,7 @@ def chart(what: Chart) -> Html:
     y = Axis((b for s in series for _, b in s.points), HEIGHT - BOTTOM, TOP, what.y_log, 0.04, what.zero)
     drawn = [*_frame(what, x, y), *(part for s in series for part in _drawn(s, x, y, what))]
     drawing = element("svg", *drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=described(what))
-    return element("figure", title, drawing, _legend(series), class_="chart")
+    return element("figure", title, drawing, *([_legend(series)] if len(series) > 1 else []), class_="chart")
 
 
 def described(what: Chart) -> str:
