@@ -81,7 +81,7 @@ def terminal_row(row: Row, tokens: Sequence[Token], width: int, colour: bool) ->
     yield _paint(facts(row), LOUD, colour)
     digits = len(str(len(row.ids)))
     room = max(8, width - digits - 3)
-    striped = _are_words(tokens)
+    striped = are_words(tokens)
     line, used, lead = "", 0, ""
     for token, text in zip(tokens, [token.text for token in tokens] if colour else _with_marks(tokens, striped), strict=True):
         style = SPECIAL if token.special and token.labelled else STRIPES[token.position % 2] if striped and token.labelled else ""
@@ -139,7 +139,7 @@ def terminal_table(table: Table) -> str:
     return "\n".join(lines)
 
 
-def _are_words(tokens: Sequence[Token]) -> bool:
+def are_words(tokens: Sequence[Token]) -> bool:
     """Tokens have to be told apart, unless nearly each is a single character."""
     lengths = [len(token.text) for token in tokens if not token.special]
     return sum(lengths) > 1.5 * len(lengths)
@@ -186,7 +186,7 @@ def html_page(title: str, tables: dict[str, Table], rows: Sequence[Row], tokeniz
     for row in rows:
         tokens = tokens_of(row, tokenizer)
         parts.append(element("p", facts(row)))
-        parts.append(element("div", *_html_tokens(row, tokens, tokenizer), class_="row" + " words" * _are_words(tokens)))
+        parts.append(element("div", *_html_tokens(row, tokens, tokenizer), class_="row" + " words" * are_words(tokens)))
     for heading, items in notes.items():
         parts += [element("h2", heading), element("ul", *(element("li", item) for item in items))]
     return document(title, *parts, style=ROWS)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lm.inspection import Row, read_rows
 from lm.page import Html, element, joined, table
-from lm.rendering import LEGEND, special_names, tokens_of, visible, with_line_ends
+from lm.rendering import LEGEND, are_words, special_names, tokens_of, visible, with_line_ends
 from lm.surprisal import Guessed, Surprisal
 from lm.svg import Chart, Series, chart
 from lm.tokenizer import Tokenizer
@@ -21,6 +21,7 @@ STYLE = (
 .heat { font: 15px/1.95 ui-monospace, SFMono-Regular, "DejaVu Sans Mono", monospace; white-space: pre-wrap; overflow-wrap: anywhere;
   border-left: 3px solid var(--line); padding-left: 1em; margin: .5em 0 }
 .heat i, .scale i { font-style: normal; border-radius: 3px; padding: .12em 0; -webkit-print-color-adjust: exact; print-color-adjust: exact }
+.heat.words i { box-shadow: -1px 0 var(--paper) }
 .heat i:hover { outline: 2px solid var(--c1) } .heat i.s { font-weight: 600 } .heat i.n { color: var(--quiet) }
 .scale { display: flex; flex-wrap: wrap; gap: .2em; font-size: .8125em; margin: .6em 0 } .scale i { padding: .1em .6em }
 @media (hover: none) { .heat i:hover::after { content: attr(title); position: fixed; inset: auto 0 0 0; padding: .6em 1em;
@@ -97,7 +98,8 @@ def _row(guessed: Guessed, tokenizer: Tokenizer) -> Html:
     batch = {name: value.cpu() for name, value in guessed.rows.items()} | {"step": 0}
     [row] = read_rows(batch, tokenizer, [guessed.source])
     cut = [element("i", f" … {row.used - MOST_TOKENS:,} more", class_="n")] if row.used > MOST_TOKENS else []
-    return element("div", *_tokens(row, guessed, tokenizer), *cut, class_="heat")
+    kind = "heat" + " words" * are_words(tokens_of(row, tokenizer))
+    return element("div", *_tokens(row, guessed, tokenizer), *cut, class_=kind)
 
 
 def _tokens(row: Row, guessed: Guessed, tokenizer: Tokenizer) -> Iterator[Html]:
