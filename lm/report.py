@@ -29,12 +29,13 @@ STYLE = """
 .lead { font-size: 1.06em; max-width: 44em } .state { font-weight: 600 }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.6em, 1fr)); gap: 1px; margin: 1.6em 0; background: var(--line);
   border: 1px solid var(--line); border-radius: 8px; overflow: hidden } .tiles div { background: var(--paper); padding: .8em 1em .7em }
-.tiles dt { color: var(--quiet); font-size: .8125em } .tiles dd { margin: 0; font-size: 1.5em; line-height: 1.3; white-space: nowrap;
+.tiles dt { color: var(--quiet); font-size: .8125em } .tiles dd { margin: 0; font-size: 1.5em; line-height: 1.3;
   font-family: Charter, "Bitstream Charter", Georgia, serif; font-variant-numeric: lining-nums tabular-nums }
 .tiles small { display: block; font: .5em/1.4 system-ui, sans-serif; color: var(--quiet); white-space: normal }
 nav { display: flex; flex-wrap: wrap; gap: .2em 1.1em; font-size: .9375em; padding: .7em 0; border-bottom: 1px solid var(--line) }
 section { scroll-margin-top: 1em } .problems { border-left: 3px solid var(--mark); padding: .1em 0 .1em 1em; margin: 1.2em 0 }
 footer { margin-top: 3.5em; padding-top: .8em; border-top: 1px solid var(--line); color: var(--quiet); font-size: .875em }
+@media (max-width: 480px) { .tiles dd { font-size: 1.3em } .tiles div { padding: .6em .8em } }
 @media print { nav { display: none } .tiles { border-radius: 0 } }
 """
 PARTS = {  # the headings, in their order

@@ -103,21 +103,23 @@ def _row(guessed: Guessed, tokenizer: Tokenizer) -> Html:
 
 
 def _tokens(row: Row, guessed: Guessed, tokenizer: Tokenizer) -> Iterator[Html]:
-    """What a token says stands one place before it: the label of its predecessor."""
+    """A token's surprise stands one place before it, where it is the label. The last label of a row is no input, and is shown behind it."""
     names = special_names(tokenizer)
-    for token in tokens_of(row, tokenizer):
-        if token.position >= MOST_TOKENS:
-            break
-        nats = guessed.nats[token.position - 1] if token.position else math.nan
-        text = with_line_ends(token.text)
+    shown = [token for token in tokens_of(row, tokenizer) if token.position < min(row.used, MOST_TOKENS)]
+    cells = [(token.position - 1, token.text, token.special) for token in shown]
+    if 0 < row.used <= MOST_TOKENS and math.isfinite(guessed.nats[row.used - 1]):
+        last = int(row.labels[row.used - 1])
+        cells.append((row.used - 1, names.get(last) or visible(tokenizer.decode([last])), last in names))
+    for place, text, special in cells:
+        nats = guessed.nats[place] if place >= 0 else math.nan
         if not math.isfinite(nats):
-            yield element("i", text, class_="n" + " s" * token.special)
+            yield element("i", with_line_ends(text), class_="n" + " s" * special)
             continue
-        bits, expected = nats / math.log(2), int(guessed.likeliest[token.position - 1])
+        bits, expected = nats / math.log(2), int(guessed.likeliest[place])
         likely = names.get(expected) or f"“{visible(tokenizer.decode([expected]))}”"
         about = f"{bits:.2f} bits ({nats:.3f} nats): {_percent(math.exp(-nats))}; expected {likely}: "
-        about += _percent(float(guessed.probability[token.position - 1]))
-        yield element("i", text, class_=f"h{shade(bits)}" + " s" * token.special, title=about)
+        about += _percent(float(guessed.probability[place]))
+        yield element("i", with_line_ends(text), class_=f"h{shade(bits)}" + " s" * special, title=about)
 
 
 def _percent(share: float) -> str:

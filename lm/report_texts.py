@@ -57,7 +57,7 @@ def answers(run: RunRecord) -> Html | None:
     conversations = found(run.answers, "conversations")
     asked = [each for each in conversations if text(each, "after", "answer") is not None] if isinstance(conversations, list) else []
     shown = asked[:: max(1, math.ceil(len(asked) / MOST_ANSWERS))]
-    parts += [_conversation(each) for each in shown]
+    parts += [_conversation(f"Answer {i}", each) for i, each in enumerate(shown, 1)]
     if len(asked) > len(shown):
         parts.append(element("p", f"{len(shown)} of {len(asked):,} answers, evenly chosen; answers.json has all.", class_="quiet small"))
     return joined(parts) if parts else element("p", "answers.json has nothing that can be shown.", class_="quiet")
@@ -74,7 +74,7 @@ def _sample(run: RunRecord, validation: Validation, prompt: str) -> Html:
     return element("div", heading, element("blockquote", element("p", shown, class_="text")))
 
 
-def _conversation(each: Mapping[str, object]) -> Html:
+def _conversation(title: str, each: Mapping[str, object]) -> Html:
     prompt = found(each, "prompt")
     turns = [turn for turn in prompt if isinstance(turn, Mapping)] if isinstance(prompt, list) else []
     said = [("prompt" if len(turns) == 1 else str(turn.get("role")), str(turn.get("content"))) for turn in turns]
@@ -83,7 +83,7 @@ def _conversation(each: Mapping[str, object]) -> Html:
     for side in ("before", "after"):
         unended = " … (no end)" if found(each, side, "ended") is False else ""
         said.append((side, (text(each, side, "answer") or "–") + unended))
-    lines = [["", ""], *([who, element("span", lines_of(what), class_="text")] for who, what in said)]
+    lines = [[title, ""], *([who, element("span", lines_of(what), class_="text")] for who, what in said)]
     return element("div", table(lines, words=True), class_="answer")
 
 

@@ -314,3 +314,43 @@ def test_a_part_that_was_handed_in_stands_in_its_place(tmp_path):
     folder = write_run(tmp_path / "run")
     content = report(read_run(folder), folder / "report.html", {"positions": element("p", "POSITIONS")}, style=".mine { color: red }")
     assert 'id="positions"' in content and "POSITIONS" in content and ".mine" in content and 'id="surprise"' not in content
+
+
+# --- a ranking
+
+
+def ranked(**changes: object) -> dict[str, object]:
+    row = {"checkpoint": "step-20", "path": "x", "links": "best", "step": 20, "rank": 1, "rank_best": 1, "rank_worst": 2, "by": "accuracy"}
+    rows = [
+        row | {"accuracy": 0.625, "accuracy_low": 0.5, "accuracy_high": 0.75, "nothing": None},
+        row | {"checkpoint": NASTY, "accuracy": 0.5},
+    ]
+    pairs = [{"words": f"pair {i} cannot be told apart on 40 cases"} for i in range(8)]
+    return {
+        "sets": ["smoke"],
+        "by": "accuracy",
+        "cases": 40,
+        "about": "a set",
+        "checkpoints": rows,
+        "pairs": pairs,
+        "notes": [NASTY],
+    } | changes
+
+
+def test_a_ranking_is_shown(tmp_path):
+    folder = write_run(tmp_path / "run")
+    facts = {"rankings": [ranked(), ranked(checkpoints=3)], "failed": [{"name": "step-9", "reason": NASTY}], "notes": ["95 % together"]}
+    (folder / "ranking.json").write_text(json.dumps(facts))
+    content = report(read_run(folder), folder / "report.html", {})
+    lines = table_lines(content)
+    assert ["checkpoint", "rank", "step", "accuracy"] in lines and ["step-20", "1–2", "20", "0.625 [0.5, 0.75]"] in lines
+    text = Read(content).text
+    assert all(f"pair {i} cannot be told apart on 40 cases" in text for i in range(8)) and "The other 2 pairs" in text
+    assert "not ranked: step-9" in text and "95 % together" in text and "<script" not in content
+
+
+@pytest.mark.parametrize("content", ["3", "[]", '{"rankings": 3}', '{"rankings": [{"checkpoints": [{}]}], "failed": [{}]}'])
+def test_rankings_of_any_shape(tmp_path, content):
+    folder = write_run(tmp_path / "run")
+    (folder / "ranking.json").write_text(content)
+    assert "Curves" in page_of(folder).text
