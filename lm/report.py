@@ -179,13 +179,16 @@ def _tiles(run: RunRecord) -> Html:
         ("perplexity", perplexity_text(best.perplexity) if best else "–", "per token" if best else unknown),
         ("trained on", svg.short(tokens) if tokens is not None else "–", f"{tokens:,} tokens" if tokens is not None else unknown),
         ("parameters", svg.short(parameters) if parameters else "–", f"{parameters:,}" if parameters else unknown),
-        (
-            "training time",
-            duration(seconds) if seconds is not None else "–",
-            "without validating and saving" if seconds is not None else unknown,
-        ),
+        ("training time", _about(seconds), f"{duration(seconds)} without validating and saving" if seconds is not None else unknown),
     ]
     return element("dl", *(element("div", element("dt", a), element("dd", b, element("small", c))) for a, b, c in tiles), class_="tiles")
+
+
+def _about(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    units = ((172_800, 86_400, "days"), (7200, 3600, "h"), (60, 60, "min"), (0, 1, "s"))
+    return next(f"{seconds / size:.3g} {unit}" for least, size, unit in units if seconds >= least or not least)
 
 
 def _problems(run: RunRecord) -> Iterator[Html]:
