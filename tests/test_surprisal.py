@@ -15,7 +15,7 @@ from lm.schema.model import ModelConfig
 from lm.surprisal import Surprisal, measure
 from lm.tokenizer import ByteTokenizer
 from model import Decoder
-from tests.test_page import HOSTILE, Read
+from tests.test_page import HOSTILE, Read, contrast, schemes
 
 BYTES = ByteTokenizer()
 T = 24
@@ -116,3 +116,13 @@ def test_the_text_is_whole_and_each_token_has_its_value(decoder):
 @pytest.mark.parametrize(("bits", "shade"), [(0, 0), (0.99, 0), (1, 1), (3.9, 2), (13.9, 6), (14, 7), (400, 7)])
 def test_shades(bits, shade):
     assert report_model.shade(bits) == shade
+
+
+@pytest.mark.parametrize(("scheme", "colour", "shares"), [(0, (236, 112, 20), report_model.LIGHT), (1, (205, 84, 10), report_model.DARK)])
+def test_text_can_be_read_on_every_shade(scheme, colour, shares):
+    names = schemes()[scheme]
+    assert f"rgba({', '.join(map(str, colour))}, {shares[-1]})" in report_model.STYLE and len(shares) == report_model.SHADES
+    paper = [int(names["paper"][i : i + 2], 16) for i in (1, 3, 5)]
+    for share in shares:
+        mixed = [round(a * share + b * (1 - share)) for a, b in zip(colour, paper, strict=True)]
+        assert contrast(names["ink"], "#" + "".join(f"{value:02x}" for value in mixed)) > 4.5
