@@ -131,10 +131,10 @@ def _lead(run: RunRecord, line: Sequence[Ancestor]) -> Iterator[Html]:
     """Two sentences: what this is, and how far it came."""
     parameters, trained = whole(run.meta, "n_parameters"), whole(run.meta, "adapters", "n_parameters")
     kind = f"A model of {parameters:,} parameters" if parameters is not None else "A model"
-    kind += f", {trained:,} of them added as adapters and trained," if trained is not None else ""
+    kind += f" and {trained:,} in adapters, the only ones that were trained" if trained is not None else ""
     base = text(run.config, "finetune", "base") or (line[0].path if line else None)
     how = f"fine-tuned from {base}" if found(run.config, "finetune") else f"started from {base}" if base else "trained from random weights"
-    yield element("p", f"{kind}, {how}. {_shape(run)}".replace(",,", ","), class_="lead")
+    yield element("p", f"{kind}, {how}. {_shape(run)}", class_="lead")
     yield element("p", *_state(run), class_="lead")
 
 

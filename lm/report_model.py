@@ -74,7 +74,8 @@ def positions(found: Surprisal) -> Html:
     )
     lines = [["places", "nats per token", "tokens"]]
     lines += [[f"{a:,}" if a == b else f"{a:,}–{b:,}", f"{loss:.4f}", f"{tokens:,}"] for a, b, loss, tokens in bins]
-    about = "A model that uses its context guesses better the more of it there is. Dots stand in the middle of their places."
+    about = "A model that uses its context guesses better the more of it there is. Dots stand in the middle of their places; those of few "
+    about += "tokens say little."
     numbers = table(lines, "By how many tokens the model could see")
     return joined([element("p", about, class_="quiet"), element("div", chart(what), element("div", numbers), class_="charts")])
 
