@@ -15,7 +15,8 @@ from lm.answer_figures import Figures, confusion, exact_match, figures, reward_a
 from lm.answers import Answer, Loss, Measured, evenly
 from lm.conversations import Conversation, Turn
 from lm.disk import replace
-from lm.rendering import Table, terminal_table, visible
+from lm.page import visible
+from lm.rendering import Table, terminal_table
 from lm.schema.finetune import FinetuneConfig
 
 SIDE_BY_SIDE = 5  # conversations on the page

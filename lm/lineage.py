@@ -11,6 +11,7 @@ import torch
 from lm.adapters import describe
 from lm.checkpoint import FORMAT
 from lm.device import Device, Precision
+from lm.machine import code, hardware
 from lm.schema import Config
 from lm.tokenizer import Tokenizer
 
@@ -50,5 +51,7 @@ def lasting_meta(
         "precision": precision,
         "device": device,
         "threads": torch.get_num_threads(),
+        "hardware": hardware(device),
+        "code": code(),
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
     } | ({"adapters": adapters.model_dump(mode="json")} if adapters is not None else {})

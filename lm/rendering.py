@@ -1,12 +1,11 @@
 """Rows of tokens for people: in the terminal, and as one HTML file that needs nothing else.
 
-Text from elsewhere reaches neither as it is: what cannot be seen, or could command the terminal, is shown by a sign or by its code point,
-and in HTML everything is escaped on top of that.
+Text from elsewhere reaches neither as it is: what cannot be seen, or could command the terminal, is shown by a sign or by its code point
+(lm/page.py).
 """
 
 from __future__ import annotations
 
-import html
 import io
 import json
 import os
@@ -18,12 +17,12 @@ from dataclasses import dataclass
 
 from lm.inspection import Row
 from lm.loss import IGNORE_INDEX
+from lm.page import SIGNS, Html, document, element, escape, table, visible
 from lm.text_stream import TextStream
 from lm.tokenizer import Tokenizer
 
 Table = list[list[str]]  # the headings, then the lines; words in the first column, numbers in the others
 
-SIGNS = {chr(code): chr(0x2400 + code) for code in range(32)} | {"\x7f": "␡", "\n": "↵", "\t": "⇥"}
 SHOWN = 10  # lines of a note that the terminal has; the HTML file and --json have all
 PART = "·"  # a token that is a part of a character
 LEGEND = "⟨eos⟩ is no text   ↵ ⇥ line end, tab   ␛ ⟨200B⟩ cannot be seen   · part of a character, shown with its last part"
@@ -47,11 +46,6 @@ class Token:
     special: bool
     labelled: bool
     begins: bool
-
-
-def visible(text: str) -> str:
-    """Text in which every character can be seen, none moves the cursor, and none turns the direction of what follows."""
-    return "".join(character if character.isprintable() else SIGNS.get(character, f"⟨{ord(character):04X}⟩") for character in text)
 
 
 def special_names(tokenizer: Tokenizer) -> dict[int, str]:
@@ -87,7 +81,7 @@ def terminal_row(row: Row, tokens: Sequence[Token], width: int, colour: bool) ->
     yield _paint(facts(row), LOUD, colour)
     digits = len(str(len(row.ids)))
     room = max(8, width - digits - 3)
-    striped = _are_words(tokens)
+    striped = are_words(tokens)
     line, used, lead = "", 0, ""
     for token, text in zip(tokens, [token.text for token in tokens] if colour else _with_marks(tokens, striped), strict=True):
         style = SPECIAL if token.special and token.labelled else STRIPES[token.position % 2] if striped and token.labelled else ""
@@ -128,11 +122,11 @@ def show_rows(rows: Sequence[Row], tokenizer: Tokenizer, unlabelled: str) -> Non
 
 def show_tables(tables: Mapping[str, Table], notes: Mapping[str, Sequence[str]]) -> None:
     """Tables in the terminal, and the first lines of each note."""
-    for table in tables.values():
-        print(f"\n{terminal_table(table)}")
-    for heading, lines in notes.items():
-        rest = [f"and {len(lines) - SHOWN:,} more, all of them in --html and --json"] if len(lines) > SHOWN else []
-        print(f"\n{heading}", *(visible(line) for line in [*lines[:SHOWN], *rest]), sep="\n  ")
+    for lines in tables.values():
+        print(f"\n{terminal_table(lines)}")
+    for heading, items in notes.items():
+        rest = [f"and {len(items) - SHOWN:,} more, all of them in --html and --json"] if len(items) > SHOWN else []
+        print(f"\n{heading}", *(visible(item) for item in [*items[:SHOWN], *rest]), sep="\n  ")
 
 
 def terminal_table(table: Table) -> str:
@@ -145,7 +139,7 @@ def terminal_table(table: Table) -> str:
     return "\n".join(lines)
 
 
-def _are_words(tokens: Sequence[Token]) -> bool:
+def are_words(tokens: Sequence[Token]) -> bool:
     """Tokens have to be told apart, unless nearly each is a single character."""
     lengths = [len(token.text) for token in tokens if not token.special]
     return sum(lengths) > 1.5 * len(lengths)
@@ -163,22 +157,10 @@ def _paint(text: str, style: str, colour: bool) -> str:
     return f"\x1b[{style}m{text}\x1b[0m" if colour and style else text
 
 
-# The policy lets nothing run or load, should anything ever get past the escaping.
-HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>What the model sees</title>
-<style>
-:root { color-scheme: light dark; --a: #d6e8fb; --b: #fbe6d2; --quiet: #6b6b6b; --line: #d8d8d8; --special: #a3168f; --bar: #f3f3f3 }
-@media (prefers-color-scheme: dark) {
-  :root { --a: #1d3a57; --b: #553619; --quiet: #9a9a9a; --line: #444; --special: #f08be0; --bar: #2a2a2a }
-}
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 76em; margin: 2em auto 5em; padding: 0 1em }
-h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
-.scroll { overflow-x: auto } table { border-collapse: collapse }
-td, th { padding: .2em .8em .2em 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; white-space: nowrap }
-td:first-child, th:first-child { text-align: left; white-space: normal; min-width: 8em }
-.row { font: 14px/1.9 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere;
+ROWS = """
+:root { --a: #d6e8fb; --b: #fbe6d2; --special: #a3168f }
+@media (prefers-color-scheme: dark) { :root { --a: #1d3a57; --b: #553619; --special: #f08be0 } }
+.row { font: 14px/1.9 ui-monospace, SFMono-Regular, "DejaVu Sans Mono", monospace; white-space: pre-wrap; overflow-wrap: anywhere;
   border-left: 3px solid var(--line); padding-left: 1em }
 i { font-style: normal; border-radius: 3px } i:hover { outline: 2px solid var(--special) }
 .words i { background: var(--a) } .words i:nth-child(even) { background: var(--b) }
@@ -186,50 +168,43 @@ i { font-style: normal; border-radius: 3px } i:hover { outline: 2px solid var(--
 .row i.s { background: none; color: var(--special); font-weight: bold } .row i.s.q { color: var(--quiet) }
 i.b::before { content: ""; display: block; border-top: 1px dashed var(--special); margin: .3em 0 }
 i[data-p]::before { content: attr(data-p); color: var(--quiet); font-size: 10px; vertical-align: super; margin-right: .2em }
-i:hover::after { content: attr(data-t); position: fixed; left: 0; right: 0; bottom: 0; padding: .5em 1em; background: var(--bar);
-  color: CanvasText; font: 14px/1.5 ui-monospace, monospace; border-top: 1px solid var(--line); text-decoration: none }
-.quiet { color: var(--quiet) }
-</style></head><body>
+i:hover::after { content: attr(data-t); position: fixed; left: 0; right: 0; bottom: 0; padding: .5em 1em; background: var(--soft);
+  color: var(--ink); font: 14px/1.5 ui-monospace, monospace; border-top: 1px solid var(--line); text-decoration: none }
 """
 RULER = 32  # Every so many positions, one is written out.
 
 
 def html_page(title: str, tables: dict[str, Table], rows: Sequence[Row], tokenizer: Tokenizer, notes: dict[str, list[str]]) -> str:
     """Tables, then rows whose tokens tell all about themselves under the pointer, then lists of lines; each under its heading."""
-    parts = [HEAD, f"<h1>{_text(title)}</h1>"]
-    for heading, table in tables.items():
-        lines = "".join(_table_line(line, "td" if i else "th") for i, line in enumerate(table))
-        parts.append(f'<h2>{_text(heading)}</h2><div class="scroll"><table>{lines}</table></div>')
-    parts.append(f'<h2>Rows</h2><p class="quiet">{_text(LEGEND).replace("   ", "<br>")}')
-    parts.append("<br>underlined: no label, what follows is not taught")
-    parts.append("<br>a dashed line: a document begins; hover over a token for its position, id, label and document</p>")
+    parts = [element("h1", title)]
+    for heading, lines in tables.items():
+        parts += [element("h2", heading), table(lines)]
+    hints = "underlined: no label, what follows is not taught"
+    more = "a dashed line: a document begins; hover over a token for its position, id, label and document"
+    legend = [part for line in (*LEGEND.split("   "), hints, more) for part in (line, element("br"))][:-1]
+    parts += [element("h2", "Rows"), element("p", *legend, class_="quiet")]
     for row in rows:
         tokens = tokens_of(row, tokenizer)
-        spans = "".join(_html_tokens(row, tokens, tokenizer))
-        parts.append(f'<p>{_text(facts(row))}</p><div class="row{" words" * _are_words(tokens)}">{spans}</div>')
+        parts.append(element("p", facts(row)))
+        parts.append(element("div", *_html_tokens(row, tokens, tokenizer), class_="row" + " words" * are_words(tokens)))
     for heading, items in notes.items():
-        parts.append(f"<h2>{_text(heading)}</h2><ul>{''.join(f'<li>{_text(item)}</li>' for item in items)}</ul>")
-    return "\n".join([*parts, "</body></html>\n"])
+        parts += [element("h2", heading), element("ul", *(element("li", item) for item in items))]
+    return document(title, *parts, style=ROWS)
 
 
-def _html_tokens(row: Row, tokens: Sequence[Token], tokenizer: Tokenizer) -> Iterator[str]:
+def _html_tokens(row: Row, tokens: Sequence[Token], tokenizer: Tokenizer) -> Iterator[Html]:
     names = special_names(tokenizer)
     for token in tokens:
         i = token.position
         label = int(row.labels[i])
         position = f"position {i:,}" + f", {row.positions[i]:,} in its document" * bool(row.positions[i] != i)
         taught = f"label {label} {names.get(label) or repr(tokenizer.decode([label]))}" if token.labelled else "no label"
-        about = _text(f"{position} · id {row.ids[i]} · {taught} · document {row.documents[i] + 1} of this row")
+        about = f"{position} · id {row.ids[i]} · {taught} · document {row.documents[i] + 1} of this row"
         flags = "s" * token.special + " q" * (not token.labelled) + " b" * token.begins
-        classes = f' class="{flags.strip()}"' if flags else ""
-        ruler = f' data-p="{i}"' * (i % RULER == 0 and not token.begins)
-        text = _text(token.text).replace(SIGNS["\n"], SIGNS["\n"] + "\n")
-        yield f'<i{classes} data-t="{about}"{ruler}>{text}</i>'
+        ruler = i if i % RULER == 0 and not token.begins else None
+        yield element("i", with_line_ends(token.text), class_=flags.strip() or None, data_t=about, data_p=ruler)
 
 
-def _table_line(cells: Sequence[str], tag: str) -> str:
-    return f"<tr>{''.join(f'<{tag}>{_text(cell)}</{tag}>' for cell in cells)}</tr>"
-
-
-def _text(text: str) -> str:
-    return html.escape(visible(text))
+def with_line_ends(text: str) -> Html:
+    """A token's text, in which the sign of a line end also ends the line."""
+    return Html(escape(text).replace(SIGNS["\n"], SIGNS["\n"] + "\n"))

@@ -1,0 +1,123 @@
+"""A run as one HTML file that needs nothing else: numbers, curves, what it wrote, where it comes from, what it took.
+
+python -m tools.report checkpoints
+python -m tools.report runs/small --out small.html --no-model
+
+With the model (the best checkpoint), the validation split is scored once more, as a validation of the run does it: for a text that is
+coloured by surprisal, and the loss by place in the context. The text has to be where the configuration says: run it where the run was
+started. --no-model leaves that out and takes a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lm import errors
+from lm.disk import replace
+
+if TYPE_CHECKING:
+    from data import PackedDataModule
+    from lm.page import Html
+    from lm.run_record import RunRecord
+    from lm.surprisal import Batch, Surprisal
+    from lm.tokenizer import Tokenizer
+
+
+def main() -> None:
+    """Read the folder, ask the model, write the page."""
+    arguments = parser().parse_args()
+    if arguments.watts is not None and not 0 < arguments.watts < 1e9:
+        raise errors.ConfigError(f"--watts: a power above 0, got {arguments.watts:g}; write what the machine draws while it trains")
+
+    from lm.run_record import read_run
+
+    run = read_run(arguments.run)
+    out = arguments.out or arguments.run / "report.html"
+    if not out.parent.is_dir():
+        raise errors.CheckpointError(f"--out: {out.parent} is no folder; name a file in one that is there")
+
+    from lm.report import report
+
+    parts, style = of_model(run, arguments.no_model)
+    replace(out, report(run, out, parts, style, arguments.watts))
+    for problem in run.problems:
+        print(f"left out: {problem}")
+    print(f"written: {out} ({out.stat().st_size / 1000:,.0f} kB)")
+
+
+def of_model(run: RunRecord, without: bool) -> tuple[dict[str, Html], str]:
+    """The parts for which the model is needed, and their style; or one that says why they are missing."""
+    from lm.page import element
+
+    try:
+        if without:
+            raise errors.UserError("--no-model left them out")
+        found, tokenizer, weights, recorded = measured(run)
+    except errors.UserError as error:
+        print(f"without the model: {error}")
+        return {"surprise": element("p", f"Not in this report, nor the loss by place: {error}.", class_="quiet")}, ""
+
+    from lm import report_model
+
+    parts = {"surprise": report_model.surprise(found, tokenizer, weights, recorded), "positions": report_model.positions(found)}
+    if (by_source := report_model.by_source(found)) is not None:
+        parts["sources"] = by_source
+    return parts, report_model.STYLE
+
+
+def measured(run: RunRecord) -> tuple[Surprisal, Tokenizer, str, float | None]:
+    """The best checkpoint on what the run validates on, its name, and the loss that the run recorded for it. Raises UserError."""
+    from lm.report import best_checkpoint
+    from lm.stored import read_config
+
+    if (saved := best_checkpoint(run)) is None:
+        raise errors.CheckpointError("no checkpoint can be read")
+    config = read_config(saved.path, saved.meta["config"])
+    if config.finetune is not None and config.finetune.objective == "dpo":
+        raise errors.ConfigError("it learnt from preferences, of which no token has a loss of its own")
+
+    from data import PackedDataModule
+    from lm.device import autocast, choose_device, choose_precision
+    from lm.surprisal import measure
+    from model import load
+
+    device = choose_device("auto")
+    decoder, tokenizer, _ = load(saved.path, device)
+    data = PackedDataModule(config, tokenizer, say=lambda line: None)
+    with autocast(device, choose_precision(config.trainer.precision, device)):
+        found = measure(decoder, batches(data), config.row_length)
+    losses = [v.loss for v in run.validations if v.manifest_sha256 == saved.manifest_sha256 and math.isfinite(v.loss)]
+    return found, tokenizer, saved.path.name, losses[-1] if losses else None
+
+
+def batches(data: PackedDataModule) -> Iterator[Batch]:
+    """What a validation scores, with the name of each row's source."""
+    from data import ValidationBatches
+    from lm.inspection import named
+
+    names = [name for name, corpus in named(data.corpora) if corpus.val.documents]
+    dataset = data.val_dataloader().dataset
+    assert isinstance(dataset, ValidationBatches)
+    for i in range(len(dataset)):
+        addresses = dataset.rows.addresses(dataset.numbers[i])
+        yield dataset[i], [names[part] for part in addresses[:, 0].tolist()]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    result = argparse.ArgumentParser(
+        prog="python -m tools.report", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("run", metavar="RUN", type=Path, help="a run's folder, such as checkpoints")
+    result.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html in the run's folder)")
+    result.add_argument("--no-model", action="store_true", help="only what the folder's files say: nothing is loaded and scored")
+    result.add_argument("--watts", type=float, metavar="N", help="what the machine draws while it trains, for the energy estimate")
+    return result
+
+
+if __name__ == "__main__":
+    errors.run(main)
