@@ -148,7 +148,8 @@ def rank_set(cases: CaseSet, number: int, entrants: Sequence[Entrant], by: str |
 
 
 def rank_together(rankings: Sequence[Ranking], by: str | None = None) -> Ranking | None:
-    """The mean over sets, each counting alike: of the centred accuracies of those that have choices; if none has, of the bits per byte.
+    """The mean over sets, each counting alike: of the centred accuracies of those in which every case has choices; if there is none, of the
+    bits per byte.
 
     Args:
         by: the mean is of this measure, and over the sets that ask for it; the accuracy is centred, since sets differ in what guessing
@@ -157,11 +158,12 @@ def rank_together(rankings: Sequence[Ranking], by: str | None = None) -> Ranking
     Returns:
         Those entrants who were asked all of these sets; None where there is nobody, or a single set of cases.
     """
-    wanted = {None: (CENTRED, BITS_PER_BYTE), ACCURACY.key: (CENTRED,)}.get(by, [each for each in MEASURES if each.key == by])
-    measure = next((each for each in wanted if any(each.key in ranking.drawn for ranking in rankings)), None)
-    if measure is None or len(rankings) < 2:
+    ordered_by = {ranking.by.key for ranking in rankings}
+    key = by or (ACCURACY.key if ACCURACY.key in ordered_by else BITS_PER_BYTE.key)
+    parts = [ranking for ranking in rankings if ranking.by.key == key]
+    if not parts or len(rankings) < 2:
         return None
-    parts = [ranking for ranking in rankings if measure.key in ranking.drawn]
+    measure = CENTRED if key == ACCURACY.key else parts[0].by
     asked = tuple(entrant for entrant in parts[0].entrants if all(entrant in part.entrants for part in parts))
     if not asked:
         return None

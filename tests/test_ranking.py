@@ -106,7 +106,7 @@ def test_ranks_are_counted_from_what_can_be_told_apart() -> None:
 
 
 def test_of_five_equal_entrants_some_are_told_apart_in_one_of_20_rankings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the correction for ten pairs it would be one in four."""
+    """Without the correction for ten pairs it would be one in three."""
     monkeypatch.setattr(bootstrap, "RESAMPLES", 1000)
     generator, claims = np.random.default_rng(2), 0
     for simulation in range(400):
