@@ -55,7 +55,11 @@ def draw(runs: Sequence[Path], out: Path) -> None:
     Raises:
         CheckpointError: a run has no loss to draw or cannot be read, or the picture cannot be written.
     """
-    picture = figure(runs)
+    save(figure(runs), out)
+
+
+def save(picture: Figure, out: Path) -> None:
+    """Write a picture as PNG, whole or not at all; what was there is replaced. Raises CheckpointError."""
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     try:
         picture.savefig(temporary, format="png", dpi=150)

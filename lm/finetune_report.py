@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +13,12 @@ from lm.answer_figures import Figures, confusion, exact_match, figures, reward_a
 from lm.answers import Answer, Loss, Measured, evenly
 from lm.conversations import Conversation, Turn
 from lm.disk import replace
+from lm.markdown import markdown_table, safe
 from lm.page import visible
 from lm.rendering import Table, terminal_table
 from lm.schema.finetune import FinetuneConfig
 
 SIDE_BY_SIDE = 5  # conversations on the page
-MARKDOWN = re.compile(r"[\\`*_~\[\]()#|$@!:]|(?<=www)\.")  # what could be more than a sign
 COUNTING = "matches and F1 compare words as SQuAD does: lower case, no punctuation, no articles (a, an, the); F1 is a mean over answers"
 
 
@@ -155,14 +153,14 @@ def compared(conversations: Sequence[Conversation], before: Measured, after: Mea
 def page(table: Table, chosen: dict[str, dict[str, int]], notes: Sequence[str], conversations: Sequence[Compared]) -> str:
     """The report as Markdown; text of models and of data is shown as what it is, whatever signs it holds."""
     parts = ["# Report\n", "## Fine-tuning\n"]
-    parts += [_markdown_table(lines) for lines in (table, confusion_table(chosen) if chosen else table[:1]) if len(lines) > 1]
+    parts += [markdown_table(lines) for lines in (table, confusion_table(chosen) if chosen else table[:1]) if len(lines) > 1]
     parts += ["".join(f"- {safe(note)}\n" for note in notes)]
     answered = [each for each in conversations if "answer" in each.after]
     for number, each in enumerate(evenly(answered, SIDE_BY_SIDE), 1):
         parts.append(f"### Answer {number}\n")
         lines = [["", ""], ["prompt", spoken(each.conversation.prompt)], ["reference", each.conversation.answer]]
         lines += [["before", _told(each.before)], ["after", _told(each.after)]]
-        parts.append(_markdown_table(lines, numbers=False))
+        parts.append(markdown_table(lines, numbers=False))
     return "\n".join(parts)
 
 
@@ -170,17 +168,6 @@ def spoken(turns: Sequence[Turn]) -> str:
     """Turns as a text; who speaks is said where it is more than one question."""
     texts = ["\n".join(filter(None, (turn.content, turn.input))) for turn in turns]
     return texts[0] if len(turns) == 1 else "\n".join(f"{turn.role}: {text}" for turn, text in zip(turns, texts, strict=True))
-
-
-def safe(text: str) -> str:
-    """Text on one line of Markdown that is nothing but itself: no markup, no link, no tag, nothing that cannot be seen."""
-    return MARKDOWN.sub(r"\\\g<0>", html.escape(visible(text), quote=False))
-
-
-def _markdown_table(table: Table, numbers: bool = True) -> str:
-    rule = ["---", *(["---:" if numbers else "---"] * (len(table[0]) - 1))]
-    lines = [[safe(cell) for cell in table[0]], rule, *([safe(cell) for cell in line] for line in table[1:])]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _one(conversation: Conversation, measured: Measured, i: int) -> dict[str, Any]:

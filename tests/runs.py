@@ -103,8 +103,8 @@ def _task(environment: dict[str, str], arguments: list[str]) -> None:
     errors.run(witnessed.main)
 
 
-def write_trained(folder: Path, decoder: Any, tokenizer: Tokenizer, config: dict[str, object]) -> Path:
-    """A checkpoint after 150 steps of a decoder that a test has trained by itself; nothing can be resumed from it."""
+def write_trained(folder: Path, decoder: Any, tokenizer: Tokenizer, config: dict[str, object], step: int = 150) -> Path:
+    """A checkpoint of a decoder that a test has trained by itself; nothing can be resumed from it."""
     import torch
 
     from lm.checkpoint import write_checkpoint, write_json
@@ -112,12 +112,12 @@ def write_trained(folder: Path, decoder: Any, tokenizer: Tokenizer, config: dict
 
     meta = {
         "format": 1,
-        "step": 150,
+        "step": step,
         "model": decoder.config.model_dump(),
         "tokenizer": {key: getattr(tokenizer, key) for key in ("name", "sha256", "vocab_size", "eos_id", "pad_id")},
         "config": config,
     }
-    path = folder / "step-00000150.ckpt"
+    path = folder / f"step-{step:08d}.ckpt"
     write_checkpoint(
         path,
         {

@@ -155,6 +155,7 @@ def test_mistakes_are_one_plain_answer(command: list[str], code: int, named: str
         ["train.py"],
         ["infer.py"],
         ["eval_val.py"],
+        ["evaluate_checkpoints.py"],
         ["list.py"],
         ["-m", "tools.plot_curves"],
         ["-m", "tools.config_docs"],

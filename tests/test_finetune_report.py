@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from lm.answers import Answer, Loss, Measured
 from lm.conversations import Conversation, Turn
 from lm.errors import CheckpointError
-from lm.finetune_report import report, safe, spoken
+from lm.finetune_report import report, spoken
+from lm.markdown import safe
 from lm.schema.finetune import FinetuneConfig
 
 HOSTILE = "\x1b[2J\r\n```\n| <script>alert(1)</script> [x](http://x) ![y](y) www.evil.com **b** \u202egnp.exe & `c` $d$ @you #1"

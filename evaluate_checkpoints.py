@@ -1,0 +1,128 @@
+"""Rank checkpoints by what they make of cases: which is best, by how much, and whether that could be chance.
+
+python evaluate_checkpoints.py --checkpoints 'checkpoints/*.ckpt' --cases cases/wiki_basics.yaml
+python evaluate_checkpoints.py --checkpoints runs/a runs/b/best.ckpt --cases cases --out runs/ranking
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lm import errors
+from lm.checkpoint import point
+from lm.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from lm.ranking import Entrant, Ranking
+
+EPILOG = """Quoted or not, globs are expanded; a link and its target are one checkpoint; a run's folder means all checkpoints in it.
+A checkpoint that cannot be loaded is named, and the others are ranked: the exit code is 0, or 5 where none is left. Of two or more the
+first is linked as ranked-best.ckpt beside it. docs/EVALUATION.md says what the numbers mean."""
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="evaluate_checkpoints.py",
+        description=__doc__,
+        epilog=EPILOG,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkpoints", required=True, nargs="+", metavar="PATH", help="checkpoints, globs such as 'checkpoints/*.ckpt'")
+    parser.add_argument("--cases", required=True, nargs="+", metavar="PATH", help="files of cases; a folder means all *.yaml in it")
+    parser.add_argument(
+        "--by", metavar="MEASURE", help="accuracy (where all cases have choices), bits_per_byte (else), exact, contains, ..."
+    )
+    parser.add_argument("--tokenizer", default="auto", metavar="NAME", help="each checkpoint's own, or one that must equal it (auto)")
+    parser.add_argument("--template", metavar="NAME", help="of cases that are chats: another one than a checkpoint was fine-tuned with")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to compute (auto)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write ranking.md, ranking.csv, ranking.png and ranking.json there")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, each case's answers in it")
+    parser.add_argument("--no-link", action="store_true", help="do not set ranked-best.ckpt")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Refuse what cannot work, then load what is heavy, ask all checkpoints, and rank them."""
+    arguments = parse()
+    from lm.case_measures import check_by
+    from lm.cases import read_cases
+    from lm.contenders import case_files, find
+
+    sets = [read_cases(file) for file in case_files(arguments.cases)]
+    contenders, damaged = find(arguments.checkpoints)
+    check_by(arguments.by, sets, {str(each.meta["tokenizer"].get("sha256")) for each in contenders})
+
+    from lm.device import choose_device
+    from lm.entrants import measure_all
+    from lm.ranking import rank_set, rank_together
+    from lm.ranking_files import as_json, write
+    from model import load
+
+    device = choose_device(arguments.device, "--device")
+    entrants, failed = measure_all(contenders, sets, load, device, arguments.tokenizer, arguments.template, say)
+    failed = [*damaged, *failed]
+    for failure in failed:
+        say(f"not ranked: {failure.reason}")
+    if not entrants:
+        raise CheckpointError("no checkpoint is left to rank")
+    rankings = []
+    for number, cases in enumerate(sets):
+        if ranking := rank_set(cases, number, entrants, arguments.by):
+            rankings.append(ranking)
+        else:
+            say(f"{cases.path}: not ranked: no case could be measured for every checkpoint")
+    if not rankings:
+        raise ConfigError("--cases: no set of cases is left to rank by; a context may be too short for them")
+    if together := rank_together(rankings, arguments.by):
+        rankings.insert(0, together)
+    if arguments.out is not None:
+        write(arguments.out, rankings, failed)
+        say(f"written: {arguments.out}/ranking.md, ranking.csv, ranking.png, ranking.json")
+    if arguments.json:
+        print(as_json(rankings, failed))
+    else:
+        show(rankings)
+    if not arguments.no_link and len(rankings[0].entrants) > 1:
+        link(rankings[0].entrants[rankings[0].order.places[0]])
+
+
+def show(rankings: Sequence[Ranking]) -> None:
+    """The tables, the first lines of them loud in a terminal, and what they say in words."""
+    from lm.ranking_report import WIDTH, general_notes, heading, notes, summary, table
+    from lm.rendering import terminal_table
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
+    loud = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    for ranking in rankings:
+        names, first, *others = terminal_table(table(ranking, WIDTH, links=ranking is rankings[0])).splitlines()
+        print(heading(ranking), names, f"\x1b[1m{first}\x1b[0m" if loud else first, *others, sep="\n")
+        print(*summary(ranking), *notes(ranking), "", sep="\n")
+    print(*general_notes(rankings), sep="\n")
+
+
+def link(winner: Entrant) -> None:
+    """Let ranked-best.ckpt beside the winner mean it; a folder that cannot be written is no reason to fail."""
+    try:
+        point(winner.path.parent, "ranked-best.ckpt", winner.path)
+    except CheckpointError as error:
+        say(f"no link: {error}")
+    else:
+        say(f"{winner.path.parent / 'ranked-best.ckpt'} -> {winner.path.name}")
+
+
+def say(line: str) -> None:
+    """Progress, and what went wrong on the way."""
+    print(errors.printable(line), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,88 @@
+"""From checkpoints on disk to what they make of all sets of cases, one after another, so that memory holds one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lm.case_results import SetResult, measure
+from lm.cases import CaseSet
+from lm.contenders import Contender, Failure, format_of
+from lm.errors import CheckpointError, ConfigError, DataError, UserError, is_out_of_memory
+from lm.ranking import Entrant
+from lm.stored import read_config
+from lm.tokenizer import Tokenizer, resolve
+from lm.training_text import training_text
+
+Load = Callable[[Any, str], tuple[Any, Tokenizer, dict[str, Any]]]
+
+
+def measure_all(
+    contenders: Sequence[Contender],
+    sets: Sequence[CaseSet],
+    load: Load,
+    device: str,
+    tokenizer: str = "auto",
+    template: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[list[Entrant], list[Failure]]:
+    """Ask each checkpoint all sets.
+
+    Args:
+        load: `model.load`.
+        tokenizer: "auto", or one that has to be the same as every checkpoint's own.
+        template: of chats; None: each checkpoint's own.
+        say: is told of each.
+
+    Returns:
+        Those that were measured, and those that cannot be loaded, do not fit the memory, or whose numbers are not finite.
+
+    Raises:
+        ConfigError: the tokenizer or template is another, or a case cannot be judged.
+    """
+    entrants: list[Entrant] = []
+    failures: list[Failure] = []
+    for number, contender in enumerate(contenders, start=1):
+        say(f"{number} of {len(contenders)}: {contender.name}")
+        try:
+            entrants.append(_measure(contender, sets, load, device, tokenizer, template))
+        except ConfigError:  # what is wrong is not this checkpoint
+            raise
+        except UserError as error:
+            message = str(error)
+            failures.append(Failure(contender.name, message if str(contender.path) in message else f"{contender.path}: {message}"))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failures.append(Failure(contender.name, f"{contender.path}: out of memory"))
+    return entrants, failures
+
+
+def _measure(
+    contender: Contender, sets: Sequence[CaseSet], load: Load, device: str, tokenizer_option: str, template: str | None
+) -> Entrant:
+    decoder, stored, meta = load(contender.path, device)
+    tokenizer = resolve(tokenizer_option, stored)
+    try:
+        text = training_text(read_config(contender.path, meta["config"]), tokenizer, str(meta.get("data_sha256")))
+    except CheckpointError as error:  # of another version's configuration the weights may well be read
+        text = str(error)
+    known = None if isinstance(text, str) else text
+    results: list[SetResult | None] = []
+    for cases in sets:
+        chat = format_of(contender.path, meta, template) if cases.chat else None
+        results.append(measure(decoder, tokenizer, chat, cases, known) if chat is not None or not cases.chat else None)
+    if not any(results):
+        raise DataError(f"{contender.path} has no template, and all cases are chats; --template NAME gives it one")
+    return Entrant(
+        name=contender.name,
+        path=contender.path,
+        links=contender.links,
+        step=meta["step"],
+        parameters=sum(parameter.numel() for parameter in decoder.parameters()),
+        tokenizer=tokenizer.name,
+        tokenizer_sha256=tokenizer.sha256,
+        recorded=contender.recorded,
+        results=tuple(results),
+        not_searched=text if isinstance(text, str) else None,
+    )
