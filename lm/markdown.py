@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 import re
 
-from lm.rendering import Table, visible
+from lm.page import visible
+from lm.rendering import Table
 
 MARKDOWN = re.compile(r"[\\`*_~\[\]()#|$@!:]|(?<=www)\.")  # what could be more than a sign
 

@@ -9,8 +9,9 @@ from typing import NamedTuple
 from lm.bootstrap import RESAMPLES, Interval
 from lm.case_measures import CENTRED, FIGURES, MEASURES, Kind
 from lm.errors import printable
+from lm.page import visible
 from lm.ranking import CONFIDENCE, Entrant, Pair, Ranking
-from lm.rendering import Table, terminal_table, visible
+from lm.rendering import Table, terminal_table
 
 WIDTH = 100  # cells of the terminal's table
 LONGEST_NAME = 40
