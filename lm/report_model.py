@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 
 from lm.inspection import Row, read_rows
-from lm.page import Html, element, joined, table
-from lm.rendering import LEGEND, are_words, special_names, tokens_of, visible, with_line_ends
+from lm.page import Html, element, joined, table, visible
+from lm.rendering import LEGEND, are_words, special_names, tokens_of, with_line_ends
 from lm.surprisal import Guessed, Surprisal
 from lm.svg import Chart, Series, chart
 from lm.tokenizer import Tokenizer
