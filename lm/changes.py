@@ -47,7 +47,7 @@ def changes(config: Config, stored: Mapping[str, Any], checkpoint: Path) -> Iter
         CheckpointError: the stored configuration cannot be understood.
     """
     before = read_config(checkpoint, stored)
-    old, new = dict(_leaves(before.model_dump(mode="json"))), dict(_leaves(config.model_dump(mode="json")))
+    old, new = dict(leaves(before.model_dump(mode="json"))), dict(leaves(config.model_dump(mode="json")))
     differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if refused := [key for key in differing if not _may_change(key, old.get(key), new.get(key))]:
         lines = [f"{key}: the run to resume has {_shown(old, key)}, got {_shown(new, key)}" for key in refused]
@@ -96,14 +96,14 @@ def start_flag(config: Config) -> str:
     return "--init-from" if config.finetune is None else "--finetune.base"
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Keys with their values, those in sections and in lists of sections too."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _leaves(inner, f"{name}.{key}".lstrip("."))
+            yield from leaves(inner, f"{name}.{key}".lstrip("."))
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
         for i, item in enumerate(value):
-            yield from _leaves(item, f"{name}[{i}]")
+            yield from leaves(item, f"{name}[{i}]")
     else:
         yield name, value
 

@@ -61,7 +61,7 @@ class Incidents:
 
         An overflow after `step`, from which the run goes on, counts only if it comes again: the rate may be another by now.
         """
-        self._seen = broadcast(set(_read(self._folder / "incidents.jsonl")) if self._folder is not None else None)
+        self._seen = broadcast(set(read_incidents(self._folder / "incidents.jsonl")) if self._folder is not None else None)
         self._left_out = self.skipped | {at for at, kind, _ in self._seen if kind == "overflow" and at < step}
         if self.skipped:
             self._say(f"updates that are left out, as before: {', '.join(str(step + 1) for step in sorted(self.skipped))}")
@@ -156,7 +156,7 @@ class SpikeWatch:
         return message
 
 
-def _read(path: Path) -> Iterable[tuple[int, str, str]]:
+def read_incidents(path: Path) -> Iterable[tuple[int, str, str]]:
     """A line that a kill cut short is as if it had never been: the step before it was not saved either."""
     with refusals(path):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []

@@ -46,6 +46,18 @@ def claim(path: Path) -> BinaryIO:
     return file
 
 
+def is_claimed(path: Path) -> bool:
+    """Whether a process holds a folder's claim at this moment; False too where there is nothing to ask. The folder is not changed."""
+    try:
+        with (path / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go of when the file is closed
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _is_file_at(path: Path, file: BinaryIO) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))

@@ -91,13 +91,21 @@ def read(path: Path) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: the file cannot be read, holds other columns, or a line within it is damaged.
     """
-    rows = []
+    rows, damaged = read_whole_lines(path)
+    for number, line in damaged.items():
+        raise CheckpointError(f"{path}:{number}: this line is damaged: {line[:80]!r}; remove it")
+    return rows
+
+
+def read_whole_lines(path: Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """As `read`, but damaged lines come back beside the rows, by their numbers. Raises CheckpointError for a file that cannot be read."""
+    rows, damaged = [], {}
     for number, line in enumerate(_lines(path, _text(path)), start=2):
         try:
             rows.append(_row(line))
         except ValueError:
-            raise CheckpointError(f"{path}:{number}: this line is damaged: {line[:80]!r}; remove it") from None
-    return rows
+            damaged[number] = line
+    return rows, damaged
 
 
 def after(path: Path, step: int) -> str:

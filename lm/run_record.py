@@ -1,0 +1,248 @@
+"""All that a run's folder tells about the run, for those who show it: read without torch, and as much of it as is whole.
+
+A part that is missing, cut or damaged is left out and named in `problems`; nothing here changes the folder, which may belong to a run that
+is still going. Values come from files, so each has its type checked here: who shows them only has to escape texts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lm import metrics
+from lm.checkpoint import pointed, read_manifest, read_meta, step_directories, step_of
+from lm.disk import read_json, read_text
+from lm.errors import CheckpointError
+from lm.incidents import read_incidents
+from lm.lock import is_claimed
+from lm.run import MOST_RESULTS, NAMES
+from lm.unchecked import WITHIN, number, text, whole
+
+TRACES = ("nonfinite-step-*", "error-*.txt", "after-step-*")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A line of evaluations.jsonl. `loss` and `bits_per_byte` are NaN where they were not finite, `perplexity` is infinite then.
+
+    Attributes:
+        sources: name -> (nats per token, tokens), where it was measured for each source.
+    """
+
+    step: int
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    tokens: int | None
+    seconds: float | None
+    sample: str | None
+    manifest_sha256: str | None
+    sources: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint in the folder. `meta` is empty, and there is no hash, where `problem` says what is damaged.
+
+    Attributes:
+        size: bytes of all its files.
+        links: best.ckpt, last.ckpt and final.ckpt, as far as they mean it.
+    """
+
+    path: Path
+    step: int
+    meta: Mapping[str, Any]
+    manifest_sha256: str | None
+    size: int | None
+    links: tuple[str, ...]
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run.
+
+    Attributes:
+        problems: a line for each part that is missing or damaged.
+        rows: of metrics.csv, oldest first (lm/metrics.py).
+        validations: oldest first.
+        checkpoints: oldest first.
+        config: the resolved configuration, section by section; empty where it is not known.
+        meta: the newest readable checkpoint's meta.json; empty where there is none.
+        incidents: (updates done, kind, message).
+        traces: reports, tracebacks and what was moved aside, as files and folders.
+        answers: answers.json of a fine-tuned run; None: it has none.
+        ranking: ranking.json; None: there is none.
+        going: a process is at work in the folder.
+    """
+
+    folder: Path
+    problems: tuple[str, ...]
+    rows: tuple[Mapping[str, Any], ...]
+    validations: tuple[Validation, ...]
+    checkpoints: tuple[Saved, ...]
+    config: Mapping[str, Any]
+    meta: Mapping[str, Any]
+    incidents: tuple[tuple[int, str, str], ...]
+    traces: tuple[Path, ...]
+    answers: Mapping[str, Any] | None
+    ranking: Any
+    going: bool
+
+    @property
+    def name(self) -> str:
+        """The folder's own name, wherever it was named from."""
+        return self.folder.resolve().name or str(self.folder)
+
+    @property
+    def best(self) -> Validation | None:
+        """The validation with the lowest loss, the first of several."""
+        scored = [validation for validation in self.validations if math.isfinite(validation.loss)]
+        return min(scored, key=lambda validation: validation.loss, default=None)
+
+    @property
+    def step(self) -> int:
+        """Updates done, as far as anything tells."""
+        known = [row["step"] for row in self.rows] + [v.step for v in self.validations] + [saved.step for saved in self.checkpoints]
+        return max(known, default=0)
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens trained on."""
+        return max((int(row["tokens"]) for row in self.rows if row["tokens"] is not None), default=whole(self.meta, "tokens"))
+
+    @property
+    def seconds(self) -> float | None:
+        """Training time, without validation and saving."""
+        known = [row["seconds"] for row in self.rows if row["seconds"] is not None and math.isfinite(row["seconds"])]
+        return max(known, default=number(self.meta, "seconds"))
+
+    @property
+    def finished(self) -> bool:
+        """Whether final.ckpt says that the run came to its end."""
+        return any("final.ckpt" in saved.links for saved in self.checkpoints)
+
+    def points(self, split: str, column: str, over: str = "tokens") -> list[tuple[float, float]]:
+        """A column of metrics.csv for one split, over another column, where both are there and finite."""
+        pairs = [(row[over], row[column]) for row in self.rows if row["split"] == split]
+        return [(x, y) for x, y in pairs if x is not None and y is not None and math.isfinite(x) and math.isfinite(y)]
+
+    def checkpoint_of(self, validation: Validation) -> Saved | None:
+        """The checkpoint whose very bytes were validated, if it is still here."""
+        wanted = validation.manifest_sha256
+        return next((saved for saved in self.checkpoints if wanted is not None and saved.manifest_sha256 == wanted), None)
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run's folder.
+
+    Raises:
+        CheckpointError: there is no such folder, or no run in it.
+    """
+    if not folder.is_dir() or (folder / "meta.json").exists():
+        advice = f"one checkpoint, not a run's folder; write {folder.parent}" if folder.is_dir() else "no such folder; name a run's"
+        raise CheckpointError(f"{folder}: {advice}")
+    problems: list[str] = []
+    checkpoints = tuple(_checkpoints(folder))
+    problems += [saved.problem for saved in checkpoints if saved.problem]
+    meta = next((saved.meta for saved in reversed(checkpoints) if saved.meta), {})
+    rows = _attempt(problems, folder / "metrics.csv", lambda file: _rows(file, problems), ())
+    validations = _attempt(problems, folder / "evaluations.jsonl", lambda file: tuple(_validations(file, problems)), ())
+    config = meta.get("config") or _attempt(problems, folder / "config.yaml", _yaml, {})
+    if not (checkpoints or rows or validations or config):
+        raise CheckpointError(f"{folder} holds no run: no checkpoint, no metrics.csv, no evaluations.jsonl; name the folder of one")
+    return RunRecord(
+        folder=folder,
+        problems=tuple(problems),
+        rows=rows,
+        validations=validations,
+        checkpoints=checkpoints,
+        config=config,
+        meta=meta,
+        incidents=_attempt(problems, folder / "incidents.jsonl", lambda file: tuple(read_incidents(file)), (), needed=False),
+        traces=tuple(sorted(path for pattern in TRACES for path in folder.glob(pattern))),
+        answers=_attempt(problems, folder / "answers.json", read_json, None, needed=False),
+        ranking=_attempt(problems, folder / "ranking.json", lambda file: json.loads(read_text(file)), None, needed=False),
+        going=is_claimed(folder),
+    )
+
+
+def _attempt(problems: list[str], file: Path, read: Callable[[Path], Any], otherwise: Any, needed: bool = True) -> Any:
+    if not file.exists():
+        problems += [f"{file.name} is missing"] * needed
+        return otherwise
+    try:
+        return read(file)
+    except (CheckpointError, OSError, ValueError, RecursionError) as error:
+        problems.append(f"{file.name} cannot be used: {getattr(error, 'strerror', None) or error}")
+        return otherwise
+
+
+def _rows(file: Path, problems: list[str]) -> tuple[Mapping[str, Any], ...]:
+    rows, damaged = metrics.read_whole_lines(file)
+    problems += _left_out(file, list(damaged))
+    return tuple(row for row in rows if all(abs(row[column] or 0) <= WITHIN for column in metrics.INTEGER_COLUMNS))
+
+
+def _validations(file: Path, problems: list[str]) -> list[Validation]:
+    by_step, damaged = {}, []
+    for line, content in enumerate(read_text(file, MOST_RESULTS, errors="replace").split("\n"), start=1):
+        if not content:
+            continue
+        try:
+            values = json.loads(content)
+        except (ValueError, RecursionError):
+            values = None
+        if (step := whole(values, "step")) is None or "loss" not in values:
+            damaged.append(line)
+        else:
+            by_step[step] = _validation(step, values)  # of one that was done again the later
+    problems += _left_out(file, damaged)
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _validation(step: int, values: Mapping[str, Any]) -> Validation:
+    loss, perplexity, bits = (number(values, key) for key in ("loss", "perplexity", "bits_per_byte"))
+    sources = values.get("sources")
+    each = {str(name): (number(of, "loss"), whole(of, "tokens")) for name, of in sources.items()} if isinstance(sources, Mapping) else {}
+    return Validation(
+        step=step,
+        loss=math.nan if loss is None else loss,
+        perplexity=math.inf if perplexity is None else perplexity,
+        bits_per_byte=math.nan if bits is None else bits,
+        tokens=whole(values, "tokens"),
+        seconds=number(values, "seconds"),
+        sample=text(values, "sample"),
+        manifest_sha256=text(values, "manifest_sha256"),
+        sources={name: (a, b) for name, (a, b) in each.items() if a is not None and b is not None},
+    )
+
+
+def _left_out(file: Path, lines: list[int]) -> list[str]:
+    shown = ", ".join(map(str, lines[:5])) + (f" and {len(lines) - 5:,} more" if len(lines) > 5 else "")
+    return [f"{file.name}: damaged and left out: line {shown}"] if lines else []
+
+
+def _checkpoints(folder: Path) -> Iterator[Saved]:
+    targets = {name: pointed(folder, name) for name in NAMES}
+    for path in step_directories(folder):
+        links = tuple(name for name, target in targets.items() if target == path)
+        try:
+            meta, manifest = read_meta(path), read_manifest(path)
+            size = sum(whole(file, "bytes") or 0 for file in manifest["files"].values())
+            yield Saved(path, step_of(path), meta, manifest["sha256"], size, links, None)
+        except CheckpointError as error:
+            yield Saved(path, step_of(path), {}, None, None, links, str(error))
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    from lm.yaml_reader import read_file
+
+    value = read_file(file).value
+    if not isinstance(value, dict):
+        raise ValueError("it is not a mapping of sections")
+    return value
