@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lm import checkpoint, errors
+from lm import checkpoint, errors, evaluations
 
 
 def human(number: float, units: tuple[str, ...] = ("", "k", "M", "B", "T")) -> str:
@@ -67,18 +66,17 @@ def main() -> None:
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """One row for each checkpoint, oldest first. What is unknown is None; `damage` says why a damaged one has little else."""
-    losses = read_losses(folder / "evaluations.jsonl")
-    targets = {name: checkpoint.pointed(folder, f"{name}.ckpt") for name in ("best", "last", "final")}
+    results = evaluations.read_results(folder / "evaluations.jsonl")
     rows = []
     for path in checkpoint.step_directories(folder):
-        step, links = checkpoint.step_of(path), [name for name, target in targets.items() if target == path]
+        step, links = checkpoint.step_of(path), checkpoint.links_to(path)
         row: dict[str, Any] = {"path": str(path), **dict.fromkeys(COLUMNS), "step": step, "links": links, "damage": None}
         try:
             meta, manifest = checkpoint.read_meta(path), checkpoint.read_manifest(path)
             row |= {
                 "epoch": float(meta["epoch"]),
                 "tokens": count(meta["tokens"]),
-                "val_loss": losses.get((step, manifest["sha256"])),
+                "val_loss": results.get((step, manifest["sha256"]), evaluations.NOTHING).loss,
                 "parameters": count(meta["n_parameters"]),
                 "adapters": count(meta["adapters"]["n_parameters"]) if "adapters" in meta else None,
                 "size": count(sum(file["bytes"] for file in manifest["files"].values())),
@@ -99,20 +97,6 @@ def count(value: Any) -> int:
     if not 0 <= number < 2**63:
         raise ValueError("a count is negative or too large")
     return number
-
-
-def read_losses(file: Path) -> dict[tuple[int, str], float | None]:
-    """(step, manifest hash) -> the latest validation loss, None where it was not finite. Only the very bytes that were measured have it."""
-    losses = {}
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            result = json.loads(line)
-            loss = float(result["loss"])
-            losses[int(result["step"]), str(result["manifest_sha256"])] = loss if math.isfinite(loss) else None
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            print(f"{file}:{number}: this line is damaged and not used", file=sys.stderr)
-    return losses
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -3,7 +3,7 @@
     checkpoints/
         step-00000500.ckpt/   model.safetensors  train_state.pt  tokenizer.json  meta.json  manifest.json  [ema.safetensors]
         step-00001000.ckpt/   ...
-        best.ckpt -> step-00000500.ckpt        last.ckpt, final.ckpt -> step-00001000.ckpt
+        best.ckpt, ranked-best.ckpt -> step-00000500.ckpt        last.ckpt, final.ckpt -> step-00001000.ckpt
 
 Only the step directories are the truth; the names are relative links for people, never read by `--resume auto`. A directory is written
 under a temporary name in the same folder, every file is flushed to the disk, a manifest with their hashes is added, and one rename makes
@@ -31,6 +31,7 @@ from lm.disk import fingerprint, read_json, refusals, sync
 from lm.errors import CheckpointError
 
 FORMAT = 1
+NAMES = ("best.ckpt", "last.ckpt", "final.ckpt", "ranked-best.ckpt")  # links; the last is set by evaluate_checkpoints.py
 STEP_NAME = re.compile(r"step-([0-9]{8,18})\.ckpt")
 META_TYPES = {"step": int, "model": dict, "tokenizer": dict, "config": dict}
 
@@ -198,6 +199,11 @@ def pointed(folder: Path, name: str) -> Path | None:
     """The checkpoint that a link in `folder` means, or None."""
     link = folder / name
     return folder / link.readlink().name if link.is_symlink() else None
+
+
+def links_to(path: Path) -> list[str]:
+    """Which of the names beside a checkpoint mean it, without their ending: "best", "last" and so on."""
+    return [name.removesuffix(".ckpt") for name in NAMES if pointed(path.parent, name) == path]
 
 
 def retain(folder: Path, keep: int) -> None:

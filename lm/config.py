@@ -23,33 +23,11 @@ except ModuleNotFoundError as missing:  # this comes before a command's `errors.
     sys.exit(ConfigError.exit_code)
 
 from lm.base import filled
-from lm.config_keys import SECTION, advice, keys, name_of
+from lm.complaints import in_words, nearest
+from lm.config_keys import advice, keys, name_of
 from lm.config_text import yaml_lines
 from lm.schema import Config
 from lm.yaml_reader import MAX_DEPTH, KeyPath, dotted, not_text, path_of, plain, read_file, read_text, shown, unprintable
-
-# pydantic's error types in plain words; what to write comes from the key's own type and range.
-_WRONG = {
-    "missing": "missing",
-    "int_type": "not a whole number",
-    "float_type": "not a number",
-    "finite_number": "not a finite number",
-    "bool_type": "not true or false",
-    "string_type": "not text",
-    "list_type": "not a list",
-    "tuple_type": "not a list",
-    "model_type": "not a section",
-    "dict_type": "not a section",
-    "literal_error": "not one of the choices",
-    "greater_than": "too small",
-    "greater_than_equal": "too small",
-    "less_than": "too large",
-    "less_than_equal": "too large",
-    "string_too_short": "empty",
-    "string_too_long": "too long",
-    "too_short": "too few values",
-    "too_long": "too many values",
-}
 
 
 @dataclass(frozen=True)
@@ -106,10 +84,7 @@ class _Draft:
 
     def complain(self, path: KeyPath, message: str) -> None:
         """Note a problem of a key at its own place or, where it is absent, at the nearest section that is there."""
-        near = path
-        while near not in self.marks:
-            near = near[:-1]
-        mark = self.marks[near]
+        mark = self.marks[nearest(path, self.marks)]
         if isinstance(mark, int):
             self.problems.append((mark, f"{self.name}:{mark}: {dotted(path)}: {message}"))
         else:
@@ -136,7 +111,7 @@ class _Draft:
                     (float("inf"), f"command line: {shown(flag)}: nested deeper than {MAX_DEPTH}, write --section.key value")
                 )
             elif len(path) == 1 and path[0] not in keys():
-                self._refuse(path, f"unknown flag, {advice(path, None)}; see --help")
+                self._refuse(path, f"unknown flag, {advice(path)}; see --help")
             elif not has_value:
                 self._refuse(path, f"no value, write --{dotted(path)} VALUE (=VALUE where it begins with --)")
             elif twice := [other for other in given if other[: len(path)] == path[: len(other)]]:
@@ -193,12 +168,7 @@ class _Draft:
         if kind.startswith("union_tag"):
             path = (*path, "format")
             kind, given = ("literal_error", given["format"]) if "format" in given else ("missing", None)
-        if kind == "missing" and isinstance(path[-1], int):
-            path, kind = path[:-1], "too_short"
-        named = next(key for length in range(len(path), -1, -1) if (key := keys().get(name_of(path[:length]))))
-        got = "" if kind == "missing" else f", got {shown(given)}"
-        wanted = SECTION if named.several and isinstance(path[-1], int) else named.type
-        return path, f"{_WRONG.get(kind, error['msg'])}{got}, write {wanted}{_quotes_hint(kind, given)}"
+        return in_words(path, kind, given, error["msg"], keys())
 
     def _flag_among(self, section: KeyPath, message: str) -> KeyPath:
         """The key that a flag set, of those that a check of several keys names: the flag is what to change. Else the section."""
@@ -242,9 +212,3 @@ def _read_value(path: KeyPath, text: str) -> tuple[list[str], Any, list[KeyPath]
         return [], plain(text) if text else "", []
     document = read_text(text)
     return [message for _, message in document.problems], document.value, list(document.lines)
-
-
-def _quotes_hint(kind: str, given: object) -> str:
-    if kind in ("int_type", "float_type") and isinstance(given, str) and isinstance(plain(given), int | float):
-        return " without quotes"
-    return " in quotes" if kind == "string_type" and isinstance(given, bool | int | float) else ""

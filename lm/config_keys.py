@@ -1,4 +1,4 @@
-"""The configuration's keys as one flat table, drawn from the pydantic schema: for messages, `--help`, and the generated reference."""
+"""The keys of a configuration, or of another schema, as one flat table: for messages, `--help`, and the generated reference."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from lm.schema import Config
+from lm.schema.section import Section
 from lm.yaml_reader import KeyPath, dotted, flow
 
 HELP_WIDTH = 120
@@ -39,9 +40,9 @@ class Key:
         return len(self.formats) == len(keys()["data.validation.format"].formats)
 
     @property
-    def inner(self) -> list[Key]:
-        """The keys inside a section, or inside each section of a list."""
-        return [keys()[f"{self.name}{'[]' * self.several}.{child}".lstrip(".")] for child in self.children]
+    def inner(self) -> list[str]:
+        """The names of the keys inside a section, or inside each section of a list."""
+        return [f"{self.name}{'[]' * self.several}.{child}".lstrip(".") for child in self.children]
 
     @property
     def section(self) -> str:
@@ -55,9 +56,9 @@ class Key:
 
 
 @cache
-def json_schema() -> dict[str, Any]:
+def json_schema(of: type[Section] = Config) -> dict[str, Any]:
     """The JSON Schema for editors, as draft-07: the newest one that VS Code's YAML support checks in full."""
-    schema = Config.model_json_schema()
+    schema = of.model_json_schema()
     for definition in schema["$defs"].values():
         for node in definition["properties"].values():
             if "prefixItems" in node:  # draft-07's name for the items of a tuple
@@ -66,9 +67,10 @@ def json_schema() -> dict[str, Any]:
 
 
 @cache
-def keys() -> dict[str, Key]:
-    """Every section and key by dotted name (see `name_of`), in the schema's order. The whole configuration is the section named ""."""
-    return {key.name: key for key in _walk("", [json_schema()], "", True, ())}
+def keys(of: type[Section] = Config) -> dict[str, Key]:
+    """Every section and key by dotted name (see `name_of`), in the schema's order. The whole file is the section named ""."""
+    schema = json_schema(of)
+    return {key.name: key for key in _walk("", [schema], "", True, (), schema["$defs"])}
 
 
 def name_of(path: KeyPath) -> str:
@@ -100,9 +102,11 @@ def help_text() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _walk(name: str, nodes: list[dict[str, Any]], description: str, required: bool, formats: tuple[str, ...]) -> Iterator[Key]:
+def _walk(
+    name: str, nodes: list[dict[str, Any]], description: str, required: bool, formats: tuple[str, ...], definitions: dict[str, Any]
+) -> Iterator[Key]:
     """Yield the key that `nodes` describe (several where it differs by a source's format), then the keys inside it."""
-    objects = [shape for node in nodes for shape in _objects(node)]
+    objects = [shape for node in nodes for shape in _objects(node, definitions)]
     choices = [node["const"] for node in nodes if "const" in node]
     node = nodes[0] | ({"enum": choices} if choices else {})
     several = node.get("type") == "array" and bool(objects)
@@ -119,20 +123,19 @@ def _walk(name: str, nodes: list[dict[str, Any]], description: str, required: bo
         child_nodes = [child_node for child_node, _ in shapes]
         child_required = any(child in shape.get("required", []) for shape in objects)
         known_to = tuple(known for _, known in shapes if known)
-        yield from _walk(
-            f"{name}{'[]' * several}.{child}".lstrip("."), child_nodes, child_nodes[0].get("description", ""), child_required, known_to
-        )
+        child_name, child_description = f"{name}{'[]' * several}.{child}".lstrip("."), child_nodes[0].get("description", "")
+        yield from _walk(child_name, child_nodes, child_description, child_required, known_to, definitions)
 
 
-def _objects(node: dict[str, Any]) -> list[dict[str, Any]]:
+def _objects(node: dict[str, Any], definitions: dict[str, Any]) -> list[dict[str, Any]]:
     """The mappings that a value may be: one for a section, one for each format for a data source, none for a plain value."""
     if "$ref" in node:
-        return [json_schema()["$defs"][node["$ref"].rpartition("/")[2]]]
+        return [definitions[node["$ref"].rpartition("/")[2]]]
     if "properties" in node:
         return [node]
     if node.get("type") == "array" and isinstance(node["items"], dict):
-        return _objects(node["items"])
-    return [shape for option in _options(node) for shape in _objects(option)]
+        return _objects(node["items"], definitions)
+    return [shape for option in _options(node) for shape in _objects(option, definitions)]
 
 
 def _options(node: dict[str, Any]) -> list[dict[str, Any]]:
@@ -156,7 +159,9 @@ def _words(node: dict[str, Any]) -> str:
         return " or ".join(map(_words, options))
     if node["type"] == "array":
         items = node["items"]
-        return f"a list of {len(items)}, each {_words(items[0])}" if isinstance(items, list) else f"a list of {_words(items)}"
+        if isinstance(items, list):
+            return f"a list of {len(items)}, each {_words(items[0])}"
+        return f"a list of {_words(items)}" + f", at least {node.get('minItems')} of them" * (node.get("minItems", 0) > 1)
     if node.get("maxLength") == 1:
         return "one character"
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
@@ -170,14 +175,14 @@ def either(words: list[str]) -> str:
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def advice(path: KeyPath, source_format: object) -> str:
+def advice(path: KeyPath, source_format: object = None, of: type[Section] = Config) -> str:
     """What to write instead of an unknown key: the nearest key of its section, the same key elsewhere, or the section's list.
 
     `source_format` is the `format` that stands beside the key, where it stands in a data source.
     """
-    table, section, name = keys(), name_of(path[:-1]), str(path[-1])
-    here = _inside(path[:-1])
-    siblings = [key.short for key in here.inner if not key.formats or source_format in key.formats]
+    table, section, name = keys(of), name_of(path[:-1]), str(path[-1])
+    inner = [table[child] for child in _inside(path[:-1], of).inner]
+    siblings = [key.short for key in inner if not key.formats or source_format in key.formats]
     if known := table.get(name_of(path)):
         return f"with format {source_format} write {either(siblings)} ({name} is for {either(list(known.formats))})"
     if "." in name and name in table:
@@ -187,7 +192,7 @@ def advice(path: KeyPath, source_format: object) -> str:
     others = [key for key in reversed(table.values()) if key.name and key.section != section and "[]" not in key.name]
     elsewhere = {key.short: key.name for key in others}
     for length in range(len(path) - 1):
-        elsewhere |= {child: dotted((*path[:length], child)) for child in _inside(path[:length]).children}
+        elsewhere |= {child: dotted((*path[:length], child)) for child in _inside(path[:length], of).children}
     inside = [key for key in reversed(table.values()) if key.name.startswith(f"{section}.") and key.section != section]
     inside.sort(key=lambda key: key.name[len(section) + 1 :].partition(".")[0].removesuffix("[]") in siblings)
     elsewhere |= {key.short: dotted(path[:-1]) + key.name[len(section) :] for key in inside}
@@ -200,6 +205,6 @@ def advice(path: KeyPath, source_format: object) -> str:
     return f"write {either(siblings)}"
 
 
-def _inside(path: KeyPath) -> Key:
+def _inside(path: KeyPath, of: type[Section]) -> Key:
     """The section, or the list of sections, that has the key in a path."""
-    return keys()[name_of(path).removesuffix("[]")]
+    return keys(of)[name_of(path).removesuffix("[]")]

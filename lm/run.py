@@ -1,7 +1,7 @@
 """A run's folder: who may write in it, what it holds, and what its checkpoints scored.
 
     checkpoints/
-        step-*.ckpt, best.ckpt, last.ckpt, final.ckpt     see lm/checkpoint.py
+        step-*.ckpt, best.ckpt, last.ckpt, final.ckpt, ranked-best.ckpt     see lm/checkpoint.py
         config.yaml            the resolved configuration
         metrics.csv            one row each `logging.every` steps and each validation
         evaluations.jsonl      one line each validation: step, checkpoint, loss, and a text that the model wrote
@@ -26,12 +26,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lm import metrics
-from lm.checkpoint import point, pointed, read_manifest, step_directories, step_of, sweep
+from lm.checkpoint import NAMES, point, pointed, read_manifest, step_directories, step_of, sweep
 from lm.disk import append, read_text, refusals, replace
 from lm.errors import CheckpointError, ConfigError
 from lm.lock import claim
 
-NAMES = ("best.ckpt", "last.ckpt", "final.ckpt")
 RECORDS = ("metrics.csv", "evaluations.jsonl")
 PARENT = "init-from.txt"  # the checkpoint that the run started from, for a start that comes to no checkpoint of its own
 MOST_RESULTS = 2**30  # bytes of evaluations.jsonl; a million validations have less

@@ -74,7 +74,7 @@ def read_file(path: Path | str) -> Document:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     if len(data) > MAX_BYTES:
-        return _unreadable(1, "larger than 1 MiB, write a configuration, not data")
+        return _unreadable(1, "larger than 1 MiB, write a configuration, or several files of cases")
     if data.startswith(codecs.BOM_UTF8):
         return _unreadable(1, "begins with a byte order mark, save the file as UTF-8 without one")
     try:

@@ -222,7 +222,7 @@ SYNTAX = [
     (BASE + "a: \0\n", '7: a character that text does not have, got "\\u0000", remove it'),
     (BASE + "a: \x1b[31m\n", '7: a character that text does not have, got "\\u001b", remove it'),
     (bytes(range(256)), None),
-    ("#" * 2**20 + "#", "1: larger than 1 MiB, write a configuration, not data"),
+    ("#" * 2**20 + "#", "1: larger than 1 MiB, write a configuration, or several files of cases"),
 ]  # fmt: skip
 
 
@@ -263,7 +263,7 @@ def test_a_file_without_permission(write) -> None:
 
 
 def test_no_more_than_the_limit_is_read() -> None:
-    assert complaints("/dev/zero") == ["/dev/zero:1: larger than 1 MiB, write a configuration, not data"]
+    assert complaints("/dev/zero") == ["/dev/zero:1: larger than 1 MiB, write a configuration, or several files of cases"]
 
 
 # ---------------------------------------------------------------- values that the schema refuses
@@ -337,8 +337,8 @@ SOURCES = [
     ("source: {format: txt}", "2: data.source.files: missing, write text or a list of text"),
     ("source: {format: txt, files: []}", "2: data.source.files: too few values, got [], write text or a list of text"),
     ("source: {format: txt, files: ''}", '2: data.source.files[0]: empty, got "", write text or a list of text'),
-    ("source: {format: txt, files: 3}", "2: data.source.files: not a list, got 3, write text or a list of text"),
-    ("source: {format: txt, files: [a, 3]}", "2: data.source.files[1]: not text, got 3, write text or a list of text in quotes"),
+    ("source: {format: txt, files: 3}", "2: data.source.files: not text, got 3, write text in quotes or a list of text"),
+    ("source: {format: txt, files: [a, 3]}", "2: data.source.files[1]: not text, got 3, write text in quotes"),
     ("source: {format: txt, files: a, txt: 3}", "2: data.source.txt: unknown key, got 3, write format, files, unit or filter"),
     ("source: {format: txt, files: a, text_key: b}",
      '2: data.source.text_key: unknown key, got "b", '
@@ -353,7 +353,7 @@ SOURCES = [
     ("source: {format: txt, files: b}\n  validation:\n    files: 3",
      f"3: data.validation.format: missing, write {SINGLE}"),
     ("source: {format: txt, files: b}\n  validation:\n    format: txt\n    files: 3",
-     "5: data.validation.files: not a list, got 3, write text or a list of text"),
+     "5: data.validation.files: not text, got 3, write text in quotes or a list of text"),
     ("source: {format: txt, files: b}\n  validation: 3",
      "3: data.validation: not a section, got 3, write null, or a section: its keys, indented, on the lines below"),
     ("source: {format: txt, files: b}\n  split: tail\n  validation: {format: txt, files: c}",
@@ -444,7 +444,7 @@ PARTS = [  # what is changed in MIXTURE, and what is said of it
     ("dataset: a/b", "dataset: a\n          unit: line", ['11: data.source.parts[1].source.unit: unknown key, got "line", with format hub '
                                                          "write format, filter, text_key, dataset, config, dataset_split, revision, "
                                                          "streaming or window_tokens (unit is for txt)"]),
-    ("files: a.csv", "files: [a, 3]", ["6: data.source.parts[0].source.files[1]: not text, got 3, write text or a list of text in quotes"]),
+    ("files: a.csv", "files: [a, 3]", ["6: data.source.parts[0].source.files[1]: not text, got 3, write text in quotes"]),
     ("format: hub", "format: mixture", ['9: data.source.parts[1].source.format: not one of the choices, got "mixture", '
                                         f"write {SINGLE}"]),
     ("          format: hub\n", "", ["8: data.source.parts[1].source.format: missing, "
@@ -530,7 +530,7 @@ def test_every_problem_is_told_at_once_in_the_order_of_the_file(write) -> None:
 
 def test_no_message_speaks_pydantic(write) -> None:
     """Every error type that the schema's own core schema can raise for JSON input is in the table."""
-    from lm.config import _WRONG
+    from lm.complaints import WRONG
 
     seen = set()
     nasty = [None, True, 3, -1e9, 1e9, 1.5, math.inf, "", "x", "xx", [], ["x"] * 3, [0.1, 0.2, 0.3], [{}] * 101, {}, {"x": 1}]
@@ -552,8 +552,8 @@ def test_no_message_speaks_pydantic(write) -> None:
                 Config.model_validate_json(json.dumps(tree), strict=True)
             except ValidationError as error:
                 seen |= {details["type"] for details in error.errors()}
-    assert seen - set(_WRONG) <= {"extra_forbidden", "union_tag_invalid", "union_tag_not_found", "value_error"}
-    assert {*_WRONG} - {"model_type", "dict_type", "tuple_type"} <= seen, "else the table has rows that nobody needs"
+    assert seen - set(WRONG) <= {"extra_forbidden", "union_tag_invalid", "union_tag_not_found", "value_error"}
+    assert {*WRONG} - {"model_type", "dict_type", "tuple_type"} <= seen, "else the table has rows that nobody needs"
 
 
 # ---------------------------------------------------------------- overrides

@@ -109,7 +109,7 @@ def _table(section: Key) -> str:
 
 
 def _rows(section: Key) -> Iterator[str]:
-    for key in section.inner:
+    for key in (keys()[name] for name in section.inner):
         again = "format" in key.children and key.name != "data.source"
         kind = key.type if key.several or not key.children else "a section"
         if again:

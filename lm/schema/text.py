@@ -10,11 +10,12 @@ from lm.schema.section import Section
 
 Text = Annotated[str, Field(min_length=1)]
 SomeTexts = Annotated[list[Text], Field(min_length=1)]
-# One file or several, with or without wildcards: a lone string is a list of one.
-Files = Annotated[
+# A lone text is a list of one.
+OneOrMore = Annotated[
     SomeTexts,
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=Text | SomeTexts),
 ]
+Files = OneOrMore  # with or without wildcards
 FORMAT = "What the text is stored as."
 FILES = "A path, a glob, or a list of them; what gzip has packed is unpacked."
 
