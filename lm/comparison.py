@@ -133,7 +133,7 @@ def best_checkpoint(run: RunRecord) -> Saved | None:
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
     """The keys of nested sections that differ, those that matter first."""
     old, new = dict(leaves(a)), dict(leaves(b))
-    keys = [key for key in {**old, **new} if key not in old or key not in new or old[key] != new[key]]
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]  # null, and no such key, come to the same
     shown = [{key: json.dumps(value, ensure_ascii=False) for key, value in each.items()} for each in (old, new)]
     result = [Difference(key, shown[0].get(key), shown[1].get(key), not is_harmless(key)) for key in keys]
     return sorted(result, key=lambda difference: not difference.matters)

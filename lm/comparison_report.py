@@ -46,16 +46,16 @@ class Section(NamedTuple):
 
 def sections(c: Comparison) -> list[Section]:
     """All but drawings and samples; those that have nothing to say are left out."""
-    facts = [_facts(run) for run in c.runs]
+    facts = {name: (value, _facts(c.b)[name]) for name, value in _facts(c.a).items()}
     by_source = [[name, *(NOTHING if loss is None else f"{loss:.4f}" for loss in losses)] for name, *losses in c.sources]
     found = [
         Section("Verdict", [v.words(c.names) for v in c.verdicts], [note for v in c.verdicts for note in v.notes] + c.notes),
-        Section("The runs", table=[["", *c.names], *([name, facts[0][name], facts[1][name]] for name in facts[0])]),
+        Section("The runs", table=[["", *c.names], *([name, *both] for name, both in facts.items() if set(both) != {NOTHING})]),
         _losses(c),
         Section("Which was where first", said=_marks(c.reached), table=_reached(c)),
         Section("Last validation of each source, nats per token", table=[["source", *c.names], *by_source] if by_source else []),
         _differing("Configuration", c, [each for each in c.config if each.matters], "no key differs that a run computes from"),
-        _differing("Configuration, where nothing is computed from it", c, [each for each in c.config if not each.matters]),
+        _differing("Configuration: keys that change no result", c, [each for each in c.config if not each.matters]),
         _differing("Text, tokenizer, parent, packages, machine", c, c.lineage, "all the same, as far as checkpoints tell"),
     ]
     return [section for section in found if section.loud or section.said or section.table]
@@ -113,7 +113,8 @@ def _facts(run: RunRecord) -> dict[str, str]:
     speed = run.tokens / run.seconds if run.tokens and run.seconds else None
     state = "going" if run.going else "finished" if run.finished else "not finished"
     return {
-        "parameters": NOTHING if parameters is None else f"{parameters:,}" + (f", {adapters:,} of them in adapters" if adapters else ""),
+        "parameters": NOTHING if parameters is None else f"{parameters:,}",
+        "of adapters": NOTHING if adapters is None else f"{adapters:,}",
         "updates": f"{run.step:,}",
         "tokens trained on": NOTHING if run.tokens is None else f"{run.tokens:,}",
         "training time": NOTHING if run.seconds is None else duration(run.seconds),

@@ -45,7 +45,7 @@ HOSTILE = '<script>alert("x")</script>\x1b[2J\u202e'
 def run_folder(
     folder: Path, losses: dict[int, float], config: dict[str, Any] | None = None, tokens: int = 100, sources: bool = False, **meta: object
 ) -> Path:
-    """A run that was validated at these steps of so many tokens; every step takes half a second and every validation leaves a checkpoint."""
+    """A run that was validated at these steps of so many tokens; a step takes half a second, and every validation leaves a checkpoint."""
     folder.mkdir(parents=True)
     log, lines = MetricsLog(folder / "metrics.csv", resume_step=None), []
     for step, loss in losses.items():
@@ -116,7 +116,7 @@ def test_all_that_differs_is_found(tmp_path: Path) -> None:
         ("optimizer.betas", None, "[0.9, 0.5]", True),
         ("checkpoint.directory", '"a"', '"b"', False),
     ]
-    assert [each.key for each in found.lineage] == ["parent", "versions.torch", "parent.path", "parent.manifest_sha256"]
+    assert [each.key for each in found.lineage] == ["versions.torch", "parent.path", "parent.manifest_sha256"]
     assert [tuple(place) for place in found.places] == [(t * 100, FIRST[t], SECOND[t], "") for t in FIRST]
     assert found.goals == (2.5, 2.25)
     assert found.reached == [(Reached(3000, 15.0, True), Reached(3800, 19.0, False)), (None, Reached(4000, 20.0, True))]
@@ -205,6 +205,17 @@ def test_the_best_checkpoint_is_that_of_the_lowest_loss(tmp_path: Path) -> None:
     run = read_run(run_folder(tmp_path / "a", {0: 5.0, 10: 2.0, 20: 3.0}))
     best = best_checkpoint(run)
     assert best is not None and best.step == 10
+
+
+def test_no_key_and_null_are_the_same() -> None:
+    found = differences({"finetune": None, "a": {"b": None, "c": 0}}, {"finetune": {"base": "x"}, "a": {}})
+    assert [tuple(each)[:3] for each in found] == [("a.c", "0", None), ("finetune.base", None, '"x"')]
+
+
+def test_parameters_of_adapters_are_beside_the_model_s(tmp_path: Path) -> None:
+    lines = "\n".join(terminal(both(tmp_path, b={"adapters": {"n_parameters": 77}})))
+    assert re.search(r"parameters +1,234 +1,234\n  of adapters +- +77\n", lines)
+    assert "of adapters" not in "\n".join(terminal(both(tmp_path / "without")))
 
 
 def test_differences_that_matter_come_first() -> None:
