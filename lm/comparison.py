@@ -19,6 +19,8 @@ from lm.unchecked import found, text, whole
 LINEAGE = ("tokenizer", "data_sha256", "revisions", "parent", "precision", "device", "threads", "versions")
 # What decides how a validation text is cut into rows, and which of them are read.
 CUT = ("model.context_length", "data.sequence_length", "data.rows", "data.document_mask", "trainer.validation_rows")
+# A run may go on with another of these and is still that run (lm/changes.py); two runs with different ones are two different ones.
+DECISIVE = ("finetune.base", "trainer.max_epochs", "trainer.max_minutes", "trainer.early_stopping")
 UNITS = {"loss": "nats per token", "bits_per_byte": "bits per byte"}
 SHARES = (0.1, 0.5, 1.0)  # of the shorter run, where samples are held against each other
 
@@ -135,8 +137,12 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
     old, new = dict(leaves(a)), dict(leaves(b))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]  # null, and no such key, come to the same
     shown = [{key: json.dumps(value, ensure_ascii=False) for key, value in each.items()} for each in (old, new)]
-    result = [Difference(key, shown[0].get(key), shown[1].get(key), not is_harmless(key)) for key in keys]
+    result = [Difference(key, shown[0].get(key), shown[1].get(key), _matters(key)) for key in keys]
     return sorted(result, key=lambda difference: not difference.matters)
+
+
+def _matters(key: str) -> bool:
+    return not is_harmless(key) or key in DECISIVE or key.endswith(".files")
 
 
 def choose_yardstick(a: RunRecord, b: RunRecord) -> Yardstick:

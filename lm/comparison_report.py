@@ -71,7 +71,7 @@ def terminal(c: Comparison) -> Iterator[str]:
         yield from _course(c) if section.drawn else ()
         yield from _aligned(section)
     for pair in c.samples:
-        yield f"\nSamples near {short(min(pair[0].tokens, pair[1].tokens))} tokens"
+        yield f"\nSamples at {short(pair[0].tokens)} and {short(pair[1].tokens)} tokens"
         for name, sample in zip(c.names, pair, strict=True):
             yield visible(f"  {name}, step {sample.step:,}, {short(sample.tokens)} tokens")
             yield from _wrapped(sample.text if len(sample.text) <= MOST_SAMPLE else f"{sample.text[:MOST_SAMPLE]} ...", "    ")

@@ -219,8 +219,9 @@ def test_parameters_of_adapters_are_beside_the_model_s(tmp_path: Path) -> None:
 
 
 def test_differences_that_matter_come_first() -> None:
-    found = differences({"logging": {"every": 1}, "seed": 1}, {"logging": {"every": 2}, "seed": 2})
-    assert [(each.key, each.matters) for each in found] == [("seed", True), ("logging.every", False)]
+    a, b = ({"logging": {"every": n}, "seed": n, "data": {"source": {"files": [n]}}, "trainer": {"max_epochs": n}} for n in (1, 2))
+    found = [("seed", True), ("data.source.files", True), ("trainer.max_epochs", True), ("logging.every", False)]
+    assert [(each.key, each.matters) for each in differences(a, b)] == found
 
 
 # --- what is shown
