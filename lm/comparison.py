@@ -94,6 +94,12 @@ class Comparison:
         return self.a, self.b
 
     @property
+    def unit(self) -> str:
+        """Of the values."""
+        of_pairs = text(self.a.config, "finetune", "objective") == "dpo"
+        return "loss per pair of answers" if of_pairs else UNITS[self.yardstick.column or "loss"]
+
+    @property
     def sources(self) -> list[tuple[str, float | None, float | None]]:
         """The last loss of each source that both or one of them were validated on, where there are several."""
         last = [run.validations[-1].sources if run.validations else {} for run in self.runs]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lm.comparison import UNITS, Comparison, Sample
+from lm.comparison import Comparison, Sample
 from lm.comparison_report import sections
 from lm.curves import smooth
 from lm.page import Html, document, element, lines_of, table
@@ -36,7 +36,7 @@ def page(c: Comparison) -> str:
 
 def charts(c: Comparison) -> list[Chart]:
     """Validation by tokens and by training time, and the training loss; each run in its colour."""
-    unit, by_tokens, by_time, training = UNITS[c.yardstick.column or "loss"], [], [], []
+    by_tokens, by_time, training = list[Series](), list[Series](), list[Series]()
     for colour, (name, run, values) in enumerate(zip(c.names, c.runs, c.values, strict=True)):
         by_tokens.append(Series(name, [(tokens, value) for tokens, _, value in values], "dots", colour))
         by_time.append(Series(name, [(seconds, value) for _, seconds, value in values if seconds is not None], "dots", colour))
@@ -44,9 +44,9 @@ def charts(c: Comparison) -> list[Chart]:
         smoothed = smooth([loss for _, loss in points])
         training.append(Series(name, [(tokens, loss) for (tokens, _), loss in zip(points, smoothed, strict=True)], "line", colour))
     return [
-        Chart("Validation, by tokens trained on", "tokens", unit, by_tokens),
-        Chart("Validation, by training time", "time", unit, by_time, seconds=True),
-        Chart("Training loss, smoothed", "tokens", "nats per token", training),
+        Chart("Validation, by tokens trained on", "tokens", c.unit, by_tokens),
+        Chart("Validation, by training time", "time", c.unit, by_time, seconds=True),
+        Chart("Training loss, smoothed", "tokens", c.unit if c.yardstick.column == "loss" else "nats per own token", training),
     ]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lm.alignment import Reached, at
-from lm.comparison import UNITS, Comparison, Difference
+from lm.comparison import Comparison, Difference
 from lm.curves import BLOCKS
 from lm.page import visible
 from lm.run_record import RunRecord
@@ -130,7 +130,7 @@ def _losses(c: Comparison) -> Section:
     said = [c.yardstick.says] if c.yardstick.says else []
     if c.yardstick.column is None:
         return Section("Validation", said=said)
-    title = f"Validation at the same number of tokens, {UNITS[c.yardstick.column]}"
+    title = f"Validation at the same number of tokens, {c.unit}"
     if not c.places:
         return Section(title, said=[*said, "there is no number of tokens at which both have a value"], drawn=True)
     if any(place.between for place in c.places):

@@ -177,6 +177,12 @@ def test_what_validations_can_be_compared_by(tmp_path: Path, b: dict[str, Any], 
     assert page(found)
 
 
+def test_preferences_of_both_are_compared_by_pairs(tmp_path: Path) -> None:
+    found = both(tmp_path, a=DPO, b=DPO)
+    assert found.yardstick.column == "loss"
+    assert "\nValidation at the same number of tokens, loss per pair of answers" in list(terminal(found))
+
+
 def test_without_checkpoints_configurations_have_to_tell(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "a", FIRST)
     for path in folder.glob("step-*"):
@@ -266,7 +272,8 @@ def test_the_same_numbers_everywhere(tmp_path: Path) -> None:
 
 
 def test_text_of_models_commands_nothing(tmp_path: Path) -> None:
-    found = both(tmp_path, b={"config": changed("tokenizer", name=HOSTILE)})
+    strange = run_folder(tmp_path / "b\x1b[2J<script>\u202e", SECOND, config=changed("tokenizer", name=HOSTILE))
+    found = compare(read_run(run_folder(tmp_path / "a", FIRST)), read_run(strange))
     lines, content = "\n".join(terminal(found)), page(found)
     assert "\x1b" not in lines and "\u202e" not in lines
     assert "script" not in Texts(content).tags and "\x1b" not in content and "\u202e" not in content
