@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lm.base import open_base
 from lm.conversation_rows import ConversationRows
-from lm.corpus import Corpus, open_corpora
+from lm.corpus import Corpus, named, open_corpora
 from lm.errors import ConfigError, DataError
 from lm.loss import IGNORE_INDEX
 from lm.plan import Plan
@@ -119,6 +119,15 @@ class PackedDataModule(lightning.LightningDataModule):
         """
         stores = [corpus.val for corpus in self.corpora]
         return sum(store.text_bytes for store in stores) / sum(store.text_tokens for store in stores)
+
+    @property
+    def validation_sources(self) -> dict[str, float]:
+        """What is validated on by its sources, in the order of `ValidationBatches`' numbers: name -> `text_bytes_per_token` of each alone.
+
+        Empty where there is one source only, which has nothing to say beside the whole.
+        """
+        found = [(name, corpus.val) for name, corpus in named(self.corpora) if corpus.val.documents]
+        return {name: store.text_bytes / max(1, store.text_tokens) for name, store in found} if len(found) > 1 else {}
 
     @property
     def sha256(self) -> str:
@@ -300,7 +309,8 @@ class TrainingSteps(Dataset[Batch]):
 
 
 class ValidationBatches(Dataset[Batch]):
-    """Tensors of (B, T) that cover `n_rows` rows of a split, evenly spread over it, or all of them.
+    """Tensors of (B, T) that cover `n_rows` rows of a split, evenly spread over it, or all of them; and of several sources `source` (B,),
+    the number of each row's.
 
     Every process gets equally many batches, or the last ones would wait for each other for ever. Rows past the end, which have no labels,
     fill them up, so that nothing is scored twice.
@@ -317,7 +327,9 @@ class ValidationBatches(Dataset[Batch]):
         return len(self.numbers)
 
     def __getitem__(self, index: int) -> Batch:
-        return self.rows[self.rows.addresses(self.numbers[index])]
+        addresses = self.rows.addresses(self.numbers[index])
+        source = {"source": torch.from_numpy(addresses[:, 0])} if len(self.rows.parts) > 1 else {}
+        return self.rows[addresses] | source
 
 
 class Rows:

@@ -40,6 +40,7 @@ def main() -> None:
     from data import PackedDataModule
     from lm.device import autocast, choose_device, choose_precision
     from lm.evaluation import evaluate
+    from lm.rendering import terminal_table, visible
     from lm.tokenizer import resolve
     from model import load
 
@@ -52,7 +53,8 @@ def main() -> None:
     data = PackedDataModule(config, tokenizer, say=lambda line: print(line, file=sys.stderr))
     started = time.perf_counter()
     with autocast(device, precision):
-        result = evaluate(decoder, data.val_dataloader(), tokenizer.reserved_ids, data.text_bytes_per_token)
+        batches, reserved, sources = data.val_dataloader(), tokenizer.reserved_ids, data.validation_sources
+        result = evaluate(decoder, batches, reserved, data.text_bytes_per_token, sources=sources)
     report = {
         "checkpoint": arguments.ckpt,
         "step": step,
@@ -64,13 +66,19 @@ def main() -> None:
         "device": device,
         "precision": precision,
         "seconds": round(time.perf_counter() - started, 3),
-    }
+    } | ({"sources": result.figures_by_source} if result.sources else {})
     if arguments.json:
         finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in report.items()}
         print(json.dumps(finite, indent=1))  # JSON has no NaN
     else:
         print(f"{arguments.ckpt} (step {step:,}) on the validation split of {arguments.config}, {result.tokens:,} tokens:")
         print(f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte")
+        if result.sources:
+            table = [["source", "tokens", "loss", "perplexity", "bits per byte"]] + [
+                [visible(name), f"{each.tokens:,}", f"{each.loss:.4f}", f"{each.perplexity:.2f}", f"{each.bits_per_byte:.4f}"]
+                for name, each in result.sources.items()
+            ]
+            print(f"\n{terminal_table(table)}")
 
 
 def parser() -> argparse.ArgumentParser:

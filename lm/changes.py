@@ -108,6 +108,11 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
+def is_harmless(key: str) -> bool:
+    """Whether a key, as `leaves` names it, says nothing about what a run computes."""
+    return _is_among(key, HARMLESS)
+
+
 def _may_change(key: str, old: Any, new: Any) -> bool:
     if key == "trainer.precision":  # what auto comes to is known only with torch: `machine_changes` sees to it
         return "auto" in (old, new)

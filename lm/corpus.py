@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from lm.errors import DataError
 from lm.preparation import SPLITS, Engine, Split, prepare
 from lm.schema import Config
 from lm.schema.data import DataConfig
-from lm.schema.source import HubSource
+from lm.schema.source import HubSource, dataset_of, files_of
 from lm.shards import FORMAT, Manifest, TokenStore
 from lm.sources import Reader, hash_of_text
 from lm.streaming import Stream, choose_revision
@@ -85,6 +86,15 @@ def split_of(data: DataConfig, reader: Reader) -> Split:
     """Which documents of a source to train on are held out."""
     held_out = Split("none") if data.validation is not None else Split(data.split, data.val_fraction)
     return dataclasses.replace(held_out, test=data.test_fraction) if reader.chat is not None else held_out
+
+
+def named(corpora: Sequence[Corpus]) -> list[tuple[str, Corpus]]:
+    """The sources with names such as "jsonl *.jsonl"; whole paths would make tables too wide. Where two are alike, their keys follow."""
+    sources = [corpus.reader.source for corpus in corpora]
+    files = [[dataset] if (dataset := dataset_of(source)) else [Path(file).name for file in files_of(source)] for source in sources]
+    names = [" ".join([source.format, *patterns]) for source, patterns in zip(sources, files, strict=True)]
+    alike = Counter(names)
+    return [(name if alike[name] == 1 else f"{name} ({corpus.key})", corpus) for name, corpus in zip(names, corpora, strict=True)]
 
 
 def held_out_conversations(config: Config, tokenizer: Tokenizer) -> tuple[ChatFormat, list[Conversation]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,11 +22,15 @@ class Evaluation:
 
     The loss counts the end of each document as a token; bits per byte leaves it out, since it is not text. Both are NaN where nothing was
     scored.
+
+    Attributes:
+        sources: the same of each source, where there are several: their sums are those of the whole.
     """
 
     loss: float  # nats per token
     bits_per_byte: float
     tokens: int
+    sources: Mapping[str, Evaluation] = field(default_factory=dict)
 
     @property
     def perplexity(self) -> float:
@@ -35,6 +40,18 @@ class Evaluation:
         except OverflowError:
             return math.inf
 
+    @property
+    def figures_by_source(self) -> dict[str, dict[str, float | None]]:
+        """`sources` for JSON, which has no NaN and no infinity: they are None."""
+
+        def finite(value: float) -> float | None:
+            return value if math.isfinite(value) else None
+
+        return {
+            name: {"loss": finite(each.loss), "bits_per_byte": finite(each.bits_per_byte), "tokens": each.tokens}
+            for name, each in self.sources.items()
+        }
+
 
 @torch.no_grad()
 def evaluate(
@@ -43,6 +60,7 @@ def evaluate(
     not_text: Collection[int],
     bytes_per_token: float,
     objective: Objective = NEXT_TOKEN,
+    sources: Mapping[str, float] = MappingProxyType({}),
 ) -> Evaluation:
     """Score a decoder on batches.
 
@@ -54,6 +72,8 @@ def evaluate(
         bytes_per_token: UTF-8 bytes of the text for each of its tokens, EOS not counted. Nats become bits per byte of the source through
             it: exact over a whole split, a close estimate over a part.
         objective: where it is not per token, there are no bits per byte, and `tokens` counts its losses.
+        sources: names, and `bytes_per_token` of each, to score each source's rows by themselves too: then batches hold `source`, (B,),
+            each row's number in this order. The same on every process.
 
     Returns:
         The same numbers on every process. The decoder is left in the mode it came in.
@@ -63,27 +83,40 @@ def evaluate(
             are not told: they wait in one of its layers (`lm.sharding.meet`).
     """
     device = next(decoder.parameters()).device
-    totals = torch.zeros(5, dtype=torch.float64)  # nats, tokens, nats of text, tokens of text, processes that failed
+    # Of the whole and of each source: nats, tokens, nats of text, tokens of text; and of the whole: processes that failed. Sums of sources
+    # are not added up to those of the whole, which so are the same bits as without them.
+    totals = torch.zeros(1 + len(sources), 5, dtype=torch.float64)
     failure: Exception | None = None
     training = decoder.training
     decoder.eval()
     try:
         for batch in batches:
             rows = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
-            totals[:4] += _sums(decoder, rows, torch.tensor(list(not_text), device=device), objective)
+            losses, ends = objective.losses(decoder, rows), torch.tensor(list(not_text), device=device)
+            totals[0, :4] += _sums(losses, rows, ends, objective)
+            for number in batch["source"].unique().tolist() if sources else ():
+                own = rows["source"] == number
+                mine = {name: value[own] for name, value in rows.items()}
+                totals[1 + number, :4] += _sums(losses[own], mine, ends, objective)
     except Exception as error:
         if is_sharded(decoder):
             raise
         failure = error  # the other processes wait for this one's share, and are told
-        totals[4] = 1
+        totals[0, 4] = 1
     finally:
         decoder.train(training)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         totals = totals.to(device) if device.type == "cuda" else totals
         torch.distributed.all_reduce(totals)
-    nats, tokens, text_nats, text_tokens, failed = totals.tolist()
-    if failed:
+    if totals[0, 4]:
         raise failure or RuntimeError("another process could not score its share")
+    whole, *parts = totals.tolist()
+    of_sources = {name: _divided(sums, sources[name]) for name, sums in zip(sources, parts, strict=True)}
+    return replace(_divided(whole, bytes_per_token), sources=of_sources)
+
+
+def _divided(sums: list[float], bytes_per_token: float) -> Evaluation:
+    nats, tokens, text_nats, text_tokens, _ = sums
     return Evaluation(
         loss=nats / tokens if tokens else math.nan,
         bits_per_byte=text_nats / math.log(2) / (text_tokens * bytes_per_token) if text_tokens else math.nan,
@@ -91,9 +124,8 @@ def evaluate(
     )
 
 
-def _sums(decoder: nn.Module, rows: dict[str, Tensor], not_text: Tensor, objective: Objective) -> Tensor:
+def _sums(losses: Tensor, rows: Mapping[str, Tensor], not_text: Tensor, objective: Objective) -> Tensor:
     labels = rows["labels"]
-    losses = objective.losses(decoder, rows)
     # Each batch is summed in float32 (MPS has no float64), the batches in float64.
     parts = [losses.sum(), objective.count(rows)]
     if objective.per_token:

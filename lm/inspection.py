@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lm.corpus import Corpus
+from lm.corpus import Corpus, named
 from lm.loss import IGNORE_INDEX
 from lm.overlap import Overlap
 from lm.preparation import SPLITS
-from lm.schema.source import dataset_of, files_of
 from lm.shards import TokenStore
 from lm.sources import Document
 from lm.templates import BEGINS, LEARNED
@@ -125,15 +122,6 @@ class RowStatistics:
             starts_inside=sum(row.starts_inside for row in rows),
             ends_inside=sum(row.ends_inside for row in rows),
         )
-
-
-def named(corpora: Sequence[Corpus]) -> list[tuple[str, Corpus]]:
-    """The sources with names such as "jsonl *.jsonl"; whole paths would make tables too wide. Where two are alike, their keys follow."""
-    sources = [corpus.reader.source for corpus in corpora]
-    files = [[dataset] if (dataset := dataset_of(source)) else [Path(file).name for file in files_of(source)] for source in sources]
-    names = [" ".join([source.format, *patterns]) for source, patterns in zip(sources, files, strict=True)]
-    alike = Counter(names)
-    return [(name if alike[name] == 1 else f"{name} ({corpus.key})", corpus) for name, corpus in zip(names, corpora, strict=True)]
 
 
 def stores_of(corpora: Sequence[Corpus]) -> Stores:

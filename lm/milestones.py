@@ -210,10 +210,10 @@ class Milestones(Callback):
         def record_result(record: Record) -> None:
             checkpoint = record.folder.path / step_name(module.step)
             manifest = read_manifest(checkpoint)["sha256"] if checkpoint.exists() else None
-            perplexity, tokens = result.perplexity, result.tokens
+            loss, perplexity, sources = result.loss, result.perplexity, result.figures_by_source
             record.logbook.validation(module.step, result, sample)
-            # Last: a validation without this line was none, and a resumed run does it again.
-            record.folder.record(Evaluated(module.step, manifest, result.loss, perplexity, result.bits_per_byte, tokens, seconds, sample))
+            line = Evaluated(module.step, manifest, loss, perplexity, result.bits_per_byte, result.tokens, seconds, sample, sources)
+            record.folder.record(line)  # last: a validation without this line was none, and a resumed run does it again
 
         self._on_first(record_result)
 

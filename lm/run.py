@@ -21,8 +21,8 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lm import metrics
@@ -48,6 +48,7 @@ class Evaluated:
     tokens: int
     seconds: float
     sample: str | None = None
+    sources: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)  # `Evaluation.figures_by_source`
 
 
 class RunFolder:
@@ -214,7 +215,7 @@ def read_evaluations(folder: Path) -> list[Evaluated]:
             line = Evaluated(**values | {key: math.nan for key in ("loss", "perplexity", "bits_per_byte") if values[key] is None})
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
-        if isinstance(line.step, int) and isinstance(line.loss, int | float):
+        if isinstance(line.step, int) and isinstance(line.loss, int | float) and isinstance(line.sources, dict):
             lines.append(line)
     return lines
 
@@ -232,6 +233,8 @@ def _write_evaluations(folder: Path, lines: Iterable[Evaluated]) -> None:
 def _line(evaluated: Evaluated) -> str:
     """Strict JSON, which has no NaN and no infinity: they become null."""
     values = asdict(evaluated)
+    if not values["sources"]:
+        del values["sources"]
     return json.dumps({key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()})
 
 

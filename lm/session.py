@@ -55,6 +55,7 @@ class Data(Protocol):
     sha256: str
     revisions: dict[str, str]
     text_bytes_per_token: float
+    validation_sources: dict[str, float]
 
     def train_dataloader(self) -> Iterable[dict[str, Any]]:
         """An item for each step from `start_step` on."""
@@ -200,7 +201,8 @@ class Session:
 
     def _score(self, decoder: nn.Module, enough: Callable[[], bool]) -> Evaluation:
         batches = itertools.takewhile(lambda _: not enough(), self.data.val_dataloader())
-        return evaluate(decoder, batches, self.tokenizer.reserved_ids, self.data.text_bytes_per_token, self.objective)
+        data, reserved = self.data, self.tokenizer.reserved_ids
+        return evaluate(decoder, batches, reserved, data.text_bytes_per_token, self.objective, data.validation_sources)
 
     def _write_sample(self, decoder: Any) -> str | None:
         """Always from the same random numbers, so that the samples of a run show the weights' progress and nothing else."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from lm.evaluation import Evaluation, evaluate
 from lm.loss import IGNORE_INDEX
+from lm.objectives import Preference, kept
 from lm.schema.model import ModelConfig
 from model import Decoder
 
@@ -171,17 +173,61 @@ def test_many_batches_do_not_wear_the_sum_out() -> None:
     assert result.loss * result.tokens == pytest.approx(2**24 + 100, rel=1e-12)
 
 
+SOURCES = {"jsonl a": 1.2, "txt b": 2.5, "csv of which no row was chosen": 1.0}
+
+
+def of_two_sources() -> Batch:
+    """Rows 0 to 3 are of the first, 4 to 8 of the second; the cut at 3 has rows of both in one batch."""
+    return rows() | {"source": torch.tensor([0] * 4 + [1] * 5)}
+
+
+def test_sources_are_scored_as_each_alone_and_make_up_the_whole() -> None:
+    model, whole = decoder(), rows()
+    for size in (1, 3, 9):
+        result = evaluate(model, cut(of_two_sources(), size), {EOS}, 1.7, sources=SOURCES)
+        assert replace(result, sources={}) == evaluate(model, cut(whole, size), {EOS}, 1.7)  # the same bits as without sources
+        first, second, none = (result.sources[name] for name in SOURCES)
+        for found, alone in (
+            (first, evaluate(model, cut(whole, size, 0, 4), {EOS}, 1.2)),
+            (second, evaluate(model, cut(whole, size, 4, 9), {EOS}, 2.5)),
+        ):
+            assert (found.loss, found.bits_per_byte) == (pytest.approx(alone.loss), pytest.approx(alone.bits_per_byte))
+            assert found.tokens == alone.tokens
+        assert none.tokens == 0
+        assert math.isnan(none.loss)
+        assert first.tokens + second.tokens == result.tokens == 30
+        assert first.tokens != second.tokens
+        assert (first.loss * first.tokens + second.loss * second.tokens) / 30 == pytest.approx(result.loss)
+        assert (first.loss + second.loss) / 2 != pytest.approx(result.loss)
+        assert result.figures_by_source["csv of which no row was chosen"] == {"loss": None, "bits_per_byte": None, "tokens": 0}
+
+
+def test_preferences_of_several_sources_count_pairs() -> None:
+    documents = torch.tensor([[0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 2, 2]])
+    labels = torch.tensor([[1] * 8, [2] * 8, [3] * 6 + [IGNORE_INDEX] * 2])
+    pairs = {"input_ids": labels.clamp(min=0), "labels": labels, "document_ids": documents, "source": torch.tensor([0, 1, 1])}
+    objective = Preference(0.1, kept(decoder()))
+    result = evaluate(decoder(), [pairs], {EOS}, 1.0, objective, {"a": 1.0, "b": 1.0})
+    assert [result.tokens, *(each.tokens for each in result.sources.values())] == [4, 2, 2]
+    assert all(math.isnan(each.bits_per_byte) for each in result.sources.values())
+    assert sum(each.loss * each.tokens for each in result.sources.values()) / 4 == pytest.approx(result.loss)
+
+
 def score_share(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    shares = [(0, 5), (5, 9)]  # unequal in rows and tokens, equal in batches
-    result = evaluate(decoder(), cut(rows(), 3, *shares[rank]), {EOS}, 1.7)
-    (Path(folder) / f"{rank}").write_text(json.dumps([result.loss, result.bits_per_byte, result.tokens]))
+    shares = [(0, 3), (3, 9)]  # unequal in rows, tokens and sources: the first process has rows of one source only
+    result = evaluate(decoder(), cut(of_two_sources(), [2, 3][rank], *shares[rank]), {EOS}, 1.7, sources=SOURCES)
+    figures = [[each.loss, each.bits_per_byte, each.tokens] for each in (result, *result.sources.values())]
+    (Path(folder) / f"{rank}").write_text(json.dumps(figures))
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(score_share, args=(str(tmp_path),), nprocs=2)
-    alone = evaluate(decoder(), cut(rows(), 3), {EOS}, 1.7)
+    alone = evaluate(decoder(), cut(of_two_sources(), 3), {EOS}, 1.7, sources=SOURCES)
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text()
-    loss, bits_per_byte, tokens = json.loads((tmp_path / "0").read_text())
-    assert (loss, bits_per_byte, tokens) == (pytest.approx(alone.loss), pytest.approx(alone.bits_per_byte), alone.tokens)
+    for (loss, bits_per_byte, tokens), expected in zip(
+        json.loads((tmp_path / "0").read_text()), (alone, *alone.sources.values()), strict=True
+    ):
+        assert (loss, bits_per_byte) == pytest.approx((expected.loss, expected.bits_per_byte), nan_ok=True)
+        assert tokens == expected.tokens

@@ -47,6 +47,7 @@ def main() -> None:
 
     from data import PackedDataModule
     from lm import inspection, rendering
+    from lm.corpus import named
     from lm.text_files import find_files
 
     against = find_files(arguments.against, "--against")
@@ -59,7 +60,7 @@ def main() -> None:
     stores = inspection.stores_of(data.corpora)
     sources = [line for split in stores for line in inspection.SourceStatistics.of(split, stores[split], config.row_length)]
     overlaps = compare(stores, data, against, arguments.ngram) if arguments.ngram and stores["train"] else []
-    streamed = [name for name, corpus in inspection.named(data.corpora) if len(corpus.stores) < 2]
+    streamed = [name for name, corpus in named(data.corpora) if len(corpus.stores) < 2]
     counts, shown = inspection.RowStatistics.of(rows), rows[: arguments.rows]
 
     tables = {"Sources": inspection.source_table(sources), "Counts": inspection.row_table(counts)}
@@ -84,8 +85,9 @@ def main() -> None:
 def rows_of(data: PackedDataModule, first: int, least: int) -> list[Row]:
     """The rows of whole steps from `first` on, so many or a few more."""
     from lm import inspection
+    from lm.corpus import named
 
-    names = [name for name, _ in inspection.named(data.trained)]
+    names = [name for name, _ in named(data.trained)]
     rows: list[Row] = []
     data.start_step = first
     loader = data.train_dataloader()
