@@ -1,4 +1,4 @@
-"""Ablations: pairs that differ in one thing, the interval of their difference, and runs that go on: python -m pytest tests/test_ablate.py."""
+"""Ablations: pairs that differ in one thing, the interval of the difference, runs that go on: python -m pytest tests/test_ablate.py."""
 
 from __future__ import annotations
 
