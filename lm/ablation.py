@@ -50,8 +50,10 @@ def outcome(folder: Path) -> Outcome:
     """Of a run that has ended. Raises CheckpointError where its folder does not hold what it should."""
     meta, lines = read_meta(open_checkpoint(folder / "final.ckpt")), read_evaluations(folder)
     losses = [line.loss for line in lines if math.isfinite(line.loss)]
-    if not lines or not losses or not math.isfinite(lines[-1].loss):
-        raise CheckpointError(f"{folder / 'evaluations.jsonl'}: the last validation is not there")
+    if not lines:
+        raise CheckpointError(f"{folder / 'evaluations.jsonl'}: the run has ended, and no validation is there; was it removed?")
+    if not math.isfinite(lines[-1].loss):
+        return Outcome(problem="its last validation loss is not finite")
     bits = [line.bits_per_byte for line in lines if math.isfinite(line.bits_per_byte)]
     last, best = (bits[-1], min(bits)) if bits else (None, None)
     return Outcome(None, losses[-1], min(losses), last, best, meta["tokens"], meta["seconds"])

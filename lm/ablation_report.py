@@ -82,7 +82,7 @@ class Ablation:
             cells = [cell for pair in (final, lowest) for cell in (*map(_loss, pair), _signed(*pair))]
             for place, run in ((0, one), (1, other)):
                 cells[place] = run.problem or cells[place]
-            tokens = "-" if one.tokens is None and other.tokens is None else f"{one.tokens or other.tokens:,}"
+            tokens = " / ".join(dict.fromkeys(f"{run.tokens:,}" for run in (one, other) if run.tokens is not None)) or "-"
             lines.append([str(seed), *cells, tokens, *("-" if run.seconds is None else f"{run.seconds:.1f}" for run in (one, other))])
         return lines
 

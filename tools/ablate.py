@@ -99,7 +99,7 @@ def without(flags: list[str], keys: set[str]) -> list[str]:
 def short_name(changes: list[str]) -> str:
     """--optimizer.lr=1e-3 -> lr-1e-3."""
     short = "-".join(f"{key_of(flag).rpartition('.')[2]}-{flag.partition('=')[2]}" for flag in changes)
-    return re.sub(r"[^\w.+-]+", "-", short)[:60].strip("-.")
+    return re.sub(r"[^\w.+]+", "-", short)[:60].strip("-.")
 
 
 def claim(out: Path, texts: tuple[str, str]) -> None:
