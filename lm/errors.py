@@ -11,6 +11,7 @@ instead. `run` is the one place that prints them and leaves.
 | 3 | data |
 | 4 | a loss or gradient that is not finite |
 | 5 | a checkpoint that cannot be read, or a disk that cannot be written |
+| 6 | a check did not hold (`tools.selfcheck`, `tools.resume_proof`) |
 | 130, 143, 138 | stopped by Ctrl-C, SIGTERM, SIGUSR1 |
 | 141 | the reader of the output went away (`| head`) |
 """
@@ -70,6 +71,12 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or of another kind, or a disk that refuses one."""
 
     exit_code = 5
+
+
+class CheckFailed(UserError):
+    """A command was asked whether something holds, and it does not."""
+
+    exit_code = 6
 
 
 class Stopped(BaseException):

@@ -161,6 +161,8 @@ def test_mistakes_are_one_plain_answer(command: list[str], code: int, named: str
         ["-m", "tools.config_docs"],
         ["-m", "tools.consolidate"],
         ["-m", "tools.resume_proof"],
+        ["-m", "tools.selfcheck"],
+        ["-m", "tools.ablate"],
         ["-m", "tools.train_tokenizer"],
         ["-m", "tools.prepare"],
         ["-m", "tools.inspect_data"],

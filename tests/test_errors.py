@@ -157,9 +157,9 @@ def test_ctrl_c_as_the_terminal_sends_it() -> None:
 
 
 def test_the_table_of_codes_is_the_truth() -> None:
-    kinds = {errors.ConfigError: 2, errors.DataError: 3, errors.NonFiniteError: 4, errors.CheckpointError: 5}
+    kinds = {errors.ConfigError: 2, errors.DataError: 3, errors.NonFiniteError: 4, errors.CheckpointError: 5, errors.CheckFailed: 6}
     table = {line.split("|")[1].strip() for line in (errors.__doc__ or "").splitlines() if line.startswith("| ")}
     assert {kind.exit_code for kind in kinds} == set(kinds.values())
-    assert table == {"code", "0", "1", "2", "3", "4", "5", "130, 143, 138", "141"}
+    assert table == {"code", "0", "1", "2", "3", "4", "5", "6", "130, 143, 138", "141"}
     assert all(kind.exit_code == code for kind, code in kinds.items())
     assert [128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == [130, 143, 138]

@@ -1,0 +1,147 @@
+"""Change one thing and see what helps, measured: a baseline and a variant, several seeds each, and the difference with its interval.
+
+python -m tools.ablate --config config_smoke.yaml --change optimizer.lr=3e-3 --seeds 3
+python -m tools.ablate --config config_smoke.yaml --change model.n_layers=8 --change model.d_model=96 --trainer.max_steps 100
+
+Several --change make one variant that has them all; for several variants, run it again. Any key of the configuration can be changed for
+both, as in train.py. Each run is one of train.py (or finetune.py) with a seed and a folder of its own below --out; the same command again
+goes on where it was interrupted, and with more --seeds adds to what is there. A run that diverges is reported, and the others go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from lm import errors
+from lm.ablation import Outcome, kept, outcome
+from lm.ablation_report import Ablation
+from lm.config import load
+from lm.config_text import to_yaml
+from lm.disk import refusals, replace
+from lm.errors import ConfigError, NonFiniteError, Stopped
+from lm.stopping import StopSignals
+
+ROOT = Path(__file__).parents[1]
+OWN = ("trainer.seed", "checkpoint.directory", "finetune.report_prompts")  # what this command gives each run
+
+
+def main() -> None:
+    """Refuse what cannot be run, run the pairs, and say what came of it."""
+    arguments, overrides = parser().parse_known_args()
+    changes = [f"--{change.removeprefix('--')}" for change in arguments.change]
+    keys = {key_of(flag) for flag in changes}
+    if own := keys & set(OWN):
+        raise ConfigError(f"--change {min(own)}: this command gives it to each run itself; change something else")
+    if arguments.seeds < 1:
+        raise ConfigError(f"--seeds: {arguments.seeds} is not a number of pairs; write 1 or more")
+    baseline, variant = load(arguments.config, overrides).config, load(arguments.config, [*without(overrides, keys), *changes]).config
+    out = arguments.out or Path("runs") / f"ablate-{short_name(changes)}"
+    texts = to_yaml(baseline), to_yaml(variant)
+    claim(out, texts)
+
+    seeds, runs = [baseline.trainer.seed + i for i in range(arguments.seeds)], {"baseline": list[Outcome](), "variant": list[Outcome]()}
+    script = ["train.py"] if baseline.finetune is None else ["finetune.py", "--finetune.report_prompts=0"]
+    said = sys.stderr if arguments.json else sys.stdout
+    for seed in seeds:
+        for name, flags in (("baseline", without(overrides, {*OWN})), ("variant", [*without(overrides, {*OWN, *keys}), *changes])):
+            folder = out / f"{name}-seed-{seed}"
+            command = [*script, "--config", arguments.config, *flags, f"--trainer.seed={seed}", f"--checkpoint.directory={folder}"]
+            result = run(folder, command)
+            runs[name].append(result)
+            told = result.problem or f"validation loss {result.final:.4f} ({result.seconds:.0f} s of training)"
+            print(f"{name}, seed {seed}: {told}", file=said, flush=True)
+    unit = "nats per token" if baseline.finetune is None or baseline.finetune.objective == "sft" else "nats per pair"
+    named = [flag.removeprefix("--") for flag in changes]
+    ablation = Ablation(arguments.config, named, seeds, runs["baseline"], runs["variant"], unit, kept(baseline, variant), texts)
+    ablation.write(out)
+    if arguments.json:
+        print(json.dumps(ablation.as_json(), indent=1))
+    else:
+        from lm.rendering import terminal_table
+
+        print(f"\n{terminal_table(ablation.table())}\n", *ablation.lines(), f"written: {out}/ablation.md, ablation.json", sep="\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags; any key of the configuration is one more, for both runs."""
+    result = argparse.ArgumentParser(
+        prog="python -m tools.ablate", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("--config", required=True, metavar="FILE", help="the baseline's YAML file")
+    result.add_argument("--change", required=True, action="append", metavar="KEY=VALUE", help="what the variant has otherwise; repeatable")
+    result.add_argument("--seeds", type=int, default=3, metavar="N", help="pairs of runs, from trainer.seed on (3)")
+    result.add_argument("--out", type=Path, metavar="DIR", help="where the runs go (default: runs/ablate- and what is changed)")
+    result.add_argument("--json", action="store_true", help="print one JSON object; what goes on meanwhile goes to stderr")
+    return result
+
+
+def key_of(flag: str) -> str:
+    """--optimizer.lr=1e-3 -> optimizer.lr."""
+    return flag.removeprefix("--").partition("=")[0]
+
+
+def without(flags: list[str], keys: set[str]) -> list[str]:
+    """The flags, each with its value, but for those of some keys: what is changed may have been given for the baseline."""
+    kept, dropping = list[str](), False
+    for word in flags:
+        if word.startswith("--"):
+            dropping = key_of(word) in keys
+        if not dropping:
+            kept.append(word)
+    return kept
+
+
+def short_name(changes: list[str]) -> str:
+    """--optimizer.lr=1e-3 -> lr-1e-3."""
+    short = "-".join(f"{key_of(flag).rpartition('.')[2]}-{flag.partition('=')[2]}" for flag in changes)
+    return re.sub(r"[^\w.+]+", "-", short)[:60].strip("-.")
+
+
+def claim(out: Path, texts: tuple[str, str]) -> None:
+    """Begin an ablation in a folder, or go on with the same one. Raises ConfigError where it is another."""
+    for name, text in zip(("baseline.yaml", "variant.yaml"), texts, strict=True):
+        path = out / name
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise ConfigError(f"--out: {out} holds another ablation ({name} differs); name a new folder, or remove that one")
+    with refusals(out):
+        out.mkdir(parents=True, exist_ok=True)
+    for name, text in zip(("baseline.yaml", "variant.yaml"), texts, strict=True):
+        replace(out / name, text)
+
+
+def run(folder: Path, command: list[str]) -> Outcome:
+    """Train, or go on with it, to its end; what it says goes to a log beside its folder.
+
+    Raises:
+        UserError: it ended otherwise than well or by diverging; the message is its own, and so is the exit code.
+        Stopped: a signal came; the run has saved.
+    """
+    with (
+        folder.with_suffix(".log").open("a", encoding="utf-8") as log,
+        StopSignals(speaks=True, advice="go on with the same command"),
+    ):
+        words = [sys.executable, str(ROOT / command[0]), *command[1:], "--resume", "auto"]
+        process = subprocess.Popen(words, stdout=log, stderr=subprocess.PIPE, text=True)  # noqa: S603 (our own command)
+        try:
+            _, said = process.communicate()
+        except Stopped:
+            process.terminate()  # of a signal to this process alone it knows nothing
+            process.communicate()
+            raise
+        log.write(said)
+    if process.returncode == NonFiniteError.exit_code:
+        return Outcome(problem="diverged")
+    if process.returncode != 0:
+        error = errors.UserError(f"{folder}: the run ended with exit code {process.returncode}: {said.strip()}")
+        error.exit_code = process.returncode
+        raise error
+    return outcome(folder)
+
+
+if __name__ == "__main__":
+    errors.run(main)

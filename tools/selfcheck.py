@@ -1,0 +1,109 @@
+"""Prove on your own configuration that what is about to be trained can be trained, and is what it should be.
+
+python -m tools.selfcheck --config config_smoke.yaml
+python -m tools.selfcheck --config config_smoke.yaml --model.n_layers 8 --only future --only cache
+
+Builds the model and the first batch as train.py (or finetune.py) would, and makes seven checks in float32, a line each. The last one trains
+for four small steps in a temporary folder, straight and interrupted. The run's own folder is not touched. Exit code 0: none fails; 6: one
+does. Any key of the configuration can be changed, as in train.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lm import errors
+from lm.config import Loaded, load
+from lm.config_text import to_yaml
+from lm.origin import Origin
+from lm.schema import Config
+from lm.stopping import StopSignals
+
+if TYPE_CHECKING:
+    from lm.selfchecks import Result
+    from lm.session import Session
+    from lm.training_command import BuildSession
+
+ROOT = Path(__file__).parents[1]
+NAMES = ("future", "cache", "documents", "loss", "gradients", "heart", "resume")
+SIGNS = {True: ("ok  ", "32"), False: ("FAIL", "31"), None: ("--  ", "33")}
+
+
+def main() -> None:
+    """Check what was asked for, a line each."""
+    arguments, overrides = parser().parse_known_args()
+    loaded = load(arguments.config, overrides)
+    names = [name for name in NAMES if name in (arguments.only or NAMES)]
+
+    started = time.perf_counter()
+    from lm.check_subject import Subject
+
+    subject, found = Subject(session_of(loaded)), []
+    if not arguments.json:
+        print(subject.forecast(names, started), flush=True)
+    for name in names:
+        started = time.perf_counter()
+        result = resume(loaded.config) if name == "resume" else subject.check(name)
+        found.append({"check": name, **result._asdict(), "seconds": round(time.perf_counter() - started, 2)})
+        if not arguments.json:
+            print(line(name, result, sys.stdout.isatty() and not os.environ.get("NO_COLOR")), flush=True)
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+    if failed := [str(each["check"]) for each in found if each["ok"] is False]:
+        raise errors.CheckFailed(f"{len(failed)} of {len(found)} checks failed: {', '.join(failed)}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags; any key of the configuration is one more."""
+    result = argparse.ArgumentParser(
+        prog="python -m tools.selfcheck", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file")
+    result.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=f"this check alone, repeatable: {', '.join(NAMES)}")
+    result.add_argument("--json", action="store_true", help="print one JSON list")
+    return result
+
+
+def session_of(loaded: Loaded) -> Session:
+    """The one that train.py or finetune.py would begin."""
+    command = ROOT / ("train.py" if loaded.config.finetune is None else "finetune.py")
+    build: BuildSession = runpy.run_path(str(command))["build_session"]
+    return build(loaded, Origin(), None, StopSignals(speaks=False), lambda text: print(text, file=sys.stderr))
+
+
+def resume(config: Config) -> Result:
+    """tools.resume_proof on a shortened run, which is its own process: it starts and stops several."""
+    from lm.check_subject import RESUME_STEPS, shortened
+    from lm.selfchecks import Result
+
+    with tempfile.TemporaryDirectory(prefix="selfcheck-") as folder:
+        file = Path(folder) / "config.yaml"
+        file.write_text(to_yaml(shortened(config)), encoding="utf-8")
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+        command = [sys.executable, "-m", "tools.resume_proof", "--config", str(file), f"--steps={RESUME_STEPS}", "--stops=1"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)  # noqa: S603 (our own command)
+    said = (done.stdout if done.returncode == 0 else done.stderr).strip()
+    return Result(done.returncode == 0, said.rpartition("\n")[2], "lm/train_state.py; `python -m tools.resume_proof` shows more")
+
+
+def line(name: str, result: Result, colour: bool) -> str:
+    """A check for the terminal; below one that failed stands where to look."""
+    from lm.selfchecks import CHECKS
+
+    sign, code = SIGNS[result.ok]
+    sign = f"\x1b[{code}m{sign}\x1b[0m" if colour else sign
+    below = f"\n     look at {result.where}" if result.ok is False else ""
+    return f"{sign} {CHECKS[name]}: {result.figure}{below}"
+
+
+if __name__ == "__main__":
+    errors.run(main)
