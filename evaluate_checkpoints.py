@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm import errors
-from lm.checkpoint import point
+from lm.checkpoint import point, read_manifest
+from lm.disk import refusals
 from lm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ def main() -> None:
 
     sets = [read_cases(file) for file in case_files(arguments.cases)]
     contenders, damaged = find(arguments.checkpoints)
+    if arguments.out is not None:
+        with refusals(arguments.out):
+            arguments.out.mkdir(parents=True, exist_ok=True)
     check_by(arguments.by, sets, {str(each.meta["tokenizer"].get("sha256")) for each in contenders})
 
     from lm.device import choose_device
@@ -83,13 +87,13 @@ def main() -> None:
         raise ConfigError("--cases: no set of cases is left to rank by; a context may be too short for them")
     if together := rank_together(rankings, arguments.by):
         rankings.insert(0, together)
-    if arguments.out is not None:
-        write(arguments.out, rankings, failed)
-        say(f"written: {arguments.out}/ranking.md, ranking.csv, ranking.png, ranking.json")
     if arguments.json:
-        print(as_json(rankings, failed))
+        print(as_json(rankings, failed), flush=True)
     else:
         show(rankings)
+    if arguments.out is not None:  # what was measured has been shown, should the disk refuse it
+        write(arguments.out, rankings, failed)
+        say(f"written: {arguments.out}/ranking.md, ranking.csv, ranking.png, ranking.json")
     if not arguments.no_link and len(rankings[0].entrants) > 1:
         link(rankings[0].entrants[rankings[0].order.places[0]])
 
@@ -106,12 +110,14 @@ def show(rankings: Sequence[Ranking]) -> None:
         names, first, *others = terminal_table(table(ranking, WIDTH, links=ranking is rankings[0])).splitlines()
         print(heading(ranking), names, f"\x1b[1m{first}\x1b[0m" if loud else first, *others, sep="\n")
         print(*summary(ranking), *notes(ranking), "", sep="\n")
-    print(*general_notes(rankings), sep="\n")
+    print(*general_notes(rankings), sep="\n", flush=True)
 
 
 def link(winner: Entrant) -> None:
-    """Let ranked-best.ckpt beside the winner mean it; a folder that cannot be written is no reason to fail."""
+    """Let ranked-best.ckpt beside the winner mean it, if it is still what was ranked: its run may go on meanwhile. Else that is said."""
     try:
+        if read_manifest(winner.path)["sha256"] != winner.manifest_sha256:
+            raise CheckpointError(f"{winner.path} was replaced since it was ranked")
         point(winner.path.parent, "ranked-best.ckpt", winner.path)
     except CheckpointError as error:
         say(f"no link: {error}")

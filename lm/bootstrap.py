@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 RESAMPLES = 10_000
 AT_ONCE = 2**22  # cases drawn at once
+FEWEST_BEYOND = 10  # draws behind a limit that a percentile needs
 
 Array = NDArray[np.float64]
 
@@ -74,14 +75,19 @@ def interval(value: float, drawn: Array, cases: float, confidence: float = 0.95)
 
     Plain percentiles are those of a normal distribution with the variance of n - 1 by n: too narrow for few cases. These lie as far out
     as Student's t would put them. Where so few cases could all point in one direction by chance alone (1 of 2^(n - 1) times), nothing is
-    known: the limits are infinite.
+    known: the limits are infinite. A percentile behind which hardly anything was drawn is where the draws happen to end, however small the
+    tail; limits are then at least as far away as those of a normal distribution that spreads as the draws do.
     """
     from scipy.special import ndtr, stdtrit
 
     if 2 ** (1 - cases) > 1 - confidence:
         return Interval(value, -np.inf, np.inf)
-    tail = ndtr(np.sqrt(cases / (cases - 1)) * stdtrit(cases - 1, (1 - confidence) / 2))
+    deviations = -np.sqrt(cases / (cases - 1)) * stdtrit(cases - 1, (1 - confidence) / 2)
+    tail = ndtr(-deviations)
     low, high = np.quantile(drawn, [tail, 1 - tail])
+    if tail * len(drawn) < FEWEST_BEYOND:
+        reach = deviations * drawn.std()
+        low, high = min(low, value - reach), max(high, value + reach)
     return Interval(value, float(low), float(high))
 
 
@@ -93,3 +99,18 @@ def share_interval(value: float, drawn: Array, cases: float, confidence: float =
         return found
     far = ((1 - confidence) / 2) ** (1 / cases)
     return Interval(value, far, 1.0) if value == 1 else Interval(value, 0.0, 1 - far)
+
+
+def difference_interval(value: float, drawn: Array, cases: float, confidence: float, unit: float = 1.0) -> Interval:
+    """As `interval`, for the difference of two shares of the same cases. Where it is the same in every case, so it is in whatever is drawn
+    from them, and the share of cases that might differ otherwise has Clopper and Pearson's limit: two that agree on 40 of 40 may well
+    disagree on 8 of 100.
+
+    Args:
+        unit: how much of the difference one share makes, at most.
+    """
+    found = interval(value, drawn, cases, confidence)
+    if np.isinf(found.low) or np.ptp(drawn) > 1e-9:
+        return found
+    reach = (unit + abs(value)) * (1 - ((1 - confidence) / 2) ** (1 / cases))
+    return Interval(value, max(-unit, value - reach), min(unit, value + reach))

@@ -191,8 +191,11 @@ def point(folder: Path, name: str, target: Path) -> None:
     temporary = folder / f".{name}.tmp-{os.getpid()}"
     with refusals(folder / name):
         temporary.unlink(missing_ok=True)
-        temporary.symlink_to(target.name)
-        temporary.replace(folder / name)
+        try:
+            temporary.symlink_to(target.name)
+            temporary.replace(folder / name)
+        finally:  # a folder under that name refuses
+            temporary.unlink(missing_ok=True)
 
 
 def pointed(folder: Path, name: str) -> Path | None:

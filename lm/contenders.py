@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import itertools
 import os
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 from lm.base import template_of
 from lm.checkpoint import links_to, open_checkpoint, read_manifest, read_meta, step_directories
-from lm.errors import CheckpointError, ConfigError, printable
+from lm.errors import CheckpointError, ConfigError, DataError, printable
 from lm.evaluations import NOTHING, Recorded, read_results
 from lm.stored import read_config, read_tokenizer
 from lm.templates import TEMPLATES, ChatFormat
@@ -28,6 +29,7 @@ class Contender(NamedTuple):
         links: names beside it that mean it, such as "best".
         meta: its meta.json.
         recorded: what the run's own validation said of it.
+        sha256: of its manifest, which stands for all of its files.
     """
 
     path: Path
@@ -35,6 +37,7 @@ class Contender(NamedTuple):
     links: tuple[str, ...]
     meta: dict[str, Any]
     recorded: Recorded
+    sha256: str
 
 
 class Failure(NamedTuple):
@@ -52,7 +55,8 @@ def find(patterns: Sequence[str]) -> tuple[list[Contender], list[Failure]]:
     Raises:
         CheckpointError: a path or glob means no checkpoint. It says what is there.
     """
-    found: dict[Path, tuple[dict[str, Any], Recorded]] = {}
+    found: dict[Path, tuple[dict[str, Any], Recorded, str]] = {}
+    results = functools.cache(read_results)  # so that what is damaged in one is said once
     failures: dict[str, Failure] = {}
     for pattern in map(os.path.expanduser, patterns):
         for named in _matches(pattern):
@@ -61,9 +65,8 @@ def find(patterns: Sequence[str]) -> tuple[list[Contender], list[Failure]]:
                 try:
                     path = open_checkpoint(one)
                     if path not in found:
-                        meta = read_meta(path)
-                        result = read_results(path.parent / "evaluations.jsonl").get((meta["step"], read_manifest(path)["sha256"]), NOTHING)
-                        found[path] = meta, result
+                        meta, sha256 = read_meta(path), read_manifest(path)["sha256"]
+                        found[path] = meta, results(path.parent / "evaluations.jsonl").get((meta["step"], sha256), NOTHING), sha256
                 except CheckpointError as error:
                     failures[os.path.realpath(one)] = Failure(printable(str(one)), str(error))
     paths = sorted(found)
@@ -94,7 +97,8 @@ def format_of(path: Path, meta: dict[str, Any], template: str | None) -> ChatFor
     default one needs.
 
     Raises:
-        ConfigError: there is no such template, or the tokenizer lacks its special tokens.
+        ConfigError: there is no such template.
+        DataError: the tokenizer lacks its special tokens, which others may have.
         CheckpointError: meta.json does not hold a configuration, or the tokenizer cannot be read.
     """
     from lm.chat import chat_format
@@ -102,7 +106,12 @@ def format_of(path: Path, meta: dict[str, Any], template: str | None) -> ChatFor
     untaught = template is None and template_of(read_config(path, meta["config"])) is None
     if untaught and not set(TEMPLATES[DEFAULT_TEMPLATE].specials) <= set(read_tokenizer(path, meta).specials):
         return None
-    return chat_format(path, DEFAULT_TEMPLATE if untaught else template)
+    try:
+        return chat_format(path, DEFAULT_TEMPLATE if untaught else template)
+    except ConfigError as error:
+        if template not in TEMPLATES:
+            raise
+        raise DataError(f"{path}: {error}") from error
 
 
 def _matches(pattern: str) -> list[Path]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lm.case_results import SetResult, measure
 from lm.cases import CaseSet
+from lm.checkpoint import read_manifest
 from lm.contenders import Contender, Failure, format_of
 from lm.errors import CheckpointError, ConfigError, DataError, UserError, is_out_of_memory
 from lm.ranking import Entrant
@@ -51,6 +52,9 @@ def measure_all(
         except UserError as error:
             message = str(error)
             failures.append(Failure(contender.name, message if str(contender.path) in message else f"{contender.path}: {message}"))
+        except OSError as error:  # the tokens of its training text went away while they were read
+            file = error.filename or "a file"
+            failures.append(Failure(contender.name, f"{contender.path}: {file} cannot be read: {error.strerror or error}"))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -62,6 +66,8 @@ def _measure(
     contender: Contender, sets: Sequence[CaseSet], load: Load, device: str, tokenizer_option: str, template: str | None
 ) -> Entrant:
     decoder, stored, meta = load(contender.path, device)
+    if read_manifest(contender.path)["sha256"] != contender.sha256:  # what is recorded of it is of other weights
+        raise CheckpointError(f"{contender.path} was replaced while others were measured; rank again")
     tokenizer = resolve(tokenizer_option, stored)
     try:
         text = training_text(read_config(contender.path, meta["config"]), tokenizer, str(meta.get("data_sha256")))
@@ -85,4 +91,5 @@ def _measure(
         recorded=contender.recorded,
         results=tuple(results),
         not_searched=text if isinstance(text, str) else None,
+        manifest_sha256=contender.sha256,
     )

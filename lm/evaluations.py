@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lm.errors import printable
+
 
 class Recorded(NamedTuple):
     """A validation's result; None: it was not finite, or the run has no such number.
@@ -37,7 +39,7 @@ def read_results(file: Path) -> dict[tuple[int, str], Recorded]:
             recorded = Recorded(_finite(result["loss"]), _finite(result.get("bits_per_byte")))
             results[int(result["step"]), str(result["manifest_sha256"])] = recorded
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            print(f"{file}:{number}: this line is damaged and not used", file=sys.stderr)
+            print(f"{printable(str(file))}:{number}: this line is damaged and not used", file=sys.stderr)
     return results
 
 

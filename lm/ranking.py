@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm.bootstrap import Interval, Resampled, interval, mean_of, resample, share_interval
+from lm.bootstrap import Interval, Resampled, difference_interval, interval, mean_of, resample, share_interval
 from lm.case_measures import ACCURACY, BITS_PER_BYTE, CENTRED, MEASURES, Measure
 from lm.case_results import SetResult
 from lm.cases import CaseSet
@@ -37,6 +37,7 @@ class Entrant:
         recorded: what the run's own validation said.
         results: of each set of cases; None: it cannot be asked.
         not_searched: why the text that it was trained on was not searched for what it writes; None: it was.
+        manifest_sha256: stands for all its files, as they were measured.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Entrant:
     recorded: Recorded
     results: tuple[SetResult | None, ...]
     not_searched: str | None = None
+    manifest_sha256: str = ""
 
 
 class Pair(NamedTuple):
@@ -190,7 +192,10 @@ def order_of(measure: Measure, drawn: Resampled) -> Order:
     for first, second in numbers:
         value = sign * float(drawn.values[first] - drawn.values[second])
         differences = sign * (drawn.drawn[:, first] - drawn.drawn[:, second])
-        pairs.append(Pair(first, second, interval(value, differences, drawn.cases, 1 - (1 - CONFIDENCE) / len(numbers))))
+        known = value, differences, drawn.cases, 1 - (1 - CONFIDENCE) / len(numbers)
+        # Of two choices or more guessing is right in half of the cases at most, so centred a share counts twice at most.
+        limits = difference_interval(*known, 2 if measure is CENTRED else 1) if measure.kind == "share" else interval(*known)
+        pairs.append(Pair(first, second, limits))
     apart = [pair for pair in pairs if pair.told_apart]
     ranks = [
         (1 + sum(pair.second == i for pair in apart), len(places) - sum(pair.first == i for pair in apart)) for i in range(len(places))

@@ -15,7 +15,7 @@ from lm.bootstrap import RESAMPLES
 from lm.case_results import CaseResult
 from lm.contenders import Failure
 from lm.curves import save
-from lm.disk import refusals, replace
+from lm.disk import replace
 from lm.markdown import markdown_table, safe
 from lm.ranking import CONFIDENCE, Ranking
 from lm.ranking_picture import picture
@@ -23,9 +23,7 @@ from lm.ranking_report import columns, general_notes, heading, notes, sentence, 
 
 
 def write(folder: Path, rankings: Sequence[Ranking], failed: Sequence[Failure]) -> None:
-    """Write ranking.md, ranking.csv, ranking.png and ranking.json, each whole or not at all. Raises CheckpointError."""
-    with refusals(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    """Write ranking.md, ranking.csv, ranking.png and ranking.json into a folder, each whole or not at all. Raises CheckpointError."""
     save(picture(rankings), folder / "ranking.png")
     replace(folder / "ranking.md", markdown(rankings, failed))
     replace(folder / "ranking.csv", as_csv(rankings))
@@ -57,7 +55,7 @@ def as_csv(rankings: Sequence[Ranking]) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
     return file.getvalue()
 
 
@@ -115,6 +113,11 @@ def _rows(ranking: Ranking) -> Iterator[dict[str, Any]]:
             if column.limits is not None:
                 row |= {f"{column.key}_low": _known(column.limits[place].low), f"{column.key}_high": _known(column.limits[place].high)}
         yield row
+
+
+def _cell(value: Any) -> Any:
+    """Text that a spreadsheet would take for a formula is text behind an apostrophe; numbers may well be negative."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 
 def _answer(result: CaseResult) -> dict[str, Any]:

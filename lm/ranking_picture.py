@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ABREAST = 2  # panels
+TALLEST = 400  # inches of the whole; matplotlib refuses 2^16 pixels, which 437 are
 
 
 def picture(rankings: Sequence[Ranking]) -> Figure:
@@ -24,7 +25,7 @@ def picture(rankings: Sequence[Ranking]) -> Figure:
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
     across = min(ABREAST, len(rankings))
     down = math.ceil(len(rankings) / across)
-    height = 1.1 + 0.32 * max(len(ranking.entrants) for ranking in rankings)
+    height = min(1.1 + 0.32 * max(len(ranking.entrants) for ranking in rankings), TALLEST / down)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.2 * across, height * down))
         figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lm import bootstrap
-from lm.bootstrap import interval, mean_of, resample, share_interval
+from lm.bootstrap import difference_interval, interval, mean_of, resample, share_interval
 
 SIMULATIONS = 1000
 
@@ -147,3 +147,26 @@ def test_sets_count_alike_however_large_they_are() -> None:
     # Drawn independently of each other, so the variances add up.
     np.testing.assert_allclose(together.drawn.var(axis=0), (small.drawn.var(axis=0) + large.drawn.var(axis=0)) / 4, rtol=0.05)
     assert together.cases == 40
+
+
+def test_limits_do_not_end_where_the_draws_end() -> None:
+    """Of 40 checkpoints there are 780 pairs; a percentile for each would be the smallest of all draws, which errs far more often."""
+    found = resampled(np.random.default_rng(10).normal(size=(200, 1)))
+    (value,), (drawn,) = found.values, found.drawn.T
+    _, low, high = interval(value, drawn, found.cases, 1 - 0.05 / 780)
+    assert low == pytest.approx(value - 4.08 * drawn.std(), rel=0.05) and high == pytest.approx(value + 4.08 * drawn.std(), rel=0.05)
+    assert interval(value, drawn, found.cases, 1 - 0.05 / 100_000).low < drawn.min()
+
+
+@pytest.mark.parametrize(
+    ("value", "n", "limits"), [(0.0, 40, (-0.0881, 0.0881)), (1.0, 40, (0.8238, 1)), (-1.0, 40, (-1, -0.8238)), (1.0, 6, (0.0815, 1))]
+)
+def test_two_that_agree_in_all_cases_may_differ_in_others(value: float, n: int, limits: tuple[float, float]) -> None:
+    """0.0881 is the binomial limit for none of 40; where one is always right and the other never, both may err so often."""
+    assert difference_interval(value, np.full(1000, value), n, 0.95)[1:] == pytest.approx(limits, abs=1e-4)
+
+
+def test_differences_that_vary_have_the_interval_of_their_draws() -> None:
+    drawn = np.random.default_rng(11).normal(0.1, 0.05, 1000)
+    assert difference_interval(0.1, drawn, 40, 0.95) == interval(0.1, drawn, 40, 0.95)
+    assert difference_interval(0.0, np.zeros(1000), 5, 0.95)[1:] == (-np.inf, np.inf)

@@ -194,7 +194,8 @@ def test_words_and_table(run: Path, tmp_path: Path, rank: Any) -> None:
     assert second.split()[:3] == ["copy/step-00000300", "1–2", "91.3"]
     assert third.split()[:4] == ["checkpoints/step-00000200", "(best)", "3", "52.2"]
     assert said[0] == (
-        "checkpoints/step-00000300 and copy/step-00000300 cannot be told apart on 23 cases (difference 0.0 points of accuracy [0.0, 0.0])"
+        "checkpoints/step-00000300 and copy/step-00000300 cannot be told apart on 23 cases "
+        "(difference 0.0 points of accuracy [-18.8, 18.8])"
     )
     assert re.fullmatch(
         r"checkpoints/step-00000300 is better than checkpoints/step-00000200 by 39\.1 points of accuracy \[[\d.]+, [\d.]+\]", said[1]
@@ -209,7 +210,7 @@ def test_none_can_be_told_apart(run: Path, tmp_path: Path, rank: Any) -> None:
         letters(run, step, 0.6, 21)
     cases = save_cases(tmp_path / "next.yaml", next_letters())
     done = rank("--checkpoints", run / "step-00000[345]00.ckpt", "--cases", cases)
-    assert "none of these 3 can be told apart on 23 cases: differences up to 0.0 points of accuracy would not show" in done.out
+    assert "none of these 3 can be told apart on 23 cases: differences up to 18.8 points of accuracy would not show" in done.out
 
 
 def test_five_cases_tell_nothing(run: Path, tmp_path: Path, rank: Any) -> None:
@@ -432,6 +433,90 @@ def test_a_chat_is_asked_of_those_who_can_be_spoken_to(tmp_path: Path, rank: Any
     assert done.code == 2 and "there is alpaca" in done.err
 
 
+def test_a_template_that_one_cannot_speak_is_no_reason_to_ask_nobody(tmp_path: Path, rank: Any) -> None:
+    pairs = pairs_of_letters()
+    runs.write_trained(tmp_path / "pairs", follower(pairs, pairs.encode(LETTERS), 0.5, 23), pairs, NOWHERE)
+    runs.write_trained(tmp_path / "bytes", follower(BYTE, BYTE.encode(LETTERS), 0.5, 23), BYTE, NOWHERE)
+    chat = save_cases(tmp_path / "chat.yaml", [{"prompt": "a?", "target": "b"}], chat=True)
+    done = rank("--checkpoints", tmp_path / "*" / "step*", "--cases", chat, "--template", "instruction-output", "--json")
+    assert done.code == 0 and done.order() == ["bytes/step-00000150"]
+    (failed,) = json.loads(done.out)["failed"]
+    assert failed["name"] == "pairs/step-00000150" and "instruction-output needs <|sep|>" in failed["reason"]
+
+
+def test_a_winner_that_has_gone_or_was_replaced_is_not_linked(
+    run: Path, tmp_path: Path, rank: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on may delete its old checkpoints, or write one of them again."""
+    cases, show = save_cases(tmp_path / "next.yaml", next_letters()), evaluate_checkpoints.show
+
+    def meanwhile(change: Any) -> Done:
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluate_checkpoints, "show", lambda rankings: (show(rankings), change()))
+            done: Done = rank("--checkpoints", run, "--cases", cases)
+            return done
+
+    done = meanwhile(lambda: letters(run, 300, 0.7))
+    assert done.code == 0 and "step-00000300.ckpt was replaced since it was ranked" in done.err
+    done = meanwhile(lambda: shutil.rmtree(run / "step-00000300.ckpt"))
+    assert done.code == 0 and "no link: " in done.err
+    assert not (run / "ranked-best.ckpt").is_symlink()
+
+
+def test_one_that_is_replaced_while_it_waits_is_not_ranked(run: Path, tmp_path: Path, rank: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its recorded loss would be that of other weights."""
+    cases, load = save_cases(tmp_path / "next.yaml", next_letters()), evaluate_checkpoints_load()
+
+    def late(path: Path, device: str) -> Any:
+        if path.name == "step-00000100.ckpt":
+            letters(run, 200, 0.9)
+        return load(path, device)
+
+    monkeypatch.setattr("model.load", late)
+    done = rank("--checkpoints", run, "--cases", cases, "--json")
+    assert done.order() == ["step-00000300", "step-00000100"]
+    assert "was replaced while others were measured" in json.loads(done.out)["failed"][0]["reason"]
+
+
+def test_a_name_that_is_taken_by_a_folder_leaves_nothing(run: Path, tmp_path: Path, rank: Any) -> None:
+    (run / "ranked-best.ckpt").mkdir()
+    before = sorted(path.name for path in run.iterdir())
+    done = rank("--checkpoints", run, "--cases", save_cases(tmp_path / "next.yaml", next_letters()))
+    assert done.code == 0 and "no link: " in done.err and sorted(path.name for path in run.iterdir()) == before
+
+
+def test_a_disk_that_refuses_the_files_costs_no_ranking(run: Path, tmp_path: Path, rank: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases, file = save_cases(tmp_path / "next.yaml", next_letters()), tmp_path / "file"
+    file.touch()
+    done = rank("--checkpoints", run, "--cases", cases, "--out", file)
+    assert done.code == 5 and "1 of 3" not in done.err  # before anything is measured
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    done = rank("--checkpoints", run, "--cases", cases, "--out", tmp_path / "out")
+    assert done.code == 5 and "ranking.png could not be written: No space left" in done.err and "step-00000300 is better than" in done.out
+
+
+def test_a_training_text_that_goes_away_costs_one_checkpoint(run: Path, tmp_path: Path, rank: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lm.entrants
+
+    measure = lm.entrants.measure
+    calls: list[object] = []
+
+    def gone(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise FileNotFoundError(2, "No such file or directory", "train.bin")
+        return measure(*arguments)
+
+    monkeypatch.setattr("lm.entrants.measure", gone)
+    done = rank("--checkpoints", run, "--cases", save_cases(tmp_path / "next.yaml", next_letters()), "--json")
+    assert done.code == 0 and done.order() == ["step-00000300", "step-00000200"]
+    assert "train.bin cannot be read" in json.loads(done.out)["failed"][0]["reason"]
+
+
 def test_names_from_outside_command_nothing(trained: Path, tmp_path: Path, rank: Any) -> None:
     evil = tmp_path / "a\x1b[31m|b$x$" / "run"
     shutil.copytree(trained, evil, symlinks=True)
@@ -440,15 +525,24 @@ def test_names_from_outside_command_nothing(trained: Path, tmp_path: Path, rank:
     done = rank("--checkpoints", f"{evil}/*", tmp_path / "b" / "run", "--cases", cases, "--out", tmp_path / "out")
     assert done.code == 0 and "\x1b" not in done.out + done.err + (tmp_path / "out" / "ranking.md").read_text()
     assert "\\|b\\$x\\$" in (tmp_path / "out" / "ranking.md").read_text()
+    formula = tmp_path / "=HYPERLINK('x')"
+    (tmp_path / "b" / "run").rename(formula)
+    cases = cases.rename(tmp_path / "@next.yaml")
+    assert rank("--checkpoints", formula / "step*", f"{evil}/*", "--cases", cases, "--out", tmp_path / "out").code == 0
+    for line in csv.DictReader((tmp_path / "out" / "ranking.csv").open()):
+        assert line["set"] == "'@next" and not line["checkpoint"].startswith("=")
+        assert float(line["centred_accuracy"]) in (-1.0, pytest.approx(1 / 23), pytest.approx(19 / 23))  # a number stays one
 
 
 def test_the_recorded_validation_stands_beside(run: Path, tmp_path: Path, rank: Any) -> None:
     manifest = checkpoint.read_manifest(run / "step-00000300.ckpt")["sha256"]
     line = {"step": 300, "manifest_sha256": manifest, "loss": 1.25, "bits_per_byte": 1.75}
     other = {"step": 200, "manifest_sha256": "of other bytes", "loss": 0.5, "bits_per_byte": 0.5}
-    (run / "evaluations.jsonl").write_text(json.dumps(other) + "\n" + json.dumps(line) + "\n")
+    (run / "evaluations.jsonl").write_text(json.dumps(other) + "\n{\n" + json.dumps(line) + "\n")
     cases = save_cases(tmp_path / "next.yaml", next_letters())
-    rows = rank("--checkpoints", run, "--cases", cases, "--json").ranking()["checkpoints"]
+    done = rank("--checkpoints", run, "--cases", cases, "--json")
+    rows = done.ranking()["checkpoints"]
+    assert done.err.count("is damaged and not used") == 1  # though three checkpoints stand beside it
     assert [(row["val_loss"], row["val_bits_per_byte"]) for row in rows] == [(1.25, 1.75), (None, None), (None, None)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from lm.case_results import CaseResult, SetResult
 from lm.cases import CaseSet
 from lm.evaluations import NOTHING
 from lm.ranking import Entrant, Ranking, order_of, rank_set, rank_together
+from lm.ranking_picture import picture
 from lm.ranking_report import notes, summary
 from lm.schema.cases import Case
 
@@ -125,3 +127,12 @@ def test_sets_count_alike_and_are_drawn_apart() -> None:
     assert found.parts == ("small", "large") and found.scores["centred_accuracy"][0].value == 0.5
     assert rank_together(parts[:1]) is None
     assert summary(found) == []
+
+
+def test_a_picture_of_very_many_can_still_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """matplotlib refuses 2^16 pixels, when all has been measured."""
+    few = ranked(rank_set(cases(6), 0, [entrant("a", [result(True)] * 6), entrant("b", [result(False)] * 6)]))
+    monkeypatch.setattr("lm.ranking_picture._draw", lambda *_: None)
+    many = dataclasses.replace(few, entrants=few.entrants * 1000)
+    _, height = picture([many] * 6).get_size_inches()
+    assert height * 150 < 2**16
