@@ -94,8 +94,10 @@ def _ranking(ranking: Ranking) -> dict[str, Any]:
     }
     found["notes"] = list(notes(ranking))
     if cases is not None:
+        results = dict(zip(names, ranking.results, strict=True))
+        found["longest_copied_text"] = {name: result.memorised.longest_text for name, result in results.items() if result.memorised}
         found["answers"] = [
-            {"prompt": case.prompt} | {name: _answer(result.results[i]) for name, result in zip(names, ranking.results, strict=True)}
+            {"prompt": case.prompt, "checkpoints": {name: _answer(result.results[i]) for name, result in results.items()}}
             for i, case in enumerate(cases.cases)
         ]
     return found
