@@ -59,7 +59,7 @@ def sections(c: Comparison) -> list[Section]:
         Section("Last validation of each source, nats per token", said=own, table=[["source", *c.names], *by_source] if by_source else []),
         _differing("Configuration", c, [each for each in c.config if each.matters], "no key differs that a run computes from"),
         _differing("Configuration: keys that change no result", c, [each for each in c.config if not each.matters]),
-        _differing("Text, tokenizer, parent, packages, machine", c, c.lineage, "all the same, as far as checkpoints tell"),
+        _differing("Text, tokenizer, parent, code, packages, machine", c, c.lineage, "all the same, as far as checkpoints tell"),
     ]
     return [section for section in found if section.loud or section.said or section.table]
 
