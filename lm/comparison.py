@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 
 from lm.alignment import Place, Reached, Value, aligned, first_reached
 from lm.changes import is_harmless, leaves
-from lm.run_record import RunRecord, Saved, Validation
+from lm.evaluations import Validation
+from lm.run_record import RunRecord
 from lm.same_text import Verdict
 from lm.unchecked import found, text, whole
 
-LINEAGE = ("tokenizer", "data_sha256", "revisions", "parent", "precision", "device", "threads", "versions")
+LINEAGE = ("tokenizer", "data_sha256", "revisions", "parent", "code", "precision", "device", "threads", "hardware", "versions")
 # What decides how a validation text is cut into rows, and which of them are read.
-CUT = ("model.context_length", "data.sequence_length", "data.rows", "data.document_mask", "trainer.validation_rows")
+CUT = ("data.sequence_length", "data.rows", "data.document_mask", "trainer.validation_rows")
 # A run may go on with another of these and is still that run (lm/changes.py); two runs with different ones are two different ones.
 DECISIVE = ("finetune.base", "trainer.max_epochs", "trainer.max_minutes", "trainer.early_stopping")
-UNITS = {"loss": "nats per token", "bits_per_byte": "bits per byte"}
 SHARES = (0.1, 0.5, 1.0)  # of the shorter run, where samples are held against each other
 
 
@@ -42,7 +42,7 @@ class Yardstick(NamedTuple):
     """What the two runs' own validations can be compared by.
 
     Attributes:
-        column: of metrics.csv; None: by nothing, as they are of different texts.
+        column: of metrics.csv; None: by nothing, as nothing tells that they are of one text.
         says: why not, or what has to be borne in mind.
     """
 
@@ -96,8 +96,7 @@ class Comparison:
     @property
     def unit(self) -> str:
         """Of the values."""
-        of_pairs = text(self.a.config, "finetune", "objective") == "dpo"
-        return "loss per pair of answers" if of_pairs else UNITS[self.yardstick.column or "loss"]
+        return "bits per byte" if self.yardstick.column == "bits_per_byte" else self.a.unit
 
     @property
     def sources(self) -> list[tuple[str, float | None, float | None]]:
@@ -130,14 +129,6 @@ def compare(a: RunRecord, b: RunRecord) -> Comparison:
     )
 
 
-def best_checkpoint(run: RunRecord) -> Saved | None:
-    """The one with the lowest recorded loss of those that are still here, or where none was validated the newest; None: none is whole."""
-    scored = [(v.loss, saved) for v in run.validations if math.isfinite(v.loss) and (saved := run.checkpoint_of(v))]
-    if scored:
-        return min(scored, key=lambda pair: pair[0])[1]
-    return next((saved for saved in reversed(run.checkpoints) if not saved.problem), None)
-
-
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
     """The keys of nested sections that differ, those that matter first."""
     old, new = dict(leaves(a)), dict(leaves(b))
@@ -153,8 +144,7 @@ def _matters(key: str) -> bool:
 
 def choose_yardstick(a: RunRecord, b: RunRecord) -> Yardstick:
     """By what the validations that the runs recorded can be compared, as far as their records tell."""
-    objectives = [text(run.config, "finetune", "objective") == "dpo" for run in (a, b)]
-    if objectives[0] != objectives[1]:
+    if a.of_pairs != b.of_pairs:
         return Yardstick(None, "one of them learns from preferences, whose loss is another thing")
     tokenizers = [text(run.meta, "tokenizer", "sha256") for run in (a, b)]
     if None in tokenizers:
@@ -164,10 +154,12 @@ def choose_yardstick(a: RunRecord, b: RunRecord) -> Yardstick:
     if texts[0] is None or texts[0] != texts[1]:
         told = [{key: value for key, value in leaves(run.config) if _is_of_text(key)} for run in (a, b)]
         if told[0] != told[1] or not told[0] or (column == "loss" and None not in texts):
-            return Yardstick(None, "they were validated on different texts, so their losses are not comparable")
+            return Yardstick(None, "their data are different texts, as far as is recorded, so their recorded validations are not compared")
         says = "their tokenizers differ, so bits per byte are compared" if column != "loss" else "no checkpoint says so for certain"
         return Yardstick(column, f"by their configurations the text is the same; {says}")
     cut = [{key: found(run.config, *key.split(".")) for key in CUT} for run in (a, b)]
+    for keys, run in zip(cut, (a, b), strict=True):
+        keys["data.sequence_length"] = keys["data.sequence_length"] or found(run.config, "model", "context_length")  # as Config.row_length
     if differing := [key for key in CUT if cut[0][key] != cut[1][key]]:
         return Yardstick(
             column, f"the same text is cut into other rows ({', '.join(differing)}): longer rows know more of what came before"

@@ -13,6 +13,7 @@ from lm.alignment import Reached, at
 from lm.comparison import Comparison, Difference
 from lm.curves import BLOCKS
 from lm.page import visible
+from lm.report_cost import duration
 from lm.run_record import RunRecord
 from lm.svg import short
 from lm.unchecked import whole
@@ -22,6 +23,7 @@ MOST_PLACES = 12  # lines of the table of losses; JSON and the page's drawing ha
 MOST_SAMPLE = 500  # characters in a terminal
 COURSE = 60  # blocks
 NOTHING = "-"
+OWN_TOKENS = "each in its own tokens, of its own text: these are not to be held against each other"
 SHA256 = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # of which a dozen digits tell as much to people
 
 
@@ -48,15 +50,16 @@ def sections(c: Comparison) -> list[Section]:
     """All but drawings and samples; those that have nothing to say are left out."""
     facts = {name: (value, _facts(c.b)[name]) for name, value in _facts(c.a).items()}
     by_source = [[name, *(NOTHING if loss is None else f"{loss:.4f}" for loss in losses)] for name, *losses in c.sources]
+    own = [OWN_TOKENS] if by_source and c.yardstick.column != "loss" else []
     found = [
         Section("Verdict", [v.words(c.names) for v in c.verdicts], [note for v in c.verdicts for note in v.notes] + c.notes),
         Section("The runs", table=[["", *c.names], *([name, *both] for name, both in facts.items() if set(both) != {NOTHING})]),
         _losses(c),
         Section("Which was where first", said=_marks(c.reached), table=_reached(c)),
-        Section("Last validation of each source, nats per token", table=[["source", *c.names], *by_source] if by_source else []),
+        Section("Last validation of each source, nats per token", said=own, table=[["source", *c.names], *by_source] if by_source else []),
         _differing("Configuration", c, [each for each in c.config if each.matters], "no key differs that a run computes from"),
         _differing("Configuration: keys that change no result", c, [each for each in c.config if not each.matters]),
-        _differing("Text, tokenizer, parent, packages, machine", c, c.lineage, "all the same, as far as checkpoints tell"),
+        _differing("Text, tokenizer, parent, code, packages, machine", c, c.lineage, "all the same, as far as checkpoints tell"),
     ]
     return [section for section in found if section.loud or section.said or section.table]
 
@@ -211,13 +214,6 @@ def _short(text: str, width: int) -> str:
 
 def _wrapped(text: str, indent: str) -> list[str]:
     return textwrap.wrap(visible(text), WIDTH, initial_indent=indent, subsequent_indent=indent)
-
-
-def duration(seconds: float) -> str:
-    """95 -> 1 min 35 s."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
 def _finite(value: Any) -> Any:

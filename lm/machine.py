@@ -20,10 +20,13 @@ def code(root: Path = ROOT) -> dict[str, Any] | None:
     if git is None or not (root / ".git").exists():  # an installed package may lie within somebody else's checkout
         return None
     answers = []
+    surroundings = {
+        name: value for name, value in os.environ.items() if not name.startswith("GIT_")
+    }  # a hook's GIT_DIR is another checkout
     for question in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
         command = [git, "--no-optional-locks", "-C", str(root), *question]
         try:
-            answers.append(subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip())  # noqa: S603
+            answers.append(subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True, timeout=10).stdout.strip())  # noqa: S603
         except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
             return None
     return {"commit": answers[0], "changed": bool(answers[1])}

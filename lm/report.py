@@ -21,7 +21,7 @@ from lm.report_config import configuration, lineage
 from lm.report_cost import cost, duration
 from lm.report_curves import curves, perplexity_text, sources
 from lm.report_ranking import ranking
-from lm.run_record import RunRecord, Saved
+from lm.run_record import RunRecord
 from lm.stored import read_config
 from lm.unchecked import found, text, whole
 
@@ -91,7 +91,7 @@ def report(run: RunRecord, out: Path, model: Mapping[str, Html], style: str = ""
         ),
         element("nav", *(element("a", PARTS[key], href=f"#{key}") for key in shown), aria_label="Parts of this report"),
         *(element("section", element("h2", PARTS[key]), part, id=key) for key, part in shown.items()),
-        element("footer", f"Made from {run.folder} on {_date(datetime.now(UTC))}. Losses are in nats per token, on the validation split."),
+        element("footer", f"Made from {run.folder} on {_date(datetime.now(UTC))}. Losses: {run.unit}."),
     ]
     return document(f"Report: {run.name}", *body, style=svg.STYLE + STYLE + report_texts.STYLE + style)
 
@@ -132,7 +132,7 @@ def _lead(run: RunRecord, line: Sequence[Ancestor]) -> Iterator[Html]:
     parameters, trained = whole(run.meta, "n_parameters"), whole(run.meta, "adapters", "n_parameters")
     kind = f"A model of {parameters:,} parameters" if parameters is not None else "A model"
     kind += f" and {trained:,} in adapters, the only ones that were trained" if trained is not None else ""
-    base = text(run.config, "finetune", "base") or (line[0].path if line else None)
+    base = text(run.config, "finetune", "base") or (line[0].path if line else None if run.meta else run.start)
     how = f"fine-tuned from {base}" if found(run.config, "finetune") else f"started from {base}" if base else "trained from random weights"
     yield element("p", f"{kind}, {how}. {_shape(run)}", class_="lead")
     yield element("p", *_state(run), class_="lead")
@@ -142,8 +142,8 @@ def _shape(run: RunRecord) -> str:
     known = [(whole(run.meta, "model", key), words) for key, words in (("n_layers", "{:,} layers"), ("d_model", "width {:,}"))]
     known.append((whole(run.meta, "model", "context_length"), "context of {:,} tokens"))
     parts = [words.format(value) for value, words in known if value is not None]
-    parts += [f"tokenizer {name}"] if (name := text(run.meta, "tokenizer", "name")) else []
-    return f"{', '.join(parts).capitalize()}." if parts else ""
+    parts += [f"{'tokenizer' if parts else 'Tokenizer'} {name}"] if (name := text(run.meta, "tokenizer", "name")) else []
+    return f"{', '.join(parts)}." if parts else ""
 
 
 def _state(run: RunRecord) -> Iterator[str]:
@@ -172,11 +172,15 @@ def _tiles(run: RunRecord) -> Html:
     best, tokens, seconds, parameters = run.best, run.tokens, run.seconds, whole(run.meta, "n_parameters")
     unknown = "not recorded"
     finite = best is not None and math.isfinite(best.bits_per_byte)
-    scored = f"the lowest; {best.tokens:,} tokens scored" if best is not None and best.tokens is not None else "the lowest"
+    scored = (
+        f"the lowest; {best.tokens:,} {'pairs' if run.of_pairs else 'tokens'} scored"
+        if best is not None and best.tokens is not None
+        else "the lowest"
+    )
     tiles = [
-        ("validation loss", f"{best.loss:.4f}" if best else "–", f"nats per token, {scored}" if best else unknown),
+        ("validation loss", f"{best.loss:.4f}" if best else "–", f"{run.unit}, {scored}" if best else unknown),
         ("bits per byte", f"{best.bits_per_byte:.4f}" if best and finite else "–", "of the text, any tokenizer" if finite else unknown),
-        ("perplexity", perplexity_text(best.perplexity) if best else "–", "per token" if best else unknown),
+        ("perplexity", perplexity_text(best.perplexity), "per token") if best and not run.of_pairs else ("perplexity", "–", unknown),
         ("trained on", svg.short(tokens) if tokens is not None else "–", f"{tokens:,} tokens" if tokens is not None else unknown),
         ("parameters", svg.short(parameters) if parameters else "–", f"{parameters:,}" if parameters else unknown),
         ("training time", _about(seconds), f"{duration(seconds)} without validating and saving" if seconds is not None else unknown),
@@ -213,9 +217,3 @@ def _relative(path: Path, out: Path) -> str:
 
 def _date(when: datetime) -> str:
     return f"{when.day} {when:%B %Y, %H:%M} UTC"
-
-
-def best_checkpoint(run: RunRecord) -> Saved | None:
-    """The one that best.ckpt means, else the newest that can be read."""
-    readable = [saved for saved in run.checkpoints if saved.problem is None]
-    return next((saved for saved in readable if "best.ckpt" in saved.links), readable[-1] if readable else None)

@@ -56,7 +56,7 @@ def lineage(run: RunRecord, line: Sequence[Ancestor]) -> Html:
     lines += [[name, value or element("span", NOT_RECORDED, class_="quiet")] for name, value in _facts(run)]
     for number_of, each in enumerate(line):
         where = "" if each.place else "; not there any more, or other bytes"
-        name = "parent" if number_of == 0 else f"{'grand' if number_of == 1 else 'great-grand'}parent"
+        name = "parent" if number_of == 0 else "great-" * (number_of - 1) + "grandparent"
         step = f"{each.path} (step {each.step:,}){where}" if each.step is not None else f"{each.path}{where}"
         lines.append([name, joined([step, element("br"), _hash("manifest", each.manifest_sha256)])])
     if not line:

@@ -27,7 +27,9 @@ def cost(run: RunRecord, watts: float | None) -> Html:
         share = f"{seconds / elapsed:.0%}" if seconds is not None and elapsed else ""
         lines.append([name, unit if seconds is None else duration(seconds), share])
     if elapsed is not None and training is not None and (rest := elapsed - training - validating) >= 0:
-        lines.append(["the rest: saving, and pauses between sessions", duration(rest), f"{rest / elapsed:.0%}" if elapsed else ""])
+        lines.append(
+            ["the rest: saving, pauses, steps that were lost and done again", duration(rest), f"{rest / elapsed:.0%}" if elapsed else ""]
+        )
     lines.append(["from the first to the last line of metrics.csv", unit if elapsed is None else duration(elapsed), ""])
     return joined([table(lines, "Time, as recorded"), table([["speed and memory", ""], *_speed(run)]), *_energy(run, watts, validating)])
 
@@ -80,7 +82,7 @@ def _assumed(run: RunRecord) -> tuple[float, str]:
     each, why = WATTS.get(device, WATTS["cpu"]), f"assumed for {device}, whichever it is"
     for name, highest in BOARDS.items() if device == "cuda" else ():
         if re.search(rf"\b{name}\b", gpu):
-            each, why = highest, f"the highest that an {name} draws, without the rest of the machine"
+            each, why = highest, f"the highest of a board named {name}, without the rest of the machine"
     return each * count, why + (f", times {count}" if count > 1 else "")
 
 

@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterator, Sequence
 
 from lm.curves import smooth
+from lm.evaluations import Validation
 from lm.page import Html, element, folded, joined, table
-from lm.run_record import RunRecord, Validation
+from lm.run_record import RunRecord
 from lm.svg import Chart, Point, Series, chart
 from lm.unchecked import number, whole
 
 TALL = 12  # lines of a table that is not folded
+MOST_LINES = 500  # of one that is
 
 
 def curves(run: RunRecord) -> Html:
@@ -37,7 +39,7 @@ def sources(run: RunRecord) -> Html | None:
         if name in last.sources:
             loss, tokens = last.sources[name]
             lines.append([name, f"{loss:.4f}", f"{lowest[1]:.4f}", perplexity_text(math.exp(min(700, loss))), f"{tokens:,}"])
-    what = Chart("Validation loss of each source", "tokens" if per_step else "steps", "nats per token", series)
+    what = Chart("Validation loss of each source", "tokens" if per_step else "steps", run.unit, series)
     return joined([element("div", chart(what), class_="charts"), table(lines, f"At step {last.step:,}, and the lowest of all validations")])
 
 
@@ -63,7 +65,7 @@ def _losses(run: RunRecord) -> Iterator[Chart]:
             Series("train, smoothed", smoothed),
             Series("validation", validation, "dots", 1, min(validation, key=lambda point: point[1], default=None)),
         ]
-        yield Chart(f"Loss by {label}", label, "nats per token", series, seconds=over == "seconds")
+        yield Chart(f"Loss by {label}", label, run.unit, series, seconds=over == "seconds")
 
 
 def _rates(run: RunRecord) -> Iterator[Chart]:
@@ -79,7 +81,7 @@ def _notes(run: RunRecord) -> Iterator[Html]:
     best, vocabulary = run.best, whole(run.meta, "model", "vocab_size")
     if best is not None:
         yield element("p", f"The filled dot is the lowest validation loss: {best.loss:.4f} at step {best.step:,}.", class_="quiet small")
-    if vocabulary:
+    if vocabulary and not run.of_pairs:
         guess = f"Guessing blindly among the {vocabulary:,} tokens would have a loss of ln {vocabulary:,} = {math.log(vocabulary):.3f}."
         yield element("p", guess, class_="quiet small")
     norms, limit = [norm for _, norm in run.points("train", "grad_norm")], number(run.config, "optimizer", "grad_clip")
@@ -94,10 +96,16 @@ def _validations(run: RunRecord) -> Iterator[Html]:
     if not run.validations:
         return
     best = run.best
-    lines: list[Sequence[str]] = [["step", "loss", "perplexity", "bits per byte", "tokens scored"]]
-    lines += [_line(validation, validation is best) for validation in run.validations]
-    made = table(lines, "Validations, as evaluations.jsonl has them; the loss in nats per token")
-    yield made if len(lines) <= TALL + 1 else folded(f"All {len(run.validations):,} validations", made)
+    lines: list[Sequence[str]] = [["step", "loss", "perplexity", "bits per byte", "pairs scored" if run.of_pairs else "tokens scored"]]
+    every = math.ceil(len(run.validations) / MOST_LINES)
+    shown = [v for i, v in enumerate(run.validations) if i % every == 0 or v is best or v is run.validations[-1]]
+    lines += [_line(validation, validation is best) for validation in shown]
+    made = table(lines, f"Validations, as evaluations.jsonl has them; {run.unit}")
+    yield (
+        made
+        if len(lines) <= TALL + 1
+        else folded(f"{len(shown):,} of {len(run.validations):,} validations" if every > 1 else f"All {len(shown):,} validations", made)
+    )
 
 
 def _line(v: Validation, best: bool) -> Sequence[str]:

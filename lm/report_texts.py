@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from lm.evaluations import Validation
 from lm.page import Html, element, folded, joined, lines_of, table
-from lm.run_record import RunRecord, Validation
+from lm.run_record import RunRecord
 from lm.unchecked import found, number, text
 
 MOMENTS = (0.1, 0.5, 1.0)  # of the run so far
 MOST_ANSWERS = 5
+MOST_SAMPLES = 200  # folded; a page of ten thousand would not open
 STYLE = """
 blockquote { margin: .4em 0 1.4em; padding: .1em 0 .1em 1.1em; border-left: 3px solid var(--line) }
 blockquote b { font-weight: 600 }
@@ -29,8 +31,10 @@ def timeline(run: RunRecord) -> Html:
     chosen = moments(samples, run.step)
     parts += [_sample(run, each, prompt) for each in chosen]
     if len(samples) > len(chosen):
-        rest = [_sample(run, each, prompt) for each in samples if each not in chosen]
-        parts.append(folded(f"The other {len(rest)}", *rest))
+        rest = [each for each in samples if each not in chosen]
+        shown = rest[:: math.ceil(len(rest) / MOST_SAMPLES)]
+        title = f"The other {len(rest):,}" + (f", {len(shown)} of them, evenly chosen" if len(shown) < len(rest) else "")
+        parts.append(folded(title, *(_sample(run, each, prompt) for each in shown)))
     return joined(parts)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +17,13 @@ from lm import metrics
 from lm.checkpoint import pointed, read_manifest, read_meta, step_directories, step_of
 from lm.disk import read_json, read_text
 from lm.errors import CheckpointError
+from lm.evaluations import Validation, read_validations
 from lm.incidents import read_incidents
 from lm.lock import is_claimed
-from lm.run import MOST_RESULTS, NAMES
+from lm.run import NAMES, PARENT
 from lm.unchecked import WITHIN, number, text, whole
 
 TRACES = ("nonfinite-step-*", "error-*.txt", "after-step-*")
-
-
-@dataclass(frozen=True)
-class Validation:
-    """A line of evaluations.jsonl. `loss` and `bits_per_byte` are NaN where they were not finite, `perplexity` is infinite then.
-
-    Attributes:
-        sources: name -> (nats per token, tokens), where it was measured for each source.
-    """
-
-    step: int
-    loss: float
-    perplexity: float
-    bits_per_byte: float
-    tokens: int | None
-    seconds: float | None
-    sample: str | None
-    manifest_sha256: str | None
-    sources: Mapping[str, tuple[float, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,6 +59,7 @@ class RunRecord:
         traces: reports, tracebacks and what was moved aside, as files and folders.
         answers: answers.json of a fine-tuned run; None: it has none.
         ranking: ranking.json; None: there is none.
+        start: the checkpoint that the run was told to start from, as init-from.txt has it.
         going: a process is at work in the folder.
     """
 
@@ -91,6 +74,7 @@ class RunRecord:
     traces: tuple[Path, ...]
     answers: Mapping[str, Any] | None
     ranking: Any
+    start: str | None
     going: bool
 
     @property
@@ -103,6 +87,23 @@ class RunRecord:
         """The validation with the lowest loss, the first of several."""
         scored = [validation for validation in self.validations if math.isfinite(validation.loss)]
         return min(scored, key=lambda validation: validation.loss, default=None)
+
+    @property
+    def best_checkpoint(self) -> Saved | None:
+        """That of the lowest recorded loss of those that are still here, or where none was validated the newest; None: none is whole."""
+        scored = [(v.loss, saved) for v in self.validations if math.isfinite(v.loss) and (saved := self.checkpoint_of(v))]
+        whole_ones = [saved for saved in self.checkpoints if saved.problem is None]
+        return min(scored, key=lambda pair: pair[0])[1] if scored else whole_ones[-1] if whole_ones else None
+
+    @property
+    def of_pairs(self) -> bool:
+        """It learns from preferences: what is validated are pairs of answers, and no token has a loss of its own."""
+        return text(self.config, "finetune", "objective") == "dpo"
+
+    @property
+    def unit(self) -> str:
+        """Of its losses."""
+        return "loss per pair of answers" if self.of_pairs else "nats per token"
 
     @property
     def step(self) -> int:
@@ -151,7 +152,7 @@ def read_run(folder: Path) -> RunRecord:
     problems += [saved.problem for saved in checkpoints if saved.problem]
     meta = next((saved.meta for saved in reversed(checkpoints) if saved.meta), {})
     rows = _attempt(problems, folder / "metrics.csv", lambda file: _rows(file, problems), ())
-    validations = _attempt(problems, folder / "evaluations.jsonl", lambda file: tuple(_validations(file, problems)), ())
+    validations = _attempt(problems, folder / "evaluations.jsonl", lambda file: _validations(file, problems), ())
     config = meta.get("config") or _attempt(problems, folder / "config.yaml", _yaml, {})
     if not (checkpoints or rows or validations or config):
         raise CheckpointError(f"{folder} holds no run: no checkpoint, no metrics.csv, no evaluations.jsonl; name the folder of one")
@@ -167,6 +168,7 @@ def read_run(folder: Path) -> RunRecord:
         traces=tuple(sorted(path for pattern in TRACES for path in folder.glob(pattern))),
         answers=_attempt(problems, folder / "answers.json", read_json, None, needed=False),
         ranking=_attempt(problems, folder / "ranking.json", lambda file: json.loads(read_text(file)), None, needed=False),
+        start=_attempt(problems, folder / PARENT, lambda file: read_text(file).rstrip("\n"), None, needed=False),
         going=is_claimed(folder),
     )
 
@@ -188,38 +190,10 @@ def _rows(file: Path, problems: list[str]) -> tuple[Mapping[str, Any], ...]:
     return tuple(row for row in rows if all(abs(row[column] or 0) <= WITHIN for column in metrics.INTEGER_COLUMNS))
 
 
-def _validations(file: Path, problems: list[str]) -> list[Validation]:
-    by_step, damaged = {}, []
-    for line, content in enumerate(read_text(file, MOST_RESULTS, errors="replace").split("\n"), start=1):
-        if not content:
-            continue
-        try:
-            values = json.loads(content)
-        except (ValueError, RecursionError):
-            values = None
-        if (step := whole(values, "step")) is None or "loss" not in values:
-            damaged.append(line)
-        else:
-            by_step[step] = _validation(step, values)  # of one that was done again the later
+def _validations(file: Path, problems: list[str]) -> tuple[Validation, ...]:
+    validations, damaged = read_validations(file)
     problems += _left_out(file, damaged)
-    return [by_step[step] for step in sorted(by_step)]
-
-
-def _validation(step: int, values: Mapping[str, Any]) -> Validation:
-    loss, perplexity, bits = (number(values, key) for key in ("loss", "perplexity", "bits_per_byte"))
-    sources = values.get("sources")
-    each = {str(name): (number(of, "loss"), whole(of, "tokens")) for name, of in sources.items()} if isinstance(sources, Mapping) else {}
-    return Validation(
-        step=step,
-        loss=math.nan if loss is None else loss,
-        perplexity=math.inf if perplexity is None else perplexity,
-        bits_per_byte=math.nan if bits is None else bits,
-        tokens=whole(values, "tokens"),
-        seconds=number(values, "seconds"),
-        sample=text(values, "sample"),
-        manifest_sha256=text(values, "manifest_sha256"),
-        sources={name: (a, b) for name, (a, b) in each.items() if a is not None and b is not None},
-    )
+    return tuple(validations)
 
 
 def _left_out(file: Path, lines: list[int]) -> list[str]:

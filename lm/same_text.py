@@ -68,7 +68,7 @@ class Verdict:
         if self.difference == self.low == self.high == 0:
             return f"{names[0]} and {names[1]} score exactly the same {where}"
         if not math.isfinite(self.high - self.low):
-            return f"{where[:1].upper()}{where[1:]} they differ by {abs(self.difference):.4f} {self.unit}, and one alone gives no interval"
+            return f"{where[:1].upper()}{where[1:]} they differ by {abs(self.difference):.4f} {self.unit}; so few give no interval"
         if not self.beyond_noise:
             return (
                 f"{names[0]} and {names[1]} cannot be told apart {where}: {names[1]} - {names[0]} is {self.difference:+.4f} {self.unit}, "

@@ -14,10 +14,11 @@ import pytest
 
 from lm.alignment import Reached, Value, aligned, at, first_reached
 from lm.checkpoint import point, step_name, write_checkpoint, write_json
-from lm.comparison import Comparison, best_checkpoint, choose_yardstick, compare, differences
+from lm.comparison import Comparison, choose_yardstick, compare, differences
 from lm.comparison_page import page
-from lm.comparison_report import as_json, duration, terminal
+from lm.comparison_report import as_json, terminal
 from lm.metrics import MetricsLog
+from lm.report_cost import duration
 from lm.run_record import read_run
 from tools import compare as tool
 
@@ -163,7 +164,7 @@ BPE = {"tokenizer": {"name": "bpe", "sha256": "u"}, "data_sha256": "e"}
         (BPE | {"config": CONFIG | {"tokenizer": {"name": "bpe"}}}, "bits_per_byte", "their tokenizers differ, so bits per byte"),
         (BPE | {"config": OTHER_FILES}, None, "different texts"),
         (DPO, None, "preferences"),
-        (CUT, "loss", "cut into other rows (model.context_length)"),
+        (CUT, "loss", "cut into other rows (data.sequence_length)"),
     ],
 )
 def test_what_validations_can_be_compared_by(tmp_path: Path, b: dict[str, Any], column: str | None, says: str) -> None:
@@ -191,7 +192,7 @@ def test_without_checkpoints_configurations_have_to_tell(tmp_path: Path) -> None
         path.rmdir()
     (folder / "config.yaml").write_text(json.dumps(CONFIG))
     run = read_run(folder)
-    assert best_checkpoint(run) is None
+    assert run.best_checkpoint is None
     yardstick = choose_yardstick(run, read_run(run_folder(tmp_path / "b", SECOND)))
     assert yardstick.column == "loss"
     assert "no checkpoint says so" in yardstick.says
@@ -209,8 +210,26 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 def test_the_best_checkpoint_is_that_of_the_lowest_loss(tmp_path: Path) -> None:
     run = read_run(run_folder(tmp_path / "a", {0: 5.0, 10: 2.0, 20: 3.0}))
-    best = best_checkpoint(run)
+    best = run.best_checkpoint
     assert best is not None and best.step == 10
+
+
+def test_code_and_machine_are_among_what_can_differ(tmp_path: Path) -> None:
+    a, b = ({"code": {"commit": name, "changed": False}, "hardware": {"processor": name, "cores": 2}} for name in ("one", "two"))
+    assert [each.key for each in both(tmp_path, a, b).lineage] == ["code.commit", "hardware.processor"]
+
+
+def test_a_longer_context_alone_cuts_no_other_rows(tmp_path: Path) -> None:
+    a = CONFIG | {"data": CONFIG["data"] | {"sequence_length": 8}}
+    found = both(tmp_path, a={"config": a}, b={"config": a | {"model": {"context_length": 32}}})
+    assert found.yardstick == ("loss", "")
+
+
+def test_losses_of_sources_in_other_tokens_are_not_put_up_for_comparison(tmp_path: Path) -> None:
+    other = BPE | {"config": CONFIG | {"tokenizer": {"name": "bpe"}}}
+    warning = "each in its own tokens"
+    assert warning in "\n".join(terminal(both(tmp_path / "x", a={"sources": True}, b=other | {"sources": True})))
+    assert warning not in "\n".join(terminal(both(tmp_path / "y", a={"sources": True}, b={"sources": True})))
 
 
 def test_no_key_and_null_are_the_same() -> None:
@@ -302,7 +321,7 @@ def test_a_wrong_command_is_refused_in_one_line(tmp_path: Path, monkeypatch: pyt
     for arguments, expected in (
         ([str(a), str(tmp_path / "nowhere")], "nowhere: no such folder"),
         ([str(a), str(a / step_name(10))], "one checkpoint, not a run's folder"),
-        ([str(a), str(a), "--rows", "1"], "--rows: one row alone gives no interval, got 1; write 2 or more"),
+        ([str(a), str(a), "--rows", "5"], "--rows: fewer than 6 rows give no interval, got 5; write 6 or more"),
     ):
         monkeypatch.setattr(sys, "argv", ["compare", *arguments])
         with pytest.raises(tool.errors.UserError, match=expected):

@@ -371,9 +371,12 @@ def test_files_and_json_have_the_same_numbers(run: Path, tmp_path: Path, rank: A
     assert answer["prompt"] == "-a" and chosen["step-00000300"]["chosen"] == "b" and chosen["step-00000100"]["right"] is False
 
 
-def test_what_was_copied_is_looked_for_in_the_text_that_the_run_has_read(tmp_path: Path, rank: Any) -> None:
+def test_what_was_copied_is_looked_for_in_the_text_that_the_run_has_read(
+    tmp_path: Path, rank: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = runs.config_file(tmp_path, trainer={"max_steps": 4, "batch_size": 8, "device": "cpu", "precision": "fp32"})
     runs.train(config)
+    capsys.readouterr()
     cases = save_cases(tmp_path / "cases.yaml", [{"prompt": "the model", "target": " reads"}, {"prompt": "", "target": "a"}])
     ranking = rank("--checkpoints", tmp_path / "run" / "final.ckpt", "--cases", cases, "--json").ranking()
     row, copied = ranking["checkpoints"][0], ranking["longest_copied_text"]["step-00000004"]

@@ -37,6 +37,17 @@ def test_code_within_the_checkout_of_another_project_is_not_its(tmp_path):
     assert machine.code(tmp_path / "site-packages") is None
 
 
+def test_a_hook_of_another_checkout_does_not_answer(tmp_path, monkeypatch):
+    """Within a hook git sets GIT_DIR, which comes before -C."""
+    for name in ("mine", "theirs"):
+        (tmp_path / name).mkdir()
+        git(tmp_path / name, "init", "-q")
+        git(tmp_path / name, "commit", "-q", "--allow-empty", "-m", name)
+    commit = git(tmp_path / "mine", "rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "theirs" / ".git"))
+    assert machine.code(tmp_path / "mine") == {"commit": commit, "changed": False}
+
+
 def test_without_git_nothing_is_said(tmp_path, monkeypatch):
     git(tmp_path, "init", "-q")
     monkeypatch.setenv("PATH", "")

@@ -212,8 +212,11 @@ def test_the_parent_of_the_parent(tmp_path):
     first = write_run(tmp_path / "first")
     second = write_run(tmp_path / "second", parent=parent(first))
     third = write_run(tmp_path / "third", parent=parent(second))
-    lines = table_lines(report(read_run(third), third / "report.html", {}))
-    assert [line[0] for line in lines if line[0].endswith("parent")] == ["parent", "grandparent"]
+    fourth = write_run(tmp_path / "fourth", parent=parent(third))
+    fifth = write_run(tmp_path / "fifth", parent=parent(fourth))
+    lines = table_lines(report(read_run(fifth), fifth / "report.html", {}))
+    names = ["parent", "grandparent", "great-grandparent", "great-great-grandparent"]
+    assert [line[0] for line in lines if line[0].endswith("parent")] == names
 
 
 def test_before_and_after_fine_tuning(tmp_path):
@@ -268,6 +271,56 @@ def test_links_lead_from_where_the_page_lies(tmp_path):
     folder = write_run(tmp_path / "a run")
     content = report(read_run(folder), tmp_path / "pages" / "x.html", {})
     assert f'href="../a%20run/{step_name(20)}"' in content
+
+
+def test_thousands_of_validations_do_not_make_a_page_that_cannot_be_opened(tmp_path):
+    folder = write_run(tmp_path / "run")
+    with (folder / "evaluations.jsonl").open("a") as file:
+        for step in range(50, 30_050, 10):
+            loss = 1.5 if step == 1230 else 3.0
+            file.write(json.dumps({"step": step, "loss": loss, "sample": "Once " + "word " * 80}) + "\n")
+    content = report(read_run(folder), folder / "report.html", {})
+    assert len(content) < 400_000
+    assert "of 3,003 validations" in content and "The other 3,000, 200 of them, evenly chosen" in content
+    assert "1,230 · lowest" in [line[0] for line in table_lines(content)] and "30,040" in [line[0] for line in table_lines(content)]
+
+
+def test_of_preferences_no_loss_is_per_token(tmp_path):
+    folder = write_run(tmp_path / "run", config=CONFIG | {"finetune": {"base": "b", "objective": "dpo"}})
+    text = page_of(folder).text
+    assert "nats per token" not in text and "Guessing blindly" not in text and "tokens scored" not in text
+    assert "loss per pair of answers, the lowest; 999 pairs scored" in text and "Losses: loss per pair of answers." in text
+
+
+def test_names_stay_as_they_are_written(tmp_path):
+    folder = write_run(tmp_path / "run", tokenizer=TOKENIZER | {"name": "Files/Own.json"})
+    assert "2 layers, tokenizer Files/Own.json." in page_of(folder).text
+
+
+def test_a_start_from_other_weights_is_no_start_from_random_ones(tmp_path):
+    """Before the first checkpoint only init-from.txt tells."""
+    (tmp_path / "config.yaml").write_text("trainer:\n  max_steps: 7\n")
+    assert "trained from random weights" in page_of(tmp_path).text
+    (tmp_path / "init-from.txt").write_text("runs/base/last.ckpt\n")
+    assert "started from runs/base/last.ckpt" in page_of(tmp_path).text
+
+
+def test_a_stream_is_read_at_the_commit_that_the_run_read(tmp_path, monkeypatch):
+    import data
+    import model
+    from lm.errors import DataError
+
+    folder = write_run(tmp_path / "run", revisions={"data.source": "c0ffee"})
+    seen = []
+
+    def asked(config, tokenizer, say, resumed):
+        seen.append(resumed)
+        raise DataError("enough")
+
+    monkeypatch.setattr(data, "PackedDataModule", asked)
+    monkeypatch.setattr(model, "load", lambda path, device: (None, None, {}))
+    assert "enough" in command.of_model(read_run(folder), without=False)[0]["surprise"]
+    assert seen == [{"data.source": "c0ffee"}]
 
 
 # --- the command

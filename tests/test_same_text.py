@@ -90,7 +90,7 @@ def test_equal_and_single() -> None:
     a, _ = sums(np.random.default_rng(5), 0.0)
     assert judge("it", "nats per token", "rows", a, a, []).words(NAMES) == "a and b score exactly the same on it (200 rows)"
     one = judge("it", "bits per byte", "passages", Sums(np.array([3.0]), np.array([2.0])), Sums(np.array([2.0]), np.array([2.0])), [])
-    assert one.words(NAMES) == "On it (1 passages) they differ by 0.5000 bits per byte, and one alone gives no interval"
+    assert one.words(NAMES) == "On it (1 passages) they differ by 0.5000 bits per byte; so few give no interval"
     assert not one.beyond_noise
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lm import errors
-from lm.comparison import Comparison, best_checkpoint, compare
+from lm.comparison import Comparison, compare
 from lm.comparison_page import page
 from lm.comparison_report import as_json, terminal
 from lm.disk import replace
@@ -44,8 +44,8 @@ class Model(NamedTuple):
 def main() -> None:
     """Read both folders, score both models, and show what differs."""
     arguments = parser().parse_args()
-    if arguments.rows < 2:
-        raise errors.ConfigError(f"--rows: one row alone gives no interval, got {arguments.rows}; write 2 or more")
+    if arguments.rows < 6:  # lm/bootstrap.py: five could all point in one direction by chance
+        raise errors.ConfigError(f"--rows: fewer than 6 rows give no interval, got {arguments.rows}; write 6 or more")
     found = compare(read_run(arguments.run_a), read_run(arguments.run_b))
     if not arguments.no_model:
         verdicts, notes = score(found, arguments.rows, arguments.device)
@@ -61,7 +61,7 @@ def main() -> None:
 
 def score(found: Comparison, rows: int, device: Device | Literal["auto"]) -> tuple[list[Verdict], list[str]]:
     """The verdicts, and why there are not more: what cannot be opened or scored costs a verdict, not the comparison."""
-    a, b = (best_checkpoint(run) for run in found.runs)
+    a, b = (run.best_checkpoint for run in found.runs)
     if a is None or b is None:
         return [], [f"{name} has no checkpoint to score" for name, saved in zip(found.names, (a, b), strict=True) if saved is None]
     if a.manifest_sha256 == b.manifest_sha256:

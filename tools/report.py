@@ -71,10 +71,9 @@ def of_model(run: RunRecord, without: bool) -> tuple[dict[str, Html], str]:
 
 def measured(run: RunRecord) -> tuple[Surprisal, Tokenizer, str, float | None]:
     """The best checkpoint on what the run validates on, its name, and the loss that the run recorded for it. Raises UserError."""
-    from lm.report import best_checkpoint
     from lm.stored import read_config
 
-    if (saved := best_checkpoint(run)) is None:
+    if (saved := run.best_checkpoint) is None:
         raise errors.CheckpointError("no checkpoint can be read")
     config = read_config(saved.path, saved.meta["config"])
     if config.finetune is not None and config.finetune.objective == "dpo":
@@ -87,7 +86,7 @@ def measured(run: RunRecord) -> tuple[Surprisal, Tokenizer, str, float | None]:
 
     device = choose_device("auto")
     decoder, tokenizer, _ = load(saved.path, device)
-    data = PackedDataModule(config, tokenizer, say=lambda line: None)
+    data = PackedDataModule(config, tokenizer, lambda line: None, saved.meta.get("revisions", {}))
     with autocast(device, choose_precision(config.trainer.precision, device)):
         found = measure(decoder, batches(data), config.row_length)
     losses = [v.loss for v in run.validations if v.manifest_sha256 == saved.manifest_sha256 and math.isfinite(v.loss)]
