@@ -1,7 +1,7 @@
 """Change one thing and see what helps: two configurations, several seeds, and the difference with its uncertainty.
 
 Each seed is a pair: the same seed gives both runs the same order of rows and, where shapes allow, the same first weights and dropout. What
-chance does to one it does to the other, and the difference within pairs varies less than the runs do. Only the standard library.
+chance does to one it does to the other, and the difference within pairs varies less than the runs do. No torch.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class Outcome:
 
 def outcome(folder: Path) -> Outcome:
     """Of a run that has ended. Raises CheckpointError where its folder does not hold what it should."""
+    if not (folder / "final.ckpt").exists():
+        raise CheckpointError(f"{folder}: the run was stopped before its end (trainer.max_minutes?); the same command goes on with it")
     meta, lines = read_meta(open_checkpoint(folder / "final.ckpt")), read_evaluations(folder)
     losses = [line.loss for line in lines if math.isfinite(line.loss)]
     if not lines:
@@ -170,7 +172,9 @@ def kept(one: Config, other: Config) -> Kept:
         one.data.validation is not None or (one.data.source == other.data.source and split)
     )
     limits = one.trainer.validation_rows == other.trainer.validation_rows
-    whole = limits and (one.trainer.validation_rows is None or (one.row_length == other.row_length and tokens))
+    # Of all rows the length does not matter, but that conversations which do not fit one are left out.
+    cut_alike = one.row_length == other.row_length and tokens
+    whole = limits and (cut_alike or (one.trainer.validation_rows is None and not one.data.conversations))
     return Kept(
         rows=rows,
         batches=rows and one.trainer.batch_size == other.trainer.batch_size,

@@ -90,8 +90,10 @@ class Ablation:
         """What is said below the table."""
         found = [f"variant = {' and '.join(self.changes)}; pairs of runs have {', '.join(self.kept.lines())}"]
         for name, each in self.differences.items():
-            interval = f"[{each.low:+.4f}, {each.high:+.4f}] ({CONFIDENCE:.0%}, paired t over {len(each.values)} seeds)"
-            found.append(f"{name}: {each.mean:+.4f} {interval if each.low is not None else '(one seed: no interval)'}")
+            interval = "(one seed: no interval)"
+            if each.low is not None:
+                interval = f"[{each.low:+.4f}, {each.high:+.4f}] ({CONFIDENCE:.0%}, paired t over {len(each.values)} seeds)"
+            found.append(f"{name}: {each.mean:+.4f} {interval}")
         if self.time_ratio is not None:
             found.append(f"training time: {self.time_ratio:.2f} times the baseline's")
         return [*found, self.verdict]

@@ -108,3 +108,17 @@ def continued(eos_id: int, context: Sequence[int], continuation: Sequence[int], 
     labels = np.full(len(read), IGNORE_INDEX)
     labels[len(read) - len(continuation) :] = continuation
     return Row(read, labels)
+
+
+def windows(eos_id: int, ids: Sequence[int], context_length: int) -> list[Row]:
+    """Rows that together ask for every token of a text once, the first behind an EOS.
+
+    The first asks for all that it reads, each later one for the second half, so that what does not fit one row is never read without
+    half of a context before it.
+    """
+    rows, done = [], 0
+    while done < len(ids):
+        end = min(len(ids), context_length if not done else done + (context_length + 1) // 2)
+        rows.append(continued(eos_id, ids[:done], ids[done:end], context_length))
+        done = end
+    return rows

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import time
+from collections.abc import Iterator, Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -76,6 +78,20 @@ class StopSignals:
             # Through os.write: what is interrupted here may be a print, which must not be entered again.
             with contextlib.suppress(OSError):
                 os.write(2, f"\n{signal.Signals(number).name}: finishing this step and saving (Ctrl-C again stops at once)\n".encode())
+
+
+@contextlib.contextmanager
+def child(command: Sequence[str], stdout: Any, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Another command of ours, which does not outlive the block: a signal to this process alone would leave it running, in folders that
+    are then gone. Its stderr is a pipe.
+    """
+    process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment)  # noqa: S603 (our own command)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.communicate()
 
 
 def stopped(number: int, after: str = "", advice: str = RESUME) -> Stopped:

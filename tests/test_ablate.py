@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
 import random
+import re
 import signal
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -19,21 +21,36 @@ import torch
 from lm.ablation import Difference, Outcome, difference, in_words, kept, student_t
 from lm.ablation_report import Ablation
 from lm.config import load
+from lm.errors import CheckpointError, ConfigError, UserError
+from lm.lock import claim
 from lm.randomness import fold, seed_all
+from tests import forked
 from tests.runs import ROOT, config_file
-from tools.ablate import short_name, without
+from tools.ablate import main, short_name, without
 from tools.selfcheck import session_of
 
 
-def ablate(config: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tools.ablate", "--config", str(config), *arguments]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+class QuickChild:
+    """A run that starts in no time, since it is forked from a process that has imported everything."""
+
+    def __init__(self, words: list[str], stdout: IO[str]):
+        assert words[:2] == [sys.executable, str(ROOT / "train.py")]
+        self.run = forked.train(Path(stdout.name).with_suffix(""), *words[2:])
+        self.returncode: int | None = None
+
+    def communicate(self) -> tuple[None, str]:
+        self.returncode = self.run.wait(600)
+        return None, self.run.err
 
 
-def finished(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
-    out, said = process.communicate(timeout=600)
-    assert process.returncode == code, out + said
-    return out, said
+def ablate(config: Path, *arguments: str) -> tuple[str, str]:
+    """The command in this process, and its runs in others: what it wrote to stdout and to stderr."""
+    out, said = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+        patch.setattr(sys, "argv", ["ablate", "--config", str(config), *arguments])
+        patch.setattr("tools.ablate.child", lambda words, stdout: contextlib.nullcontext(QuickChild(words, stdout)))
+        main()
+    return out.getvalue(), said.getvalue()
 
 
 @pytest.mark.parametrize(("freedom", "t"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (9, 2.2622), (30, 2.0423), (200, 1.9719)])
@@ -130,6 +147,10 @@ def ablation(folder: Path, baseline: list[Outcome], variant: list[Outcome], *fla
     return Ablation("c.yaml", ["a.b=1"], seeds, baseline, variant, "nats per token", kept(one, other), ("a: 1\nb: 2\n", "a: 1\nb: 3\n"))
 
 
+def test_one_seed_has_a_report_too(tmp_path: Path) -> None:
+    assert ablation(tmp_path, [of(3.0)], [of(2.9)]).lines()[1] == "final loss: -0.1000 (one seed: no interval)"
+
+
 def test_the_report(tmp_path: Path) -> None:
     found = ablation(tmp_path, [of(3.0), of(3.2)], [of(2.9, seconds=15), of(3.0, seconds=15)])
     assert found.time_ratio == 1.5
@@ -181,8 +202,9 @@ def test_flags() -> None:
     ],
 )
 def test_what_is_wrong_is_refused_before_anything_runs(arguments: list[str], said: str, tmp_path: Path) -> None:
-    _, error = finished(ablate(config_file(tmp_path), *arguments, "--out", str(tmp_path / "out")), 2)
-    assert said in error and not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        ablate(config_file(tmp_path), *arguments, "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +212,8 @@ def too_slow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     """A learning rate that is next to nothing, against a good one; the folder and what it said."""
     folder = tmp_path_factory.mktemp("slow")
     arguments = ["--change", "optimizer.lr=1e-7", "--seeds", "2", "--json", "--out", str(folder / "out")]
-    out, _ = finished(ablate(config_file(folder), *arguments))
+    out, said = ablate(config_file(folder), *arguments)
+    assert said.startswith("baseline, seed 1337: validation loss ")
     return folder, json.loads(out)
 
 
@@ -210,30 +233,58 @@ def test_a_known_difference_is_found(too_slow: tuple[Path, dict[str, Any]]) -> N
 def test_another_ablation_is_not_mixed_in(too_slow: tuple[Path, dict[str, Any]]) -> None:
     folder = too_slow[0]
     before = (folder / "out" / "variant.yaml").read_text()
-    _, said = finished(ablate(folder / "config.yaml", "--change", "optimizer.lr=1e-6", "--out", str(folder / "out")), 2)
-    assert "holds another ablation (variant.yaml differs)" in said
+    with pytest.raises(ConfigError, match=r"holds another ablation \(variant.yaml differs\)"):
+        ablate(folder / "config.yaml", "--change", "optimizer.lr=1e-6", "--out", str(folder / "out"))
     assert (folder / "out" / "variant.yaml").read_text() == before
 
 
 def test_interrupted_it_goes_on_and_comes_to_the_same(too_slow: tuple[Path, dict[str, Any]]) -> None:
     folder, straight = too_slow
     arguments = ["--change", "optimizer.lr=1e-7", "--seeds", "1", "--json", "--out", str(folder / "again")]
-    process = ablate(folder / "config.yaml", *arguments)
-    while process.poll() is None and not [*(folder / "again").glob("baseline-seed-1337/step-*3.ckpt/meta.json")]:
+    config = folder / "config.yaml"
+    command = [sys.executable, "-m", "tools.ablate", "--config", str(config), *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = folder / "again" / "baseline-seed-1337"
+    while process.poll() is None and not [*first.glob("step-*3.ckpt/meta.json")]:
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
-    _, said = finished(process, 143)
-    assert "stopped by SIGTERM; go on with the same command" in said
-    assert not (folder / "again" / "baseline-seed-1337" / "final.ckpt").exists(), "it was in the middle of the first run"
-    found = json.loads(finished(ablate(folder / "config.yaml", *arguments))[0])
+    _, said = process.communicate()
+    assert (process.returncode, said) == (143, "stopped by SIGTERM; go on with the same command\n")
+    assert not (first / "final.ckpt").exists(), "it was in the middle of the first run"
+    with claim(first):  # and that has ended too, or its folder would be in use
+        pass
+    found = json.loads(ablate(config, *arguments)[0])
     for name in ("baseline", "variant"):
         assert [found[name][0][key] == straight[name][0][key] for key in ("final", "lowest", "final_bits_per_byte", "tokens")] == [True] * 4
 
 
 def test_the_same_twice_is_no_difference_and_a_variant_that_diverges_is_said(tmp_path: Path) -> None:
     config = config_file(tmp_path, trainer={"max_steps": 4})
-    out, _ = finished(ablate(config, "--change", "optimizer.lr=3e-3", "--seeds", "1", "--out", str(tmp_path / "same")))
+    out, _ = ablate(config, "--change", "optimizer.lr=3e-3", "--seeds", "1", "--out", str(tmp_path / "same"))
     assert "no difference at all: the same nats per token to the last digit over 1 seed" in out
-    out, _ = finished(ablate(config, "--change", "model.init_std=1e30", "--seeds", "1", "--out", str(tmp_path / "burst")))
+    out, _ = ablate(config, "--change", "model.init_std=1e30", "--seeds", "1", "--out", str(tmp_path / "burst"))
     assert "variant, seed 1337: diverged" in out
     assert "cannot be compared: there is no seed" in out
+
+
+def test_a_file_that_is_edited_while_the_runs_go_on_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_file(tmp_path, trainer={"max_steps": 4})
+    communicate = QuickChild.communicate
+
+    def edit(self: QuickChild) -> tuple[None, str]:
+        config_file(tmp_path, trainer={"max_steps": 2})
+        return communicate(self)
+
+    monkeypatch.setattr(QuickChild, "communicate", edit)
+    out, _ = ablate(config, "--change", "optimizer.lr=1e-3", "--seeds", "1", "--json", "--out", str(tmp_path / "out"))
+    found = json.loads(out)
+    assert [run["tokens"] for name in ("baseline", "variant") for run in found[name]] == [4 * 8 * 16] * 2
+
+
+def test_runs_that_do_not_come_to_their_end_say_why(tmp_path: Path) -> None:
+    config = config_file(tmp_path)
+    with pytest.raises(CheckpointError, match=r"baseline-seed-1337: the run was stopped before its end \(trainer.max_minutes\?\)"):
+        ablate(config, "--change", "optimizer.lr=1e-3", "--trainer.max_minutes=1e-6", "--out", str(tmp_path / "late"))
+    with pytest.raises(UserError, match=r"ended with exit code 3: .*nothing\.txt") as caught:
+        ablate(config, "--change", "optimizer.lr=1e-3", "--data.source.files=nothing.txt", "--out", str(tmp_path / "none"))
+    assert caught.value.exit_code == 3

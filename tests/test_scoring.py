@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
-from lm.scoring import continued, score, split
+from lm.scoring import continued, score, split, windows
 from lm.tokenizer import Tokenizer, from_definition, load_tokenizer
 from model import Decoder, ModelConfig
 
@@ -95,3 +98,16 @@ def test_a_prompt_and_its_continuation_have_the_ids_of_the_whole(merging: Tokeni
             assert merging.encode(text[:cut])[: len(context)] == context
     assert split(merging, "the the", "sis is")[0] == merging.encode("the")  # "the" would be joined to "sis"
     assert split(merging, "the", " thesis")[0] == merging.encode("the")
+
+
+@given(st.integers(1, 90), st.integers(1, 9))
+def test_windows_ask_for_every_token_once(length: int, context: int) -> None:
+    ids = list(range(1, length + 1))
+    rows = windows(0, ids, context)
+    asked = [int(label) for row in rows for label in row.labels if label != -100]
+    assert asked == ids
+    for row, labels in itertools.chain((row.ids, row.labels) for row in rows):
+        assert len(row) <= context
+        places = np.flatnonzero(labels != -100)
+        assert [row[place] for place in places] == [labels[place] - 1 for place in places]  # what was read just before it
+        assert row[0] == 0 or places[0] >= context // 2 - (context + 1) % 2

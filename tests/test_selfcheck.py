@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ from torch import Tensor, nn
 from lm import selfchecks
 from lm.check_subject import Subject, shortened
 from lm.config import load
+from lm.errors import CheckFailed
+from lm.forecast import Trial
 from lm.lora import adapters_off, add_adapters
 from lm.objectives import NEXT_TOKEN, NextToken, Preference
 from lm.optim import make_optimizer
@@ -25,9 +30,9 @@ from lm.schema.finetune import LoraConfig
 from lm.schema.optimizer import OptimizerConfig
 from model import Decoder
 from tests.runs import ROOT, config_file, write_trained
-from tools.selfcheck import NAMES, line, session_of
+from tools.selfcheck import CHECKS, line, main, resume, session_of
 
-QUICK = NAMES[:-1]  # all but resume
+QUICK = tuple(CHECKS)[:-1]  # all but resume
 
 
 def subject(folder: Path, *overrides: str, **changes: Any) -> Subject:
@@ -125,6 +130,19 @@ class Deaf(Decoder):
         return super().forward(torch.zeros_like(input_ids), *rest, **more)
 
 
+class BurstsBehindPadding(Decoder):
+    """A token that may look at nothing: softmax makes NaN of it."""
+
+    def forward(self, input_ids: Tensor, *rest: Any, **more: Any) -> Tensor:
+        logits = super().forward(input_ids, *rest, **more)
+        return logits * math.nan if "cache" in more and more["cache"].padding is not None else logits
+
+
+class Bursts(Decoder):
+    def forward(self, input_ids: Tensor, *rest: Any, **more: Any) -> Tensor:
+        return super().forward(input_ids, *rest, **more) * math.nan
+
+
 class ShufflesLabels(NextToken):
     """Others each time, so that there is nothing to be learned."""
 
@@ -143,6 +161,8 @@ class ShufflesLabels(NextToken):
         (NeverUsesOne, {"gradients"}),
         (KeepsOneFrozen, {"gradients"}),
         (IgnoresDocuments, {"documents"}),
+        (BurstsBehindPadding, {"cache"}),
+        (Bursts, set(QUICK)),
     ],
 )
 def test_a_broken_decoder_fails_in_just_that(make: Callable[[Any], Decoder], broken: set[str], tmp_path: Path) -> None:
@@ -184,7 +204,19 @@ def test_a_large_model_gets_no_more_than_its_time(tmp_path: Path) -> None:
     optimizer = make_optimizer(decoder, tried.config.optimizer, "fp32")
     result = selfchecks.heart(decoder, optimizer, {key: value[:1] for key, value in tried.rows.items()}, NEXT_TOKEN, share=0.2, seconds=0)
     assert result.ok is None
+    assert "in 1 steps" in result.figure
     assert "more than 0 s are not given to it" in result.figure
+
+
+def test_the_usual_initialisation_is_right_at_any_width_and_few_labels_prove_nothing(tmp_path: Path) -> None:
+    wide = subject(tmp_path, "--model.init_std=0.02", "--model.d_model=2560", "--model.n_layers=1", "--model.d_ff=16", "--model.n_kv_heads=1")
+    loss = wide.check("loss")
+    assert loss.ok and float(loss.figure.split()[0]) > 1.05 * math.log(260), loss
+    few = subject(tmp_path, "--model.init_std=0.1", "--data.sequence_length=2")
+    rows = {key: value[:1] for key, value in few.rows.items()}
+    results = [selfchecks.initial_loss(few.session.make_decoder(), rows, NEXT_TOKEN, fresh=True) for _ in range(50)]
+    assert all(result.ok for result in results)
+    assert any(float(result.figure.split()[0]) > 1.05 * math.log(260) for result in results)
 
 
 def test_a_parameter_that_the_optimiser_lacks_is_found(tmp_path: Path) -> None:
@@ -212,29 +244,22 @@ def test_preferences_begin_at_ln_2(tmp_path: Path) -> None:
     assert selfchecks.initial_loss(decoder, rows, objective, fresh=False).ok is False
 
 
-def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tools.selfcheck", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env=os.environ | environment,
-    )
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """The command in this process; what it calls for `resume` has its own."""
+    monkeypatch.setattr(sys, "argv", ["selfcheck", *arguments])
+    main()
 
 
-def test_the_command(tmp_path: Path) -> None:
-    config = config_file(tmp_path)
-    done = command("--config", str(config), "--data.document_mask=true")
-    assert done.returncode == 0, done.stdout + done.stderr
-    forecast, *lines = done.stdout.splitlines()
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run_command(monkeypatch, "--config", str(config_file(tmp_path)), "--data.document_mask=true")
+    forecast, *lines = capsys.readouterr().out.splitlines()
     assert "this will take about" in forecast
     assert [text[:5] for text in lines] == ["ok   "] * 7
     assert lines[-1].startswith("ok   resume is exact: identical: the batches and numbers of 4 steps, every tensor of ")
     assert not (tmp_path / "run").exists(), "the run's own folder is left alone"
 
 
-def test_a_finetuning_configuration(tmp_path: Path) -> None:
+def test_a_finetuning_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Its base was trained on nothing, so its loss is that of chance: red, and the others green."""
     base = config_file(tmp_path)
     session = session_of(load(base))
@@ -244,25 +269,66 @@ def test_a_finetuning_configuration(tmp_path: Path) -> None:
     values = json.loads(json.dumps({"finetune": tuning, "trainer": {"max_steps": 5, "batch_size": 4}, "optimizer": {"warmup_steps": 1}}))
     values["data"] = {"source": {"format": "txt", "files": str(tmp_path / "corpus.txt")}, "val_fraction": 0.3, "cache_dir": str(tmp_path)}
     (tmp_path / "tune.yaml").write_text(json.dumps(values))
-    done = command("--config", str(tmp_path / "tune.yaml"), *(f"--only={name}" for name in QUICK), "--json")
-    found = {each["check"]: each["ok"] for each in json.loads(done.stdout)}
+    with pytest.raises(CheckFailed, match=r"^1 of 6 checks failed: loss$") as caught:
+        run_command(monkeypatch, "--config", str(tmp_path / "tune.yaml"), *(f"--only={name}" for name in QUICK), "--json")
+    assert caught.value.exit_code == 6
+    found = {each["check"]: each["ok"] for each in json.loads(capsys.readouterr().out)}
     assert found == dict.fromkeys(QUICK, True) | {"documents": None, "loss": False}
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (6, "1 of 6 checks failed: loss")
 
 
-def test_a_resume_that_forgets_the_optimiser_is_found(tmp_path: Path) -> None:
+def test_a_resume_that_forgets_the_optimiser_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "from lm import train_state as t\nwhole = t.Saved.restore\n"
         "def restore(self, optimizer, average):\n"
         "    state = whole(self, optimizer, average)\n    optimizer.state.clear()\n    return state\n"
         "t.Saved.restore = restore\n"
     )
-    done = command("--config", str(config_file(tmp_path)), "--only=resume", PYTHONPATH=f"{tmp_path}:{ROOT}")
-    assert done.returncode == 6
-    _, verdict, where = done.stdout.splitlines()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(CheckFailed, match=r"^1 of 1 checks failed: resume$"):
+        run_command(monkeypatch, "--config", str(config_file(tmp_path)), "--only=resume")
+    _, verdict, where = capsys.readouterr().out.splitlines()
     assert verdict.startswith("FAIL resume is exact: not identical; the first difference is in step ")
     assert where.startswith("     look at lm/train_state.py")
-    assert done.stderr.splitlines()[-1] == "1 of 1 checks failed: resume"
+
+
+def test_a_signal_leaves_nothing_behind(tmp_path: Path) -> None:
+    """The command, the proof that it starts and the run that this one starts are three processes, and only the first gets the signal."""
+    config, temporary = config_file(tmp_path), tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "tools.selfcheck", "--config", str(config), "--only=resume"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(temporary)})
+    run = ""
+    while process.poll() is None and not run:
+        run = "".join(path.read_text().strip() for path in temporary.glob("resume-proof-*/straight/.lock"))
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert (process.returncode, said.splitlines()[-1]) == (143, "stopped by SIGTERM; what it had made so far is removed")
+    assert [*temporary.iterdir()] == []
+    assert run.isdigit() and not Path(f"/proc/{run}").exists()
+
+
+def test_a_run_of_one_step_has_nothing_to_resume(tmp_path: Path) -> None:
+    assert resume(load(config_file(tmp_path, trainer={"max_steps": 1})).config).ok is None
+
+
+def test_text_that_is_prepared_first_is_not_counted_for_each_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = subject(tmp_path)
+    rows, now = tried.rows, time.perf_counter()
+    del tried.rows
+
+    def slowly(self: Subject) -> dict[str, Tensor]:
+        nonlocal later
+        later = 1e6
+        return rows
+
+    later = 0.0
+    monkeypatch.setattr(Subject, "rows", property(slowly))
+    monkeypatch.setattr("lm.check_subject.time.perf_counter", lambda: now + later)
+    monkeypatch.setattr("lm.check_subject.try_out", lambda *_: Trial(0, 1.0, 1.0))
+    assert "this will take about 2 min" in tried.forecast(["resume"], now)
 
 
 def test_colour_is_for_terminals() -> None:

@@ -8,7 +8,9 @@ lm/*   <-   model.py, data.py (neither imports the other)   <-   root commands a
 from __future__ import annotations
 
 import ast
+import fnmatch
 import functools
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,6 +195,12 @@ def test_functions_fit_on_a_screen(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(name for name in SOURCES if kind(name) != "test"))
 def test_every_module_says_what_it_is(name: str) -> None:
     assert ast.get_docstring(parsed(name))
+
+
+def test_every_leaf_has_a_place_in_the_architecture() -> None:
+    named = re.findall(r"`(lm/[\w*]+\.py)`", (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8"))
+    leaves = [f"lm/{path.name}" for path in (ROOT / "lm").glob("*.py") if path.name != "__init__.py"]
+    assert [leaf for leaf in leaves if not any(fnmatch.fnmatch(leaf, name) for name in named)] == []
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))

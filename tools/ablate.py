@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,8 +22,9 @@ from lm.ablation_report import Ablation
 from lm.config import load
 from lm.config_text import to_yaml
 from lm.disk import refusals, replace
-from lm.errors import ConfigError, NonFiniteError, Stopped
-from lm.stopping import StopSignals
+from lm.errors import ConfigError, NonFiniteError
+from lm.schema import Config
+from lm.stopping import StopSignals, child
 
 ROOT = Path(__file__).parents[1]
 OWN = ("trainer.seed", "checkpoint.directory", "finetune.report_prompts")  # what this command gives each run
@@ -40,6 +40,8 @@ def main() -> None:
     if arguments.seeds < 1:
         raise ConfigError(f"--seeds: {arguments.seeds} is not a number of pairs; write 1 or more")
     baseline, variant = load(arguments.config, overrides).config, load(arguments.config, [*without(overrides, keys), *changes]).config
+    if (baseline.finetune is None, unit_of(baseline)) != (variant.finetune is None, unit_of(variant)):
+        raise ConfigError("--change: variant and baseline are not learnt for the same thing, so that their losses do not compare")
     out = arguments.out or Path("runs") / f"ablate-{short_name(changes)}"
     texts = to_yaml(baseline), to_yaml(variant)
     claim(out, texts)
@@ -48,16 +50,16 @@ def main() -> None:
     script = ["train.py"] if baseline.finetune is None else ["finetune.py", "--finetune.report_prompts=0"]
     said = sys.stderr if arguments.json else sys.stdout
     for seed in seeds:
-        for name, flags in (("baseline", without(overrides, {*OWN})), ("variant", [*without(overrides, {*OWN, *keys}), *changes])):
+        for name, results in runs.items():
             folder = out / f"{name}-seed-{seed}"
-            command = [*script, "--config", arguments.config, *flags, f"--trainer.seed={seed}", f"--checkpoint.directory={folder}"]
+            # Not from the user's file, which may be edited before the last run begins.
+            command = [*script, "--config", str(out / f"{name}.yaml"), f"--trainer.seed={seed}", f"--checkpoint.directory={folder}"]
             result = run(folder, command)
-            runs[name].append(result)
+            results.append(result)
             told = result.problem or f"validation loss {result.final:.4f} ({result.seconds:.0f} s of training)"
             print(f"{name}, seed {seed}: {told}", file=said, flush=True)
-    unit = "nats per token" if baseline.finetune is None or baseline.finetune.objective == "sft" else "nats per pair"
     named = [flag.removeprefix("--") for flag in changes]
-    ablation = Ablation(arguments.config, named, seeds, runs["baseline"], runs["variant"], unit, kept(baseline, variant), texts)
+    ablation = Ablation(arguments.config, named, seeds, *runs.values(), unit_of(baseline), kept(baseline, variant), texts)
     ablation.write(out)
     if arguments.json:
         print(json.dumps(ablation.as_json(), indent=1))
@@ -78,6 +80,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--out", type=Path, metavar="DIR", help="where the runs go (default: runs/ablate- and what is changed)")
     result.add_argument("--json", action="store_true", help="print one JSON object; what goes on meanwhile goes to stderr")
     return result
+
+
+def unit_of(config: Config) -> str:
+    """Of the losses of a run."""
+    return "nats per token" if config.finetune is None or config.finetune.objective == "sft" else "nats per pair"
 
 
 def key_of(flag: str) -> str:
@@ -126,13 +133,8 @@ def run(folder: Path, command: list[str]) -> Outcome:
         StopSignals(speaks=True, advice="go on with the same command"),
     ):
         words = [sys.executable, str(ROOT / command[0]), *command[1:], "--resume", "auto"]
-        process = subprocess.Popen(words, stdout=log, stderr=subprocess.PIPE, text=True)  # noqa: S603 (our own command)
-        try:
+        with child(words, log) as process:
             _, said = process.communicate()
-        except Stopped:
-            process.terminate()  # of a signal to this process alone it knows nothing
-            process.communicate()
-            raise
         log.write(said)
     if process.returncode == NonFiniteError.exit_code:
         return Outcome(problem="diverged")

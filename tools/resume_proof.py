@@ -20,10 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from lm import errors
 from lm.config import load
+from lm.stopping import StopSignals, child
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,14 +41,15 @@ def main() -> None:
         raise errors.ConfigError(f"--stops: {arguments.stops} do not fit into {steps} steps; write 1 or more, and less than --steps")
     script = ["train.py"] if config.finetune is None else ["finetune.py", "--finetune.report_prompts=0"]  # what comes after is no step
     command = [*script, "--config", arguments.config, *overrides, *shortened(steps, config.optimizer.warmup_steps)]
-    with tempfile.TemporaryDirectory(prefix="resume-proof-") as folder:
+    stops = StopSignals(speaks=False, advice="what it had made so far is removed")
+    with stops, tempfile.TemporaryDirectory(prefix="resume-proof-") as folder:
         straight, interrupted = Path(folder) / "straight", Path(folder) / "interrupted"
-        finish(start(straight, command))
+        finish(straight, command)
         print(f"straight     {steps} steps", flush=True)
         number = signal.SIGKILL if arguments.kill else signal.SIGTERM
         at = sorted(random.Random(arguments.seed).sample(range(1, steps), arguments.stops))  # noqa: S311 (no secret)
         done = [interrupt(interrupted, command, step, number) for step in at]
-        finish(start(interrupted, command))
+        finish(interrupted, command)
         print(f"interrupted  by {number.name} in step {', '.join(map(str, done))}; resumed each time", flush=True)
         compare(straight, interrupted)
     return None
@@ -74,23 +77,18 @@ def shortened(steps: int, warmup_steps: int) -> list[str]:
     return [f"--{key}={value}" for key, value in keys.items()]
 
 
-def start(folder: Path, command: list[str]) -> subprocess.Popen[str]:
+def running(folder: Path, command: list[str]) -> AbstractContextManager[subprocess.Popen[str]]:
     """Start or resume the run in `folder`, each of its steps written to `folder`.jsonl."""
     traced = [sys.executable, "-m", "tools.resume_proof", "--traced", str(folder.with_suffix(".jsonl")), *command]
     # The folder moves with the test, so paths in the configuration stay relative to where the user is.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    return subprocess.Popen(  # noqa: S603 (our own command)
-        [*traced, "--resume", "auto", f"--checkpoint.directory={folder}"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+    return child([*traced, "--resume", "auto", f"--checkpoint.directory={folder}"], subprocess.DEVNULL, environment)
 
 
-def finish(process: subprocess.Popen[str]) -> None:
-    """Wait for the end of the run. Raises UserError with what the run said, and its exit code."""
-    _, said = process.communicate()
+def finish(folder: Path, command: list[str]) -> None:
+    """Run it to its end. Raises UserError with what the run said, and its exit code."""
+    with running(folder, command) as process:
+        _, said = process.communicate()
     if process.returncode != 0:
         error = errors.UserError(f"the run ended with exit code {process.returncode}: {said.strip()}")
         error.exit_code = process.returncode
@@ -99,11 +97,12 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 def interrupt(folder: Path, command: list[str], step: int, number: signal.Signals) -> int:
     """Let the run come to a step, and send it a signal. Returns the step that it was in."""
-    process, trace = start(folder, command), folder.with_suffix(".jsonl")
-    while process.poll() is None and last_step(trace) < step:
-        time.sleep(0.001)
-    process.send_signal(number)
-    _, said = process.communicate()
+    trace = folder.with_suffix(".jsonl")
+    with running(folder, command) as process:
+        while process.poll() is None and last_step(trace) < step:
+            time.sleep(0.001)
+        process.send_signal(number)
+        _, said = process.communicate()
     if process.returncode not in (0, -number, 128 + number):
         raise errors.UserError(f"the run ended with exit code {process.returncode}: {said.strip()}")
     return last_step(trace)
