@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import random
 import re
 import signal
@@ -18,7 +19,7 @@ from typing import IO, Any
 import pytest
 import torch
 
-from lm.ablation import Difference, Outcome, difference, in_words, kept, student_t
+from lm.ablation import Difference, Outcome, difference, in_words, kept
 from lm.ablation_report import Ablation
 from lm.config import load
 from lm.errors import CheckpointError, ConfigError, UserError
@@ -53,9 +54,12 @@ def ablate(config: Path, *arguments: str) -> tuple[str, str]:
     return out.getvalue(), said.getvalue()
 
 
-@pytest.mark.parametrize(("freedom", "t"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (9, 2.2622), (30, 2.0423), (200, 1.9719)])
-def test_students_table(freedom: int, t: float) -> None:
-    assert student_t(freedom) == pytest.approx(t, abs=1e-4)
+@pytest.mark.parametrize(("pairs", "t"), [(2, 12.7062), (3, 4.3027), (4, 3.1824), (5, 2.7764), (10, 2.2622), (31, 2.0423)])
+def test_the_interval_is_that_of_students_table(pairs: int, t: float) -> None:
+    """Of differences 0, 1, 2, ...: their variance is n (n + 1) / 12."""
+    found = difference([0.0] * pairs, [float(i) for i in range(pairs)])
+    assert found is not None and found.high is not None
+    assert found.high - found.mean == pytest.approx(t * math.sqrt((pairs + 1) / 12), rel=1e-4)
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
