@@ -114,23 +114,22 @@ def initial_loss(decoder: Any, rows: Rows, objective: Objective, fresh: bool) ->
     A tied head that nothing has been added to finds the token that it has just read more likely: that one is left out there.
     """
     decoder.eval()
-    of, losses = decoder.config.vocab_size if objective.per_token else 2, objective.losses(decoder, rows)
-    loss, expected, echo = losses.sum().item() / int(objective.count(rows)), math.log(of), ""
-    each = losses[rows["labels"] != IGNORE_INDEX] if objective.per_token else losses
-    if fresh and objective.per_token and decoder.config.tie_embeddings:
+    of, n, echo, beyond = decoder.config.vocab_size if objective.per_token else 2, int(objective.count(rows)), "", 0.0
+    loss, expected = objective.losses(decoder, rows).sum().item() / n, math.log(of)
+    if fresh and objective.per_token:
         ids, labels = rows["input_ids"][:1], rows["labels"][:1]
         logits = _logits(decoder, ids, rows["document_ids"][:1] if "document_ids" in rows else None)
-        logits.scatter_(-1, ids[..., None], -math.inf)
-        asked = (labels != IGNORE_INDEX) & (labels != ids)
-        echo = f"; {loss:.3f} with the token itself, which a tied head prefers at first"
-        each = nn.functional.cross_entropy(logits[asked], labels[asked], reduction="none")
-        loss = each.mean().item()
+        spread, asked = logits.std().item(), (labels != IGNORE_INDEX) & (labels != ids)
+        if decoder.config.tie_embeddings:
+            logits.scatter_(-1, ids[..., None], -math.inf)
+            echo = f"; {loss:.3f} with the token itself, which a tied head prefers at first"
+            loss, n = nn.functional.cross_entropy(logits[asked], labels[asked]).item(), int(asked.sum())
+        beyond = 3 * spread / math.sqrt(max(1, n))
     figure = f"{loss:.3f} nats, ln {of:,} is {expected:.3f}{echo}"
     if fresh or not objective.per_token:
         where = "model.init_std is too large, or the loss is not a mean" if loss > expected else "model.py: the answer leaks into the input"
-        chance = 3 * each.std(correction=0).item() / math.sqrt(each.numel()) if objective.per_token else 0.0
-        spread = USUAL_STD**2 * decoder.config.d_model / 2 if objective.per_token else 0.0
-        return Result(0.95 * expected - chance <= loss <= 1.05 * expected + chance + spread, figure, where)
+        above = beyond + (USUAL_STD**2 * decoder.config.d_model / 2 if objective.per_token else 0)
+        return Result(0.95 * expected - beyond <= loss <= 1.05 * expected + above, figure, where)
     return Result(loss < expected, figure, "finetune.base: a trained model does better than chance; is this text, or template, its own?")
 
 

@@ -25,8 +25,9 @@ from lm.config import load
 from lm.errors import CheckpointError, ConfigError, UserError
 from lm.lock import claim
 from lm.randomness import fold, seed_all
+from lm.schema import Config
 from tests import forked
-from tests.runs import ROOT, config_file
+from tests.runs import ROOT, config_file, write_trained
 from tools.ablate import main, short_name, without
 from tools.selfcheck import session_of
 
@@ -283,6 +284,25 @@ def test_a_file_that_is_edited_while_the_runs_go_on_changes_nothing(tmp_path: Pa
     out, _ = ablate(config, "--change", "optimizer.lr=1e-3", "--seeds", "1", "--json", "--out", str(tmp_path / "out"))
     found = json.loads(out)
     assert [run["tokens"] for name in ("baseline", "variant") for run in found[name]] == [4 * 8 * 16] * 2
+
+
+def test_what_is_learnt_for_other_ends_does_not_compare(tmp_path: Path) -> None:
+    base = config_file(tmp_path)
+    session = session_of(load(base))
+    trained = write_trained(tmp_path, session.make_decoder(), session.tokenizer, session.config.model_dump(mode="json"))
+    with pytest.raises(ConfigError, match="losses do not compare"):
+        ablate(base, "--change", f"finetune.base={trained}", "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_conversations_that_fit_one_row_length_and_not_the_other_are_other_text(tmp_path: Path) -> None:
+    config = load(config_file(tmp_path)).config
+    chat = {"format": "chat", "files": "x.jsonl", "template": "instruction-output"}
+    talk = Config.model_validate(config.model_dump() | {"data": {"source": chat, "document_mask": True}})
+    shorter = talk.model_copy(update={"data": talk.data.model_copy(update={"sequence_length": 8})})
+    assert not kept(talk, shorter).validation
+    assert kept(talk, talk).validation
+    assert kept(config, config.model_copy(update={"data": config.data.model_copy(update={"sequence_length": 8})})).validation
 
 
 def test_runs_that_do_not_come_to_their_end_say_why(tmp_path: Path) -> None:

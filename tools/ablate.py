@@ -58,9 +58,8 @@ def main() -> None:
             results.append(result)
             told = result.problem or f"validation loss {result.final:.4f} ({result.seconds:.0f} s of training)"
             print(f"{name}, seed {seed}: {told}", file=said, flush=True)
-    named = [flag.removeprefix("--") for flag in changes]
-    ended, unit = (runs["baseline"], runs["variant"]), unit_of(baseline)
-    ablation = Ablation(arguments.config, named, seeds, *ended, unit, kept(baseline, variant), texts)
+    named, same = [flag.removeprefix("--") for flag in changes], kept(baseline, variant)
+    ablation = Ablation(arguments.config, named, seeds, runs["baseline"], runs["variant"], unit_of(baseline), same, texts)
     ablation.write(out)
     if arguments.json:
         print(json.dumps(ablation.as_json(), indent=1))
