@@ -5,6 +5,7 @@ Each different question is asked once, and those of like lengths together, which
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import signal
@@ -82,7 +83,7 @@ class SetResult:
         ended_share: the share of what was continued that ended by itself.
         scored_per_second: tokens a second that were read to score targets and choices, prompts included. None: nothing was asked.
         generated_per_second: tokens a second that were written.
-        memorised: what of the continuations stands in the training text, where that was given.
+        memorised: what of the continuations stands in the training text, where that was looked for (`look_for_copies`).
     """
 
     results: tuple[CaseResult, ...]
@@ -105,9 +106,7 @@ class SetResult:
         return sum(not result.fits for result in self.results)
 
 
-def measure(
-    decoder: Any, tokenizer: Tokenizer, chat: ChatFormat | None, cases: CaseSet, text: TrainingText | None = None, rows: int = ROWS
-) -> SetResult:
+def measure(decoder: Any, tokenizer: Tokenizer, chat: ChatFormat | None, cases: CaseSet, rows: int = ROWS) -> SetResult:
     """Ask a decoder all cases of a set; it is left in the mode it came in.
 
     Args:
@@ -115,7 +114,6 @@ def measure(
         tokenizer: its own.
         chat: how it is spoken with, where the cases are messages; else None.
         cases: what is asked.
-        text: what it was trained on, to look there for what it writes.
         rows: how many are read together.
 
     Raises:
@@ -138,7 +136,7 @@ def measure(
         _result(asking, case, each, of_prompt.get(each.prompt), nats, f"{cases.path}: cases[{i}].regex")
         for i, (case, each) in enumerate(zip(cases.cases, asked, strict=True))
     )
-    continuations = [result.ids for result in results if result.ended is not None]
+    continuations = _continuations(results)
     return SetResult(
         results=results,
         distinct_1=_distinct(continuations, 1),
@@ -147,8 +145,13 @@ def measure(
         ended_share=_mean([result.ended for result in results if result.ended is not None]),
         scored_per_second=scored_per_second,
         generated_per_second=drawn / seconds if drawn else None,
-        memorised=memorised(text, continuations) if text is not None else None,
     )
+
+
+def look_for_copies(text: TrainingText, results: Sequence[SetResult]) -> list[SetResult]:
+    """The results with `memorised`, of what one decoder has written. Raises OSError where the tokens were removed."""
+    found = memorised(text, [_continuations(each.results) for each in results])
+    return [dataclasses.replace(each, memorised=copies) for each, copies in zip(results, found, strict=True)]
 
 
 def repetition(ids: Sequence[int], n: int = 4) -> float | None:
@@ -225,6 +228,10 @@ def _result(asking: Asking, case: Case, asked: Asked, written: Written | None, n
         cut=asking.cuts(asked),
         fits=looked_at and all(each in nats for each in (*asked.targets, *asked.choices)),
     )
+
+
+def _continuations(results: Sequence[CaseResult]) -> list[tuple[int, ...]]:
+    return [result.ids for result in results if result.ended is not None]
 
 
 def _distinct(continuations: Sequence[Sequence[int]], n: int) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lm.case_results import SetResult, measure
+from lm.case_results import SetResult, look_for_copies, measure
 from lm.cases import CaseSet
 from lm.checkpoint import read_manifest
 from lm.contenders import Contender, Failure, format_of
@@ -73,12 +73,14 @@ def _measure(
         text = training_text(read_config(contender.path, meta["config"]), tokenizer, str(meta.get("data_sha256")))
     except CheckpointError as error:  # of another version's configuration the weights may well be read
         text = str(error)
-    known = None if isinstance(text, str) else text
-    results: list[SetResult | None] = []
-    for cases in sets:
+    measured: dict[int, SetResult] = {}
+    for i, cases in enumerate(sets):
         chat = format_of(contender.path, meta, template) if cases.chat else None
-        results.append(measure(decoder, tokenizer, chat, cases, known) if chat is not None or not cases.chat else None)
-    if not any(results):
+        if chat is not None or not cases.chat:
+            measured[i] = measure(decoder, tokenizer, chat, cases)
+    if not isinstance(text, str):
+        measured = dict(zip(measured, look_for_copies(text, list(measured.values())), strict=True))
+    if not measured:
         raise DataError(f"{contender.path} has no template, and all cases are chats; --template NAME gives it one")
     return Entrant(
         name=contender.name,
@@ -89,7 +91,7 @@ def _measure(
         tokenizer=tokenizer.name,
         tokenizer_sha256=tokenizer.sha256,
         recorded=contender.recorded,
-        results=tuple(results),
+        results=tuple(measured.get(i) for i in range(len(sets))),
         not_searched=text if isinstance(text, str) else None,
         manifest_sha256=contender.sha256,
     )

@@ -38,7 +38,7 @@ class Memorised:
         ngrams: how many there are in the continuations, equal ones counted each time.
         novel_share: the share of them that the training text does not have; None where there are none.
         tokens_read: of the training text.
-        seconds: that took.
+        seconds: that took, for all groups together.
         missing: what of the training text is not here, a line for each part: then the longest run is at least, and the novel share at most
             what is said.
     """
@@ -53,8 +53,8 @@ class Memorised:
     missing: tuple[str, ...] = ()
 
 
-def memorised(text: TrainingText, continuations: Sequence[Sequence[int]], piece: int = PIECE) -> Memorised:
-    """Look for continuations, given as ids, in a training text.
+def memorised(text: TrainingText, groups: Sequence[Sequence[Sequence[int]]], piece: int = PIECE) -> list[Memorised]:
+    """Look for groups of continuations, given as ids, in a training text, which is read once for all of them.
 
     Memory: some megabytes for a piece, and for the continuations about 8 n bytes a token.
 
@@ -62,22 +62,27 @@ def memorised(text: TrainingText, continuations: Sequence[Sequence[int]], piece:
         OSError: the tokens were removed since the text was opened.
     """
     started = time.perf_counter()
-    written = Written(continuations)
+    written = [Written(continuations) for continuations in groups]
     n = max(1, round(NGRAM_BYTES / text.bytes_per_token)) if text.bytes_per_token else NGRAM_BYTES
-    ngrams, runs = Ngrams(written, n), LongestRun(written)
-    for ids in pieces(text, piece, max(1, written.longest)):
-        ngrams.look_in(ids)
-        runs.look_in(ids)
-    return Memorised(
-        longest_run=runs.length,
-        longest_text=text.tokenizer.decode(written.ids[runs.place : runs.place + runs.length].tolist()),
-        n=n,
-        ngrams=ngrams.count,
-        novel_share=ngrams.novel / ngrams.count if ngrams.count else None,
-        tokens_read=text.tokens,
-        seconds=time.perf_counter() - started,
-        missing=text.missing,
-    )
+    searches = [(Ngrams(each, n), LongestRun(each)) for each in written]
+    for ids in pieces(text, piece, max([n, *(each.longest for each in written)])):
+        for ngrams, run in searches:
+            ngrams.look_in(ids)
+            run.look_in(ids)
+    seconds = time.perf_counter() - started
+    return [
+        Memorised(
+            longest_run=run.length,
+            longest_text=text.tokenizer.decode(each.ids[run.place : run.place + run.length].tolist()),
+            n=n,
+            ngrams=ngrams.count,
+            novel_share=ngrams.novel / ngrams.count if ngrams.count else None,
+            tokens_read=text.tokens,
+            seconds=seconds,
+            missing=text.missing,
+        )
+        for each, (ngrams, run) in zip(written, searches, strict=True)
+    ]
 
 
 def pieces(text: TrainingText, size: int, longest: int) -> Iterator[Ids]:

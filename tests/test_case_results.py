@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lm import case_results
 from lm.case_questions import Asking
-from lm.case_results import CaseResult, SetResult, begins_with, measure, repetition, search
+from lm.case_results import CaseResult, SetResult, begins_with, look_for_copies, measure, repetition, search
 from lm.cases import CaseSet
 from lm.conversations import Turn
 from lm.errors import ConfigError, NonFiniteError
@@ -319,7 +319,9 @@ def test_what_was_written_is_looked_for_in_the_training_text() -> None:
     replies = {"a": " theory of"}
     cases = cases_of(Case(prompt="a", regex="x"), Case(prompt="b", regex="x"), length=10)
     model = Says({(BYTE.eos_id, *BYTE.encode(prompt)): BYTE.encode(reply) for prompt, reply in replies.items()})
-    found = measure(model, BYTE, None, cases, text).memorised
+    plain = measure(model, BYTE, None, cases)
+    (with_copies,) = look_for_copies(text, [plain])
+    found = with_copies.memorised
     assert found is not None
     assert (found.longest_run, found.longest_text, found.tokens_read) == (8, " theory ", 17)
-    assert measure(model, BYTE, None, cases).memorised is None
+    assert plain.memorised is None

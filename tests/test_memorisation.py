@@ -16,7 +16,7 @@ from data import PackedDataModule
 from lm import memorisation
 from lm.config import load
 from lm.corpus import Corpus, open_corpora
-from lm.memorisation import memorised
+from lm.memorisation import PIECE, Memorised, memorised
 from lm.schema import Config
 from lm.shards import SplitWriter, TokenStore
 from lm.tokenizer import load_tokenizer
@@ -27,6 +27,13 @@ BYTE = load_tokenizer("byte")
 EOS = BYTE.eos_id
 Texts = Sequence[Sequence[int]]
 few = st.lists(st.lists(st.sampled_from([97, 98, 99]), max_size=12), max_size=6)
+
+
+def searched(text: TrainingText, continuations: Texts, piece: int = PIECE) -> Memorised:
+    """What is found of one group, beside others that must not matter."""
+    first, found, last = memorised(text, [[], continuations, [*continuations, [97, 98]]], piece)
+    assert (first.longest_run, first.ngrams) == (0, 0) and last.longest_run >= found.longest_run
+    return found
 
 
 def stored(folder: Path, name: str, documents: Texts, shard_tokens: int = 5, bytes_per_token: float = 1.0) -> TokenStore:
@@ -70,7 +77,7 @@ class InMemory:
 def checked(sources: Sequence[Texts], continuations: Texts, n: int, piece: int) -> None:
     stores = [InMemory(documents) for documents in sources]
     stores[0].text_bytes, stores[0].text_tokens = memorisation.NGRAM_BYTES, n
-    found = memorised(TrainingText(BYTE, tuple(stores)), continuations, piece)  # type: ignore[arg-type]
+    found = searched(TrainingText(BYTE, tuple(stores)), continuations, piece)  # type: ignore[arg-type]
     longest, all_of_them, ngrams, novel = naive([store.ids.tolist() for store in stores], continuations, n)
     assert found.n == n
     assert found.longest_run == longest
@@ -111,31 +118,31 @@ def test_runs_over_the_borders_of_shards_pieces_and_documents(tmp_path: Path) ->
     text = TrainingText(BYTE, (stored(tmp_path, "one", documents, bytes_per_token=7.0), stored(tmp_path, "two", [list(b"yz")])))
     assert text.tokens == 28 + 4
     for piece in (1, 2, 3, 28, 100):
-        inside = memorised(text, [list(b"xx--klmnop--")], piece)
+        inside = searched(text, [list(b"xx--klmnop--")], piece)
         assert (inside.longest_run, inside.longest_text) == (6, "klmnop")
-        assert memorised(text, [list(b"klmnop")], piece).longest_run == 6
-        across = memorised(text, [list(b"mnopqrs")], piece)
+        assert searched(text, [list(b"klmnop")], piece).longest_run == 6
+        across = searched(text, [list(b"mnopqrs")], piece)
         assert (across.longest_run, across.longest_text) == (4, "mnop"), "the end of one document and the beginning of the next"
-        with_end = memorised(text, [[*b"mnop", EOS, *b"qrs"]], piece)
+        with_end = searched(text, [[*b"mnop", EOS, *b"qrs"]], piece)
         assert (with_end.longest_run, with_end.longest_text) == (8, "mnopqrs"), "the model wrote the end, too"
-        assert memorised(text, [[*b"x", EOS, EOS, *b"yz"]], piece).longest_run == 3, "of two sources none begins where the other ends"
+        assert searched(text, [[*b"x", EOS, EOS, *b"yz"]], piece).longest_run == 3, "of two sources none begins where the other ends"
 
 
 def test_continuations_are_not_put_together() -> None:
     text = TrainingText(BYTE, (InMemory([list(b"abcdef")]),))  # type: ignore[arg-type]
-    assert memorised(text, [list(b"abc"), list(b"def")]).longest_run == 3
+    assert searched(text, [list(b"abc"), list(b"def")]).longest_run == 3
 
 
 def test_ngrams_have_as_much_text_whatever_the_tokenizer(tmp_path: Path) -> None:
     for bytes_per_token, n in ((1.0, 28), (3.7, 8), (4.5, 6), (100.0, 1)):
         store = stored(tmp_path, f"{n}", [[97] * 1000], bytes_per_token=bytes_per_token)
-        assert memorised(TrainingText(BYTE, (store,)), []).n == n
+        assert searched(TrainingText(BYTE, (store,)), []).n == n
 
 
 def test_nothing_written() -> None:
     text = TrainingText(BYTE, (InMemory([list(b"abc")]),), ("a part",))  # type: ignore[arg-type]
     for nothing in ([], [[]], [[], []]):
-        found = memorised(text, nothing)
+        found = searched(text, nothing)
         assert (found.longest_run, found.longest_text, found.ngrams, found.novel_share, found.missing) == (0, "", 0, None, ("a part",))
 
 
@@ -157,8 +164,8 @@ def test_the_training_split_of_a_run_is_found(tmp_path: Path) -> None:
     assert isinstance(found, TrainingText) and found.missing == ()
     assert found.tokens == corpus.train.tokens and found.bytes_per_token == 1.0  # type: ignore[union-attr]
     held_out = corpus.val.read(int(corpus.val.document_starts[0]) + 1, 40).tolist()
-    assert memorised(found, [held_out]).longest_run < 40
-    assert memorised(found, [corpus.train.read(1, 40).tolist()]).longest_run == 40  # type: ignore[union-attr]
+    assert searched(found, [held_out]).longest_run < 40
+    assert searched(found, [corpus.train.read(1, 40).tolist()]).longest_run == 40  # type: ignore[union-attr]
 
 
 def test_nothing_is_prepared(tmp_path: Path) -> None:
@@ -185,7 +192,7 @@ def test_of_a_mixture_what_is_here_and_what_is_not(tmp_path: Path) -> None:
     found = training_text(config, BYTE)
     assert prefixes(found) == [str(corpora[0].folder / "train")]
     assert isinstance(found, TrainingText) and [line.split(":")[0] for line in found.missing] == ["data.source.parts[1].source.files"]
-    assert memorised(found, []).missing == found.missing
+    assert searched(found, []).missing == found.missing
 
 
 def test_a_stream_is_not_kept(tmp_path: Path) -> None:
@@ -198,7 +205,8 @@ def test_the_only_source_of_a_run_is_known_by_the_hash_of_its_tokens(tmp_path: P
     """Whatever has become of its files; and the hub is not asked."""
     monkeypatch.setattr("lm.sources.load_dataset", lambda _: pytest.fail("asked"))
     config, [corpus] = opened(config_file(tmp_path))
-    other = {"format": "txt", "files": str(tmp_path / "corpus.txt"), "unit": "line"}
+    (tmp_path / "other.txt").write_text("\n\n".join(f"another text {i}" for i in range(20)), encoding="utf-8")
+    other = {"format": "txt", "files": str(tmp_path / "other.txt")}
     opened(config_file(tmp_path, data={"source": other, "cache_dir": str(tmp_path / "cache"), "val_fraction": 0.3}))
     data_sha256 = PackedDataModule(config, BYTE, lambda _: None).sha256
     (tmp_path / "corpus.txt").unlink()
