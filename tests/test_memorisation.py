@@ -205,10 +205,10 @@ def test_the_only_source_of_a_run_is_known_by_the_hash_of_its_tokens(tmp_path: P
     """Whatever has become of its files; and the hub is not asked."""
     monkeypatch.setattr("lm.sources.load_dataset", lambda _: pytest.fail("asked"))
     config, [corpus] = opened(config_file(tmp_path))
+    data_sha256 = PackedDataModule(config, BYTE, lambda _: None).sha256
     (tmp_path / "other.txt").write_text("\n\n".join(f"another text {i}" for i in range(20)), encoding="utf-8")
     other = {"format": "txt", "files": str(tmp_path / "other.txt")}
     opened(config_file(tmp_path, data={"source": other, "cache_dir": str(tmp_path / "cache"), "val_fraction": 0.3}))
-    data_sha256 = PackedDataModule(config, BYTE, lambda _: None).sha256
     (tmp_path / "corpus.txt").unlink()
     assert prefixes(training_text(config, BYTE, data_sha256)) == [str(corpus.folder / "train")]
     hub = {"source": {"format": "hub", "dataset": "some/stories"}, "cache_dir": str(tmp_path / "cache")}
