@@ -183,7 +183,7 @@ SOURCES = {
     "an empty list of files": ("data: {source: {format: txt, files: []}}", "data.source.files: too few values"),
     "a file without a name": ("data: {source: {format: txt, files: ['']}}", "data.source.files[0]: empty"),
     "a file that is null": ("data: {source: {format: txt, files: [null]}}", "data.source.files[0]: not text"),
-    "files that are a mapping": ("data: {source: {format: txt, files: {a: b}}}", "data.source.files: not a list"),
+    "files that are a mapping": ("data: {source: {format: txt, files: {a: b}}}", "data.source.files: not text"),
     "a key of another format": ("data: {source: {format: txt, files: a, text_key: b}}", "data.source.text_key: unknown key"),
     "a dataset without a name": ("data: {source: {format: hub, dataset: ''}}", "data.source.dataset: empty"),
     "a dataset for files": ("data: {source: {format: jsonl, files: a, dataset: b}}", "data.source.dataset: unknown key"),
