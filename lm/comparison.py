@@ -64,7 +64,7 @@ class Comparison:
 
     Attributes:
         names: what they are called: their folders' names, or whole paths where these are the same.
-        config, lineage: what differs in the configuration, and in meta.json (text, tokenizer, parent, packages, machine).
+        config, lineage: what differs in the configuration, and in meta.json (text, tokenizer, parent, code, packages, machine).
         values: of each run, every validation by the yardstick; empty where there is none.
         places: both after the same number of tokens.
         goals: each run's last value.
