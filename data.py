@@ -1,10 +1,10 @@
 """The way of the data: documents -> splits -> tokens on disk -> rows -> batches. Read from the top.
 
-    sources (txt, jsonl, hub, ...)               lm/schema/source.py, lm/formats.py
-      -> documents, each in one split            lm/sources.py
-      -> token shards                            lm/preparation.py, lm/shards.py
+    sources (txt, jsonl, hub, ...)               lm/config/schema/source.py, lm/documents/formats.py
+      -> documents, each in one split            lm/documents/reader.py
+      -> token shards                            lm/tokens/prepare.py, lm/tokens/store.py
       -> rows of T tokens and their successors   PackedRows, DocumentRows or ConversationRows, of each source
-      -> step k: which rows of which source      lm/plan.py
+      -> step k: which rows of which source      lm/tokens/plan.py
       -> batches                                 TrainingSteps, ValidationBatches
 
 Everything behind the shards is a function of the step's number, the seed and the shards: there is no state to save, so a resumed run, more
@@ -35,18 +35,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lm.base import open_base
-from lm.conversation_rows import ConversationRows
-from lm.corpus import Corpus, named, open_corpora
-from lm.errors import ConfigError, DataError
-from lm.loss import IGNORE_INDEX
-from lm.plan import Plan
-from lm.schema import Config
-from lm.schema.chat import ChatSource
-from lm.shards import TokenStore
-from lm.stream_producer import Producer, await_window
-from lm.streaming import Stream
-from lm.tokenizer import Tokenizer
+from lm.checkpoints.base import open_base
+from lm.tokens.rows import ConversationRows
+from lm.tokens.corpus import Corpus, named, open_corpora
+from lm.system.errors import ConfigError, DataError
+from lm.optim.loss import IGNORE_INDEX
+from lm.tokens.plan import Plan
+from lm.config.schema.config import Config
+from lm.config.schema.chat import ChatSource
+from lm.tokens.store import TokenStore
+from lm.tokens.producer import Producer, await_window
+from lm.tokens.stream import Stream
+from lm.tokenizer.tokenizer import Tokenizer
 
 Batch = dict[str, Any]
 # Of one row: its inputs, the label of each, and which of the inputs, but the first, begin a document.

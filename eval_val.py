@@ -12,11 +12,11 @@ import math
 import sys
 import time
 
-from lm import errors
-from lm.checkpoint import open_checkpoint, read_meta
-from lm.config import load as load_config
-from lm.errors import ConfigError
-from lm.stored import read_model
+from lm.system import errors
+from lm.checkpoints.folder import open_checkpoint, read_meta
+from lm.config.reader import load as load_config
+from lm.system.errors import ConfigError
+from lm.checkpoints.meta import read_model
 
 
 def main() -> None:
@@ -38,10 +38,10 @@ def main() -> None:
         )
 
     from data import PackedDataModule
-    from lm.device import autocast, choose_device, choose_precision
-    from lm.evaluation import evaluate
-    from lm.rendering import terminal_table, visible
-    from lm.tokenizer import resolve
+    from lm.system.device import autocast, choose_device, choose_precision
+    from lm.evaluation.validation import evaluate
+    from lm.checks.rendering import terminal_table, visible
+    from lm.tokenizer.tokenizer import resolve
     from model import load
 
     device = choose_device(arguments.device, "--device")

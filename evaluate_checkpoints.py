@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm import errors
-from lm.checkpoint import point, read_manifest
-from lm.disk import refusals
-from lm.errors import CheckpointError, ConfigError
+from lm.system import errors
+from lm.checkpoints.folder import point, read_manifest
+from lm.system.disk import refusals
+from lm.system.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from lm.ranking import Entrant, Ranking
+    from lm.ranking.ranking import Entrant, Ranking
 
 EPILOG = """Quoted or not, globs are expanded; a link and its target are one checkpoint; a run's folder means all checkpoints in it.
 A checkpoint that cannot be loaded is named, and the others are ranked: the exit code is 0, or 5 where none is left. Of two or more the
@@ -53,9 +53,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Refuse what cannot work, then load what is heavy, ask all checkpoints, and rank them."""
     arguments = parse()
-    from lm.case_measures import check_by
-    from lm.cases import read_cases
-    from lm.contenders import case_files, find
+    from lm.ranking.measures import check_by
+    from lm.ranking.cases import read_cases
+    from lm.ranking.candidates import case_files, find
 
     sets = [read_cases(file) for file in case_files(arguments.cases)]
     contenders, damaged = find(arguments.checkpoints)
@@ -64,10 +64,10 @@ def main() -> None:
             arguments.out.mkdir(parents=True, exist_ok=True)
     check_by(arguments.by, sets, {str(each.meta["tokenizer"].get("sha256")) for each in contenders})
 
-    from lm.device import choose_device
-    from lm.entrants import measure_all
-    from lm.ranking import rank_set, rank_together
-    from lm.ranking_files import as_json, write
+    from lm.system.device import choose_device
+    from lm.ranking.entrants import measure_all
+    from lm.ranking.ranking import rank_set, rank_together
+    from lm.ranking.files import as_json, write
     from model import load
 
     device = choose_device(arguments.device, "--device")
@@ -100,8 +100,8 @@ def main() -> None:
 
 def show(rankings: Sequence[Ranking]) -> None:
     """The tables, the first lines of them loud in a terminal, and what they say in words."""
-    from lm.ranking_report import WIDTH, general_notes, heading, notes, summary, table
-    from lm.rendering import terminal_table
+    from lm.ranking.words import WIDTH, general_notes, heading, notes, summary, table
+    from lm.checks.rendering import terminal_table
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can

@@ -12,22 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm import errors
-from lm.base import Base, chat_source, open_base, tokenizer_of
-from lm.checkpoint import pointed, read_meta
-from lm.config import Loaded, load
-from lm.errors import CheckpointError, ConfigError, UserError
-from lm.origin import Origin
-from lm.processes import is_first
-from lm.run import RunFolder
-from lm.schema import Config
-from lm.stopping import StopSignals
-from lm.stored import check_session, read_tokenizer
-from lm.training_command import run_command, training_parser
+from lm.system import errors
+from lm.checkpoints.base import Base, chat_source, open_base, tokenizer_of
+from lm.checkpoints.folder import pointed, read_meta
+from lm.config.reader import Loaded, load
+from lm.system.errors import CheckpointError, ConfigError, UserError
+from lm.runs.origin import Origin
+from lm.training.processes import is_first
+from lm.runs.folder import RunFolder
+from lm.config.schema.config import Config
+from lm.system.signals import StopSignals
+from lm.checkpoints.meta import check_session, read_tokenizer
+from lm.training.command import run_command, training_parser
 
 if TYPE_CHECKING:
-    from lm.objectives import Objective
-    from lm.session import Session
+    from lm.optim.objectives import Objective
+    from lm.training.session import Session
     from model import Decoder
 
 
@@ -44,7 +44,7 @@ def main() -> None:
 def build_session(loaded: Loaded, origin: Origin, run: RunFolder | None, signals: StopSignals, say: Callable[[str], None]) -> Session:
     """Everything heavy: torch and Lightning take seconds to import, and nothing before needs them."""
     from data import PackedDataModule
-    from lm.session import Session
+    from lm.training.session import Session
 
     config, base = loaded.config, open_base(loaded.config)
     require_same(base, origin.parent)
@@ -62,8 +62,8 @@ def require_same(base: Base, parent: dict[str, Any] | None) -> None:
 
 def start(config: Config, base: Base) -> Decoder:
     """The base's decoder, with whatever is to be trained beside its weights."""
-    from lm.adapters import load_whole
-    from lm.lora import add_adapters
+    from lm.checkpoints.adapters import load_whole
+    from lm.surgery.lora import add_adapters
     from model import Decoder
 
     assert config.finetune is not None
@@ -76,8 +76,8 @@ def start(config: Config, base: Base) -> Decoder:
 
 def make_objective(config: Config, make_decoder: Callable[[], Decoder]) -> Objective:
     """What the configuration wants to be learnt."""
-    from lm.lora import adapters_off
-    from lm.objectives import NEXT_TOKEN, Preference, kept
+    from lm.surgery.lora import adapters_off
+    from lm.optim.objectives import NEXT_TOKEN, Preference, kept
 
     assert config.finetune is not None
     if config.finetune.objective == "sft":
@@ -97,10 +97,10 @@ def report(config: Config) -> None:
     if written.exists() and written.stat().st_mtime >= final.lstat().st_mtime:
         return
 
-    from lm.answers import measure
-    from lm.corpus import held_out_conversations
-    from lm.device import choose_device
-    from lm.finetune_report import report as compare
+    from lm.evaluation.answers import measure
+    from lm.tokens.corpus import held_out_conversations
+    from lm.system.device import choose_device
+    from lm.reports.finetune import report as compare
     from model import load as load_model
 
     device = choose_device(config.trainer.device)
@@ -117,7 +117,7 @@ def report(config: Config) -> None:
 def losses_on_base_text(base: Base, before: Decoder, after: Decoder) -> tuple[float, float] | None:
     """In nats per token, on what the base was validated on; None where that text is not there."""
     from data import PackedDataModule
-    from lm.evaluation import evaluate
+    from lm.evaluation.validation import evaluate
 
     tokenizer = read_tokenizer(base.folder, base.meta)
     try:

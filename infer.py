@@ -17,13 +17,13 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from lm import errors
-from lm.checkpoint import open_checkpoint
-from lm.prompt import open_prompt, read_prompt
-from lm.sampling import Sampling
+from lm.system import errors
+from lm.checkpoints.folder import open_checkpoint
+from lm.generation.prompt import open_prompt, read_prompt
+from lm.generation.sampling import Sampling
 
 if TYPE_CHECKING:
-    from lm.continuation import Sample
+    from lm.generation.continuation import Sample
 
 EPILOG = """Without --prompt and --prompt-file the prompt is read from stdin; the last line break of a file or of stdin does not count.
 An empty --prompt lets the model begin a text of its own. When its context is full it forgets the older half and writes on.
@@ -66,7 +66,7 @@ def parse() -> argparse.Namespace:
 
 def print_samples(samples: Sequence[Sample], progress: Iterator[object], prompt: str) -> None:
     """Print one sample after another, each as it grows; `progress` lets all grow, also those whose turn has not come."""
-    from lm.continuation import shown
+    from lm.generation.continuation import shown
 
     for number, sample in enumerate(samples, start=1):
         if len(samples) > 1:
@@ -92,16 +92,16 @@ def main() -> None:
     prompt, folder = "" if lines else read_prompt(arguments.prompt, arguments.prompt_file), open_checkpoint(arguments.ckpt)
     seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
     if arguments.chat:
-        from lm.chat import Chat, chat_format
-        from lm.chat_terminal import Terminal
+        from lm.generation.chat import Chat, chat_format
+        from lm.generation.terminal import Terminal
 
         form = chat_format(folder, arguments.template, arguments.system)
 
     import torch
 
-    from lm.continuation import write
-    from lm.device import choose_device
-    from lm.tokenizer import resolve
+    from lm.generation.continuation import write
+    from lm.system.device import choose_device
+    from lm.tokenizer.tokenizer import resolve
     from model import load
 
     device = choose_device(arguments.device, "--device")

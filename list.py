@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lm import checkpoint, errors, evaluations
+from lm.checkpoints import folder as checkpoint
+from lm.system import errors
+from lm.runs import results as evaluations
 
 
 def human(number: float, units: tuple[str, ...] = ("", "k", "M", "B", "T")) -> str:

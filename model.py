@@ -2,7 +2,7 @@
 
 A decoder-only transformer predicts each next token from the tokens before it. The default is Llama-shaped: RMSNorm before each branch,
 rotary positions, grouped-query attention, a SwiGLU MLP, no biases. A few fields of `ModelConfig` turn it into a Qwen3 or a GPT-2
-(tests/test_model.py holds all three against `transformers`, weight for weight).
+(tests/model/test_model.py holds all three against `transformers`, weight for weight).
 
 Shapes are written in these letters:
     B  rows in the batch                D  width of the residual stream (d_model)
@@ -22,15 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from lm.adapters import load_whole
-from lm.checkpoint import open_checkpoint, read_meta
-from lm.loss import token_losses
-from lm.schema.model import ModelConfig
-from lm.stored import read_adapters, read_model, read_tokenizer
-from lm.weights import read_weights
+from lm.checkpoints.adapters import load_whole
+from lm.checkpoints.folder import open_checkpoint, read_meta
+from lm.optim.loss import token_losses
+from lm.config.schema.model import ModelConfig
+from lm.checkpoints.meta import read_adapters, read_model, read_tokenizer
+from lm.checkpoints.weights import read_weights
 
 if TYPE_CHECKING:
-    from lm.tokenizer import Tokenizer
+    from lm.tokenizer.tokenizer import Tokenizer
 
 
 def load(path: str | Path, device: str = "cpu") -> tuple[Decoder, Tokenizer, dict[str, Any]]:

@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lm import errors
-from lm.config import Loaded, load
-from lm.errors import ConfigError
-from lm.origin import Origin
-from lm.run import RunFolder
-from lm.stopping import StopSignals
-from lm.stored import read_tokenizer
-from lm.training_command import run_command, training_parser
+from lm.system import errors
+from lm.config.reader import Loaded, load
+from lm.system.errors import ConfigError
+from lm.runs.origin import Origin
+from lm.runs.folder import RunFolder
+from lm.system.signals import StopSignals
+from lm.checkpoints.meta import read_tokenizer
+from lm.training.command import run_command, training_parser
 
 if TYPE_CHECKING:
-    from lm.session import Session
-    from lm.tokenizer import Tokenizer
+    from lm.training.session import Session
+    from lm.tokenizer.tokenizer import Tokenizer
 
 
 def main() -> None:
@@ -36,8 +36,8 @@ def main() -> None:
 def build_session(loaded: Loaded, origin: Origin, run: RunFolder | None, signals: StopSignals, say: Callable[[str], None]) -> Session:
     """Everything heavy: torch and Lightning take seconds to import, and nothing before needs them."""
     from data import PackedDataModule
-    from lm.adapters import load_whole
-    from lm.session import Session
+    from lm.checkpoints.adapters import load_whole
+    from lm.training.session import Session
     from model import Decoder
 
     config = loaded.config
@@ -58,7 +58,7 @@ def build_session(loaded: Loaded, origin: Origin, run: RunFolder | None, signals
 
 def choose_tokenizer(name: str, origin: Origin) -> Tokenizer:
     """The configured one. A checkpoint brings its own, so a run goes on without the network; any other name must mean the same."""
-    from lm.tokenizer import load_tokenizer, require_same
+    from lm.tokenizer.tokenizer import load_tokenizer, require_same
 
     if origin.path is None or origin.meta is None:
         return load_tokenizer(name)

@@ -26,15 +26,15 @@ import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from tiktoken import Encoding  # noqa: E402
 
-from lm.cache import read_manifest  # noqa: E402
-from lm.config import load  # noqa: E402
-from lm.engines import on_this_machine  # noqa: E402
-from lm.fast_bpe import GPT2, SPACES, FastBpe  # noqa: E402
-from lm.preparation import Split, prepare  # noqa: E402
-from lm.schema.source import JsonlSource  # noqa: E402
-from lm.shards import SplitWriter, TokenStore  # noqa: E402
-from lm.sources import Reader  # noqa: E402
-from lm.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer  # noqa: E402
+from lm.tokens.cache import read_manifest  # noqa: E402
+from lm.config.reader import load  # noqa: E402
+from lm.tokens.engines import on_this_machine  # noqa: E402
+from lm.tokenizer.fast_bpe import GPT2, SPACES, FastBpe  # noqa: E402
+from lm.tokens.prepare import Split, prepare  # noqa: E402
+from lm.config.schema.source import JsonlSource  # noqa: E402
+from lm.tokens.store import SplitWriter, TokenStore  # noqa: E402
+from lm.documents.reader import Reader  # noqa: E402
+from lm.tokenizer.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer  # noqa: E402
 
 TURNS = 2
 MEGABYTES = 100  # of text for the comparison
@@ -127,8 +127,8 @@ def memory(folder: Path, text: Path) -> bool:
     file = repeated(text, folder / "much.jsonl", FLAT)
     program = (
         "import sys, resource; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path; from lm.engines import here; from lm.preparation import Split, prepare\n"
-        "from lm.schema.source import JsonlSource; from lm.sources import Reader; from lm.tokenizer import ByteTokenizer\n"
+        "from pathlib import Path; from lm.tokens.engines import here; from lm.tokens.prepare import Split, prepare\n"
+        "from lm.config.schema.source import JsonlSource; from lm.documents.reader import Reader; from lm.tokenizer.tokenizer import ByteTokenizer\n"
         "peaks = []\n"
         "def engine(function, pieces):\n"
         "    for tokens in here(function, pieces):\n"
@@ -146,7 +146,7 @@ def memory(folder: Path, text: Path) -> bool:
 
 def warm_start(folder: Path) -> bool:
     """From an open data module to its first batch, with 10^9 tokens in the cache."""
-    from lm.corpus import fingerprint
+    from lm.tokens.corpus import fingerprint
 
     file = folder / "one.jsonl"
     file.write_text('{"text": "a"}\n')
@@ -166,7 +166,7 @@ def warm_start(folder: Path) -> bool:
     assert read_manifest(cache) is not None
     program = (
         "import sys, time; sys.path.insert(0, sys.argv[1])\n"
-        "from data import PackedDataModule; from lm.schema import Config; from lm.tokenizer import ByteTokenizer; import json\n"
+        "from data import PackedDataModule; from lm.config.schema.config import Config; from lm.tokenizer.tokenizer import ByteTokenizer; import json\n"
         "data = {'source': json.loads(sys.argv[2]), 'cache_dir': sys.argv[3]}\n"
         "trainer = {'max_steps': 1000, 'batch_size': 16}\n"
         "config = Config(model={'context_length': 1024}, data=data, trainer=trainer, optimizer={'warmup_steps': 1})\n"

@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lm.checkpoint import step_name, write_checkpoint, write_json  # noqa: E402
-from lm.checkpoint_files import ORDINARY  # noqa: E402
+from lm.checkpoints.folder import step_name, write_checkpoint, write_json  # noqa: E402
+from lm.checkpoints.files import ORDINARY  # noqa: E402
 
 
 def main() -> None:

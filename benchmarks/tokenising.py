@@ -22,8 +22,8 @@ import numpy as np  # noqa: E402
 from tiktoken import Encoding  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 
-from lm.fast_bpe import GPT2, SPACES  # noqa: E402
-from lm.tokenizer import ByteTokenizer, FastTokenizer, load_tokenizer  # noqa: E402
+from lm.tokenizer.fast_bpe import GPT2, SPACES  # noqa: E402
+from lm.tokenizer.tokenizer import ByteTokenizer, FastTokenizer, load_tokenizer  # noqa: E402
 
 END = "<|endoftext|>"
 

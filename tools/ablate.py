@@ -16,15 +16,15 @@ import re
 import sys
 from pathlib import Path
 
-from lm import errors
-from lm.ablation import Outcome, kept, outcome
-from lm.ablation_report import Ablation
-from lm.config import load
-from lm.config_text import to_yaml
-from lm.disk import refusals, replace
-from lm.errors import ConfigError, NonFiniteError
-from lm.schema import Config
-from lm.stopping import StopSignals, child
+from lm.system import errors
+from lm.reports.ablation import Outcome, kept, outcome
+from lm.reports.ablation_report import Ablation
+from lm.config.reader import load
+from lm.config.describe import to_yaml
+from lm.system.disk import refusals, replace
+from lm.system.errors import ConfigError, NonFiniteError
+from lm.config.schema.config import Config
+from lm.system.signals import StopSignals, child
 
 ROOT = Path(__file__).parents[1]
 OWN = ("trainer.seed", "checkpoint.directory", "finetune.report_prompts")  # what this command gives each run
@@ -64,7 +64,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(ablation.as_json(), indent=1))
     else:
-        from lm.rendering import terminal_table
+        from lm.checks.rendering import terminal_table
 
         print(f"\n{terminal_table(ablation.table())}\n", *ablation.lines(), f"written: {out}/ablation.md, ablation.json", sep="\n")
 

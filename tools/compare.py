@@ -18,18 +18,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from lm import errors
-from lm.comparison import Comparison, compare
-from lm.comparison_page import page
-from lm.comparison_report import as_json, terminal
-from lm.disk import replace
-from lm.run_record import read_run
+from lm.system import errors
+from lm.reports.comparison import Comparison, compare
+from lm.reports.comparison_page import page
+from lm.reports.comparison_views import as_json, terminal
+from lm.system.disk import replace
+from lm.runs.record import read_run
 
 if TYPE_CHECKING:
     from data import PackedDataModule
-    from lm.device import Device
-    from lm.same_text import Verdict
-    from lm.tokenizer import Tokenizer
+    from lm.system.device import Device
+    from lm.evaluation.same_text import Verdict
+    from lm.tokenizer.tokenizer import Tokenizer
 
 
 class Model(NamedTuple):
@@ -44,7 +44,7 @@ class Model(NamedTuple):
 def main() -> None:
     """Read both folders, score both models, and show what differs."""
     arguments = parser().parse_args()
-    if arguments.rows < 6:  # lm/bootstrap.py: five could all point in one direction by chance
+    if arguments.rows < 6:  # lm/evaluation/intervals.py: five could all point in one direction by chance
         raise errors.ConfigError(f"--rows: fewer than 6 rows give no interval, got {arguments.rows}; write 6 or more")
     found = compare(read_run(arguments.run_a), read_run(arguments.run_b))
     if not arguments.no_model:
@@ -82,8 +82,8 @@ def score(found: Comparison, rows: int, device: Device | Literal["auto"]) -> tup
 def opened(name: str, folder: Path, rows: int, device: Device | Literal["auto"]) -> Model:
     """A checkpoint for use, and the data that it was trained and is validated on, so many rows of it."""
     from data import PackedDataModule
-    from lm.device import choose_device
-    from lm.stored import check_session, read_config
+    from lm.system.device import choose_device
+    from lm.checkpoints.meta import check_session, read_config
     from model import load
 
     decoder, tokenizer, meta = load(folder, choose_device(device, "--device"))
@@ -96,9 +96,9 @@ def opened(name: str, folder: Path, rows: int, device: Device | Literal["auto"])
 
 def verdict_on(owner: Model, a: Model, b: Model, most: int) -> Verdict:
     """Both on the validation text of one of them. Raises UserError where it is not there or both cannot read it."""
-    from lm.overlap import StoredDocuments
-    from lm.same_text import documents_known, judge, passages_of, sums_of_passages, sums_of_rows
-    from lm.shards import TokenStore
+    from lm.checks.overlap import StoredDocuments
+    from lm.evaluation.same_text import documents_known, judge, passages_of, sums_of_passages, sums_of_rows
+    from lm.tokens.store import TokenStore
 
     data, text = owner.data, f"the validation text of {owner.name}"
     if data.config.finetune is not None and data.config.finetune.objective == "dpo":

@@ -1,4 +1,4 @@
-"""Write docs/CONFIG_REFERENCE.md and docs/config.schema.json from lm/schema/; with --check, say which of them is stale.
+"""Write docs/CONFIG_REFERENCE.md and docs/config.schema.json from lm/config/schema/; with --check, say which of them is stale.
 
 python -m tools.config_docs [--check]
 """
@@ -13,13 +13,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from lm import errors
-from lm.config_keys import Key, either, json_schema, keys
+from lm.system import errors
+from lm.config.keys import Key, either, json_schema, keys
 
 ROOT = Path(__file__).resolve().parents[1]
 
 INTRODUCTION = """\
-<!-- Generated from lm/schema/ by `python -m tools.config_docs`. Edit there, then run it again. -->
+<!-- Generated from lm/config/schema/ by `python -m tools.config_docs`. Edit there, then run it again. -->
 
 # Configuration reference
 

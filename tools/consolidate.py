@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lm import checkpoint, errors
-from lm.checkpoint_files import shard_count
+from lm.checkpoints import folder as checkpoint
+from lm.system import errors
+from lm.checkpoints.files import shard_count
 
 
 def main() -> None:
@@ -45,8 +46,8 @@ def writers(folder: Path, meta: dict[str, Any]) -> dict[str, Callable[[Path], An
     """The files of the ordinary checkpoint: name -> function that writes it. Each holds its tensors in memory while it does."""
     import torch
 
-    from lm.sharding import has_shards, read_shards, read_train_state
-    from lm.weights import write_weights
+    from lm.surgery.fsdp import has_shards, read_shards, read_train_state
+    from lm.checkpoints.weights import write_weights
 
     files: dict[str, Callable[[Path], Any]] = {
         "model.safetensors": lambda path: write_weights(path, dict(read_shards(folder, "model"))),

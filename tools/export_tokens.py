@@ -16,12 +16,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm import disk, errors
-from lm.config import load
+from lm.system import disk
+from lm.system import errors
+from lm.config.reader import load
 
 if TYPE_CHECKING:
-    from lm.corpus import Corpus
-    from lm.tokenizer import Tokenizer
+    from lm.tokens.corpus import Corpus
+    from lm.tokenizer.tokenizer import Tokenizer
 
 
 def main() -> None:
@@ -40,8 +41,8 @@ def main() -> None:
     if there and not arguments.force:
         raise errors.ConfigError(f"--out: {there[0]} is there already; name another folder, or write over it with --force")
 
-    from lm.base import tokenizer_of
-    from lm.corpus import open_corpora
+    from lm.checkpoints.base import tokenizer_of
+    from lm.tokens.corpus import open_corpora
 
     tokenizer = tokenizer_of(config)
     export(open_corpora(config, tokenizer, print), tokenizer, arguments.out)
@@ -49,8 +50,8 @@ def main() -> None:
 
 def export(corpora: list[Corpus], tokenizer: Tokenizer, folder: Path) -> None:
     """Write the files, and meta.json last: where it is, all are whole."""
-    from lm.flat_tokens import write_flat
-    from lm.shards import TokenStore
+    from lm.documents.flat import write_flat
+    from lm.tokens.store import TokenStore
 
     with disk.refusals(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -22,17 +22,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm import errors
-from lm.base import tokenizer_of
-from lm.config import load as load_config
-from lm.disk import replace
+from lm.system import errors
+from lm.checkpoints.base import tokenizer_of
+from lm.config.reader import load as load_config
+from lm.system.disk import replace
 
 if TYPE_CHECKING:
     from data import PackedDataModule
-    from lm.inspection import Row, Stores
-    from lm.overlap import Overlap
-    from lm.schema import Config
-    from lm.tokenizer import Tokenizer
+    from lm.checks.xray import Row, Stores
+    from lm.checks.overlap import Overlap
+    from lm.config.schema.config import Config
+    from lm.tokenizer.tokenizer import Tokenizer
 
 
 def main() -> None:
@@ -46,9 +46,10 @@ def main() -> None:
             raise errors.ConfigError(f"--{flag}: too small, got {given}, write {least} or more")
 
     from data import PackedDataModule
-    from lm import inspection, rendering
-    from lm.corpus import named
-    from lm.text_files import find_files
+    from lm.checks import xray
+    from lm.checks import rendering
+    from lm.tokens.corpus import named
+    from lm.documents.files import find_files
 
     against = find_files(arguments.against, "--against")
     tokenizer = tokenizer_of(config)
@@ -57,17 +58,17 @@ def main() -> None:
         return
     data = PackedDataModule(config, tokenizer, say=lambda line: print(line, file=sys.stderr))
     rows = rows_of(data, arguments.step, arguments.rows)
-    stores = inspection.stores_of(data.corpora)
-    sources = [line for split in stores for line in inspection.SourceStatistics.of(split, stores[split], config.row_length)]
+    stores = xray.stores_of(data.corpora)
+    sources = [line for split in stores for line in xray.SourceStatistics.of(split, stores[split], config.row_length)]
     overlaps = compare(stores, data, against, arguments.ngram) if arguments.ngram and stores["train"] else []
     streamed = [name for name, corpus in named(data.corpora) if len(corpus.stores) < 2]
-    counts, shown = inspection.RowStatistics.of(rows), rows[: arguments.rows]
+    counts, shown = xray.RowStatistics.of(rows), rows[: arguments.rows]
 
-    tables = {"Sources": inspection.source_table(sources), "Counts": inspection.row_table(counts)}
+    tables = {"Sources": xray.source_table(sources), "Counts": xray.row_table(counts)}
     if overlaps:
-        tables["Overlap"] = inspection.overlap_table(overlaps, arguments.ngram)
+        tables["Overlap"] = xray.overlap_table(overlaps, arguments.ngram)
     notes = {
-        f"{found.name}: in the training text too": inspection.match_lines(found, arguments.ngram) for found in overlaps if found.matches
+        f"{found.name}: in the training text too": xray.match_lines(found, arguments.ngram) for found in overlaps if found.matches
     }
     if streamed:
         nothing = "" if stores["train"] else "; overlap with the training text cannot be computed, as none of it is stored"
@@ -84,8 +85,8 @@ def main() -> None:
 
 def rows_of(data: PackedDataModule, first: int, least: int) -> list[Row]:
     """The rows of whole steps from `first` on, so many or a few more."""
-    from lm import inspection
-    from lm.corpus import named
+    from lm.checks import xray
+    from lm.tokens.corpus import named
 
     names = [name for name, _ in named(data.trained)]
     rows: list[Row] = []
@@ -94,7 +95,7 @@ def rows_of(data: PackedDataModule, first: int, least: int) -> list[Row]:
     try:
         for step in loader.sampler:  # not a range: streams have to hear of each step
             parts = data.plan.of_step(step, data.config.trainer.batch_size)[:, 0].tolist()
-            rows += inspection.read_rows(loader.dataset[step], data.tokenizer, [names[part] for part in parts])
+            rows += xray.read_rows(loader.dataset[step], data.tokenizer, [names[part] for part in parts])
             if len(rows) >= least:
                 break
     finally:
@@ -104,7 +105,7 @@ def rows_of(data: PackedDataModule, first: int, least: int) -> list[Row]:
 
 def compare(stores: Stores, data: PackedDataModule, against: list[str], n: int) -> list[Overlap]:
     """What the validation split and further files share with the training text."""
-    from lm.overlap import StoredDocuments, find_overlaps, read_held_out
+    from lm.checks.overlap import StoredDocuments, find_overlaps, read_held_out
 
     train, val = (StoredDocuments(split, [store for _, store in stores[split]], data.tokenizer) for split in ("train", "val"))
     texts = {"validation": val} | {file: read_held_out(file) for file in against}
@@ -113,13 +114,14 @@ def compare(stores: Stores, data: PackedDataModule, against: list[str], n: int) 
 
 def show_sample(config: Config, tokenizer: Tokenizer, number: int) -> None:
     """One conversation, counted through the sources from 1."""
-    from lm import inspection, rendering
-    from lm.corpus import readers
+    from lm.checks import xray
+    from lm.checks import rendering
+    from lm.tokens.corpus import readers
 
     conversations = itertools.chain.from_iterable(reader for _, reader, _ in readers(config.data, tokenizer) if reader.chat)
     if (document := next(itertools.islice(conversations, number - 1, None), None)) is None:
         raise errors.ConfigError(f"--sample: there are fewer than {number:,} conversations; write a smaller number")
-    rendering.show_rows([inspection.conversation_row(document, tokenizer.eos_id)], tokenizer, "not learnt")
+    rendering.show_rows([xray.conversation_row(document, tokenizer.eos_id)], tokenizer, "not learnt")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -19,8 +19,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lm import disk, errors
-from lm.checkpoint import open_checkpoint, read_manifest, read_meta
+from lm.system import disk
+from lm.system import errors
+from lm.checkpoints.folder import open_checkpoint, read_manifest, read_meta
 
 KEPT = ("results", "groups", "group_subtasks", "n-shot", "n-samples", "versions", "higher_is_better", "lm_eval_version")
 
@@ -34,12 +35,12 @@ def main() -> None:
     be_quiet()
     form = None
     if arguments.chat:
-        from lm.chat import chat_format
+        from lm.generation.chat import chat_format
 
         form = chat_format(folder, arguments.template)
     with contextlib.redirect_stdout(sys.stderr):  # the harness prints, too
-        from lm.device import choose_device
-        from lm.harness import Subject, find_tasks, load_tasks
+        from lm.system.device import choose_device
+        from lm.evaluation.harness import Subject, find_tasks, load_tasks
         from model import load
 
         device = choose_device(arguments.device, "--device")
@@ -117,7 +118,7 @@ def evaluate(subject: Any, manager: Any, tasks: list[Any], arguments: argparse.N
 
 def report_of(folder: Path, device: str, results: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """What is kept of the harness's results, beside what was asked. Numbers that are not finite are null."""
-    from lm.harness import chance
+    from lm.evaluation.harness import chance
 
     meta = read_meta(folder)
     asked = {"step": meta["step"], "manifest_sha256": read_manifest(folder)["sha256"], "device": device, "limit": arguments.limit}

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lm import checkpoint, errors
-from lm.stored import read_adapters, read_model
+from lm.checkpoints import folder as checkpoint
+from lm.system import errors
+from lm.checkpoints.meta import read_adapters, read_model
 
 
 def main() -> None:
@@ -50,8 +51,8 @@ def writers(folder: Path, meta: dict[str, Any], base: Path | None) -> dict[str, 
     """The files of the merged checkpoint: name -> function that writes it."""
     import torch
 
-    from lm.adapters import load_whole
-    from lm.weights import trained, write_weights
+    from lm.checkpoints.adapters import load_whole
+    from lm.checkpoints.weights import trained, write_weights
     from model import Decoder
 
     with torch.device("meta"):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lm import curves, errors
+from lm.display import curves
+from lm.system import errors
 
 
 def main() -> None:

@@ -15,17 +15,17 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lm import errors
-from lm.config import load
-from lm.disk import in_bytes, refusals
-from lm.stopping import StopSignals
+from lm.system import errors
+from lm.config.reader import load
+from lm.system.disk import in_bytes, refusals
+from lm.system.signals import StopSignals
 
 if TYPE_CHECKING:
-    from lm.corpus import Corpus
-    from lm.schema import Config
-    from lm.sources import Piece
-    from lm.tokenizer import Tokenizer
-    from lm.tokens import Engine, Tokenise, Tokens
+    from lm.tokens.corpus import Corpus
+    from lm.config.schema.config import Config
+    from lm.documents.reader import Piece
+    from lm.tokenizer.tokenizer import Tokenizer
+    from lm.tokens.tokenise import Engine, Tokenise, Tokens
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
             f"read the dataset once and keep its tokens{flag}"
         )
     with StopSignals(speaks=False, advice="start it again, and it goes on where it was"):
-        from lm.base import tokenizer_of
+        from lm.checkpoints.base import tokenizer_of
 
         tokenizer = tokenizer_of(config)
         engine = _engine(arguments.ray, arguments.processes)
@@ -50,10 +50,10 @@ def main() -> None:
 
 def _engine(ray: bool, processes: int | None) -> Engine:
     if ray:
-        from lm.ray_engine import on_ray
+        from lm.tokens.ray_engine import on_ray
 
         return on_ray
-    from lm.engines import on_this_machine
+    from lm.tokens.engines import on_this_machine
 
     return functools.partial(on_this_machine, processes=processes)
 
@@ -85,7 +85,7 @@ def positive(text: str) -> int:
 
 def make(config: Config, tokenizer: Tokenizer, engine: Engine) -> list[Corpus]:
     """Open the tokens of all sources, made first where they are missing, and say what there is."""
-    from lm.corpus import open_corpora
+    from lm.tokens.corpus import open_corpora
 
     made = set()
 
@@ -107,7 +107,7 @@ def make(config: Config, tokenizer: Tokenizer, engine: Engine) -> list[Corpus]:
 
 def remove_damaged(corpora: list[Corpus]) -> bool:
     """Whether a file's content is not what was written; its tokens are taken away, to be made again."""
-    from lm.cache import damaged, read_manifest
+    from lm.tokens.cache import damaged, read_manifest
 
     found = False
     for corpus in corpora:

@@ -16,15 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm import errors
-from lm.disk import replace
+from lm.system import errors
+from lm.system.disk import replace
 
 if TYPE_CHECKING:
     from data import PackedDataModule
-    from lm.page import Html
-    from lm.run_record import RunRecord
-    from lm.surprisal import Batch, Surprisal
-    from lm.tokenizer import Tokenizer
+    from lm.display.html import Html
+    from lm.runs.record import RunRecord
+    from lm.evaluation.surprisal import Batch, Surprisal
+    from lm.tokenizer.tokenizer import Tokenizer
 
 
 def main() -> None:
@@ -33,14 +33,14 @@ def main() -> None:
     if arguments.watts is not None and not 0 < arguments.watts < 1e9:
         raise errors.ConfigError(f"--watts: a power above 0, got {arguments.watts:g}; write what the machine draws while it trains")
 
-    from lm.run_record import read_run
+    from lm.runs.record import read_run
 
     run = read_run(arguments.run)
     out = arguments.out or arguments.run / "report.html"
     if not out.parent.is_dir():
         raise errors.CheckpointError(f"--out: {out.parent} is no folder; name a file in one that is there")
 
-    from lm.report import report
+    from lm.reports.run import report
 
     parts, style = of_model(run, arguments.no_model)
     replace(out, report(run, out, parts, style, arguments.watts))
@@ -51,7 +51,7 @@ def main() -> None:
 
 def of_model(run: RunRecord, without: bool) -> tuple[dict[str, Html], str]:
     """The parts for which the model is needed, and their style; or one that says why they are missing."""
-    from lm.page import element
+    from lm.display.html import element
 
     try:
         if without:
@@ -61,17 +61,17 @@ def of_model(run: RunRecord, without: bool) -> tuple[dict[str, Html], str]:
         print(f"without the model: {error}")
         return {"surprise": element("p", f"Not in this report, nor the loss by place: {error}.", class_="quiet")}, ""
 
-    from lm import report_model
+    from lm.reports import run_model
 
-    parts = {"surprise": report_model.surprise(found, tokenizer, weights, recorded), "positions": report_model.positions(found)}
-    if (by_source := report_model.by_source(found)) is not None:
+    parts = {"surprise": run_model.surprise(found, tokenizer, weights, recorded), "positions": run_model.positions(found)}
+    if (by_source := run_model.by_source(found)) is not None:
         parts["sources"] = by_source
-    return parts, report_model.STYLE
+    return parts, run_model.STYLE
 
 
 def measured(run: RunRecord) -> tuple[Surprisal, Tokenizer, str, float | None]:
     """The best checkpoint on what the run validates on, its name, and the loss that the run recorded for it. Raises UserError."""
-    from lm.stored import read_config
+    from lm.checkpoints.meta import read_config
 
     if (saved := run.best_checkpoint) is None:
         raise errors.CheckpointError("no checkpoint can be read")
@@ -80,8 +80,8 @@ def measured(run: RunRecord) -> tuple[Surprisal, Tokenizer, str, float | None]:
         raise errors.ConfigError("it learnt from preferences, of which no token has a loss of its own")
 
     from data import PackedDataModule
-    from lm.device import autocast, choose_device, choose_precision
-    from lm.surprisal import measure
+    from lm.system.device import autocast, choose_device, choose_precision
+    from lm.evaluation.surprisal import measure
     from model import load
 
     device = choose_device("auto")
@@ -96,7 +96,7 @@ def measured(run: RunRecord) -> tuple[Surprisal, Tokenizer, str, float | None]:
 def batches(data: PackedDataModule) -> Iterator[Batch]:
     """What a validation scores, with the name of each row's source."""
     from data import ValidationBatches
-    from lm.inspection import named
+    from lm.checks.xray import named
 
     names = [name for name, corpus in named(data.corpora) if corpus.val.documents]
     dataset = data.val_dataloader().dataset

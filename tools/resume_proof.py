@@ -23,9 +23,9 @@ import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from lm import errors
-from lm.config import load
-from lm.stopping import StopSignals, child
+from lm.system import errors
+from lm.config.reader import load
+from lm.system.signals import StopSignals, child
 
 ROOT = Path(__file__).parents[1]
 
@@ -116,8 +116,8 @@ def last_step(trace: Path) -> int:
 
 def traced(trace: Path, arguments: list[str]) -> None:
     """train.py or finetune.py, with each step written down."""
-    from lm.sameness import trace_of
-    from lm.training import LanguageModel
+    from lm.checks.sameness import trace_of
+    from lm.training.module import LanguageModel
 
     training_step = LanguageModel.training_step
 
@@ -133,8 +133,8 @@ def traced(trace: Path, arguments: list[str]) -> None:
 
 def compare(straight: Path, interrupted: Path) -> None:
     """Say "identical", or raise CheckFailed with the first difference."""
-    from lm.checkpoint import step_directories
-    from lm.sameness import first_difference, read_trace
+    from lm.checkpoints.folder import step_directories
+    from lm.checks.sameness import first_difference, read_trace
 
     one, other = (read_trace(folder.with_suffix(".jsonl")) for folder in (straight, interrupted))
     if (difference := first_difference(straight, interrupted, one, other)) is not None:

@@ -21,17 +21,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm import errors
-from lm.config import Loaded, load
-from lm.config_text import to_yaml
-from lm.origin import Origin
-from lm.schema import Config
-from lm.stopping import StopSignals, child
+from lm.system import errors
+from lm.config.reader import Loaded, load
+from lm.config.describe import to_yaml
+from lm.runs.origin import Origin
+from lm.config.schema.config import Config
+from lm.system.signals import StopSignals, child
 
 if TYPE_CHECKING:
-    from lm.selfchecks import Result
-    from lm.session import Session
-    from lm.training_command import BuildSession
+    from lm.checks.selfchecks import Result
+    from lm.training.session import Session
+    from lm.training.command import BuildSession
 
 ROOT = Path(__file__).parents[1]
 CHECKS = {
@@ -53,7 +53,7 @@ def main() -> None:
     names = [name for name in CHECKS if name in (arguments.only or CHECKS)]
 
     started = time.perf_counter()
-    from lm.check_subject import Subject
+    from lm.checks.subject import Subject
 
     subject, found = Subject(session_of(loaded)), []
     if not arguments.json:
@@ -91,8 +91,8 @@ def session_of(loaded: Loaded) -> Session:
 
 def resume(config: Config) -> Result:
     """tools.resume_proof on a shortened run, which is its own process: it starts and stops several."""
-    from lm.check_subject import RESUME_STEPS, shortened
-    from lm.selfchecks import Result
+    from lm.checks.subject import RESUME_STEPS, shortened
+    from lm.checks.selfchecks import Result
 
     if config.max_steps < 2:
         return Result(None, "the run has a single step, and nothing comes after a stop")
@@ -105,7 +105,7 @@ def resume(config: Config) -> Result:
         with child(command, subprocess.PIPE, environment) as process:
             proved, refused = process.communicate()
     said = (proved if process.returncode == 0 else refused).strip()
-    return Result(process.returncode == 0, said.rpartition("\n")[2], "lm/train_state.py; `python -m tools.resume_proof` shows more")
+    return Result(process.returncode == 0, said.rpartition("\n")[2], "lm/checkpoints/train_state.py; `python -m tools.resume_proof` shows more")
 
 
 def line(name: str, result: Result, colour: bool) -> str:

@@ -22,13 +22,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm import disk, errors
-from lm.config import load
-from lm.schema.data import DataConfig
+from lm.system import disk
+from lm.system import errors
+from lm.config.reader import load
+from lm.config.schema.data import DataConfig
 
 if TYPE_CHECKING:
-    from lm.preparation import Split
-    from lm.sources import Reader
+    from lm.tokens.prepare import Split
+    from lm.documents.reader import Reader
 
 Texts = dict[str, Callable[[], Iterator[str]]]  # by the name of their source; each can be read again
 
@@ -42,8 +43,8 @@ def main() -> None:
     arguments, overrides = parser().parse_known_args()
     data = load(arguments.config, overrides).config.data
 
-    from lm import corpus
-    from lm.tokenizer_training import LEAST_VOCABULARY, MOST_BYTES, SETTINGS, check_specials, excerpt, learn
+    from lm.tokens.tokenise import corpus
+    from lm.tokenizer.learn import LEAST_VOCABULARY, MOST_BYTES, SETTINGS, check_specials, excerpt, learn
 
     specials = arguments.special
     check_specials(specials)
@@ -72,8 +73,8 @@ def main() -> None:
 
 def report(file: Path, asked: int, train: Texts, val: Texts) -> None:
     """Say what the written file, as a run will read it, makes of both sides. Raises UserError where a text does not come back."""
-    from lm.tokenizer import load_tokenizer
-    from lm.tokenizer_training import describe, excerpt, measure
+    from lm.tokenizer.tokenizer import load_tokenizer
+    from lm.tokenizer.learn import describe, excerpt, measure
 
     tokenizer = load_tokenizer(str(file))
     fewer = f", not {asked:,}: no pair of tokens is left that this text has twice" if tokenizer.vocab_size < asked else ""
@@ -121,7 +122,7 @@ def free_paths(out: Path, force: bool) -> tuple[Path, Path | None]:
 
 def sides(data: DataConfig, readers: list[tuple[str, Reader, Split]]) -> tuple[Texts, Texts]:
     """The texts to train on and those to validate on, by source, split as train.py splits them."""
-    from lm.corpus import documents_by_split
+    from lm.tokens.corpus import documents_by_split
 
     def part(reader: Reader, split: Split, side: str) -> Callable[[], Iterator[str]]:
         return lambda: (text for found, text in documents_by_split(reader, split) if found == side)

@@ -16,7 +16,7 @@ from types import FrameType
 
 import pytest
 
-from lm import errors
+from lm.system import errors
 
 PATIENCE = 60  # seconds after which a command counts as hanging; what is refused is refused in far less than one
 

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
-from lm.checkpoint import _hash_of_table
-from lm.disk import fingerprint
-from tests.test_weights import HOSTILE, with_header
+from lm.checkpoints.folder import _hash_of_table
+from lm.system.disk import fingerprint
+from tests.checkpoints.test_weights import HOSTILE, with_header
 
 STEP = "step-00000003.ckpt"
 CANARY = "EXECUTED"  # a file in the current folder that appears if anything in a checkpoint is executed
@@ -246,7 +246,7 @@ def rename_first(new: str) -> Callable[[dict[str, torch.Tensor]], Any]:
 
 
 def other_architecture(path: Path) -> bytes:
-    from lm.schema.model import ModelConfig
+    from lm.config.schema.model import ModelConfig
     from model import Decoder
 
     return save(
@@ -272,7 +272,7 @@ def tokenizer(edit: Callable[[dict[str, Any]], Any], **in_meta: Any) -> Callable
     """Another tokenizer, whose hash meta.json has too."""
 
     def change(path: Path) -> None:
-        from lm.tokenizer import _digest
+        from lm.tokenizer.tokenizer import _digest
 
         definition = json.loads((path / TOKENIZER).read_text())
         edit(definition)

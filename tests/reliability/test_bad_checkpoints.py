@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import ROOT
+from tests.support.faults import ROOT
 from tests.reliability.answers import Answer, answer, picture
 from tests.reliability.hostile_checkpoints import CANARY, CASES, READS, STEP, Case, built_up, made_directory, ran_code, seal
-from tests.runs import config_file, train
+from tests.support.runs import config_file, train
 
 ENTRIES = ("resume", "auto", "init", "infer", "eval", "list")
 

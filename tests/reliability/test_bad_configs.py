@@ -14,10 +14,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lm.config import load
-from lm.config_keys import leaves
-from lm.errors import CheckpointError, ConfigError
-from tests.faults import ROOT, not_root
+from lm.config.reader import load
+from lm.config.keys import leaves
+from lm.system.errors import CheckpointError, ConfigError
+from tests.support.faults import ROOT, not_root
 from tests.reliability.answers import Answer, answer, picture
 
 BASE = """\

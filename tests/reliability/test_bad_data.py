@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.faults import ROOT, not_root
-from tests.hub import Hub
+from tests.support.faults import ROOT, not_root
+from tests.support.hub import Hub
 from tests.reliability.answers import answer
 
 GOOD = b'{"text": "fine"}\n'

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from lm.checkpoint import newest_whole, read_manifest, step_directories, verify
-from lm.errors import CheckpointError
-from lm.origin import find_checkpoint
-from tests.faults import sealed
-from tests.forked import finish, start
-from tests.runs import config_file
-from tests.test_train import assert_same_run, steps
+from lm.checkpoints.folder import newest_whole, read_manifest, step_directories, verify
+from lm.system.errors import CheckpointError
+from lm.runs.origin import find_checkpoint
+from tests.support.faults import sealed
+from tests.support.forked import finish, start
+from tests.support.runs import config_file
+from tests.training.test_train import assert_same_run, steps
 
 Amount = Callable[[int, int], int]
 Figure = Callable[[str], None]
@@ -169,7 +169,7 @@ def edited(victim: Victim) -> Iterator[str]:
 
 
 def _write_manifest(victim: Victim, files: dict[str, Any]) -> None:
-    from lm.checkpoint import _hash_of_table
+    from lm.checkpoints.folder import _hash_of_table
 
     (victim.newest / "manifest.json").write_text(json.dumps({"files": files, "sha256": _hash_of_table(files)}))
 

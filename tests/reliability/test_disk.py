@@ -19,13 +19,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lm import errors
-from lm.checkpoint import newest_whole, point, retain, step_directories, step_name, step_of, verify, write_checkpoint, write_json
-from lm.run import RunFolder
-from lm.weights import write_state, write_weights
-from tests.forked import Forked, finish, gate, kill_at, start, unfinished
-from tests.runs import config_file, large_state
-from tests.test_train import assert_same_run
+from lm.system import errors
+from lm.checkpoints.folder import newest_whole, point, retain, step_directories, step_name, step_of, verify, write_checkpoint, write_json
+from lm.runs.folder import RunFolder
+from lm.checkpoints.weights import write_state, write_weights
+from tests.support.forked import Forked, finish, gate, kill_at, start, unfinished
+from tests.support.runs import config_file, large_state
+from tests.training.test_train import assert_same_run
 
 Amount = Callable[[int, int], int]
 Figure = Callable[[str], None]

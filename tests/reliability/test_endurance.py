@@ -12,15 +12,15 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.runs import config_file
+from tests.support.runs import config_file
 
 ROOT = Path(__file__).parents[2]
 
 # Every hundredth step: resident pages, open files, threads, CPU seconds.
 WATCHED = """
 import json, os, sys, threading, time
-import train, lm.errors, lm.training
-step_of_training = lm.training.LanguageModel.training_step
+import train, lm.system.errors, lm.training.module
+step_of_training = lm.training.module.LanguageModel.training_step
 def watched(self, batch, batch_idx):
     step_of_training(self, batch, batch_idx)
     if self.step % 100 == 0:
@@ -28,8 +28,8 @@ def watched(self, batch, batch_idx):
         sample = [self.step, resident, len(os.listdir("/proc/self/fd")), threading.active_count(), time.process_time()]
         with open(os.environ["SAMPLES"], "a") as file:
             file.write(json.dumps(sample) + "\\n")
-lm.training.LanguageModel.training_step = watched
-lm.errors.run(train.main)
+lm.training.module.LanguageModel.training_step = watched
+lm.system.errors.run(train.main)
 """
 
 
@@ -80,14 +80,14 @@ def test_a_long_run(tmp_path: Path, amount: Callable[[int, int], int], figure: C
 def test_a_worker_that_is_killed_ends_the_run(tmp_path: Path) -> None:
     """With a message, not with a hang."""
     code = """
-import os, signal, sys, train, lm.errors, data
+import os, signal, sys, train, lm.system.errors, data
 get = data.TrainingSteps.__getitem__
 def dying(self, step):
     if step == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return get(self, step)
 data.TrainingSteps.__getitem__ = dying
-lm.errors.run(train.main)
+lm.system.errors.run(train.main)
 """
     command = [sys.executable, "-c", code, "--config", str(config_file(tmp_path)), "--data.workers=2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)

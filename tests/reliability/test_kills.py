@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from lm.checkpoint import newest_whole, pointed, read_meta, step_directories, step_name, step_of
-from tests.forked import ROOT, finish, kill_at, start, unfinished
-from tests.runs import config_file, corpus, large_state
-from tests.test_train import assert_same, assert_same_run, optimizer_state, weights
+from lm.checkpoints.folder import newest_whole, pointed, read_meta, step_directories, step_name, step_of
+from tests.support.forked import ROOT, finish, kill_at, start, unfinished
+from tests.support.runs import config_file, corpus, large_state
+from tests.training.test_train import assert_same, assert_same_run, optimizer_state, weights
 
 Amount = Callable[[int, int], int]
 Figure = Callable[[str], None]

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import data
-from lm.checkpoint import step_directories
-from lm.errors import NonFiniteError
-from lm.training import LanguageModel
+from lm.checkpoints.folder import step_directories
+from lm.system.errors import NonFiniteError
+from lm.training.module import LanguageModel
 from model import Decoder
-from tests.runs import config_file, train
-from tests.test_train import assert_same_run
+from tests.support.runs import config_file, train
+from tests.training.test_train import assert_same_run
 
 
 def poison_loss(chance: random.Random, step: int, monkeypatch: pytest.MonkeyPatch) -> None:

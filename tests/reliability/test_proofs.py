@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import config_file
+from tests.support.runs import config_file
 
 ROOT = Path(__file__).parents[2]
 

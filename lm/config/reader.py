@@ -1,0 +1,214 @@
+"""The configuration reader: a YAML file and command-line overrides in, a checked `Config` and every value's origin out.
+
+Every problem is reported at once, one line each: `file:line: section.key: what is wrong, got what, what to write`, or
+`command line: --section.key: ...`. Nothing heavy is imported, so a mistake is answered in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lm.system.errors import ConfigError, not_installed
+
+try:
+    from pydantic_core import ErrorDetails, ValidationError
+except ModuleNotFoundError as missing:  # this comes before a command's `errors.run`
+    print(not_installed(missing), file=sys.stderr)
+    sys.exit(ConfigError.exit_code)
+
+from lm.checkpoints.base import filled
+from lm.config.complaints import in_words, nearest
+from lm.config.keys import advice, keys, name_of
+from lm.config.describe import yaml_lines
+from lm.config.schema.config import Config
+from lm.config.yaml_reader import MAX_DEPTH, KeyPath, dotted, not_text, path_of, plain, read_file, read_text, shown, unprintable
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checked configuration, and where each of its values came from: "config.yaml:12", "command line" or "default"."""
+
+    config: Config
+    origins: dict[str, str]
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
+    """Read a YAML file, apply `--section.key value` or `--section.key=value` arguments, and check the whole.
+
+    With `finetune` the base checkpoint fills in model and tokenizer. Paths are relative to the current directory, not to the file.
+
+    Raises:
+        ConfigError: with a line for each problem.
+        CheckpointError: the base checkpoint is not there.
+    """
+    document = read_file(path)
+    draft = _Draft(str(path), problems=[(line, f"{path}:{line}: {message}") for line, message in document.problems])
+    if isinstance(document.value, dict):
+        draft.tree = document.value
+        draft.marks |= document.lines
+    elif document.whole:
+        empty = "empty" if document.value is None else f"not a mapping, got {shown(document.value)}"
+        draft.problems.append((1, f"{path}:1: {empty}, write the sections data: and trainer:"))
+        document.whole = False
+    draft.override(overrides)
+    config = draft.check() if document.whole else None
+    if config is None or draft.problems:
+        raise ConfigError("\n".join(line for _, line in sorted(draft.problems, key=lambda problem: problem[0])))
+    origins = {dotted(key): draft.origin(key) for key, _ in yaml_lines(config) if key}
+    if config.finetune is not None:
+        of_base = {key for key, origin in origins.items() if key.startswith(("model.", "tokenizer.")) and origin == "default"}
+        origins |= dict.fromkeys(of_base, "finetune.base")
+    return Loaded(config, origins)
+
+
+@dataclass
+class _Draft:
+    """What was given so far, before it is judged."""
+
+    name: str
+    tree: dict[str, Any] = field(default_factory=dict)
+    # Where each key stands: its line in the file, or the path of the flag that set it.
+    marks: dict[KeyPath, int | KeyPath] = field(default_factory=lambda: {(): 1})
+    problems: list[tuple[float, str]] = field(default_factory=list)  # (line in the file or infinity for the command line, message)
+
+    def origin(self, path: KeyPath) -> str:
+        """Where the value of a key came from, for people."""
+        mark = self.marks.get(path)
+        return "default" if mark is None else f"{self.name}:{mark}" if isinstance(mark, int) else "command line"
+
+    def complain(self, path: KeyPath, message: str) -> None:
+        """Note a problem of a key at its own place or, where it is absent, at the nearest section that is there."""
+        mark = self.marks[nearest(path, self.marks)]
+        if isinstance(mark, int):
+            self.problems.append((mark, f"{self.name}:{mark}: {dotted(path)}: {message}"))
+        else:
+            self._refuse(mark if mark[: len(path)] == path else path, message)
+
+    def _refuse(self, flag: KeyPath, message: str) -> None:
+        self.problems.append((float("inf"), f"command line: --{dotted(flag)}: {message}"))
+
+    def override(self, arguments: Sequence[str]) -> None:
+        """Apply `--section.key value` arguments to the tree."""
+        rest = list(arguments)
+        given: list[KeyPath] = []
+        while rest:
+            flag, equals, text = rest.pop(0).partition("=")
+            if not _is_flag(flag):
+                self.problems.append((float("inf"), f"command line: {shown(flag + equals + text)}: not a flag, write --section.key value"))
+                continue
+            path = tuple(flag[2:].split("."))
+            has_value = bool(equals or (rest and not _is_flag(rest[0])))
+            if has_value and not equals:
+                text = rest.pop(0)
+            if len(path) > MAX_DEPTH:
+                self.problems.append(
+                    (float("inf"), f"command line: {shown(flag)}: nested deeper than {MAX_DEPTH}, write --section.key value")
+                )
+            elif len(path) == 1 and path[0] not in keys():
+                self._refuse(path, f"unknown flag, {advice(path)}; see --help")
+            elif not has_value:
+                self._refuse(path, f"no value, write --{dotted(path)} VALUE (=VALUE where it begins with --)")
+            elif twice := [other for other in given if other[: len(path)] == path[: len(other)]]:
+                self._refuse(path, f"given twice, got --{dotted(twice[0])} before, remove one of the two")
+            else:
+                given.append(path)
+                self._set(path, text)
+
+    def _set(self, path: tuple[str, ...], text: str) -> None:
+        problems, value, inner = _read_value(path, text)
+        for problem in problems:
+            self._refuse(path, problem)
+        if problems:
+            return
+        section = self.tree
+        for length, part in enumerate(path[:-1], 1):
+            if section.get(part) is None:
+                section[part] = {}
+                self.marks[path[:length]] = path
+            if not isinstance(section[part], dict):
+                parent = dotted(path[:length])
+                self._refuse(path, f"{parent} is not a section, got {shown(section[part])}, write --{parent} VALUE")
+                return
+            section = section[part]
+        section[path[-1]] = value
+        self.marks = {old: mark for old, mark in self.marks.items() if old[: len(path)] != path}
+        self.marks |= {(*path, *within): path for within in [(), *inner]}
+
+    def check(self) -> Config | None:
+        """The configuration, or None with all of its problems noted."""
+        try:
+            # From JSON, because pydantic's strict mode there takes a list for a tuple, and still no bool or text for a number.
+            config = Config.model_validate_json(json.dumps(self.tree), strict=True)
+            return config if config.finetune is None else Config.model_validate(filled(config))
+        except ValidationError as error:
+            for details in error.errors(include_url=False):
+                self.complain(*self._explain(details))
+            return None
+
+    def _explain(self, error: ErrorDetails) -> tuple[KeyPath, str]:
+        """A pydantic error as the key that it is about and a plain sentence."""
+        path, kind, given = self._without_format(error["loc"]), error["type"], error["input"]
+        if kind == "value_error":
+            message = str(error["ctx"]["error"])
+            if path:
+                return self._flag_among(path, message), message
+            name, _, rest = message.partition(" ")
+            first = path_of(name)
+            assert name_of(first) in keys(), "a check of the whole configuration names the key first"
+            blamed = self._flag_among((), message) or first
+            return blamed, rest if blamed == first else message
+        if kind == "extra_forbidden":
+            return path, f"unknown key, got {shown(given)}, {advice(path, self._format_beside(path))}"
+        if kind.startswith("union_tag"):
+            path = (*path, "format")
+            kind, given = ("literal_error", given["format"]) if "format" in given else ("missing", None)
+        return in_words(path, kind, given, error["msg"], keys())
+
+    def _flag_among(self, section: KeyPath, message: str) -> KeyPath:
+        """The key that a flag set, of those that a check of several keys names: the flag is what to change. Else the section."""
+        words = message.split()
+        set_by_flag = (path for path, mark in self.marks.items() if mark == path and path[: len(section)] == section)
+        return next((path for path in set_by_flag if dotted(path[len(section) :]) in words), section)
+
+    def _without_format(self, location: tuple[int | str, ...]) -> KeyPath:
+        """pydantic puts a source's format into the path of what is wrong inside it; no file has it there."""
+        path: KeyPath = ()
+        parts = iter(location)
+        for part in parts:
+            path = (*path, part)
+            if (section := keys().get(name_of(path))) is not None and "format" in section.children:
+                next(parts, None)
+        return path
+
+    def _format_beside(self, path: KeyPath) -> object:
+        section: Any = self.tree
+        for part in path[:-1]:
+            section = section[part]
+        return section.get("format")
+
+
+def _is_flag(argument: str) -> bool:
+    return re.match("--[A-Za-z_]", argument) is not None
+
+
+def _read_value(path: KeyPath, text: str) -> tuple[list[str], Any, list[KeyPath]]:
+    """A command-line value: its problems, the value, and the paths inside it.
+
+    Text for a key that takes only text is taken as it stands, so that a prompt needs no second layer of quotes. A value that begins like
+    YAML's lists, mappings or quotes is read as YAML; anything else as an unquoted scalar, in which `: ` and ` #` mean nothing.
+    """
+    key = keys().get(dotted(path))
+    if (start := unprintable(text)) is not None:
+        return [not_text(text[start])], None, []
+    if key and key.text_only:
+        return [], None if text == "null" and key.type.endswith("null") else text, []
+    if not text.startswith(("[", "{", '"', "'")):
+        return [], plain(text) if text else "", []
+    document = read_text(text)
+    return [message for _, message in document.problems], document.value, list(document.lines)

@@ -1,0 +1,144 @@
+"""Flat files of token ids, which other programs read and write: nanoGPT's train.bin and val.bin, and the like.
+
+    d1 EOS d2 EOS ... dn EOS        ids of one type, lowest byte first, without a header
+
+This is the stream of a split (`lm/tokens/store.py`) without its first EOS, so each can be made of the other and nothing is lost. What others
+have written may do without the last EOS, or without any: then it is one document.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lm.system.disk import refusals, sync
+from lm.system.errors import DataError
+from lm.documents.faults import Fault
+from lm.config.schema.source import BinSource
+from lm.tokens.store import TokenStore
+from lm.documents.files import Span, byte_spans
+from lm.tokenizer.tokenizer import Tokenizer
+
+CHUNK = 2**20  # ids that are read at a time, where it is not known how many are wanted
+SPECIAL = "special id"
+NPY = b"\x93NUMPY"
+
+
+def read_flat(file: str, source: BinSource, span: Span | None, tokenizer: Tokenizer) -> Iterator[tuple[int, NDArray[Any] | Fault]]:
+    """The documents that begin in a span of bytes: where in the file, counted in ids from 0, and their ids, of the tokenizer's type.
+
+    A document that holds a special id other than EOS is a `Fault`. Memory holds the documents of a span.
+
+    Raises:
+        DataError: these are not the tokenizer's ids.
+        OSError: the file cannot be read.
+    """
+    dtype = np.dtype(source.dtype or tokenizer.dtype).newbyteorder("<")
+    others = sorted(tokenizer.reserved_ids - {tokenizer.eos_id})
+    for part in byte_spans(file) if span is None else [span]:
+        if part[0] == 0:
+            _require_flat(file, source, dtype)
+            _require_tokenizer(file, tokenizer)
+        first, ids = _documents_from(file, dtype, part, tokenizer.eos_id)
+        if len(beyond := np.flatnonzero(ids >= tokenizer.vocab_size)):
+            place = int(beyond[0])
+            raise DataError(
+                f"{file}:{first + place}: id {ids[place]:,} is beyond the {tokenizer.vocab_size:,} of the tokenizer {tokenizer.name}; name "
+                "the one that made the file in tokenizer.name, and the type of its ids in dtype"
+            )
+        ids = ids.astype(tokenizer.dtype)
+        ends = np.flatnonzero(ids == tokenizer.eos_id)
+        if len(ids) and ids[-1] != tokenizer.eos_id:
+            ends = np.append(ends, len(ids))
+        special = np.flatnonzero(np.isin(ids, others))
+        faulty = dict(zip(reversed(np.searchsorted(ends, special).tolist()), reversed(ids[special].tolist()), strict=True))
+        start = 0
+        for number, end in enumerate(ends.tolist()):
+            fault = Fault(SPECIAL, f"{faulty[number]} in the document that begins here; text has no such id") if number in faulty else None
+            yield first + start, fault or ids[start:end]
+            start = end + 1
+
+
+def write_flat(store: TokenStore, file: Path) -> dict[str, Any]:
+    """Write a split as a flat file, whole or not at all, and return its size and hash: {"bytes", "sha256"}.
+
+    Raises:
+        CheckpointError: the disk refuses it.
+    """
+    digest, size = hashlib.sha256(), (store.tokens - 1) * store.dtype.itemsize
+    temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
+    with refusals(file, size):
+        try:
+            with temporary.open("wb") as stream:
+                for start in range(1, store.tokens, CHUNK):  # from behind the first EOS
+                    ids = store.read(start, CHUNK).astype(store.dtype.newbyteorder("<"), copy=False)
+                    digest.update(ids.data)
+                    stream.write(ids.data)
+            sync(temporary)
+            temporary.replace(file)
+            sync(file.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _require_flat(file: str, source: BinSource, dtype: np.dtype[Any]) -> None:
+    """Raise DataError where a file cannot be flat ids of this type."""
+    size = Path(file).stat().st_size
+    if size % dtype.itemsize:
+        raise DataError(f"{file}: {size:,} bytes are no whole number of {dtype.name} ids; fetch the file again, or name its type in dtype")
+    with Path(file).open("rb") as stream:
+        if stream.read(len(NPY)) == NPY:
+            raise DataError(f"{file}: an array of numpy.save; write its ids without a header (array.tofile)")
+    head = _read(file, dtype, 0, CHUNK)
+    if source.dtype is None and dtype.itemsize == 2 and len(head) >= 16 and not head[1::2].any():
+        raise DataError(f"{file}: every other id is 0, as it is where ids of four bytes are read as two; write dtype: uint32")
+
+
+def _require_tokenizer(file: str, tokenizer: Tokenizer) -> None:
+    """Raise DataError where the meta.json of tools.export_tokens beside a file says that its ids are another tokenizer's.
+
+    Ids that are small enough for both would be read as other text, or as a single document.
+    """
+    try:
+        made = json.loads(Path(file).with_name("meta.json").read_text(encoding="utf-8"))
+        name, sha256 = made["tokenizer"]["name"], made["tokenizer"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # none, or another program's
+    if sha256 != tokenizer.sha256:
+        raise DataError(
+            f"{file}: its ids are of the tokenizer {name}, says meta.json beside it, and tokenizer.name is {tokenizer.name}; write that one"
+        )
+
+
+def _documents_from(file: str, dtype: np.dtype[Any], span: Span, eos_id: int) -> tuple[int, NDArray[Any]]:
+    """Where the first document begins that begins in a span of bytes, and the ids from there to the end of the last one."""
+    first, last = (-(-edge // dtype.itemsize) for edge in span)
+    before = min(first, 1)  # a document begins behind an EOS, or with the file
+    ids = _read(file, dtype, first - before, last - first + before)
+    if before:
+        ends = np.flatnonzero(ids == eos_id)
+        skipped = int(ends[0]) + 1 if len(ends) else len(ids)
+        first, ids = first - 1 + skipped, ids[skipped:]
+    if len(ids) == 0 or ids[-1] == eos_id:
+        return first, ids
+    parts, position = [ids], last
+    while len(more := _read(file, dtype, position, CHUNK)):
+        ends = np.flatnonzero(more == eos_id)
+        parts.append(more[: ends[0]] if len(ends) else more)
+        if len(ends):
+            break
+        position += len(more)
+    return first, np.concatenate(parts)
+
+
+def _read(file: str, dtype: np.dtype[Any], start: int, count: int) -> NDArray[Any]:
+    """So many ids from a file, fewer at its end."""
+    return np.fromfile(file, dtype, count, offset=start * dtype.itemsize)

@@ -1,0 +1,72 @@
+"""Parquet files: one column, in batches of rows, and which row groups make a piece."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from lm.system.errors import DataError
+from lm.documents.faults import Fault, Row, require_column, text_of
+from lm.config.schema.source import ParquetSource
+from lm.documents.files import SPAN_BYTES, Span
+
+MOST_ROW_GROUP_BYTES = 2**26  # as parquet counts them, which is unpacked
+
+
+def read_parquet(file: str, source: ParquetSource, span: Span | None) -> Iterator[Row]:
+    """The column `text_key`, in batches of rows. A span is a range of row groups."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        # Without a buffer of its own size, a row group's whole column is read at once.
+        with pyarrow.parquet.ParquetFile(file, buffer_size=2**20) as table:
+            require_column(file, source.text_key, table.schema_arrow.names)
+            groups = None if span is None else list(range(*span))
+            batches = table.iter_batches(batch_size=1000, columns=[source.text_key], row_groups=groups)
+            values = itertools.chain.from_iterable(batch.column(0) for batch in batches)
+            for number, value in enumerate(values, 1):
+                try:
+                    yield number, text_of(value.as_py())
+                except UnicodeDecodeError as error:
+                    yield number, Fault("not UTF-8", f"byte {error.object[error.start]:#04x}")
+    except (pyarrow.ArrowException, OSError) as error:
+        if getattr(error, "errno", None):  # the system's own; pyarrow's have none
+            raise
+        raise _not_parquet(file, error) from error
+
+
+def row_group_spans(file: str) -> list[Span] | None:
+    """Row groups, as many at a time as make a piece; None where one alone is more than a process should hold."""
+    metadata, found = _metadata(file), list[Span]()
+    first, size = 0, 0
+    for group in range(metadata.num_row_groups):
+        grown = metadata.row_group(group).total_byte_size
+        if grown > MOST_ROW_GROUP_BYTES:
+            return None
+        size += grown
+        if size >= SPAN_BYTES or group == metadata.num_row_groups - 1:
+            found.append((first, group + 1))
+            first, size = group + 1, 0
+    return found
+
+
+def rows_before_group(file: str, group: int) -> int:
+    """How many rows the row groups before one have."""
+    metadata = _metadata(file)
+    return sum(metadata.row_group(i).num_rows for i in range(group))
+
+
+def _metadata(file: str) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_metadata(file)
+    except pyarrow.ArrowException as error:
+        raise _not_parquet(file, error) from error
+
+
+def _not_parquet(file: str, error: Exception) -> DataError:
+    return DataError(f"{file}: not a readable parquet file ({next(iter(str(error).splitlines()), '').rstrip('.')})")

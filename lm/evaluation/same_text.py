@@ -1,0 +1,148 @@
+"""Two models on the same text: how far apart they are, and whether that is more than the text alone could bring about.
+
+Where both have the same tokenizer they score the same rows, in nats per token. Else they score the same passages of text, each read by
+itself behind an EOS and cut by each model's own tokenizer, in bits per byte. Rows or passages are then drawn again (lm/evaluation/intervals.py):
+another text of the same kind would have other ones. They are taken for independent, which neighbours of one document are not quite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lm.evaluation.intervals import interval, resample
+
+if TYPE_CHECKING:
+    from lm.tokens.store import TokenStore
+    from lm.tokenizer.tokenizer import Tokenizer
+
+SEED = 0
+SEEDS = "what another seed would do is not in this (python -m tools.ablate)"
+
+
+class Sums(NamedTuple):
+    """Of each row or passage: what a model makes of it, in nats or bits, over so many tokens or bytes; both (n,) float64."""
+
+    amounts: NDArray[np.float64]
+    sizes: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How models A and B do on a text: lower is better.
+
+    Attributes:
+        text: whose text it is.
+        unit: of all numbers but `cases`.
+        kind: what was drawn again, "rows" or "passages".
+        cases: how many of them.
+        a, b: over the whole text.
+        difference, low, high: b - a, and the limits of its 95 % interval.
+        notes: what has to be borne in mind.
+    """
+
+    text: str
+    unit: str
+    kind: str
+    cases: int
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low > 0 or self.high < 0
+
+    def words(self, names: tuple[str, str]) -> str:
+        """The verdict for people, with what it does not say."""
+        where = f"on {self.text} ({self.cases:,} {self.kind})"
+        if self.difference == self.low == self.high == 0:
+            return f"{names[0]} and {names[1]} score exactly the same {where}"
+        if not math.isfinite(self.high - self.low):
+            return f"{where[:1].upper()}{where[1:]} they differ by {abs(self.difference):.4f} {self.unit}; so few give no interval"
+        if not self.beyond_noise:
+            return (
+                f"{names[0]} and {names[1]} cannot be told apart {where}: {names[1]} - {names[0]} is {self.difference:+.4f} {self.unit}, "
+                f"95 % interval [{self.low:+.4f}, {self.high:+.4f}]: within the noise of the text"
+            )
+        better, other = names if self.difference > 0 else names[::-1]
+        low, high = sorted((abs(self.low), abs(self.high)))
+        return (
+            f"{better} is better than {other} by {abs(self.difference):.4f} {self.unit}, 95 % interval [{low:.4f}, {high:.4f}], {where}: "
+            f"beyond the noise of the text; {SEEDS}"
+        )
+
+
+def judge(text: str, unit: str, kind: str, a: Sums, b: Sums, notes: Sequence[str]) -> Verdict:
+    """Hold two models' sums over the same cases against each other; there is at least one."""
+    amounts, sizes = np.stack([a.amounts, b.amounts], axis=1), np.stack([a.sizes, b.sizes], axis=1)
+    drawn = resample(amounts, sizes, np.ones(len(amounts)), SEED)
+    first, second = drawn.values.tolist()
+    found = interval(second - first, drawn.drawn[:, 1] - drawn.drawn[:, 0], drawn.cases)
+    return Verdict(text, unit, kind, len(amounts), first, second, found.value, found.low, found.high, list(notes))
+
+
+def documents_known(held_out: Sequence[TokenStore], trained: Sequence[TokenStore]) -> int:
+    """How many of the documents to validate on are among those that a model was trained on, whatever its tokenizer."""
+    known = np.concatenate([np.empty(0, np.uint64), *(store.document_hashes for store in trained)])
+    return sum(int(np.isin(store.document_hashes, known).sum()) for store in held_out)
+
+
+def sums_of_rows(decoder: Any, batches: Iterable[dict[str, Any]]) -> Sums:
+    """What a decoder makes of each row that has a label, in nats and tokens; `batches` as for `lm.evaluation.validation.evaluate`."""
+    import torch
+
+    from lm.optim.loss import IGNORE_INDEX
+    from lm.optim.objectives import NEXT_TOKEN
+
+    device = next(decoder.parameters()).device
+    nats, tokens = [], []
+    with torch.no_grad():
+        for batch in batches:
+            rows = {name: value.to(device) for name, value in batch.items()}
+            nats.append(NEXT_TOKEN.losses(decoder, rows).double().sum(dim=1).cpu().numpy())
+            tokens.append((batch["labels"] != IGNORE_INDEX).sum(dim=1).double().numpy())
+    all_nats, all_tokens = np.concatenate(nats), np.concatenate(tokens)
+    return Sums(all_nats[all_tokens > 0], all_tokens[all_tokens > 0])
+
+
+def sums_of_passages(decoder: Any, tokenizer: Tokenizer, passages: Sequence[str]) -> Sums:
+    """What a decoder makes of each passage, in bits and UTF-8 bytes. A long one is read in windows that overlap."""
+    from lm.evaluation.scoring import score, windows
+
+    context, rows, owners = decoder.config.context_length, [], []
+    for number, passage in enumerate(passages):
+        of_passage = windows(tokenizer.eos_id, tokenizer.encode(passage), context)
+        rows += of_passage
+        owners += [number] * len(of_passage)
+    nats = np.array([scores.nats.sum() for scores in score(decoder, rows)])
+    sizes = np.array([len(passage.encode()) for passage in passages], float)
+    return Sums(np.bincount(owners, nats, len(passages)) / math.log(2), sizes)
+
+
+def passages_of(texts: Iterable[str], characters: int, most: int) -> list[str]:
+    """At most so many passages of about so many characters, evenly spread over the texts, none of white space alone."""
+    found = [passage for text in texts for passage in _cut(text, characters) if passage.strip()]
+    n = min(most, len(found))
+    return [found[i * len(found) // n] for i in range(n)]
+
+
+def _cut(text: str, characters: int) -> Iterator[str]:
+    """All of a text in pieces of nearly equal length, cut before white space where there is some."""
+    begin, pieces = 0, max(1, round(len(text) / characters))
+    for piece in range(1, pieces + 1):
+        end = len(text) * piece // pieces
+        if piece < pieces:
+            space = max(text.rfind(" ", begin + 1, end), text.rfind("\n", begin + 1, end))
+            end = space if space > begin + characters // 2 else end
+        yield text[begin:end]
+        begin = end

@@ -1,0 +1,219 @@
+"""What fine-tuning changed: the base and the tuned model on the same held-out conversations, as a table, as JSON and as a page to read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lm.reports.finetune_figures import Figures, confusion, exact_match, figures, reward_accuracy, token_f1
+from lm.evaluation.answers import Answer, Loss, Measured, evenly
+from lm.documents.conversations import Conversation, Turn
+from lm.system.disk import replace
+from lm.display.tables import markdown_table, safe
+from lm.display.html import visible
+from lm.checks.rendering import Table, terminal_table
+from lm.config.schema.finetune import FinetuneConfig
+
+SIDE_BY_SIDE = 5  # conversations on the page
+COUNTING = "matches and F1 compare words as SQuAD does: lower case, no punctuation, no articles (a, an, the); F1 is a mean over answers"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A line of the table.
+
+    Attributes:
+        key: its name in the JSON.
+        kind: a share of one is shown in percent and changes by points; a loss changes by a percentage of itself; a number by a number.
+    """
+
+    key: str
+    label: str
+    kind: str
+
+
+MEASURES = (
+    Measure("ended", "answers that end by themselves, %", "share"),
+    Measure("exact_match", "answers that match the reference, %", "share"),
+    Measure("token_f1", "F1 of the words, %", "share"),
+    Measure("answer_tokens", "length of an answer, tokens", "number"),
+    Measure("answer_loss", "loss of the references, nats per token", "loss"),
+    Measure("accuracy", "choice of the answer: accuracy, %", "share"),
+    Measure("balanced_accuracy", "choice of the answer: mean of the recalls, %", "share"),
+    Measure("preferred_likelier", "pairs: preferred answer likelier, %", "share"),
+    Measure("reward_accuracy", "pairs: preferred answer gained more, %", "share"),
+    Measure("base_loss", "loss on the base's own text, nats per token", "loss"),
+)
+
+
+class Compared(NamedTuple):
+    """One held-out conversation, and what each of the two models makes of it."""
+
+    conversation: Conversation
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
+def report(
+    folder: Path,
+    say: Callable[[str], None],
+    conversations: Sequence[Conversation],
+    before: Measured,
+    after: Measured,
+    finetune: FinetuneConfig,
+    base_loss: tuple[float, float] | None = None,
+) -> None:
+    """Say what changed, and write it into a run's folder as `answers.json` and `report.md`.
+
+    Args:
+        folder, say: of the run.
+        conversations: held out, as they were measured.
+        before, after: `lm.evaluation.answers.measure` of the base and of the tuned decoder.
+        finetune: as for `measure`.
+        base_loss: in nats per token of the text that the base was validated on, before and after; None: that text is not there.
+
+    Raises:
+        CheckpointError: the disk refuses a file.
+    """
+    first, second = figures(conversations, before), figures(conversations, after)
+    second["reward_accuracy"] = reward_accuracy(before, after)
+    if base_loss is not None:
+        first["base_loss"], second["base_loss"] = base_loss
+    table = table_of(first, second)
+    notes = list(notes_of(conversations, after, finetune, base_loss))
+    chosen = confusion(conversations, after)
+    facts = {
+        "held_out": len(conversations),
+        "context": after.context,
+        "no_room": after.no_room,
+        "most_tokens": finetune.report_tokens,
+        "counting": COUNTING,
+        "before": first | {"confusion": confusion(conversations, before)},
+        "after": second | {"confusion": chosen},
+        "notes": notes,
+        "conversations": [_as_json(each) for each in compared(conversations, before, after)],
+    }
+    replace(folder / "report.md", page(table, chosen, notes, compared(conversations, before, after)))
+    # Last: while it is missing, the report is not done.
+    replace(folder / "answers.json", json.dumps(_finite(facts), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    tables = [table] if len(table) > 1 else []
+    tables += [confusion_table(chosen)] if chosen else []
+    where = f"answers to read: {folder}/report.md; all: {folder}/answers.json"
+    say("\n\n".join([*map(terminal_table, tables), "\n".join([*notes, where])]))
+
+
+def table_of(before: Figures, after: Figures) -> Table:
+    """The headings, then a line for each measure that there is."""
+    lines = [["held-out conversations", "before", "after", "change"]]
+    for measure in MEASURES:
+        a, b = before.get(measure.key), after.get(measure.key)
+        if a is not None or b is not None:
+            lines.append([measure.label, _shown(measure, a), _shown(measure, b), _change(measure, a, b)])
+    return lines
+
+
+def confusion_table(counts: dict[str, dict[str, int]]) -> Table:
+    """A line for each reference, a column for each choice."""
+    choices = sorted({choice for row in counts.values() for choice in row} | set(counts))
+    heading = ["after, by the reference", *(f"chosen {visible(choice)}" for choice in choices)]
+    return [heading, *([visible(reference), *(f"{row.get(choice, 0):,}" for choice in choices)] for reference, row in counts.items())]
+
+
+def notes_of(
+    conversations: Sequence[Conversation], measured: Measured, finetune: FinetuneConfig, base_loss: tuple[float, float] | None
+) -> Iterator[str]:
+    """What has to be known to read the numbers: how many there are, what was left out, how it was counted."""
+    held_out, context, choices = len(conversations), measured.context, ", ".join(map(visible, finetune.choices))
+    if not conversations:
+        yield "no conversation is held out, so there is nothing to answer; data.test_fraction or data.val_fraction holds some out"
+    if answered := sum(answer is not None for answer in measured.answers):
+        yield f"{answered:,} of {held_out:,} held-out prompts answered with the likeliest tokens, at most {finetune.report_tokens:,} each"
+        yield COUNTING
+    if measured.no_room:
+        yield f"{_are(measured.no_room, 'prompt')} too long for the context of {context:,}: left out"
+    if longer := measured.losses.count(None):
+        yield f"{_are(longer, 'conversation')} longer than the context of {context:,}: left out of the loss"
+    if choices and (others := measured.choices.count(None)):
+        yield f"{_are(others, 'conversation')} left out of the choice: the reference is none of {choices}, or there is no room"
+    known = "not known, since the text that the base was validated on is not there"
+    if base_loss is not None:
+        known = f"on the text that the base was validated on, the loss went from {base_loss[0]:.4f} to {base_loss[1]:.4f} nats per token"
+    yield f"what was forgotten: {known}"
+
+
+def compared(conversations: Sequence[Conversation], before: Measured, after: Measured) -> list[Compared]:
+    """All conversations with what either model makes of them."""
+    return [Compared(each, _one(each, before, i), _one(each, after, i)) for i, each in enumerate(conversations)]
+
+
+def page(table: Table, chosen: dict[str, dict[str, int]], notes: Sequence[str], conversations: Sequence[Compared]) -> str:
+    """The report as Markdown; text of models and of data is shown as what it is, whatever signs it holds."""
+    parts = ["# Report\n", "## Fine-tuning\n"]
+    parts += [markdown_table(lines) for lines in (table, confusion_table(chosen) if chosen else table[:1]) if len(lines) > 1]
+    parts += ["".join(f"- {safe(note)}\n" for note in notes)]
+    answered = [each for each in conversations if "answer" in each.after]
+    for number, each in enumerate(evenly(answered, SIDE_BY_SIDE), 1):
+        parts.append(f"### Answer {number}\n")
+        lines = [["", ""], ["prompt", spoken(each.conversation.prompt)], ["reference", each.conversation.answer]]
+        lines += [["before", _told(each.before)], ["after", _told(each.after)]]
+        parts.append(markdown_table(lines, numbers=False))
+    return "\n".join(parts)
+
+
+def spoken(turns: Sequence[Turn]) -> str:
+    """Turns as a text; who speaks is said where it is more than one question."""
+    texts = ["\n".join(filter(None, (turn.content, turn.input))) for turn in turns]
+    return texts[0] if len(turns) == 1 else "\n".join(f"{turn.role}: {text}" for turn, text in zip(turns, texts, strict=True))
+
+
+def _one(conversation: Conversation, measured: Measured, i: int) -> dict[str, Any]:
+    """What one model makes of a conversation; only what it was asked."""
+    found: dict[str, Any] = {}
+    answer: Answer | None = measured.answers[i]
+    if answer is not None:
+        found |= {"answer": answer.text, "tokens": answer.tokens, "ended": answer.ended}
+        found |= {"exact_match": exact_match(answer.text, conversation.answer), "f1": token_f1(answer.text, conversation.answer)}
+    losses: dict[str, Loss | None] = {"loss": measured.losses[i], "rejected_loss": measured.rejected[i]}
+    found |= {name: {"nats": loss.nats, "tokens": loss.tokens} for name, loss in losses.items() if loss is not None}
+    return found | ({"choice": measured.choices[i]} if measured.choices[i] is not None else {})
+
+
+def _as_json(each: Compared) -> dict[str, Any]:
+    turns = [{key: value for key, value in turn._asdict().items() if value} for turn in each.conversation.prompt]
+    rejected = {} if each.conversation.rejected is None else {"rejected": each.conversation.rejected}
+    return {"prompt": turns, "reference": each.conversation.answer, **rejected, "before": each.before, "after": each.after}
+
+
+def _told(answered: dict[str, Any]) -> str:
+    return answered["answer"] + ("" if answered["ended"] else " … (no end)")
+
+
+def _shown(measure: Measure, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return {"share": f"{100 * value:.1f}", "number": f"{value:.1f}", "loss": f"{value:.4f}"}[measure.kind]
+
+
+def _change(measure: Measure, before: float | None, after: float | None) -> str:
+    if before is None or after is None:
+        return ""
+    if measure.kind == "loss":
+        return f"{100 * (after / before - 1):+.1f} %" if before else "–"
+    return f"{(100 if measure.kind == 'share' else 1) * (after - before):+.1f}"
+
+
+def _are(count: int, name: str) -> str:
+    return f"{count:,} {name} is" if count == 1 else f"{count:,} {name}s are"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,222 @@
+"""All that a run's folder tells about the run, for those who show it: read without torch, and as much of it as is whole.
+
+A part that is missing, cut or damaged is left out and named in `problems`; nothing here changes the folder, which may belong to a run that
+is still going. Values come from files, so each has its type checked here: who shows them only has to escape texts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm.runs import metrics
+from lm.checkpoints.folder import pointed, read_manifest, read_meta, step_directories, step_of
+from lm.system.disk import read_json, read_text
+from lm.system.errors import CheckpointError
+from lm.runs.results import Validation, read_validations
+from lm.runs.incidents import read_incidents
+from lm.system.locks import is_claimed
+from lm.runs.folder import NAMES, PARENT
+from lm.system.json_values import WITHIN, number, text, whole
+
+TRACES = ("nonfinite-step-*", "error-*.txt", "after-step-*")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint in the folder. `meta` is empty, and there is no hash, where `problem` says what is damaged.
+
+    Attributes:
+        size: bytes of all its files.
+        links: best.ckpt, last.ckpt and final.ckpt, as far as they mean it.
+    """
+
+    path: Path
+    step: int
+    meta: Mapping[str, Any]
+    manifest_sha256: str | None
+    size: int | None
+    links: tuple[str, ...]
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run.
+
+    Attributes:
+        problems: a line for each part that is missing or damaged.
+        rows: of metrics.csv, oldest first (lm/runs/metrics.py).
+        validations: oldest first.
+        checkpoints: oldest first.
+        config: the resolved configuration, section by section; empty where it is not known.
+        meta: the newest readable checkpoint's meta.json; empty where there is none.
+        incidents: (updates done, kind, message).
+        traces: reports, tracebacks and what was moved aside, as files and folders.
+        answers: answers.json of a fine-tuned run; None: it has none.
+        ranking: ranking.json; None: there is none.
+        start: the checkpoint that the run was told to start from, as init-from.txt has it.
+        going: a process is at work in the folder.
+    """
+
+    folder: Path
+    problems: tuple[str, ...]
+    rows: tuple[Mapping[str, Any], ...]
+    validations: tuple[Validation, ...]
+    checkpoints: tuple[Saved, ...]
+    config: Mapping[str, Any]
+    meta: Mapping[str, Any]
+    incidents: tuple[tuple[int, str, str], ...]
+    traces: tuple[Path, ...]
+    answers: Mapping[str, Any] | None
+    ranking: Any
+    start: str | None
+    going: bool
+
+    @property
+    def name(self) -> str:
+        """The folder's own name, wherever it was named from."""
+        return self.folder.resolve().name or str(self.folder)
+
+    @property
+    def best(self) -> Validation | None:
+        """The validation with the lowest loss, the first of several."""
+        scored = [validation for validation in self.validations if math.isfinite(validation.loss)]
+        return min(scored, key=lambda validation: validation.loss, default=None)
+
+    @property
+    def best_checkpoint(self) -> Saved | None:
+        """That of the lowest recorded loss of those that are still here, or where none was validated the newest; None: none is whole."""
+        scored = [(v.loss, saved) for v in self.validations if math.isfinite(v.loss) and (saved := self.checkpoint_of(v))]
+        whole_ones = [saved for saved in self.checkpoints if saved.problem is None]
+        return min(scored, key=lambda pair: pair[0])[1] if scored else whole_ones[-1] if whole_ones else None
+
+    @property
+    def of_pairs(self) -> bool:
+        """It learns from preferences: what is validated are pairs of answers, and no token has a loss of its own."""
+        return text(self.config, "finetune", "objective") == "dpo"
+
+    @property
+    def unit(self) -> str:
+        """Of its losses."""
+        return "loss per pair of answers" if self.of_pairs else "nats per token"
+
+    @property
+    def step(self) -> int:
+        """Updates done, as far as anything tells."""
+        known = [row["step"] for row in self.rows] + [v.step for v in self.validations] + [saved.step for saved in self.checkpoints]
+        return max(known, default=0)
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens trained on."""
+        return max((int(row["tokens"]) for row in self.rows if row["tokens"] is not None), default=whole(self.meta, "tokens"))
+
+    @property
+    def seconds(self) -> float | None:
+        """Training time, without validation and saving."""
+        known = [row["seconds"] for row in self.rows if row["seconds"] is not None and math.isfinite(row["seconds"])]
+        return max(known, default=number(self.meta, "seconds"))
+
+    @property
+    def finished(self) -> bool:
+        """Whether final.ckpt says that the run came to its end."""
+        return any("final.ckpt" in saved.links for saved in self.checkpoints)
+
+    def points(self, split: str, column: str, over: str = "tokens") -> list[tuple[float, float]]:
+        """A column of metrics.csv for one split, over another column, where both are there and finite."""
+        pairs = [(row[over], row[column]) for row in self.rows if row["split"] == split]
+        return [(x, y) for x, y in pairs if x is not None and y is not None and math.isfinite(x) and math.isfinite(y)]
+
+    def checkpoint_of(self, validation: Validation) -> Saved | None:
+        """The checkpoint whose very bytes were validated, if it is still here."""
+        wanted = validation.manifest_sha256
+        return next((saved for saved in self.checkpoints if wanted is not None and saved.manifest_sha256 == wanted), None)
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run's folder.
+
+    Raises:
+        CheckpointError: there is no such folder, or no run in it.
+    """
+    if not folder.is_dir() or (folder / "meta.json").exists():
+        advice = f"one checkpoint, not a run's folder; write {folder.parent}" if folder.is_dir() else "no such folder; name a run's"
+        raise CheckpointError(f"{folder}: {advice}")
+    problems: list[str] = []
+    checkpoints = tuple(_checkpoints(folder))
+    problems += [saved.problem for saved in checkpoints if saved.problem]
+    meta = next((saved.meta for saved in reversed(checkpoints) if saved.meta), {})
+    rows = _attempt(problems, folder / "metrics.csv", lambda file: _rows(file, problems), ())
+    validations = _attempt(problems, folder / "evaluations.jsonl", lambda file: _validations(file, problems), ())
+    config = meta.get("config") or _attempt(problems, folder / "config.yaml", _yaml, {})
+    if not (checkpoints or rows or validations or config):
+        raise CheckpointError(f"{folder} holds no run: no checkpoint, no metrics.csv, no evaluations.jsonl; name the folder of one")
+    return RunRecord(
+        folder=folder,
+        problems=tuple(problems),
+        rows=rows,
+        validations=validations,
+        checkpoints=checkpoints,
+        config=config,
+        meta=meta,
+        incidents=_attempt(problems, folder / "incidents.jsonl", lambda file: tuple(read_incidents(file)), (), needed=False),
+        traces=tuple(sorted(path for pattern in TRACES for path in folder.glob(pattern))),
+        answers=_attempt(problems, folder / "answers.json", read_json, None, needed=False),
+        ranking=_attempt(problems, folder / "ranking.json", lambda file: json.loads(read_text(file)), None, needed=False),
+        start=_attempt(problems, folder / PARENT, lambda file: read_text(file).rstrip("\n"), None, needed=False),
+        going=is_claimed(folder),
+    )
+
+
+def _attempt(problems: list[str], file: Path, read: Callable[[Path], Any], otherwise: Any, needed: bool = True) -> Any:
+    if not file.exists():
+        problems += [f"{file.name} is missing"] * needed
+        return otherwise
+    try:
+        return read(file)
+    except (CheckpointError, OSError, ValueError, RecursionError) as error:
+        problems.append(f"{file.name} cannot be used: {getattr(error, 'strerror', None) or error}")
+        return otherwise
+
+
+def _rows(file: Path, problems: list[str]) -> tuple[Mapping[str, Any], ...]:
+    rows, damaged = metrics.read_whole_lines(file)
+    problems += _left_out(file, list(damaged))
+    return tuple(row for row in rows if all(abs(row[column] or 0) <= WITHIN for column in metrics.INTEGER_COLUMNS))
+
+
+def _validations(file: Path, problems: list[str]) -> tuple[Validation, ...]:
+    validations, damaged = read_validations(file)
+    problems += _left_out(file, damaged)
+    return tuple(validations)
+
+
+def _left_out(file: Path, lines: list[int]) -> list[str]:
+    shown = ", ".join(map(str, lines[:5])) + (f" and {len(lines) - 5:,} more" if len(lines) > 5 else "")
+    return [f"{file.name}: damaged and left out: line {shown}"] if lines else []
+
+
+def _checkpoints(folder: Path) -> Iterator[Saved]:
+    targets = {name: pointed(folder, name) for name in NAMES}
+    for path in step_directories(folder):
+        links = tuple(name for name, target in targets.items() if target == path)
+        try:
+            meta, manifest = read_meta(path), read_manifest(path)
+            size = sum(whole(file, "bytes") or 0 for file in manifest["files"].values())
+            yield Saved(path, step_of(path), meta, manifest["sha256"], size, links, None)
+        except CheckpointError as error:
+            yield Saved(path, step_of(path), {}, None, None, links, str(error))
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    from lm.config.yaml_reader import read_file
+
+    value = read_file(file).value
+    if not isinstance(value, dict):
+        raise ValueError("it is not a mapping of sections")
+    return value

@@ -1,0 +1,250 @@
+"""Documents to token shards: in parallel, in order, and from where a killed one stopped.
+
+    pieces of the source          Reader.pieces           one process
+      -> tokens of a piece        Tokenise                any number of processes, on any number of machines
+      -> which documents stay     Selection, Split        one process again, in the order of the pieces
+      -> shards                   SplitWriter
+
+What a process makes of a piece depends on nothing else, and what depends on other documents is decided in their order: so the files are
+the same, byte for byte, however many processes there are and however often they were stopped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lm.tokens.cache import JOURNAL
+from lm.system.disk import replace
+from lm.system.errors import DataError
+from lm.system.progress import ReadingProgress
+from lm.tokens.store import Manifest, SplitWriter
+from lm.documents.reader import EMPTY, Piece, Reader, Selection
+from lm.tokenizer.tokenizer import Tokenizer
+from lm.tokens.tokenise import Engine, Tokenise, Tokens
+
+SPLITS = ("train", "val")
+FOR_TEST = "conversation kept for the closing report"
+JOURNAL_TOKENS = 2**26  # How much is done again, at most, after a kill.
+# The journal of a build that has not begun.
+NOTHING: Manifest = {"pieces": 0, "border": None, "parted": None, "file": None, "no_text_yet": True, "tested": [], "splits": {}}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which documents are validated on: by the `hash` of their text, the `tail` of all text, or `all` or `none` of a source.
+
+    `test` is the share, by hash too, that is in neither split.
+    """
+
+    kind: Literal["hash", "tail", "all", "none"]
+    fraction: float = 0.0
+    test: float = 0.0
+
+    def held_out(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """For each document, whether it is validated on; not for `tail`, where its place decides."""
+        if self.kind == "hash":
+            return hashes < np.uint64(self.fraction * 2**64)
+        return np.full(len(hashes), self.kind == "all")
+
+    def tested(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """For each document, whether it is kept for a test: the other end of the hashes."""
+        return hashes >= np.uint64((1 - self.test) * 2**64) if self.test else np.zeros(len(hashes), bool)
+
+
+def prepare(folder: Path, reader: Reader, tokenizer: Tokenizer, split: Split, engine: Engine, quiet: bool = False) -> Manifest:
+    """Write the shards of a source into `folder` and return their manifest; goes on where the folder's journal says.
+
+    Memory holds a few pieces for each process, 8 bytes for each document with `tail`, and 70 for each where repeats are to be found.
+
+    Raises:
+        DataError: the text cannot be read, or somebody writes into it.
+    """
+    identity = reader.identity()
+    work = _Work(folder, reader, tokenizer, split)
+    if split.kind == "tail" and work.border is None:
+        work.border = find_tail(reader, split.fraction, engine, quiet)
+        work.write_journal()
+    if not work.full:
+        pieces, given = itertools.tee(itertools.islice(reader.pieces(), work.pieces, None))
+        with ReadingProgress("tokenising", reader.files, work.text_bytes, quiet) as progress:
+            for piece, tokens in zip(pieces, engine(Tokenise(reader, tokenizer), given), strict=False):
+                work.add(piece, tokens)
+                progress.advance(int(tokens.text_bytes.sum()))
+                if work.full:
+                    break
+    if reader.identity() != identity:
+        raise DataError(f"{reader.key}: its files changed while they were read; start again when nobody writes into them")
+    return work.close()
+
+
+class Border(NamedTuple):
+    """Where the text to train on ends and the rest begins: which piece, which of its documents, and which character (or id) of that."""
+
+    piece: int
+    document: int
+    character: int
+
+
+def find_tail(reader: Reader, fraction: float, engine: Engine, quiet: bool) -> Border:
+    """Where the last `fraction` of all characters begins: reads everything once."""
+    selection, characters = Selection(reader.source), list[NDArray[np.int64]]()
+    with ReadingProgress("measuring", reader.files, 0, quiet) as progress:
+        for tokens in engine(Tokenise(reader, None), reader.pieces()):
+            characters.append(tokens.characters * selection.keep(tokens.hashes.tolist()))
+            progress.advance(int(tokens.text_bytes.sum()))
+            if selection.full:
+                break
+    left = int(sum(int(part.sum()) for part in characters) * (1 - fraction))
+    for number, part in enumerate(characters):
+        ends = part.cumsum()
+        if len(ends) and ends[-1] > left:
+            document = int(np.searchsorted(ends, left, side="right"))
+            return Border(number, document, left - int(ends[document] - part[document]))
+        left -= int(part.sum())
+    return Border(len(characters), 0, 0)  # there is no text
+
+
+class _Work:
+    """Where a build stands: what is written, and what has to be known for the rest."""
+
+    def __init__(self, folder: Path, reader: Reader, tokenizer: Tokenizer, split: Split):
+        self._folder, self._reader, self._split = folder, reader, split
+        self._tokenise = Tokenise(reader, tokenizer)
+        self._dtype, self._eos_id = np.dtype(tokenizer.dtype), tokenizer.eos_id
+        try:
+            self._start(json.loads((folder / JOURNAL).read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError):  # there is none, or what it tells of is not there
+            self._start(NOTHING | {"cut": reader.cut, "removed": reader.named_twice})
+
+    def _start(self, state: Manifest) -> None:
+        if state["cut"] != self._reader.cut:
+            raise ValueError("these pieces are not those")
+        self._writers = {
+            name: SplitWriter(
+                self._folder, name, self._eos_id, self._dtype, state=state["splits"].get(name), flagged=self._reader.chat is not None
+            )
+            for name in SPLITS
+        }
+        self.pieces: int = state["pieces"]
+        self.border = Border(*state["border"]) if state["border"] else None
+        self._parted: list[int] | None = state["parted"]
+        self._file: str | None = state["file"]
+        self._no_text_yet: bool = state["no_text_yet"]
+        self._removed: Counter[str] = Counter(state["removed"])
+        self._tested: list[int] = list(state["tested"])
+        self._selection = Selection(self._reader.source)
+        if self._selection.remembers:
+            self._selection.keep(self._hashes())
+            self._selection.removed.clear()
+        self._safe = self.tokens
+
+    def _hashes(self) -> list[int]:
+        """Of all documents so far, for a selection: order matters to none, but the parts of a document that was parted are not two."""
+        found = list(self._tested)
+        for name in (name for name, writer in self._writers.items() if writer.documents):
+            found += np.fromfile(self._folder / f"{name}-hashes.bin", np.uint64).tolist()
+        if self._parted:
+            first, parts, whole = self._parted
+            found[first : first + parts] = [whole]  # of a tail, which keeps nothing for a test
+        return found
+
+    @property
+    def tokens(self) -> int:
+        """Written so far, in both splits."""
+        return sum(writer.tokens for writer in self._writers.values())
+
+    @property
+    def text_bytes(self) -> int:
+        """The same, as text."""
+        return sum(writer.text_bytes for writer in self._writers.values())
+
+    @property
+    def full(self) -> bool:
+        """No further document is wanted."""
+        most = self._reader.source.filter.max_tokens
+        return self._selection.full or (most is not None and self.tokens >= most)
+
+    def add(self, piece: Piece, tokens: Tokens) -> None:
+        """The next piece's."""
+        if piece.file != self._file:
+            self._end_of_file()
+            self._file = piece.file
+        self._no_text_yet = self._no_text_yet and len(tokens.lengths) == 0 and set(tokens.removed) <= {EMPTY}
+        self._removed += tokens.removed
+        keep = self._selection.keep(tokens.hashes.tolist())
+        if (most := self._reader.source.filter.max_tokens) is not None:
+            sizes = (tokens.lengths + 1) * keep
+            keep &= self.tokens + sizes.cumsum() - sizes < most
+        if self._split.kind == "tail":
+            self._add_around_border(piece, tokens, keep)
+        else:
+            tested = keep & self._split.tested(tokens.hashes)
+            self._removed += Counter({FOR_TEST: int(tested.sum())})
+            keep &= ~tested
+            # In no file that would tell another start of them.
+            self._tested += tokens.hashes[tested].tolist() if self._selection.remembers else []
+            held_out = self._split.held_out(tokens.hashes)
+            self._write("train", tokens.of(keep & ~held_out))
+            self._write("val", tokens.of(keep & held_out))
+        self.pieces += 1
+        if self.tokens - self._safe >= JOURNAL_TOKENS:
+            self.write_journal()
+
+    def _add_around_border(self, piece: Piece, tokens: Tokens, keep: NDArray[np.bool_]) -> None:
+        border = self.border
+        assert border is not None
+        if self.pieces != border.piece:
+            self._write("train" if self.pieces < border.piece else "val", tokens.of(keep))
+            return
+        numbers = np.arange(len(keep))
+        self._write("train", tokens.of(keep & (numbers < border.document)))
+        document = next(itertools.islice(self._reader.read(piece, Counter()), border.document, None))
+        parts = [self._tokenise.part(document, part) for part in (slice(None, border.character), slice(border.character, None))]
+        self._parted = [self._writers["train"].documents, sum(len(part.lengths) for part in parts), int(tokens.hashes[border.document])]
+        for name, part in zip(SPLITS, parts, strict=True):
+            self._write(name, part)
+        self._write("val", tokens.of(keep & (numbers > border.document)))
+
+    def _write(self, split: str, tokens: Tokens) -> None:
+        if len(tokens.lengths):
+            size, text_tokens = int(tokens.text_bytes.sum()), int(tokens.text_tokens.sum())
+            self._writers[split].add(tokens.ids, tokens.lengths, tokens.hashes, size, tokens.flags, text_tokens)
+
+    def _end_of_file(self) -> None:
+        if self._file is not None and self._no_text_yet:
+            self._reader.empty_file(self._file, self._removed)
+        self._no_text_yet = True
+
+    def write_journal(self) -> None:
+        """From here on a kill costs nothing of what is done so far."""
+        for writer in self._writers.values():
+            writer.sync()
+        state = {
+            "cut": self._reader.cut,
+            "pieces": self.pieces,
+            "border": self.border,
+            "parted": self._parted,
+            "file": self._file,
+            "no_text_yet": self._no_text_yet,
+            "tested": self._tested,
+            "removed": self._removed + self._selection.removed,
+            "splits": {name: writer.state for name, writer in self._writers.items()},
+        }
+        replace(self._folder / JOURNAL, json.dumps(state))
+        self._safe = self.tokens
+
+    def close(self) -> Manifest:
+        """Finish the shards."""
+        if not self.full:
+            self._end_of_file()
+        limit = "max_documents" if self._selection.full else "max_tokens" if self.full else None
+        splits = {name: writer.close() for name, writer in self._writers.items()}
+        return {"dtype": self._dtype.name, "splits": splits, "removed": self._removed + self._selection.removed, "ended_by": limit}

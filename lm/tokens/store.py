@@ -1,0 +1,245 @@
+"""Token shards: what documents become on disk, once, so that any row of any run can be read in an instant.
+
+A cache is one folder, named after a fingerprint of everything that its content depends on:
+
+    <cache_dir>/<fingerprint>/
+        train-00000.bin  train-00001.bin ...    token ids without gaps, in the smallest unsigned type that holds the vocabulary
+        train-starts.bin                        int64: where in the stream each document's EOS stands
+        train-hashes.bin                        uint64: a hash of each document's text
+        train-flags.bin                         of conversations: a byte for each token, see lm/documents/templates.py
+        val-...                                 the same for the validation split
+        manifest.json                           type, counts, and each file's size and SHA-256
+
+The stream of a split is `EOS d1 EOS d2 ... EOS dn EOS`: each document is opened by an EOS, and one closes the last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lm.system.disk import fingerprint, sync
+from lm.tokens.open_files import let_go, read_at
+
+FORMAT = 2  # Part of the fingerprint: raise it when the same text would give other files.
+SHARD_TOKENS = 2**26  # 128 MB at two bytes.
+
+Manifest = dict[str, Any]
+
+
+class SplitWriter:
+    """Appends the documents of one split to its files; `close` returns what the manifest says of them.
+
+    Made again over the files of one that was killed, with the `state` that it had: what it wrote after that is cut off.
+
+    Raises:
+        ValueError: the files hold less than the state says.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        eos_id: int,
+        dtype: Any,
+        shard_tokens: int = SHARD_TOKENS,
+        state: Manifest | None = None,
+        flagged: bool = False,
+    ):
+        self._folder = folder
+        self._split = split
+        self._eos = np.array([eos_id], dtype)
+        self._shard_tokens = shard_tokens
+        self._flagged = flagged
+        state = state or {"tokens": 0, "documents": 0, "text_tokens": 0, "text_bytes": 0}
+        self.tokens: int = state["tokens"]
+        self.documents: int = state["documents"]
+        self.text_tokens: int = state["text_tokens"]
+        self.text_bytes: int = state["text_bytes"]
+        self._cut()
+
+    @property
+    def state(self) -> Manifest:
+        """What another writer needs to go on from here, once `sync` is done."""
+        names = ("tokens", "documents", "text_tokens", "text_bytes")
+        return {name: getattr(self, name) for name in names}
+
+    def add(
+        self,
+        ids: NDArray[Any],
+        lengths: NDArray[np.int64],
+        hashes: NDArray[np.uint64],
+        text_bytes: int,
+        flags: NDArray[np.uint8] | None = None,
+        text_tokens: int | None = None,
+    ) -> None:
+        """Append documents.
+
+        Args:
+            ids: all their ids, of the shards' type, without EOS.
+            lengths: how many of them are each document's.
+            hashes: of each document's text.
+            text_bytes: the size of their texts in UTF-8.
+            flags: one for each id, where the writer is `flagged`.
+            text_tokens: how many of the ids are that text; None: all.
+        """
+        assert (flags is not None) == self._flagged
+        assert ids.dtype == self._eos.dtype, f"{ids.dtype} ids for {self._eos.dtype} shards"
+        starts = np.cumsum(lengths + 1) - (lengths + 1)
+        stream = np.empty(len(ids) + len(lengths), ids.dtype)
+        is_text = np.ones(len(stream), bool)
+        is_text[starts] = False
+        stream[starts], stream[is_text] = self._eos, ids
+        if flags is not None:
+            self._append("flags", _spread(flags, is_text))
+        self._append("starts", self.tokens + starts)
+        self._append("hashes", hashes)
+        self._add_tokens(stream)
+        self.documents += len(lengths)
+        self.text_tokens += len(ids) if text_tokens is None else text_tokens
+        self.text_bytes += text_bytes
+
+    def sync(self) -> None:
+        """Wait until the disk has everything."""
+        for file in self._files():
+            sync(file)
+
+    def close(self) -> Manifest:
+        """Write the last EOS and return the manifest's entry."""
+        self._add_tokens(self._eos)
+        if self._flagged:
+            self._append("flags", np.zeros(1, np.uint8))
+        with ThreadPoolExecutor(2) as both:  # hashing leaves other threads alone
+            stream = both.submit(self._stream_sha256)
+            files = {file.name: fingerprint(file) for file in self._files()}
+        return {
+            "tokens": self.tokens,
+            "documents": self.documents,
+            "text_tokens": self.text_tokens,
+            "text_bytes": self.text_bytes,
+            "shard_tokens": self._shard_tokens,
+            "sha256": stream.result(),
+            "files": files,
+        }
+
+    def _stream_sha256(self) -> str:
+        stream = hashlib.sha256()
+        for file in self._files():
+            name = file.stem.removeprefix(f"{self._split}-")
+            if name.isdigit() or name == "flags":
+                with file.open("rb") as shard:
+                    hashlib.file_digest(shard, lambda: stream)
+        return stream.hexdigest()
+
+    def _add_tokens(self, ids: NDArray[Any]) -> None:
+        while len(ids):
+            shard, used = divmod(self.tokens, self._shard_tokens)
+            fitting, ids = np.split(ids, [self._shard_tokens - used])
+            self._append(f"{shard:05d}", fitting)
+            self.tokens += len(fitting)
+
+    def _append(self, name: str, values: NDArray[Any]) -> None:
+        with self._file(name).open("ab") as file:
+            file.write(values.data)
+
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{self._split}-{name}.bin"
+
+    def _files(self) -> list[Path]:
+        # By the shards' numbers, also beyond the five digits that all have.
+        return sorted(self._folder.glob(f"{self._split}-*.bin"), key=lambda file: (len(file.name), file.name))
+
+    def _cut(self) -> None:
+        whole, rest = divmod(self.tokens, self._shard_tokens)
+        sizes = {f"{shard:05d}": self._shard_tokens for shard in range(whole)} | {f"{whole:05d}": rest}
+        sizes = {name: size * self._eos.itemsize for name, size in sizes.items()} | dict.fromkeys(("starts", "hashes"), 8 * self.documents)
+        sizes |= {"flags": self.tokens} if self._flagged else {}
+        for name, size in sizes.items():
+            file = self._file(name)
+            if size and (not file.exists() or file.stat().st_size < size):
+                raise ValueError(f"{file} is not what was written")
+            if size:
+                os.truncate(file, size)
+        for file in self._files():
+            if not sizes.get(file.stem.removeprefix(f"{self._split}-")):
+                file.unlink()
+
+
+class TokenStore:
+    """One split of a cache: a stream of `tokens` ids, read from files that each process opens when it first needs them.
+
+    Attributes:
+        tokens, documents: how many there are, EOS tokens counted.
+        text_tokens, text_bytes: the same text in tokens, EOS not counted, and in bytes of UTF-8; of conversations, what is learnt of them.
+        sha256: of the ids and flags; equal data have equal hashes, wherever they came from.
+        flagged: whether there is a flag for each id.
+    """
+
+    def __init__(self, folder: Path, split: str, manifest: Manifest):
+        entry = manifest["splits"][split]
+        self.split = split
+        self.tokens: int = entry["tokens"]
+        self.documents: int = entry["documents"]
+        self.text_tokens: int = entry["text_tokens"]
+        self.text_bytes: int = entry["text_bytes"]
+        self.sha256: str = entry["sha256"]
+        self.flagged = f"{split}-flags.bin" in entry.get("files", {})  # windows of a stream name none
+        self.dtype = np.dtype(manifest["dtype"])
+        self._shard_tokens: int = entry["shard_tokens"]
+        self._prefix = str(folder / split)
+        self._maps: dict[str, NDArray[Any]] = {}
+
+    def read(self, start: int, length: int) -> NDArray[Any]:
+        """A copy of ids `start` to `start + length`, across shards; fewer at the end of the stream."""
+        end = min(start + length, self.tokens)
+        assert 0 <= start < end, f"nothing to read at {start} of {self.tokens}"
+        size, item = self._shard_tokens, self.dtype.itemsize
+        parts = []
+        for shard in range(start // size, (end - 1) // size + 1):
+            first, last = max(start - shard * size, 0), min(end - shard * size, size)
+            # Not through a memory map: thousands of them would be open at once, and their pages would count as this process's memory.
+            parts.append(read_at(f"{self._prefix}-{shard:05d}.bin", first * item, (last - first) * item))
+        return np.frombuffer(b"".join(parts), self.dtype)
+
+    def read_flags(self, start: int, length: int) -> NDArray[np.uint8]:
+        """The flags of ids `start` to `start + length`."""
+        return np.frombuffer(read_at(f"{self._prefix}-flags.bin", start, length), np.uint8)
+
+    @property
+    def document_starts(self) -> NDArray[np.int64]:
+        """Where each document's EOS stands, ascending; on disk, not in memory."""
+        return self._map("starts", np.int64)
+
+    @property
+    def document_hashes(self) -> NDArray[np.uint64]:
+        """A hash of each document's text; on disk, not in memory."""
+        return self._map("hashes", np.uint64)
+
+    def close(self) -> None:
+        """Let go of the files: the room of one that was removed is free only when nobody has it open."""
+        let_go(f"{self._prefix}-")
+        self._maps.clear()
+
+    def _map(self, name: str, dtype: Any) -> NDArray[Any]:
+        if not self.documents:
+            return np.empty(0, dtype)
+        if name not in self._maps:
+            self._maps[name] = np.asarray(np.memmap(f"{self._prefix}-{name}.bin", dtype, mode="r"))
+        return self._maps[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker that is sent a memory map would be sent the file's content.
+        return {**self.__dict__, "_maps": {}}
+
+
+def _spread(values: NDArray[np.uint8], places: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The values at their places, and 0 elsewhere."""
+    result = np.zeros(len(places), np.uint8)
+    result[places] = values
+    return result

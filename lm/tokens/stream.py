@@ -1,0 +1,245 @@
+"""A dataset that is larger than the disk: tokenised into windows while the run goes, a few of them kept at a time.
+
+The documents of the stream, in their order, are one endless sequence of tokens, EOS d1 EOS d2 ..., as in a cache; at the dataset's end it
+begins anew. Window w is a fixed stretch of it, rows are shuffled within their window (lm/tokens/plan.py), and what is needed to go on behind a
+window is stored with it: the position in the dataset and the tokens that are left over. So each window can be made again, and the rows of
+step k are the same in a run that was stopped as in one that was not; a buffer that is shuffled in passing cannot promise that.
+
+    <cache_dir>/<fingerprint>/
+        stream.json               the dataset's commit, for a run that has no checkpoint yet to name it
+        <commit>/
+            val-262144/           a cache of the documents to validate on, with at least so many tokens
+            window-000000/        manifest.json and rest.bin, which stay, and the tokens while they are needed
+
+lm/tokens/producer.py is the process that makes the windows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm.documents import hub
+from lm.tokens.cache import open_or_build
+from lm.system.disk import fingerprint, read_json, refusals, replace, sync
+from lm.system.errors import DataError
+from lm.tokens.prepare import SPLITS, Split, Tokenise, Tokens
+from lm.documents.faults import text_of
+from lm.config.schema.source import HubSource
+from lm.tokens.store import Manifest, SplitWriter, TokenStore
+from lm.documents.reader import Piece, Reader
+from lm.tokenizer.tokenizer import Tokenizer
+
+Position = dict[str, Any]
+BEGINNING: Position = {"passes": 0, "row": 0, "state": None}  # how often it was read, rows read since, the library's own state
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The windows of a streamed source, and the documents to validate on.
+
+    Attributes:
+        folder: its cache.
+        reader: cleans documents and knows the source.
+        tokenizer: makes ids of them.
+        split: which documents are validated on, and so never trained on.
+        rows: how many rows a window has.
+        length: T, the tokens in a row.
+        revision: the dataset's commit.
+    """
+
+    folder: Path
+    reader: Reader
+    tokenizer: Tokenizer
+    split: Split
+    rows: int
+    length: int
+    revision: str
+    _stores: dict[int, TokenStore] = field(default_factory=dict)
+
+    @property
+    def sha256(self) -> str:
+        """Equal for equal streams: of the dataset's commit; all else is in the configuration."""
+        return hashlib.sha256(self.revision.encode()).hexdigest()
+
+    @property
+    def window_bytes(self) -> int:
+        """What a window's tokens take on the disk."""
+        return (self.rows * self.length + 1) * np.dtype(self.tokenizer.dtype).itemsize
+
+    @property
+    def _source(self) -> HubSource:
+        assert isinstance(self.reader.source, HubSource)
+        return self.reader.source
+
+    def validation(self, tokens: int) -> TokenStore:
+        """The first documents of the stream that are held out, until they have so many tokens; made once. Raises DataError."""
+        folder = self.folder / f"val-{tokens}"
+        manifest, _ = open_or_build(folder, lambda empty: self._hold_out(empty, tokens), lambda _: None)
+        return TokenStore(folder, "val", manifest)
+
+    def window(self, number: int) -> TokenStore:
+        """A window's tokens, which have to be there (`is_whole`)."""
+        if number not in self._stores:
+            for old in [old for old in self._stores if abs(old - number) > 1]:
+                self._stores.pop(old).close()
+            folder = self._window(number)
+            self._stores[number] = TokenStore(folder, "train", read_json(folder / "manifest.json"))
+        return self._stores[number]
+
+    def is_whole(self, number: int) -> bool:
+        """Whether a window's tokens are there."""
+        try:
+            return (self._window(number) / "train-00000.bin").stat().st_size == self.window_bytes
+        except FileNotFoundError:
+            return False
+
+    def left_out(self, number: int) -> Counter[str]:
+        """What the filters removed from a window that was made."""
+        return Counter(read_json(self._window(number) / "manifest.json")["removed"])
+
+    def clear(self, before: int, behind: int | None = None) -> None:
+        """Remove the tokens of the windows before `before` and behind `behind`: they can be made again from what stays."""
+        for path in sorted(self.folder.glob("window-*/train-*.bin")):  # the tokens first: a window that has them is whole
+            number = int(path.parent.name.removeprefix("window-").removesuffix(".tmp"))
+            if number < before or (behind is not None and number > behind):
+                path.unlink()
+
+    def make(self, number: int) -> None:
+        """Write a window. Of those before it whose end is not known, that is found out; their tokens do not stay.
+
+        Raises:
+            DataError: the dataset cannot be read.
+            CheckpointError: the disk refuses a window.
+        """
+        known = number
+        while known > 0 and not (self._window(known - 1) / "manifest.json").exists():
+            known -= 1
+        for window in range(known, number + 1):
+            self._make(window)
+            if window < number:
+                for path in sorted(self._window(window).glob("train-*.bin")):
+                    path.unlink()
+
+    def _make(self, number: int) -> None:
+        size = self.rows * self.length
+        position, tokens, starts = self._behind(number - 1)
+        removed: Counter[str] = Counter()
+        parts, count = [tokens], len(tokens)
+        batches = self._batches(position, removed)
+        while count < size + 1:
+            texts, position = next(batches)
+            batch = Tokenise(self.reader, self.tokenizer).of(texts, removed)
+            batch = batch.of(~self.split.held_out(batch.hashes))
+            ids, begin = _with_openers(batch, self.tokenizer.eos_id)
+            starts = np.concatenate([starts, count + begin])
+            parts.append(ids)
+            count += len(ids)
+        stream = np.concatenate(parts)
+        rest, rest_starts = stream[size:], starts[starts >= size] - size
+        after = {"position": position, "rest_starts": rest_starts.tolist(), "removed": removed}
+        with refusals(self._window(number), self.window_bytes):
+            self._write(number, stream[: size + 1], starts[starts < size + 1], rest, after)
+
+    def _behind(self, number: int) -> tuple[Position, Any, Any]:
+        """Where the stream goes on behind a window, and the tokens that are left over, with the places where documents begin."""
+        if number < 0:
+            return BEGINNING, np.empty(0, self.tokenizer.dtype), np.empty(0, np.int64)
+        manifest = read_json(self._window(number) / "manifest.json")
+        rest = np.fromfile(self._window(number) / "rest.bin", self.tokenizer.dtype)
+        return manifest["position"], rest, np.array(manifest["rest_starts"], np.int64)
+
+    def _write(self, number: int, tokens: Any, starts: Any, rest: Any, after: Manifest) -> None:
+        folder = self._window(number)
+        temporary = folder.with_suffix(".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        tokens.tofile(temporary / "train-00000.bin")
+        starts.tofile(temporary / "train-starts.bin")
+        rest.tofile(temporary / "rest.bin")
+        digest = fingerprint(temporary / "train-00000.bin")["sha256"]
+        counts = {"tokens": len(tokens), "documents": len(starts), "text_tokens": len(tokens) - len(starts), "text_bytes": 0}
+        entry = {**counts, "shard_tokens": len(tokens), "sha256": digest}
+        manifest = {"dtype": tokens.dtype.name, "splits": {"train": entry}, **after}
+        (temporary / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        if (folder / "manifest.json").exists():
+            if read_json(folder / "manifest.json")["splits"]["train"]["sha256"] != digest:
+                raise DataError(
+                    f"{self._source.dataset}: what was read before comes out otherwise now; start anew with another checkpoint.directory"
+                )
+            shutil.rmtree(folder)
+        for path in (*temporary.iterdir(), temporary):
+            sync(path)
+        temporary.rename(folder)
+        sync(self.folder)
+
+    def _hold_out(self, folder: Path, tokens: int) -> Manifest:
+        writers = {name: SplitWriter(folder, name, self.tokenizer.eos_id, self.tokenizer.dtype) for name in SPLITS}
+        removed: Counter[str] = Counter()
+        for texts, position in self._batches(BEGINNING, removed) if self.split.kind != "none" else ():
+            if position["passes"]:
+                break
+            held_out = self.split.held_out(Tokenise(self.reader, None).of(texts, removed).hashes)
+            chosen = Tokenise(self.reader, self.tokenizer).of([text for text, held in zip(texts, held_out, strict=True) if held], removed)
+            if len(chosen.lengths):
+                writers["val"].add(chosen.ids, chosen.lengths, chosen.hashes, int(chosen.text_bytes.sum()))
+            if writers["val"].tokens > tokens:
+                break
+        splits = {name: writer.close() for name, writer in writers.items()}
+        return {"dtype": np.dtype(self.tokenizer.dtype).name, "splits": splits, "removed": removed, "ended_by": None}
+
+    def _batches(self, position: Position, removed: Counter[str]) -> Iterator[tuple[list[str], Position]]:
+        """Texts from a position on, without end, each batch with the position behind it. Raises DataError."""
+        passes, row, state = position["passes"], position["row"], position["state"]
+        while True:
+            empty = row == 0
+            for values, after in hub.stream(self._source, self.revision, state):
+                rows = [(row + i, text_of(value)) for i, value in enumerate(values, 1)]
+                row += len(rows)
+                texts = [document.text for document in self.reader.read(Piece(self._source.dataset, None, rows), removed)]
+                empty = empty and not texts
+                yield texts, {"passes": passes, "row": row, "state": after}
+            if empty:
+                raise DataError(f"{self.reader.key}: {self._source.dataset} has no text to train on")
+            passes, row, state = passes + 1, 0, None
+
+    def _window(self, number: int) -> Path:
+        return self.folder / f"window-{number:06d}"
+
+
+def choose_revision(folder: Path, source: HubSource, resumed: str | None) -> str:
+    """The commit that a run reads to its end: its checkpoint's, wherever that was written, else the newest at its first start.
+
+    Args:
+        folder: where it is kept.
+        source: the dataset.
+        resumed: what the checkpoint says that the run goes on from, if it goes on.
+
+    Raises:
+        DataError: the hub does not say.
+        CheckpointError: the folder cannot be written.
+    """
+    path = folder / "stream.json"
+    if resumed is not None or not path.exists():
+        with refusals(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        replace(path, json.dumps({"revision": resumed or hub.newest_revision(source)}))
+    return str(read_json(path)["revision"])
+
+
+def _with_openers(tokens: Tokens, eos_id: int) -> tuple[Any, Any]:
+    """The ids with an EOS before each document, and where those stand."""
+    starts = np.cumsum(tokens.lengths + 1) - (tokens.lengths + 1)
+    ids = np.empty(len(tokens.ids) + len(starts), tokens.ids.dtype)
+    is_text = np.ones(len(ids), bool)
+    is_text[starts] = False
+    ids[starts], ids[is_text] = eos_id, tokens.ids
+    return ids, starts

@@ -1,0 +1,178 @@
+"""Files as bytes: whatever is in them and wherever the spans are cut, each line and paragraph is read once."""
+
+import bz2
+import gzip
+import io
+import itertools
+import lzma
+import re
+import zipfile
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lm.documents import files as text_files
+from lm.system.errors import DataError
+from lm.documents.files import GZIP, byte_spans, lines, lines_before, opened, paragraphs
+
+BOM = b"\xef\xbb\xbf"
+
+
+def slow_lines(content):
+    """Numbers and bytes of all lines, by the definition: a line ends behind each \\n."""
+    *ended, last = content.split(b"\n")
+    found = [line + b"\n" for line in ended] + [last] * bool(last)
+    return [(number, line.removeprefix(BOM) if number == 1 else line) for number, line in enumerate(found, 1)]
+
+
+def slow_paragraphs(content):
+    """Runs of lines that are not blank."""
+    found = []
+    for blank, run in itertools.groupby(slow_lines(content), lambda line: not line[1].strip()):
+        if not blank:
+            numbers, parts = zip(*run, strict=True)
+            found.append((numbers[0], b"".join(parts).rstrip(b"\r\n")))
+    return found
+
+
+def spans_of(size, cuts):
+    return list(itertools.pairwise([0, *sorted(cuts), size]))
+
+
+PIECES = [b"\n", b"\n", b"\n\n", b"\r\n", b"\r", b"a", b"bc", b" ", b"\t", b"\0", b"\xff", BOM, "\u2028ü".encode(), b"x" * 9]
+files = st.lists(st.sampled_from(PIECES), max_size=30).map(b"".join) | st.binary(max_size=60).filter(
+    lambda content: not content.startswith(GZIP) and not any(re.match(magic, content) for magic in text_files.PACKED)
+)
+
+
+@given(content=files, cuts=st.data())
+@settings(max_examples=400, deadline=None)
+def test_any_spans_together_are_the_whole(tmp_path_factory, content, cuts):
+    file = tmp_path_factory.mktemp("spans") / "a.txt"
+    file.write_bytes(content)
+    spans = spans_of(len(content), cuts.draw(st.sets(st.integers(1, max(1, len(content) - 1)), max_size=8)) if len(content) > 1 else [])
+    for read, expected in (lines, slow_lines(content)), (paragraphs, slow_paragraphs(content)):
+        assert list(read(str(file), None)) == expected
+        found = []
+        for span in spans:
+            found += [(lines_before(str(file), span) + number, raw) for number, raw in read(str(file), span)]
+        assert found == expected
+
+
+@given(content=files, size=st.integers(1, 10))
+@example(content=b"", size=3)
+@settings(max_examples=60, deadline=None)
+def test_a_file_is_cut_into_equal_spans(tmp_path_factory, content, size):
+    file = tmp_path_factory.mktemp("cut") / "a.txt"
+    file.write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_files, "SPAN_BYTES", size)
+        spans = byte_spans(str(file))
+    assert spans == [(start, min(start + size, len(content))) for start in range(0, len(content), size)]
+    assert b"".join(line for span in spans for _, line in lines(str(file), span)) == content.removeprefix(BOM)
+
+
+class Counted(io.BufferedReader):
+    """Counts the bytes that are taken from the file."""
+
+    taken = 0
+
+    def readline(self, *arguments):
+        part = super().readline(*arguments)
+        Counted.taken += len(part)
+        return part
+
+    __next__ = readline
+
+    def __iter__(self):
+        return iter(self.readline, b"")
+
+
+@pytest.mark.parametrize("read", [lines, paragraphs])
+@pytest.mark.parametrize("content", [b"x" * 300_000, b"a\n" + b"x" * 300_000 + b"\nb\n", b"a\n\n" + b"x" * 300_000 + b"\n\nb"])
+def test_a_line_longer_than_many_spans_is_not_read_once_for_each(tmp_path, monkeypatch, read, content):
+    file = tmp_path / "a.txt"
+    file.write_bytes(content)
+    monkeypatch.setattr(text_files, "SPAN_BYTES", 1000)
+    monkeypatch.setattr(Counted, "taken", 0)
+    whole = list(read(str(file), None))
+    open_file = type(file).open
+    monkeypatch.setattr(type(file), "open", lambda self, mode: Counted(open_file(self, mode, buffering=0), 512))
+    found = [raw for span in byte_spans(str(file)) for _, raw in read(str(file), span)]
+    assert found == [raw for _, raw in whole]
+    # Its own span reads it, the one before may look ahead, and all spans within it look for its end.
+    assert len(content) <= Counted.taken <= 3 * len(content) + 1000
+
+
+def test_a_paragraph_longer_than_many_spans_is_not_read_once_for_each(tmp_path, monkeypatch):
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"a line of a paragraph\n" * 10_000)
+    monkeypatch.setattr(text_files, "SPAN_BYTES", 1000)
+    monkeypatch.setattr(Counted, "taken", 0)
+    open_file = type(file).open
+    monkeypatch.setattr(type(file), "open", lambda self, mode: Counted(open_file(self, mode, buffering=0), 512))
+    assert len([raw for span in byte_spans(str(file)) for _, raw in paragraphs(str(file), span)]) == 1
+    assert Counted.taken < 3 * 220_000
+
+
+# --- packed files
+
+
+def test_gzip_is_known_by_its_content(tmp_path):
+    for name in ("a.txt.gz", "a.txt", "a"):
+        (tmp_path / name).write_bytes(gzip.compress(BOM + b"one\n") + gzip.compress(b"two\n"))
+        assert list(lines(str(tmp_path / name), None)) == [(1, b"one\n"), (2, b"two\n")], "two members are one file"
+    (tmp_path / "plain.gz").write_bytes(b"one\n")
+    assert list(lines(str(tmp_path / "plain.gz"), None)) == [(1, b"one\n")]
+
+
+TEXT = b"".join(b"line %d of some text\n" % i for i in range(5000))
+PACKED = gzip.compress(TEXT)
+DAMAGED = {
+    "header only": PACKED[:4],
+    "cut": PACKED[: len(PACKED) // 2],
+    "cut in the check sum": PACKED[:-3],
+    "flipped": PACKED[:100] + bytes([PACKED[100] ^ 255]) + PACKED[101:],
+    "another check sum": PACKED[:-8] + b"\0\0\0\0" + PACKED[-4:],
+    "followed by something": PACKED + b"something else",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_gzip_file_is_refused_by_name(tmp_path, damage):
+    file = tmp_path / "a.txt.gz"
+    file.write_bytes(DAMAGED[damage])
+    with pytest.raises(DataError) as error:
+        list(lines(str(file), None))
+    assert str(error.value).startswith(f"{file}: the gzip file is cut or damaged; fetch it again (")
+
+
+def zipped():
+    buffer = io.BytesIO()
+    zipfile.ZipFile(buffer, "w").writestr("a.txt", TEXT)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (zipped(), "a zip archive"),
+        (b"PK\x05\x06" + bytes(18), "an empty zip archive"),
+        (lzma.compress(TEXT), "packed by xz"),
+        (bz2.compress(TEXT), "packed by bzip2"),
+        (bz2.compress(b""), "packed by bzip2"),
+        (b"\x28\xb5\x2f\xfd" + bytes(9), "packed by zstd"),
+    ],
+)
+def test_other_archives_are_refused_by_name(tmp_path, content, name):
+    file = tmp_path / "a.txt"
+    file.write_bytes(content)
+    with pytest.raises(DataError) as error, opened(str(file)):
+        pass
+    assert str(error.value) == f"{file}: {name}, not text; unpack it first, or pack it with gzip"
+
+
+def test_a_word_that_begins_like_an_archive_is_a_word(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"BZh is no bzip2, PK no zip\n")
+    assert list(lines(str(tmp_path / "a.txt"), None)) == [(1, b"BZh is no bzip2, PK no zip\n")]

@@ -1,0 +1,220 @@
+"""Choices for machines that we have and those that we do not: python -m pytest tests/system/test_device.py."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lm.system import device
+from lm.system.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def forbidden(*_: object, **__: object) -> None:
+    raise AssertionError("this machine has no CUDA, and was asked about it")
+
+
+class Machine:
+    """What torch and the system say on a machine with these parts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cpuinfo: Path):
+        self.monkeypatch, self.cpuinfo = monkeypatch, cpuinfo
+        self(cuda=None)
+
+    def __call__(self, cuda: tuple[int, int] | None = None, mps: bool = False, cpu: str = "sse avx2") -> None:
+        patch = self.monkeypatch.setattr
+        patch(torch.cuda, "is_available", lambda: cuda is not None)
+        patch(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True if cuda else forbidden())
+        patch(torch.cuda, "get_device_capability", (lambda device=None: cuda) if cuda else forbidden)
+        patch(torch.backends.mps, "is_available", lambda: mps)
+        self.cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {cpu}\n")
+        patch(device, "CPUINFO", self.cpuinfo)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
+    return Machine(monkeypatch, tmp_path / "cpuinfo")
+
+
+def test_auto_takes_cuda_then_mps_then_the_cpu(machine: Machine) -> None:
+    assert device.choose_device("auto") == "cpu"
+    machine(mps=True)
+    assert device.choose_device("auto") == "mps"
+    machine(cuda=(9, 0))
+    assert device.choose_device("auto") == "cuda"
+    machine(cuda=(9, 0), mps=True)
+    assert device.choose_device("auto") == "cuda"
+
+
+def test_a_device_that_is_there_can_be_asked_for(machine: Machine) -> None:
+    machine(cuda=(7, 5), mps=True)
+    for option in ("cuda", "mps", "cpu"):
+        assert device.choose_device(option) == option
+
+
+def test_a_device_that_is_absent_is_a_config_error_that_says_what_there_is(machine: Machine) -> None:
+    with pytest.raises(ConfigError, match=r"^trainer\.device: torch finds no cuda here, only cpu; write auto, or cpu$"):
+        device.choose_device("cuda")
+    machine(mps=True)
+    with pytest.raises(ConfigError, match=r"^trainer\.device: torch finds no cuda here, only mps and cpu; write auto, or mps or cpu$"):
+        device.choose_device("cuda")
+    machine(cuda=(8, 0))
+    with pytest.raises(ConfigError, match=r"^trainer\.device: torch finds no mps here, only cuda and cpu"):
+        device.choose_device("mps")
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((6, 1), "fp16"), ((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((8, 9), "bf16"), ((12, 0), "bf16")],
+)
+def test_cuda_takes_bf16_only_where_it_is_native(machine: Machine, capability: tuple[int, int], expected: str) -> None:
+    machine(cuda=capability)
+    assert device.choose_precision("auto", "cuda") == expected
+
+
+@pytest.mark.parametrize(
+    ("cpu", "expected"),
+    [
+        ("avx2 avx512f avx512_vnni", "fp32"),
+        ("avx2 avx512_bf16 fma", "bf16"),
+        ("amx_bf16 amx_tile", "bf16"),
+        ("amx_tile amx_int8", "fp32"),
+        ("fp asimd i8mm bf16 dgh", "bf16"),
+        ("svebf16", "fp32"),
+    ],
+)
+def test_a_cpu_takes_bf16_only_where_it_is_native(machine: Machine, cpu: str, expected: str) -> None:
+    machine(cpu=cpu)
+    assert device.choose_precision("auto", "cpu") == expected
+
+
+def test_other_processors_do_not_matter_to_cuda_and_mps(machine: Machine) -> None:
+    machine(mps=True, cpu="bf16")
+    assert device.choose_precision("auto", "mps") == "fp32"
+    machine(cuda=(7, 5), cpu="avx512_bf16")
+    assert device.choose_precision("auto", "cuda") == "fp16"
+    machine(cuda=(9, 0))
+    assert device.choose_precision("auto", "cpu") == "fp32"
+
+
+def test_without_cpuinfo_the_cpu_takes_fp32(machine: Machine) -> None:
+    machine.cpuinfo.unlink()
+    assert device.choose_precision("auto", "cpu") == "fp32"
+
+
+def test_what_is_asked_for_and_possible_is_taken(machine: Machine) -> None:
+    machine(cuda=(8, 0), mps=True)
+    possible = [("fp32", "cpu"), ("bf16", "cpu"), ("fp32", "mps"), ("bf16", "mps"), ("fp16", "mps")]
+    possible += [("fp32", "cuda"), ("bf16", "cuda"), ("fp16", "cuda")]
+    for option, where in possible:
+        assert device.choose_precision(option, where) == option  # type: ignore[arg-type]
+
+
+def test_what_is_impossible_is_a_config_error(machine: Machine) -> None:
+    with pytest.raises(ConfigError, match=r"^trainer\.precision: fp16 cannot be trained on a CPU; write auto, fp32 or bf16$"):
+        device.choose_precision("fp16", "cpu")
+    machine(cuda=(7, 5))
+    with pytest.raises(ConfigError, match=r"^trainer\.precision: bf16 needs .* 8\.0, and this one has 7\.5; write auto, fp16 or fp32$"):
+        device.choose_precision("bf16", "cuda")
+
+
+class Accelerator:
+    """A device of a known speed whose products are queued and take their time only when someone waits, as on CUDA."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, flops: float):
+        self.flops, self.now, self.queued, self.dtypes, self.sizes, self.calls = flops, 0.0, 0.0, set(), [], []
+        monkeypatch.setattr(torch, "randn", lambda rows, columns, device: Matrix(self, rows))
+        monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(synchronize=self.synchronize))
+        monkeypatch.setattr(device.time, "perf_counter", lambda: self.now)
+        for name in ("empty_cache", "reset_peak_memory_stats"):
+            monkeypatch.setattr(torch.cuda, name, lambda name=name: self.calls.append(name))
+
+    def synchronize(self) -> None:
+        self.now, self.queued = self.now + self.queued, 0.0
+
+
+class Matrix:
+    def __init__(self, accelerator: Accelerator, size: int):
+        self.accelerator, self.size = accelerator, size
+
+    def to(self, dtype: torch.dtype) -> Matrix:
+        self.accelerator.dtypes.add(dtype)
+        return self
+
+    def __matmul__(self, other: Matrix) -> None:
+        self.accelerator.now += 1e-5 if self.accelerator.sizes else 0.4  # the launch; the first one loads libraries
+        self.accelerator.queued += 2 * self.size**3 / self.accelerator.flops
+        self.accelerator.sizes.append(self.size)
+
+
+@pytest.mark.parametrize(("flops", "largest"), [(1e10, 1024), (1e11, 1024), (8e12, 4096), (7e14, 8192)])
+def test_matmul_peak_is_the_speed_of_the_device(monkeypatch: pytest.MonkeyPatch, flops: float, largest: int) -> None:
+    accelerator = Accelerator(monkeypatch, flops)
+    assert device.matmul_peak("cuda", "bf16") == pytest.approx(flops, rel=0.01)
+    assert max(accelerator.sizes) == largest
+    assert 0.6 <= accelerator.now < 1.1
+    assert accelerator.dtypes == {torch.bfloat16}
+    assert accelerator.calls == ["empty_cache", "reset_peak_memory_stats"]
+
+
+def test_matmul_peak_of_mps_leaves_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = Accelerator(monkeypatch, 4e12)
+    device.matmul_peak("mps", "fp32")
+    assert accelerator.calls == [] and accelerator.dtypes == {torch.float32}
+
+
+def test_matmul_peak_of_this_processor() -> None:
+    assert 1e8 < device.matmul_peak("cpu", "fp32") < 1e15
+
+
+def test_peak_memory_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage: Any = SimpleNamespace(ru_maxrss=250_000)
+    monkeypatch.setattr(resource, "getrusage", lambda who: usage)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert device.peak_memory_mb("cpu") == 256.0
+    monkeypatch.setattr(sys, "platform", "darwin")
+    usage.ru_maxrss = 256_000_000
+    assert device.peak_memory_mb("cpu") == 256.0
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 5_500_000)
+    assert device.peak_memory_mb("cuda") == 5.5
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 7_500_000)
+    assert device.peak_memory_mb("mps") == 7.5
+
+
+def test_peak_memory_of_this_process() -> None:
+    before = device.peak_memory_mb("cpu")
+    assert 50 < before < 100_000
+    held = []
+    while device.peak_memory_mb("cpu") == before:  # an earlier test may have held more than is held now
+        held.append(b"x" * 32_000_000)
+        assert sum(map(len, held)) < before * 1e6 + 64e6
+    assert before < device.peak_memory_mb("cpu") < before + 64
+
+
+def test_a_frozen_matrix_needs_no_gradient_of_its_own() -> None:
+    """LoRA: 4 for each weight of the base, 6 for each of the adapters."""
+    with_adapters = device.flops_per_token(1_000_000 + 10_000, n_layers=1, context=8, d_model=16, n_frozen=1_000_000)
+    assert with_adapters == 4_000_000 + 60_000 + 12 * 8 * 16
+
+
+def test_flops_per_token_of_gpt2() -> None:
+    """124M at T = 1024 by hand: 12 blocks of 12 d^2 weights and a head of 50,257 d; attention has 12 * 12 * 1024 * 768 = 113.2 MFLOP."""
+    matrices = 12 * 12 * 768**2 + 50_257 * 768
+    assert matrices == 123_532_032
+    assert device.flops_per_token(matrices, n_layers=12, context=1024, d_model=768) == 741_192_192 + 113_246_208
+    # nanoGPT counts 124M's norms too and pads the vocabulary to 50,304: 854.8 MFLOP
+    assert round(device.flops_per_token(123_587_328, 12, 1024, 768) / 1e6, 1) == 854.8
+
+
+def test_importing_this_does_not_load_torch() -> None:
+    code = "import sys, lm.system.device; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

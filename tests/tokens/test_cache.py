@@ -1,0 +1,239 @@
+"""A cache is built once, used only if it is whole, and goes on where its build was stopped."""
+
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lm.tokens.tokenise import cache
+from lm.tokens.cache import JOURNAL, damaged, open_or_build, read_manifest
+from lm.system.errors import CheckpointError, DataError
+from lm.tokens.store import TokenStore
+from tests.tokens.test_store import EOS, write
+
+ROOT = Path(__file__).parents[2]
+
+
+def build(folder):
+    return write(folder, [[[1, 2, 3]]])
+
+
+def never(_):
+    raise AssertionError("built again")
+
+
+def open_cache(folder, build):
+    said = []
+    manifest, cached = open_or_build(folder, build, said.append)
+    assert manifest["fingerprint"] == folder.name
+    return cached, said
+
+
+def test_built_once_then_read(tmp_path):
+    folder = tmp_path / "deep" / "cache" / "f1"
+    assert open_cache(folder, build) == (False, [])
+    assert open_cache(folder, never) == (True, [])
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["f1", "f1.lock"]
+
+
+def test_another_fingerprint_is_another_cache(tmp_path):
+    open_cache(tmp_path / "f1", build)
+    assert open_cache(tmp_path / "f2", build) == (False, [])
+    (tmp_path / "f1").rename(tmp_path / "f3")
+    assert open_cache(tmp_path / "f3", build)[0] is False, "a folder that was renamed by hand"
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGE = {
+    "shard cut": lambda folder: cut(folder / "train-00000.bin"),
+    "shard longer": lambda folder: (folder / "train-00000.bin").open("ab").write(b"x"),
+    "shard missing": lambda folder: (folder / "train-00000.bin").unlink(),
+    "starts cut": lambda folder: cut(folder / "train-starts.bin"),
+    "manifest missing": lambda folder: (folder / "manifest.json").unlink(),
+    "manifest cut": lambda folder: cut(folder / "manifest.json"),
+    "manifest empty": lambda folder: (folder / "manifest.json").write_text("{}"),
+    "manifest a list": lambda folder: (folder / "manifest.json").write_text("[]"),
+    "manifest binary": lambda folder: (folder / "manifest.json").write_bytes(b"\xff\0"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cache_is_built_again_and_that_is_said(tmp_path, damage):
+    folder = tmp_path / "f1"
+    open_cache(folder, build)
+    DAMAGE[damage](folder)
+    assert read_manifest(folder) is None
+    cached, said = open_cache(folder, build)
+    assert cached is False
+    assert said == [f"{folder} is damaged (its files are not as its manifest.json says): building it again"]
+    assert open_cache(folder, never) == (True, [])
+
+
+def test_what_goes_wrong_while_building_leaves_nothing(tmp_path):
+    def fail(folder):
+        build(folder)
+        (folder / JOURNAL).touch()
+        raise DataError("bad text")
+
+    with pytest.raises(DataError, match="bad text"):
+        open_cache(tmp_path / "f1", fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["f1.lock"]
+    assert open_cache(tmp_path / "f1", build) == (False, [])
+
+
+def build_half_and_wait(folder):
+    build(folder)
+    (folder.parent / "half").touch()
+    time.sleep(60)
+
+
+def test_killed_half_way_leaves_nothing_that_is_used(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=open_cache, args=(tmp_path / "f1", build_half_and_wait))
+    process.start()
+    while not (tmp_path / "half").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert (tmp_path / "f1.tmp" / "train-00000.bin").exists(), "the killed process left its files"
+    assert not (tmp_path / "f1").exists()
+    assert open_cache(tmp_path / "f1", build) == (False, [])
+    assert TokenStore(tmp_path / "f1", "train", read_manifest(tmp_path / "f1")).tokens == 5, "not on top of the old files"
+    assert not (tmp_path / "f1.tmp").exists()
+
+
+def test_processes_at_once_all_end_well_and_one_builds(tmp_path):
+    folder, log = tmp_path / "f1", tmp_path / "log"
+
+    def say(line):
+        with log.open("a") as file:
+            file.write(line + "\n")
+
+    def build_while_another_waits(empty):
+        say("building")
+        while "waiting for it" not in log.read_text():
+            time.sleep(0.01)
+        return build(empty)
+
+    def use(number):
+        manifest, cached = open_or_build(folder, build_while_another_waits, say)
+        tokens = TokenStore(folder, "train", manifest).read(0, 9).tolist()
+        (tmp_path / f"result-{number}").write_text(json.dumps([cached, tokens]))
+
+    processes = [multiprocessing.get_context("fork").Process(target=use, args=(i,)) for i in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    results = [json.loads((tmp_path / f"result-{i}").read_text()) for i in range(3)]
+    assert sorted(results) == [[False, [EOS, 1, 2, 3, EOS]]] + 2 * [[True, [EOS, 1, 2, 3, EOS]]]
+    assert log.read_text().count("building") == 1
+    assert f"another process is preparing the same tokens in {tmp_path}: waiting for it\n" in log.read_text()
+
+
+def test_a_cache_that_is_there_needs_no_right_to_write(tmp_path, monkeypatch):
+    open_cache(tmp_path / "f1", build)
+    monkeypatch.setattr(cache, "_lock", never)
+    assert open_cache(tmp_path / "f1", never) == (True, [])
+
+
+def full(_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk(tmp_path):
+    with pytest.raises(CheckpointError) as error:
+        open_cache(tmp_path / "f1", full)
+    expected = f"data.cache_dir: {tmp_path} cannot be written (No space left on device); free some space there or name another folder"
+    assert str(error.value) == expected
+    assert not (tmp_path / "f1.tmp").exists()
+
+
+def test_a_disk_that_really_fills_up(tmp_path):
+    """The system call fails, not a stand-in: files may not grow past 4 kB in that process."""
+    program = (
+        "import resource, sys, pathlib, signal; from tests.tokens.test_cache import open_cache, write; from lm.system.errors import CheckpointError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try: open_cache(pathlib.Path(sys.argv[1]) / 'f1', lambda folder: write(folder, [[[1] * 9000]]))\n"
+        "except CheckpointError as error: print(error)"
+    )
+    result = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.startswith(f"data.cache_dir: {tmp_path} cannot be written (File too large);"), result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["f1.lock"]
+
+
+@pytest.mark.parametrize("name", ["file/cache", "file"])
+def test_a_folder_that_cannot_be_made(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"data\.cache_dir: .*file.* cannot be written \("):
+        open_cache(tmp_path / name / "f1", build)
+
+
+# --- what was stopped goes on
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), CheckpointError("disk"), RuntimeError("bug"), OSError(errno.ENOSPC, "full")])
+def test_a_journal_is_kept_with_what_belongs_to_it(tmp_path, failure):
+    folder = tmp_path / "f1"
+
+    def fail(temporary):
+        (temporary / "half").touch()
+        (temporary / JOURNAL).touch()
+        raise failure
+
+    def go_on(temporary):
+        assert (temporary / "half").exists()
+        (temporary / "half").unlink()
+        return build(temporary)
+
+    with pytest.raises((type(failure), CheckpointError)) as error:
+        open_cache(folder, fail)
+    if isinstance(failure, OSError):
+        assert str(error.value).endswith(f"; {tmp_path}/f1.tmp keeps what is done, and it goes on from there")
+    assert open_cache(folder, go_on) == (False, [])
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "train-00000.bin", "train-hashes.bin", "train-starts.bin"]
+    assert not (tmp_path / "f1.tmp").exists()
+
+
+def test_without_a_journal_nothing_is_kept(tmp_path):
+    def fail(temporary):
+        (temporary / "half").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_cache(tmp_path / "f1", fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["f1.lock"]
+
+
+def test_a_kill_before_the_last_renaming_finds_the_journal(tmp_path, monkeypatch):
+    """The longest builds would lose most."""
+
+    def build_with_journal(temporary):
+        (temporary / JOURNAL).touch()
+        return write(temporary, [[[1, 2, 3]]])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            open_cache(tmp_path / "f1", build_with_journal)
+    assert cache.unfinished(tmp_path / "f1")
+
+
+def test_flipped_bytes_are_found_by_hash_only(tmp_path):
+    folder = tmp_path / "f1"
+    open_cache(folder, build)
+    manifest = read_manifest(folder)
+    assert damaged(folder, manifest) == []
+    file = folder / "train-starts.bin"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert read_manifest(folder) == manifest, "sizes are as they should be"
+    assert damaged(folder, manifest) == ["train-starts.bin"]

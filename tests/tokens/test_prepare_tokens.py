@@ -1,0 +1,537 @@
+"""Documents to shards: equal bytes from any number of processes, after any number of kills, and from one document after the other."""
+
+import contextlib
+import errno
+import functools
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from lm.tokens.tokenise import engines
+from lm.documents import parquet
+from lm.tokens.tokenise import prepare as preparation
+from lm.documents import reader as sources
+from lm.documents import files
+from lm.tokens.cache import JOURNAL, open_or_build, read_manifest
+from lm.tokens.engines import here, on_this_machine
+from lm.system.errors import CheckpointError, DataError, UserError
+from lm.tokens.prepare import Split, prepare
+from lm.config.schema.source import SingleSource
+from lm.tokens.store import TokenStore
+from lm.documents.reader import Reader, hash_of_text
+from lm.tokenizer.tokenizer import ByteTokenizer
+from tests.support.slow_split import split_slowly
+
+ROOT = Path(__file__).parents[2]
+BYTES = ByteTokenizer()
+HASH, TAIL, NONE, ALL, TESTED = Split("hash", 0.3), Split("tail", 0.3), Split("none"), Split("all"), Split("hash", 0.3, test=0.3)
+SPLITS = {"hash": HASH, "tail": TAIL, "none": NONE, "all": ALL, "tested": TESTED}
+WORDS = ["the", "model", "reads", "a", "token", "and", "looks", "back", "at", "every", "earlier", "one", "ü"]
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(files, "SPAN_BYTES", 500)
+    monkeypatch.setattr(parquet, "SPAN_BYTES", 500)
+    monkeypatch.setattr(sources, "PIECE_CHARACTERS", 500)
+    monkeypatch.setattr(preparation, "JOURNAL_TOKENS", 2000)
+
+
+def reader(section, policy="skip"):
+    return Reader(TypeAdapter(SingleSource).validate_python(section), "data.source", policy)
+
+
+def texts_of(count, seed=0):
+    """Documents of several words, a tenth of them repeated."""
+    chance = random.Random(seed)
+    found = []
+    for _ in range(count):
+        again = found and chance.random() < 0.1
+        found.append(chance.choice(found) if again else " ".join(chance.choices(WORDS, k=chance.randint(1, 12))))
+    return found
+
+
+def source_in(folder, format="jsonl", texts=None, **filters):
+    """A source of two files."""
+    texts = texts_of(300) if texts is None else texts
+    half = len(texts) // 2
+    for name, part in ("a", texts[:half]), ("b", texts[half:]):
+        file = folder / f"{name}.{format}"
+        if format == "csv":
+            file.write_text("text\n" + "".join(f'"{text}"\n' for text in part))
+        elif format == "txt":
+            file.write_text("\n\n".join(part) + "\n")
+        else:
+            file.write_text("".join(json.dumps({"text": text}) + "\n" for text in part))
+    return {"format": format, "files": str(folder / f"*.{format}"), "filter": filters}
+
+
+def build(folder, section, split, engine=here, policy="skip"):
+    """Files and manifest of a build in a new folder."""
+    folder.mkdir()
+    manifest = prepare(folder, reader(section, policy), BYTES, split, engine, quiet=True)
+    return content(folder), manifest
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.bin")}
+
+
+def documents(folder, manifest, split):
+    """What is in the shards, as texts."""
+    store = TokenStore(folder, split, manifest)
+    bounds = [*store.document_starts.tolist(), store.tokens - 1]
+    stream = store.read(0, 10**9).tolist()
+    assert stream[-1] == BYTES.eos_id
+    assert all(stream[start] == BYTES.eos_id for start in bounds)
+    return [bytes(stream[a + 1 : b]).decode() for a, b in itertools.pairwise(bounds)]
+
+
+# --- how many processes
+
+
+@pytest.mark.parametrize("format", ["jsonl", "csv", "txt"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_any_number_of_processes_writes_the_same(tmp_path, split, format):
+    section = source_in(tmp_path, format, deduplicate=True)
+    expected = build(tmp_path / "here", section, SPLITS[split])
+    assert len(list(reader(section).pieces())) > engines.FEW + 3
+    for processes in (1, 2, 3) if (split, format) == ("tail", "jsonl") else (2,):
+        assert build(tmp_path / str(processes), section, SPLITS[split], functools.partial(on_this_machine, processes=processes)) == expected
+
+
+def test_few_pieces_start_no_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "_in_processes", None)
+    section = source_in(tmp_path, texts=texts_of(10))
+    assert build(tmp_path / "some", section, HASH, on_this_machine) == build(tmp_path / "here", section, HASH)
+
+
+# --- the slow, obvious version
+
+
+def slow(texts, split, filters):
+    """(documents to train on, documents to validate on, what is left out and how often), one document after the other."""
+    removed, kept, seen, tokens = Counter(), [], set(), 0
+    for text in texts:
+        if filters.get("ascii_only"):
+            removed["character beyond ASCII"] += sum(ord(character) > 127 for character in text)
+            text = "".join(character for character in text if ord(character) < 128)
+        if not text.strip():
+            removed["empty document"] += 1
+            continue
+        if len(text) < filters.get("min_length", 0):
+            removed[f"document under {filters['min_length']} characters"] += 1
+            continue
+        if filters.get("deduplicate") and text in seen:
+            removed["repeated document"] += 1
+            continue
+        seen.add(text)
+        if len(kept) == filters.get("max_documents") or tokens >= filters.get("max_tokens", 10**9):
+            continue
+        kept.append(text)
+        tokens += 1 + len(text.encode())
+    if split.kind in ("none", "all"):
+        return (kept, [], +removed) if split.kind == "none" else ([], kept, +removed)
+    return (*split_slowly(kept, split, str), +removed)
+
+
+some_filters = st.fixed_dictionaries(
+    {},
+    optional={
+        "max_documents": st.integers(1, 12),
+        "max_tokens": st.integers(1, 60),
+        "min_length": st.integers(1, 6),
+        "ascii_only": st.booleans(),
+        "deduplicate": st.booleans(),
+    },
+)
+some_texts = st.lists(st.text("ab ü\n", max_size=9) | st.sampled_from(["abc", "bb", "abü"]), min_size=1, max_size=25)
+
+
+@given(
+    texts=some_texts,
+    filters=some_filters,
+    split=st.sampled_from(["hash", "tail", "none", "all"]),
+    fraction=st.floats(0.05, 0.95),
+    size=st.integers(1, 200),
+)
+@settings(max_examples=250, deadline=None)
+def test_it_is_what_one_document_after_the_other_gives(tmp_path_factory, texts, filters, split, fraction, size):
+    if split == "tail":
+        filters.pop("max_tokens", None)  # refused by the configuration
+    folder = tmp_path_factory.mktemp("slow")
+    split = Split(split, fraction)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "SPAN_BYTES", size)
+        _, manifest = build(folder / "cache", source_in(folder, texts=texts, **filters), split)
+    train, val, removed = slow(texts, split, filters)
+    assert documents(folder / "cache", manifest, "train") == train
+    assert documents(folder / "cache", manifest, "val") == val
+    for name, expected in ("train", train), ("val", val):
+        store = TokenStore(folder / "cache", name, manifest)
+        assert store.document_hashes.tolist() == [hash_of_text(text) for text in expected]
+        assert store.text_bytes == store.text_tokens == sum(len(text.encode()) for text in expected)
+    del manifest["removed"]["empty file"], removed["empty file"]
+    if manifest["ended_by"] is None:
+        assert manifest["removed"] == removed
+    else:
+        assert manifest["removed"] <= removed, "what was not read cannot be counted"
+
+
+def test_tail_at_the_border_of_documents(tmp_path):
+    section = source_in(tmp_path, texts=["a" * 7, "b" * 3, "c" * 5, "b" * 3, "d" * 5], deduplicate=True)
+    _, manifest = build(tmp_path / "cache", section, Split("tail", 0.5))
+    assert documents(tmp_path / "cache", manifest, "train") == ["a" * 7, "b" * 3]
+    assert documents(tmp_path / "cache", manifest, "val") == ["c" * 5, "d" * 5]
+
+
+def test_no_text_at_all_is_no_failure_here(tmp_path):
+    section = source_in(tmp_path, texts=["", " ", "\n", ""])
+    for split in SPLITS:
+        _, manifest = build(tmp_path / split, section, SPLITS[split])
+        assert [manifest["splits"][name]["documents"] for name in ("train", "val")] == [0, 0]
+        assert manifest["removed"] == {"empty document": 4, "empty file": 2}
+
+
+# --- what is wrong in the text
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("format", ["jsonl", "csv"])
+def test_a_bad_row_in_a_later_piece_names_its_line(tmp_path, format, processes):
+    section = source_in(tmp_path, format, texts=[f"text {i}" for i in range(400)])
+    file = tmp_path / f"b.{format}"
+    lines = file.read_bytes().split(b"\n")
+    lines[120] = b'{"text": "\xff"}' if format == "jsonl" else b"\xff"
+    file.write_bytes(b"\n".join(lines))
+    engine = functools.partial(on_this_machine, processes=processes)
+    with pytest.raises(DataError) as error:
+        build(tmp_path / "stop", section, HASH, engine, policy="stop")
+    assert str(error.value).startswith(f"{file}:121: not UTF-8: byte 0xff; a text in another encoding can be converted; mend it, or")
+    assert build(tmp_path / "skip", section, HASH, engine)[1]["removed"] == {"not UTF-8": 1}
+
+
+def test_an_empty_file_is_named(tmp_path):
+    section = source_in(tmp_path, texts=texts_of(100))
+    (tmp_path / "ab.jsonl").write_text("\n \n")
+    with pytest.raises(DataError, match=r"ab\.jsonl: empty file: there is no text in it"):
+        build(tmp_path / "stop", section, HASH, policy="stop")
+    assert build(tmp_path / "skip", section, HASH)[1]["removed"] == {"empty file": 1, "empty document": 2}
+
+
+def test_a_file_that_changes_meanwhile_is_noticed(tmp_path):
+    section = source_in(tmp_path)
+
+    def engine(function, pieces):
+        with (tmp_path / "a.jsonl").open("a") as file:
+            file.write('{"text": "more"}\n')
+        return here(function, pieces)
+
+    with pytest.raises(DataError, match=r"data\.source: its files changed while they were read; start again"):
+        build(tmp_path / "cache", section, HASH, engine)
+
+
+# --- kills
+
+
+class Killed(BaseException):
+    """Stands for kill -9 where the process has to live on to look at what is left."""
+
+
+def killed_after(pieces, while_measuring=False):
+    """An engine that ends like that after so many pieces."""
+
+    def act(function, given):
+        for number, tokens in enumerate(here(function, given)):
+            if number == pieces and while_measuring == (function.tokenizer is None):
+                raise Killed
+            yield tokens
+
+    return act
+
+
+@given(data=st.data(), split=st.sampled_from(["hash", "tail", "tested"]), filters=some_filters, seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_stopped_anywhere_and_gone_on_is_the_same(tmp_path_factory, data, split, filters, seed):
+    if split == "tail":
+        filters.pop("max_tokens", None)
+    filters = {key: value * 20 if key.startswith("max") else value for key, value in filters.items()}
+    folder = tmp_path_factory.mktemp("killed")
+    section = source_in(folder, texts=texts_of(120, seed), **filters)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "JOURNAL_TOKENS", 300)
+        expected = build(folder / "straight", section, SPLITS[split])
+        killed = folder / "killed"
+        killed.mkdir()
+        for pieces in data.draw(st.lists(st.integers(0, 12), max_size=4)):
+            with contextlib.suppress(Killed):
+                prepare(killed, reader(section), BYTES, SPLITS[split], killed_after(pieces, data.draw(st.booleans())), quiet=True)
+        manifest = prepare(killed, reader(section), BYTES, SPLITS[split], here, quiet=True)
+    assert (content(killed), manifest) == expected
+
+
+@pytest.mark.parametrize("filters", [{"deduplicate": True}, {"max_documents": 60}])
+def test_a_document_that_tail_has_parted_is_one_document_after_a_kill(tmp_path, monkeypatch, filters):
+    monkeypatch.setattr(preparation, "JOURNAL_TOKENS", 1)
+    parted = "parted " * 200
+    section = source_in(
+        tmp_path, texts=[parted, *(f"text {i}" for i in range(50)), parted, "parted ", *(f"text {i}" for i in range(20))], **filters
+    )
+    split = Split("tail", 0.9)
+    expected = build(tmp_path / "straight", section, split)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    with pytest.raises(Killed):
+        prepare(folder, reader(section), BYTES, split, killed_after(2), quiet=True)
+    manifest = prepare(folder, reader(section), BYTES, split, here, quiet=True)
+    assert (content(folder), manifest) == expected
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "{}", "null", "\xff", "cut", "missing", "other pieces"])
+def test_a_journal_that_is_not_true_is_not_believed(tmp_path, damage, monkeypatch):
+    section = source_in(tmp_path)
+    expected = build(tmp_path / "straight", section, HASH)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    with pytest.raises(Killed):
+        prepare(folder, reader(section), BYTES, HASH, killed_after(15), quiet=True)
+    assert (folder / JOURNAL).exists()
+    shard = folder / "train-00000.bin"
+    if damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:100])
+    elif damage == "missing":
+        shard.unlink()
+    elif damage == "other pieces":
+        monkeypatch.setattr(files, "SPAN_BYTES", 700)
+    else:
+        (folder / JOURNAL).write_text(damage, encoding="latin-1")
+    manifest = prepare(folder, reader(section), BYTES, HASH, here, quiet=True)
+    assert (content(folder), manifest) == expected
+
+
+BUILD = """
+import json, sys
+from pathlib import Path
+from lm.tokens.tokenise import engines
+from lm.documents import parquet
+from lm.tokens.tokenise import prepare as preparation
+from lm.documents import reader as sources
+from lm.documents import files
+from tests.tokens.test_prepare_tokens import BYTES, SPLITS, reader
+from lm.tokens.cache import open_or_build
+text_files.SPAN_BYTES = parquet.SPAN_BYTES = sources.PIECE_CHARACTERS = 500
+preparation.JOURNAL_TOKENS = 300
+folder, section, split, processes, pause = json.loads(sys.argv[1])
+
+def engine(function, pieces):
+    import time
+    for tokens in engines.on_this_machine(function, pieces, processes=processes):
+        if function.tokenizer is not None:
+            print("piece", flush=True)
+            time.sleep(pause)
+        yield tokens
+
+def main():
+    open_or_build(Path(folder), lambda empty: preparation.prepare(empty, reader(section), BYTES, SPLITS[split], engine, True), print)
+
+if __name__ == "__main__":
+    from lm.system import errors
+    errors.run(main)
+"""
+
+
+def start(folder, section, split, processes=1, pause=0.0):
+    script = folder.parent / "build.py"
+    script.write_text(BUILD)
+    command = [sys.executable, str(script), json.dumps([str(folder), section, split, processes, pause])]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def pieces_done(process, count):
+    """Wait until it has said so many."""
+    for _ in range(count):
+        assert process.stdout.readline() == "piece\n", process.communicate()
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out.count("piece")
+
+
+@pytest.mark.parametrize("split", ["hash", "tail"])
+def test_kill_9_at_random_points(tmp_path, split, amount):
+    section = source_in(tmp_path, deduplicate=True)
+    (tmp_path / "straight").mkdir()
+    total = finish(start(tmp_path / "straight" / "f", section, split))
+    expected = content(tmp_path / "straight" / "f")
+    chance = random.Random(split)
+    for number in range(amount(2, 10)):
+        folder = tmp_path / str(number) / "f"
+        folder.parent.mkdir()
+        process = start(folder, section, split, pause=0.005)
+        pieces_done(process, chance.randint(3, total - 1))
+        time.sleep(chance.random() * 0.01)
+        process.kill()
+        process.communicate()
+        assert not folder.exists()
+        journal = json.loads((folder.parent / "f.tmp" / JOURNAL).read_text())
+        assert finish(start(folder, section, split)) == total - journal["pieces"] < total, "the journal is used"
+        assert content(folder) == expected
+        assert read_manifest(folder) == read_manifest(tmp_path / "straight" / "f")
+        assert sorted(path.name for path in folder.parent.iterdir()) == ["build.py", "f", "f.lock"]
+
+
+def children(process):
+    """The processes that one has started and that are alive."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,pgid=,stat=,args="], capture_output=True, text=True).stdout
+    rows = [line.split(None, 4) for line in listed.splitlines()]
+    return [int(row[0]) for row in rows if int(row[2]) == process.pid and int(row[0]) != process.pid and row[3][0] != "Z"]
+
+
+def workers(process):
+    """Of those, the ones that tokenise."""
+    return [pid for pid in children(process) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def gone(process):
+    """Its processes end by themselves, soon."""
+    deadline = time.monotonic() + 20
+    while children(process) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not children(process)
+
+
+def test_a_worker_that_is_killed_ends_in_one_line(tmp_path):
+    process = start(tmp_path / "f", source_in(tmp_path, texts=texts_of(3000)), "hash", processes=2, pause=0.05)
+    pieces_done(process, 8)
+    os.kill(workers(process)[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err == (
+        "a process that tokenises was killed from outside, most often because memory did not suffice; start again with fewer: "
+        "python -m tools.prepare --processes 1\n"
+    )
+    assert gone(process)
+    assert (tmp_path / "f.tmp" / JOURNAL).exists(), "and goes on from there"
+
+
+def test_a_parent_that_is_killed_leaves_no_worker(tmp_path):
+    process = start(tmp_path / "f", source_in(tmp_path, texts=texts_of(3000)), "hash", processes=2, pause=0.05)
+    pieces_done(process, 8)
+    assert len(workers(process)) == 2
+    process.kill()
+    process.wait(timeout=20)
+    assert gone(process)
+
+
+def test_ctrl_c_leaves_no_worker_and_keeps_the_journal(tmp_path):
+    process = start(tmp_path / "f", source_in(tmp_path, texts=texts_of(3000)), "hash", processes=2, pause=0.02)
+    pieces_done(process, 8)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "stopped by Ctrl-C\n")
+    assert gone(process)
+    assert (tmp_path / "f.tmp" / JOURNAL).exists()
+
+
+def test_a_disk_that_fills_up_keeps_what_is_done(tmp_path, monkeypatch):
+    section, folder = source_in(tmp_path), tmp_path / "cache" / "f"
+    expected, _ = build(tmp_path / "straight", section, HASH)
+
+    def make(empty):
+        return prepare(empty, reader(section), BYTES, HASH, here, quiet=True)
+
+    append, room = preparation.SplitWriter._append, [25]
+
+    def append_while_there_is_room(self, name, values):
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(self, name, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation.SplitWriter, "_append", append_while_there_is_room)
+        patch.setattr(preparation, "JOURNAL_TOKENS", 300)
+        with pytest.raises(CheckpointError) as error:
+            open_or_build(folder, make, print)
+    assert str(error.value) == (
+        f"data.cache_dir: {folder.parent} cannot be written (No space left on device); free some space there or name another folder; "
+        f"{folder}.tmp keeps what is done, and it goes on from there"
+    )
+    assert open_or_build(folder, make, print)[1] is False
+    assert content(folder) == expected
+
+
+# --- memory
+
+
+def test_memory_is_some_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "SPAN_BYTES", 50_000)
+    monkeypatch.setattr(preparation, "JOURNAL_TOKENS", 1_000_000)
+    section = source_in(tmp_path, texts=[f"document {i} " + "x" * 1000 for i in range(8000)])
+    tracemalloc.start()
+    _, manifest = _manifest_only(tmp_path / "cache", section)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(manifest["splits"][name]["text_bytes"] for name in ("train", "val")) > 8_000_000
+    assert peak < 1_500_000
+
+
+def _manifest_only(folder, section):
+    folder.mkdir()
+    return folder, prepare(folder, reader(section), BYTES, HASH, here, quiet=True)
+
+
+def test_only_some_pieces_wait(monkeypatch):
+    """Reading must not run ahead of the writer, or all of the text is soon in memory."""
+    taken = itertools.count()
+
+    class Pool:
+        def __init__(self, *_, **__): ...
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_): ...
+        def shutdown(self, **_): ...
+        def submit(self, _, piece):
+            from concurrent.futures import Future
+
+            future = Future()
+            future.set_result(piece)
+            return future
+
+    monkeypatch.setattr(engines, "ProcessPoolExecutor", Pool)
+    given = (next(taken) for _ in range(1000))
+    results = on_this_machine(None, given, processes=2)
+    assert [next(results) for _ in range(20)] == list(range(20))
+    assert next(taken) <= 20 + 2 * engines.WAITING + 1
+    assert list(results)[-1] == 1000
+
+
+def test_the_numbers_of_a_hash_are_words_of_its_own(tmp_path):
+    """A text's hash decides where it goes; it is stored beside the tokens, so that equal texts can be found."""
+    section = source_in(tmp_path, texts=["Grüße", "a"])
+    _, manifest = build(tmp_path / "cache", section, NONE)
+    hashes = np.fromfile(tmp_path / "cache" / "train-hashes.bin", np.uint64).tolist()
+    assert hashes == [hash_of_text("Grüße"), hash_of_text("a")] == [10566448050427439878, 3405396810240292928]
+    assert re.fullmatch("[0-9a-f]{64}", manifest["splits"]["train"]["sha256"])
+    assert issubclass(DataError, UserError)

@@ -1,0 +1,421 @@
+"""Whole runs in this process: resumed ones equal straight ones to the bit, and nothing but training changes a model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lm.checkpoints.folder import read_meta, step_directories, step_of, write_checkpoint
+from lm.system.errors import ConfigError, NonFiniteError, Stopped
+from lm.training.module import LanguageModel
+from tests.support.runs import config_file, train
+
+ROOT = Path(__file__).parents[2]
+TIMES = {"timestamp", "tokens_per_second", "mfu", "peak_memory_mb", "seconds"}
+ONE_STEP = "--trainer.max_minutes=1e-9"  # the limit has passed when the first step ends
+
+
+def weights(run: Path, name: str = "final.ckpt", file: str = "model.safetensors") -> dict[str, torch.Tensor]:
+    return load_file(run / name / file)
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
+
+
+def evaluations(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "manifest_sha256")} for line in lines]
+
+
+def optimizer_state(run: Path) -> dict[str, Any]:
+    return torch.load(run / "final.ckpt" / "train_state.pt", weights_only=True)
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Bit for bit, tensors within containers included."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == other
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert_same(weights(one), weights(other))
+    assert_same(weights(one, file="ema.safetensors"), weights(other, file="ema.safetensors"))
+    assert_same(optimizer_state(one), optimizer_state(other))
+    assert metrics(one) == metrics(other)
+    assert evaluations(one) == evaluations(other)
+    assert (one / "best.ckpt").readlink() == (other / "best.ckpt").readlink()
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 12 steps, over three epochs, never interrupted."""
+    folder = tmp_path_factory.mktemp("straight")
+    train(config_file(folder))
+    return folder / "run"
+
+
+def steps(run: Path) -> list[int]:
+    return [step_of(path) for path in step_directories(run)]
+
+
+def test_a_run_leaves_what_it_should(straight: Path) -> None:
+    assert steps(straight) == [3, 4, 6, 8, 9, 12]
+    assert (straight / "final.ckpt").resolve().name == "step-00000012.ckpt"
+    assert (straight / "last.ckpt").resolve().name == "step-00000012.ckpt"
+    best = min(evaluations(straight)[1:], key=lambda line: line["loss"])
+    assert (straight / "best.ckpt").resolve().name == f"step-{best['step']:08d}.ckpt"
+    assert [line["step"] for line in evaluations(straight)] == [0, 4, 8, 12]
+    rows = metrics(straight)
+    assert [int(row["step"]) for row in rows if row["split"] == "train"] == list(range(1, 13))
+    assert [int(row["step"]) for row in rows if row["split"] == "val"] == [0, 4, 8, 12]
+    assert (straight / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(straight.glob(".*tmp*"))
+    meta = read_meta(straight / "final.ckpt")
+    assert meta["step"] == 12
+    assert meta["tokens"] == 12 * 8 * 16
+    assert meta["epoch"] > 1.1, "the test should see more than one epoch"
+    assert evaluations(straight)[-1]["loss"] < evaluations(straight)[0]["loss"]
+
+
+def test_the_resolved_configuration_is_saved(straight: Path) -> None:
+    from lm.config.reader import load
+
+    saved = load(straight / "config.yaml", []).config
+    assert saved == load(straight.parent / "config.yaml", []).config
+    assert read_meta(straight / "final.ckpt")["config"] == saved.model_dump(mode="json")
+
+
+def test_stopped_and_resumed_after_every_step(straight: Path, tmp_path: Path) -> None:
+    """T39: twelve sessions of one step each: mid-epoch, across epochs, before and after validations, inside and outside of saves."""
+    config = config_file(tmp_path)
+    for _ in range(12):
+        train(config, ONE_STEP, resume="auto")
+    assert_same_run(straight, tmp_path / "run")
+
+
+@pytest.mark.parametrize("step", [3, 4, 8, 9])
+def test_resumed_from_an_older_checkpoint(straight: Path, tmp_path: Path, step: int) -> None:
+    """As after a kill: rows, results and checkpoints of the lost future are gone, and come again the same."""
+    config = config_file(tmp_path)
+    train(config)
+    run = tmp_path / "run"
+    train(config, resume=str(run / f"step-{step:08d}.ckpt"))
+    assert_same_run(straight, run)
+    later = [path.name for path in (run / f"after-step-{step:08d}-1").iterdir() if path.suffix == ".ckpt"]
+    assert later, "later checkpoints are moved aside, not deleted"
+    moved = metrics(run / f"after-step-{step:08d}-1")
+    assert [row for row in metrics(straight) if int(row["step"]) > step] == moved, "and so are the rows of metrics.csv"
+
+
+def test_a_validation_that_a_kill_prevented_is_made_up_for(straight: Path, tmp_path: Path) -> None:
+    """Saved at step 8, killed before the result was written: the resumed run validates first."""
+    config = config_file(tmp_path)
+    train(config)
+    run = tmp_path / "run"
+    lines = (run / "evaluations.jsonl").read_text().splitlines(keepends=True)
+    (run / "evaluations.jsonl").write_text("".join(lines[:2]))
+    rows = (run / "metrics.csv").read_text().splitlines(keepends=True)
+    (run / "metrics.csv").write_text("".join(row for row in rows if not row.startswith("8,") or ",train," in row))
+    train(config, resume=str(run / "step-00000008.ckpt"))
+    assert_same_run(straight, run)
+
+
+@pytest.mark.parametrize(
+    "change", ["--data.workers=2", "--trainer.validate_every=100", "--logging.sample_tokens=0", "--checkpoint.save_every=1"]
+)
+def test_nothing_but_training_changes_the_weights(straight: Path, tmp_path: Path, change: str) -> None:
+    """T41: validation, sampling, saving and worker processes leave no trace in the weights."""
+    train(config_file(tmp_path), change)
+    assert_same(weights(straight), weights(tmp_path / "run"))
+
+
+def test_intervals_count_optimiser_steps(straight: Path, tmp_path: Path) -> None:
+    """T42: the same steps are logged, saved and validated without accumulation (the straight run has two micro-batches a step)."""
+    train(config_file(tmp_path, trainer={"max_steps": 12, "batch_size": 8, "validate_every": 4, "device": "cpu", "precision": "fp32"}))
+    run = tmp_path / "run"
+    assert steps(run) == steps(straight)
+    for one, other in zip(metrics(run), metrics(straight), strict=True):
+        assert [one[key] for key in ("step", "split", "epoch", "tokens", "lr")] == [
+            other[key] for key in ("step", "split", "epoch", "tokens", "lr")
+        ]
+
+
+def test_killed_at_any_moment(straight: Path, tmp_path: Path) -> None:
+    """kill -9, run the same command again: the same run."""
+    config = config_file(tmp_path)
+    command = [sys.executable, "train.py", "--config", str(config), "--resume", "auto"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not steps(tmp_path / "run") and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert steps(tmp_path / "run")
+    train(config, resume="auto")
+    assert_same_run(straight, tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_stops_after_the_step_and_saves(
+    straight: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_file(tmp_path)
+    step = LanguageModel.training_step
+
+    def interrupted(self: LanguageModel, batch: dict[str, Any], batch_idx: int) -> None:
+        if self.step == 4:
+            signal.raise_signal(number)  # in the middle of step 5
+        step(self, batch, batch_idx)
+
+    monkeypatch.setattr(LanguageModel, "training_step", interrupted)
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match="after step 5, saved") as stopped:
+        train(config)
+    assert stopped.value.exit_code == 128 + number
+    assert signal.getsignal(number) == before
+    assert steps(tmp_path / "run")[-1] == 5
+    monkeypatch.undo()
+    train(config, resume="auto")
+    assert_same_run(straight, tmp_path / "run")
+
+
+def test_a_signal_in_the_last_step_leaves_only_its_validation(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_file(tmp_path)
+    step = LanguageModel.training_step
+
+    def interrupted(self: LanguageModel, batch: dict[str, Any], batch_idx: int) -> None:
+        if self.step == 11:
+            signal.raise_signal(signal.SIGTERM)
+        step(self, batch, batch_idx)
+
+    monkeypatch.setattr(LanguageModel, "training_step", interrupted)
+    with pytest.raises(Stopped, match="after step 12, saved"):
+        train(config)
+    monkeypatch.undo()
+    assert evaluations(tmp_path / "run")[-1]["step"] == 8
+    train(config, resume="auto")
+    assert_same_run(straight, tmp_path / "run")
+
+
+def test_a_finished_run_stays_finished_until_it_gets_a_longer_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_file(tmp_path)
+    train(config)
+    for name in ("final.ckpt", "curves.png"):
+        (tmp_path / "run" / name).unlink()  # as if a kill had come just before that
+    capsys.readouterr()
+    train(config, resume="auto")
+    assert "finished its 12 steps" not in capsys.readouterr().out
+    assert (tmp_path / "run" / "final.ckpt").resolve().name == "step-00000012.ckpt"
+    assert (tmp_path / "run" / "curves.png").exists()
+    train(config, resume="auto")
+    assert "finished its 12 steps" in capsys.readouterr().out
+    train(config, "--trainer.max_steps=14", resume="auto")
+    assert (tmp_path / "run" / "final.ckpt").resolve().name == "step-00000014.ckpt"
+    assert "trainer.max_steps 12 -> 14" in capsys.readouterr().out
+
+
+def test_a_fresh_run_moves_the_old_one_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_file(tmp_path)
+    train(config)
+    old = weights(tmp_path / "run")
+    train(config, "--trainer.seed=2")
+    assert str(tmp_path / "run-1") in capsys.readouterr().out
+    assert_same(weights(tmp_path / "run-1"), old)
+    assert not torch.equal(weights(tmp_path / "run")["norm.weight"], old["norm.weight"])
+
+
+def test_the_rows_up_to_a_checkpoint_are_on_the_disk_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a power cut would leave a checkpoint whose rows nobody writes again."""
+    flushed: list[int] = []
+    monkeypatch.setattr("lm.training.logbook.sync", lambda path: flushed.append(len(path.read_text().splitlines()) - 1))
+    monkeypatch.setattr("lm.training.callbacks.write_checkpoint", lambda path, *_: flushed.append(-step_of(path)) or write_checkpoint(path, *_))
+    train(config_file(tmp_path))
+    assert flushed == [4, -3, 5, -4, 8, -6, 10, -8, 12, -9, 15, -12]  # steps, and validations at 0, 4 and 8
+
+
+def test_a_run_that_came_to_no_checkpoint_begins_again_in_its_place(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice: no run-1, no run-2, and nothing stands twice in TensorBoard."""
+    config, run = config_file(tmp_path, logging={"every": 1, "sample_tokens": 8, "tensorboard": True}), tmp_path / "run"
+    accumulate = LanguageModel._accumulate
+
+    def ended(self: LanguageModel, batch: dict[str, Any]) -> torch.Tensor:
+        if self.step == 2:
+            raise RuntimeError("the power went")
+        return accumulate(self, batch)
+
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr(LanguageModel, "_accumulate", ended)
+            with pytest.raises(RuntimeError, match="the power went"):
+                train(config, resume="auto")
+        assert [row["step"] for row in metrics(run)] == ["0", "1", "2"]
+    train(config, resume="auto")
+    assert_same_run(straight, run)
+    assert not [*tmp_path.glob("run-*")]
+    events = EventAccumulator(str(run))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/train")] == [*range(1, 13)]
+    assert [event.step for event in events.Scalars("loss/val")] == [0, 4, 8, 12]
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [("--model.n_layers=3", "model.n_layers"), ("--trainer.seed=2", "trainer.seed"), ("--trainer.batch_size=16", "trainer.batch_size")],
+)
+def test_another_run_cannot_be_resumed(straight: Path, tmp_path: Path, change: str, key: str) -> None:
+    config = config_file(tmp_path)
+    train(config, ONE_STEP)
+    with pytest.raises(ConfigError, match=key):
+        train(config, change, resume="auto")
+
+
+def test_a_run_goes_on_with_its_own_text_and_precision_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_file(tmp_path)
+    train(config, ONE_STEP)
+    with monkeypatch.context() as patched, pytest.raises(ConfigError, match="computes in fp32, this session would in bf16"):
+        patched.setattr("lm.training.session.choose_precision", lambda option, device: "bf16")
+        train(config, resume="auto")
+    with (tmp_path / "corpus.txt").open("a") as file:
+        file.write("\nOne more paragraph.\n")
+    with pytest.raises(ConfigError, match="the text is not the one"):
+        train(config, resume="auto")
+
+
+def test_a_new_run_from_old_weights(tmp_path: Path) -> None:
+    config = config_file(tmp_path)
+    train(config)
+    parent = tmp_path / "run" / "final.ckpt"
+    train(config, f"--checkpoint.directory={tmp_path / 'child'}", "--optimizer.lr=1e-4", init_from=str(parent))
+    recorded = read_meta(tmp_path / "child" / "final.ckpt")["parent"]
+    assert recorded["step"] == 12
+    assert recorded["manifest_sha256"] == json.loads((parent / "manifest.json").read_text())["sha256"]
+    assert evaluations(tmp_path / "child")[0]["loss"] == pytest.approx(evaluations(tmp_path / "run")[-1]["loss"], abs=1e-6)
+    assert read_meta(tmp_path / "run" / "final.ckpt")["parent"] is None
+
+
+def test_a_run_from_old_weights_that_was_killed_early_begins_again_from_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_file(tmp_path)
+    train(config)
+    child, parent = f"--checkpoint.directory={tmp_path / 'child'}", str(tmp_path / "run" / "final.ckpt")
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
+        patched.setattr("lm.training.callbacks.Milestones._save", killed)
+        train(config, child, init_from=parent)
+    assert not list((tmp_path / "child").glob("*.ckpt"))
+    train(config, child, resume="auto")
+    straight = f"--checkpoint.directory={tmp_path / 'straight'}"
+    train(config, straight, init_from=parent)
+    assert read_meta(tmp_path / "child" / "final.ckpt")["parent"]["step"] == 12
+    weights = [(tmp_path / name / "final.ckpt" / "model.safetensors").read_bytes() for name in ("child", "straight", "run")]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def killed(*_: object) -> None:
+    raise RuntimeError("killed")
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from model import Decoder
+
+    forward, calls = Decoder.forward, []
+
+    def broken(self: Decoder, *args: Any, **kwargs: Any) -> torch.Tensor:
+        out = forward(self, *args, **kwargs)
+        calls.append(self.training)
+        return out * float("nan") if sum(calls) == 7 else out  # the first micro-batch of step 4
+
+    monkeypatch.setattr(Decoder, "forward", broken)
+    with pytest.raises(NonFiniteError, match="step 4: loss nan") as stopped:
+        train(config_file(tmp_path))
+    assert stopped.value.exit_code == 4
+    assert steps(tmp_path / "run") == [3]
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run", "last.ckpt").values())
+
+
+def test_early_stopping_counts_validations(tmp_path: Path) -> None:
+    config = config_file(tmp_path, optimizer={"lr": 1.0, "warmup_steps": 0, "schedule": "constant"})
+    train(config, "--trainer.validate_every=1", "--trainer.early_stopping=3", "--trainer.max_steps=500")
+    losses = [line["loss"] for line in evaluations(tmp_path / "run")]
+    assert len(losses) < 500
+    assert losses.index(min(losses)) == len(losses) - 4
+    assert (tmp_path / "run" / "final.ckpt").resolve().name == f"step-{len(losses) - 1:08d}.ckpt"
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_killed_when_early_stopping_was_about_to_end_it(tmp_path: Path, scored: bool) -> None:
+    """Before or after the result was written; and of a result that was half written, the row in metrics.csv comes once."""
+    config = config_file(tmp_path, optimizer={"lr": 1.0, "warmup_steps": 0, "schedule": "constant"})
+    overrides = ("--trainer.validate_every=1", "--trainer.early_stopping=3", "--trainer.max_steps=500")
+    train(config, *overrides)
+    run = tmp_path / "run"
+    whole = steps(run), metrics(run), evaluations(run)
+    (run / "final.ckpt").unlink()
+    if not scored:
+        lines = (run / "evaluations.jsonl").read_text().splitlines(keepends=True)
+        (run / "evaluations.jsonl").write_text("".join(lines[:-1]))
+    train(config, *overrides, resume="auto")
+    assert (steps(run), metrics(run), evaluations(run)) == whole
+    assert (run / "final.ckpt").exists()
+
+
+def test_a_budget_in_tokens(tmp_path: Path) -> None:
+    train(config_file(tmp_path), "--trainer.max_steps=null", "--trainer.max_tokens=700")
+    assert steps(tmp_path / "run")[-1] == 700 // (8 * 16)
+
+
+def test_compiled_and_plain_runs_share_checkpoints(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T34: no _orig_mod. in any name; each continues the other's run. The compiler's back end is left out for speed."""
+    compiled = []
+
+    def compile_with_nothing(module: torch.nn.Module) -> None:
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_with_nothing)
+    config = config_file(tmp_path)
+    for session in range(3):
+        mode = "on" if session % 2 == 0 else "off"
+        train(config, f"--trainer.compile={mode}", *([ONE_STEP] if session < 2 else []), resume="auto")
+    assert len(compiled) == 2
+    assert weights(tmp_path / "run").keys() == weights(straight).keys()
+    for name, tensor in weights(straight).items():
+        torch.testing.assert_close(weights(tmp_path / "run")[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_what_cannot_compile_runs_uncompiled_and_says_so(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compile_badly(module: torch.nn.Module) -> None:
+        def fail(*args: Any, **kwargs: Any) -> None:
+            raise RuntimeError("no compiler here")
+
+        module._compiled_call_impl = fail
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_badly)
+    train(config_file(tmp_path), "--trainer.compile=on")
+    assert "runs uncompiled: RuntimeError: no compiler here" in capsys.readouterr().out
+    assert_same(weights(straight), weights(tmp_path / "run"))
