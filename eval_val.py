@@ -12,11 +12,11 @@ import math
 import sys
 import time
 
-from lm.system import errors
 from lm.checkpoints.folder import open_checkpoint, read_meta
-from lm.config.reader import load as load_config
-from lm.system.errors import ConfigError
 from lm.checkpoints.meta import read_model
+from lm.config.reader import load as load_config
+from lm.system import errors
+from lm.system.errors import ConfigError
 
 
 def main() -> None:
@@ -25,22 +25,24 @@ def main() -> None:
     config = load_config(arguments.config, overrides).config
     if config.finetune is not None and config.finetune.objective == "dpo":
         raise ConfigError(
-            f"{arguments.config}: finetune.objective dpo compares two answers, and no token has a loss of its own; its results are in "
-            "evaluations.jsonl and report.md of the run's folder"
+            f"{arguments.config}: finetune.objective dpo compares two answers, and no token has a"
+            " loss of its own; its results are in evaluations.jsonl and report.md of the run's"
+            " folder"
         )
     folder = open_checkpoint(arguments.ckpt)
     meta = read_meta(folder)
     step, context_length = meta["step"], read_model(folder, meta).context_length
     if config.row_length > context_length:
         raise ConfigError(
-            f"{arguments.config}: rows of {config.row_length} tokens are longer than the checkpoint's context of {context_length}; "
-            f"write --data.sequence_length {context_length}"
+            f"{arguments.config}: rows of {config.row_length} tokens are longer than the"
+            f" checkpoint's context of {context_length}; write --data.sequence_length"
+            f" {context_length}"
         )
 
     from data import PackedDataModule
-    from lm.system.device import autocast, choose_device, choose_precision
-    from lm.evaluation.validation import evaluate
     from lm.checks.rendering import terminal_table, visible
+    from lm.evaluation.validation import evaluate
+    from lm.system.device import autocast, choose_device, choose_precision
     from lm.tokenizer.tokenizer import resolve
     from model import load
 
@@ -48,12 +50,19 @@ def main() -> None:
     precision = choose_precision(config.trainer.precision, device)
     decoder, stored, _ = load(arguments.ckpt, device)
     tokenizer = resolve(arguments.tokenizer, stored)
-    if not (config.data.streams and config.data.validation is None):  # of a stream, what the run validates on is the whole split
-        config = config.model_copy(update={"trainer": config.trainer.model_copy(update={"validation_rows": None})})
+    # of a stream, what the run validates on is the whole split
+    if not (config.data.streams and config.data.validation is None):
+        config = config.model_copy(
+            update={"trainer": config.trainer.model_copy(update={"validation_rows": None})}
+        )
     data = PackedDataModule(config, tokenizer, say=lambda line: print(line, file=sys.stderr))
     started = time.perf_counter()
     with autocast(device, precision):
-        batches, reserved, sources = data.val_dataloader(), tokenizer.reserved_ids, data.validation_sources
+        batches, reserved, sources = (
+            data.val_dataloader(),
+            tokenizer.reserved_ids,
+            data.validation_sources,
+        )
         result = evaluate(decoder, batches, reserved, data.text_bytes_per_token, sources=sources)
     report = {
         "checkpoint": arguments.ckpt,
@@ -68,14 +77,29 @@ def main() -> None:
         "seconds": round(time.perf_counter() - started, 3),
     } | ({"sources": result.figures_by_source} if result.sources else {})
     if arguments.json:
-        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in report.items()}
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in report.items()
+        }
         print(json.dumps(finite, indent=1))  # JSON has no NaN
     else:
-        print(f"{arguments.ckpt} (step {step:,}) on the validation split of {arguments.config}, {result.tokens:,} tokens:")
-        print(f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte")
+        print(
+            f"{arguments.ckpt} (step {step:,}) on the validation split of {arguments.config},"
+            f" {result.tokens:,} tokens:"
+        )
+        print(
+            f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.2f},"
+            f" {result.bits_per_byte:.4f} bits per byte"
+        )
         if result.sources:
             table = [["source", "tokens", "loss", "perplexity", "bits per byte"]] + [
-                [visible(name), f"{each.tokens:,}", f"{each.loss:.4f}", f"{each.perplexity:.2f}", f"{each.bits_per_byte:.4f}"]
+                [
+                    visible(name),
+                    f"{each.tokens:,}",
+                    f"{each.loss:.4f}",
+                    f"{each.perplexity:.2f}",
+                    f"{each.bits_per_byte:.4f}",
+                ]
                 for name, each in result.sources.items()
             ]
             print(f"\n{terminal_table(table)}")
@@ -84,17 +108,31 @@ def main() -> None:
 def parser() -> argparse.ArgumentParser:
     """The flags; any key of the configuration is one more."""
     result = argparse.ArgumentParser(
-        prog="eval_val.py", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="eval_val.py",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("--ckpt", required=True, metavar="CKPT", help="the checkpoint, such as checkpoints/best.ckpt")
+    result.add_argument(
+        "--ckpt",
+        required=True,
+        metavar="CKPT",
+        help="the checkpoint, such as checkpoints/best.ckpt",
+    )
     result.add_argument(
         "--config",
         required=True,
         metavar="FILE",
-        help="the YAML file whose validation split is scored; its keys can be changed, as in train.py",
+        help=(
+            "the YAML file whose validation split is scored; its keys can be changed, as in"
+            " train.py"
+        ),
     )
     result.add_argument(
-        "--tokenizer", default="auto", metavar="auto|NAME", help="auto takes the checkpoint's own; any other must be the same"
+        "--tokenizer",
+        default="auto",
+        metavar="auto|NAME",
+        help="auto takes the checkpoint's own; any other must be the same",
     )
     result.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     result.add_argument("--json", action="store_true", help="print one JSON object")

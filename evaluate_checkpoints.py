@@ -1,4 +1,5 @@
-"""Rank checkpoints by what they make of cases: which is best, by how much, and whether that could be chance.
+"""Rank checkpoints by what they make of cases: which is best, by how much, and whether that could
+be chance.
 
 python evaluate_checkpoints.py --checkpoints 'checkpoints/*.ckpt' --cases cases/wiki_basics.yaml
 python evaluate_checkpoints.py --checkpoints runs/a runs/b/best.ckpt --cases cases --out runs/ranking
@@ -14,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm.system import errors
 from lm.checkpoints.folder import point, read_manifest
+from lm.system import errors
 from lm.system.disk import refusals
 from lm.system.errors import CheckpointError, ConfigError
 
@@ -36,16 +37,51 @@ def parse() -> argparse.Namespace:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoints", required=True, nargs="+", metavar="PATH", help="checkpoints, globs such as 'checkpoints/*.ckpt'")
-    parser.add_argument("--cases", required=True, nargs="+", metavar="PATH", help="files of cases; a folder means all *.yaml in it")
     parser.add_argument(
-        "--by", metavar="MEASURE", help="accuracy (where all cases have choices), bits_per_byte (else), exact, contains, ..."
+        "--checkpoints",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="checkpoints, globs such as 'checkpoints/*.ckpt'",
     )
-    parser.add_argument("--tokenizer", default="auto", metavar="NAME", help="each checkpoint's own, or one that must equal it (auto)")
-    parser.add_argument("--template", metavar="NAME", help="of cases that are chats: another one than a checkpoint was fine-tuned with")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to compute (auto)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write ranking.md, ranking.csv, ranking.png and ranking.json there")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, each case's answers in it")
+    parser.add_argument(
+        "--cases",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="files of cases; a folder means all *.yaml in it",
+    )
+    parser.add_argument(
+        "--by",
+        metavar="MEASURE",
+        help="accuracy (where all cases have choices), bits_per_byte (else), exact, contains, ...",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        default="auto",
+        metavar="NAME",
+        help="each checkpoint's own, or one that must equal it (auto)",
+    )
+    parser.add_argument(
+        "--template",
+        metavar="NAME",
+        help="of cases that are chats: another one than a checkpoint was fine-tuned with",
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=["auto", "cpu", "cuda", "mps"],
+        help="where to compute (auto)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write ranking.md, ranking.csv, ranking.png and ranking.json there",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, each case's answers in it"
+    )
     parser.add_argument("--no-link", action="store_true", help="do not set ranked-best.ckpt")
     return parser.parse_args()
 
@@ -53,9 +89,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Refuse what cannot work, then load what is heavy, ask all checkpoints, and rank them."""
     arguments = parse()
-    from lm.ranking.measures import check_by
-    from lm.ranking.cases import read_cases
     from lm.ranking.candidates import case_files, find
+    from lm.ranking.cases import read_cases
+    from lm.ranking.measures import check_by
 
     sets = [read_cases(file) for file in case_files(arguments.cases)]
     contenders, damaged = find(arguments.checkpoints)
@@ -64,14 +100,16 @@ def main() -> None:
             arguments.out.mkdir(parents=True, exist_ok=True)
     check_by(arguments.by, sets, {str(each.meta["tokenizer"].get("sha256")) for each in contenders})
 
-    from lm.system.device import choose_device
     from lm.ranking.entrants import measure_all
-    from lm.ranking.ranking import rank_set, rank_together
     from lm.ranking.files import as_json, write
+    from lm.ranking.ranking import rank_set, rank_together
+    from lm.system.device import choose_device
     from model import load
 
     device = choose_device(arguments.device, "--device")
-    entrants, failed = measure_all(contenders, sets, load, device, arguments.tokenizer, arguments.template, say)
+    entrants, failed = measure_all(
+        contenders, sets, load, device, arguments.tokenizer, arguments.template, say
+    )
     failed = [*damaged, *failed]
     for failure in failed:
         say(f"not ranked: {failure.reason}")
@@ -84,7 +122,9 @@ def main() -> None:
         else:
             say(f"{cases.path}: not ranked: no case could be measured for every checkpoint")
     if not rankings:
-        raise ConfigError("--cases: no set of cases is left to rank by; a context may be too short for them")
+        raise ConfigError(
+            "--cases: no set of cases is left to rank by; a context may be too short for them"
+        )
     if together := rank_together(rankings, arguments.by):
         rankings.insert(0, together)
     if arguments.json:
@@ -100,21 +140,29 @@ def main() -> None:
 
 def show(rankings: Sequence[Ranking]) -> None:
     """The tables, the first lines of them loud in a terminal, and what they say in words."""
-    from lm.ranking.words import WIDTH, general_notes, heading, notes, summary, table
     from lm.checks.rendering import terminal_table
+    from lm.ranking.words import WIDTH, general_notes, heading, notes, summary, table
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
-    loud = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    loud = (
+        sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    )
     for ranking in rankings:
-        names, first, *others = terminal_table(table(ranking, WIDTH, links=ranking is rankings[0])).splitlines()
-        print(heading(ranking), names, f"\x1b[1m{first}\x1b[0m" if loud else first, *others, sep="\n")
+        names, first, *others = terminal_table(
+            table(ranking, WIDTH, links=ranking is rankings[0])
+        ).splitlines()
+        print(
+            heading(ranking), names, f"\x1b[1m{first}\x1b[0m" if loud else first, *others, sep="\n"
+        )
         print(*summary(ranking), *notes(ranking), "", sep="\n")
     print(*general_notes(rankings), sep="\n", flush=True)
 
 
 def link(winner: Entrant) -> None:
-    """Let ranked-best.ckpt beside the winner mean it, if it is still what was ranked: its run may go on meanwhile. Else that is said."""
+    """Let ranked-best.ckpt beside the winner mean it, if it is still what was ranked: its run may
+    go on meanwhile. Else that is said.
+    """
     try:
         if read_manifest(winner.path)["sha256"] != winner.manifest_sha256:
             raise CheckpointError(f"{winner.path} was replaced since it was ranked")

@@ -12,18 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm.system import errors
 from lm.checkpoints.base import Base, chat_source, open_base, tokenizer_of
 from lm.checkpoints.folder import pointed, read_meta
-from lm.config.reader import Loaded, load
-from lm.system.errors import CheckpointError, ConfigError, UserError
-from lm.runs.origin import Origin
-from lm.training.processes import is_first
-from lm.runs.folder import RunFolder
-from lm.config.schema.config import Config
-from lm.system.signals import StopSignals
 from lm.checkpoints.meta import check_session, read_tokenizer
+from lm.config.reader import Loaded, load
+from lm.config.schema.config import Config
+from lm.runs.folder import RunFolder
+from lm.runs.origin import Origin
+from lm.system import errors
+from lm.system.errors import CheckpointError, ConfigError, UserError
+from lm.system.signals import StopSignals
 from lm.training.command import run_command, training_parser
+from lm.training.processes import is_first
 
 if TYPE_CHECKING:
     from lm.optim.objectives import Objective
@@ -32,16 +32,30 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Read the command line; refuse or answer what needs no model; train; then say what it was good for."""
-    arguments, overrides = training_parser("finetune.py", __doc__, init_from=False).parse_known_args()
+    """Read the command line; refuse or answer what needs no model; train; then say what it was good
+    for.
+    """
+    arguments, overrides = training_parser(
+        "finetune.py", __doc__, init_from=False
+    ).parse_known_args()
     loaded = load(arguments.config, overrides)
     if loaded.config.finetune is None:
-        raise ConfigError(f"{arguments.config}: finetune: missing; write the section, with at least base, or run train.py")
-    if run_command(arguments, loaded, build_session, loaded.config.finetune.base) and is_first():  # one process answers
+        raise ConfigError(
+            f"{arguments.config}: finetune: missing; write the section, with at least base, or run"
+            " train.py"
+        )
+    # one process answers
+    if run_command(arguments, loaded, build_session, loaded.config.finetune.base) and is_first():
         report(loaded.config)
 
 
-def build_session(loaded: Loaded, origin: Origin, run: RunFolder | None, signals: StopSignals, say: Callable[[str], None]) -> Session:
+def build_session(
+    loaded: Loaded,
+    origin: Origin,
+    run: RunFolder | None,
+    signals: StopSignals,
+    say: Callable[[str], None],
+) -> Session:
     """Everything heavy: torch and Lightning take seconds to import, and nothing before needs them."""
     from data import PackedDataModule
     from lm.training.session import Session
@@ -51,13 +65,25 @@ def build_session(loaded: Loaded, origin: Origin, run: RunFolder | None, signals
     tokenizer = tokenizer_of(config)
     make_decoder = functools.partial(start, config, base)
     data = PackedDataModule(config, tokenizer, say, origin.revisions)
-    return Session(config, tokenizer, data, make_decoder, origin, run, signals, make_objective(config, make_decoder))
+    return Session(
+        config,
+        tokenizer,
+        data,
+        make_decoder,
+        origin,
+        run,
+        signals,
+        make_objective(config, make_decoder),
+    )
 
 
 def require_same(base: Base, parent: dict[str, Any] | None) -> None:
     """A name such as best.ckpt may mean another checkpoint by now. Raises CheckpointError."""
     if parent is not None and parent["manifest_sha256"] != base.sha256:
-        raise CheckpointError(f"finetune.base: {base.folder} is not the checkpoint that the run started from; name that one")
+        raise CheckpointError(
+            f"finetune.base: {base.folder} is not the checkpoint that the run started from; name"
+            " that one"
+        )
 
 
 def start(config: Config, base: Base) -> Decoder:
@@ -76,8 +102,8 @@ def start(config: Config, base: Base) -> Decoder:
 
 def make_objective(config: Config, make_decoder: Callable[[], Decoder]) -> Objective:
     """What the configuration wants to be learnt."""
-    from lm.surgery.lora import adapters_off
     from lm.optim.objectives import NEXT_TOKEN, Preference, kept
+    from lm.surgery.lora import adapters_off
 
     assert config.finetune is not None
     if config.finetune.objective == "sft":
@@ -98,9 +124,9 @@ def report(config: Config) -> None:
         return
 
     from lm.evaluation.answers import measure
-    from lm.tokens.corpus import held_out_conversations
-    from lm.system.device import choose_device
     from lm.reports.finetune import report as compare
+    from lm.system.device import choose_device
+    from lm.tokens.corpus import held_out_conversations
     from model import load as load_model
 
     device = choose_device(config.trainer.device)
@@ -108,10 +134,22 @@ def report(config: Config) -> None:
     base = open_base(config)
     require_same(base, read_meta(tuned).get("parent"))
     chat, conversations = held_out_conversations(config, tokenizer_of(config))
-    print(f"report: {base.folder.name} of the base and {tuned.name} on {len(conversations):,} held-out conversations", flush=True)
+    print(
+        f"report: {base.folder.name} of the base and {tuned.name} on {len(conversations):,}"
+        " held-out conversations",
+        flush=True,
+    )
     decoders = load_model(base.folder, device)[0], load_model(tuned, device)[0]
     before, after = (measure(decoder, chat, conversations, config.finetune) for decoder in decoders)
-    compare(folder, print, conversations, before, after, config.finetune, losses_on_base_text(base, *decoders))
+    compare(
+        folder,
+        print,
+        conversations,
+        before,
+        after,
+        config.finetune,
+        losses_on_base_text(base, *decoders),
+    )
 
 
 def losses_on_base_text(base: Base, before: Decoder, after: Decoder) -> tuple[float, float] | None:
@@ -122,12 +160,17 @@ def losses_on_base_text(base: Base, before: Decoder, after: Decoder) -> tuple[fl
     tokenizer = read_tokenizer(base.folder, base.meta)
     try:
         check_session(base.folder, base.meta)
-        data = PackedDataModule(base.config, tokenizer, lambda line: None, base.meta.get("revisions", {}))
+        data = PackedDataModule(
+            base.config, tokenizer, lambda line: None, base.meta.get("revisions", {})
+        )
         batches = data.val_dataloader()
     except UserError as error:
         print(f"what was forgotten is not measured: {error}")
         return None
-    results = [evaluate(decoder, batches, tokenizer.reserved_ids, data.text_bytes_per_token) for decoder in (before, after)]
+    results = [
+        evaluate(decoder, batches, tokenizer.reserved_ids, data.text_bytes_per_token)
+        for decoder in (before, after)
+    ]
     return results[0].loss, results[1].loss
 
 

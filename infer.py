@@ -1,4 +1,5 @@
-"""Let a checkpoint write: `python infer.py --ckpt checkpoints/final.ckpt --prompt "Attention is"`. With --chat, speak with it.
+"""Let a checkpoint write: `python infer.py --ckpt checkpoints/final.ckpt --prompt "Attention is"`.
+With --chat, speak with it.
 
 The text goes to stdout, everything about it to stderr. torch is the only heavy import, and comes after all checks that do without it.
 """
@@ -17,10 +18,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from lm.system import errors
 from lm.checkpoints.folder import open_checkpoint
 from lm.generation.prompt import open_prompt, read_prompt
 from lm.generation.sampling import Sampling
+from lm.system import errors
 
 if TYPE_CHECKING:
     from lm.generation.continuation import Sample
@@ -33,30 +34,84 @@ context is full the oldest questions are forgotten, together with their answers.
 
 def parse() -> argparse.Namespace:
     """Read the command line; every field of `Sampling` is a flag."""
-    parser = argparse.ArgumentParser(description="Let a checkpoint write.", epilog=EPILOG, allow_abbrev=False)
-    parser.add_argument("--ckpt", required=True, metavar="PATH", help="the checkpoint, such as checkpoints/best.ckpt")
+    parser = argparse.ArgumentParser(
+        description="Let a checkpoint write.", epilog=EPILOG, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--ckpt",
+        required=True,
+        metavar="PATH",
+        help="the checkpoint, such as checkpoints/best.ckpt",
+    )
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
     prompt.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 file that holds it")
-    parser.add_argument("--chat", action="store_true", help="a conversation with a checkpoint that was fine-tuned on conversations")
-    parser.add_argument("--system", metavar="TEXT", help="--chat: what the model is told first (what it was fine-tuned with)")
-    parser.add_argument("--template", metavar="NAME", help="--chat: another template than the one that it was fine-tuned with")
-    parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="write so many tokens at most (200)")
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="a conversation with a checkpoint that was fine-tuned on conversations",
+    )
+    parser.add_argument(
+        "--system",
+        metavar="TEXT",
+        help="--chat: what the model is told first (what it was fine-tuned with)",
+    )
+    parser.add_argument(
+        "--template",
+        metavar="NAME",
+        help="--chat: another template than the one that it was fine-tuned with",
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=200,
+        metavar="N",
+        help="write so many tokens at most (200)",
+    )
     for option in dataclasses.fields(Sampling):
-        flag, text = "--" + option.name.replace("_", "-"), f"{option.metadata['help']} ({option.default})"
-        parser.add_argument(flag, type=type(option.default), default=option.default, metavar="X", help=text)
-    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text (drawn, and shown)")
-    parser.add_argument("--num-samples", type=int, default=1, metavar="N", help="write so many texts (1)")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
-    parser.add_argument("--tokenizer", default="auto", metavar="NAME", help="the checkpoint's own, or one that must equal it (auto)")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to compute (auto)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object when all is written")
+        flag, text = (
+            "--" + option.name.replace("_", "-"),
+            f"{option.metadata['help']} ({option.default})",
+        )
+        parser.add_argument(
+            flag, type=type(option.default), default=option.default, metavar="X", help=text
+        )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="the same seed gives the same text (drawn, and shown)"
+    )
+    parser.add_argument(
+        "--num-samples", type=int, default=1, metavar="N", help="write so many texts (1)"
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text; may be given several times",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        default="auto",
+        metavar="NAME",
+        help="the checkpoint's own, or one that must equal it (auto)",
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=["auto", "cpu", "cuda", "mps"],
+        help="where to compute (auto)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object when all is written"
+    )
     parser.add_argument("--no-stream", action="store_true", help="print when all is written")
     arguments = parser.parse_args()
     for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("seed", 0)):
         value = getattr(arguments, name)
         if value is not None and not least <= value < 2**63:
-            raise errors.ConfigError(f"--{name.replace('_', '-')} {value} is out of range; write {least} or more")
+            raise errors.ConfigError(
+                f"--{name.replace('_', '-')} {value} is out of range; write {least} or more"
+            )
     wrong = ("json", "num_samples") if arguments.chat else ("system", "template")
     if used := [name for name in wrong if getattr(arguments, name) != parser.get_default(name)]:
         reason = "cannot be had with --chat" if arguments.chat else "is for --chat"
@@ -65,7 +120,9 @@ def parse() -> argparse.Namespace:
 
 
 def print_samples(samples: Sequence[Sample], progress: Iterator[object], prompt: str) -> None:
-    """Print one sample after another, each as it grows; `progress` lets all grow, also those whose turn has not come."""
+    """Print one sample after another, each as it grows; `progress` lets all grow, also those whose
+    turn has not come.
+    """
     from lm.generation.continuation import shown
 
     for number, sample in enumerate(samples, start=1):
@@ -87,9 +144,14 @@ def print_samples(samples: Sequence[Sample], progress: Iterator[object], prompt:
 def main() -> None:
     """Run the command."""
     arguments = parse()
-    options = Sampling(**{option.name: getattr(arguments, option.name) for option in dataclasses.fields(Sampling)})
+    options = Sampling(
+        **{option.name: getattr(arguments, option.name) for option in dataclasses.fields(Sampling)}
+    )
     lines = arguments.chat and arguments.prompt is None and arguments.prompt_file is None
-    prompt, folder = "" if lines else read_prompt(arguments.prompt, arguments.prompt_file), open_checkpoint(arguments.ckpt)
+    prompt, folder = (
+        ("" if lines else read_prompt(arguments.prompt, arguments.prompt_file)),
+        open_checkpoint(arguments.ckpt),
+    )
     seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
     if arguments.chat:
         from lm.generation.chat import Chat, chat_format
@@ -112,7 +174,9 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
     if arguments.chat:
         chat = Chat(form, context, arguments.max_new_tokens)
-        reply = functools.partial(chat.reply, decoder=decoder, options=options, generator=generator, stops=arguments.stop)
+        reply = functools.partial(
+            chat.reply, decoder=decoder, options=options, generator=generator, stops=arguments.stop
+        )
         terminal = Terminal(chat, reply, stream=not arguments.no_stream)
         print(f"{folder.name} on {device}, --seed {seed}", file=sys.stderr)
         terminal.run() if lines else terminal.say(prompt)
@@ -120,7 +184,11 @@ def main() -> None:
     prompt_ids = open_prompt(tokenizer, prompt)
     print(f"{folder.name} on {device}, --seed {seed}", file=sys.stderr)
     if len(prompt_ids) > context:
-        print(f"the prompt has {len(prompt_ids)} tokens, the model's context {context}: it reads the last {context // 2}", file=sys.stderr)
+        print(
+            f"the prompt has {len(prompt_ids)} tokens, the model's context {context}: it reads the"
+            f" last {context // 2}",
+            file=sys.stderr,
+        )
 
     started = time.perf_counter()
     count, length, stops = arguments.num_samples, arguments.max_new_tokens, arguments.stop
@@ -132,9 +200,22 @@ def main() -> None:
         print_samples(samples, progress, prompt)
     seconds, tokens = time.perf_counter() - started, sum(sample.tokens for sample in samples)
     if arguments.json:
-        texts = [{"text": sample.text, "tokens": sample.tokens, "finish": sample.finish} for sample in samples]
-        report = {"prompt": prompt, "samples": texts, "checkpoint": str(folder), "step": meta["step"], "seed": seed, "device": device}
-        report |= {"sampling": dataclasses.asdict(options), "tokens_per_second": round(tokens / seconds, 1)}
+        texts = [
+            {"text": sample.text, "tokens": sample.tokens, "finish": sample.finish}
+            for sample in samples
+        ]
+        report = {
+            "prompt": prompt,
+            "samples": texts,
+            "checkpoint": str(folder),
+            "step": meta["step"],
+            "seed": seed,
+            "device": device,
+        }
+        report |= {
+            "sampling": dataclasses.asdict(options),
+            "tokens_per_second": round(tokens / seconds, 1),
+        }
         print(json.dumps(report, ensure_ascii=False))
     print(f"{tokens} tokens in {seconds:.1f} s, {tokens / seconds:.0f} tokens/s", file=sys.stderr)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lm.checkpoints import folder as checkpoint
-from lm.system import errors
 from lm.runs import results as evaluations
+from lm.system import errors
 
 
 def human(number: float, units: tuple[str, ...] = ("", "k", "M", "B", "T")) -> str:
@@ -44,16 +44,36 @@ SORT_KEYS = [key for key in COLUMNS if key not in ("links", "parent")]
 
 
 def main() -> None:
-    """Print the table, or with --json a list of objects with raw numbers (sizes in bytes, losses in nats per token)."""
-    parser = argparse.ArgumentParser(description="List the checkpoints in a run's folder.", allow_abbrev=False)
-    parser.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, default=Path("checkpoints"), help="default: checkpoints")
+    """Print the table, or with --json a list of objects with raw numbers (sizes in bytes, losses in
+    nats per token).
+    """
+    parser = argparse.ArgumentParser(
+        description="List the checkpoints in a run's folder.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "folder",
+        metavar="FOLDER",
+        nargs="?",
+        type=Path,
+        default=Path("checkpoints"),
+        help="default: checkpoints",
+    )
     parser.add_argument("--json", action="store_true", help="a list of objects with raw numbers")
-    parser.add_argument("--sort", metavar="KEY", default="step", help=f"smallest first, by {', '.join(SORT_KEYS)} (default: step)")
+    parser.add_argument(
+        "--sort",
+        metavar="KEY",
+        default="step",
+        help=f"smallest first, by {', '.join(SORT_KEYS)} (default: step)",
+    )
     arguments = parser.parse_args()
     if arguments.sort not in SORT_KEYS:
-        raise errors.ConfigError(f"--sort: there is no key {arguments.sort!r}; write one of {', '.join(SORT_KEYS)}")
+        raise errors.ConfigError(
+            f"--sort: there is no key {arguments.sort!r}; write one of {', '.join(SORT_KEYS)}"
+        )
     if not arguments.folder.is_dir():
-        raise errors.CheckpointError(f"{arguments.folder}: no such folder; name the one that a run has written to")
+        raise errors.CheckpointError(
+            f"{arguments.folder}: no such folder; name the one that a run has written to"
+        )
 
     rows = read_rows(arguments.folder)
     rows.sort(key=lambda row: (row[arguments.sort] is None, row[arguments.sort] or 0))
@@ -67,12 +87,20 @@ def main() -> None:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """One row for each checkpoint, oldest first. What is unknown is None; `damage` says why a damaged one has little else."""
+    """One row for each checkpoint, oldest first. What is unknown is None; `damage` says why a
+    damaged one has little else.
+    """
     results = evaluations.read_results(folder / "evaluations.jsonl")
     rows = []
     for path in checkpoint.step_directories(folder):
         step, links = checkpoint.step_of(path), checkpoint.links_to(path)
-        row: dict[str, Any] = {"path": str(path), **dict.fromkeys(COLUMNS), "step": step, "links": links, "damage": None}
+        row: dict[str, Any] = {
+            "path": str(path),
+            **dict.fromkeys(COLUMNS),
+            "step": step,
+            "links": links,
+            "damage": None,
+        }
         try:
             meta, manifest = checkpoint.read_meta(path), checkpoint.read_manifest(path)
             row |= {
@@ -88,13 +116,17 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
         except errors.CheckpointError as error:
             row["damage"] = str(error)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            row["damage"] = f"{path}: a value in meta.json or manifest.json is missing or wrong: {error}"
+            row["damage"] = (
+                f"{path}: a value in meta.json or manifest.json is missing or wrong: {error}"
+            )
         rows.append(row)
     return rows
 
 
 def count(value: Any) -> int:
-    """A number of things. Raises ValueError or OverflowError where it cannot be one: such a number could not even be shown."""
+    """A number of things. Raises ValueError or OverflowError where it cannot be one: such a number
+    could not even be shown.
+    """
     number = int(value)
     if not 0 <= number < 2**63:
         raise ValueError("a count is negative or too large")
@@ -102,15 +134,26 @@ def count(value: Any) -> int:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Aligned columns: numbers to the right, words to the left. That of the adapters only where there are any."""
+    """Aligned columns: numbers to the right, words to the left. That of the adapters only where
+    there are any.
+    """
     columns = []
     for key, (heading, show) in COLUMNS.items():
         if key == "adapters" and all(row[key] is None for row in rows):
             continue
-        unknown = "damaged" if key == "date" else "-"  # every checkpoint has a date, unless its meta.json is damaged
-        cells = [heading, *(unknown if row[key] is None else errors.printable(show(row[key])) for row in rows)]
+        # every checkpoint has a date, unless its meta.json is damaged
+        unknown = "damaged" if key == "date" else "-"
+        cells = [
+            heading,
+            *(unknown if row[key] is None else errors.printable(show(row[key])) for row in rows),
+        ]
         width = max(map(len, cells))
-        columns.append([cell.ljust(width) if key in ("date", "links", "parent") else cell.rjust(width) for cell in cells])
+        columns.append(
+            [
+                cell.ljust(width) if key in ("date", "links", "parent") else cell.rjust(width)
+                for cell in cells
+            ]
+        )
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 

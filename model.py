@@ -24,10 +24,10 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from lm.checkpoints.adapters import load_whole
 from lm.checkpoints.folder import open_checkpoint, read_meta
-from lm.optim.loss import token_losses
-from lm.config.schema.model import ModelConfig
 from lm.checkpoints.meta import read_adapters, read_model, read_tokenizer
 from lm.checkpoints.weights import read_weights
+from lm.config.schema.model import ModelConfig
+from lm.optim.loss import token_losses
 
 if TYPE_CHECKING:
     from lm.tokenizer.tokenizer import Tokenizer
@@ -36,12 +36,13 @@ if TYPE_CHECKING:
 def load(path: str | Path, device: str = "cpu") -> tuple[Decoder, Tokenizer, dict[str, Any]]:
     """Open a checkpoint for use: `decoder, tokenizer, meta = load("checkpoints/best.ckpt")`.
 
-    The decoder is in evaluation mode and holds the averaged (EMA) weights where the run kept them; adapters are merged into the weights
-    of their base. Reads JSON and safetensors only, so a hostile file cannot run code.
+    The decoder is in evaluation mode and holds the averaged (EMA) weights where the run kept them;
+    adapters are merged into the weights of their base. Reads JSON and safetensors only, so a
+    hostile file cannot run code.
 
     Raises:
-        CheckpointError: the path is missing, is not a checkpoint, or its weights do not fit its own configuration; or the base of its
-            adapters is missing or another.
+        CheckpointError: the path is missing, is not a checkpoint, or its weights do not fit its own
+            configuration; or the base of its adapters is missing or another.
     """
     folder = open_checkpoint(path)
     meta = read_meta(folder)
@@ -51,8 +52,11 @@ def load(path: str | Path, device: str = "cpu") -> tuple[Decoder, Tokenizer, dic
     if read_adapters(folder, meta) is not None:
         load_whole(decoder, folder)
     else:
-        # strict=False only because a tied head has a second name in state_dict(); read_weights has held every name against the model.
-        decoder.load_state_dict(read_weights(folder, dict(decoder.named_parameters())), strict=False, assign=True)
+        # strict=False only because a tied head has a second name in state_dict(); read_weights has
+        # held every name against the model.
+        decoder.load_state_dict(
+            read_weights(folder, dict(decoder.named_parameters())), strict=False, assign=True
+        )
         decoder.tie_weights()
     return decoder.to(device).eval(), tokenizer, meta
 
@@ -60,8 +64,8 @@ def load(path: str | Path, device: str = "cpu") -> tuple[Decoder, Tokenizer, dic
 class Decoder(nn.Module):
     """Token ids in, next-token logits (or their loss) out.
 
-    `config.vocab_size` must be a number here; the commands fill it in from the tokenizer. `initialise=False` leaves the weights as torch
-    made them, for callers that load their own.
+    `config.vocab_size` must be a number here; the commands fill it in from the tokenizer.
+    `initialise=False` leaves the weights as torch made them, for callers that load their own.
     """
 
     def __init__(self, config: ModelConfig, initialise: bool = True):
@@ -70,7 +74,11 @@ class Decoder(nn.Module):
             raise ValueError("model.vocab_size is still open; set it to the tokenizer's vocab_size")
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
-        self.embed_positions = nn.Embedding(config.context_length, config.d_model) if config.positions == "learned" else None
+        self.embed_positions = (
+            nn.Embedding(config.context_length, config.d_model)
+            if config.positions == "learned"
+            else None
+        )
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = make_norm(config, config.d_model)
@@ -80,7 +88,9 @@ class Decoder(nn.Module):
             self.initialise()
 
     def tie_weights(self) -> None:
-        """Let the head share the embedding's storage. Needed again after loading with `assign=True`, which replaces parameters."""
+        """Let the head share the embedding's storage. Needed again after loading with
+        `assign=True`, which replaces parameters.
+        """
         if self.config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
@@ -95,15 +105,19 @@ class Decoder(nn.Module):
 
         Args:
             input_ids: (B, T) token ids.
-            labels: (B, T) the token that should follow each position; IGNORE_INDEX (-100) where nothing is to be learned. They are
-                already shifted: `labels[t]` answers `input_ids[t]`.
-            document_ids: (B, T) equal numbers mark one document; attention stays inside it and positions restart at 0. Numbers never
-                decrease along a row. None: a row is one document.
-            cache: keys and values of earlier positions. `input_ids` continue them, and are added to it.
+            labels: (B, T) the token that should follow each position; IGNORE_INDEX (-100) where
+                nothing is to be learned. They are already shifted: `labels[t]` answers
+                `input_ids[t]`.
+            document_ids: (B, T) equal numbers mark one document; attention stays inside it and
+                positions restart at 0. Numbers never decrease along a row. None: a row is one
+                document.
+            cache: keys and values of earlier positions. `input_ids` continue them, and are added to
+                it.
 
         Returns:
-            With labels: the cross-entropy of each token in nats, (B, T) float32, 0 where the label is ignored.
-            Else the logits, (B, T, V); with a cache only the last position's, (B, 1, V), since nothing else is sampled from.
+            With labels: the cross-entropy of each token in nats, (B, T) float32, 0 where the label
+            is ignored. Else the logits, (B, T, V); with a cache only the last position's, (B, 1,
+            V), since nothing else is sampled from.
         """
         start, padding = (cache.length, cache.padding) if cache is not None else (0, None)
         positions = self._positions(input_ids, document_ids, start, padding)  # (T,) or (B, T)
@@ -111,7 +125,9 @@ class Decoder(nn.Module):
         x = self.embed_tokens(input_ids)  # (B, T, D)
         if self.embed_positions is not None:
             x = x + self.embed_positions(positions)
-        rotation = rope_rotation(self.config, positions) if self.config.positions == "rope" else None
+        rotation = (
+            rope_rotation(self.config, positions) if self.config.positions == "rope" else None
+        )
         x = self.dropout(x)
         for i, block in enumerate(self.layers):
             layer_cache = (cache, i) if cache is not None else None
@@ -126,11 +142,20 @@ class Decoder(nn.Module):
         return self.lm_head(x) if labels is None else token_losses(x, self.lm_head.weight, labels)
 
     def new_cache(self, batch_size: int, length: int | None = None) -> KVCache:
-        """An empty cache for `length` positions (default: the context length), on the model's device and in its dtype."""
+        """An empty cache for `length` positions (default: the context length), on the model's
+        device and in its dtype.
+        """
         weight = self.embed_tokens.weight
-        shape = (self.config.n_layers, batch_size, self.config.kv_heads, length or self.config.context_length, self.config.head_dim)
+        shape = (
+            self.config.n_layers,
+            batch_size,
+            self.config.kv_heads,
+            length or self.config.context_length,
+            self.config.head_dim,
+        )
         return KVCache(
-            torch.zeros(shape, dtype=weight.dtype, device=weight.device), torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+            torch.zeros(shape, dtype=weight.dtype, device=weight.device),
+            torch.zeros(shape, dtype=weight.dtype, device=weight.device),
         )
 
     def initialise(self) -> None:
@@ -143,8 +168,9 @@ class Decoder(nn.Module):
         | biases                                 | zero                                          |
         | norms                                  | one                                           |
 
-        2 n_layers branches add to the residual stream; the scale keeps its variance from growing with depth (GPT-2, Radford et al.
-        2019, section 2.3). Small logits make the first loss ln(V): every token is equally likely.
+        2 n_layers branches add to the residual stream; the scale keeps its variance from growing
+        with depth (GPT-2, Radford et al. 2019, section 2.3). Small logits make the first loss
+        ln(V): every token is equally likely.
         """
         std = self.config.init_std
         for name, parameter in self.named_parameters():
@@ -165,29 +191,45 @@ class Decoder(nn.Module):
         return sum(parameter.numel() for parameter in self._as_configured().parameters())
 
     def n_matmul_parameters(self) -> int:
-        """Weights that take part in a matrix product for every token: all linear layers, the head included even where it is tied."""
-        return sum(module.weight.numel() for module in self._as_configured().modules() if isinstance(module, nn.Linear))
+        """Weights that take part in a matrix product for every token: all linear layers, the head
+        included even where it is tied.
+        """
+        return sum(
+            module.weight.numel()
+            for module in self._as_configured().modules()
+            if isinstance(module, nn.Linear)
+        )
 
     def _as_configured(self) -> Decoder:
-        """One without memory, to count in: whatever this one's layers were replaced by, and in however many bits they are kept."""
+        """One without memory, to count in: whatever this one's layers were replaced by, and in
+        however many bits they are kept.
+        """
         with torch.device("meta"):
             return Decoder(self.config, initialise=False)
 
-    def _positions(self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None) -> Tensor:
+    def _positions(
+        self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None
+    ) -> Tensor:
         index = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)  # (T,)
         if padding is not None:
-            return (index - padding[:, None]).clamp(min=0)  # (B, T); the padding's own do not matter, but a table has none below 0
+            # (B, T); the padding's own do not matter, but a table has none below 0
+            return (index - padding[:, None]).clamp(min=0)
         if document_ids is None:
             return index
-        changes = document_ids != F.pad(document_ids, (1, 0), value=-1)[:, :-1]  # (B, T) true where a document begins
+        # (B, T) true where a document begins
+        changes = document_ids != F.pad(document_ids, (1, 0), value=-1)[:, :-1]
         begin = torch.where(changes, index, 0).cummax(dim=1).values
         return index - begin  # (B, T)
 
-    def _mask(self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None) -> Tensor | None:
-        """Who may look at whom, (T, S) or (B, 1, T, S); true allows. None where SDPA's own causal mask is right.
+    def _mask(
+        self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None
+    ) -> Tensor | None:
+        """Who may look at whom, (T, S) or (B, 1, T, S); true allows. None where SDPA's own causal
+        mask is right.
 
-        `is_causal=True` aligns the triangle with the top left corner: with earlier keys in the cache (T < S) that would hide the recent
-        past and, in a second chunk of a prompt, show the future. So those cases compare absolute positions.
+        `is_causal=True` aligns the triangle with the top left corner: with earlier keys in the
+        cache (T < S) that would hide the recent past and, in a second chunk of a prompt, show the
+        future. So those cases compare absolute positions.
         """
         length = input_ids.shape[1]
         if document_ids is None and start == 0 and padding is None:
@@ -196,7 +238,8 @@ class Decoder(nn.Module):
         key = torch.arange(start + length, device=input_ids.device)
         causal = query[:, None] >= key[None, :]  # (T, S)
         if padding is not None:
-            # Padding sees itself: where nothing is to be seen some kernels answer NaN, which would reach all others through the values.
+            # Padding sees itself: where nothing is to be seen some kernels answer NaN, which would
+            # reach all others through the values.
             seen = (key >= padding[:, None])[:, None] | (key == query[:, None])  # (B, T, S)
             return (causal & seen)[:, None]
         if document_ids is None:
@@ -217,20 +260,24 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config) if config.mlp == "swiglu" else GeluMLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotation: Rotation | None, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: Rotation | None, mask: Tensor | None, cache: LayerCache | None
+    ) -> Tensor:
         """x: (B, T, D) -> (B, T, D)."""
         x = x + self.dropout(self.attention(self.input_norm(x), rotation, mask, cache))
         return x + self.dropout(self.mlp(self.post_attention_norm(x)))
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped queries: H query heads share K key and value heads (Ainslie et al. 2023).
+    """Causal self-attention with grouped queries: H query heads share K key and value heads
+    (Ainslie et al. 2023).
 
         H = 6, K = 2:    q0 q1 q2   q3 q4 q5
                            \\ | /      \\ | /
                             kv0        kv1          the cache shrinks to K / H of its size
 
-    Dropout acts on the residual branch, not on the attention weights: the fused kernels refuse it there and fall back to slow code.
+    Dropout acts on the residual branch, not on the attention weights: the fused kernels refuse it
+    there and fall back to slow code.
     """
 
     def __init__(self, config: ModelConfig):
@@ -245,7 +292,9 @@ class Attention(nn.Module):
         self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rotation: Rotation | None, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: Rotation | None, mask: Tensor | None, cache: LayerCache | None
+    ) -> Tensor:
         """x: (B, T, D) -> (B, T, D)."""
         batch, length, _ = x.shape
         heads = (batch, length, -1, self.config.head_dim)
@@ -257,9 +306,15 @@ class Attention(nn.Module):
         if cache is not None:
             kv_cache, layer = cache
             k, v = kv_cache.extend(layer, k, v)  # (B, K, S, E)
-        # enable_gqa pairs query head h with key head h // (H / K): neighbours share, as drawn above.
+        # enable_gqa pairs query head h with key head h // (H / K): neighbours share, as drawn
+        # above.
         out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.config.kv_heads != self.config.n_heads
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=self.config.kv_heads != self.config.n_heads,
         )
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
 
@@ -292,13 +347,15 @@ class GeluMLP(nn.Module):
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, in room set aside at the start. The caller makes it and passes it in.
+    """Keys and values of the positions seen so far, in room set aside at the start. The caller
+    makes it and passes it in.
 
-    `keys` and `values` are (layers, B, K, capacity, E); the first `length` positions are filled. `Decoder.forward` moves `length` once
-    per call, after all layers have written.
+    `keys` and `values` are (layers, B, K, capacity, E); the first `length` positions are filled.
+    `Decoder.forward` moves `length` once per call, after all layers have written.
 
-    `padding`, (B,) or None, is how many positions at the start of each row hold no text, so that rows of different lengths end together:
-    whoever fills the cache sets it. Nothing looks at them, and positions are counted from behind them.
+    `padding`, (B,) or None, is how many positions at the start of each row hold no text, so that
+    rows of different lengths end together: whoever fills the cache sets it. Nothing looks at them,
+    and positions are counted from behind them.
     """
 
     def __init__(self, keys: Tensor, values: Tensor):
@@ -313,7 +370,9 @@ class KVCache:
         return self.keys.shape[3]
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, K, T, E) of new positions; return all of this layer's, (B, K, S, E) with S = length + T."""
+        """Store (B, K, T, E) of new positions; return all of this layer's, (B, K, S, E) with S =
+        length + T.
+        """
         end = self.length + k.shape[2]
         assert end <= self.capacity, f"{end} positions do not fit a cache of {self.capacity}"
         self.keys[layer, :, :, self.length : end] = k
@@ -326,12 +385,17 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines, (1 or B, 1, T, E)
 
 
 def rope_rotation(config: ModelConfig, positions: Tensor) -> Rotation:
-    """Angles of the rotary embedding (Su et al. 2021): position p turns the pair (i, i + E/2) by p * theta^(-2i / E).
+    """Angles of the rotary embedding (Su et al. 2021): position p turns the pair (i, i + E/2) by p
+    * theta^(-2i / E).
 
-    Computed on the fly in float32 for just the positions at hand: bfloat16 cannot count past 256, and a table kept as a buffer would be
-    cast with the model, saved with it, and end somewhere. (T,) or (B, T) positions give (1 or B, 1, T, E).
+    Computed on the fly in float32 for just the positions at hand: bfloat16 cannot count past 256,
+    and a table kept as a buffer would be cast with the model, saved with it, and end somewhere.
+    (T,) or (B, T) positions give (1 or B, 1, T, E).
     """
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device) / config.head_dim
+    half = (
+        torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)
+        / config.head_dim
+    )
     angles = positions.float()[..., None] * config.rope_theta**-half  # (..., T, E/2)
     angles = torch.cat((angles, angles), dim=-1)
     angles = angles[None, None] if positions.dim() == 1 else angles[:, None]
@@ -341,8 +405,9 @@ def rope_rotation(config: ModelConfig, positions: Tensor) -> Rotation:
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turn (B, heads, T, E) by the angles of each position.
 
-    Element i is paired with i + E/2, as in the Hugging Face Llama. The paper and Meta's own files pair i with i + 1: the same function up
-    to a permutation of the projection's rows, and nonsense if the two are mixed.
+    Element i is paired with i + E/2, as in the Hugging Face Llama. The paper and Meta's own files
+    pair i with i + 1: the same function up to a permutation of the projection's rows, and nonsense
+    if the two are mixed.
     """
     cos, sin = rotation
     first, second = x.float().chunk(2, dim=-1)
@@ -351,8 +416,8 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / rms(x) * weight (Zhang & Sennrich 2019). The weight follows x, which autocast may have made bfloat16; mixed, the fused kernel
-    steps back with a warning.
+    """x / rms(x) * weight (Zhang & Sennrich 2019). The weight follows x, which autocast may have
+    made bfloat16; mixed, the fused kernel steps back with a warning.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Our CPU recipe beside nanoGPT's own, on the same text, machine and hour.
 
-    git clone https://github.com/karpathy/nanoGPT
-    python benchmarks/against_nanogpt.py --nanogpt nanoGPT --text PATH/TO/tinyshakespeare/input.txt [--repeat 2]
+    git clone https://github.com/karpathy/nanoGPT python benchmarks/against_nanogpt.py --nanogpt
+    nanoGPT --text PATH/TO/tinyshakespeare/input.txt [--repeat 2]
 
 nanoGPT runs its README's CPU command (4 layers, d 128, context 64, batch 12, 2,000 steps: 1,536,000 tokens) in a copy of its folder, ours
 configs/tinyshakespeare_cpu.yaml with as many tokens, in turn, A B A B. Both losses are over the whole last tenth of the text, in windows of
@@ -28,8 +28,22 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 NANOGPT_FLAGS = [
-    *("--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=1", "--block_size=64", "--batch_size=12"),
-    *("--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000", "--lr_decay_iters=2000", "--dropout=0.0"),
+    *(
+        "--device=cpu",
+        "--compile=False",
+        "--eval_iters=20",
+        "--log_interval=1",
+        "--block_size=64",
+        "--batch_size=12",
+    ),
+    *(
+        "--n_layer=4",
+        "--n_head=4",
+        "--n_embd=128",
+        "--max_iters=2000",
+        "--lr_decay_iters=2000",
+        "--dropout=0.0",
+    ),
 ]
 WHOLE_VALIDATION = """
 import sys, json, numpy as np, torch
@@ -46,8 +60,15 @@ print(json.dumps({"loss": sum(losses) / len(losses), "parameters": sum(p.numel()
 
 def main() -> None:
     """Run both in turn and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of karpathy/nanoGPT; it is copied, not changed")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--nanogpt",
+        type=Path,
+        required=True,
+        help="a clone of karpathy/nanoGPT; it is copied, not changed",
+    )
     parser.add_argument("--text", type=Path, required=True, help="tinyshakespeare's input.txt")
     parser.add_argument("--repeat", type=int, default=2)
     arguments = parser.parse_args()
@@ -64,7 +85,9 @@ def main() -> None:
 
 
 def prepare_nanogpt(source: Path, text: Path, scratch: Path) -> Path:
-    """A copy of nanoGPT with the text in its own character-level format (its prepare.py would download it)."""
+    """A copy of nanoGPT with the text in its own character-level format (its prepare.py would
+    download it).
+    """
     target = scratch / "nanoGPT"
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(".git"))
     characters = text.read_text(encoding="utf-8")
@@ -84,45 +107,97 @@ def prepare_nanogpt(source: Path, text: Path, scratch: Path) -> Path:
 def run_nanogpt(folder: Path) -> dict[str, float]:
     """Its own training command, then the whole validation split."""
     started = time.perf_counter()
-    output = run([sys.executable, "train.py", "config/train_shakespeare_char.py", *NANOGPT_FLAGS], folder)
+    output = run(
+        [sys.executable, "train.py", "config/train_shakespeare_char.py", *NANOGPT_FLAGS], folder
+    )
     wall = time.perf_counter() - started
-    milliseconds = [float(found) for found in re.findall(r"^iter \d+: loss [\d.]+, time ([\d.]+)ms", output, re.MULTILINE)]
-    checkpoint, validation = folder / "out-shakespeare-char" / "ckpt.pt", folder / "data" / "shakespeare_char" / "val.bin"
-    scored = json.loads(run([sys.executable, "-c", WHOLE_VALIDATION, str(checkpoint), str(validation)], folder).splitlines()[-1])
-    return {"tokens_per_second": 12 * 64 / statistics.median(milliseconds) * 1e3, "wall": wall, **scored}
+    milliseconds = [
+        float(found)
+        for found in re.findall(r"^iter \d+: loss [\d.]+, time ([\d.]+)ms", output, re.MULTILINE)
+    ]
+    checkpoint, validation = (
+        folder / "out-shakespeare-char" / "ckpt.pt",
+        folder / "data" / "shakespeare_char" / "val.bin",
+    )
+    scored = json.loads(
+        run(
+            [sys.executable, "-c", WHOLE_VALIDATION, str(checkpoint), str(validation)], folder
+        ).splitlines()[-1]
+    )
+    return {
+        "tokens_per_second": 12 * 64 / statistics.median(milliseconds) * 1e3,
+        "wall": wall,
+        **scored,
+    }
 
 
 def run_ours(text: Path, scratch: Path) -> dict[str, float]:
     """Our training command, then eval_val.py."""
     config, folder = str(ROOT / "configs" / "tinyshakespeare_cpu.yaml"), scratch / "ours"
     shutil.rmtree(folder, ignore_errors=True)
-    keys = ["--data.source.files", str(text.resolve()), "--checkpoint.directory", str(folder), "--data.cache_dir", str(scratch / "cache")]
+    keys = [
+        "--data.source.files",
+        str(text.resolve()),
+        "--checkpoint.directory",
+        str(folder),
+        "--data.cache_dir",
+        str(scratch / "cache"),
+    ]
     started = time.perf_counter()
     run([sys.executable, "train.py", "--config", config, *keys], ROOT)
     wall = time.perf_counter() - started
     with (folder / "metrics.csv").open() as file:
-        speeds = [float(row["tokens_per_second"]) for row in csv.DictReader(file) if row["tokens_per_second"]]
+        speeds = [
+            float(row["tokens_per_second"])
+            for row in csv.DictReader(file)
+            if row["tokens_per_second"]
+        ]
     scored = json.loads(
-        run([sys.executable, "eval_val.py", "--ckpt", str(folder / "final.ckpt"), "--config", config, "--json", *keys], ROOT)
+        run(
+            [
+                sys.executable,
+                "eval_val.py",
+                "--ckpt",
+                str(folder / "final.ckpt"),
+                "--config",
+                config,
+                "--json",
+                *keys,
+            ],
+            ROOT,
+        )
     )
     parameters = json.loads((folder / "final.ckpt" / "meta.json").read_text())["n_parameters"]
-    return {"tokens_per_second": statistics.median(speeds), "wall": wall, "loss": scored["loss"], "parameters": parameters}
+    return {
+        "tokens_per_second": statistics.median(speeds),
+        "wall": wall,
+        "loss": scored["loss"],
+        "parameters": parameters,
+    }
 
 
 def run(command: list[str], folder: Path) -> str:
     """The command's stdout; its stderr goes on to ours."""
-    return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True, env=os.environ).stdout
+    return subprocess.run(
+        command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True, env=os.environ
+    ).stdout
 
 
 def print_table(results: dict[str, list[dict[str, float]]]) -> None:
     """Medians, and the ratio of each pair of runs."""
-    print("| | parameters | tokens/s | whole command, s | validation, nats per character |\n|---|---|---|---|---|")
+    print(
+        "| | parameters | tokens/s | whole command, s | validation, nats per character"
+        " |\n|---|---|---|---|---|"
+    )
     for name, runs in results.items():
         median = {key: statistics.median(one[key] for one in runs) for key in runs[0]}
         speed, wall, loss = median["tokens_per_second"], median["wall"], median["loss"]
         print(f"| {name} | {median['parameters']:,.0f} | {speed:,.0f} | {wall:.0f} | {loss:.4f} |")
     for key in ("tokens_per_second", "wall"):
-        ratios = [ours[key] / theirs[key] for ours, theirs in zip(results["ours"], results["nanoGPT"], strict=True)]
+        ratios = [
+            ours[key] / theirs[key]
+            for ours, theirs in zip(results["ours"], results["nanoGPT"], strict=True)
+        ]
         print(f"\n{key}, ours / nanoGPT by pair: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
 
 

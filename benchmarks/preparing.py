@@ -1,4 +1,5 @@
-"""How fast text becomes tokens, and tokens batches: `python benchmarks/preparing.py TOKENIZER FILE.jsonl`.
+"""How fast text becomes tokens, and tokens batches: `python benchmarks/preparing.py TOKENIZER
+FILE.jsonl`.
 
 TOKENIZER is GPT-2's, a folder or tokenizer.json; FILE has a few megabytes of {"text": ...} lines, which are repeated. All ways get the same
 text, take turns, and the best of each counts: other work on the machine only ever adds. Exits 1 where a promise is broken.
@@ -26,15 +27,15 @@ import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from tiktoken import Encoding  # noqa: E402
 
-from lm.tokens.cache import read_manifest  # noqa: E402
 from lm.config.reader import load  # noqa: E402
-from lm.tokens.engines import on_this_machine  # noqa: E402
-from lm.tokenizer.fast_bpe import GPT2, SPACES, FastBpe  # noqa: E402
-from lm.tokens.prepare import Split, prepare  # noqa: E402
 from lm.config.schema.source import JsonlSource  # noqa: E402
-from lm.tokens.store import SplitWriter, TokenStore  # noqa: E402
 from lm.documents.reader import Reader  # noqa: E402
+from lm.tokenizer.fast_bpe import GPT2, SPACES, FastBpe  # noqa: E402
 from lm.tokenizer.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer  # noqa: E402
+from lm.tokens.cache import read_manifest  # noqa: E402
+from lm.tokens.engines import on_this_machine  # noqa: E402
+from lm.tokens.prepare import Split, prepare  # noqa: E402
+from lm.tokens.store import SplitWriter, TokenStore  # noqa: E402
 
 TURNS = 2
 MEGABYTES = 100  # of text for the comparison
@@ -43,14 +44,21 @@ FLAT = 1000  # of text for the memory
 
 def main() -> None:
     """Print Markdown tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("tokenizer")
     parser.add_argument("text", type=Path, metavar="FILE.jsonl")
     arguments = parser.parse_args()
     tokenizer, text = load_tokenizer(arguments.tokenizer), arguments.text
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        held = [speeds(folder, tokenizer, text), memory(folder, text), warm_start(folder), loader_share(folder)]
+        held = [
+            speeds(folder, tokenizer, text),
+            memory(folder, text),
+            warm_start(folder),
+            loader_share(folder),
+        ]
     sys.exit(not all(held))
 
 
@@ -60,7 +68,9 @@ def speeds(folder: Path, tokenizer: Tokenizer, text: Path) -> bool:
     size = sum(len(json.loads(line)["text"].encode()) for line in file.open())
     ways: dict[str, Callable[[int], Any]] = {
         "tools.prepare's way, all cores": lambda turn: made(folder / f"a{turn}", file, tokenizer),
-        "datasets.map(batched, num_proc=2), the same tokenizer": lambda turn: mapped(folder / f"b{turn}", file, tokenizer),
+        "datasets.map(batched, num_proc=2), the same tokenizer": lambda turn: mapped(
+            folder / f"b{turn}", file, tokenizer
+        ),
         "tiktoken, one thread, with json.loads": lambda turn: alone(file, tokenizer),
         "tools.prepare's way, bytes": lambda turn: made(folder / f"c{turn}", file, ByteTokenizer()),
     }
@@ -72,10 +82,17 @@ def speeds(folder: Path, tokenizer: Tokenizer, text: Path) -> bool:
         best[name] = min(best[name], time.perf_counter() - started)
     ours, theirs, tiktoken, as_bytes = ways
     assert np.array_equal(ids_made(results[ours]), ids_mapped(results[theirs])), "other ids"
-    print(f"{size / 1e6:,.0f} MB of text\n\n| way | MB/s | {ours} is so many times as fast |\n|---|---|---|")
+    print(
+        f"{size / 1e6:,.0f} MB of text\n\n| way | MB/s | {ours} is so many times as fast"
+        " |\n|---|---|---|"
+    )
     for name, seconds in best.items():
         print(f"| {name} | {size / 1e6 / seconds:.1f} | {seconds / best[ours]:.2f} |")
-    return best[theirs] >= 4 * best[ours] and best[tiktoken] >= 1.5 * best[ours] and size / 1e6 / best[as_bytes] >= 200
+    return (
+        best[theirs] >= 4 * best[ours]
+        and best[tiktoken] >= 1.5 * best[ours]
+        and size / 1e6 / best[as_bytes] >= 200
+    )
 
 
 def made(folder: Path, file: Path, tokenizer: Tokenizer) -> TokenStore:
@@ -88,22 +105,27 @@ def made(folder: Path, file: Path, tokenizer: Tokenizer) -> TokenStore:
 
 def ids_made(store: TokenStore) -> NDArray[Any]:
     """The stream without EOS."""
-    return np.delete(store.read(0, store.tokens), np.append(store.document_starts, store.tokens - 1))
+    return np.delete(
+        store.read(0, store.tokens), np.append(store.document_starts, store.tokens - 1)
+    )
 
 
 def mapped(folder: Path, file: Path, tokenizer: Tokenizer) -> str:
     """The folder with what Hugging Face's own way makes of it."""
     program = (
-        "import sys, datasets, transformers\n"
-        "tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=sys.argv[1])\n"
-        "rows = datasets.load_dataset('json', data_files=sys.argv[2], split='train', cache_dir=sys.argv[3])\n"
-        "ids = rows.map(lambda batch: {'ids': tokenizer(batch['text'])['input_ids']}, batched=True, num_proc=2, remove_columns=['text'])\n"
-        "ids.save_to_disk(sys.argv[3] + '/ids')\n"
+        "import sys, datasets, transformers\ntokenizer ="
+        " transformers.PreTrainedTokenizerFast(tokenizer_file=sys.argv[1])\nrows ="
+        " datasets.load_dataset('json', data_files=sys.argv[2], split='train',"
+        " cache_dir=sys.argv[3])\nids = rows.map(lambda batch: {'ids':"
+        " tokenizer(batch['text'])['input_ids']}, batched=True, num_proc=2,"
+        " remove_columns=['text'])\nids.save_to_disk(sys.argv[3] + '/ids')\n"
     )
     definition = folder.with_suffix(".json")
     definition.write_text(tokenizer.definition)
     command = [sys.executable, "-c", program, str(definition), str(file), str(folder)]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    subprocess.run(
+        command, check=True, capture_output=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+    )
     return str(folder / "ids")
 
 
@@ -115,9 +137,16 @@ def ids_mapped(folder: str) -> NDArray[Any]:
 
 
 def alone(file: Path, tokenizer: Tokenizer) -> None:
-    """Raw tiktoken with the same merges and GPT-2's pattern as it is published, on texts that are read first."""
+    """Raw tiktoken with the same merges and GPT-2's pattern as it is published, on texts that are
+    read first.
+    """
     ours = FastBpe(tokenizer.definition, tokenizer.special_ids)._encoding
-    raw = Encoding("raw", pat_str=GPT2 + SPACES, mergeable_ranks=ours._mergeable_ranks, special_tokens=ours._special_tokens)
+    raw = Encoding(
+        "raw",
+        pat_str=GPT2 + SPACES,
+        mergeable_ranks=ours._mergeable_ranks,
+        special_tokens=ours._special_tokens,
+    )
     for line in file.open():
         raw.encode_to_numpy(json.loads(line)["text"], disallowed_special=())
 
@@ -126,21 +155,25 @@ def memory(folder: Path, text: Path) -> bool:
     """Resident memory while 1 GB is prepared, in this process alone."""
     file = repeated(text, folder / "much.jsonl", FLAT)
     program = (
-        "import sys, resource; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path; from lm.tokens.engines import here; from lm.tokens.prepare import Split, prepare\n"
-        "from lm.config.schema.source import JsonlSource; from lm.documents.reader import Reader; from lm.tokenizer.tokenizer import ByteTokenizer\n"
-        "peaks = []\n"
-        "def engine(function, pieces):\n"
-        "    for tokens in here(function, pieces):\n"
-        "        yield tokens\n"
-        "        pages = int(Path('/proc/self/statm').read_text().split()[1]); peaks.append(pages * resource.getpagesize() // 2**20)\n"
-        "reader = Reader(JsonlSource(format='jsonl', files=[sys.argv[2]]))\n"
-        "Path(sys.argv[3]).mkdir(); prepare(Path(sys.argv[3]), reader, ByteTokenizer(), Split('hash', 0.01), engine, quiet=True)\n"
-        "print(max(peaks[: len(peaks) // 10]), max(peaks))\n"
+        "import sys, resource; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path; from"
+        " lm.tokens.engines import here; from lm.tokens.prepare import Split, prepare\nfrom"
+        " lm.config.schema.source import JsonlSource; from lm.documents.reader import Reader; from"
+        " lm.tokenizer.tokenizer import ByteTokenizer\npeaks = []\ndef engine(function, pieces):\n "
+        "   for tokens in here(function, pieces):\n        yield tokens\n        pages ="
+        " int(Path('/proc/self/statm').read_text().split()[1]); peaks.append(pages *"
+        " resource.getpagesize() // 2**20)\nreader = Reader(JsonlSource(format='jsonl',"
+        " files=[sys.argv[2]]))\nPath(sys.argv[3]).mkdir(); prepare(Path(sys.argv[3]), reader,"
+        " ByteTokenizer(), Split('hash', 0.01), engine, quiet=True)\nprint(max(peaks[: len(peaks)"
+        " // 10]), max(peaks))\n"
     )
     command = [sys.executable, "-c", program, str(ROOT), str(file), str(folder / "much")]
-    early, late = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
-    print(f"\nresident memory while {FLAT:,} MB are prepared: {early} MB at most in the first tenth, {late} MB in all")
+    early, late = map(
+        int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    )
+    print(
+        f"\nresident memory while {FLAT:,} MB are prepared: {early} MB at most in the first tenth,"
+        f" {late} MB in all"
+    )
     return late - early < 50
 
 
@@ -161,33 +194,59 @@ def warm_start(folder: Path) -> bool:
             ids = np.full(999_000, 32, np.uint16)
             writer.add(ids, np.full(1000, 999), np.arange(1000, dtype=np.uint64), len(ids))
         splits[name] = writer.close()
-    manifest = {"dtype": "uint16", "splits": splits, "removed": {}, "ended_by": None, "fingerprint": cache.name}
+    manifest = {
+        "dtype": "uint16",
+        "splits": splits,
+        "removed": {},
+        "ended_by": None,
+        "fingerprint": cache.name,
+    }
     (cache / "manifest.json").write_text(json.dumps(manifest))
     assert read_manifest(cache) is not None
     program = (
-        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
-        "from data import PackedDataModule; from lm.config.schema.config import Config; from lm.tokenizer.tokenizer import ByteTokenizer; import json\n"
-        "data = {'source': json.loads(sys.argv[2]), 'cache_dir': sys.argv[3]}\n"
-        "trainer = {'max_steps': 1000, 'batch_size': 16}\n"
-        "config = Config(model={'context_length': 1024}, data=data, trainer=trainer, optimizer={'warmup_steps': 1})\n"
-        "started = time.perf_counter(); module = PackedDataModule(config, ByteTokenizer(), lambda line: None)\n"
-        "next(iter(module.train_dataloader())); print(time.perf_counter() - started)\n"
-        "started = time.perf_counter(); n = sum(1 for _ in module.train_dataloader()); print((time.perf_counter() - started) / n)\n"
+        "import sys, time; sys.path.insert(0, sys.argv[1])\nfrom data import PackedDataModule; from"
+        " lm.config.schema.config import Config; from lm.tokenizer.tokenizer import ByteTokenizer;"
+        " import json\ndata = {'source': json.loads(sys.argv[2]), 'cache_dir':"
+        " sys.argv[3]}\ntrainer = {'max_steps': 1000, 'batch_size': 16}\nconfig ="
+        " Config(model={'context_length': 1024}, data=data, trainer=trainer,"
+        " optimizer={'warmup_steps': 1})\nstarted = time.perf_counter(); module ="
+        " PackedDataModule(config, ByteTokenizer(), lambda line:"
+        " None)\nnext(iter(module.train_dataloader())); print(time.perf_counter() -"
+        " started)\nstarted = time.perf_counter(); n = sum(1 for _ in module.train_dataloader());"
+        " print((time.perf_counter() - started) / n)\n"
     )
     command = [sys.executable, "-c", program, str(ROOT), json.dumps(source), str(folder / "cache")]
-    runs = [subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() for _ in range(TURNS)]
+    runs = [
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        for _ in range(TURNS)
+    ]
     first, batch = (min(float(run[i]) for run in runs) for i in range(2))
-    print(f"\nfirst batch of a warm cache of 10^9 tokens: {first:.3f} s; then {1000 * batch:.3f} ms a batch of 16 rows of 1,024")
+    print(
+        f"\nfirst batch of a warm cache of 10^9 tokens: {first:.3f} s; then {1000 * batch:.3f} ms a"
+        " batch of 16 rows of 1,024"
+    )
     return first < 0.3
 
 
 def loader_share(folder: Path) -> bool:
     """What the loader takes of a step of the smoke model, without worker processes."""
-    smoke = [sys.executable, "train.py", "--config", "config_smoke.yaml", "--checkpoint.directory", str(folder / "smoke")]
+    smoke = [
+        sys.executable,
+        "train.py",
+        "--config",
+        "config_smoke.yaml",
+        "--checkpoint.directory",
+        str(folder / "smoke"),
+    ]
     subprocess.run([*smoke, "--trainer.max_steps", "60"], cwd=ROOT, check=True, capture_output=True)
     with (folder / "smoke" / "metrics.csv").open() as file:
-        rates = sorted(float(row["tokens_per_second"]) for row in csv.DictReader(file) if row["tokens_per_second"])
-    from data import PackedDataModule  # not above: the processes that tokenise import this file again, and it brings torch
+        rates = sorted(
+            float(row["tokens_per_second"])
+            for row in csv.DictReader(file)
+            if row["tokens_per_second"]
+        )
+    # not above: the processes that tokenise import this file again, and it brings torch
+    from data import PackedDataModule
 
     config = load("config_smoke.yaml").config
     step = config.tokens_per_step / rates[len(rates) // 2]
@@ -195,7 +254,10 @@ def loader_share(folder: Path) -> bool:
     started = time.perf_counter()
     batches = sum(1 for _ in loader)
     batch = (time.perf_counter() - started) / batches
-    print(f"\nthe smoke run: {1000 * batch:.3f} ms a batch, {1000 * step:.0f} ms a step: {batch / step:.2%}")
+    print(
+        f"\nthe smoke run: {1000 * batch:.3f} ms a batch, {1000 * step:.0f} ms a step:"
+        f" {batch / step:.2%}"
+    )
     return batch < 0.02 * step
 
 

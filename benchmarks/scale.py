@@ -1,4 +1,5 @@
-"""What a step costs where the corpus has 10^12 tokens: `python benchmarks/scale.py`. Exits 1 where a promise is broken.
+"""What a step costs where the corpus has 10^12 tokens: `python benchmarks/scale.py`. Exits 1 where
+a promise is broken.
 
 The shards are sparse files of the true size and number: nothing but holes, which take no room, but every file is opened and read.
 """
@@ -27,13 +28,23 @@ TOKENS, LENGTH, BATCH, STEPS = 10**12, 1024, 16, 2000
 def main() -> None:
     """Print a Markdown table of medians, and what memory and open files came to."""
     argparse.ArgumentParser(description=__doc__).parse_args()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))  # the usual limit
+    # the usual limit
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    )
     with tempfile.TemporaryDirectory() as scratch:
         n_shards = -(-TOKENS // SHARD_TOKENS)
         for shard in range(n_shards):
             with (Path(scratch) / f"train-{shard:05d}.bin").open("wb") as file:
                 file.truncate(2 * SHARD_TOKENS)
-        entry = {"tokens": TOKENS, "documents": 0, "text_tokens": TOKENS, "text_bytes": TOKENS, "sha256": "", "shard_tokens": SHARD_TOKENS}
+        entry = {
+            "tokens": TOKENS,
+            "documents": 0,
+            "text_tokens": TOKENS,
+            "text_bytes": TOKENS,
+            "sha256": "",
+            "shard_tokens": SHARD_TOKENS,
+        }
         store = TokenStore(Path(scratch), "train", {"dtype": "uint16", "splits": {"train": entry}})
         rows = Rows([PackedRows(store, LENGTH, LENGTH)], 0, False)
         plan = Plan((len(rows),), seed=1)
@@ -49,10 +60,19 @@ def main() -> None:
             read.append(time.perf_counter() - started)
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        print(f"{TOKENS:.0e} tokens in {n_shards:,} shards, {BATCH} rows of {LENGTH:,} a step, {STEPS:,} steps anywhere in them\n")
+        print(
+            f"{TOKENS:.0e} tokens in {n_shards:,} shards, {BATCH} rows of {LENGTH:,} a step,"
+            f" {STEPS:,} steps anywhere in them\n"
+        )
         print("| | median, ms | 99th percentile, ms |\n|---|---|---|")
-        for name, seconds in (("which rows (the plan)", planned), ("the rows themselves, with the plan", read)):
-            print(f"| {name} | {1000 * np.median(seconds):.3f} | {1000 * np.percentile(seconds, 99):.3f} |")
+        for name, seconds in (
+            ("which rows (the plan)", planned),
+            ("the rows themselves, with the plan", read),
+        ):
+            print(
+                f"| {name} | {1000 * np.median(seconds):.3f} |"
+                f" {1000 * np.percentile(seconds, 99):.3f} |"
+            )
         print(f"\nmemory grew by {grown / 1024:.1f} MB; at most {limit:,} files may be open")
     sys.exit(bool(np.median(planned) > 1e-3 or grown > 50 * 1024))
 

@@ -1,4 +1,5 @@
-"""How long the things take that should feel instant, and the smoke run: `python benchmarks/times.py`. Exits 1 where a promise is broken.
+"""How long the things take that should feel instant, and the smoke run: `python
+benchmarks/times.py`. Exits 1 where a promise is broken.
 
 Whole processes, as a person waits for them; the best of several, because other work on the machine only ever adds.
 """
@@ -16,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lm.checkpoints.folder import step_name, write_checkpoint, write_json  # noqa: E402
 from lm.checkpoints.files import ORDINARY  # noqa: E402
+from lm.checkpoints.folder import step_name, write_checkpoint, write_json  # noqa: E402
 
 
 def main() -> None:
@@ -27,13 +28,34 @@ def main() -> None:
         many = Path(scratch) / "many"
         many.mkdir()
         for step in range(1, 101):
-            meta = {"format": 1, "step": step, "model": {}, "tokenizer": {"name": "byte"}, "config": {}, "seconds": 1.0}
+            meta = {
+                "format": 1,
+                "step": step,
+                "model": {},
+                "tokenizer": {"name": "byte"},
+                "config": {},
+                "seconds": 1.0,
+            }
             writers = dict.fromkeys(ORDINARY, lambda path: path.write_bytes(b"weights"))
-            write_checkpoint(many / step_name(step), {**writers, "meta.json": lambda path, meta=meta: write_json(path, meta)})
-        smoke = ["train.py", "--config", "config_smoke.yaml", "--checkpoint.directory", str(Path(scratch) / "run")]
+            write_checkpoint(
+                many / step_name(step),
+                {**writers, "meta.json": lambda path, meta=meta: write_json(path, meta)},
+            )
+        smoke = [
+            "train.py",
+            "--config",
+            "config_smoke.yaml",
+            "--checkpoint.directory",
+            str(Path(scratch) / "run"),
+        ]
         rows = [
             ("train.py --help", ["train.py", "--help"], 5, 0.6),
-            ("a wrong key in the configuration", ["train.py", "--config", "config_smoke.yaml", "--optimizer.lrr", "1"], 5, 0.6),
+            (
+                "a wrong key in the configuration",
+                ["train.py", "--config", "config_smoke.yaml", "--optimizer.lrr", "1"],
+                5,
+                0.6,
+            ),
             ("list.py, 100 checkpoints", ["list.py", str(many)], 5, 0.5),
             ("the smoke run", smoke, 1, 60.0),
         ]
@@ -49,7 +71,9 @@ def main() -> None:
 def seconds(command: list[str]) -> float:
     """The wall time of one run, whatever its exit code."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=False, env=os.environ)
+    subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, check=False, env=os.environ
+    )
     return time.perf_counter() - started
 
 

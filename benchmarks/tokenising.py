@@ -1,4 +1,5 @@
-"""How fast text becomes ids, and how much faster than by `tokenizers`: `python benchmarks/tokenising.py --text FILE --tokenizer FOLDER`.
+"""How fast text becomes ids, and how much faster than by `tokenizers`: `python
+benchmarks/tokenising.py --text FILE --tokenizer FOLDER`.
 
 Each way in turn encodes the same documents in one thread, for several rounds; its best round counts, in seconds of the processor, because
 other work on the machine only ever adds. Without --tokenizer, one is trained on the text. That the ids are the same is checked first.
@@ -30,9 +31,19 @@ END = "<|endoftext|>"
 
 def main() -> None:
     """Print a Markdown table of megabytes of UTF-8 a second, and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, nargs="+", default=sorted((ROOT / "data").glob("*.txt")))
-    parser.add_argument("--tokenizer", help="a tokenizer.json, a folder or a hub id (default: one of 8,192 ids, trained on the text)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--text", type=Path, nargs="+", default=sorted((ROOT / "data").glob("*.txt"))
+    )
+    parser.add_argument(
+        "--tokenizer",
+        help=(
+            "a tokenizer.json, a folder or a hub id (default: one of 8,192 ids, trained on the"
+            " text)"
+        ),
+    )
     parser.add_argument("--document", type=int, default=3000, help="characters in a document")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -46,7 +57,10 @@ def main() -> None:
             started = time.process_time()
             way()
             best[name] = min(best[name], time.process_time() - started)
-    print(f"{len(documents):,} documents, {megabytes:.1f} MB\n\n| way | MB/s | times the first |\n|---|---|---|")
+    print(
+        f"{len(documents):,} documents, {megabytes:.1f} MB\n\n| way | MB/s | times the first"
+        " |\n|---|---|---|"
+    )
     for ways in (by_pairs, by_bytes):
         first = best[next(iter(ways))]
         for name in ways:
@@ -68,8 +82,15 @@ def pair_ways(documents: list[str], name: str | None) -> dict[str, Callable[[], 
     }
     if fast._fast is not None:
         ours = fast._fast._encoding
-        raw = Encoding("raw", pat_str=GPT2 + SPACES, mergeable_ranks=ours._mergeable_ranks, special_tokens=ours._special_tokens)
-        ways["tiktoken alone, GPT-2's pattern as it is"] = lambda: [raw.encode_to_numpy(text, disallowed_special=()) for text in documents]
+        raw = Encoding(
+            "raw",
+            pat_str=GPT2 + SPACES,
+            mergeable_ranks=ours._mergeable_ranks,
+            special_tokens=ours._special_tokens,
+        )
+        ways["tiktoken alone, GPT-2's pattern as it is"] = lambda: [
+            raw.encode_to_numpy(text, disallowed_special=()) for text in documents
+        ]
     return ways
 
 
@@ -77,7 +98,9 @@ def byte_ways(documents: list[str]) -> dict[str, Callable[[], Any]]:
     """The ways for bytes, one array for each document first."""
     tokenizer = ByteTokenizer()
     return {
-        "bytes: an array for each document": lambda: [np.frombuffer(text.encode(), np.uint8).astype(np.uint16) for text in documents],
+        "bytes: an array for each document": lambda: [
+            np.frombuffer(text.encode(), np.uint8).astype(np.uint16) for text in documents
+        ],
         "ByteTokenizer.encode_batch": lambda: tokenizer.encode_batch(documents),
         "ByteTokenizer.encode_flat": lambda: tokenizer.encode_flat(documents),
     }
@@ -89,7 +112,9 @@ def trained(documents: list[str]) -> str:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=8192, initial_alphabet=alphabet, special_tokens=[END], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=8192, initial_alphabet=alphabet, special_tokens=[END], show_progress=False
+    )
     backend.train_from_iterator(documents, trainer)
     return str(backend.to_str())
 

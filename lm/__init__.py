@@ -1,1 +1,3 @@
-"""Leaves: one job per file, each usable and tested alone. They import each other sparingly, and never the cores or the commands."""
+"""Leaves: one job per file, each usable and tested alone. They import each other sparingly, and
+never the cores or the commands.
+"""

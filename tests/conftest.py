@@ -1,4 +1,6 @@
-"""Shared by all tests: one thread each, because pytest runs several workers; and `--long`, for the batteries of `make reliability`."""
+"""Shared by all tests: one thread each, because pytest runs several workers; and `--long`, for the
+batteries of `make reliability`.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,18 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell starts what runs behind it (`make test &`) with Ctrl-C ignored, and children inherit that: tests that send it would wait for ever.
+# A shell starts what runs behind it (`make test &`) with Ctrl-C ignored, and children inherit that:
+# tests that send it would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="as often as docs/RELIABILITY.md says, instead of a few times each")
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="as often as docs/RELIABILITY.md says, instead of a few times each",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -35,13 +42,20 @@ def amount(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
 
 @pytest.fixture
 def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """`figure("50 of 50 kills: the same weights")` is printed at the end; docs/RELIABILITY.md quotes it."""
+    """`figure("50 of 50 kills: the same weights")` is printed at the end; docs/RELIABILITY.md
+    quotes it.
+    """
     return lambda text: record_property("figure", text)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
-    lines = [f"{report.nodeid}: {value}" for report in reports for name, value in report.user_properties if name == "figure"]
+    lines = [
+        f"{report.nodeid}: {value}"
+        for report in reports
+        for name, value in report.user_properties
+        if name == "figure"
+    ]
     if lines:
         terminalreporter.section("figures")
         for line in sorted(lines):

@@ -1,4 +1,5 @@
-"""Change one thing and see what helps, measured: a baseline and a variant, several seeds each, and the difference with its interval.
+"""Change one thing and see what helps, measured: a baseline and a variant, several seeds each, and
+the difference with its interval.
 
 python -m tools.ablate --config config_smoke.yaml --change optimizer.lr=3e-3 --seeds 3
 python -m tools.ablate --config config_smoke.yaml --change model.n_layers=8 --change model.d_model=96 --trainer.max_steps 100
@@ -16,18 +17,19 @@ import re
 import sys
 from pathlib import Path
 
-from lm.system import errors
+from lm.config.describe import to_yaml
+from lm.config.reader import load
+from lm.config.schema.config import Config
 from lm.reports.ablation import Outcome, kept, outcome
 from lm.reports.ablation_report import Ablation
-from lm.config.reader import load
-from lm.config.describe import to_yaml
+from lm.system import errors
 from lm.system.disk import refusals, replace
 from lm.system.errors import ConfigError, NonFiniteError
-from lm.config.schema.config import Config
 from lm.system.signals import StopSignals, child
 
 ROOT = Path(__file__).parents[1]
-OWN = ("trainer.seed", "checkpoint.directory", "finetune.report_prompts")  # what this command gives each run
+# what this command gives each run
+OWN = ("trainer.seed", "checkpoint.directory", "finetune.report_prompts")
 
 
 def main() -> None:
@@ -36,55 +38,123 @@ def main() -> None:
     changes = [f"--{change.removeprefix('--')}" for change in arguments.change]
     keys = {key_of(flag) for flag in changes}
     if own := keys & set(OWN):
-        raise ConfigError(f"--change {min(own)}: this command gives it to each run itself; change something else")
+        raise ConfigError(
+            f"--change {min(own)}: this command gives it to each run itself; change something else"
+        )
     if arguments.seeds < 1:
         raise ConfigError(f"--seeds: {arguments.seeds} is not a number of pairs; write 1 or more")
-    baseline, variant = load(arguments.config, overrides).config, load(arguments.config, [*without(overrides, keys), *changes]).config
-    if (baseline.finetune is None, unit_of(baseline)) != (variant.finetune is None, unit_of(variant)):
-        raise ConfigError("--change: variant and baseline are not learnt for the same thing, so that their losses do not compare")
+    baseline, variant = (
+        load(arguments.config, overrides).config,
+        load(arguments.config, [*without(overrides, keys), *changes]).config,
+    )
+    if (baseline.finetune is None, unit_of(baseline)) != (
+        variant.finetune is None,
+        unit_of(variant),
+    ):
+        raise ConfigError(
+            "--change: variant and baseline are not learnt for the same thing, so that their losses"
+            " do not compare"
+        )
     out = arguments.out or Path("runs") / f"ablate-{short_name(changes)}"
     texts = to_yaml(baseline), to_yaml(variant)
     claim(out, texts)
 
-    seeds, runs = [baseline.trainer.seed + i for i in range(arguments.seeds)], {"baseline": list[Outcome](), "variant": list[Outcome]()}
-    script = ["train.py"] if baseline.finetune is None else ["finetune.py", "--finetune.report_prompts=0"]
+    seeds, runs = (
+        [baseline.trainer.seed + i for i in range(arguments.seeds)],
+        {
+            "baseline": list[Outcome](),
+            "variant": list[Outcome](),
+        },
+    )
+    script = (
+        ["train.py"]
+        if baseline.finetune is None
+        else ["finetune.py", "--finetune.report_prompts=0"]
+    )
     said = sys.stderr if arguments.json else sys.stdout
     for seed in seeds:
         for name, results in runs.items():
             folder = out / f"{name}-seed-{seed}"
             # Not from the user's file, which may be edited before the last run begins.
-            command = [*script, "--config", str(out / f"{name}.yaml"), f"--trainer.seed={seed}", f"--checkpoint.directory={folder}"]
+            command = [
+                *script,
+                "--config",
+                str(out / f"{name}.yaml"),
+                f"--trainer.seed={seed}",
+                f"--checkpoint.directory={folder}",
+            ]
             result = run(folder, command)
             results.append(result)
-            told = result.problem or f"validation loss {result.final:.4f} ({result.seconds:.0f} s of training)"
+            told = (
+                result.problem
+                or f"validation loss {result.final:.4f} ({result.seconds:.0f} s of training)"
+            )
             print(f"{name}, seed {seed}: {told}", file=said, flush=True)
     named, same = [flag.removeprefix("--") for flag in changes], kept(baseline, variant)
-    ablation = Ablation(arguments.config, named, seeds, runs["baseline"], runs["variant"], unit_of(baseline), same, texts)
+    ablation = Ablation(
+        arguments.config,
+        named,
+        seeds,
+        runs["baseline"],
+        runs["variant"],
+        unit_of(baseline),
+        same,
+        texts,
+    )
     ablation.write(out)
     if arguments.json:
         print(json.dumps(ablation.as_json(), indent=1))
     else:
         from lm.checks.rendering import terminal_table
 
-        print(f"\n{terminal_table(ablation.table())}\n", *ablation.lines(), f"written: {out}/ablation.md, ablation.json", sep="\n")
+        print(
+            f"\n{terminal_table(ablation.table())}\n",
+            *ablation.lines(),
+            f"written: {out}/ablation.md, ablation.json",
+            sep="\n",
+        )
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags; any key of the configuration is one more, for both runs."""
     result = argparse.ArgumentParser(
-        prog="python -m tools.ablate", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.ablate",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("--config", required=True, metavar="FILE", help="the baseline's YAML file")
-    result.add_argument("--change", required=True, action="append", metavar="KEY=VALUE", help="what the variant has otherwise; repeatable")
-    result.add_argument("--seeds", type=int, default=3, metavar="N", help="pairs of runs, from trainer.seed on (3)")
-    result.add_argument("--out", type=Path, metavar="DIR", help="where the runs go (default: runs/ablate- and what is changed)")
-    result.add_argument("--json", action="store_true", help="print one JSON object; what goes on meanwhile goes to stderr")
+    result.add_argument(
+        "--change",
+        required=True,
+        action="append",
+        metavar="KEY=VALUE",
+        help="what the variant has otherwise; repeatable",
+    )
+    result.add_argument(
+        "--seeds", type=int, default=3, metavar="N", help="pairs of runs, from trainer.seed on (3)"
+    )
+    result.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where the runs go (default: runs/ablate- and what is changed)",
+    )
+    result.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object; what goes on meanwhile goes to stderr",
+    )
     return result
 
 
 def unit_of(config: Config) -> str:
     """Of the losses of a run."""
-    return "nats per token" if config.finetune is None or config.finetune.objective == "sft" else "nats per pair"
+    return (
+        "nats per token"
+        if config.finetune is None or config.finetune.objective == "sft"
+        else "nats per pair"
+    )
 
 
 def key_of(flag: str) -> str:
@@ -93,7 +163,9 @@ def key_of(flag: str) -> str:
 
 
 def without(flags: list[str], keys: set[str]) -> list[str]:
-    """The flags, each with its value, but for those of some keys: what is changed may have been given for the baseline."""
+    """The flags, each with its value, but for those of some keys: what is changed may have been
+    given for the baseline.
+    """
     kept, dropping = list[str](), False
     for word in flags:
         if word.startswith("--"):
@@ -105,16 +177,23 @@ def without(flags: list[str], keys: set[str]) -> list[str]:
 
 def short_name(changes: list[str]) -> str:
     """--optimizer.lr=1e-3 -> lr-1e-3."""
-    short = "-".join(f"{key_of(flag).rpartition('.')[2]}-{flag.partition('=')[2]}" for flag in changes)
+    short = "-".join(
+        f"{key_of(flag).rpartition('.')[2]}-{flag.partition('=')[2]}" for flag in changes
+    )
     return re.sub(r"[^\w.+]+", "-", short)[:60].strip("-.")
 
 
 def claim(out: Path, texts: tuple[str, str]) -> None:
-    """Begin an ablation in a folder, or go on with the same one. Raises ConfigError where it is another."""
+    """Begin an ablation in a folder, or go on with the same one. Raises ConfigError where it is
+    another.
+    """
     for name, text in zip(("baseline.yaml", "variant.yaml"), texts, strict=True):
         path = out / name
         if path.exists() and path.read_text(encoding="utf-8") != text:
-            raise ConfigError(f"--out: {out} holds another ablation ({name} differs); name a new folder, or remove that one")
+            raise ConfigError(
+                f"--out: {out} holds another ablation ({name} differs); name a new folder, or"
+                " remove that one"
+            )
     with refusals(out):
         out.mkdir(parents=True, exist_ok=True)
     for name, text in zip(("baseline.yaml", "variant.yaml"), texts, strict=True):
@@ -125,7 +204,8 @@ def run(folder: Path, command: list[str]) -> Outcome:
     """Train, or go on with it, to its end; what it says goes to a log beside its folder.
 
     Raises:
-        UserError: it ended otherwise than well or by diverging; the message is its own, and so is the exit code.
+        UserError: it ended otherwise than well or by diverging; the message is its own, and so is
+            the exit code.
         Stopped: a signal came; the run has saved.
     """
     with (
@@ -139,7 +219,9 @@ def run(folder: Path, command: list[str]) -> Outcome:
     if process.returncode == NonFiniteError.exit_code:
         return Outcome(problem="diverged")
     if process.returncode != 0:
-        error = errors.UserError(f"{folder}: the run ended with exit code {process.returncode}: {said.strip()}")
+        error = errors.UserError(
+            f"{folder}: the run ended with exit code {process.returncode}: {said.strip()}"
+        )
         error.exit_code = process.returncode
         raise error
     return outcome(folder)

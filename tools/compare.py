@@ -1,4 +1,5 @@
-"""Hold two runs against each other: what was set differently, their curves by tokens, what they wrote, and which is better.
+"""Hold two runs against each other: what was set differently, their curves by tokens, what they
+wrote, and which is better.
 
 python -m tools.compare runs/a runs/b
 python -m tools.compare runs/a runs/b --out comparison.html
@@ -18,17 +19,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from lm.system import errors
 from lm.reports.comparison import Comparison, compare
 from lm.reports.comparison_page import page
 from lm.reports.comparison_views import as_json, terminal
-from lm.system.disk import replace
 from lm.runs.record import read_run
+from lm.system import errors
+from lm.system.disk import replace
 
 if TYPE_CHECKING:
     from data import PackedDataModule
-    from lm.system.device import Device
     from lm.evaluation.same_text import Verdict
+    from lm.system.device import Device
     from lm.tokenizer.tokenizer import Tokenizer
 
 
@@ -44,8 +45,11 @@ class Model(NamedTuple):
 def main() -> None:
     """Read both folders, score both models, and show what differs."""
     arguments = parser().parse_args()
-    if arguments.rows < 6:  # lm/evaluation/intervals.py: five could all point in one direction by chance
-        raise errors.ConfigError(f"--rows: fewer than 6 rows give no interval, got {arguments.rows}; write 6 or more")
+    # lm/evaluation/intervals.py: five could all point in one direction by chance
+    if arguments.rows < 6:
+        raise errors.ConfigError(
+            f"--rows: fewer than 6 rows give no interval, got {arguments.rows}; write 6 or more"
+        )
     found = compare(read_run(arguments.run_a), read_run(arguments.run_b))
     if not arguments.no_model:
         verdicts, notes = score(found, arguments.rows, arguments.device)
@@ -59,15 +63,26 @@ def main() -> None:
         print(f"\nwritten: {arguments.out}", file=sys.stderr)
 
 
-def score(found: Comparison, rows: int, device: Device | Literal["auto"]) -> tuple[list[Verdict], list[str]]:
-    """The verdicts, and why there are not more: what cannot be opened or scored costs a verdict, not the comparison."""
+def score(
+    found: Comparison, rows: int, device: Device | Literal["auto"]
+) -> tuple[list[Verdict], list[str]]:
+    """The verdicts, and why there are not more: what cannot be opened or scored costs a verdict,
+    not the comparison.
+    """
     a, b = (run.best_checkpoint for run in found.runs)
     if a is None or b is None:
-        return [], [f"{name} has no checkpoint to score" for name, saved in zip(found.names, (a, b), strict=True) if saved is None]
+        return [], [
+            f"{name} has no checkpoint to score"
+            for name, saved in zip(found.names, (a, b), strict=True)
+            if saved is None
+        ]
     if a.manifest_sha256 == b.manifest_sha256:
         return [], ["both best checkpoints are the same to the byte, so there is nothing to score"]
     try:
-        models = [opened(name, saved.path, rows, device) for name, saved in zip(found.names, (a, b), strict=True)]
+        models = [
+            opened(name, saved.path, rows, device)
+            for name, saved in zip(found.names, (a, b), strict=True)
+        ]
     except errors.UserError as error:
         return [], [f"not scored: {error}"]
     verdicts, notes = [], []
@@ -80,43 +95,81 @@ def score(found: Comparison, rows: int, device: Device | Literal["auto"]) -> tup
 
 
 def opened(name: str, folder: Path, rows: int, device: Device | Literal["auto"]) -> Model:
-    """A checkpoint for use, and the data that it was trained and is validated on, so many rows of it."""
+    """A checkpoint for use, and the data that it was trained and is validated on, so many rows of
+    it.
+    """
     from data import PackedDataModule
-    from lm.system.device import choose_device
     from lm.checkpoints.meta import check_session, read_config
+    from lm.system.device import choose_device
     from model import load
 
     decoder, tokenizer, meta = load(folder, choose_device(device, "--device"))
     check_session(folder, meta)
     config = read_config(folder, meta["config"])
-    if not (config.data.streams and config.data.validation is None):  # of a stream, what the run validates on is the whole split
-        config = config.model_copy(update={"trainer": config.trainer.model_copy(update={"validation_rows": rows})})
-    return Model(name, decoder, tokenizer, PackedDataModule(config, tokenizer, lambda line: None, meta.get("revisions", {})))
+    # of a stream, what the run validates on is the whole split
+    if not (config.data.streams and config.data.validation is None):
+        config = config.model_copy(
+            update={"trainer": config.trainer.model_copy(update={"validation_rows": rows})}
+        )
+    return Model(
+        name,
+        decoder,
+        tokenizer,
+        PackedDataModule(config, tokenizer, lambda line: None, meta.get("revisions", {})),
+    )
 
 
 def verdict_on(owner: Model, a: Model, b: Model, most: int) -> Verdict:
-    """Both on the validation text of one of them. Raises UserError where it is not there or both cannot read it."""
+    """Both on the validation text of one of them. Raises UserError where it is not there or both
+    cannot read it.
+    """
     from lm.checks.overlap import StoredDocuments
-    from lm.evaluation.same_text import documents_known, judge, passages_of, sums_of_passages, sums_of_rows
+    from lm.evaluation.same_text import (
+        documents_known,
+        judge,
+        passages_of,
+        sums_of_passages,
+        sums_of_rows,
+    )
     from lm.tokens.store import TokenStore
 
     data, text = owner.data, f"the validation text of {owner.name}"
     if data.config.finetune is not None and data.config.finetune.objective == "dpo":
         raise errors.ConfigError("it is of preferences, in which no token has a loss of its own")
-    contexts, stores = [each.decoder.config.context_length for each in (a, b)], [corpus.val for corpus in data.corpora]
+    contexts, stores = (
+        [each.decoder.config.context_length for each in (a, b)],
+        [corpus.val for corpus in data.corpora],
+    )
     other, notes = b if owner is a else a, list[str]()
-    trained = [corpus.train for corpus in other.data.trained if isinstance(corpus.train, TokenStore)]
+    trained = [
+        corpus.train for corpus in other.data.trained if isinstance(corpus.train, TokenStore)
+    ]
     if known := documents_known(stores, trained):
         of = sum(store.documents for store in stores)
-        notes.append(f"{other.name} was trained on {known:,} of the {of:,} documents that {owner.name} is validated on")
+        notes.append(
+            f"{other.name} was trained on {known:,} of the {of:,} documents that {owner.name} is"
+            " validated on"
+        )
     length = data.config.row_length
     if a.tokenizer.sha256 == b.tokenizer.sha256 and length <= min(contexts):
         if contexts[0] != contexts[1]:
-            notes.append(f"both read rows of {length:,} tokens there; their contexts are {contexts[0]:,} and {contexts[1]:,}")
+            notes.append(
+                f"both read rows of {length:,} tokens there; their contexts are {contexts[0]:,} and"
+                f" {contexts[1]:,}"
+            )
         batches = list(data.val_dataloader())
-        return judge(text, "nats per token", "rows", sums_of_rows(a.decoder, batches), sums_of_rows(b.decoder, batches), notes)
+        return judge(
+            text,
+            "nats per token",
+            "rows",
+            sums_of_rows(a.decoder, batches),
+            sums_of_rows(b.decoder, batches),
+            notes,
+        )
     if any(store.flagged for store in stores):
-        raise errors.ConfigError("it is of conversations, and the two models would cut them into other tokens or rows")
+        raise errors.ConfigError(
+            "it is of conversations, and the two models would cut them into other tokens or rows"
+        )
     documents = StoredDocuments("val", stores, owner.tokenizer)
     n = min(most, len(documents))
     texts = [documents[i * len(documents) // n].text for i in range(n)]
@@ -128,14 +181,27 @@ def verdict_on(owner: Model, a: Model, b: Model, most: int) -> Verdict:
 def parser() -> argparse.ArgumentParser:
     """The flags."""
     result = argparse.ArgumentParser(
-        prog="python -m tools.compare", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.compare",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("run_a", metavar="RUN_A", type=Path, help="a run's folder, such as checkpoints/")
+    result.add_argument(
+        "run_a", metavar="RUN_A", type=Path, help="a run's folder, such as checkpoints/"
+    )
     result.add_argument("run_b", metavar="RUN_B", type=Path, help="another one's")
     result.add_argument("--out", metavar="FILE", type=Path, help="write an HTML page, one file")
     result.add_argument("--json", action="store_true", help="print one JSON object")
-    result.add_argument("--no-model", action="store_true", help="score nothing: only what the folders tell")
-    result.add_argument("--rows", type=int, default=500, metavar="N", help="score at most N rows or passages (default: 500)")
+    result.add_argument(
+        "--no-model", action="store_true", help="score nothing: only what the folders tell"
+    )
+    result.add_argument(
+        "--rows",
+        type=int,
+        default=500,
+        metavar="N",
+        help="score at most N rows or passages (default: 500)",
+    )
     result.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     return result
 

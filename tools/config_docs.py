@@ -1,4 +1,5 @@
-"""Write docs/CONFIG_REFERENCE.md and docs/config.schema.json from lm/config/schema/; with --check, say which of them is stale.
+"""Write docs/CONFIG_REFERENCE.md and docs/config.schema.json from lm/config/schema/; with --check,
+say which of them is stale.
 
 python -m tools.config_docs [--check]
 """
@@ -13,8 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from lm.system import errors
 from lm.config.keys import Key, either, json_schema, keys
+from lm.system import errors
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -86,17 +87,31 @@ def reference() -> str:
 def generated() -> dict[Path, str]:
     """What each generated file should hold."""
     schema = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
-    return {ROOT / "docs/CONFIG_REFERENCE.md": reference(), ROOT / "docs/config.schema.json": schema}
+    return {
+        ROOT / "docs/CONFIG_REFERENCE.md": reference(),
+        ROOT / "docs/config.schema.json": schema,
+    }
 
 
 def main() -> None:
     """Write the files or, with --check, exit with 1 where one of them is not what it should be."""
-    parser = argparse.ArgumentParser(prog="python -m tools.config_docs", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 and name what is stale")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.config_docs", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 and name what is stale"
+    )
     check = parser.parse_args().check
-    stale = [path for path, text in generated().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    stale = [
+        path
+        for path, text in generated().items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
     for path in stale:
-        print(f"{path.relative_to(ROOT)}: {'stale, run python -m tools.config_docs' if check else 'written'}")
+        print(
+            f"{path.relative_to(ROOT)}:"
+            f" {'stale, run python -m tools.config_docs' if check else 'written'}"
+        )
         if not check:
             _write(path, generated()[path])
     sys.exit(1 if check and stale else 0)
@@ -113,11 +128,21 @@ def _rows(section: Key) -> Iterator[str]:
         again = "format" in key.children and key.name != "data.source"
         kind = key.type if key.several or not key.children else "a section"
         if again:
-            kind = "a section with the keys of `source`, but no mixture" + ", or null" * (key.default == "null")
-        default = "required" if key.default == "required" else f"`{key.default}`" * bool(key.default)
-        formats = f" (format {either(list(key.formats))})" if key.formats and key.short != "format" else ""
+            kind = "a section with the keys of `source`, but no mixture" + ", or null" * (
+                key.default == "null"
+            )
+        default = (
+            "required" if key.default == "required" else f"`{key.default}`" * bool(key.default)
+        )
+        formats = (
+            f" (format {either(list(key.formats))})"
+            if key.formats and key.short != "format"
+            else ""
+        )
         formats = " (every format but mixture)" if formats and key.of_every_format else formats
-        yield f"| `{key.name.partition('.')[2]}` | {kind} | {default} | {key.description}{formats} |"
+        yield (
+            f"| `{key.name.partition('.')[2]}` | {kind} | {default} | {key.description}{formats} |"
+        )
         if not again:
             yield from _rows(key)
 

@@ -1,4 +1,5 @@
-"""Write the tokens of a configuration as train.bin and val.bin, flat files of ids that other programs read (nanoGPT and others).
+"""Write the tokens of a configuration as train.bin and val.bin, flat files of ids that other
+programs read (nanoGPT and others).
 
 python -m tools.export_tokens --config config.yaml --out exported
 python -m tools.export_tokens --config config.yaml --out exported --force
@@ -16,13 +17,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm.system import disk
-from lm.system import errors
 from lm.config.reader import load
+from lm.system import disk, errors
 
 if TYPE_CHECKING:
-    from lm.tokens.corpus import Corpus
     from lm.tokenizer.tokenizer import Tokenizer
+    from lm.tokens.corpus import Corpus
 
 
 def main() -> None:
@@ -31,15 +31,29 @@ def main() -> None:
     config = load(arguments.config, overrides).config
     if len(config.data.parts) > 1:
         raise errors.ConfigError(
-            "data.source.format: the rows of a mixture are mixed as training goes, and flat files know no weights; export each source alone"
+            "data.source.format: the rows of a mixture are mixed as training goes, and flat files"
+            " know no weights; export each source alone"
         )
     for key, _ in config.data.conversations:
-        raise errors.ConfigError(f"{key}.format: flat files have no place for what of a conversation is learnt; export text")
+        raise errors.ConfigError(
+            f"{key}.format: flat files have no place for what of a conversation is learnt; export"
+            " text"
+        )
     if config.data.streams:
-        raise errors.ConfigError("data.source.streaming: a streamed source has no end; write false, to read the dataset once")
-    there = [path for name in ("train.bin", "val.bin", "meta.json") if (path := arguments.out / name).exists()]
+        raise errors.ConfigError(
+            "data.source.streaming: a streamed source has no end; write false, to read the dataset"
+            " once"
+        )
+    there = [
+        path
+        for name in ("train.bin", "val.bin", "meta.json")
+        if (path := arguments.out / name).exists()
+    ]
     if there and not arguments.force:
-        raise errors.ConfigError(f"--out: {there[0]} is there already; name another folder, or write over it with --force")
+        raise errors.ConfigError(
+            f"--out: {there[0]} is there already; name another folder, or write over it with"
+            " --force"
+        )
 
     from lm.checkpoints.base import tokenizer_of
     from lm.tokens.corpus import open_corpora
@@ -62,9 +76,16 @@ def export(corpora: list[Corpus], tokenizer: Tokenizer, folder: Path) -> None:
     for store in (train, val):
         file = folder / f"{store.split}.bin"
         written = write_flat(store, file)
-        counts = {"tokens": store.tokens - 1, "documents": store.documents, "text_bytes": store.text_bytes}
+        counts = {
+            "tokens": store.tokens - 1,
+            "documents": store.documents,
+            "text_bytes": store.text_bytes,
+        }
         splits[store.split] = {"file": file.name, **counts, **written}
-        print(f"{file}: {store.tokens - 1:,} tokens, {store.documents:,} documents, {disk.in_bytes(written['bytes'])}")
+        print(
+            f"{file}: {store.tokens - 1:,} tokens, {store.documents:,} documents,"
+            f" {disk.in_bytes(written['bytes'])}"
+        )
     meta = {
         "layout": "d1 EOS d2 EOS ... dn EOS, without a header, lowest byte first",
         "dtype": train.dtype.name,
@@ -79,10 +100,15 @@ def export(corpora: list[Corpus], tokenizer: Tokenizer, folder: Path) -> None:
 def parser() -> argparse.ArgumentParser:
     """The flags."""
     result = argparse.ArgumentParser(
-        prog="python -m tools.export_tokens", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.export_tokens",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file")
-    result.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder that gets the files")
+    result.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="the folder that gets the files"
+    )
     result.add_argument("--force", action="store_true", help="write over files that are there")
     return result
 

@@ -1,4 +1,5 @@
-"""See what the model will see: the rows of real training steps, what the data consists of, and what validation text is trained on too.
+"""See what the model will see: the rows of real training steps, what the data consists of, and what
+validation text is trained on too.
 
 python -m tools.inspect_data --config config_smoke.yaml
 python -m tools.inspect_data --config config_smoke.yaml --step 100 --rows 2 --html rows.html
@@ -22,15 +23,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm.system import errors
 from lm.checkpoints.base import tokenizer_of
 from lm.config.reader import load as load_config
+from lm.system import errors
 from lm.system.disk import replace
 
 if TYPE_CHECKING:
     from data import PackedDataModule
-    from lm.checks.xray import Row, Stores
     from lm.checks.overlap import Overlap
+    from lm.checks.xray import Row, Stores
     from lm.config.schema.config import Config
     from lm.tokenizer.tokenizer import Tokenizer
 
@@ -40,16 +41,18 @@ def main() -> None:
     arguments, overrides = parser().parse_known_args()
     config = load_config(arguments.config, overrides).config
     if not 0 <= arguments.step < config.max_steps:
-        raise errors.ConfigError(f"--step: the run has the steps 0 to {config.max_steps - 1}, got {arguments.step}; write one of them")
+        raise errors.ConfigError(
+            f"--step: the run has the steps 0 to {config.max_steps - 1}, got {arguments.step};"
+            " write one of them"
+        )
     for flag, least in ("rows", 1), ("ngram", 0), ("sample", 1):
         if (given := getattr(arguments, flag)) is not None and given < least:
             raise errors.ConfigError(f"--{flag}: too small, got {given}, write {least} or more")
 
     from data import PackedDataModule
-    from lm.checks import xray
-    from lm.checks import rendering
-    from lm.tokens.corpus import named
+    from lm.checks import rendering, xray
     from lm.documents.files import find_files
+    from lm.tokens.corpus import named
 
     against = find_files(arguments.against, "--against")
     tokenizer = tokenizer_of(config)
@@ -59,8 +62,16 @@ def main() -> None:
     data = PackedDataModule(config, tokenizer, say=lambda line: print(line, file=sys.stderr))
     rows = rows_of(data, arguments.step, arguments.rows)
     stores = xray.stores_of(data.corpora)
-    sources = [line for split in stores for line in xray.SourceStatistics.of(split, stores[split], config.row_length)]
-    overlaps = compare(stores, data, against, arguments.ngram) if arguments.ngram and stores["train"] else []
+    sources = [
+        line
+        for split in stores
+        for line in xray.SourceStatistics.of(split, stores[split], config.row_length)
+    ]
+    overlaps = (
+        compare(stores, data, against, arguments.ngram)
+        if arguments.ngram and stores["train"]
+        else []
+    )
     streamed = [name for name, corpus in named(data.corpora) if len(corpus.stores) < 2]
     counts, shown = xray.RowStatistics.of(rows), rows[: arguments.rows]
 
@@ -68,13 +79,24 @@ def main() -> None:
     if overlaps:
         tables["Overlap"] = xray.overlap_table(overlaps, arguments.ngram)
     notes = {
-        f"{found.name}: in the training text too": xray.match_lines(found, arguments.ngram) for found in overlaps if found.matches
+        f"{found.name}: in the training text too": xray.match_lines(found, arguments.ngram)
+        for found in overlaps
+        if found.matches
     }
     if streamed:
-        nothing = "" if stores["train"] else "; overlap with the training text cannot be computed, as none of it is stored"
+        nothing = (
+            ""
+            if stores["train"]
+            else "; overlap with the training text cannot be computed, as none of it is stored"
+        )
         notes[f"streamed, so neither counted nor compared{nothing}"] = streamed
     if arguments.html:
-        replace(arguments.html, rendering.html_page(f"What the model sees: {arguments.config}", tables, shown, tokenizer, notes))
+        replace(
+            arguments.html,
+            rendering.html_page(
+                f"What the model sees: {arguments.config}", tables, shown, tokenizer, notes
+            ),
+        )
     if arguments.json:
         report = {"sources": sources, "streamed": streamed, "rows": counts, "overlaps": overlaps}
         print(json.dumps(report, default=dataclasses.asdict, indent=1))
@@ -95,7 +117,9 @@ def rows_of(data: PackedDataModule, first: int, least: int) -> list[Row]:
     try:
         for step in loader.sampler:  # not a range: streams have to hear of each step
             parts = data.plan.of_step(step, data.config.trainer.batch_size)[:, 0].tolist()
-            rows += xray.read_rows(loader.dataset[step], data.tokenizer, [names[part] for part in parts])
+            rows += xray.read_rows(
+                loader.dataset[step], data.tokenizer, [names[part] for part in parts]
+            )
             if len(rows) >= least:
                 break
     finally:
@@ -107,21 +131,31 @@ def compare(stores: Stores, data: PackedDataModule, against: list[str], n: int) 
     """What the validation split and further files share with the training text."""
     from lm.checks.overlap import StoredDocuments, find_overlaps, read_held_out
 
-    train, val = (StoredDocuments(split, [store for _, store in stores[split]], data.tokenizer) for split in ("train", "val"))
+    train, val = (
+        StoredDocuments(split, [store for _, store in stores[split]], data.tokenizer)
+        for split in ("train", "val")
+    )
     texts = {"validation": val} | {file: read_held_out(file) for file in against}
-    return find_overlaps(texts, train, n, [corpus.reader for corpus in data.corpora if len(corpus.stores) == 2])
+    return find_overlaps(
+        texts, train, n, [corpus.reader for corpus in data.corpora if len(corpus.stores) == 2]
+    )
 
 
 def show_sample(config: Config, tokenizer: Tokenizer, number: int) -> None:
     """One conversation, counted through the sources from 1."""
-    from lm.checks import xray
-    from lm.checks import rendering
+    from lm.checks import rendering, xray
     from lm.tokens.corpus import readers
 
-    conversations = itertools.chain.from_iterable(reader for _, reader, _ in readers(config.data, tokenizer) if reader.chat)
+    conversations = itertools.chain.from_iterable(
+        reader for _, reader, _ in readers(config.data, tokenizer) if reader.chat
+    )
     if (document := next(itertools.islice(conversations, number - 1, None), None)) is None:
-        raise errors.ConfigError(f"--sample: there are fewer than {number:,} conversations; write a smaller number")
-    rendering.show_rows([xray.conversation_row(document, tokenizer.eos_id)], tokenizer, "not learnt")
+        raise errors.ConfigError(
+            f"--sample: there are fewer than {number:,} conversations; write a smaller number"
+        )
+    rendering.show_rows(
+        [xray.conversation_row(document, tokenizer.eos_id)], tokenizer, "not learnt"
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -132,14 +166,52 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("--config", required=True, metavar="FILE", help="the YAML file; its keys can be changed, as in train.py")
-    result.add_argument("--step", type=int, default=0, metavar="K", help="the first optimiser step whose rows are shown (default: 0)")
-    result.add_argument("--rows", type=int, default=4, metavar="N", help="how many rows, of this and the next steps (default: 4)")
-    result.add_argument("--sample", type=int, metavar="N", help="show the N-th conversation instead")
-    result.add_argument("--html", type=Path, metavar="FILE", help="write it all, with each token's particulars, into one HTML file too")
-    result.add_argument("--against", nargs="+", default=[], metavar="FILE", help="further text to look for in the training text")
-    result.add_argument("--ngram", type=int, default=13, metavar="N", help="how many words in a row (default: 13; 0: compare nothing)")
-    result.add_argument("--json", action="store_true", help="print the numbers as one JSON object, and no rows")
+    result.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="the YAML file; its keys can be changed, as in train.py",
+    )
+    result.add_argument(
+        "--step",
+        type=int,
+        default=0,
+        metavar="K",
+        help="the first optimiser step whose rows are shown (default: 0)",
+    )
+    result.add_argument(
+        "--rows",
+        type=int,
+        default=4,
+        metavar="N",
+        help="how many rows, of this and the next steps (default: 4)",
+    )
+    result.add_argument(
+        "--sample", type=int, metavar="N", help="show the N-th conversation instead"
+    )
+    result.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write it all, with each token's particulars, into one HTML file too",
+    )
+    result.add_argument(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="further text to look for in the training text",
+    )
+    result.add_argument(
+        "--ngram",
+        type=int,
+        default=13,
+        metavar="N",
+        help="how many words in a row (default: 13; 0: compare nothing)",
+    )
+    result.add_argument(
+        "--json", action="store_true", help="print the numbers as one JSON object, and no rows"
+    )
     return result
 
 

@@ -1,4 +1,5 @@
-"""Standard tests: let EleutherAI's lm-evaluation-harness ask a checkpoint. Needs `pip install lm-eval==0.4.13`.
+"""Standard tests: let EleutherAI's lm-evaluation-harness ask a checkpoint. Needs `pip install
+lm-eval==0.4.13`.
 
 python -m tools.lm_eval --ckpt checkpoints/best.ckpt --tasks blimp lambada_openai
 python -m tools.lm_eval --ckpt checkpoints/best.ckpt --tasks mine --include-path tasks --json
@@ -19,18 +20,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lm.system import disk
-from lm.system import errors
 from lm.checkpoints.folder import open_checkpoint, read_manifest, read_meta
+from lm.system import disk, errors
 
-KEPT = ("results", "groups", "group_subtasks", "n-shot", "n-samples", "versions", "higher_is_better", "lm_eval_version")
+KEPT = (
+    "results",
+    "groups",
+    "group_subtasks",
+    "n-shot",
+    "n-samples",
+    "versions",
+    "higher_is_better",
+    "lm_eval_version",
+)
 
 
 def main() -> None:
     """Refuse what cannot work, then load what is heavy and ask."""
     arguments = parse()
     if importlib.util.find_spec("lm_eval") is None:
-        raise errors.ConfigError(f"lm-evaluation-harness is not installed: {sys.executable} -m pip install lm-eval==0.4.13")
+        raise errors.ConfigError(
+            f"lm-evaluation-harness is not installed: {sys.executable} -m pip install"
+            " lm-eval==0.4.13"
+        )
     folder = open_checkpoint(arguments.ckpt)
     be_quiet()
     form = None
@@ -39,8 +51,8 @@ def main() -> None:
 
         form = chat_format(folder, arguments.template)
     with contextlib.redirect_stdout(sys.stderr):  # the harness prints, too
-        from lm.system.device import choose_device
         from lm.evaluation.harness import Subject, find_tasks, load_tasks
+        from lm.system.device import choose_device
         from model import load
 
         device = choose_device(arguments.device, "--device")
@@ -56,51 +68,110 @@ def main() -> None:
     for kind, count in subject.cut.items():
         if count:
             context = f"the context of {subject.context_length:,} tokens"
-            print(f"{count:,} {kind} requests do not fit {context}: they lost their beginning", file=sys.stderr)
+            print(
+                f"{count:,} {kind} requests do not fit {context}: they lost their beginning",
+                file=sys.stderr,
+            )
 
 
 def parse() -> argparse.Namespace:
     """Read the command line; numbers that make no sense are refused."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.lm_eval", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.lm_eval",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ckpt", metavar="CKPT", required=True, help="the checkpoint, such as checkpoints/best.ckpt")
-    parser.add_argument("--tasks", metavar="NAME", nargs="+", required=True, help="tasks, groups, patterns such as arc_*, or YAML files")
-    parser.add_argument("--include-path", metavar="DIR", type=Path, help="a folder with tasks of your own")
-    parser.add_argument("--num-fewshot", metavar="N", type=int, help="examples before each question (what the task says, else 0)")
-    parser.add_argument("--limit", metavar="N", type=int, help="only the first N questions of each task, to try something out")
-    parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="texts that are read together (32); changes no number")
-    parser.add_argument("--chat", action="store_true", help="put questions in the template that the checkpoint was fine-tuned with")
+    parser.add_argument(
+        "--ckpt",
+        metavar="CKPT",
+        required=True,
+        help="the checkpoint, such as checkpoints/best.ckpt",
+    )
+    parser.add_argument(
+        "--tasks",
+        metavar="NAME",
+        nargs="+",
+        required=True,
+        help="tasks, groups, patterns such as arc_*, or YAML files",
+    )
+    parser.add_argument(
+        "--include-path", metavar="DIR", type=Path, help="a folder with tasks of your own"
+    )
+    parser.add_argument(
+        "--num-fewshot",
+        metavar="N",
+        type=int,
+        help="examples before each question (what the task says, else 0)",
+    )
+    parser.add_argument(
+        "--limit",
+        metavar="N",
+        type=int,
+        help="only the first N questions of each task, to try something out",
+    )
+    parser.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=int,
+        default=32,
+        help="texts that are read together (32); changes no number",
+    )
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="put questions in the template that the checkpoint was fine-tuned with",
+    )
     parser.add_argument("--template", metavar="NAME", help="--chat: another template")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to compute (auto)")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=["auto", "cpu", "cuda", "mps"],
+        help="where to compute (auto)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="write the JSON object into this file as well")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="write the JSON object into this file as well"
+    )
     arguments = parser.parse_args()
     for name, least in (("num_fewshot", 0), ("limit", 1), ("batch_size", 1)):
         value = getattr(arguments, name)
         if value is not None and value < least:
-            raise errors.ConfigError(f"--{name.replace('_', '-')} {value} is out of range; write {least} or more")
+            raise errors.ConfigError(
+                f"--{name.replace('_', '-')} {value} is out of range; write {least} or more"
+            )
     if arguments.template and not arguments.chat:
         raise errors.ConfigError("--template is for --chat; leave it out, or give both")
     if arguments.include_path is not None and not arguments.include_path.is_dir():
-        raise errors.ConfigError(f"--include-path {arguments.include_path}: no such folder; name the one that holds your tasks' YAML files")
+        raise errors.ConfigError(
+            f"--include-path {arguments.include_path}: no such folder; name the one that holds your"
+            " tasks' YAML files"
+        )
     if arguments.out is not None and not arguments.out.parent.is_dir():
-        raise errors.ConfigError(f"--out {arguments.out}: there is no folder {arguments.out.parent}; make it first")
+        raise errors.ConfigError(
+            f"--out {arguments.out}: there is no folder {arguments.out.parent}; make it first"
+        )
     return arguments
 
 
 def be_quiet() -> None:
-    """What the harness and its libraries tell beside the results; errors are still told. Bars are for terminals."""
+    """What the harness and its libraries tell beside the results; errors are still told. Bars are
+    for terminals.
+    """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the harness forks for its bootstrap, of which tokenizers would warn
+    # the harness forks for its bootstrap, of which tokenizers would warn
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network it tells each of its tries
+    # without a network it tells each of its tries
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 
 
-def evaluate(subject: Any, manager: Any, tasks: list[Any], arguments: argparse.Namespace) -> dict[str, Any]:
+def evaluate(
+    subject: Any, manager: Any, tasks: list[Any], arguments: argparse.Namespace
+) -> dict[str, Any]:
     """The harness's own evaluation; its seeds are its defaults."""
     from lm_eval import simple_evaluate
 
@@ -116,13 +187,26 @@ def evaluate(subject: Any, manager: Any, tasks: list[Any], arguments: argparse.N
     )
 
 
-def report_of(folder: Path, device: str, results: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """What is kept of the harness's results, beside what was asked. Numbers that are not finite are null."""
+def report_of(
+    folder: Path, device: str, results: dict[str, Any], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """What is kept of the harness's results, beside what was asked. Numbers that are not finite are
+    null.
+    """
     from lm.evaluation.harness import chance
 
     meta = read_meta(folder)
-    asked = {"step": meta["step"], "manifest_sha256": read_manifest(folder)["sha256"], "device": device, "limit": arguments.limit}
-    choosing = [name for name, config in results["configs"].items() if config["output_type"] == "multiple_choice"]
+    asked = {
+        "step": meta["step"],
+        "manifest_sha256": read_manifest(folder)["sha256"],
+        "device": device,
+        "limit": arguments.limit,
+    }
+    choosing = [
+        name
+        for name, config in results["configs"].items()
+        if config["output_type"] == "multiple_choice"
+    ]
     guessed = {name: chance(results["samples"][name]) for name in choosing}
     report = {"checkpoint": arguments.ckpt, **asked, "chat": arguments.chat, "chance": guessed}
     kept = {key: results[key] for key in KEPT if key in results}
@@ -133,11 +217,17 @@ def table(report: dict[str, Any], results: dict[str, Any]) -> str:
     """The harness's own tables, Markdown, and how often a blind guess is right."""
     from lm_eval.utils import make_table
 
-    parts = [f"{report['checkpoint']} (step {report['step']:,}) on {report['device']}, lm-evaluation-harness {report['lm_eval_version']}:"]
+    parts = [
+        f"{report['checkpoint']} (step {report['step']:,}) on {report['device']},"
+        f" lm-evaluation-harness {report['lm_eval_version']}:"
+    ]
     parts.append(make_table(results).strip())
     if results.get("groups"):
         parts.append(make_table(results, "groups").strip())
-    parts += [f"{name}: a blind guess is right with a probability of {share:.4f}" for name, share in report["chance"].items()]
+    parts += [
+        f"{name}: a blind guess is right with a probability of {share:.4f}"
+        for name, share in report["chance"].items()
+    ]
     return "\n\n".join(parts[:2]) + "".join(f"\n\n{part}" for part in parts[2:])
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lm.checkpoints import folder as checkpoint
-from lm.system import errors
 from lm.checkpoints.meta import read_adapters, read_model
+from lm.system import errors
 
 
 def main() -> None:
@@ -29,25 +29,41 @@ def main() -> None:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ckpt", metavar="CKPT", required=True, help="the checkpoint of the adapters")
-    parser.add_argument("--base", metavar="CKPT", type=Path, help="their base (default: where it was when they were trained)")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder that gets the merged one")
+    parser.add_argument(
+        "--ckpt", metavar="CKPT", required=True, help="the checkpoint of the adapters"
+    )
+    parser.add_argument(
+        "--base",
+        metavar="CKPT",
+        type=Path,
+        help="their base (default: where it was when they were trained)",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, required=True, help="the folder that gets the merged one"
+    )
     arguments = parser.parse_args()
     folder = checkpoint.open_checkpoint(arguments.ckpt)
     meta = checkpoint.read_meta(folder)
     if read_adapters(folder, meta) is None:
-        raise errors.CheckpointError(f"{folder} holds a whole model already: there is nothing to merge")
+        raise errors.CheckpointError(
+            f"{folder} holds a whole model already: there is nothing to merge"
+        )
     base = checkpoint.open_checkpoint(arguments.base) if arguments.base is not None else None
     path = arguments.out / checkpoint.step_name(meta["step"])
     if path.exists():
-        raise errors.CheckpointError(f"{path} is there already; remove it, or name another folder with --out")
-    checkpoint.verify(folder, ("tokenizer.json",))  # it is copied: its hash would be that of the damage
+        raise errors.CheckpointError(
+            f"{path} is there already; remove it, or name another folder with --out"
+        )
+    # it is copied: its hash would be that of the damage
+    checkpoint.verify(folder, ("tokenizer.json",))
     checkpoint.write_checkpoint(path, writers(folder, meta, base))
     checkpoint.verify(path)
     print(f"{path}: merged, and verified; it can be used and started from, not resumed")
 
 
-def writers(folder: Path, meta: dict[str, Any], base: Path | None) -> dict[str, Callable[[Path], Any]]:
+def writers(
+    folder: Path, meta: dict[str, Any], base: Path | None
+) -> dict[str, Callable[[Path], Any]]:
     """The files of the merged checkpoint: name -> function that writes it."""
     import torch
 
@@ -58,8 +74,15 @@ def writers(folder: Path, meta: dict[str, Any], base: Path | None) -> dict[str, 
     with torch.device("meta"):
         decoder = Decoder(read_model(folder, meta), initialise=False)
     load_whole(decoder, folder, base)
-    parent = {"path": str(folder), "step": meta["step"], "manifest_sha256": checkpoint.read_manifest(folder)["sha256"]}
-    whole = {key: value for key, value in meta.items() if key != "adapters"} | {"parent": parent, "shards": 0}
+    parent = {
+        "path": str(folder),
+        "step": meta["step"],
+        "manifest_sha256": checkpoint.read_manifest(folder)["sha256"],
+    }
+    whole = {key: value for key, value in meta.items() if key != "adapters"} | {
+        "parent": parent,
+        "shards": 0,
+    }
     return {
         "model.safetensors": lambda path: write_weights(path, trained(decoder)),
         "tokenizer.json": lambda path: shutil.copyfile(folder / "tokenizer.json", path),

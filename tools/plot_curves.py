@@ -16,13 +16,25 @@ from lm.system import errors
 def main() -> None:
     """Read the runs, draw one picture, and say where each curve ended."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.plot_curves", description="Draw loss, perplexity and learning rate of one or more runs.", allow_abbrev=False
+        prog="python -m tools.plot_curves",
+        description="Draw loss, perplexity and learning rate of one or more runs.",
+        allow_abbrev=False,
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run's folder, or its metrics.csv")
-    parser.add_argument("--out", type=Path, default=Path("curves.png"), help="the picture (default: curves.png, here)")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", type=Path, help="a run's folder, or its metrics.csv"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("curves.png"),
+        help="the picture (default: curves.png, here)",
+    )
     arguments = parser.parse_args()
     if arguments.out.suffix.lower() != ".png":
-        raise errors.ConfigError(f"--out: the picture is a PNG, got {arguments.out}; write {arguments.out.with_suffix('.png')}")
+        raise errors.ConfigError(
+            f"--out: the picture is a PNG, got {arguments.out}; write"
+            f" {arguments.out.with_suffix('.png')}"
+        )
     curves.draw(arguments.runs, arguments.out)
     for run in arguments.runs:
         print(f"{run}\n{curves.summary(run)}")

@@ -1,4 +1,5 @@
-"""Make the tokens of a configuration ahead of its run, so that train.py starts at once and without the network.
+"""Make the tokens of a configuration ahead of its run, so that train.py starts at once and without
+the network.
 
 python -m tools.prepare --config config.yaml
 python -m tools.prepare --config config.yaml --processes 4 --verify
@@ -15,16 +16,16 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lm.system import errors
 from lm.config.reader import load
+from lm.system import errors
 from lm.system.disk import in_bytes, refusals
 from lm.system.signals import StopSignals
 
 if TYPE_CHECKING:
-    from lm.tokens.corpus import Corpus
     from lm.config.schema.config import Config
     from lm.documents.reader import Piece
     from lm.tokenizer.tokenizer import Tokenizer
+    from lm.tokens.corpus import Corpus
     from lm.tokens.tokenise import Engine, Tokenise, Tokens
 
 
@@ -32,11 +33,15 @@ def main() -> None:
     """Read the command line, make what is missing, and say what there is."""
     arguments, overrides = parser().parse_known_args()
     config = load(arguments.config, overrides).config
-    if streamed := [key for key, part in config.data.parts if getattr(part.source, "streaming", False)]:
-        flag = " (--data.source.streaming false)" if streamed == ["data.source"] else ""  # parts of a mixture have no flags
+    if streamed := [
+        key for key, part in config.data.parts if getattr(part.source, "streaming", False)
+    ]:
+        # parts of a mixture have no flags
+        flag = " (--data.source.streaming false)" if streamed == ["data.source"] else ""
         raise errors.ConfigError(
-            f"{streamed[0]}: what is streamed is tokenised as training goes, not ahead; write streaming: false, here and for train.py, to "
-            f"read the dataset once and keep its tokens{flag}"
+            f"{streamed[0]}: what is streamed is tokenised as training goes, not ahead; write"
+            " streaming: false, here and for train.py, to read the dataset once and keep its"
+            f" tokens{flag}"
         )
     with StopSignals(speaks=False, advice="start it again, and it goes on where it was"):
         from lm.checkpoints.base import tokenizer_of
@@ -61,7 +66,10 @@ def _engine(ray: bool, processes: int | None) -> Engine:
 def parser() -> argparse.ArgumentParser:
     """The flags."""
     result = argparse.ArgumentParser(
-        prog="python -m tools.prepare", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.prepare",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file")
     where = result.add_mutually_exclusive_group()
@@ -71,8 +79,16 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="how many read and tokenise (default: one for each core); with 1 no other is started",
     )
-    where.add_argument("--ray", action="store_true", help="on all machines of the Ray cluster that RAY_ADDRESS names, or on this one")
-    result.add_argument("--verify", action="store_true", help="also read all that is there, and make again what is damaged")
+    where.add_argument(
+        "--ray",
+        action="store_true",
+        help="on all machines of the Ray cluster that RAY_ADDRESS names, or on this one",
+    )
+    result.add_argument(
+        "--verify",
+        action="store_true",
+        help="also read all that is there, and make again what is damaged",
+    )
     return result
 
 
@@ -98,7 +114,9 @@ def make(config: Config, tokenizer: Tokenizer, engine: Engine) -> list[Corpus]:
     seconds = time.perf_counter() - start
     for corpus in corpora:
         _say("; ".join([f"{corpus.key}: {_amount(corpus)}", *corpus.facts]))
-    if text := sum(store.text_bytes for corpus in corpora if corpus.key in made for store in corpus.stores):
+    if text := sum(
+        store.text_bytes for corpus in corpora if corpus.key in made for store in corpus.stores
+    ):
         _say(f"made in {seconds:,.1f} s, {in_bytes(text / seconds)} of text a second")
     elif not made:
         _say("everything was there already")
@@ -106,7 +124,9 @@ def make(config: Config, tokenizer: Tokenizer, engine: Engine) -> list[Corpus]:
 
 
 def remove_damaged(corpora: list[Corpus]) -> bool:
-    """Whether a file's content is not what was written; its tokens are taken away, to be made again."""
+    """Whether a file's content is not what was written; its tokens are taken away, to be made
+    again.
+    """
     from lm.tokens.cache import damaged, read_manifest
 
     found = False
@@ -122,7 +142,11 @@ def remove_damaged(corpora: list[Corpus]) -> bool:
 
 
 def _amount(corpus: Corpus) -> str:
-    amounts = [f"{store.split} {store.documents:,} documents, {store.tokens:,} tokens" for store in corpus.stores if store.documents]
+    amounts = [
+        f"{store.split} {store.documents:,} documents, {store.tokens:,} tokens"
+        for store in corpus.stores
+        if store.documents
+    ]
     size = sum(path.stat().st_size for path in corpus.folder.iterdir())
     return ", ".join([*amounts, f"{in_bytes(size)} on disk"])
 

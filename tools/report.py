@@ -1,4 +1,5 @@
-"""A run as one HTML file that needs nothing else: numbers, curves, what it wrote, where it comes from, what it took.
+"""A run as one HTML file that needs nothing else: numbers, curves, what it wrote, where it comes
+from, what it took.
 
 python -m tools.report checkpoints
 python -m tools.report runs/small --out small.html --no-model
@@ -22,8 +23,8 @@ from lm.system.disk import replace
 if TYPE_CHECKING:
     from data import PackedDataModule
     from lm.display.html import Html
-    from lm.runs.record import RunRecord
     from lm.evaluation.surprisal import Batch, Surprisal
+    from lm.runs.record import RunRecord
     from lm.tokenizer.tokenizer import Tokenizer
 
 
@@ -31,14 +32,19 @@ def main() -> None:
     """Read the folder, ask the model, write the page."""
     arguments = parser().parse_args()
     if arguments.watts is not None and not 0 < arguments.watts < 1e9:
-        raise errors.ConfigError(f"--watts: a power above 0, got {arguments.watts:g}; write what the machine draws while it trains")
+        raise errors.ConfigError(
+            f"--watts: a power above 0, got {arguments.watts:g}; write what the machine draws while"
+            " it trains"
+        )
 
     from lm.runs.record import read_run
 
     run = read_run(arguments.run)
     out = arguments.out or arguments.run / "report.html"
     if not out.parent.is_dir():
-        raise errors.CheckpointError(f"--out: {out.parent} is no folder; name a file in one that is there")
+        raise errors.CheckpointError(
+            f"--out: {out.parent} is no folder; name a file in one that is there"
+        )
 
     from lm.reports.run import report
 
@@ -50,7 +56,9 @@ def main() -> None:
 
 
 def of_model(run: RunRecord, without: bool) -> tuple[dict[str, Html], str]:
-    """The parts for which the model is needed, and their style; or one that says why they are missing."""
+    """The parts for which the model is needed, and their style; or one that says why they are
+    missing.
+    """
     from lm.display.html import element
 
     try:
@@ -59,29 +67,40 @@ def of_model(run: RunRecord, without: bool) -> tuple[dict[str, Html], str]:
         found, tokenizer, weights, recorded = measured(run)
     except errors.UserError as error:
         print(f"without the model: {error}")
-        return {"surprise": element("p", f"Not in this report, nor the loss by place: {error}.", class_="quiet")}, ""
+        return {
+            "surprise": element(
+                "p", f"Not in this report, nor the loss by place: {error}.", class_="quiet"
+            )
+        }, ""
 
     from lm.reports import run_model
 
-    parts = {"surprise": run_model.surprise(found, tokenizer, weights, recorded), "positions": run_model.positions(found)}
+    parts = {
+        "surprise": run_model.surprise(found, tokenizer, weights, recorded),
+        "positions": run_model.positions(found),
+    }
     if (by_source := run_model.by_source(found)) is not None:
         parts["sources"] = by_source
     return parts, run_model.STYLE
 
 
 def measured(run: RunRecord) -> tuple[Surprisal, Tokenizer, str, float | None]:
-    """The best checkpoint on what the run validates on, its name, and the loss that the run recorded for it. Raises UserError."""
+    """The best checkpoint on what the run validates on, its name, and the loss that the run
+    recorded for it. Raises UserError.
+    """
     from lm.checkpoints.meta import read_config
 
     if (saved := run.best_checkpoint) is None:
         raise errors.CheckpointError("no checkpoint can be read")
     config = read_config(saved.path, saved.meta["config"])
     if config.finetune is not None and config.finetune.objective == "dpo":
-        raise errors.ConfigError("it learnt from preferences, of which no token has a loss of its own")
+        raise errors.ConfigError(
+            "it learnt from preferences, of which no token has a loss of its own"
+        )
 
     from data import PackedDataModule
-    from lm.system.device import autocast, choose_device, choose_precision
     from lm.evaluation.surprisal import measure
+    from lm.system.device import autocast, choose_device, choose_precision
     from model import load
 
     device = choose_device("auto")
@@ -89,7 +108,11 @@ def measured(run: RunRecord) -> tuple[Surprisal, Tokenizer, str, float | None]:
     data = PackedDataModule(config, tokenizer, lambda line: None, saved.meta.get("revisions", {}))
     with autocast(device, choose_precision(config.trainer.precision, device)):
         found = measure(decoder, batches(data), config.row_length)
-    losses = [v.loss for v in run.validations if v.manifest_sha256 == saved.manifest_sha256 and math.isfinite(v.loss)]
+    losses = [
+        v.loss
+        for v in run.validations
+        if v.manifest_sha256 == saved.manifest_sha256 and math.isfinite(v.loss)
+    ]
     return found, tokenizer, saved.path.name, losses[-1] if losses else None
 
 
@@ -109,12 +132,29 @@ def batches(data: PackedDataModule) -> Iterator[Batch]:
 def parser() -> argparse.ArgumentParser:
     """The flags."""
     result = argparse.ArgumentParser(
-        prog="python -m tools.report", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.report",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("run", metavar="RUN", type=Path, help="a run's folder, such as checkpoints")
-    result.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html in the run's folder)")
-    result.add_argument("--no-model", action="store_true", help="only what the folder's files say: nothing is loaded and scored")
-    result.add_argument("--watts", type=float, metavar="N", help="what the machine draws while it trains, for the energy estimate")
+    result.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the page (default: report.html in the run's folder)",
+    )
+    result.add_argument(
+        "--no-model",
+        action="store_true",
+        help="only what the folder's files say: nothing is loaded and scored",
+    )
+    result.add_argument(
+        "--watts",
+        type=float,
+        metavar="N",
+        help="what the machine draws while it trains, for the energy estimate",
+    )
     return result
 
 

@@ -1,4 +1,5 @@
-"""Prove on your own configuration that a run which is stopped, or killed, and resumed is the run that was not.
+"""Prove on your own configuration that a run which is stopped, or killed, and resumed is the run
+that was not.
 
 python -m tools.resume_proof --config config_smoke.yaml
 python -m tools.resume_proof --config config_smoke.yaml --kill --steps 40 --data.workers 2
@@ -23,8 +24,8 @@ import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from lm.system import errors
 from lm.config.reader import load
+from lm.system import errors
 from lm.system.signals import StopSignals, child
 
 ROOT = Path(__file__).parents[1]
@@ -38,9 +39,21 @@ def main() -> None:
     config = load(arguments.config, overrides).config
     steps = min(arguments.steps, config.max_steps)
     if not 0 < arguments.stops < steps:
-        raise errors.ConfigError(f"--stops: {arguments.stops} do not fit into {steps} steps; write 1 or more, and less than --steps")
-    script = ["train.py"] if config.finetune is None else ["finetune.py", "--finetune.report_prompts=0"]  # what comes after is no step
-    command = [*script, "--config", arguments.config, *overrides, *shortened(steps, config.optimizer.warmup_steps)]
+        raise errors.ConfigError(
+            f"--stops: {arguments.stops} do not fit into {steps} steps; write 1 or more, and less"
+            " than --steps"
+        )
+    # what comes after is no step
+    script = (
+        ["train.py"] if config.finetune is None else ["finetune.py", "--finetune.report_prompts=0"]
+    )
+    command = [
+        *script,
+        "--config",
+        arguments.config,
+        *overrides,
+        *shortened(steps, config.optimizer.warmup_steps),
+    ]
     stops = StopSignals(speaks=False, advice="what it had made so far is removed")
     with stops, tempfile.TemporaryDirectory(prefix="resume-proof-") as folder:
         straight, interrupted = Path(folder) / "straight", Path(folder) / "interrupted"
@@ -50,7 +63,10 @@ def main() -> None:
         at = sorted(random.Random(arguments.seed).sample(range(1, steps), arguments.stops))  # noqa: S311 (no secret)
         done = [interrupt(interrupted, command, step, number) for step in at]
         finish(interrupted, command)
-        print(f"interrupted  by {number.name} in step {', '.join(map(str, done))}; resumed each time", flush=True)
+        print(
+            f"interrupted  by {number.name} in step {', '.join(map(str, done))}; resumed each time",
+            flush=True,
+        )
         compare(straight, interrupted)
     return None
 
@@ -58,20 +74,38 @@ def main() -> None:
 def parser() -> argparse.ArgumentParser:
     """The flags; any key of the configuration is one more."""
     result = argparse.ArgumentParser(
-        prog="python -m tools.resume_proof", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.resume_proof",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file")
-    result.add_argument("--kill", action="store_true", help="kill -9, wherever it is, instead of asking it to stop")
+    result.add_argument(
+        "--kill", action="store_true", help="kill -9, wherever it is, instead of asking it to stop"
+    )
     result.add_argument("--steps", type=int, default=20, metavar="N", help="optimiser steps (20)")
-    result.add_argument("--stops", type=int, default=3, metavar="N", help="how often it is interrupted (3)")
-    result.add_argument("--seed", type=int, default=0, metavar="N", help="decides at which steps (0)")
+    result.add_argument(
+        "--stops", type=int, default=3, metavar="N", help="how often it is interrupted (3)"
+    )
+    result.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="decides at which steps (0)"
+    )
     return result
 
 
 def shortened(steps: int, warmup_steps: int) -> list[str]:
     """The keys of a run of so many steps that keeps all there is to compare."""
-    keys = {"trainer.max_steps": steps, "trainer.max_minutes": "null", "trainer.early_stopping": "null", "checkpoint.keep": steps}
-    keys |= {"trainer.validate_every": max(1, steps // 3), "checkpoint.save_every": max(1, steps // 5), "logging.every": 1}
+    keys = {
+        "trainer.max_steps": steps,
+        "trainer.max_minutes": "null",
+        "trainer.early_stopping": "null",
+        "checkpoint.keep": steps,
+    }
+    keys |= {
+        "trainer.validate_every": max(1, steps // 3),
+        "checkpoint.save_every": max(1, steps // 5),
+        "logging.every": 1,
+    }
     if warmup_steps >= steps:
         keys |= {"optimizer.warmup_steps": steps // 4}
     return [f"--{key}={value}" for key, value in keys.items()]
@@ -79,10 +113,24 @@ def shortened(steps: int, warmup_steps: int) -> list[str]:
 
 def running(folder: Path, command: list[str]) -> AbstractContextManager[subprocess.Popen[str]]:
     """Start or resume the run in `folder`, each of its steps written to `folder`.jsonl."""
-    traced = [sys.executable, "-m", "tools.resume_proof", "--traced", str(folder.with_suffix(".jsonl")), *command]
-    # The folder moves with the test, so paths in the configuration stay relative to where the user is.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    return child([*traced, "--resume", "auto", f"--checkpoint.directory={folder}"], subprocess.DEVNULL, environment)
+    traced = [
+        sys.executable,
+        "-m",
+        "tools.resume_proof",
+        "--traced",
+        str(folder.with_suffix(".jsonl")),
+        *command,
+    ]
+    # The folder moves with the test, so paths in the configuration stay relative to where the user
+    # is.
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    }
+    return child(
+        [*traced, "--resume", "auto", f"--checkpoint.directory={folder}"],
+        subprocess.DEVNULL,
+        environment,
+    )
 
 
 def finish(folder: Path, command: list[str]) -> None:
@@ -90,7 +138,9 @@ def finish(folder: Path, command: list[str]) -> None:
     with running(folder, command) as process:
         _, said = process.communicate()
     if process.returncode != 0:
-        error = errors.UserError(f"the run ended with exit code {process.returncode}: {said.strip()}")
+        error = errors.UserError(
+            f"the run ended with exit code {process.returncode}: {said.strip()}"
+        )
         error.exit_code = process.returncode
         raise error
 
@@ -124,7 +174,10 @@ def traced(trace: Path, arguments: list[str]) -> None:
     def traced_step(self: LanguageModel, batch: dict[str, object], batch_idx: int) -> None:
         training_step(self, batch, batch_idx)
         with trace.open("a") as file:
-            file.write(trace_of(self.step, batch, self.loss, self.used_learning_rate, self.grad_norm) + "\n")
+            file.write(
+                trace_of(self.step, batch, self.loss, self.used_learning_rate, self.grad_norm)
+                + "\n"
+            )
 
     LanguageModel.training_step = traced_step  # type: ignore[method-assign]
     sys.argv = [str(ROOT / arguments[0]), *arguments[1:]]
@@ -139,7 +192,10 @@ def compare(straight: Path, interrupted: Path) -> None:
     one, other = (read_trace(folder.with_suffix(".jsonl")) for folder in (straight, interrupted))
     if (difference := first_difference(straight, interrupted, one, other)) is not None:
         raise errors.CheckFailed(f"not identical; the first difference is in {difference}")
-    print(f"identical: the batches and numbers of {len(one)} steps, every tensor of {len(step_directories(straight))} checkpoints")
+    print(
+        f"identical: the batches and numbers of {len(one)} steps, every tensor of"
+        f" {len(step_directories(straight))} checkpoints"
+    )
 
 
 if __name__ == "__main__":

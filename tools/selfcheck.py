@@ -1,4 +1,5 @@
-"""Prove on your own configuration that what is about to be trained can be trained, and is what it should be.
+"""Prove on your own configuration that what is about to be trained can be trained, and is what it
+should be.
 
 python -m tools.selfcheck --config config_smoke.yaml
 python -m tools.selfcheck --config config_smoke.yaml --model.n_layers 8 --only future --only cache
@@ -21,17 +22,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm.system import errors
-from lm.config.reader import Loaded, load
 from lm.config.describe import to_yaml
-from lm.runs.origin import Origin
+from lm.config.reader import Loaded, load
 from lm.config.schema.config import Config
+from lm.runs.origin import Origin
+from lm.system import errors
 from lm.system.signals import StopSignals, child
 
 if TYPE_CHECKING:
     from lm.checks.selfchecks import Result
-    from lm.training.session import Session
     from lm.training.command import BuildSession
+    from lm.training.session import Session
 
 ROOT = Path(__file__).parents[1]
 CHECKS = {
@@ -61,23 +62,39 @@ def main() -> None:
     for name in names:
         started = time.perf_counter()
         result = resume(loaded.config) if name == "resume" else subject.check(name)
-        found.append({"check": name, **result._asdict(), "seconds": round(time.perf_counter() - started, 2)})
+        found.append(
+            {"check": name, **result._asdict(), "seconds": round(time.perf_counter() - started, 2)}
+        )
         if not arguments.json:
-            print(line(name, result, sys.stdout.isatty() and not os.environ.get("NO_COLOR")), flush=True)
+            print(
+                line(name, result, sys.stdout.isatty() and not os.environ.get("NO_COLOR")),
+                flush=True,
+            )
     if arguments.json:
         print(json.dumps(found, indent=1))
     if failed := [str(each["check"]) for each in found if each["ok"] is False]:
-        raise errors.CheckFailed(f"{len(failed)} of {len(found)} checks failed: {', '.join(failed)}")
+        raise errors.CheckFailed(
+            f"{len(failed)} of {len(found)} checks failed: {', '.join(failed)}"
+        )
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags; any key of the configuration is one more."""
     result = argparse.ArgumentParser(
-        prog="python -m tools.selfcheck", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.selfcheck",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file")
     names = ", ".join(CHECKS)
-    result.add_argument("--only", action="append", choices=[*CHECKS], metavar="NAME", help=f"this check alone, repeatable: {names}")
+    result.add_argument(
+        "--only",
+        action="append",
+        choices=[*CHECKS],
+        metavar="NAME",
+        help=f"this check alone, repeatable: {names}",
+    )
     result.add_argument("--json", action="store_true", help="print one JSON list")
     return result
 
@@ -86,13 +103,15 @@ def session_of(loaded: Loaded) -> Session:
     """The one that train.py or finetune.py would begin."""
     command = ROOT / ("train.py" if loaded.config.finetune is None else "finetune.py")
     build: BuildSession = runpy.run_path(str(command))["build_session"]
-    return build(loaded, Origin(), None, StopSignals(speaks=False), lambda text: print(text, file=sys.stderr))
+    return build(
+        loaded, Origin(), None, StopSignals(speaks=False), lambda text: print(text, file=sys.stderr)
+    )
 
 
 def resume(config: Config) -> Result:
     """tools.resume_proof on a shortened run, which is its own process: it starts and stops several."""
-    from lm.checks.subject import RESUME_STEPS, shortened
     from lm.checks.selfchecks import Result
+    from lm.checks.subject import RESUME_STEPS, shortened
 
     if config.max_steps < 2:
         return Result(None, "the run has a single step, and nothing comes after a stop")
@@ -100,12 +119,26 @@ def resume(config: Config) -> Result:
     with stops, tempfile.TemporaryDirectory(prefix="selfcheck-") as folder:
         file = Path(folder) / "config.yaml"
         file.write_text(to_yaml(shortened(config)), encoding="utf-8")
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-        command = [sys.executable, "-m", "tools.resume_proof", "--config", str(file), f"--steps={RESUME_STEPS}", "--stops=1"]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "tools.resume_proof",
+            "--config",
+            str(file),
+            f"--steps={RESUME_STEPS}",
+            "--stops=1",
+        ]
         with child(command, subprocess.PIPE, environment) as process:
             proved, refused = process.communicate()
     said = (proved if process.returncode == 0 else refused).strip()
-    return Result(process.returncode == 0, said.rpartition("\n")[2], "lm/checkpoints/train_state.py; `python -m tools.resume_proof` shows more")
+    return Result(
+        process.returncode == 0,
+        said.rpartition("\n")[2],
+        "lm/checkpoints/train_state.py; `python -m tools.resume_proof` shows more",
+    )
 
 
 def line(name: str, result: Result, colour: bool) -> str:

@@ -1,4 +1,5 @@
-"""Learn a byte-level BPE vocabulary from the text that a configuration names, and say what it makes of it.
+"""Learn a byte-level BPE vocabulary from the text that a configuration names, and say what it makes
+of it.
 
 python -m tools.train_tokenizer --config config.yaml --vocab-size 16000 --out runs/bpe16000
 python train.py --config config.yaml --tokenizer.name runs/bpe16000/tokenizer.json
@@ -22,18 +23,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm.system import disk
-from lm.system import errors
 from lm.config.reader import load
 from lm.config.schema.data import DataConfig
+from lm.system import disk, errors
 
 if TYPE_CHECKING:
-    from lm.tokens.prepare import Split
     from lm.documents.reader import Reader
+    from lm.tokens.prepare import Split
 
-Texts = dict[str, Callable[[], Iterator[str]]]  # by the name of their source; each can be read again
+# by the name of their source; each can be read again
+Texts = dict[str, Callable[[], Iterator[str]]]
 
-# A minute or two, up to 2 GiB of memory. More gains little: from 4 to 7 MB of film reviews, 16,000 tokens made held-out text 0.2 % shorter.
+# A minute or two, up to 2 GiB of memory. More gains little: from 4 to 7 MB of film reviews, 16,000
+# tokens made held-out text 0.2 % shorter.
 BUDGET = 200_000_000
 SAMPLE = 10_000_000  # bytes of each side of each source that the report is about: some seconds
 
@@ -43,42 +45,87 @@ def main() -> None:
     arguments, overrides = parser().parse_known_args()
     data = load(arguments.config, overrides).config.data
 
+    from lm.tokenizer.learn import (
+        LEAST_VOCABULARY,
+        MOST_BYTES,
+        SETTINGS,
+        check_specials,
+        excerpt,
+        learn,
+    )
     from lm.tokens.tokenise import corpus
-    from lm.tokenizer.learn import LEAST_VOCABULARY, MOST_BYTES, SETTINGS, check_specials, excerpt, learn
 
     specials = arguments.special
     check_specials(specials)
-    sizes = ("--vocab-size", arguments.vocab_size, LEAST_VOCABULARY + len(specials), 2**20), ("--bytes", arguments.bytes, 1, MOST_BYTES)
+    sizes = (
+        ("--vocab-size", arguments.vocab_size, LEAST_VOCABULARY + len(specials), 2**20),
+        (
+            "--bytes",
+            arguments.bytes,
+            1,
+            MOST_BYTES,
+        ),
+    )
     for flag, value, least, most in sizes:
         if not least <= value <= most:
-            raise errors.ConfigError(f"{flag}: {value:,} is out of range; write {least:,} to {most:,}")
+            raise errors.ConfigError(
+                f"{flag}: {value:,} is out of range; write {least:,} to {most:,}"
+            )
     file, settings = free_paths(arguments.out, arguments.force)
     started = time.perf_counter()
     readers = corpus.readers(data)
     train, val = sides(data, readers)
     weights = {key: part.weight for key, part in data.parts}
-    parts = (excerpt(texts(), arguments.bytes * weights[key] // sum(weights.values())) for key, texts in train.items())
-    definition, text_bytes = beside_the_signals(lambda: learn(itertools.chain.from_iterable(parts), arguments.vocab_size, specials))
+    parts = (
+        excerpt(texts(), arguments.bytes * weights[key] // sum(weights.values()))
+        for key, texts in train.items()
+    )
+    definition, text_bytes = beside_the_signals(
+        lambda: learn(itertools.chain.from_iterable(parts), arguments.vocab_size, specials)
+    )
     if text_bytes == 0:
-        advice = "; a single document needs data.split: tail" if data.split == "hash" and data.validation is None else ""
-        raise errors.DataError(f"data.source: there is no text on the training side of the split{advice}")
+        advice = (
+            "; a single document needs data.split: tail"
+            if data.split == "hash" and data.validation is None
+            else ""
+        )
+        raise errors.DataError(
+            f"data.source: there is no text on the training side of the split{advice}"
+        )
     if settings is not None:
         disk.replace(settings, json.dumps(SETTINGS, indent=2) + "\n")
     disk.replace(file, definition)
     skipped = sum((reader.skipped for _, reader, _ in readers), start=Counter())
-    print(f"{file}: learnt from {text_bytes:,} bytes of the training text in {time.perf_counter() - started:.0f} s", end="")
-    print("; left out: " + ", ".join(f"{count:,} x {kind}" for kind, count in skipped.items()) if skipped else "")
+    print(
+        f"{file}: learnt from {text_bytes:,} bytes of the training text in"
+        f" {time.perf_counter() - started:.0f} s",
+        end="",
+    )
+    print(
+        "; left out: " + ", ".join(f"{count:,} x {kind}" for kind, count in skipped.items())
+        if skipped
+        else ""
+    )
     report(file, arguments.vocab_size, train, val)
 
 
 def report(file: Path, asked: int, train: Texts, val: Texts) -> None:
-    """Say what the written file, as a run will read it, makes of both sides. Raises UserError where a text does not come back."""
-    from lm.tokenizer.tokenizer import load_tokenizer
+    """Say what the written file, as a run will read it, makes of both sides. Raises UserError where
+    a text does not come back.
+    """
     from lm.tokenizer.learn import describe, excerpt, measure
+    from lm.tokenizer.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(str(file))
-    fewer = f", not {asked:,}: no pair of tokens is left that this text has twice" if tokenizer.vocab_size < asked else ""
-    print(f"{tokenizer.vocab_size:,} tokens{fewer}; of the first {SAMPLE:,} bytes of each text they make:")
+    fewer = (
+        f", not {asked:,}: no pair of tokens is left that this text has twice"
+        if tokenizer.vocab_size < asked
+        else ""
+    )
+    print(
+        f"{tokenizer.vocab_size:,} tokens{fewer}; of the first {SAMPLE:,} bytes of each text they"
+        " make:"
+    )
     usages = {
         f"{name}, {split}": measure(tokenizer, excerpt(texts(), SAMPLE))
         for split, side in (("training", train), ("validation", val))
@@ -97,9 +144,22 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("--config", required=True, metavar="FILE", help="the YAML file that names the text and its split")
-    result.add_argument("--vocab-size", required=True, type=int, metavar="N", help="256 bytes, the merges, and the special tokens")
-    result.add_argument("--out", required=True, type=Path, metavar="PATH", help="a folder, or a file NAME.json")
+    result.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="the YAML file that names the text and its split",
+    )
+    result.add_argument(
+        "--vocab-size",
+        required=True,
+        type=int,
+        metavar="N",
+        help="256 bytes, the merges, and the special tokens",
+    )
+    result.add_argument(
+        "--out", required=True, type=Path, metavar="PATH", help="a folder, or a file NAME.json"
+    )
     budget = f"learn from the first N bytes of the training text ({BUDGET:,})"
     result.add_argument("--bytes", type=int, default=BUDGET, metavar="N", help=budget)
     special = "a special token beside the four, such as '<|im_end|>'; may be given several times"
@@ -109,12 +169,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def free_paths(out: Path, force: bool) -> tuple[Path, Path | None]:
-    """The tokenizer.json, and the tokenizer_config.json beside it where `out` is a folder, which is made. Refuses what is there already."""
+    """The tokenizer.json, and the tokenizer_config.json beside it where `out` is a folder, which is
+    made. Refuses what is there already.
+    """
     alone = out.suffix == ".json" and not out.is_dir()
-    file, settings = (out, None) if alone else (out / "tokenizer.json", out / "tokenizer_config.json")
+    file, settings = (
+        (out, None) if alone else (out / "tokenizer.json", out / "tokenizer_config.json")
+    )
     for path in (file, settings):
         if path is not None and path.exists() and not force:
-            raise errors.ConfigError(f"--out: {path} is there already; name another, or write over it with --force")
+            raise errors.ConfigError(
+                f"--out: {path} is there already; name another, or write over it with --force"
+            )
     with disk.refusals(file):
         file.parent.mkdir(parents=True, exist_ok=True)
     return file, settings
@@ -127,12 +193,22 @@ def sides(data: DataConfig, readers: list[tuple[str, Reader, Split]]) -> tuple[T
     def part(reader: Reader, split: Split, side: str) -> Callable[[], Iterator[str]]:
         return lambda: (text for found, text in documents_by_split(reader, split) if found == side)
 
-    train = {reader.key: part(reader, split, "train") for _, reader, split in readers if split.kind != "all"}
-    return train, {reader.key: part(reader, split, "val") for _, reader, split in readers if split.kind != "none"}
+    train = {
+        reader.key: part(reader, split, "train")
+        for _, reader, split in readers
+        if split.kind != "all"
+    }
+    return train, {
+        reader.key: part(reader, split, "val")
+        for _, reader, split in readers
+        if split.kind != "none"
+    }
 
 
 def beside_the_signals(work: Callable[[], tuple[str, int]]) -> tuple[str, int]:
-    """`work()`'s result. `tokenizers` does not listen to signals, so it works in a thread, and Ctrl-C leaves without waiting for it."""
+    """`work()`'s result. `tokenizers` does not listen to signals, so it works in a thread, and
+    Ctrl-C leaves without waiting for it.
+    """
     try:
         return ThreadPoolExecutor(1).submit(work).result()
     except KeyboardInterrupt:

@@ -1,4 +1,6 @@
-"""The checkpoint that a fine-tuning configuration starts from: it brings the model's shape, the tokenizer and perhaps a template."""
+"""The checkpoint that a fine-tuning configuration starts from: it brings the model's shape, the
+tokenizer and perhaps a template.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lm.checkpoints.folder import open_checkpoint, read_manifest, read_meta
-from lm.system.errors import ConfigError
-from lm.config.schema.config import Config
-from lm.config.schema.chat import ChatSource
 from lm.checkpoints.meta import read_config, read_model, read_tokenizer
+from lm.config.schema.chat import ChatSource
+from lm.config.schema.config import Config
+from lm.system.errors import ConfigError
 
 if TYPE_CHECKING:
     from lm.tokenizer.tokenizer import Tokenizer
@@ -35,7 +37,9 @@ class Base(NamedTuple):
 
 
 def open_base(config: Config) -> Base:
-    """The base of a configuration that has `finetune`. Raises CheckpointError where it is not there or not whole."""
+    """The base of a configuration that has `finetune`. Raises CheckpointError where it is not there
+    or not whole.
+    """
     assert config.finetune is not None
     folder = open_checkpoint(config.finetune.base)
     meta = read_meta(folder)
@@ -53,7 +57,10 @@ def filled(config: Config) -> dict[str, Any]:
     shape, tokenizer = read_model(base.folder, base.meta), str(base.meta["tokenizer"]["name"])
     for key in sorted(config.model.model_fields_set - OWN):
         if getattr(config.model, key) != getattr(shape, key):
-            raise ConfigError(f"model.{key}: the model is that of finetune.base; remove it ({' and '.join(sorted(OWN))} may be given)")
+            raise ConfigError(
+                f"model.{key}: the model is that of finetune.base; remove it"
+                f" ({' and '.join(sorted(OWN))} may be given)"
+            )
     if config.tokenizer.model_fields_set and config.tokenizer.name != tokenizer:
         raise ConfigError("tokenizer.name: the tokenizer is that of finetune.base; remove it")
     own = {key: getattr(config.model, key) for key in OWN & config.model.model_fields_set}
@@ -68,8 +75,12 @@ def filled(config: Config) -> dict[str, Any]:
 
 
 def chat_source(config: Config) -> ChatSource | None:
-    """The conversations that a configuration trains on, the first of several; None where it has none."""
-    return next((part.source for _, part in config.data.parts if isinstance(part.source, ChatSource)), None)
+    """The conversations that a configuration trains on, the first of several; None where it has
+    none.
+    """
+    return next(
+        (part.source for _, part in config.data.parts if isinstance(part.source, ChatSource)), None
+    )
 
 
 def template_of(config: Config) -> str | None:
@@ -89,4 +100,7 @@ def tokenizer_of(config: Config) -> Tokenizer:
 
 
 def _no_template(base: Base) -> str:
-    raise ConfigError(f"data.source.template: base, and {base.folder} was not trained on conversations; name one, such as alpaca")
+    raise ConfigError(
+        f"data.source.template: base, and {base.folder} was not trained on conversations; name one,"
+        " such as alpaca"
+    )

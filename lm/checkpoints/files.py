@@ -1,4 +1,5 @@
-"""Which files a checkpoint has: one that a single process wrote, or one that many wrote in shards. Only the standard library.
+"""Which files a checkpoint has: one that a single process wrote, or one that many wrote in shards.
+Only the standard library.
 
 ordinary    model.safetensors  train_state.pt                       [ema.safetensors]                tokenizer.json  meta.json
 sharded     model-00001-of-00002.safetensors   model-00002-of-00002.safetensors
@@ -15,13 +16,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ORDINARY = ("model.safetensors", "train_state.pt", "tokenizer.json", "meta.json")
-MERGED = ("model.safetensors", "tokenizer.json", "meta.json")  # nothing can be resumed from it, but it can be begun from
+# nothing can be resumed from it, but it can be begun from
+MERGED = ("model.safetensors", "tokenizer.json", "meta.json")
 SHARDED = ("train_state.json", "tokenizer.json", "meta.json")
 SHARD_NAME = re.compile(r"([a-z]+)-([0-9]{5})-of-([0-9]{5})\.safetensors")
 
 
 class Begun(NamedTuple):
-    """A checkpoint that several processes have begun: the temporary folder, and what the manifest is to say of the files in it."""
+    """A checkpoint that several processes have begun: the temporary folder, and what the manifest
+    is to say of the files in it.
+    """
 
     folder: Path
     files: dict[str, Any]
@@ -43,5 +47,7 @@ def required(names: Iterable[str]) -> set[str]:
     count = shard_count(names)
     if count == 0:
         return set(MERGED if set(names) == set(MERGED) else ORDINARY)
-    kinds = {"model", "optimizer"} | {match[1] for match in map(SHARD_NAME.fullmatch, names) if match}
+    kinds = {"model", "optimizer"} | {
+        match[1] for match in map(SHARD_NAME.fullmatch, names) if match
+    }
     return {*SHARDED, *(name for kind in kinds for name in shard_names(kind, count))}

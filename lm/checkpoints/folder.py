@@ -31,7 +31,8 @@ from lm.system.disk import fingerprint, read_json, refusals, sync
 from lm.system.errors import CheckpointError
 
 FORMAT = 1
-NAMES = ("best.ckpt", "last.ckpt", "final.ckpt", "ranked-best.ckpt")  # links; the last is set by evaluate_checkpoints.py
+# links; the last is set by evaluate_checkpoints.py
+NAMES = ("best.ckpt", "last.ckpt", "final.ckpt", "ranked-best.ckpt")
 STEP_NAME = re.compile(r"step-([0-9]{8,18})\.ckpt")
 META_TYPES = {"step": int, "model": dict, "tokenizer": dict, "config": dict}
 
@@ -48,15 +49,23 @@ def step_of(path: Path) -> int:
 
 
 def step_directories(folder: str | Path) -> list[Path]:
-    """The checkpoints in a run's folder, oldest first; links, files and unfinished ones are not among them."""
+    """The checkpoints in a run's folder, oldest first; links, files and unfinished ones are not
+    among them.
+    """
     try:
         with os.scandir(folder) as entries:
-            found = [Path(folder) / entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+            found = [
+                Path(folder) / entry.name
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False)
+            ]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from error
-    return sorted((path for path in found if step_of(path) >= 0), key=lambda path: (step_of(path), path.name))
+    return sorted(
+        (path for path in found if step_of(path) >= 0), key=lambda path: (step_of(path), path.name)
+    )
 
 
 def open_checkpoint(path: str | Path) -> Path:
@@ -72,43 +81,63 @@ def open_checkpoint(path: str | Path) -> Path:
         steps = [step.name for step in step_directories(path if path.is_dir() else path.parent)]
         if not path.exists():
             dangling = " (the link leads nowhere)" if path.is_symlink() else ""
-            problem = f"no such checkpoint{dangling}" + (f"; {path.parent} holds {', '.join(steps[-3:])}" if steps else "")
+            problem = f"no such checkpoint{dangling}" + (
+                f"; {path.parent} holds {', '.join(steps[-3:])}" if steps else ""
+            )
         elif path.is_dir() and steps:
             problem = f"this is a run's folder, not one checkpoint; write {path / steps[-1]}"
         elif path.is_file() and (path.parent / "meta.json").exists():
             problem = f"this is one file of a checkpoint; write {path.parent}"
         else:
-            problem = "not a checkpoint of this project; one is a folder like step-00001000.ckpt with a meta.json inside"
+            problem = (
+                "not a checkpoint of this project; one is a folder like step-00001000.ckpt with a"
+                " meta.json inside"
+            )
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
     raise CheckpointError(f"{path}: {problem}")
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
-    """What meta.json says: step, model, tokenizer, configuration, parent. Raises CheckpointError if it is damaged or of another format."""
+    """What meta.json says: step, model, tokenizer, configuration, parent. Raises CheckpointError if
+    it is damaged or of another format.
+    """
     file = Path(path) / "meta.json"
     meta = read_json(file)
     if meta.get("format") != FORMAT:
-        raise CheckpointError(f"{file}: format {meta.get('format')!r} is unknown to this version of the project, which reads {FORMAT}")
+        raise CheckpointError(
+            f"{file}: format {meta.get('format')!r} is unknown to this version of the project,"
+            f" which reads {FORMAT}"
+        )
     wrong = [key for key, kind in META_TYPES.items() if type(meta.get(key)) is not kind]
     if wrong or not 0 <= meta["step"] < 10**18:
-        raise CheckpointError(f"{file} is damaged: {', '.join(wrong) or 'step'} is missing or not what it should be")
+        raise CheckpointError(
+            f"{file} is damaged: {', '.join(wrong) or 'step'} is missing or not what it should be"
+        )
     if step_of(file.parent) not in (-1, meta["step"]):
-        raise CheckpointError(f"{file} is of step {meta['step']}, but its folder is named for another; rename it {step_name(meta['step'])}")
+        raise CheckpointError(
+            f"{file} is of step {meta['step']}, but its folder is named for another; rename it"
+            f" {step_name(meta['step'])}"
+        )
     return meta
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
-    """The manifest: {"files": {name: {"bytes", "sha256"}}, "sha256"}. `sha256` names the whole checkpoint."""
+    """The manifest: {"files": {name: {"bytes", "sha256"}}, "sha256"}. `sha256` names the whole
+    checkpoint.
+    """
     file = Path(path) / "manifest.json"
     manifest = read_json(file)
-    if not isinstance(manifest.get("files"), dict) or manifest.get("sha256") != _hash_of_table(manifest["files"]):
+    if not isinstance(manifest.get("files"), dict) or manifest.get("sha256") != _hash_of_table(
+        manifest["files"]
+    ):
         raise CheckpointError(f"{file} is damaged: its own hash does not match")
     return manifest
 
 
 def verify(path: str | Path, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """Read every byte of a checkpoint, or of the files `names` in it, and compare with the manifest, which is returned.
+    """Read every byte of a checkpoint, or of the files `names` in it, and compare with the
+    manifest, which is returned.
 
     Raises:
         CheckpointError: names the first file that is missing, extra, cut or changed.
@@ -120,18 +149,28 @@ def verify(path: str | Path, names: Iterable[str] | None = None) -> dict[str, An
         present = {entry.name for entry in path.iterdir()} - {"manifest.json"}
         for name in names or sorted({*required(stated), *stated, *present}):
             if name not in present:
-                raise CheckpointError(f"{path}/{name} is missing")  # an absolute name would replace the path
+                # an absolute name would replace the path
+                raise CheckpointError(f"{path}/{name} is missing")
             if name not in stated:
-                raise CheckpointError(f"{path / name} does not belong to this checkpoint: its manifest does not have it")
+                raise CheckpointError(
+                    f"{path / name} does not belong to this checkpoint: its manifest does not"
+                    " have it"
+                )
             if not (path / name).is_file() or fingerprint(path / name) != stated[name]:
-                raise CheckpointError(f"{path / name} is damaged: its content is not what was saved")
+                raise CheckpointError(
+                    f"{path / name} is damaged: its content is not what was saved"
+                )
     except OSError as error:
-        raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror}") from error
+        raise CheckpointError(
+            f"{error.filename or path} cannot be read: {error.strerror}"
+        ) from error
     return manifest
 
 
 def newest_whole(folder: str | Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies (None if there is none), and what was wrong with the newer ones."""
+    """The newest checkpoint that verifies (None if there is none), and what was wrong with the
+    newer ones.
+    """
     problems: list[str] = []
     for path in reversed(step_directories(folder)):
         try:
@@ -144,7 +183,10 @@ def newest_whole(folder: str | Path) -> tuple[Path | None, list[str]]:
 
 
 def write_checkpoint(
-    path: Path, writers: Mapping[str, Callable[[Path], None]], needed: int = 0, begun: Begun | None = None
+    path: Path,
+    writers: Mapping[str, Callable[[Path], None]],
+    needed: int = 0,
+    begun: Begun | None = None,
 ) -> dict[str, Any]:
     """Write a checkpoint so that it is whole or absent; return its manifest.
 
@@ -167,8 +209,11 @@ def write_checkpoint(
                 sync(temporary / name)
                 files[name] = fingerprint(temporary / name)
             manifest = {"files": files, "sha256": _hash_of_table(files)}
-            # No line end behind the last bracket: so the file is no JSON any more wherever it is cut.
-            (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            # No line end behind the last bracket: so the file is no JSON any more wherever it is
+            # cut.
+            (temporary / "manifest.json").write_text(
+                json.dumps(manifest, indent=1), encoding="utf-8"
+            )
             sync(temporary / "manifest.json")
             sync(temporary)
             if path.is_dir():  # a directory that is not empty cannot be renamed over
@@ -187,7 +232,9 @@ def write_json(path: Path, value: object) -> None:
 
 
 def point(folder: Path, name: str, target: Path) -> None:
-    """Let the link `folder/name` mean `target`, a checkpoint in the same folder, at once and for every reader. Raises CheckpointError."""
+    """Let the link `folder/name` mean `target`, a checkpoint in the same folder, at once and for
+    every reader. Raises CheckpointError.
+    """
     temporary = folder / f".{name}.tmp-{os.getpid()}"
     with refusals(folder / name):
         temporary.unlink(missing_ok=True)
@@ -205,12 +252,16 @@ def pointed(folder: Path, name: str) -> Path | None:
 
 
 def links_to(path: Path) -> list[str]:
-    """Which of the names beside a checkpoint mean it, without their ending: "best", "last" and so on."""
+    """Which of the names beside a checkpoint mean it, without their ending: "best", "last" and so
+    on.
+    """
     return [name.removesuffix(".ckpt") for name in NAMES if pointed(path.parent, name) == path]
 
 
 def retain(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints; those that a link means stay. Raises CheckpointError."""
+    """Delete all but the newest `keep` checkpoints; those that a link means stay. Raises
+    CheckpointError.
+    """
     linked = {os.path.realpath(entry) for entry in folder.iterdir() if entry.is_symlink()}
     for path in step_directories(folder)[:-keep]:
         if os.path.realpath(path) not in linked:
@@ -222,13 +273,17 @@ def retain(folder: Path, keep: int) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed writers left behind. Only the run that holds the folder's lock may do this."""
+    """Remove what killed writers left behind. Only the run that holds the folder's lock may do
+    this.
+    """
     for entry in folder.glob(".*.tmp-*"):
         _clear_away(entry)
 
 
 def _clear_away(leftover: Path) -> None:
-    """Delete what a writer left; but a checkpoint that had only stepped aside for its successor returns if that one never came."""
+    """Delete what a writer left; but a checkpoint that had only stepped aside for its successor
+    returns if that one never came.
+    """
     final = leftover.with_name(leftover.name[1:].rpartition(".tmp-")[0])
     with contextlib.suppress(OSError):
         if leftover.name.endswith(".tmp-replaced") and leftover.exists() and not final.exists():

@@ -10,9 +10,9 @@ import torch
 
 from lm.checkpoints.adapters import describe
 from lm.checkpoints.folder import FORMAT
+from lm.config.schema.config import Config
 from lm.system.device import Device, Precision
 from lm.system.machine import code, hardware
-from lm.config.schema.config import Config
 from lm.tokenizer.tokenizer import Tokenizer
 
 PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "safetensors", "numpy")
@@ -27,9 +27,17 @@ class Text(Protocol):
 
 
 def lasting_meta(
-    config: Config, decoder: Any, tokenizer: Tokenizer, text: Text, parent: dict[str, Any] | None, device: Device, precision: Precision
+    config: Config,
+    decoder: Any,
+    tokenizer: Tokenizer,
+    text: Text,
+    parent: dict[str, Any] | None,
+    device: Device,
+    precision: Precision,
 ) -> dict[str, Any]:
-    """The part of meta.json that stays the same through a session. A run of adapters has `adapters` too (lm/checkpoints/adapters.py)."""
+    """The part of meta.json that stays the same through a session. A run of adapters has `adapters`
+    too (lm/checkpoints/adapters.py).
+    """
     adapters = describe(config, decoder)
     return {
         "format": FORMAT,
@@ -53,5 +61,8 @@ def lasting_meta(
         "threads": torch.get_num_threads(),
         "hardware": hardware(device),
         "code": code(),
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": (
+            {"python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in PACKAGES}
+        ),
     } | ({"adapters": adapters.model_dump(mode="json")} if adapters is not None else {})

@@ -1,4 +1,5 @@
-"""Which held-out text the model is trained on: documents that share runs of words with the training text.
+"""Which held-out text the model is trained on: documents that share runs of words with the training
+text.
 
 This is the measure of GPT-3 (Brown et al. 2020, "Language Models are Few-Shot Learners", appendix C): a document is suspect if any 13
 words in a row are in the training text too, without regard to case, punctuation and white space. Words and not tokens, so that the answer
@@ -20,15 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lm.system.errors import DataError
-from lm.documents.formats import read_txt
-from lm.documents.faults import Fault
 from lm.config.schema.source import TextSource
-from lm.tokens.store import TokenStore
+from lm.documents.faults import Fault
+from lm.documents.files import reading
+from lm.documents.formats import read_txt
 from lm.documents.reader import Document
 from lm.documents.templates import LEARNED
-from lm.documents.files import reading
+from lm.system.errors import DataError
 from lm.tokenizer.tokenizer import Tokenizer
+from lm.tokens.store import TokenStore
 
 # Nothing parts the words of Chinese and Japanese: each of their characters counts as one.
 _UNPARTED = "\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -41,7 +42,9 @@ Item = TypeVar("Item")
 
 
 class StoredDocument(Document):
-    """A document whose place is only its number; the source that it came from may know a better one."""
+    """A document whose place is only its number; the source that it came from may know a better
+    one.
+    """
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Match:
     """A held-out document that shares n-grams with the training text.
 
     Attributes:
-        document, training: where it stands, and where the first training document that has the first shared n-gram.
+        document, training: where it stands, and where the first training document that has the
+            first shared n-gram.
         ngrams, shared: how many it has, and how many of them are in the training text.
         words: the first shared one, as the document has it.
     """
@@ -63,7 +67,9 @@ class Match:
 
 @dataclass
 class Overlap:
-    """How much of a held-out text is in the training text. Documents of less than n words have no n-grams: they are not judged."""
+    """How much of a held-out text is in the training text. Documents of less than n words have no
+    n-grams: they are not judged.
+    """
 
     name: str
     documents: int = 0
@@ -72,13 +78,18 @@ class Overlap:
 
 
 def find_overlaps(
-    held_out: Mapping[str, Iterable[Document]], training: Sequence[Document], n: int, sources: Iterable[Iterable[Document]] = ()
+    held_out: Mapping[str, Iterable[Document]],
+    training: Sequence[Document],
+    n: int,
+    sources: Iterable[Iterable[Document]] = (),
 ) -> list[Overlap]:
-    """Which documents of the held-out texts, given by name, share n words in a row with the training text.
+    """Which documents of the held-out texts, given by name, share n words in a row with the
+    training text.
 
-    Memory: some hundred megabytes, however large the texts are. Time: the words of the training text are gone through once for each 32
-    million characters of held-out text, and the sources once, to name documents by file:line. Two different n-grams pass for one with a
-    chance of 2^-64 a pair.
+    Memory: some hundred megabytes, however large the texts are. Time: the words of the training
+    text are gone through once for each 32 million characters of held-out text, and the sources
+    once, to name documents by file:line. Two different n-grams pass for one with a chance of 2^-64
+    a pair.
     """
     overlaps = {name: Overlap(name) for name in held_out}
     items = ((name, document) for name, documents in held_out.items() for document in documents)
@@ -95,7 +106,11 @@ def find_overlaps(
         places |= dict.fromkeys(numbered.pop(hash(document.text), ()), document.place)
     for overlap in overlaps.values():
         overlap.matches = [
-            replace(match, document=places.get(match.document, match.document), training=places.get(match.training, match.training))
+            replace(
+                match,
+                document=places.get(match.document, match.document),
+                training=places.get(match.training, match.training),
+            )
             for match in overlap.matches
         ]
     return list(overlaps.values())
@@ -104,16 +119,27 @@ def find_overlaps(
 def _search(
     held_out: list[Document], training: Sequence[Document], n: int, numbered: dict[int, set[str]]
 ) -> Iterator[tuple[int, Match | None]]:
-    """For each held-out document, how many n-grams it has, and what it shares. Stored ones are noted in `numbered`: hash -> places."""
+    """For each held-out document, how many n-grams it has, and what it shares. Stored ones are
+    noted in `numbered`: hash -> places.
+    """
     ngrams, owners = _ngrams([document.text for document in held_out], n)
     keys, key_of = np.unique(ngrams, return_inverse=True)
     seen_in = np.full(len(keys), -1)  # which of `seen` has it first
     seen: list[tuple[str, int | None]] = []
-    watched = tqdm(training, desc=f"looking for {n} words in a row", unit=" documents", disable=None, leave=False)
-    for batch in _batches(watched, TRAINING_CHARACTERS, lambda document: document.text) if len(keys) else ():
+    watched = tqdm(
+        training,
+        desc=f"looking for {n} words in a row",
+        unit=" documents",
+        disable=None,
+        leave=False,
+    )
+    for batch in (
+        _batches(watched, TRAINING_CHARACTERS, lambda document: document.text) if len(keys) else ()
+    ):
         found, found_in = _ngrams([document.text for document in batch], n)
         places = np.searchsorted(keys, found) % len(keys)
-        new = np.flatnonzero((keys[places] == found) & (seen_in[places] < 0))[::-1]  # backwards: of equal ones the first is written last
+        # backwards: of equal ones the first is written last
+        new = np.flatnonzero((keys[places] == found) & (seen_in[places] < 0))[::-1]
         holders, holder_of = np.unique(found_in[new], return_inverse=True)
         seen_in[places[new]] = len(seen) + holder_of
         seen += [_name(batch[i]) for i in holders]
@@ -127,7 +153,16 @@ def _search(
         for place, key in names:
             if key is not None:
                 numbered.setdefault(key, set()).add(place)
-        yield end - start, Match(names[0][0], names[1][0], end - start, len(shared), _excerpt(document.text, int(shared[0]), n))
+        yield (
+            end - start,
+            Match(
+                names[0][0],
+                names[1][0],
+                end - start,
+                len(shared),
+                _excerpt(document.text, int(shared[0]), n),
+            ),
+        )
 
 
 def _name(document: Document) -> tuple[str, int | None]:
@@ -136,9 +171,13 @@ def _name(document: Document) -> tuple[str, int | None]:
 
 
 def _ngrams(texts: list[str], n: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """The hashes of all runs of n words that lie in one text, in order, and the number of that text."""
+    """The hashes of all runs of n words that lie in one text, in order, and the number of that
+    text.
+    """
     # Python's own hash differs from process to process; here one process is all there is.
-    words = [np.array([hash(word.lower()) for word in WORD.findall(text)], np.int64) for text in texts]
+    words = [
+        np.array([hash(word.lower()) for word in WORD.findall(text)], np.int64) for text in texts
+    ]
     stream = np.concatenate(words).view(np.uint64)
     owners = np.repeat(np.arange(len(texts)), [len(ids) for ids in words])
     runs = max(0, len(owners) - n + 1)
@@ -161,7 +200,9 @@ def _excerpt(text: str, first: int, n: int) -> str:
     return text[words[0].start() : words[-1].end()]
 
 
-def _batches(items: Iterable[Item], characters: int, text_of: Callable[[Item], str]) -> Iterator[list[Item]]:
+def _batches(
+    items: Iterable[Item], characters: int, text_of: Callable[[Item], str]
+) -> Iterator[list[Item]]:
     batch, size = [], 0
     for item in items:
         batch.append(item)
@@ -174,9 +215,11 @@ def _batches(items: Iterable[Item], characters: int, text_of: Callable[[Item], s
 
 
 class StoredDocuments(Sequence[Document]):
-    """The documents of a split's token stores, decoded when they are asked for: what the model sees of them. Their place is a number.
+    """The documents of a split's token stores, decoded when they are asked for: what the model sees
+    of them. Their place is a number.
 
-    Of conversations what is learnt of them: the words that a template puts around it would be shared by all.
+    Of conversations what is learnt of them: the words that a template puts around it would be
+    shared by all.
     """
 
     def __init__(self, split: str, stores: Sequence[TokenStore], tokenizer: Tokenizer):
@@ -191,15 +234,21 @@ class StoredDocuments(Sequence[Document]):
             raise IndexError(number)
         which = bisect.bisect_right(self._firsts, number) - 1
         store, inside = self._stores[which], number - self._firsts[which]
-        start, end = (int(place) for place in [*store.document_starts[inside : inside + 2], store.tokens - 1][:2])
+        start, end = (
+            int(place)
+            for place in [*store.document_starts[inside : inside + 2], store.tokens - 1][:2]
+        )
         ids = store.read(start, end - start)[1:]
         if store.flagged:
             ids = ids[store.read_flags(start + 1, len(ids)) & LEARNED > 0]
-        return StoredDocument(self._tokenizer.decode(ids.tolist()), f"{self._split} document {number + 1:,}")
+        return StoredDocument(
+            self._tokenizer.decode(ids.tolist()), f"{self._split} document {number + 1:,}"
+        )
 
 
 def read_held_out(file: str) -> Iterator[Document]:
-    """The documents of any further text: paragraphs of a .txt, and of a .jsonl or .json all strings of a line or an entry together.
+    """The documents of any further text: paragraphs of a .txt, and of a .jsonl or .json all strings
+    of a line or an entry together.
 
     Raises:
         DataError: it cannot be read, or is of another kind.
@@ -207,20 +256,30 @@ def read_held_out(file: str) -> Iterator[Document]:
     path = Path(file)
     with reading(file, "--against"):
         if path.suffix == ".txt":
-            for number, text in read_txt(file, TextSource(format="txt", files=[file], unit="paragraph"), None):
+            for number, text in read_txt(
+                file, TextSource(format="txt", files=[file], unit="paragraph"), None
+            ):
                 if isinstance(text, Fault):
-                    raise DataError(f"--against: {file}:{number + text.lines_below}: {text.kind}: {text.detail}")
+                    raise DataError(
+                        f"--against: {file}:{number + text.lines_below}: {text.kind}: {text.detail}"
+                    )
                 yield Document(text, f"{file}:{number}")
         elif path.suffix == ".jsonl":
             with path.open("rb") as stream:
                 for number, line in enumerate(stream, 1):
                     if line.strip():
-                        yield Document("\n".join(_strings(_parse(line, f"{file}:{number}"))), f"{file}:{number}")
+                        yield Document(
+                            "\n".join(_strings(_parse(line, f"{file}:{number}"))),
+                            f"{file}:{number}",
+                        )
         elif path.suffix == ".json":
             for name, entry in _entries(_parse(path.read_bytes(), file)):
                 yield Document("\n".join(_strings(entry)), f"{file}{name}")
         else:
-            raise DataError(f"--against: {file} is of no kind that is known here; name files that end in .txt, .jsonl or .json")
+            raise DataError(
+                f"--against: {file} is of no kind that is known here; name files that end in .txt,"
+                " .jsonl or .json"
+            )
 
 
 def _parse(content: bytes, place: str) -> Any:
@@ -236,7 +295,10 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"[{i}]", item) for i, item in enumerate(value))
     elif isinstance(value, dict):
         for key, inner in value.items():
-            yield from ((f".{key}{name}", item) for name, item in (_entries(inner) if isinstance(inner, list) else [("", inner)]))
+            yield from (
+                (f".{key}{name}", item)
+                for name, item in (_entries(inner) if isinstance(inner, list) else [("", inner)])
+            )
     else:
         yield "", value
 

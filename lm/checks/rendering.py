@@ -16,17 +16,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lm.checks.xray import Row
-from lm.optim.loss import IGNORE_INDEX
 from lm.display.html import SIGNS, Html, document, element, escape, table, visible
+from lm.optim.loss import IGNORE_INDEX
 from lm.tokenizer.stream import TextStream
 from lm.tokenizer.tokenizer import Tokenizer
 
-Table = list[list[str]]  # the headings, then the lines; words in the first column, numbers in the others
+# the headings, then the lines; words in the first column, numbers in the others
+Table = list[list[str]]
 
 SHOWN = 10  # lines of a note that the terminal has; the HTML file and --json have all
 PART = "·"  # a token that is a part of a character
-LEGEND = "⟨eos⟩ is no text   ↵ ⇥ line end, tab   ␛ ⟨200B⟩ cannot be seen   · part of a character, shown with its last part"
-LOUD, QUIET, SPECIAL, STRIPES = "1", "90", "1;35", ("38;5;16;48;5;153", "38;5;16;48;5;223")  # as ECMA-48 numbers them
+LEGEND = (
+    "⟨eos⟩ is no text   ↵ ⇥ line end, tab   ␛ ⟨200B⟩ cannot be seen   · part of a character, shown"
+    " with its last part"
+)
+# as ECMA-48 numbers them
+LOUD, QUIET, SPECIAL, STRIPES = "1", "90", "1;35", ("38;5;16;48;5;153", "38;5;16;48;5;223")
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,20 @@ class Token:
 
 
 def special_names(tokenizer: Tokenizer) -> dict[int, str]:
-    """What tokens that are no text are called: eos and pad by what they do, others by their own name."""
-    added = {token["id"]: visible(token["content"]) for token in json.loads(tokenizer.definition).get("added_tokens", [])}
-    names = {number: added.get(number, str(number)).strip("<|>") for number in tokenizer.special_ids}
-    return {number: f"⟨{name}⟩" for number, name in (names | {tokenizer.pad_id: "pad", tokenizer.eos_id: "eos"}).items()}
+    """What tokens that are no text are called: eos and pad by what they do, others by their own
+    name.
+    """
+    added = {
+        token["id"]: visible(token["content"])
+        for token in json.loads(tokenizer.definition).get("added_tokens", [])
+    }
+    names = {
+        number: added.get(number, str(number)).strip("<|>") for number in tokenizer.special_ids
+    }
+    return {
+        number: f"⟨{name}⟩"
+        for number, name in (names | {tokenizer.pad_id: "pad", tokenizer.eos_id: "eos"}).items()
+    }
 
 
 def tokens_of(row: Row, tokenizer: Tokenizer) -> list[Token]:
@@ -71,20 +86,39 @@ def tokens_of(row: Row, tokenizer: Tokenizer) -> list[Token]:
 def facts(row: Row) -> str:
     """One line about a row."""
     documents = int(row.documents[row.used - 1]) + 1 if row.used else 0
-    cut = ["", "cut at the start", "cut at the end", "cut at both ends"][row.starts_inside + 2 * row.ends_inside]
-    parts = [f"{row.used:,} tokens", f"{row.supervised:,} with a label", f"{documents:,} document{'s' * (documents != 1)}", cut]
+    cut = ["", "cut at the start", "cut at the end", "cut at both ends"][
+        row.starts_inside + 2 * row.ends_inside
+    ]
+    parts = [
+        f"{row.used:,} tokens",
+        f"{row.supervised:,} with a label",
+        f"{documents:,} document{'s' * (documents != 1)}",
+        cut,
+    ]
     return f"{row.name}: {', '.join(part for part in parts if part)}"
 
 
 def terminal_row(row: Row, tokens: Sequence[Token], width: int, colour: bool) -> Iterator[str]:
-    """Lines of at most `width` cells, each led by the position of its first token; ├ marks where a document begins."""
+    """Lines of at most `width` cells, each led by the position of its first token; ├ marks where a
+    document begins.
+    """
     yield _paint(facts(row), LOUD, colour)
     digits = len(str(len(row.ids)))
     room = max(8, width - digits - 3)
     striped = are_words(tokens)
     line, used, lead = "", 0, ""
-    for token, text in zip(tokens, [token.text for token in tokens] if colour else _with_marks(tokens, striped), strict=True):
-        style = SPECIAL if token.special and token.labelled else STRIPES[token.position % 2] if striped and token.labelled else ""
+    for token, text in zip(
+        tokens,
+        [token.text for token in tokens] if colour else _with_marks(tokens, striped),
+        strict=True,
+    ):
+        style = (
+            SPECIAL
+            if token.special and token.labelled
+            else STRIPES[token.position % 2]
+            if striped and token.labelled
+            else ""
+        )
         style = style if token.labelled else QUIET + ";4" * (striped and token.position % 2)
         pieces = [text] if _cells(text) <= room else list(text)
         for piece in pieces:
@@ -100,18 +134,28 @@ def terminal_row(row: Row, tokens: Sequence[Token], width: int, colour: bool) ->
 
 
 def _with_marks(tokens: Sequence[Token], striped: bool) -> Iterator[str]:
-    """The tokens' texts for where there are no colours: ┊ between tokens of text, ⟦ ⟧ around those without a label."""
+    """The tokens' texts for where there are no colours: ┊ between tokens of text, ⟦ ⟧ around those
+    without a label.
+    """
     around = [None, *tokens, None]
     for before, token, after in zip(around, tokens, around[2:], strict=False):
-        border = "┊" if striped and before and not before.special and not token.special and not token.begins else ""
+        border = (
+            "┊"
+            if striped and before and not before.special and not token.special and not token.begins
+            else ""
+        )
         opening = "⟦" if not token.labelled and (before is None or before.labelled) else ""
         closing = "⟧" if not token.labelled and (after is None or after.labelled) else ""
         yield f"{border}{opening}{token.text}{closing}"
 
 
 def show_rows(rows: Sequence[Row], tokenizer: Tokenizer, unlabelled: str) -> None:
-    """Rows in the terminal, and below them what the signs mean: `unlabelled` is what is said of tokens without a label."""
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """Rows in the terminal, and below them what the signs mean: `unlabelled` is what is said of
+    tokens without a label.
+    """
+    colour = (
+        sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
     width = shutil.get_terminal_size((100, 24)).columns
@@ -125,7 +169,11 @@ def show_tables(tables: Mapping[str, Table], notes: Mapping[str, Sequence[str]])
     for lines in tables.values():
         print(f"\n{terminal_table(lines)}")
     for heading, items in notes.items():
-        rest = [f"and {len(items) - SHOWN:,} more, all of them in --html and --json"] if len(items) > SHOWN else []
+        rest = (
+            [f"and {len(items) - SHOWN:,} more, all of them in --html and --json"]
+            if len(items) > SHOWN
+            else []
+        )
         print(f"\n{heading}", *(visible(item) for item in [*items[:SHOWN], *rest]), sep="\n  ")
 
 
@@ -135,7 +183,12 @@ def terminal_table(table: Table) -> str:
     lines = []
     for line in table:
         gaps = [" " * (width - _cells(cell)) for cell, width in zip(line, widths, strict=True)]
-        lines.append("  ".join(gap + cell if i else cell + gap for i, (cell, gap) in enumerate(zip(line, gaps, strict=True))).rstrip())
+        lines.append(
+            "  ".join(
+                gap + cell if i else cell + gap
+                for i, (cell, gap) in enumerate(zip(line, gaps, strict=True))
+            ).rstrip()
+        )
     return "\n".join(lines)
 
 
@@ -148,7 +201,13 @@ def are_words(tokens: Sequence[Token]) -> bool:
 def _cells(text: str) -> int:
     """How wide a terminal shows a text: East Asian characters take two cells, accents none."""
     return sum(
-        0 if unicodedata.category(character) in ("Mn", "Me") else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        (
+            0
+            if unicodedata.category(character) in ("Mn", "Me")
+            else 2
+            if unicodedata.east_asian_width(character) in "WF"
+            else 1
+        )
         for character in text
     )
 
@@ -174,19 +233,38 @@ i:hover::after { content: attr(data-t); position: fixed; left: 0; right: 0; bott
 RULER = 32  # Every so many positions, one is written out.
 
 
-def html_page(title: str, tables: dict[str, Table], rows: Sequence[Row], tokenizer: Tokenizer, notes: dict[str, list[str]]) -> str:
-    """Tables, then rows whose tokens tell all about themselves under the pointer, then lists of lines; each under its heading."""
+def html_page(
+    title: str,
+    tables: dict[str, Table],
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    notes: dict[str, list[str]],
+) -> str:
+    """Tables, then rows whose tokens tell all about themselves under the pointer, then lists of
+    lines; each under its heading.
+    """
     parts = [element("h1", title)]
     for heading, lines in tables.items():
         parts += [element("h2", heading), table(lines)]
     hints = "underlined: no label, what follows is not taught"
-    more = "a dashed line: a document begins; hover over a token for its position, id, label and document"
-    legend = [part for line in (*LEGEND.split("   "), hints, more) for part in (line, element("br"))][:-1]
+    more = (
+        "a dashed line: a document begins; hover over a token for its position, id, label and"
+        " document"
+    )
+    legend = [
+        part for line in (*LEGEND.split("   "), hints, more) for part in (line, element("br"))
+    ][:-1]
     parts += [element("h2", "Rows"), element("p", *legend, class_="quiet")]
     for row in rows:
         tokens = tokens_of(row, tokenizer)
         parts.append(element("p", facts(row)))
-        parts.append(element("div", *_html_tokens(row, tokens, tokenizer), class_="row" + " words" * are_words(tokens)))
+        parts.append(
+            element(
+                "div",
+                *_html_tokens(row, tokens, tokenizer),
+                class_="row" + " words" * are_words(tokens),
+            )
+        )
     for heading, items in notes.items():
         parts += [element("h2", heading), element("ul", *(element("li", item) for item in items))]
     return document(title, *parts, style=ROWS)
@@ -197,12 +275,26 @@ def _html_tokens(row: Row, tokens: Sequence[Token], tokenizer: Tokenizer) -> Ite
     for token in tokens:
         i = token.position
         label = int(row.labels[i])
-        position = f"position {i:,}" + f", {row.positions[i]:,} in its document" * bool(row.positions[i] != i)
-        taught = f"label {label} {names.get(label) or repr(tokenizer.decode([label]))}" if token.labelled else "no label"
-        about = f"{position} · id {row.ids[i]} · {taught} · document {row.documents[i] + 1} of this row"
+        position = f"position {i:,}" + f", {row.positions[i]:,} in its document" * bool(
+            row.positions[i] != i
+        )
+        taught = (
+            f"label {label} {names.get(label) or repr(tokenizer.decode([label]))}"
+            if token.labelled
+            else "no label"
+        )
+        about = (
+            f"{position} · id {row.ids[i]} · {taught} · document {row.documents[i] + 1} of this row"
+        )
         flags = "s" * token.special + " q" * (not token.labelled) + " b" * token.begins
         ruler = i if i % RULER == 0 and not token.begins else None
-        yield element("i", with_line_ends(token.text), class_=flags.strip() or None, data_t=about, data_p=ruler)
+        yield element(
+            "i",
+            with_line_ends(token.text),
+            class_=flags.strip() or None,
+            data_t=about,
+            data_p=ruler,
+        )
 
 
 def with_line_ends(text: str) -> Html:

@@ -18,17 +18,27 @@ from lm.system.errors import CheckpointError
 Trace = dict[int, dict[str, str]]  # step -> what it was, exactly
 
 
-def trace_of(step: int, batch: dict[str, Any], loss: Tensor, learning_rate: float, grad_norm: Tensor) -> str:
+def trace_of(
+    step: int, batch: dict[str, Any], loss: Tensor, learning_rate: float, grad_norm: Tensor
+) -> str:
     """A line for one training step: a hash of its batch, and its numbers to the last bit."""
     digest = hashlib.sha256()
     for name in sorted(name for name, value in batch.items() if isinstance(value, Tensor)):
         digest.update(batch[name].cpu().contiguous().numpy().tobytes())
-    numbers = {"learning rate": learning_rate, "loss": loss.item(), "gradient norm": grad_norm.item()}
-    return json.dumps({"step": step, "batch": digest.hexdigest()[:16]} | {name: float(value).hex() for name, value in numbers.items()})
+    numbers = {
+        "learning rate": learning_rate,
+        "loss": loss.item(),
+        "gradient norm": grad_norm.item(),
+    }
+    return json.dumps(
+        {"step": step, "batch": digest.hexdigest()[:16]}
+        | {name: float(value).hex() for name, value in numbers.items()}
+    )
 
 
 def read_trace(file: Path) -> Trace:
-    """The steps of a run that was traced. A step that was done again, after a kill, must have been the same again.
+    """The steps of a run that was traced. A step that was done again, after a kill, must have been
+    the same again.
 
     Raises:
         CheckpointError: it was not.
@@ -38,7 +48,9 @@ def read_trace(file: Path) -> Trace:
         values = json.loads(line)
         step = values.pop("step")
         if trace.setdefault(step, values) != values:
-            raise CheckpointError(f"step {step}: done again after a kill, {_difference(trace[step], values)}")
+            raise CheckpointError(
+                f"step {step}: done again after a kill, {_difference(trace[step], values)}"
+            )
     return trace
 
 
@@ -56,7 +68,9 @@ def first_difference(one: Path, other: Path, one_trace: Trace, other_trace: Trac
     for step in sorted(one_trace):
         if one_trace[step] != other_trace[step]:
             return f"step {step}: {_difference(one_trace[step], other_trace[step])}"
-    steps = {step_of(path) for path in step_directories(one)} & {step_of(path) for path in step_directories(other)}
+    steps = {step_of(path) for path in step_directories(one)} & {
+        step_of(path) for path in step_directories(other)
+    }
     for step in sorted(steps):
         name = f"step-{step:08d}.ckpt"
         theirs = dict(_tensors(other / name))
@@ -80,7 +94,9 @@ def _tensors(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
     for file in sorted(checkpoint.glob("*.safetensors")):
         for name, tensor in sorted(load_file(file).items()):
             yield f"{file.name}: {name}", tensor
-    state = torch.load(checkpoint / "train_state.pt", map_location="cpu", weights_only=True)["optimizer"]["state"]
+    state = torch.load(checkpoint / "train_state.pt", map_location="cpu", weights_only=True)[
+        "optimizer"
+    ]["state"]
     for number, values in sorted(state.items()):
         for name, value in sorted(values.items()):
             yield f"train_state.pt: {name} of parameter {number}", torch.as_tensor(value)
@@ -93,4 +109,7 @@ def _tensor_difference(one: Tensor, other: Tensor | None) -> str | None:
         return None
     if one.shape != other.shape:
         return f"differs in shape ({tuple(one.shape)}, {tuple(other.shape)})"
-    return f"differs in {int((one != other).sum()):,} of {one.numel():,} values, by at most {(one - other).abs().max().item():.3g}"
+    return (
+        f"differs in {int((one != other).sum()):,} of {one.numel():,} values, by at most"
+        f" {(one - other).abs().max().item():.3g}"
+    )

@@ -1,4 +1,6 @@
-"""What the self-checks are made on: models and rows of a session that is never begun, and about how long that takes."""
+"""What the self-checks are made on: models and rows of a session that is never begun, and about how
+long that takes.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,12 @@ import torch
 from torch import Tensor
 
 from lm.checks import selfchecks
-from lm.training.forecast import in_time, try_out
+from lm.checks.selfchecks import Result
+from lm.config.schema.config import Config
 from lm.optim.loss import IGNORE_INDEX
 from lm.optim.optimizers import make_optimizer
 from lm.optim.randomness import fold, seed_all
-from lm.config.schema.config import Config
-from lm.checks.selfchecks import Result
+from lm.training.forecast import in_time, try_out
 from lm.training.session import Session
 
 ROWS = 4  # of the first step
@@ -24,7 +26,9 @@ RESUME_STEPS = 4  # of each of the runs that are compared
 
 
 class Subject:
-    """What a session would train: models, each as the run would begin with it, and rows of its first step."""
+    """What a session would train: models, each as the run would begin with it, and rows of its
+    first step.
+    """
 
     def __init__(self, session: Session):
         self.session = session
@@ -40,7 +44,11 @@ class Subject:
             batch = next(iter(data.train_dataloader()))
         finally:
             data.teardown("fit")
-        rows = {name: batch[name].flatten(0, 1) for name in ("input_ids", "labels", "document_ids") if name in batch}
+        rows = {
+            name: batch[name].flatten(0, 1)
+            for name in ("input_ids", "labels", "document_ids")
+            if name in batch
+        }
         order = (rows["labels"] != IGNORE_INDEX).sum(dim=1).argsort(descending=True, stable=True)
         return {name: tensor[order].to(self.session.device) for name, tensor in rows.items()}
 
@@ -61,37 +69,74 @@ class Subject:
             if "document_ids" not in self.rows:
                 return Result(None, "they do, by choice: data.document_mask is false")
             fullest = int(self.rows["document_ids"].amax(dim=1).argmax())
-            return selfchecks.documents(selfchecks.lively(decoder), {key: value[fullest][None] for key, value in self.rows.items()})
+            return selfchecks.documents(
+                selfchecks.lively(decoder),
+                {key: value[fullest][None] for key, value in self.rows.items()},
+            )
         if name == "loss":
             # Small batches have more chance in them than there is to be found.
-            many = {key: value[: max(ROWS, self.config.trainer.micro_batch)] for key, value in self.rows.items()}
-            return selfchecks.initial_loss(decoder, many, objective, fresh=self.config.finetune is None)
+            many = {
+                key: value[: max(ROWS, self.config.trainer.micro_batch)]
+                for key, value in self.rows.items()
+            }
+            return selfchecks.initial_loss(
+                decoder, many, objective, fresh=self.config.finetune is None
+            )
         optimizer = make_optimizer(decoder, self.config.optimizer, "fp32")
         adapters = self.config.finetune is not None and self.config.finetune.method != "full"
         if name == "gradients":
             return selfchecks.gradients(decoder, optimizer, several, objective, adapters)
-        # To know how frequent each token is saves hardly half of the loss. Adapters beside frozen weights, and preferences, get no further.
-        return selfchecks.heart(decoder, optimizer, first, objective, share=0.5 if adapters or not objective.per_token else 0.2)
+        # To know how frequent each token is saves hardly half of the loss. Adapters beside frozen
+        # weights, and preferences, get no further.
+        return selfchecks.heart(
+            decoder,
+            optimizer,
+            first,
+            objective,
+            share=0.5 if adapters or not objective.per_token else 0.2,
+        )
 
     def forecast(self, names: list[str], since: float) -> str:
-        """About how long these checks take, from one row that is tried, and the time (time.perf_counter) since when we got here."""
+        """About how long these checks take, from one row that is tried, and the time
+        (time.perf_counter) since when we got here.
+        """
         reading = time.perf_counter()
         first = {key: value[:1] for key, value in self.rows.items()}
-        since += time.perf_counter() - reading  # text may be tokenised here; the runs that come find it in the cache
+        # text may be tokenised here; the runs that come find it in the cache
+        since += time.perf_counter() - reading
         decoder, config = self.decoder(), self.config
         start = time.perf_counter() - since
         optimizer = make_optimizer(decoder, config.optimizer, "fp32")
-        trial = try_out(decoder, optimizer, lambda: self.session.objective.losses(decoder, first).mean(), contextlib.nullcontext)
+        trial = try_out(
+            decoder,
+            optimizer,
+            lambda: self.session.objective.losses(decoder, first).mean(),
+            contextlib.nullcontext,
+        )
         row, update = trial.seconds, trial.update_seconds
-        by_heart = (row * min(1, selfchecks.HEART_TOKENS / config.row_length) + update) * selfchecks.HEART_STEPS / 4
-        resume = 3 * start + 3 * RESUME_STEPS * (shortened(config).trainer.batch_size * row + update)
-        seconds = dict.fromkeys(names, 15 * row) | {"heart": min(selfchecks.HEART_SECONDS, by_heart), "resume": resume}
+        by_heart = (
+            (row * min(1, selfchecks.HEART_TOKENS / config.row_length) + update)
+            * selfchecks.HEART_STEPS
+            / 4
+        )
+        resume = 3 * start + 3 * RESUME_STEPS * (
+            shortened(config).trainer.batch_size * row + update
+        )
+        seconds = dict.fromkeys(names, 15 * row) | {
+            "heart": min(selfchecks.HEART_SECONDS, by_heart),
+            "resume": resume,
+        }
         total = sum(seconds[name] for name in names)
-        return f"{decoder.n_parameters():,} parameters, float32 on {self.session.device}: this will take about {in_time(total)}"
+        return (
+            f"{decoder.n_parameters():,} parameters, float32 on {self.session.device}: this will"
+            f" take about {in_time(total)}"
+        )
 
 
 def shortened(config: Config) -> Config:
-    """The same run with small batches, validations and samples. Accumulation stays, if there is any."""
+    """The same run with small batches, validations and samples. Accumulation stays, if there is
+    any.
+    """
     trainer, logging = config.trainer, config.logging
     rows = trainer.micro_batch * trainer.processes
     smaller = {
@@ -100,4 +145,9 @@ def shortened(config: Config) -> Config:
         "validation_rows": min(trainer.validation_rows or rows, rows),
     }
     quiet = {"sample_tokens": min(logging.sample_tokens, 8), "tensorboard": False}
-    return config.model_copy(update={"trainer": trainer.model_copy(update=smaller), "logging": logging.model_copy(update=quiet)})
+    return config.model_copy(
+        update={
+            "trainer": trainer.model_copy(update=smaller),
+            "logging": logging.model_copy(update=quiet),
+        }
+    )

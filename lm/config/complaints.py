@@ -1,4 +1,6 @@
-"""What is wrong with a YAML file that a pydantic schema describes: at which line, and in plain words that end with what to write."""
+"""What is wrong with a YAML file that a pydantic schema describes: at which line, and in plain
+words that end with what to write.
+"""
 
 from __future__ import annotations
 
@@ -32,20 +34,27 @@ WRONG = {
 
 
 def nearest(path: KeyPath, there: Container[KeyPath]) -> KeyPath:
-    """Where to point for a key: at itself or, where it is absent, at the nearest section around it that is there; `()` always is."""
+    """Where to point for a key: at itself or, where it is absent, at the nearest section around it
+    that is there; `()` always is.
+    """
     while path not in there:
         path = path[:-1]
     return path
 
 
-def in_words(path: KeyPath, kind: str, given: object, message: str, keys: Mapping[str, Key]) -> tuple[KeyPath, str]:
-    """A pydantic error, by its type, its input and its own message, as the key that it is about and a plain sentence.
+def in_words(
+    path: KeyPath, kind: str, given: object, message: str, keys: Mapping[str, Key]
+) -> tuple[KeyPath, str]:
+    """A pydantic error, by its type, its input and its own message, as the key that it is about and
+    a plain sentence.
 
     `keys` are those of the schema (`config_keys.keys`).
     """
     if kind == "missing" and isinstance(path[-1], int):
         path, kind = path[:-1], "too_short"
-    named = next(key for length in range(len(path), -1, -1) if (key := keys.get(name_of(path[:length]))))
+    named = next(
+        key for length in range(len(path), -1, -1) if (key := keys.get(name_of(path[:length])))
+    )
     wanted = named.type
     if path and isinstance(path[-1], int):
         wanted = SECTION if named.several else "text" if "a list of text" in wanted else wanted
@@ -54,6 +63,10 @@ def in_words(path: KeyPath, kind: str, given: object, message: str, keys: Mappin
     got = "" if kind == "missing" else f", got {shown(given)}"
     if kind == "string_type" and isinstance(given, bool | int | float):
         wanted = wanted.replace("text", "text in quotes", 1)
-    elif kind in ("int_type", "float_type") and isinstance(given, str) and isinstance(plain(given), int | float):
+    elif (
+        kind in ("int_type", "float_type")
+        and isinstance(given, str)
+        and isinstance(plain(given), int | float)
+    ):
         wanted += " without quotes"
     return path, f"{WRONG.get(kind, message)}{got}, write {wanted}"

@@ -20,7 +20,9 @@ def describe(config: Config, origins: Mapping[str, str]) -> str:
     """`to_yaml` with each value's origin in a comment beside it."""
     lines = list(yaml_lines(config))
     column = min(COMMENT_COLUMN, max(len(line) for path, line in lines if path))
-    comments = (f"{line:{column}}  # {origins[dotted(path)]}" if path else line for path, line in lines)
+    comments = (
+        f"{line:{column}}  # {origins[dotted(path)]}" if path else line for path, line in lines
+    )
     return "".join(f"{line}\n" for line in comments)
 
 
@@ -38,7 +40,10 @@ def yaml_lines(config: Config) -> Iterator[tuple[KeyPath, str]]:
                 for i, item in enumerate(value):
                     for number, (place, line) in enumerate(lines(item, (*path, key, i))):
                         indent = len(path) * 2 + 2
-                        yield place, f"{line[:indent]}- {line[indent + 2 :]}" if number == 0 else line
+                        yield (
+                            place,
+                            (f"{line[:indent]}- {line[indent + 2 :]}" if number == 0 else line),
+                        )
             else:
                 yield (*path, key), f"{head} {flow(value)}"
 

@@ -1,4 +1,6 @@
-"""The keys of a configuration, or of another schema, as one flat table: for messages, `--help`, and the generated reference."""
+"""The keys of a configuration, or of another schema, as one flat table: for messages, `--help`, and
+the generated reference.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ class Key:
 
 @cache
 def json_schema(of: type[Section] = Config) -> dict[str, Any]:
-    """The JSON Schema for editors, as draft-07: the newest one that VS Code's YAML support checks in full."""
+    """The JSON Schema for editors, as draft-07: the newest one that VS Code's YAML support checks
+    in full.
+    """
     schema = of.model_json_schema()
     for definition in schema["$defs"].values():
         for node in definition["properties"].values():
@@ -68,44 +72,80 @@ def json_schema(of: type[Section] = Config) -> dict[str, Any]:
 
 @cache
 def keys(of: type[Section] = Config) -> dict[str, Key]:
-    """Every section and key by dotted name (see `name_of`), in the schema's order. The whole file is the section named ""."""
+    """Every section and key by dotted name (see `name_of`), in the schema's order. The whole file
+    is the section named "".
+    """
     schema = json_schema(of)
     return {key.name: key for key in _walk("", [schema], "", True, (), schema["$defs"])}
 
 
 def name_of(path: KeyPath) -> str:
-    """The name in `keys` of what stands at a path: data.source.parts[].weight, whichever part it is."""
-    return dotted(tuple("[]" if isinstance(part, int) else part for part in path)).replace('."[]"', "[]")
+    """The name in `keys` of what stands at a path: data.source.parts[].weight, whichever part it
+    is.
+    """
+    return dotted(tuple("[]" if isinstance(part, int) else part for part in path)).replace(
+        '."[]"', "[]"
+    )
 
 
 def leaves() -> list[Key]:
-    """The keys that hold a value, lists of sections among them; of the sections themselves, only those that may also be null."""
-    return [key for key in keys().values() if not key.children or key.several or key.default == "null"]
+    """The keys that hold a value, lists of sections among them; of the sections themselves, only
+    those that may also be null.
+    """
+    return [
+        key for key in keys().values() if not key.children or key.several or key.default == "null"
+    ]
 
 
 def help_text() -> str:
     """Every key with its meaning, type and default, by section, for `--help`."""
-    lines = ["Any key of the configuration can be given as --section.key VALUE (docs/CONFIG_REFERENCE.md says more):"]
-    shown = [key for key in leaves() if not key.name.startswith(("data.validation.", "data.source.parts[]"))]
+    lines = [
+        "Any key of the configuration can be given as --section.key VALUE (docs/CONFIG_REFERENCE.md"
+        " says more):"
+    ]
+    shown = [
+        key
+        for key in leaves()
+        if not key.name.startswith(("data.validation.", "data.source.parts[]"))
+    ]
     width = max(len(key.name) for key in shown)
     for name in keys()[""].children:
         lines += ["", f"{name}: {keys()[name].description}"]
         for key in (key for key in shown if f"{key.name}.".startswith(f"{name}.")):
-            kind = "null, or the same keys as data.source, but no mixture" if "format" in key.children else key.type
-            known = f"; only {', '.join(key.formats)}" if key.formats and key.short != "format" and not key.of_every_format else ""
+            kind = (
+                "null, or the same keys as data.source, but no mixture"
+                if "format" in key.children
+                else key.type
+            )
+            known = (
+                f"; only {', '.join(key.formats)}"
+                if key.formats and key.short != "format" and not key.of_every_format
+                else ""
+            )
             default = "required" if key.default == "required" else f"default {key.default}"
             text = f"{key.description} [{kind}; {default}{known}]".lstrip()
             indent = " " * (width + 6)
             lines += textwrap.wrap(
-                f"  --{key.name:{width}}  {text}", HELP_WIDTH, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+                f"  --{key.name:{width}}  {text}",
+                HELP_WIDTH,
+                subsequent_indent=indent,
+                break_on_hyphens=False,
+                break_long_words=False,
             )
     return "\n".join(lines) + "\n"
 
 
 def _walk(
-    name: str, nodes: list[dict[str, Any]], description: str, required: bool, formats: tuple[str, ...], definitions: dict[str, Any]
+    name: str,
+    nodes: list[dict[str, Any]],
+    description: str,
+    required: bool,
+    formats: tuple[str, ...],
+    definitions: dict[str, Any],
 ) -> Iterator[Key]:
-    """Yield the key that `nodes` describe (several where it differs by a source's format), then the keys inside it."""
+    """Yield the key that `nodes` describe (several where it differs by a source's format), then the
+    keys inside it.
+    """
     objects = [shape for node in nodes for shape in _objects(node, definitions)]
     choices = [node["const"] for node in nodes if "const" in node]
     node = nodes[0] | ({"enum": choices} if choices else {})
@@ -114,21 +154,35 @@ def _walk(
     children: dict[str, list[tuple[dict[str, Any], str]]] = {}
     for shape in objects:
         for child, child_node in shape["properties"].items():
-            children.setdefault(child, []).append((child_node, shape["properties"].get("format", {}).get("const", "")))
+            children.setdefault(child, []).append(
+                (child_node, shape["properties"].get("format", {}).get("const", ""))
+            )
     words = ("null, or " if _nullable(node) else "") + SECTION if objects else _words(node)
     if several:
-        words = f"a list of {node['minItems']} to {node['maxItems']} sections with {' and '.join(children)}, each behind `- `"
-    yield Key(name, words, default, description, _text_only(node), tuple(children), formats, several)
+        words = (
+            f"a list of {node['minItems']} to {node['maxItems']} sections with"
+            f" {' and '.join(children)}, each behind `- `"
+        )
+    yield Key(
+        name, words, default, description, _text_only(node), tuple(children), formats, several
+    )
     for child, shapes in children.items():
         child_nodes = [child_node for child_node, _ in shapes]
         child_required = any(child in shape.get("required", []) for shape in objects)
         known_to = tuple(known for _, known in shapes if known)
-        child_name, child_description = f"{name}{'[]' * several}.{child}".lstrip("."), child_nodes[0].get("description", "")
-        yield from _walk(child_name, child_nodes, child_description, child_required, known_to, definitions)
+        child_name, child_description = (
+            f"{name}{'[]' * several}.{child}".lstrip("."),
+            child_nodes[0].get("description", ""),
+        )
+        yield from _walk(
+            child_name, child_nodes, child_description, child_required, known_to, definitions
+        )
 
 
 def _objects(node: dict[str, Any], definitions: dict[str, Any]) -> list[dict[str, Any]]:
-    """The mappings that a value may be: one for a section, one for each format for a data source, none for a plain value."""
+    """The mappings that a value may be: one for a section, one for each format for a data source,
+    none for a plain value.
+    """
     if "$ref" in node:
         return [definitions[node["$ref"].rpartition("/")[2]]]
     if "properties" in node:
@@ -161,12 +215,24 @@ def _words(node: dict[str, Any]) -> str:
         items = node["items"]
         if isinstance(items, list):
             return f"a list of {len(items)}, each {_words(items[0])}"
-        return f"a list of {_words(items)}" + f", at least {node.get('minItems')} of them" * (node.get("minItems", 0) > 1)
+        return f"a list of {_words(items)}" + f", at least {node.get('minItems')} of them" * (
+            node.get("minItems", 0) > 1
+        )
     if node.get("maxLength") == 1:
         return "one character"
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    limits = " and ".join(f"{sign} {'2**63' if node[bound] == 2**63 else node[bound]}" for bound, sign in signs.items() if bound in node)
-    names = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text", "null": "null"}
+    limits = " and ".join(
+        f"{sign} {'2**63' if node[bound] == 2**63 else node[bound]}"
+        for bound, sign in signs.items()
+        if bound in node
+    )
+    names = {
+        "integer": "a whole number",
+        "number": "a number",
+        "boolean": "true or false",
+        "string": "text",
+        "null": "null",
+    }
     return f"{names[node['type']]} {limits}".strip()
 
 
@@ -176,7 +242,8 @@ def either(words: list[str]) -> str:
 
 
 def advice(path: KeyPath, source_format: object = None, of: type[Section] = Config) -> str:
-    """What to write instead of an unknown key: the nearest key of its section, the same key elsewhere, or the section's list.
+    """What to write instead of an unknown key: the nearest key of its section, the same key
+    elsewhere, or the section's list.
 
     `source_format` is the `format` that stands beside the key, where it stands in a data source.
     """
@@ -184,17 +251,38 @@ def advice(path: KeyPath, source_format: object = None, of: type[Section] = Conf
     inner = [table[child] for child in _inside(path[:-1], of).inner]
     siblings = [key.short for key in inner if not key.formats or source_format in key.formats]
     if known := table.get(name_of(path)):
-        return f"with format {source_format} write {either(siblings)} ({name} is for {either(list(known.formats))})"
+        return (
+            f"with format {source_format} write {either(siblings)} ({name} is for"
+            f" {either(list(known.formats))})"
+        )
     if "." in name and name in table:
-        return f"write {table[name].short} below {table[name].section}: (dots are for the command line)"
+        return (
+            f"write {table[name].short} below {table[name].section}: (dots are for the command"
+            " line)"
+        )
     name = name.lower().replace("-", "_")
-    # Of several keys of that name the first is meant, or one in a section around this one, or one inside it, best of this format.
-    others = [key for key in reversed(table.values()) if key.name and key.section != section and "[]" not in key.name]
+    # Of several keys of that name the first is meant, or one in a section around this one, or one
+    # inside it, best of this format.
+    others = [
+        key
+        for key in reversed(table.values())
+        if key.name and key.section != section and "[]" not in key.name
+    ]
     elsewhere = {key.short: key.name for key in others}
     for length in range(len(path) - 1):
-        elsewhere |= {child: dotted((*path[:length], child)) for child in _inside(path[:length], of).children}
-    inside = [key for key in reversed(table.values()) if key.name.startswith(f"{section}.") and key.section != section]
-    inside.sort(key=lambda key: key.name[len(section) + 1 :].partition(".")[0].removesuffix("[]") in siblings)
+        elsewhere |= {
+            child: dotted((*path[:length], child)) for child in _inside(path[:length], of).children
+        }
+    inside = [
+        key
+        for key in reversed(table.values())
+        if key.name.startswith(f"{section}.") and key.section != section
+    ]
+    inside.sort(
+        key=lambda key: (
+            key.name[len(section) + 1 :].partition(".")[0].removesuffix("[]") in siblings
+        )
+    )
     elsewhere |= {key.short: dotted(path[:-1]) + key.name[len(section) :] for key in inside}
     if name in elsewhere:
         return f"did you mean {elsewhere[name]}?"

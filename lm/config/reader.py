@@ -1,4 +1,5 @@
-"""The configuration reader: a YAML file and command-line overrides in, a checked `Config` and every value's origin out.
+"""The configuration reader: a YAML file and command-line overrides in, a checked `Config` and every
+value's origin out.
 
 Every problem is reported at once, one line each: `file:line: section.key: what is wrong, got what, what to write`, or
 `command line: --section.key: ...`. Nothing heavy is imported, so a mistake is answered in a fraction of a second.
@@ -24,31 +25,49 @@ except ModuleNotFoundError as missing:  # this comes before a command's `errors.
 
 from lm.checkpoints.base import filled
 from lm.config.complaints import in_words, nearest
-from lm.config.keys import advice, keys, name_of
 from lm.config.describe import yaml_lines
+from lm.config.keys import advice, keys, name_of
 from lm.config.schema.config import Config
-from lm.config.yaml_reader import MAX_DEPTH, KeyPath, dotted, not_text, path_of, plain, read_file, read_text, shown, unprintable
+from lm.config.yaml_reader import (
+    MAX_DEPTH,
+    KeyPath,
+    dotted,
+    not_text,
+    path_of,
+    plain,
+    read_file,
+    read_text,
+    shown,
+    unprintable,
+)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checked configuration, and where each of its values came from: "config.yaml:12", "command line" or "default"."""
+    """A checked configuration, and where each of its values came from: "config.yaml:12", "command
+    line" or "default".
+    """
 
     config: Config
     origins: dict[str, str]
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
-    """Read a YAML file, apply `--section.key value` or `--section.key=value` arguments, and check the whole.
+    """Read a YAML file, apply `--section.key value` or `--section.key=value` arguments, and check
+    the whole.
 
-    With `finetune` the base checkpoint fills in model and tokenizer. Paths are relative to the current directory, not to the file.
+    With `finetune` the base checkpoint fills in model and tokenizer. Paths are relative to the
+    current directory, not to the file.
 
     Raises:
         ConfigError: with a line for each problem.
         CheckpointError: the base checkpoint is not there.
     """
     document = read_file(path)
-    draft = _Draft(str(path), problems=[(line, f"{path}:{line}: {message}") for line, message in document.problems])
+    draft = _Draft(
+        str(path),
+        problems=[(line, f"{path}:{line}: {message}") for line, message in document.problems],
+    )
     if isinstance(document.value, dict):
         draft.tree = document.value
         draft.marks |= document.lines
@@ -59,10 +78,16 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
     draft.override(overrides)
     config = draft.check() if document.whole else None
     if config is None or draft.problems:
-        raise ConfigError("\n".join(line for _, line in sorted(draft.problems, key=lambda problem: problem[0])))
+        raise ConfigError(
+            "\n".join(line for _, line in sorted(draft.problems, key=lambda problem: problem[0]))
+        )
     origins = {dotted(key): draft.origin(key) for key, _ in yaml_lines(config) if key}
     if config.finetune is not None:
-        of_base = {key for key, origin in origins.items() if key.startswith(("model.", "tokenizer.")) and origin == "default"}
+        of_base = {
+            key
+            for key, origin in origins.items()
+            if key.startswith(("model.", "tokenizer.")) and origin == "default"
+        }
         origins |= dict.fromkeys(of_base, "finetune.base")
     return Loaded(config, origins)
 
@@ -75,15 +100,24 @@ class _Draft:
     tree: dict[str, Any] = field(default_factory=dict)
     # Where each key stands: its line in the file, or the path of the flag that set it.
     marks: dict[KeyPath, int | KeyPath] = field(default_factory=lambda: {(): 1})
-    problems: list[tuple[float, str]] = field(default_factory=list)  # (line in the file or infinity for the command line, message)
+    # (line in the file or infinity for the command line, message)
+    problems: list[tuple[float, str]] = field(default_factory=list)
 
     def origin(self, path: KeyPath) -> str:
         """Where the value of a key came from, for people."""
         mark = self.marks.get(path)
-        return "default" if mark is None else f"{self.name}:{mark}" if isinstance(mark, int) else "command line"
+        return (
+            "default"
+            if mark is None
+            else f"{self.name}:{mark}"
+            if isinstance(mark, int)
+            else "command line"
+        )
 
     def complain(self, path: KeyPath, message: str) -> None:
-        """Note a problem of a key at its own place or, where it is absent, at the nearest section that is there."""
+        """Note a problem of a key at its own place or, where it is absent, at the nearest section
+        that is there.
+        """
         mark = self.marks[nearest(path, self.marks)]
         if isinstance(mark, int):
             self.problems.append((mark, f"{self.name}:{mark}: {dotted(path)}: {message}"))
@@ -100,7 +134,15 @@ class _Draft:
         while rest:
             flag, equals, text = rest.pop(0).partition("=")
             if not _is_flag(flag):
-                self.problems.append((float("inf"), f"command line: {shown(flag + equals + text)}: not a flag, write --section.key value"))
+                self.problems.append(
+                    (
+                        float("inf"),
+                        (
+                            f"command line: {shown(flag + equals + text)}: not a flag, write"
+                            " --section.key value"
+                        ),
+                    )
+                )
                 continue
             path = tuple(flag[2:].split("."))
             has_value = bool(equals or (rest and not _is_flag(rest[0])))
@@ -108,14 +150,24 @@ class _Draft:
                 text = rest.pop(0)
             if len(path) > MAX_DEPTH:
                 self.problems.append(
-                    (float("inf"), f"command line: {shown(flag)}: nested deeper than {MAX_DEPTH}, write --section.key value")
+                    (
+                        float("inf"),
+                        (
+                            f"command line: {shown(flag)}: nested deeper than {MAX_DEPTH}, write"
+                            " --section.key value"
+                        ),
+                    )
                 )
             elif len(path) == 1 and path[0] not in keys():
                 self._refuse(path, f"unknown flag, {advice(path)}; see --help")
             elif not has_value:
-                self._refuse(path, f"no value, write --{dotted(path)} VALUE (=VALUE where it begins with --)")
+                self._refuse(
+                    path, f"no value, write --{dotted(path)} VALUE (=VALUE where it begins with --)"
+                )
             elif twice := [other for other in given if other[: len(path)] == path[: len(other)]]:
-                self._refuse(path, f"given twice, got --{dotted(twice[0])} before, remove one of the two")
+                self._refuse(
+                    path, f"given twice, got --{dotted(twice[0])} before, remove one of the two"
+                )
             else:
                 given.append(path)
                 self._set(path, text)
@@ -133,7 +185,11 @@ class _Draft:
                 self.marks[path[:length]] = path
             if not isinstance(section[part], dict):
                 parent = dotted(path[:length])
-                self._refuse(path, f"{parent} is not a section, got {shown(section[part])}, write --{parent} VALUE")
+                self._refuse(
+                    path,
+                    f"{parent} is not a section, got {shown(section[part])}, write --{parent}"
+                    " VALUE",
+                )
                 return
             section = section[part]
         section[path[-1]] = value
@@ -143,7 +199,8 @@ class _Draft:
     def check(self) -> Config | None:
         """The configuration, or None with all of its problems noted."""
         try:
-            # From JSON, because pydantic's strict mode there takes a list for a tuple, and still no bool or text for a number.
+            # From JSON, because pydantic's strict mode there takes a list for a tuple, and still no
+            # bool or text for a number.
             config = Config.model_validate_json(json.dumps(self.tree), strict=True)
             return config if config.finetune is None else Config.model_validate(filled(config))
         except ValidationError as error:
@@ -160,24 +217,41 @@ class _Draft:
                 return self._flag_among(path, message), message
             name, _, rest = message.partition(" ")
             first = path_of(name)
-            assert name_of(first) in keys(), "a check of the whole configuration names the key first"
+            assert name_of(first) in keys(), (
+                "a check of the whole configuration names the key first"
+            )
             blamed = self._flag_among((), message) or first
             return blamed, rest if blamed == first else message
         if kind == "extra_forbidden":
-            return path, f"unknown key, got {shown(given)}, {advice(path, self._format_beside(path))}"
+            return (
+                path,
+                f"unknown key, got {shown(given)}, {advice(path, self._format_beside(path))}",
+            )
         if kind.startswith("union_tag"):
             path = (*path, "format")
-            kind, given = ("literal_error", given["format"]) if "format" in given else ("missing", None)
+            kind, given = (
+                ("literal_error", given["format"]) if "format" in given else ("missing", None)
+            )
         return in_words(path, kind, given, error["msg"], keys())
 
     def _flag_among(self, section: KeyPath, message: str) -> KeyPath:
-        """The key that a flag set, of those that a check of several keys names: the flag is what to change. Else the section."""
+        """The key that a flag set, of those that a check of several keys names: the flag is what to
+        change. Else the section.
+        """
         words = message.split()
-        set_by_flag = (path for path, mark in self.marks.items() if mark == path and path[: len(section)] == section)
-        return next((path for path in set_by_flag if dotted(path[len(section) :]) in words), section)
+        set_by_flag = (
+            path
+            for path, mark in self.marks.items()
+            if mark == path and path[: len(section)] == section
+        )
+        return next(
+            (path for path in set_by_flag if dotted(path[len(section) :]) in words), section
+        )
 
     def _without_format(self, location: tuple[int | str, ...]) -> KeyPath:
-        """pydantic puts a source's format into the path of what is wrong inside it; no file has it there."""
+        """pydantic puts a source's format into the path of what is wrong inside it; no file has it
+        there.
+        """
         path: KeyPath = ()
         parts = iter(location)
         for part in parts:
@@ -200,8 +274,9 @@ def _is_flag(argument: str) -> bool:
 def _read_value(path: KeyPath, text: str) -> tuple[list[str], Any, list[KeyPath]]:
     """A command-line value: its problems, the value, and the paths inside it.
 
-    Text for a key that takes only text is taken as it stands, so that a prompt needs no second layer of quotes. A value that begins like
-    YAML's lists, mappings or quotes is read as YAML; anything else as an unquoted scalar, in which `: ` and ` #` mean nothing.
+    Text for a key that takes only text is taken as it stands, so that a prompt needs no second
+    layer of quotes. A value that begins like YAML's lists, mappings or quotes is read as YAML;
+    anything else as an unquoted scalar, in which `: ` and ` #` mean nothing.
     """
     key = keys().get(dotted(path))
     if (start := unprintable(text)) is not None:

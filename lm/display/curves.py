@@ -39,27 +39,37 @@ STYLE = {
     "legend.frameon": False,
     "lines.solid_capstyle": "round",
 }
-VALIDATION: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (4, 2)), "marker": "o", "markersize": 5, "markerfacecolor": "white"}
+VALIDATION: dict[str, Any] = {
+    "linewidth": 1.2,
+    "linestyle": (0, (4, 2)),
+    "marker": "o",
+    "markersize": 5,
+    "markerfacecolor": "white",
+}
 
 Points = tuple[list[int], list[float]]  # tokens trained on, values
 Panels = dict[str, Any]  # matplotlib's axes, by name
 
 
 def draw(runs: Sequence[Path], out: Path) -> None:
-    """Draw loss, perplexity and learning rate over the tokens trained on, all runs over one another, as one PNG.
+    """Draw loss, perplexity and learning rate over the tokens trained on, all runs over one
+    another, as one PNG.
 
     Args:
         runs: folders that hold a metrics.csv, or such files.
         out: the picture; what was there is replaced.
 
     Raises:
-        CheckpointError: a run has no loss to draw or cannot be read, or the picture cannot be written.
+        CheckpointError: a run has no loss to draw or cannot be read, or the picture cannot be
+            written.
     """
     save(figure(runs), out)
 
 
 def save(picture: Figure, out: Path) -> None:
-    """Write a picture as PNG, whole or not at all; what was there is replaced. Raises CheckpointError."""
+    """Write a picture as PNG, whole or not at all; what was there is replaced. Raises
+    CheckpointError.
+    """
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     try:
         picture.savefig(temporary, format="png", dpi=150)
@@ -77,21 +87,27 @@ def figure(runs: Sequence[Path]) -> Figure:
     import matplotlib
     from matplotlib.figure import Figure
 
-    # Not pyplot and matplotlib.use("Agg"), which would change the backend under a notebook that calls this.
+    # Not pyplot and matplotlib.use("Agg"), which would change the backend under a notebook that
+    # calls this.
     with matplotlib.rc_context(STYLE):
         picture = Figure(figsize=(11, 5.8))
         picture.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
-        panels: Panels = picture.subplot_mosaic([["loss", "perplexity"], ["loss", "rate"]], width_ratios=[1.6, 1], sharex=True)
+        panels: Panels = picture.subplot_mosaic(
+            [["loss", "perplexity"], ["loss", "rate"]], width_ratios=[1.6, 1], sharex=True
+        )
         handles = [
             _draw_run(panels, name, rows, colour)
-            for name, rows, colour in zip(_names(runs), rows_of_runs, itertools.cycle(COLOURS), strict=False)
+            for name, rows, colour in zip(
+                _names(runs), rows_of_runs, itertools.cycle(COLOURS), strict=False
+            )
         ]
         _label(panels, handles)
     return picture
 
 
 def summary(run: Path) -> str:
-    """Two lines for the terminal: the course of the (smoothed) training loss and of the validation loss, and where each ended.
+    """Two lines for the terminal: the course of the (smoothed) training loss and of the validation
+    loss, and where each ended.
 
     Raises:
         CheckpointError: the run has no loss yet, or cannot be read.
@@ -102,13 +118,20 @@ def summary(run: Path) -> str:
         tokens, losses = points(rows, split, "loss")
         if losses:
             course = smooth(losses) if split == "train" else losses
-            ended = f"{course[0]:.3f} -> {course[-1]:.3f} (perplexity {_perplexity(course[-1]):.4g}) after {tokens[-1]:,} tokens"
-            lines.append(f"{label:<10} {sparkline(course):<32} {ended}" + (f", lowest {min(losses):.3f}" if split == "val" else ""))
+            ended = (
+                f"{course[0]:.3f} -> {course[-1]:.3f} (perplexity {_perplexity(course[-1]):.4g})"
+                f" after {tokens[-1]:,} tokens"
+            )
+            lines.append(
+                f"{label:<10} {sparkline(course):<32} {ended}"
+                + (f", lowest {min(losses):.3f}" if split == "val" else "")
+            )
     return "\n".join(lines)
 
 
 def sparkline(values: Sequence[float], width: int = 32) -> str:
-    """The course of the values as at most `width` blocks, highest to lowest; each stands for the mean of its share of the values.
+    """The course of the values as at most `width` blocks, highest to lowest; each stands for the
+    mean of its share of the values.
 
     What is not finite is left out; no values are an empty string.
     """
@@ -119,13 +142,17 @@ def sparkline(values: Sequence[float], width: int = 32) -> str:
     shares = [finite[i * len(finite) // n : (i + 1) * len(finite) // n] for i in range(n)]
     means = [sum(share) / len(share) for share in shares]
     low, height = min(means), max(means) - min(means)
-    return "".join(BLOCKS[round((mean - low) / height * (len(BLOCKS) - 1)) if height else 0] for mean in means)
+    return "".join(
+        BLOCKS[round((mean - low) / height * (len(BLOCKS) - 1)) if height else 0] for mean in means
+    )
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """A centred running mean over about a fifteenth of the values: no lag, unlike an exponential average.
+    """A centred running mean over about a fifteenth of the values: no lag, unlike an exponential
+    average.
 
-    At the start the window shrinks on both sides, so that the steep first descent stays; at the end it is cut.
+    At the start the window shrinks on both sides, so that the steep first descent stays; at the end
+    it is cut.
     """
     n, widest = len(values), len(values) // 30
     sums = [0.0, *itertools.accumulate(values)]
@@ -141,7 +168,10 @@ def points(rows: Sequence[dict[str, Any]], split: str, column: str) -> Points:
     found = [
         (row["tokens"], row[column])
         for row in rows
-        if row["split"] == split and row["tokens"] is not None and row[column] is not None and math.isfinite(row[column])
+        if row["split"] == split
+        and row["tokens"] is not None
+        and row[column] is not None
+        and math.isfinite(row[column])
     ]
     return [x for x, _ in found], [y for _, y in found]
 
@@ -158,7 +188,9 @@ def _names(runs: Sequence[Path]) -> list[str]:
     """Each run's folder name; the whole path where that would not tell them apart."""
     folders = [run.resolve() if run.is_dir() else run.resolve().parent for run in runs]
     names = [folder.name for folder in folders]
-    return [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
+    return [
+        name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)
+    ]
 
 
 def _draw_run(panels: Panels, name: str, rows: list[dict[str, Any]], colour: str) -> Any:
@@ -168,13 +200,19 @@ def _draw_run(panels: Panels, name: str, rows: list[dict[str, Any]], colour: str
     (line,) = panels["loss"].plot(tokens, smooth(losses), color=colour, linewidth=2)
     panels["loss"].plot(tokens, losses, color=colour, linewidth=0.8, alpha=0.3)
     panels["loss"].plot(val_tokens, val_losses, color=colour, **VALIDATION)
-    panels["perplexity"].plot(tokens, [_perplexity(loss) for loss in smooth(losses)], color=colour, linewidth=1.6)
-    panels["perplexity"].plot(val_tokens, [_perplexity(loss) for loss in val_losses], color=colour, **VALIDATION)
+    panels["perplexity"].plot(
+        tokens, [_perplexity(loss) for loss in smooth(losses)], color=colour, linewidth=1.6
+    )
+    panels["perplexity"].plot(
+        val_tokens, [_perplexity(loss) for loss in val_losses], color=colour, **VALIDATION
+    )
     panels["rate"].plot(*points(rows, "train", "lr"), color=colour, linewidth=1.6)
     line.set_label(name)
     if val_losses:
         lowest = val_losses.index(min(val_losses))
-        panels["loss"].plot(val_tokens[lowest], val_losses[lowest], color=colour, marker="o", markersize=7, zorder=4)
+        panels["loss"].plot(
+            val_tokens[lowest], val_losses[lowest], color=colour, marker="o", markersize=7, zorder=4
+        )
         line.set_label(f"{name}: lowest validation loss {val_losses[lowest]:.3f}")
     return line
 
@@ -197,7 +235,11 @@ def _label(panels: Panels, handles: list[Any]) -> None:
     legend = panels["loss"].legend(lines, [line.get_label() for line in lines], loc="upper right")
     for text in legend.get_texts():
         text.set_parse_math(False)  # a dollar sign in a folder's name is a dollar sign
-    for key, title in {"loss": "Loss (nats per token)", "perplexity": "Perplexity", "rate": "Learning rate"}.items():
+    for key, title in {
+        "loss": "Loss (nats per token)",
+        "perplexity": "Perplexity",
+        "rate": "Learning rate",
+    }.items():
         panels[key].set_title(title)
         panels[key].tick_params(labelbottom=True)
     for key in ("loss", "rate"):
@@ -206,7 +248,9 @@ def _label(panels: Panels, handles: list[Any]) -> None:
     low, high = panels["perplexity"].dataLim.intervaly
     if high > 10 * low:
         panels["perplexity"].set_yscale("log")
-        panels["perplexity"].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+        panels["perplexity"].yaxis.set_major_locator(
+            LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,))
+        )
         panels["perplexity"].yaxis.set_minor_locator(NullLocator())
         panels["perplexity"].yaxis.set_major_formatter(EngFormatter(sep=""))
     panels["rate"].set_ylim(bottom=0)

@@ -1,9 +1,11 @@
-"""HTML pages that are one file and need nothing else: no script, nothing from elsewhere, light and dark, narrow, on paper.
+"""HTML pages that are one file and need nothing else: no script, nothing from elsewhere, light and
+dark, narrow, on paper.
 
 Markup is only ever made by `element`, which escapes whatever is not markup already: so text of models and of data can be handed to it as it
 is. What cannot be seen, or could turn the direction of what follows, is shown by a sign or by its code point.
 
-    page = document("A run", element("h1", name), table([["step", "loss"], ["100", "1.8214"]], "Validations"))
+    page = document("A run", element("h1", name), table([["step", "loss"], ["100", "1.8214"]],
+    "Validations"))
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ SIGNS = {chr(code): chr(0x2400 + code) for code in range(32)} | {"\x7f": "␡", 
 WITHOUT_END = ("br", "meta")
 # The policy lets nothing run or load, should anything ever get past the escaping.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-# Every text has a contrast of 4.5 to its ground, every line of a chart one of 3 (WCAG 2.2, AA); tests/display/test_html.py computes them.
+# Every text has a contrast of 4.5 to its ground, every line of a chart one of 3 (WCAG 2.2, AA);
+# tests/display/test_html.py computes them.
 STYLE = """
 :root { color-scheme: light dark; --paper: #fcfcfa; --ink: #22262b; --quiet: #5c646d; --line: #dedfdc; --soft: #f1f1ed; --mark: #8a5a00;
   --c0: #2166ac; --c1: #c2452d; --c2: #2b7f4f; --c3: #a05f00; --c4: #7a4fa3; --c5: #0e7784; --c6: #8c4a3c; --c7: #5a6068 }
@@ -58,8 +61,13 @@ class Html(str):
 
 
 def visible(text: str) -> str:
-    """Text in which every character can be seen, none moves the cursor, and none turns the direction of what follows."""
-    return "".join(character if character.isprintable() else SIGNS.get(character, f"⟨{ord(character):04X}⟩") for character in text)
+    """Text in which every character can be seen, none moves the cursor, and none turns the
+    direction of what follows.
+    """
+    return "".join(
+        character if character.isprintable() else SIGNS.get(character, f"⟨{ord(character):04X}⟩")
+        for character in text
+    )
 
 
 def escape(text: str) -> Html:
@@ -68,7 +76,9 @@ def escape(text: str) -> Html:
 
 
 def lines_of(text: str) -> Html:
-    """Text of several lines, for a place that keeps them (class `text`): each line end is seen and done."""
+    """Text of several lines, for a place that keeps them (class `text`): each line end is seen and
+    done.
+    """
     return Html(html.escape(visible(text)).replace(SIGNS["\n"], SIGNS["\n"] + "\n"))
 
 
@@ -80,8 +90,8 @@ def joined(parts: Iterable[str]) -> Html:
 def element(tag: str, *children: str, **attributes: object) -> Html:
     """`<tag attributes>children</tag>`; children and values that are not markup are escaped.
 
-    An attribute's name is written `class_`, `aria_label`, `viewBox`: one trailing underscore goes, others become hyphens. None and False
-    leave it out.
+    An attribute's name is written `class_`, `aria_label`, `viewBox`: one trailing underscore goes,
+    others become hyphens. None and False leave it out.
     """
     given = "".join(
         f' {name.removesuffix("_").replace("_", "-")}="{escape(str(value))}"'
@@ -92,20 +102,34 @@ def element(tag: str, *children: str, **attributes: object) -> Html:
 
 
 def table(lines: Sequence[Sequence[str]], caption: str = "", words: bool = False) -> Html:
-    """A table: the headings, then the lines. The first column is words, the others are numbers, unless `words` says that all are words."""
+    """A table: the headings, then the lines. The first column is words, the others are numbers,
+    unless `words` says that all are words.
+    """
     head = element("thead", element("tr", *(element("th", cell, scope="col") for cell in lines[0])))
     body = (
-        element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in rest))  # a row is called by its first cell
+        # a row is called by its first cell
+        element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in rest))
         for first, *rest in lines[1:]
     )
     captions = [element("caption", caption)] if caption else []
-    inner = element("table", *captions, head, element("tbody", *body), class_="words" if words else None)
-    return element("div", inner, class_="scroll", tabindex="0", role="region", aria_label=caption or " / ".join(lines[0]))
+    inner = element(
+        "table", *captions, head, element("tbody", *body), class_="words" if words else None
+    )
+    return element(
+        "div",
+        inner,
+        class_="scroll",
+        tabindex="0",
+        role="region",
+        aria_label=caption or " / ".join(lines[0]),
+    )
 
 
 def folded(summary: str, *parts: str, opened: bool = False) -> Html:
     """What is shown when the summary is clicked."""
-    return element("details", element("summary", summary), *parts, **({"open": "open"} if opened else {}))
+    return element(
+        "details", element("summary", summary), *parts, **({"open": "open"} if opened else {})
+    )
 
 
 def document(title: str, *body: str, style: str = "") -> str:

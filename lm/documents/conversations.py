@@ -1,4 +1,5 @@
-"""What people wrote down as prompts and answers, in one form: turns of a system, a user and an assistant.
+"""What people wrote down as prompts and answers, in one form: turns of a system, a user and an
+assistant.
 
 Each layout of a row is a function from its keys to a `Conversation`, or to the `Fault` that keeps it from being one; a new layout is a
 function and a table row.
@@ -15,12 +16,20 @@ from typing import Any, NamedTuple
 from lm.documents.faults import Fault, text_of
 
 # Other names of the same roles, as ShareGPT has them.
-ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
 SMS_INSTRUCTION = "classify if the SMS is spam or ham"
 
 
 class Turn(NamedTuple):
-    """What one of the roles says; `input` is what an instruction is about, where that is kept apart from it."""
+    """What one of the roles says; `input` is what an instruction is about, where that is kept apart
+    from it.
+    """
 
     role: str
     content: str
@@ -29,7 +38,8 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns: perhaps a system's, then a user's and an assistant's in turn; an assistant's is the last.
+    """Turns: perhaps a system's, then a user's and an assistant's in turn; an assistant's is the
+    last.
 
     `rejected` is another last answer, which people liked less.
     """
@@ -48,7 +58,9 @@ class Conversation:
         return self.turns[-1].content
 
     def to_json(self) -> str:
-        """One line, the same for the same conversation: its documents' text, by which they are told apart and held out."""
+        """One line, the same for the same conversation: its documents' text, by which they are told
+        apart and held out.
+        """
         return json.dumps([self.turns, self.rejected], ensure_ascii=False)
 
     @classmethod
@@ -61,19 +73,39 @@ class Conversation:
 def conversation_of(row: object, layout: str) -> Conversation | Fault:
     """A row as a conversation, or what is wrong with it."""
     if not isinstance(row, Mapping):
-        return Fault("not a JSON object", f"a conversation is an object with keys, this one is {reprlib.repr(row)}")
+        return Fault(
+            "not a JSON object",
+            f"a conversation is an object with keys, this one is {reprlib.repr(row)}",
+        )
     if "messages" not in row and "conversations" in row:  # ShareGPT's name for them
         row = {**row, "messages": row["conversations"]}
     if layout == "auto":
-        found = next((name for name, (keys, _) in LAYOUTS.items() if all(row.get(key) is not None for key in keys)), None)
+        found = next(
+            (
+                name
+                for name, (keys, _) in LAYOUTS.items()
+                if all(row.get(key) is not None for key in keys)
+            ),
+            None,
+        )
         if found is None or found == "preferences":
-            wanted = "; ".join(f"{' and '.join(keys)} ({name})" for name, (keys, _) in LAYOUTS.items())
-            return Fault("unknown layout", f"there are {reprlib.repr(list(row))}; data.source.layout says which of these to take: {wanted}")
+            wanted = "; ".join(
+                f"{' and '.join(keys)} ({name})" for name, (keys, _) in LAYOUTS.items()
+            )
+            return Fault(
+                "unknown layout",
+                f"there are {reprlib.repr(list(row))}; data.source.layout says which of these to"
+                f" take: {wanted}",
+            )
         layout = found
     keys, read = LAYOUTS[layout]
     for key in keys:
         if row.get(key) is None:
-            return Fault(f"no key {key!r}", f"there are {reprlib.repr(list(row))}, and layout {layout} has {' and '.join(keys)}")
+            return Fault(
+                f"no key {key!r}",
+                f"there are {reprlib.repr(list(row))}, and layout {layout} has"
+                f" {' and '.join(keys)}",
+            )
     return read(row)
 
 
@@ -81,14 +113,26 @@ def from_sms(line: str) -> Conversation | Fault:
     """A line of the SMS Spam Collection: a label, a tab, and the message."""
     label, tab, message = line.partition("\t")
     if not tab or label not in ("ham", "spam"):
-        return Fault("not a labelled message", f"a line must be ham or spam, a tab and the message, this one is {reprlib.repr(line)}")
+        return Fault(
+            "not a labelled message",
+            f"a line must be ham or spam, a tab and the message, this one is {reprlib.repr(line)}",
+        )
     return Conversation((Turn("user", SMS_INSTRUCTION, message), Turn("assistant", label)))
 
 
 def _alpaca(row: Mapping[str, Any]) -> Conversation | Fault:
-    fields = {key: "" if row.get(key) is None else row[key] for key in ("system", "instruction", "input", "output")}
+    fields = {
+        key: "" if row.get(key) is None else row[key]
+        for key in ("system", "instruction", "input", "output")
+    }
     system = (Turn("system", fields["system"]),) if fields["system"] != "" else ()
-    return _checked((*system, Turn("user", fields["instruction"], fields["input"]), Turn("assistant", fields["output"])))
+    return _checked(
+        (
+            *system,
+            Turn("user", fields["instruction"], fields["input"]),
+            Turn("assistant", fields["output"]),
+        )
+    )
 
 
 def _messages(row: Mapping[str, Any]) -> Conversation | Fault:
@@ -102,7 +146,11 @@ def _messages(row: Mapping[str, Any]) -> Conversation | Fault:
             else (None, None)
         )
         if not isinstance(role, str) or role not in ROLES:
-            return Fault("wrong role", f"messages[{i}] is {reprlib.repr(message)}; its role must be system, user or assistant")
+            return Fault(
+                "wrong role",
+                f"messages[{i}] is {reprlib.repr(message)}; its role must be system, user or"
+                " assistant",
+            )
         turns.append(Turn(ROLES[role], content))  # type: ignore[arg-type]  # looked at below
     return _checked(tuple(turns))
 
@@ -117,21 +165,31 @@ def _preferences(row: Mapping[str, Any]) -> Conversation | Fault:
         if isinstance(pair, Fault):
             return pair
     if chosen.prompt != rejected.prompt:  # type: ignore[union-attr]
-        return Fault("different prompts", "chosen and rejected must be the same up to their last message, which are the answers to compare")
+        return Fault(
+            "different prompts",
+            "chosen and rejected must be the same up to their last message, which are the answers"
+            " to compare",
+        )
     if chosen == rejected:
-        return Fault("equal answers", "chosen and rejected are the same, so there is nothing to prefer")
+        return Fault(
+            "equal answers", "chosen and rejected are the same, so there is nothing to prefer"
+        )
     return Conversation(chosen.turns, rejected.answer)  # type: ignore[union-attr]
 
 
 def _answered(prompt: Any, answer: Any) -> Conversation | Fault:
-    """Both are texts, or both lists of messages; of an answer that repeats the prompt, as some datasets have it, the rest counts."""
+    """Both are texts, or both lists of messages; of an answer that repeats the prompt, as some
+    datasets have it, the rest counts.
+    """
     if not isinstance(prompt, list) and not isinstance(answer, list):
         return _checked((Turn("user", prompt), Turn("assistant", answer)))
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list) or not isinstance(answer, list):
         return Fault(
-            "text and messages", "where the prompt is a list of messages, so is each answer; a prompt beside such answers may be a text"
+            "text and messages",
+            "where the prompt is a list of messages, so is each answer; a prompt beside such"
+            " answers may be a text",
         )
     if answer[: len(prompt)] == prompt:
         answer = answer[len(prompt) :]
@@ -153,11 +211,18 @@ def _checked(turns: tuple[Turn, ...]) -> Conversation | Fault:
             if isinstance(fault := text_of(text), Fault):
                 return Fault(fault.kind, f"{turn.role}: {fault.detail}")
         if not turn.content.strip():
-            kind = {"assistant": "empty answer", "user": "empty prompt", "system": "empty system turn"}[turn.role]
+            kind = {
+                "assistant": "empty answer",
+                "user": "empty prompt",
+                "system": "empty system turn",
+            }[turn.role]
             return Fault(kind, f"what the {turn.role} says is empty")
     roles = [turn.role for turn in turns]
     spoken = roles[1:] if roles[:1] == ["system"] else roles
     if not spoken or len(spoken) % 2 or spoken != ["user", "assistant"] * (len(spoken) // 2):
-        said = f"{reprlib.repr(roles)}; after a system, if any, user and assistant take turns, the assistant last"
+        said = (
+            f"{reprlib.repr(roles)}; after a system, if any, user and assistant take turns, the"
+            " assistant last"
+        )
         return Fault("wrong order of roles", said)
     return Conversation(turns)

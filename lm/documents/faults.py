@@ -10,7 +10,9 @@ from lm.system.errors import DataError
 
 
 class Fault(NamedTuple):
-    """What keeps a row from being a document (skipped rows are counted by this), the particulars, and how many lines below its first."""
+    """What keeps a row from being a document (skipped rows are counted by this), the particulars,
+    and how many lines below its first.
+    """
 
     kind: str
     detail: str
@@ -36,13 +38,21 @@ def text_of(value: object) -> str | Fault:
     try:
         value.isascii() or value.encode("utf-8")  # asking first costs nothing
     except UnicodeEncodeError as error:
-        return Fault("half a surrogate pair", f"{value[error.start]!a} is no character, so UTF-8 cannot hold it")
+        return Fault(
+            "half a surrogate pair",
+            f"{value[error.start]!a} is no character, so UTF-8 cannot hold it",
+        )
     return value
 
 
 def require_column(file: str, key: str, names: Sequence[str]) -> None:
     """Raise DataError unless one of a table's columns is the one that is wanted."""
     if key not in names:
-        raise DataError(f"{file}: no column {key!r}; there are {reprlib.repr(names)}; text_key names the one that holds the text")
+        raise DataError(
+            f"{file}: no column {key!r}; there are {reprlib.repr(names)}; text_key names the one"
+            " that holds the text"
+        )
     if names.count(key) > 1:
-        raise DataError(f"{file}: {names.count(key)} columns are called {key!r}; rename all but one")
+        raise DataError(
+            f"{file}: {names.count(key)} columns are called {key!r}; rename all but one"
+        )

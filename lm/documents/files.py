@@ -1,4 +1,5 @@
-"""Text files as bytes: found, unpacked, and as lines or paragraphs, also from the middle so that several processes can share one file.
+"""Text files as bytes: found, unpacked, and as lines or paragraphs, also from the middle so that
+several processes can share one file.
 
 A span is a pair of bytes' numbers: its first, and the one behind its last. Each line, and each paragraph, lies in exactly one of the
 spans that a file is cut into, wherever the cuts are.
@@ -34,16 +35,22 @@ Span = tuple[int, int]
 
 @contextlib.contextmanager
 def opened(file: str) -> Iterator[IO[bytes]]:
-    """A file's bytes, unpacked where gzip packed it. DataError for other archives, and for one that is cut or damaged."""
+    """A file's bytes, unpacked where gzip packed it. DataError for other archives, and for one that
+    is cut or damaged.
+    """
     with Path(file).open("rb") as stream:
         head = stream.read(10)
         stream.seek(0)
         if packed := next((name for magic, name in PACKED.items() if re.match(magic, head)), None):
             raise DataError(f"{file}: {packed}, not text; unpack it first, or pack it with gzip")
         try:
-            yield cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if head.startswith(GZIP) else stream
+            yield (
+                cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if head.startswith(GZIP) else stream
+            )
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{file}: the gzip file is cut or damaged; fetch it again ({error})") from error
+            raise DataError(
+                f"{file}: the gzip file is cut or damaged; fetch it again ({error})"
+            ) from error
 
 
 def is_gzip(file: str) -> bool:
@@ -77,7 +84,9 @@ def lines_before(file: str, span: Span) -> int:
 
 
 def lines(file: str, span: Span | None) -> Iterator[tuple[int, bytes]]:
-    """Lines with their ends, counted from 1, without a byte order mark. Only \\n ends a line: str.splitlines knows ten more ends."""
+    """Lines with their ends, counted from 1, without a byte order mark. Only \\n ends a line:
+    str.splitlines knows ten more ends.
+    """
     for number, (position, line) in enumerate(_lines_from(file, span), 1):
         if span is not None and position >= span[1]:
             return
@@ -85,9 +94,11 @@ def lines(file: str, span: Span | None) -> Iterator[tuple[int, bytes]]:
 
 
 def paragraphs(file: str, span: Span | None) -> Iterator[tuple[int, bytes]]:
-    """Runs of lines that are not blank, without the last line's end, each with the number of its first line.
+    """Runs of lines that are not blank, without the last line's end, each with the number of its
+    first line.
 
-    A paragraph lies in the span in which the last blank line before it begins; the first paragraph in the first span.
+    A paragraph lies in the span in which the last blank line before it begins; the first paragraph
+    in the first span.
     """
     start, end = span or (0, None)
     ours = start == 0
@@ -109,11 +120,14 @@ def paragraphs(file: str, span: Span | None) -> Iterator[tuple[int, bytes]]:
 
 
 def _lines_from(file: str, span: Span | None) -> Iterator[tuple[int, bytes]]:
-    """The lines that begin at or behind a span's start, each with the place in the file where it begins."""
+    """The lines that begin at or behind a span's start, each with the place in the file where it
+    begins.
+    """
     with opened(file) as stream:
         position = 0
         if span is not None and span[0] > 0:
-            # The line that covers byte start - 1 began before the span. Its end is looked for in the span only: it may be far away.
+            # The line that covers byte start - 1 began before the span. Its end is looked for in
+            # the span only: it may be far away.
             position = stream.seek(span[0] - 1)
             part = stream.readline(span[1] - position)
             if not part.endswith(b"\n"):
@@ -125,7 +139,9 @@ def _lines_from(file: str, span: Span | None) -> Iterator[tuple[int, bytes]]:
 
 
 def find_files(patterns: list[str], key: str) -> list[str]:
-    """The files that paths and globs name, `~` expanded, as often as they are named. DataError (blaming `key`) where there is none."""
+    """The files that paths and globs name, `~` expanded, as often as they are named. DataError
+    (blaming `key`) where there is none.
+    """
     found = []
     for pattern in patterns:
         path = Path(os.path.expanduser(pattern))  # noqa: PTH111 - Path.expanduser fails where ~name is nobody
@@ -134,9 +150,17 @@ def find_files(patterns: list[str], key: str) -> list[str]:
             names = [str(path)] if path.exists() else glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob: relative only
             files = [name for name in names if Path(name).is_file()]
         if path.is_dir():
-            raise DataError(f"{key}: {pattern} is a folder; name its files, such as {path / '*.txt'}")
+            raise DataError(
+                f"{key}: {pattern} is a folder; name its files, such as {path / '*.txt'}"
+            )
         if not files:
-            fault = "is not an ordinary file" if path.exists() else "matches no file" if set("*?[") & set(pattern) else "does not exist"
+            fault = (
+                "is not an ordinary file"
+                if path.exists()
+                else "matches no file"
+                if set("*?[") & set(pattern)
+                else "does not exist"
+            )
             raise DataError(f"{key}: {pattern} {fault}; relative paths start in {Path.cwd()}")
         found += files
     return found

@@ -1,4 +1,5 @@
-"""Flat files of token ids, which other programs read and write: nanoGPT's train.bin and val.bin, and the like.
+"""Flat files of token ids, which other programs read and write: nanoGPT's train.bin and val.bin,
+and the like.
 
     d1 EOS d2 EOS ... dn EOS        ids of one type, lowest byte first, without a header
 
@@ -18,23 +19,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lm.config.schema.source import BinSource
+from lm.documents.faults import Fault
+from lm.documents.files import Span, byte_spans
 from lm.system.disk import refusals, sync
 from lm.system.errors import DataError
-from lm.documents.faults import Fault
-from lm.config.schema.source import BinSource
-from lm.tokens.store import TokenStore
-from lm.documents.files import Span, byte_spans
 from lm.tokenizer.tokenizer import Tokenizer
+from lm.tokens.store import TokenStore
 
 CHUNK = 2**20  # ids that are read at a time, where it is not known how many are wanted
 SPECIAL = "special id"
 NPY = b"\x93NUMPY"
 
 
-def read_flat(file: str, source: BinSource, span: Span | None, tokenizer: Tokenizer) -> Iterator[tuple[int, NDArray[Any] | Fault]]:
-    """The documents that begin in a span of bytes: where in the file, counted in ids from 0, and their ids, of the tokenizer's type.
+def read_flat(
+    file: str, source: BinSource, span: Span | None, tokenizer: Tokenizer
+) -> Iterator[tuple[int, NDArray[Any] | Fault]]:
+    """The documents that begin in a span of bytes: where in the file, counted in ids from 0, and
+    their ids, of the tokenizer's type.
 
-    A document that holds a special id other than EOS is a `Fault`. Memory holds the documents of a span.
+    A document that holds a special id other than EOS is a `Fault`. Memory holds the documents of a
+    span.
 
     Raises:
         DataError: these are not the tokenizer's ids.
@@ -50,24 +55,39 @@ def read_flat(file: str, source: BinSource, span: Span | None, tokenizer: Tokeni
         if len(beyond := np.flatnonzero(ids >= tokenizer.vocab_size)):
             place = int(beyond[0])
             raise DataError(
-                f"{file}:{first + place}: id {ids[place]:,} is beyond the {tokenizer.vocab_size:,} of the tokenizer {tokenizer.name}; name "
-                "the one that made the file in tokenizer.name, and the type of its ids in dtype"
+                f"{file}:{first + place}: id {ids[place]:,} is beyond the {tokenizer.vocab_size:,}"
+                f" of the tokenizer {tokenizer.name}; name the one that made the file in"
+                " tokenizer.name, and the type of its ids in dtype"
             )
         ids = ids.astype(tokenizer.dtype)
         ends = np.flatnonzero(ids == tokenizer.eos_id)
         if len(ids) and ids[-1] != tokenizer.eos_id:
             ends = np.append(ends, len(ids))
         special = np.flatnonzero(np.isin(ids, others))
-        faulty = dict(zip(reversed(np.searchsorted(ends, special).tolist()), reversed(ids[special].tolist()), strict=True))
+        faulty = dict(
+            zip(
+                reversed(np.searchsorted(ends, special).tolist()),
+                reversed(ids[special].tolist()),
+                strict=True,
+            )
+        )
         start = 0
         for number, end in enumerate(ends.tolist()):
-            fault = Fault(SPECIAL, f"{faulty[number]} in the document that begins here; text has no such id") if number in faulty else None
+            fault = (
+                Fault(
+                    SPECIAL,
+                    f"{faulty[number]} in the document that begins here; text has no such id",
+                )
+                if number in faulty
+                else None
+            )
             yield first + start, fault or ids[start:end]
             start = end + 1
 
 
 def write_flat(store: TokenStore, file: Path) -> dict[str, Any]:
-    """Write a split as a flat file, whole or not at all, and return its size and hash: {"bytes", "sha256"}.
+    """Write a split as a flat file, whole or not at all, and return its size and hash: {"bytes",
+    "sha256"}.
 
     Raises:
         CheckpointError: the disk refuses it.
@@ -93,17 +113,26 @@ def _require_flat(file: str, source: BinSource, dtype: np.dtype[Any]) -> None:
     """Raise DataError where a file cannot be flat ids of this type."""
     size = Path(file).stat().st_size
     if size % dtype.itemsize:
-        raise DataError(f"{file}: {size:,} bytes are no whole number of {dtype.name} ids; fetch the file again, or name its type in dtype")
+        raise DataError(
+            f"{file}: {size:,} bytes are no whole number of {dtype.name} ids; fetch the file again,"
+            " or name its type in dtype"
+        )
     with Path(file).open("rb") as stream:
         if stream.read(len(NPY)) == NPY:
-            raise DataError(f"{file}: an array of numpy.save; write its ids without a header (array.tofile)")
+            raise DataError(
+                f"{file}: an array of numpy.save; write its ids without a header (array.tofile)"
+            )
     head = _read(file, dtype, 0, CHUNK)
     if source.dtype is None and dtype.itemsize == 2 and len(head) >= 16 and not head[1::2].any():
-        raise DataError(f"{file}: every other id is 0, as it is where ids of four bytes are read as two; write dtype: uint32")
+        raise DataError(
+            f"{file}: every other id is 0, as it is where ids of four bytes are read as two; write"
+            " dtype: uint32"
+        )
 
 
 def _require_tokenizer(file: str, tokenizer: Tokenizer) -> None:
-    """Raise DataError where the meta.json of tools.export_tokens beside a file says that its ids are another tokenizer's.
+    """Raise DataError where the meta.json of tools.export_tokens beside a file says that its ids
+    are another tokenizer's.
 
     Ids that are small enough for both would be read as other text, or as a single document.
     """
@@ -114,12 +143,17 @@ def _require_tokenizer(file: str, tokenizer: Tokenizer) -> None:
         return  # none, or another program's
     if sha256 != tokenizer.sha256:
         raise DataError(
-            f"{file}: its ids are of the tokenizer {name}, says meta.json beside it, and tokenizer.name is {tokenizer.name}; write that one"
+            f"{file}: its ids are of the tokenizer {name}, says meta.json beside it, and"
+            f" tokenizer.name is {tokenizer.name}; write that one"
         )
 
 
-def _documents_from(file: str, dtype: np.dtype[Any], span: Span, eos_id: int) -> tuple[int, NDArray[Any]]:
-    """Where the first document begins that begins in a span of bytes, and the ids from there to the end of the last one."""
+def _documents_from(
+    file: str, dtype: np.dtype[Any], span: Span, eos_id: int
+) -> tuple[int, NDArray[Any]]:
+    """Where the first document begins that begins in a span of bytes, and the ids from there to the
+    end of the last one.
+    """
     first, last = (-(-edge // dtype.itemsize) for edge in span)
     before = min(first, 1)  # a document begins behind an EOS, or with the file
     ids = _read(file, dtype, first - before, last - first + before)

@@ -19,21 +19,42 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from lm.config.schema.chat import ChatSource
+from lm.config.schema.source import (
+    BinSource,
+    CsvSource,
+    HubSource,
+    InstructionSource,
+    JsonlSource,
+    ParquetSource,
+    SmsSource,
+    TextSource,
+)
 from lm.documents import hub
 from lm.documents.conversations import Conversation, conversation_of, from_sms
-from lm.system.errors import DataError
-from lm.documents.parquet import read_parquet, row_group_spans, rows_before_group
 from lm.documents.faults import Fault, Row, decoded, require_column, text_of
-from lm.config.schema.chat import ChatSource
-from lm.config.schema.source import BinSource, CsvSource, HubSource, InstructionSource, JsonlSource, ParquetSource, SmsSource, TextSource
-from lm.documents.files import Span, byte_spans, is_gzip, lines, lines_before, opened, paragraphs, whole
+from lm.documents.files import (
+    Span,
+    byte_spans,
+    is_gzip,
+    lines,
+    lines_before,
+    opened,
+    paragraphs,
+    whole,
+)
+from lm.documents.parquet import read_parquet, row_group_spans, rows_before_group
+from lm.system.errors import DataError
 
-# What turns an instruction, its input and the answer into a text; the separator is text like the rest.
+# What turns an instruction, its input and the answer into a text; the separator is text like the
+# rest.
 TRIPLET = "### Instruction: {instruction}\n### Input: {input}\n### Output: {output}\n<|sep|>\n"
 
 
 def read_txt(file: str, source: TextSource, span: Span | None) -> Iterator[Row]:
-    """Lines, paragraphs (up to a blank line) or the whole of a UTF-8 file. Windows line ends become plain ones."""
+    """Lines, paragraphs (up to a blank line) or the whole of a UTF-8 file. Windows line ends become
+    plain ones.
+    """
     for number, raw in UNITS[source.unit](file, span):
         text = decoded(raw)
         # Looking for one character first is twenty times as fast as looking for two.
@@ -41,7 +62,9 @@ def read_txt(file: str, source: TextSource, span: Span | None) -> Iterator[Row]:
 
 
 UNITS: dict[str, Callable[[str, Span | None], Iterator[tuple[int, bytes]]]] = {
-    "line": lambda file, span: ((number, line.rstrip(b"\r\n")) for number, line in lines(file, span)),
+    "line": lambda file, span: (
+        (number, line.rstrip(b"\r\n")) for number, line in lines(file, span)
+    ),
     "paragraph": paragraphs,
     "file": lambda file, span: iter([(1, whole(file))]),
 }
@@ -54,11 +77,16 @@ def read_jsonl(file: str, source: JsonlSource, span: Span | None) -> Iterator[Ro
 
 
 def read_csv(file: str, source: CsvSource, span: None) -> Iterator[Row]:
-    """The column `text_key` below the first line, which names the columns. Fields in quotes may hold line ends."""
+    """The column `text_key` below the first line, which names the columns. Fields in quotes may
+    hold line ends.
+    """
     csv.field_size_limit(sys.maxsize)
     with opened(file) as stream:
-        # A byte that is no UTF-8 is kept as half a surrogate pair until it is known whose row it belongs to.
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
+        # A byte that is no UTF-8 is kept as half a surrogate pair until it is known whose row it
+        # belongs to.
+        text = io.TextIOWrapper(
+            stream, encoding="utf-8-sig", errors="surrogateescape", newline="\n"
+        )
         rows = csv.reader(text, delimiter=source.delimiter, strict=True)
         names: list[str] | None = None
         while True:
@@ -67,7 +95,8 @@ def read_csv(file: str, source: CsvSource, span: None) -> Iterator[Row]:
                 if (row := next(rows, None)) is None:
                     return
             except csv.Error as error:
-                # A row without an end would take the whole rest of the file along, and without names no row can be read.
+                # A row without an end would take the whole rest of the file along, and without
+                # names no row can be read.
                 if (endless := "unexpected end" in str(error)) or names is None:
                     reason = "a quote that opens here is never closed" if endless else str(error)
                     raise DataError(f"{file}:{number}: broken CSV: {reason}; mend it") from error
@@ -75,18 +104,34 @@ def read_csv(file: str, source: CsvSource, span: None) -> Iterator[Row]:
                 continue
             if names is None:
                 names = row
-                if isinstance(fault := decoded(" ".join(names).encode(errors="surrogateescape")), Fault):
+                if isinstance(
+                    fault := decoded(" ".join(names).encode(errors="surrogateescape")), Fault
+                ):
                     raise DataError(f"{file}:{number}: {fault.kind}: {fault.detail}")
                 if len(names) == 1 and source.text_key not in names:
                     raise DataError(
-                        f"{file}: no column {source.text_key!r}; there are {reprlib.repr(names)}; text_key names the one that holds the "
-                        f"text, and delimiter what parts the columns (now {source.delimiter!r})"
+                        f"{file}: no column {source.text_key!r}; there are {reprlib.repr(names)};"
+                        " text_key names the one that holds the text, and delimiter what parts the"
+                        f" columns (now {source.delimiter!r})"
                     )
                 require_column(file, source.text_key, names)
             elif row and len(row) != len(names):
-                yield number, Fault("another number of columns", f"{len(row)} where the first line names {len(names)}")
+                yield (
+                    number,
+                    Fault(
+                        "another number of columns",
+                        f"{len(row)} where the first line names {len(names)}",
+                    ),
+                )
             else:
-                yield number, decoded(row[names.index(source.text_key)].encode(errors="surrogateescape")) if row else ""
+                yield (
+                    number,
+                    (
+                        decoded(row[names.index(source.text_key)].encode(errors="surrogateescape"))
+                        if row
+                        else ""
+                    ),
+                )
 
 
 def read_sms(file: str, source: SmsSource, span: None) -> Iterator[Row]:
@@ -97,12 +142,16 @@ def read_sms(file: str, source: SmsSource, span: None) -> Iterator[Row]:
 
 
 def read_instruction(file: str, source: InstructionSource, span: None) -> Iterator[Row]:
-    """Objects with `instruction`, `output` and maybe `input`: a JSON list, which is read as a whole, or one object a line."""
+    """Objects with `instruction`, `output` and maybe `input`: a JSON list, which is read as a
+    whole, or one object a line.
+    """
     yield from _json_entries(file, _triplet)
 
 
 def read_chat(file: str, source: ChatSource, span: None) -> Iterator[Row]:
-    """Conversations, as JSON, from a JSON list, one JSON object a line, a dataset of the hub, or the SMS Spam Collection."""
+    """Conversations, as JSON, from a JSON list, one JSON object a line, a dataset of the hub, or
+    the SMS Spam Collection.
+    """
 
     def written(found: Conversation | Fault) -> str | Fault:
         return found if isinstance(found, Fault) else found.to_json()
@@ -113,7 +162,10 @@ def read_chat(file: str, source: ChatSource, span: None) -> Iterator[Row]:
     elif source.layout == "sms":
         for number, raw in lines(file, span):
             line = decoded(raw.rstrip(b"\r\n"))
-            yield number, line if isinstance(line, Fault) or not line.strip() else written(from_sms(line))
+            yield (
+                number,
+                (line if isinstance(line, Fault) or not line.strip() else written(from_sms(line))),
+            )
     else:
         yield from _json_entries(file, lambda row: written(conversation_of(row, source.layout)))
 
@@ -145,12 +197,16 @@ FORMATS: dict[str, Callable[[str, Any, Any], Iterator[Row]]] = {
 
 
 def spans(file: str, source: Any) -> list[Span] | None:
-    """The spans of a file that several processes can share; None for what has to be read from its beginning."""
+    """The spans of a file that several processes can share; None for what has to be read from its
+    beginning.
+    """
     if isinstance(source, ParquetSource):
         return row_group_spans(file)
     if isinstance(source, BinSource):
         return byte_spans(file)
-    by_line = isinstance(source, JsonlSource) or (isinstance(source, TextSource) and source.unit != "file")
+    by_line = isinstance(source, JsonlSource) or (
+        isinstance(source, TextSource) and source.unit != "file"
+    )
     return byte_spans(file) if by_line and not is_gzip(file) else None
 
 
@@ -158,7 +214,8 @@ def rows_before(file: str, source: Any, span: Span) -> int:
     """How many rows (lines, for text) come before those that a generator counts in a span."""
     if isinstance(source, ParquetSource):
         return rows_before_group(file, span[0])
-    return 0 if isinstance(source, BinSource) else lines_before(file, span)  # ids are counted from the file's beginning
+    # ids are counted from the file's beginning
+    return 0 if isinstance(source, BinSource) else lines_before(file, span)
 
 
 def _from_sms(line: str) -> str | Fault:
@@ -192,7 +249,11 @@ def _json_entries(file: str, to_text: Callable[[object], str | Fault]) -> Iterat
 def _from_json_line(raw: bytes, to_text: Callable[[object], str | Fault]) -> str | Fault:
     try:
         row = from_json(raw, cache_strings="keys")  # as json.loads, in less than half the time
-    except ValueError:  # and not all that json.loads takes: half a surrogate pair and deep nesting may stand where nobody looks
+    except (
+        ValueError
+        # and not all that json.loads takes: half a surrogate pair and deep nesting may stand where
+        # nobody looks
+    ):
         line = decoded(raw)
         if isinstance(line, Fault) or not line.strip():
             return line
@@ -207,15 +268,25 @@ def _from_json_line(raw: bytes, to_text: Callable[[object], str | Fault]) -> str
 
 def _field(row: object, key: str) -> str | Fault:
     if not isinstance(row, dict):
-        return Fault("not a JSON object", f'a line must look like {{"{key}": "..."}}, this one is {reprlib.repr(row)}')
+        return Fault(
+            "not a JSON object",
+            f'a line must look like {{"{key}": "..."}}, this one is {reprlib.repr(row)}',
+        )
     if key not in row:
-        return Fault(f"no key {key!r}", f"there are {reprlib.repr(list(row))}; text_key names the one that holds the text")
+        return Fault(
+            f"no key {key!r}",
+            f"there are {reprlib.repr(list(row))}; text_key names the one that holds the text",
+        )
     return text_of(row[key])
 
 
 def _triplet(entry: object) -> str | Fault:
     if not isinstance(entry, dict):
-        return Fault("not a JSON object", f'it must look like {{"instruction": "...", "output": "..."}}, this one is {reprlib.repr(entry)}')
+        return Fault(
+            "not a JSON object",
+            'it must look like {"instruction": "...", "output": "..."}, this one is'
+            f" {reprlib.repr(entry)}",
+        )
     fields: dict[str, Any] = {"input": "", **entry}
     for key in ("instruction", "input", "output"):
         if key not in fields:

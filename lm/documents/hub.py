@@ -1,4 +1,6 @@
-"""Datasets of the Hugging Face hub, downloaded or streamed. Code that a dataset brings along is never run."""
+"""Datasets of the Hugging Face hub, downloaded or streamed. Code that a dataset brings along is
+never run.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +10,24 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from lm.system.errors import DataError
 from lm.config.schema.chat import ChatSource
 from lm.config.schema.source import HubSource
+from lm.system.errors import DataError
 
-BATCH_CHARACTERS = 2**18  # Rows that are streamed together: what is read again after a lost connection.
+# Rows that are streamed together: what is read again after a lost connection.
+BATCH_CHARACTERS = 2**18
 PATIENCE = 300.0  # seconds that the hub may stay away
-ADVICE = "python -m tools.prepare with streaming: false, run once while online, makes training independent of the hub"
+ADVICE = (
+    "python -m tools.prepare with streaming: false, run once while online, makes training"
+    " independent of the hub"
+)
 
 
 @functools.cache
 def load_dataset(source: HubSource | ChatSource) -> Any:
-    """Download a dataset, or find it in the hub's own cache. Raises DataError where it cannot be had."""
+    """Download a dataset, or find it in the hub's own cache. Raises DataError where it cannot be
+    had.
+    """
     import datasets
     import huggingface_hub
 
@@ -27,11 +35,15 @@ def load_dataset(source: HubSource | ChatSource) -> Any:
         datasets.disable_progress_bars()
         huggingface_hub.utils.disable_progress_bars()
     try:
-        return datasets.load_dataset(source.dataset, source.config, split=source.dataset_split, revision=source.revision)
-    except Exception as error:  # network, hub, cache, formats: the library has no common type for what it raises
+        return datasets.load_dataset(
+            source.dataset, source.config, split=source.dataset_split, revision=source.revision
+        )
+    except (
+        Exception
+    ) as error:  # network, hub, cache, formats: the library has no common type for what it raises
         raise DataError(
-            f"{_name(source)}: cannot be loaded ({_first_line(error)}); check the names, and fetch it once while online: later runs find "
-            "it in the hub's cache"
+            f"{_name(source)}: cannot be loaded ({_first_line(error)}); check the names, and fetch"
+            " it once while online: later runs find it in the hub's cache"
         ) from error
 
 
@@ -43,18 +55,25 @@ def newest_revision(source: HubSource) -> str:
     try:
         return str(HfApi().dataset_info(source.dataset, revision=source.revision, timeout=20).sha)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        missing = "dataset" if isinstance(error, RepositoryNotFoundError) else f"revision {source.revision!r}"
+        missing = (
+            "dataset"
+            if isinstance(error, RepositoryNotFoundError)
+            else f"revision {source.revision!r}"
+        )
         raise DataError(
-            f"{_name(source)}: the hub knows no such {missing}; check the names, or set HF_TOKEN if it is private or gated"
+            f"{_name(source)}: the hub knows no such {missing}; check the names, or set HF_TOKEN if"
+            " it is private or gated"
         ) from error
     except Exception as error:  # see above
         raise DataError(
-            f"{_name(source)}: cannot be streamed ({_first_line(error)}); check the names and the network, or {ADVICE}"
+            f"{_name(source)}: cannot be streamed ({_first_line(error)}); check the names and the"
+            f" network, or {ADVICE}"
         ) from error
 
 
 def stream(source: HubSource, revision: str, state: Any) -> Iterator[tuple[list[object], Any]]:
-    """Batches of values of the column `text_key`, each with the state from which another call goes on behind it; None is the beginning.
+    """Batches of values of the column `text_key`, each with the state from which another call goes
+    on behind it; None is the beginning.
 
     A lost connection is tried again from the last batch, after 1, 2, 4 ... seconds.
 
@@ -65,8 +84,10 @@ def stream(source: HubSource, revision: str, state: Any) -> Iterator[tuple[list[
     import huggingface_hub
     from huggingface_hub.errors import RevisionNotFoundError
 
-    huggingface_hub.utils.logging.set_verbosity_error()  # It shows each lost connection with a whole address, and mends it at once.
-    datasets.config.STREAMING_READ_MAX_RETRIES = 2  # Its own 20 times 5 seconds would be 20 times ours.
+    # It shows each lost connection with a whole address, and mends it at once.
+    huggingface_hub.utils.logging.set_verbosity_error()
+    # Its own 20 times 5 seconds would be 20 times ours.
+    datasets.config.STREAMING_READ_MAX_RETRIES = 2
     datasets.config.STREAMING_READ_RETRY_INTERVAL = 1
     lost_at = wait = 0.0
     began = False
@@ -81,29 +102,41 @@ def stream(source: HubSource, revision: str, state: Any) -> Iterator[tuple[list[
         except Exception as error:  # see above
             if isinstance(error.__cause__, RevisionNotFoundError):
                 raise DataError(
-                    f"{_name(source)}, revision: {revision}: the hub no longer has this commit, and a run goes on in no other; start a new "
-                    "one, from its weights with --init-from CKPT, in another checkpoint.directory"
+                    f"{_name(source)}, revision: {revision}: the hub no longer has this commit, and"
+                    " a run goes on in no other; start a new one, from its weights with"
+                    " --init-from CKPT, in another checkpoint.directory"
                 ) from error
             wait = min(2 * wait, 60.0) if lost_at else 1.0
             lost_at = lost_at or time.monotonic()
-            # Before the first batch these mean names that are not there; later, a file that came only in part.
-            permanent = (not began and isinstance(error, ValueError | FileNotFoundError)) or datasets.config.HF_HUB_OFFLINE
+            # Before the first batch these mean names that are not there; later, a file that came
+            # only in part.
+            permanent = (
+                not began and isinstance(error, ValueError | FileNotFoundError)
+            ) or datasets.config.HF_HUB_OFFLINE
             if permanent or time.monotonic() + wait - lost_at > PATIENCE:
                 fault = f"{_name(source)}: cannot be read on ({_first_line(error)})"
-                if isinstance(error, ValueError) and state is None:  # no such configuration or split, say
+                # no such configuration or split, say
+                if isinstance(error, ValueError) and state is None:
                     raise DataError(f"{fault}; check the names") from error
                 raise DataError(f"{fault}; start again with --resume auto, or {ADVICE}") from error
-            print(f"{_name(source)}: {_first_line(error)}; trying again in {wait:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"{_name(source)}: {_first_line(error)}; trying again in {wait:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
             time.sleep(wait)
 
 
 def _batches(source: HubSource, revision: str, state: Any) -> Iterator[tuple[list[object], Any]]:
     import datasets
 
-    rows = datasets.load_dataset(source.dataset, source.config, split=source.dataset_split, revision=revision, streaming=True)
+    rows = datasets.load_dataset(
+        source.dataset, source.config, split=source.dataset_split, revision=revision, streaming=True
+    )
     if rows.column_names is not None and source.text_key not in rows.column_names:
         raise DataError(
-            f"{source.dataset}: no column {source.text_key!r}; there are {rows.column_names}; text_key names the one that holds the text"
+            f"{source.dataset}: no column {source.text_key!r}; there are {rows.column_names};"
+            " text_key names the one that holds the text"
         )
     if state is not None:
         rows.load_state_dict(state)
@@ -121,7 +154,10 @@ def _batches(source: HubSource, revision: str, state: Any) -> Iterator[tuple[lis
 
 
 def _name(source: HubSource | ChatSource) -> str:
-    return f"dataset {source.dataset!r}, config {source.config!r}, dataset_split {source.dataset_split!r}"
+    return (
+        f"dataset {source.dataset!r}, config {source.config!r}, dataset_split"
+        f" {source.dataset_split!r}"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from lm.system.errors import DataError
-from lm.documents.faults import Fault, Row, require_column, text_of
 from lm.config.schema.source import ParquetSource
+from lm.documents.faults import Fault, Row, require_column, text_of
 from lm.documents.files import SPAN_BYTES, Span
+from lm.system.errors import DataError
 
 MOST_ROW_GROUP_BYTES = 2**26  # as parquet counts them, which is unpacked
 
@@ -24,7 +24,9 @@ def read_parquet(file: str, source: ParquetSource, span: Span | None) -> Iterato
         with pyarrow.parquet.ParquetFile(file, buffer_size=2**20) as table:
             require_column(file, source.text_key, table.schema_arrow.names)
             groups = None if span is None else list(range(*span))
-            batches = table.iter_batches(batch_size=1000, columns=[source.text_key], row_groups=groups)
+            batches = table.iter_batches(
+                batch_size=1000, columns=[source.text_key], row_groups=groups
+            )
             values = itertools.chain.from_iterable(batch.column(0) for batch in batches)
             for number, value in enumerate(values, 1):
                 try:
@@ -38,7 +40,9 @@ def read_parquet(file: str, source: ParquetSource, span: Span | None) -> Iterato
 
 
 def row_group_spans(file: str) -> list[Span] | None:
-    """Row groups, as many at a time as make a piece; None where one alone is more than a process should hold."""
+    """Row groups, as many at a time as make a piece; None where one alone is more than a process
+    should hold.
+    """
     metadata, found = _metadata(file), list[Span]()
     first, size = 0, 0
     for group in range(metadata.num_row_groups):
@@ -69,4 +73,7 @@ def _metadata(file: str) -> Any:
 
 
 def _not_parquet(file: str, error: Exception) -> DataError:
-    return DataError(f"{file}: not a readable parquet file ({next(iter(str(error).splitlines()), '').rstrip('.')})")
+    return DataError(
+        f"{file}: not a readable parquet file"
+        f" ({next(iter(str(error).splitlines()), '').rstrip('.')})"
+    )

@@ -1,4 +1,5 @@
-"""Documents from sources: which files, in which order, what is left out, and the pieces that several processes can share out.
+"""Documents from sources: which files, in which order, what is left out, and the pieces that
+several processes can share out.
 
 A document passes what needs no other document (bad rows, ASCII, length: `Reader.read`), and then what does (repeats, the number of
 documents: `Selection`). Everything that is left out is counted by what it is.
@@ -17,17 +18,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lm.documents import parquet
-from lm.documents import files
+from lm.config.schema.chat import ChatSource
+from lm.config.schema.source import BinSource, HubSource, SingleSource, dataset_of, files_of
+from lm.documents import files, parquet
 from lm.documents.conversations import Conversation
-from lm.system.errors import ConfigError, DataError
+from lm.documents.files import Span, find_files, reading
 from lm.documents.flat import read_flat
 from lm.documents.formats import FORMATS, Fault, Row, rows_before, spans
 from lm.documents.hub import load_dataset
-from lm.config.schema.chat import ChatSource
-from lm.config.schema.source import BinSource, HubSource, SingleSource, dataset_of, files_of
 from lm.documents.templates import ChatFormat, Encoded
-from lm.documents.files import Span, find_files, reading
+from lm.system.errors import ConfigError, DataError
 from lm.tokenizer.tokenizer import Tokenizer
 
 PIECE_CHARACTERS = 2**22
@@ -36,8 +36,8 @@ _BEYOND_ASCII = re.compile(r"[^\x00-\x7F]+")
 
 
 class Document(NamedTuple):
-    """A text (of a conversation its JSON), and where it stands: `file:line` of its first line, or of its row; and its ids, where they are
-    known already.
+    """A text (of a conversation its JSON), and where it stands: `file:line` of its first line, or
+    of its row; and its ids, where they are known already.
     """
 
     text: str
@@ -46,7 +46,9 @@ class Document(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What one process reads at a time: the span of a file, or rows that cannot be read from the middle and so are here already."""
+    """What one process reads at a time: the span of a file, or rows that cannot be read from the
+    middle and so are here already.
+    """
 
     file: str
     span: Span | None = None
@@ -58,8 +60,9 @@ class Reader:
 
     Attributes:
         files: the source's files, sorted, each once; for a hub dataset its id.
-        skipped: what the latest pass left out, by kind. Documents of white space alone are always left out (of ids: those without any);
-            rows that cannot be read, where `on_bad_row` is "skip"; the rest as the source's section says. `max_tokens` is not the reader's.
+        skipped: what the latest pass left out, by kind. Documents of white space alone are always
+            left out (of ids: those without any); rows that cannot be read, where `on_bad_row` is
+            "skip"; the rest as the source's section says. `max_tokens` is not the reader's.
 
     Args:
         tokenizer: needed where the source brings ids.
@@ -69,25 +72,47 @@ class Reader:
         ConfigError: the source brings ids, and there is no tokenizer.
     """
 
-    def __init__(self, source: SingleSource, key: str = "data.source", on_bad_row: str = "stop", tokenizer: Tokenizer | None = None):
+    def __init__(
+        self,
+        source: SingleSource,
+        key: str = "data.source",
+        on_bad_row: str = "stop",
+        tokenizer: Tokenizer | None = None,
+    ):
         if isinstance(source, BinSource) and tokenizer is None:
-            raise ConfigError(f"{key}.format: bin files hold the ids of a tokenizer, and here text is wanted; name the text they come from")
+            raise ConfigError(
+                f"{key}.format: bin files hold the ids of a tokenizer, and here text is wanted;"
+                " name the text they come from"
+            )
         if isinstance(source, ChatSource) and tokenizer is None:
-            raise ConfigError(f"{key}.format: conversations become tokens by a template, and here plain text is wanted; name some")
+            raise ConfigError(
+                f"{key}.format: conversations become tokens by a template, and here plain text is"
+                " wanted; name some"
+            )
         self.source = source
         self.chat: ChatFormat | None = None
         if isinstance(source, ChatSource):
             assert tokenizer is not None
             try:
-                self.chat = ChatFormat(source.template, tokenizer, source.system, source.mask_prompt)
+                self.chat = ChatFormat(
+                    source.template, tokenizer, source.system, source.mask_prompt
+                )
             except ConfigError as error:
                 raise ConfigError(f"{key}: {error}") from None
         self.tokenizer = tokenizer
         self.key = key
         self.on_bad_row = on_bad_row
-        found = [dataset] if (dataset := dataset_of(source)) else find_files(files_of(source), f"{key}.files")
+        found = (
+            [dataset]
+            if (dataset := dataset_of(source))
+            else find_files(files_of(source), f"{key}.files")
+        )
         self.files = sorted({Path(file).resolve(): file for file in reversed(found)}.values())
-        self.named_twice = Counter({"file named twice": len(found) - len(self.files)} if len(found) > len(self.files) else {})
+        self.named_twice = Counter(
+            {"file named twice": len(found) - len(self.files)}
+            if len(found) > len(self.files)
+            else {}
+        )
         self.skipped: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Document]:
@@ -115,7 +140,9 @@ class Reader:
         return [files.SPAN_BYTES, parquet.MOST_ROW_GROUP_BYTES, PIECE_CHARACTERS]
 
     def pieces(self) -> Iterator[Piece]:
-        """The source in pieces of a few megabytes; the same ones, in the order of the documents, each time."""
+        """The source in pieces of a few megabytes; the same ones, in the order of the documents,
+        each time.
+        """
         for file in self.files:
             with reading(file, self.key):
                 shared = None if dataset_of(self.source) else spans(file, self.source)
@@ -136,13 +163,21 @@ class Reader:
         yield Piece(file, None, rows)
 
     def read(self, piece: Piece, removed: Counter[str]) -> Iterator[Document]:
-        """A piece's documents, cleaned; what is left out is counted in `removed`. Places are right in whole files and ready rows only."""
+        """A piece's documents, cleaned; what is left out is counted in `removed`. Places are right
+        in whole files and ready rows only.
+        """
         source = self.source
         with reading(piece.file, self.key):
             for number, text, encoded in self._rows(piece):
                 if isinstance(text, Fault):
-                    before = rows_before(piece.file, source, piece.span) if piece.span and self.on_bad_row == "stop" else 0
-                    self._refuse(f"{piece.file}:{before + number + text.lines_below}", text, removed)
+                    before = (
+                        rows_before(piece.file, source, piece.span)
+                        if piece.span and self.on_bad_row == "stop"
+                        else 0
+                    )
+                    self._refuse(
+                        f"{piece.file}:{before + number + text.lines_below}", text, removed
+                    )
                     continue
                 if source.filter.ascii_only and not text.isascii():
                     cleaned = _BEYOND_ASCII.sub("", text)
@@ -160,17 +195,28 @@ class Reader:
         if isinstance(self.source, BinSource):
             assert self.tokenizer is not None
             for place, ids in read_flat(piece.file, self.source, piece.span, self.tokenizer):
-                yield (place, ids, None) if isinstance(ids, Fault) else (place, self.tokenizer.decode(ids.tolist()), Encoded(ids))
+                yield (
+                    (place, ids, None)
+                    if isinstance(ids, Fault)
+                    else (place, self.tokenizer.decode(ids.tolist()), Encoded(ids))
+                )
             return
-        rows = piece.rows if piece.rows is not None else FORMATS[self.source.format](piece.file, self.source, piece.span)
+        rows = (
+            piece.rows
+            if piece.rows is not None
+            else FORMATS[self.source.format](piece.file, self.source, piece.span)
+        )
         for number, text in rows:
-            if self.chat is None or isinstance(text, Fault) or not text.strip():  # a blank line is no conversation
+            # a blank line is no conversation
+            if self.chat is None or isinstance(text, Fault) or not text.strip():
                 yield number, text, None
             else:
                 yield number, text, self.chat.encode(Conversation.from_json(text))
 
     def identity(self) -> dict[str, Any]:
-        """JSON that changes when the documents do: the section, and each file's path, size and time of change, or the dataset's version."""
+        """JSON that changes when the documents do: the section, and each file's path, size and time
+        of change, or the dataset's version.
+        """
         section = self.source.model_dump(exclude={"files", "too_long"})
         if self.chat is not None:
             section["template"] = dataclasses.asdict(self.chat.template)
@@ -180,20 +226,29 @@ class Reader:
             return {**section, "version": load_dataset(self.source)._fingerprint}
         with reading("a file", self.key):
             stats = [(str(Path(file).resolve()), Path(file).stat()) for file in self.files]
-        return {**section, "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]}
+        return {
+            **section,
+            "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats],
+        }
 
     def empty_file(self, file: str, removed: Counter[str]) -> None:
-        """A file has no text in it, which is hardly what its owner meant: refuse it, or count it in `removed`."""
+        """A file has no text in it, which is hardly what its owner meant: refuse it, or count it in
+        `removed`.
+        """
         self._refuse(file, Fault("empty file", "there is no text in it"), removed)
 
     def _refuse(self, place: str, fault: Fault, removed: Counter[str]) -> None:
         if self.on_bad_row == "stop":
-            raise DataError(f"{place}: {fault.kind}: {fault.detail}; mend it, or leave such rows out with data.on_bad_row: skip")
+            raise DataError(
+                f"{place}: {fault.kind}: {fault.detail}; mend it, or leave such rows out with"
+                " data.on_bad_row: skip"
+            )
         removed[fault.kind] += 1
 
 
 class Selection:
-    """Which documents stay, asked in their order: no repeats where `deduplicate` is on, and at most `max_documents`.
+    """Which documents stay, asked in their order: no repeats where `deduplicate` is on, and at most
+    `max_documents`.
 
     With `deduplicate` it remembers 8 bytes' hash of each, which takes about 70 bytes.
 

@@ -1,4 +1,5 @@
-"""How the turns of a conversation become one sequence of tokens, in training, in `infer.py --chat` and in reports alike.
+"""How the turns of a conversation become one sequence of tokens, in training, in `infer.py --chat`
+and in reports alike.
 
 A template is data: a text for each kind of turn, with places for what is said and for special tokens. A turn is tokenised by itself, and
 so is an answer, so the border of what is learnt is a border between tokens, wherever the tokenizer would have drawn one; and the ids of a
@@ -30,7 +31,8 @@ class Template:
     """The texts of turns. `{content}` and `{input}` are what is said, `<|name|>` a special token.
 
     Attributes:
-        preamble, preamble_with_input: before a conversation that has no system, by whether its first turn has an input.
+        preamble, preamble_with_input: before a conversation that has no system, by whether its
+            first turn has an input.
         opening: begins an assistant's turn; the prompt's end.
         answer: what is learnt. Its last special token ends the turn.
         after: between an answer and the next turn.
@@ -49,8 +51,12 @@ class Template:
     @property
     def specials(self) -> list[str]:
         """The special tokens that it needs, but for EOS."""
-        texts = self.system + self.user + self.user_with_input + self.opening + self.answer + self.after
-        return sorted({part for part in _PARTS.findall(texts) if part.startswith("<") and part != EOS})
+        texts = (
+            self.system + self.user + self.user_with_input + self.opening + self.answer + self.after
+        )
+        return sorted(
+            {part for part in _PARTS.findall(texts) if part.startswith("<") and part != EOS}
+        )
 
     @property
     def end_of_turn(self) -> str:
@@ -68,12 +74,15 @@ _BELOW = "Below is an instruction that describes a task"
 TEMPLATES = {
     template.name: template
     for template in (
-        # Stanford Alpaca's, but for the line break behind "Response:", which most have added who took it up.
+        # Stanford Alpaca's, but for the line break behind "Response:", which most have added who
+        # took it up.
         Template(
             name="alpaca",
             preamble=f"{_BELOW}. Write a response that appropriately completes the request.",
-            preamble_with_input=f"{_BELOW}, paired with an input that provides further context. "
-            "Write a response that appropriately completes the request.",
+            preamble_with_input=(
+                f"{_BELOW}, paired with an input that provides further context. "
+                "Write a response that appropriately completes the request."
+            ),
             system="{content}\n\n",
             user="### Instruction:\n{content}\n\n",
             user_with_input="### Instruction:\n{content}\n\n### Input:\n{input}\n\n",
@@ -85,7 +94,8 @@ TEMPLATES = {
             system="### System: {content}\n",
             user="### Instruction: {content}\n### Input: \n",
             user_with_input="### Instruction: {content}\n### Input: {input}\n",
-            # The space belongs to the answer: tokenizers that join a word with the space before it have no other token for " ham".
+            # The space belongs to the answer: tokenizers that join a word with the space before it
+            # have no other token for " ham".
             opening="### Output:",
             answer=" {content}\n<|sep|>",
             after="\n",
@@ -127,7 +137,13 @@ class ChatFormat:
         ConfigError: the tokenizer lacks a special token that the template needs.
     """
 
-    def __init__(self, template: str, tokenizer: Tokenizer, system: str | None = None, mask_prompt: bool = True):
+    def __init__(
+        self,
+        template: str,
+        tokenizer: Tokenizer,
+        system: str | None = None,
+        mask_prompt: bool = True,
+    ):
         self.template = TEMPLATES[template]
         self.tokenizer = tokenizer
         self.system = system
@@ -136,39 +152,56 @@ class ChatFormat:
         if missing := [name for name in self.template.specials if name not in self._specials]:
             there = ", ".join(sorted(tokenizer.specials)) or "none"
             raise ConfigError(
-                f"template {template} needs {' and '.join(missing)}, and the tokenizer {tokenizer.name} has no such special token "
-                f"(it has {there}); write template: alpaca, which needs none"
+                f"template {template} needs {' and '.join(missing)}, and the tokenizer"
+                f" {tokenizer.name} has no such special token (it has {there}); write template:"
+                " alpaca, which needs none"
             )
         self.stop_ids = frozenset({self._specials[self.template.end_of_turn], tokenizer.eos_id})
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """The ids up to where the assistant begins to speak, the EOS that opens every sequence included."""
+        """The ids up to where the assistant begins to speak, the EOS that opens every sequence
+        included.
+        """
         encoded = self._encode([*self._pieces(turns), *_filled(self.template.opening)])
         return [self.tokenizer.eos_id, *encoded.ids.tolist()]
 
     def answer(self, text: str) -> list[int]:
         """The ids of an answer, its end included: what follows a `prompt`."""
-        return list(self._encode(_filled(self.template.answer, Turn("assistant", text), learned=True)).ids.tolist())
+        return list(
+            self._encode(
+                _filled(self.template.answer, Turn("assistant", text), learned=True)
+            ).ids.tolist()
+        )
 
     def said(self, written: str) -> str:
-        """What an assistant says, of the text of an `answer`'s tokens: without what the template puts around it.
+        """What an assistant says, of the text of an `answer`'s tokens: without what the template
+        puts around it.
 
         Also of a text that still grows: each result then begins with the one before.
         """
-        before, after = ("".join(part for part in _PARTS.split(text) if not part.startswith("<|")) for text in self.template.around)
+        before, after = (
+            "".join(part for part in _PARTS.split(text) if not part.startswith("<|"))
+            for text in self.template.around
+        )
         said = "" if before.startswith(written) else written.removeprefix(before)
         # Its end may be the beginning of what the template puts there; more text decides that.
         return said[: len(said) - max(n for n in range(len(after) + 1) if said.endswith(after[:n]))]
 
     def encode(self, conversation: Conversation) -> Encoded:
-        """A conversation's tokens; one with a rejected answer gives two sequences, the preferred one first."""
+        """A conversation's tokens; one with a rejected answer gives two sequences, the preferred
+        one first.
+        """
         encoded = self._encode(self._pieces(conversation.turns))
         if conversation.rejected is None:
             return encoded
-        other = self._encode(self._pieces((*conversation.prompt, Turn("assistant", conversation.rejected))))
+        other = self._encode(
+            self._pieces((*conversation.prompt, Turn("assistant", conversation.rejected)))
+        )
         assert encoded.flags is not None and other.flags is not None
         return Encoded(
-            ids=np.concatenate([encoded.ids, np.array([self.tokenizer.eos_id], encoded.ids.dtype), other.ids]),
+            ids=np.concatenate(
+                [encoded.ids, np.array([self.tokenizer.eos_id], encoded.ids.dtype), other.ids]
+            ),
             flags=np.concatenate([encoded.flags, np.array([BEGINS], np.uint8), other.flags]),
             text_bytes=encoded.text_bytes + other.text_bytes,
         )
@@ -194,10 +227,21 @@ class ChatFormat:
         dtype = self.tokenizer.dtype
         ids: list[NDArray[Any]] = [np.empty(0, dtype)]
         flags, text_bytes = [np.empty(0, np.uint8)], 0
-        groups = [(*kind, [piece.text for piece in group]) for kind, group in itertools.groupby(pieces, lambda piece: piece[1:])]
-        encoded = iter(self.tokenizer.encode_batch(["".join(texts) for special, _, texts in groups if special is None]))
+        groups = [
+            (*kind, [piece.text for piece in group])
+            for kind, group in itertools.groupby(pieces, lambda piece: piece[1:])
+        ]
+        encoded = iter(
+            self.tokenizer.encode_batch(
+                ["".join(texts) for special, _, texts in groups if special is None]
+            )
+        )
         for special, learned, texts in groups:
-            part = next(encoded) if special is None else np.full(len(texts), self._specials[special], dtype)
+            part = (
+                next(encoded)
+                if special is None
+                else np.full(len(texts), self._specials[special], dtype)
+            )
             ids.append(part)
             flags.append(np.full(len(part), LEARNED * (learned or not self.mask_prompt), np.uint8))
             text_bytes += len("".join(texts).encode()) * bool(flags[-1].any())
@@ -213,7 +257,9 @@ class _Piece(NamedTuple):
 
 
 def _filled(template: str, turn: Turn | None = None, learned: bool = False) -> Iterator[_Piece]:
-    """The pieces of a template's text, its places filled. One pass: what was said may look like a place and is none."""
+    """The pieces of a template's text, its places filled. One pass: what was said may look like a
+    place and is none.
+    """
     said = {"{content}": turn.content, "{input}": turn.input} if turn is not None else {}
     for part in _PARTS.split(template):
         if part.startswith("<|"):

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from lm.evaluation.training_text import TrainingText
 
-# n-grams are of so many bytes, in tokens of the training text, so that tokenizers can be compared. It is what five words of English take:
-# whoever writes repeats most of the pairs and triples of words in a large text, and makes most runs of five or more anew.
+# n-grams are of so many bytes, in tokens of the training text, so that tokenizers can be compared.
+# It is what five words of English take: whoever writes repeats most of the pairs and triples of
+# words in a large text, and makes most runs of five or more anew.
 NGRAM_BYTES = 28
 PIECE = 2**17  # tokens at a time: what is made of them stays in a processor's cache
 MULTIPLIER = 0x9E3779B1  # odd, so that no token is multiplied away
@@ -32,15 +33,17 @@ class Memorised:
     """Of some continuations.
 
     Attributes:
-        longest_run: the most consecutive tokens of a continuation that stand so in the training text; 0: none of them occurs there.
+        longest_run: the most consecutive tokens of a continuation that stand so in the training
+            text; 0: none of them occurs there.
         longest_text: their text.
         n: how many tokens an n-gram has.
         ngrams: how many there are in the continuations, equal ones counted each time.
-        novel_share: the share of them that the training text does not have; None where there are none.
+        novel_share: the share of them that the training text does not have; None where there are
+            none.
         tokens_read: of the training text.
         seconds: that took, for all groups together.
-        missing: what of the training text is not here, a line for each part: then the longest run is at least, and the novel share at most
-            what is said.
+        missing: what of the training text is not here, a line for each part: then the longest run
+            is at least, and the novel share at most what is said.
     """
 
     longest_run: int
@@ -53,8 +56,11 @@ class Memorised:
     missing: tuple[str, ...] = ()
 
 
-def memorised(text: TrainingText, groups: Sequence[Sequence[Sequence[int]]], piece: int = PIECE) -> list[Memorised]:
-    """Look for groups of continuations, given as ids, in a training text, which is read once for all of them.
+def memorised(
+    text: TrainingText, groups: Sequence[Sequence[Sequence[int]]], piece: int = PIECE
+) -> list[Memorised]:
+    """Look for groups of continuations, given as ids, in a training text, which is read once for
+    all of them.
 
     Memory: some megabytes for a piece, and for the continuations about 8 n bytes a token.
 
@@ -73,7 +79,9 @@ def memorised(text: TrainingText, groups: Sequence[Sequence[Sequence[int]]], pie
     return [
         Memorised(
             longest_run=run.length,
-            longest_text=text.tokenizer.decode(each.ids[run.place : run.place + run.length].tolist()),
+            longest_text=text.tokenizer.decode(
+                each.ids[run.place : run.place + run.length].tolist()
+            ),
             n=n,
             ngrams=ngrams.count,
             novel_share=ngrams.novel / ngrams.count if ngrams.count else None,
@@ -86,7 +94,9 @@ def memorised(text: TrainingText, groups: Sequence[Sequence[Sequence[int]]], pie
 
 
 def pieces(text: TrainingText, size: int, longest: int) -> Iterator[Ids]:
-    """The training text, `size` tokens at a time, and so many more that a run of `longest` that begins in a piece is whole in it."""
+    """The training text, `size` tokens at a time, and so many more that a run of `longest` that
+    begins in a piece is whole in it.
+    """
     for store in text.stores:
         for start in range(0, store.tokens, size):
             yield store.read(start, size + longest - 1).astype(np.uint32)
@@ -104,7 +114,9 @@ class Written:
     def __init__(self, continuations: Sequence[Sequence[int]]):
         lengths = [len(ids) for ids in continuations]
         self.ids: Ids = np.array([token for ids in continuations for token in ids], np.uint32)
-        self.left = np.repeat(np.cumsum(lengths, dtype=np.int64), lengths) - np.arange(len(self.ids))
+        self.left = np.repeat(np.cumsum(lengths, dtype=np.int64), lengths) - np.arange(
+            len(self.ids)
+        )
         self.longest = max(lengths, default=0)
 
 
@@ -132,7 +144,8 @@ class Ngrams:
 
 
 class LongestRun:
-    """The longest run of a continuation that a text has. It looks only for what is longer than what it has found, so that it finds little.
+    """The longest run of a continuation that a text has. It looks only for what is longer than what
+    it has found, so that it finds little.
 
     Attributes:
         length: tokens of it.
@@ -154,7 +167,9 @@ class LongestRun:
             self._longer = Windows(self._written, self.length + 1)
 
     def _extend(self, ids: Ids, at: Places, places: Places) -> None:
-        """Follow the runs of `length` + 1 that begin at these places of a text and of the continuations to where the last of them ends."""
+        """Follow the runs of `length` + 1 that begin at these places of a text and of the
+        continuations to where the last of them ends.
+        """
         written, length = self._written, self.length + 1
         while len(at):
             self.length, self.place = length, int(places[0])
@@ -178,7 +193,11 @@ class Windows:
         self._ids, self._n = written.ids, n
         begins = np.flatnonzero(written.left >= n)
         tokens = self._ids[begins[:, None] + np.arange(n)]
-        _, first, counts = np.unique(tokens.view(np.dtype((np.void, tokens.itemsize * n))).ravel(), return_index=True, return_counts=True)
+        _, first, counts = np.unique(
+            tokens.view(np.dtype((np.void, tokens.itemsize * n))).ravel(),
+            return_index=True,
+            return_counts=True,
+        )
         places = begins[first]
         hashes = window_hashes(self._ids, n)[places] if len(places) else np.empty(0, np.uint32)
         order = np.argsort(hashes, kind="stable")
@@ -206,11 +225,16 @@ class Windows:
             equal = self._equal(ids, at, self.places[number])
             found.append((at[equal], number[equal]))
             at, number, hashes = at[~equal], number[~equal] + 1, hashes[~equal]
-        return tuple(np.concatenate(parts) for parts in zip(*found, strict=True)) if found else (at, at)  # type: ignore[return-value]
+        return (
+            tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+            if found
+            else (at, at)
+        )  # type: ignore[return-value]
 
     def _keep(self, places: Places, counts: Places, hashes: Ids) -> None:
         self.places, self.counts, self._hashes = places, counts, hashes
-        self._shift = np.uint32(32 - max(16, min(24, (64 * len(places)).bit_length())))  # few of the text's hashes are there by chance
+        # few of the text's hashes are there by chance
+        self._shift = np.uint32(32 - max(16, min(24, (64 * len(places)).bit_length())))
         self._table = np.zeros(2 ** (32 - int(self._shift)), bool)
         self._table[self._slots(hashes)] = True
 
@@ -227,11 +251,17 @@ class Windows:
 
 
 def window_hashes(ids: Ids, n: int) -> Any:
-    """Of each run of n tokens, from as many steps as n has binary digits: the hashes of long runs are made of those of shorter ones."""
+    """Of each run of n tokens, from as many steps as n has binary digits: the hashes of long runs
+    are made of those of shorter ones.
+    """
     hashes, done, width, factor, power = None, 0, 1, MULTIPLIER, ids
     while True:
         if n & width:
-            hashes = power if hashes is None else hashes[: len(power) - done] * np.uint32(factor) + power[done:]
+            hashes = (
+                power
+                if hashes is None
+                else hashes[: len(power) - done] * np.uint32(factor) + power[done:]
+            )
             done += width
         if done == n:
             return hashes[: len(ids) - n + 1]  # type: ignore[index]

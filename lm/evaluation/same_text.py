@@ -1,4 +1,5 @@
-"""Two models on the same text: how far apart they are, and whether that is more than the text alone could bring about.
+"""Two models on the same text: how far apart they are, and whether that is more than the text alone
+could bring about.
 
 Where both have the same tokenizer they score the same rows, in nats per token. Else they score the same passages of text, each read by
 itself behind an EOS and cut by each model's own tokenizer, in bits per byte. Rows or passages are then drawn again (lm/evaluation/intervals.py):
@@ -18,15 +19,17 @@ from numpy.typing import NDArray
 from lm.evaluation.intervals import interval, resample
 
 if TYPE_CHECKING:
-    from lm.tokens.store import TokenStore
     from lm.tokenizer.tokenizer import Tokenizer
+    from lm.tokens.store import TokenStore
 
 SEED = 0
 SEEDS = "what another seed would do is not in this (python -m tools.ablate)"
 
 
 class Sums(NamedTuple):
-    """Of each row or passage: what a model makes of it, in nats or bits, over so many tokens or bytes; both (n,) float64."""
+    """Of each row or passage: what a model makes of it, in nats or bits, over so many tokens or
+    bytes; both (n,) float64.
+    """
 
     amounts: NDArray[np.float64]
     sizes: NDArray[np.float64]
@@ -68,17 +71,21 @@ class Verdict:
         if self.difference == self.low == self.high == 0:
             return f"{names[0]} and {names[1]} score exactly the same {where}"
         if not math.isfinite(self.high - self.low):
-            return f"{where[:1].upper()}{where[1:]} they differ by {abs(self.difference):.4f} {self.unit}; so few give no interval"
+            return (
+                f"{where[:1].upper()}{where[1:]} they differ by {abs(self.difference):.4f}"
+                f" {self.unit}; so few give no interval"
+            )
         if not self.beyond_noise:
             return (
-                f"{names[0]} and {names[1]} cannot be told apart {where}: {names[1]} - {names[0]} is {self.difference:+.4f} {self.unit}, "
-                f"95 % interval [{self.low:+.4f}, {self.high:+.4f}]: within the noise of the text"
+                f"{names[0]} and {names[1]} cannot be told apart {where}: {names[1]} - {names[0]}"
+                f" is {self.difference:+.4f} {self.unit}, 95 % interval [{self.low:+.4f},"
+                f" {self.high:+.4f}]: within the noise of the text"
             )
         better, other = names if self.difference > 0 else names[::-1]
         low, high = sorted((abs(self.low), abs(self.high)))
         return (
-            f"{better} is better than {other} by {abs(self.difference):.4f} {self.unit}, 95 % interval [{low:.4f}, {high:.4f}], {where}: "
-            f"beyond the noise of the text; {SEEDS}"
+            f"{better} is better than {other} by {abs(self.difference):.4f} {self.unit}, 95 %"
+            f" interval [{low:.4f}, {high:.4f}], {where}: beyond the noise of the text; {SEEDS}"
         )
 
 
@@ -88,17 +95,32 @@ def judge(text: str, unit: str, kind: str, a: Sums, b: Sums, notes: Sequence[str
     drawn = resample(amounts, sizes, np.ones(len(amounts)), SEED)
     first, second = drawn.values.tolist()
     found = interval(second - first, drawn.drawn[:, 1] - drawn.drawn[:, 0], drawn.cases)
-    return Verdict(text, unit, kind, len(amounts), first, second, found.value, found.low, found.high, list(notes))
+    return Verdict(
+        text,
+        unit,
+        kind,
+        len(amounts),
+        first,
+        second,
+        found.value,
+        found.low,
+        found.high,
+        list(notes),
+    )
 
 
 def documents_known(held_out: Sequence[TokenStore], trained: Sequence[TokenStore]) -> int:
-    """How many of the documents to validate on are among those that a model was trained on, whatever its tokenizer."""
+    """How many of the documents to validate on are among those that a model was trained on,
+    whatever its tokenizer.
+    """
     known = np.concatenate([np.empty(0, np.uint64), *(store.document_hashes for store in trained)])
     return sum(int(np.isin(store.document_hashes, known).sum()) for store in held_out)
 
 
 def sums_of_rows(decoder: Any, batches: Iterable[dict[str, Any]]) -> Sums:
-    """What a decoder makes of each row that has a label, in nats and tokens; `batches` as for `lm.evaluation.validation.evaluate`."""
+    """What a decoder makes of each row that has a label, in nats and tokens; `batches` as for
+    `lm.evaluation.validation.evaluate`.
+    """
     import torch
 
     from lm.optim.loss import IGNORE_INDEX
@@ -116,7 +138,9 @@ def sums_of_rows(decoder: Any, batches: Iterable[dict[str, Any]]) -> Sums:
 
 
 def sums_of_passages(decoder: Any, tokenizer: Tokenizer, passages: Sequence[str]) -> Sums:
-    """What a decoder makes of each passage, in bits and UTF-8 bytes. A long one is read in windows that overlap."""
+    """What a decoder makes of each passage, in bits and UTF-8 bytes. A long one is read in windows
+    that overlap.
+    """
     from lm.evaluation.scoring import score, windows
 
     context, rows, owners = decoder.config.context_length, [], []
@@ -130,7 +154,9 @@ def sums_of_passages(decoder: Any, tokenizer: Tokenizer, passages: Sequence[str]
 
 
 def passages_of(texts: Iterable[str], characters: int, most: int) -> list[str]:
-    """At most so many passages of about so many characters, evenly spread over the texts, none of white space alone."""
+    """At most so many passages of about so many characters, evenly spread over the texts, none of
+    white space alone.
+    """
     found = [passage for text in texts for passage in _cut(text, characters) if passage.strip()]
     n = min(most, len(found))
     return [found[i * len(found) // n] for i in range(n)]

@@ -1,4 +1,5 @@
-"""How surprised a decoder is by each token of a validation text: over places in the context, over sources, and token by token.
+"""How surprised a decoder is by each token of a validation text: over places in the context, over
+sources, and token by token.
 
 The numbers are the validation's own: the same rows, the same losses, only not summed at once (`lm.evaluation.validation.evaluate`).
 """
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 from lm.optim.loss import IGNORE_INDEX
 
-Batch = tuple[dict[str, Any], Sequence[str]]  # rows as tensors (B, T), and the name of each row's source
+# rows as tensors (B, T), and the name of each row's source
+Batch = tuple[dict[str, Any], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,25 @@ class Surprisal:
         return float(self.nats.sum() / self.tokens.sum()) if self.tokens.sum() else float("nan")
 
     def by_position(self) -> list[tuple[int, int, float, int]]:
-        """(first, last, nats per token, tokens): places in the context, 1, 2, 3-4, 5-8, 9-16 and so on, as far as there are tokens."""
+        """(first, last, nats per token, tokens): places in the context, 1, 2, 3-4, 5-8, 9-16 and so
+        on, as far as there are tokens.
+        """
         bins, first = [], 1
         while first < len(self.tokens):
             last = min(first if first < 2 else 2 * (first - 1), len(self.tokens) - 1)
-            nats, tokens = self.nats[first : last + 1].sum(), int(self.tokens[first : last + 1].sum())
+            nats, tokens = (
+                self.nats[first : last + 1].sum(),
+                int(self.tokens[first : last + 1].sum()),
+            )
             if tokens:
                 bins.append((first, last, float(nats / tokens), tokens))
             first = last + 1
         return bins
 
 
-def measure(decoder: Any, batches: Iterable[Batch], length: int, examples: int = 5, least: int = 8) -> Surprisal:
+def measure(
+    decoder: Any, batches: Iterable[Batch], length: int, examples: int = 5, least: int = 8
+) -> Surprisal:
     """Score a decoder on batches, and look closely at some rows.
 
     Args:
@@ -88,7 +97,11 @@ def measure(decoder: Any, batches: Iterable[Batch], length: int, examples: int =
     try:
         with torch.no_grad():
             for batch, sources in batches:
-                rows = {name: value.to(device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
+                rows = {
+                    name: value.to(device)
+                    for name, value in batch.items()
+                    if isinstance(value, torch.Tensor)
+                }
                 losses = NEXT_TOKEN.losses(decoder, rows).cpu().double().numpy()
                 asked = (rows["labels"] != IGNORE_INDEX).cpu().numpy()
                 seen = _seen(rows)
@@ -97,18 +110,29 @@ def measure(decoder: Any, batches: Iterable[Batch], length: int, examples: int =
                 for i, source in enumerate(sources):
                     nats, tokens = found.sources.get(source, (0.0, 0))
                     if asked[i].any():
-                        found.sources[source] = nats + float(losses[i][asked[i]].sum()), tokens + int(asked[i].sum())
+                        found.sources[source] = (
+                            nats + float(losses[i][asked[i]].sum()),
+                            tokens + int(asked[i].sum()),
+                        )
                     if asked[i].sum() >= least and len(chosen.setdefault(source, [])) < examples:
-                        chosen[source].append({name: value[i : i + 1] for name, value in rows.items()})
-            ranked = sorted((place, source) for source, kept in chosen.items() for place in range(len(kept)))[:examples]
-            found.examples = [_guess(decoder, source, chosen[source][place]) for place, source in ranked]
+                        chosen[source].append(
+                            {name: value[i : i + 1] for name, value in rows.items()}
+                        )
+            ranked = sorted(
+                (place, source) for source, kept in chosen.items() for place in range(len(kept))
+            )[:examples]
+            found.examples = [
+                _guess(decoder, source, chosen[source][place]) for place, source in ranked
+            ]
     finally:
         decoder.train(training)
     return found
 
 
 def _seen(rows: dict[str, Any]) -> NDArray[np.int64]:
-    """(B, T): how many tokens each place can see, itself among them; documents that are kept apart begin anew."""
+    """(B, T): how many tokens each place can see, itself among them; documents that are kept apart
+    begin anew.
+    """
     shape = tuple(rows["labels"].shape)
     places = np.broadcast_to(np.arange(1, shape[1] + 1), shape)
     if "document_ids" not in rows:
@@ -120,9 +144,14 @@ def _seen(rows: dict[str, Any]) -> NDArray[np.int64]:
 
 def _guess(decoder: Any, source: str, rows: dict[str, Any]) -> Guessed:
     labels = rows["labels"]
-    spread = decoder(rows["input_ids"], None, rows.get("document_ids"))[0].float().log_softmax(dim=-1)  # (T, V)
+    # (T, V)
+    spread = (
+        decoder(rows["input_ids"], None, rows.get("document_ids"))[0].float().log_softmax(dim=-1)
+    )
     asked = labels[0] != IGNORE_INDEX
     nats = -spread.gather(-1, labels[0].clamp(min=0)[:, None])[:, 0]
     best = spread.max(dim=-1)
     unasked = np.where(asked.cpu().numpy(), nats.cpu().double().numpy(), np.nan)
-    return Guessed(source, rows, unasked, best.indices.cpu().numpy(), best.values.exp().cpu().double().numpy())
+    return Guessed(
+        source, rows, unasked, best.indices.cpu().numpy(), best.values.exp().cpu().double().numpy()
+    )

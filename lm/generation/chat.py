@@ -9,25 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 from lm.checkpoints.base import chat_source
 from lm.checkpoints.folder import read_meta
-from lm.generation.continuation import write
-from lm.documents.conversations import Turn
-from lm.system.errors import ConfigError, DataError
-from lm.documents.faults import Fault, text_of
-from lm.generation.sampling import Sampling
 from lm.checkpoints.meta import read_config, read_tokenizer
+from lm.documents.conversations import Turn
+from lm.documents.faults import Fault, text_of
 from lm.documents.templates import TEMPLATES, ChatFormat
+from lm.generation.continuation import write
+from lm.generation.sampling import Sampling
+from lm.system.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import torch
 
 
 def chat_format(folder: Path, template: str | None = None, system: str | None = None) -> ChatFormat:
-    """How to speak with a checkpoint: by the template and the system's words that it was fine-tuned with, unless others are given.
+    """How to speak with a checkpoint: by the template and the system's words that it was fine-tuned
+    with, unless others are given.
 
     Without torch, so that one that cannot be spoken to is refused at once.
 
     Raises:
-        ConfigError: there is no such template, the tokenizer lacks its special tokens, or the checkpoint has none and none is given.
+        ConfigError: there is no such template, the tokenizer lacks its special tokens, or the
+            checkpoint has none and none is given.
         CheckpointError: meta.json does not hold a configuration, or the tokenizer cannot be read.
     """
     if template is not None and template not in TEMPLATES:
@@ -36,8 +38,8 @@ def chat_format(folder: Path, template: str | None = None, system: str | None = 
     source = chat_source(read_config(folder, meta["config"]))
     if template is None and source is None:
         raise ConfigError(
-            f"{folder} was not fine-tuned on conversations, so it has no template; give --template {'|'.join(sorted(TEMPLATES))}, "
-            "or fine-tune it with finetune.py"
+            f"{folder} was not fine-tuned on conversations, so it has no template; give --template"
+            f" {'|'.join(sorted(TEMPLATES))}, or fine-tune it with finetune.py"
         )
     words = source.system if system is None and source else system
     if words is not None and isinstance(fault := text_of(words), Fault):
@@ -50,7 +52,8 @@ class Chat:
 
     Attributes:
         turns: a user's and an assistant's in turn, complete, so that an assistant's is the last.
-        forgotten: how many of them, from the oldest on, no longer fit the context and are not read any more.
+        forgotten: how many of them, from the oldest on, no longer fit the context and are not read
+            any more.
     """
 
     def __init__(self, form: ChatFormat, context: int, longest: int):
@@ -62,8 +65,9 @@ class Chat:
         self.forgotten = 0
 
     def prompt(self, message: str) -> list[int]:
-        """The ids that a message and the newest turns before it make, with room for an answer. The oldest question and its answer, and then
-        the next, are forgotten until there are `longest` tokens left, or half of the context where that is less.
+        """The ids that a message and the newest turns before it make, with room for an answer. The
+        oldest question and its answer, and then the next, are forgotten until there are `longest`
+        tokens left, or half of the context where that is less.
 
         Raises:
             DataError: the message is empty, no Unicode, or so long that nothing could be answered.
@@ -72,16 +76,27 @@ class Chat:
             raise DataError(f"the message was not sent: {fault.kind}, {fault.detail}")
         if not message.strip():
             raise DataError("the message was not sent: it is empty")
-        room, asked, first = self.context - min(self.longest, self.context // 2), Turn("user", message), self.forgotten
-        while len(ids := self.format.prompt([*self.turns[first:], asked])) > room and first < len(self.turns):
+        room, asked, first = (
+            self.context - min(self.longest, self.context // 2),
+            Turn("user", message),
+            self.forgotten,
+        )
+        while len(ids := self.format.prompt([*self.turns[first:], asked])) > room and first < len(
+            self.turns
+        ):
             first += 2
         if len(ids) >= self.context:
-            raise DataError(f"the message was not sent: with its template it has {len(ids):,} tokens, and the context {self.context:,}")
+            raise DataError(
+                f"the message was not sent: with its template it has {len(ids):,} tokens, and the"
+                f" context {self.context:,}"
+            )
         self.forgotten = first
         return ids
 
     def take(self, message: str, answer: str) -> None:
-        """Remember a message with its answer. Without an answer there is nothing to go on from, and both are left out."""
+        """Remember a message with its answer. Without an answer there is nothing to go on from, and
+        both are left out.
+        """
         if answer.strip():
             self.turns += [Turn("user", message), Turn("assistant", answer)]
 
@@ -90,14 +105,29 @@ class Chat:
         self.turns, self.forgotten = [], 0
 
     def to_json(self) -> str:
-        """One line, {"messages": [...]}, of the whole conversation: data.source.format: chat reads it."""
+        """One line, {"messages": [...]}, of the whole conversation: data.source.format: chat reads
+        it.
+        """
         system = [Turn("system", self.format.system)] if self.format.system else []
         return json.dumps(
-            {"messages": [{"role": turn.role, "content": turn.content} for turn in (*system, *self.turns)]}, ensure_ascii=False
+            {
+                "messages": [
+                    {"role": turn.role, "content": turn.content} for turn in (*system, *self.turns)
+                ]
+            },
+            ensure_ascii=False,
         )
 
-    def reply(self, message: str, decoder: Any, options: Sampling, generator: torch.Generator, stops: Sequence[str] = ()) -> Generator[str]:
-        """Answer a message, piece by piece. However this ends, closed early too, what was said until then is remembered.
+    def reply(
+        self,
+        message: str,
+        decoder: Any,
+        options: Sampling,
+        generator: torch.Generator,
+        stops: Sequence[str] = (),
+    ) -> Generator[str]:
+        """Answer a message, piece by piece. However this ends, closed early too, what was said
+        until then is remembered.
 
         Raises:
             DataError: as for `prompt`.
@@ -105,7 +135,16 @@ class Chat:
         ids = self.prompt(message)
         length = min(self.longest, self.context - len(ids))
         said = ""
-        progress = write(decoder, self.format.tokenizer, ids, options, length, generator, stops=stops, stop_ids=self.format.stop_ids)
+        progress = write(
+            decoder,
+            self.format.tokenizer,
+            ids,
+            options,
+            length,
+            generator,
+            stops=stops,
+            stop_ids=self.format.stop_ids,
+        )
         try:
             for [sample] in progress:
                 fresh, said = (grown := self.format.said(sample.text))[len(said) :], grown

@@ -1,4 +1,6 @@
-"""From tokens to a text that can be shown while it grows: whole characters, stop strings, why a text ended."""
+"""From tokens to a text that can be shown while it grows: whole characters, stop strings, why a
+text ended.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +9,27 @@ from collections.abc import Collection, Generator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal
 
-from lm.system.errors import ConfigError
 from lm.generation.sampling import Sampling, generate
+from lm.system.errors import ConfigError
 from lm.tokenizer.stream import TextStream
 from lm.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import torch
 
-# What commands a terminal: the control characters of ECMA-48, 8-bit ones too, but for tabs and line ends, whose carriage return can go.
-COMMANDS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if code not in b"\t\n\r"} | {ord("\r"): None}
+# What commands a terminal: the control characters of ECMA-48, 8-bit ones too, but for tabs and line
+# ends, whose carriage return can go.
+COMMANDS = {
+    code: "\N{REPLACEMENT CHARACTER}"
+    for code in (*range(32), *range(127, 160))
+    if code not in b"\t\n\r"
+} | {ord("\r"): None}
 
 
 def shown(text: str) -> str:
-    """A model's text for stdout. Files and pipes get it as it is; a terminal gets U+FFFD where the text would command it."""
+    """A model's text for stdout. Files and pipes get it as it is; a terminal gets U+FFFD where the
+    text would command it.
+    """
     return text.translate(COMMANDS) if sys.stdout.isatty() else text
 
 
@@ -35,8 +44,19 @@ def write(
     stops: Sequence[str] = (),
     stop_ids: Collection[int] | None = None,
 ) -> Generator[list[Sample]]:
-    """`write_each` of one prompt, as often as asked. For the end alone: `for [sample] in write(...): pass`."""
-    return write_each(decoder, tokenizer, [prompt_ids] * num_samples, options, max_new_tokens, generator, stops, stop_ids)
+    """`write_each` of one prompt, as often as asked. For the end alone: `for [sample] in
+    write(...): pass`.
+    """
+    return write_each(
+        decoder,
+        tokenizer,
+        [prompt_ids] * num_samples,
+        options,
+        max_new_tokens,
+        generator,
+        stops,
+        stop_ids,
+    )
 
 
 def write_each(
@@ -49,13 +69,16 @@ def write_each(
     stops: Sequence[str] = (),
     stop_ids: Collection[int] | None = None,
 ) -> Generator[list[Sample]]:
-    """`generate`, as text. Yields a sample for each prompt while they are empty and again after each token, always the same objects; all
-    of them are finished at the end. `stop_ids`: what ends a text (EOS).
+    """`generate`, as text. Yields a sample for each prompt while they are empty and again after
+    each token, always the same objects; all of them are finished at the end. `stop_ids`: what ends
+    a text (EOS).
     """
     samples = [Sample(tokenizer, prompt, stops, stop_ids) for prompt in prompts]
     yield samples
     ends, vocab_size = samples[0].stop_ids, tokenizer.vocab_size
-    with closing(generate(decoder, prompts, options, max_new_tokens, ends, generator, vocab_size)) as steps:
+    with closing(
+        generate(decoder, prompts, options, max_new_tokens, ends, generator, vocab_size)
+    ) as steps:
         for tokens in steps:
             for sample, token in zip(samples, tokens, strict=True):
                 if sample.finish is None and token is not None:
@@ -72,8 +95,9 @@ def write_each(
 class StopStrings:
     """Text up to the first stop string, in whatever pieces it arrives.
 
-    Text that may turn out to be the beginning of a stop string is held back until that is decided. Where several match, the one that is
-    complete first counts, so that the result does not depend on how the text was cut into pieces.
+    Text that may turn out to be the beginning of a stop string is held back until that is decided.
+    Where several match, the one that is complete first counts, so that the result does not depend
+    on how the text was cut into pieces.
     """
 
     def __init__(self, stops: Sequence[str]):
@@ -84,7 +108,9 @@ class StopStrings:
         self._held = ""
 
     def push(self, text: str) -> str:
-        """Take more text; return what is certain to stand before any stop string. Nothing after one was found."""
+        """Take more text; return what is certain to stand before any stop string. Nothing after one
+        was found.
+        """
         self._held += "" if self.found else text
         starts = {stop: self._held.find(stop) for stop in self._stops}
         matches = [(start + len(stop), start) for stop, start in starts.items() if start >= 0]
@@ -100,20 +126,36 @@ class StopStrings:
 
     def _undecided(self) -> int:
         """The length of the longest end of the held text that begins a stop string."""
-        return max((n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
+        return max(
+            (
+                n
+                for stop in self._stops
+                for n in range(1, len(stop))
+                if self._held.endswith(stop[:n])
+            ),
+            default=0,
+        )
 
 
 class Sample:
     """One continuation while it grows.
 
     Attributes:
-        text: what may be shown so far: whole characters, and nothing that may belong to a stop string.
+        text: what may be shown so far: whole characters, and nothing that may belong to a stop
+            string.
         tokens: tokens drawn, a closing EOS included.
-        finish: None while it grows; then why it ended: a stop string, the length that was asked for, or EOS.
+        finish: None while it grows; then why it ended: a stop string, the length that was asked
+            for, or EOS.
         stop_ids: what counts as EOS; the tokenizer's alone unless others are given.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stops: Sequence[str] = (), stop_ids: Collection[int] | None = None):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        stops: Sequence[str] = (),
+        stop_ids: Collection[int] | None = None,
+    ):
         self.text = ""
         self.tokens = 0
         self.finish: Literal["stop", "length", "eos"] | None = None

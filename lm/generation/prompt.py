@@ -17,32 +17,49 @@ MOST_PROMPT = 2**24  # bytes; what never ends, such as /dev/zero, is not read fo
 def read_prompt(text: str | None, file: str | None) -> str:
     """The prompt: `text` as it is, else what is in `file`, else what is piped into stdin.
 
-    The last line break of a file or of stdin was put there by an editor or by `echo`, and is not part of the prompt; neither is a BOM. An
-    empty `text` is a wish, to begin from nothing; an empty file is more likely a mistake.
+    The last line break of a file or of stdin was put there by an editor or by `echo`, and is not
+    part of the prompt; neither is a BOM. An empty `text` is a wish, to begin from nothing; an empty
+    file is more likely a mistake.
 
     Raises:
         DataError: the file cannot be read, or the prompt is too long or not UTF-8.
         ConfigError: there is none.
     """
     if text is None and file is None and (sys.stdin is None or sys.stdin.isatty()):
-        raise ConfigError("there is no prompt; write --prompt TEXT or --prompt-file FILE, or pipe a text in")
-    source = "--prompt" if text is not None else "stdin" if file is None else file or "--prompt-file"
+        raise ConfigError(
+            "there is no prompt; write --prompt TEXT or --prompt-file FILE, or pipe a text in"
+        )
+    source = (
+        "--prompt" if text is not None else "stdin" if file is None else file or "--prompt-file"
+    )
     try:
         if text is not None:
-            return text.encode(errors="surrogateescape").decode()  # bytes of an argument that are not UTF-8 arrive as surrogates
-        data = sys.stdin.buffer.read(MOST_PROMPT + 1) if file is None else read_start(file, MOST_PROMPT)
+            # bytes of an argument that are not UTF-8 arrive as surrogates
+            return text.encode(errors="surrogateescape").decode()
+        data = (
+            sys.stdin.buffer.read(MOST_PROMPT + 1)
+            if file is None
+            else read_start(file, MOST_PROMPT)
+        )
         if len(data) > MOST_PROMPT:
-            raise DataError(f"{source} is larger than {MOST_PROMPT // 2**20} MiB; write a file that holds only the end of the text")
+            raise DataError(
+                f"{source} is larger than {MOST_PROMPT // 2**20} MiB; write a file that holds only"
+                " the end of the text"
+            )
         prompt = data.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror}") from error
     except UnicodeError as error:
         raise DataError(f"{source} is not UTF-8 text: {error}") from error
     if not prompt:
-        raise ConfigError(f'{source} holds no text to continue; write --prompt "" to let the model begin one')
+        raise ConfigError(
+            f'{source} holds no text to continue; write --prompt "" to let the model begin one'
+        )
     return prompt
 
 
 def open_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
-    """A prompt's ids: one EOS, as before every document in training, then the text. An empty prompt is the EOS alone."""
+    """A prompt's ids: one EOS, as before every document in training, then the text. An empty prompt
+    is the EOS alone.
+    """
     return [tokenizer.eos_id, *tokenizer.encode(text)]

@@ -19,23 +19,43 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# Dividing by less than this overflows long before it changes anything: the best token has all the probability.
+# Dividing by less than this overflows long before it changes anything: the best token has all the
+# probability.
 SMALLEST_TEMPERATURE = 1e-6
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. The fields are the flags of `infer.py`, and the filters are applied in their order here, last to first.
+    """How the next token is chosen. The fields are the flags of `infer.py`, and the filters are
+    applied in their order here, last to first.
 
     Raises:
         ConfigError: a value is out of range; names the flag.
     """
 
-    temperature: float = field(default=0.8, metadata={"help": "0 is greedy: always the most likely token. Higher is more surprising"})
-    top_k: int = field(default=0, metadata={"help": "draw from the K most likely tokens (0: from all)"})
-    top_p: float = field(default=1.0, metadata={"help": "draw from the fewest tokens that hold this share of the probability (1: all)"})
-    min_p: float = field(default=0.0, metadata={"help": "leave out tokens less likely than this share of the most likely one (0: none)"})
-    repetition_penalty: float = field(default=1.0, metadata={"help": "make tokens that have occurred less likely: 1.1 a little (1: off)"})
+    temperature: float = field(
+        default=0.8,
+        metadata={"help": "0 is greedy: always the most likely token. Higher is more surprising"},
+    )
+    top_k: int = field(
+        default=0, metadata={"help": "draw from the K most likely tokens (0: from all)"}
+    )
+    top_p: float = field(
+        default=1.0,
+        metadata={
+            "help": "draw from the fewest tokens that hold this share of the probability (1: all)"
+        },
+    )
+    min_p: float = field(
+        default=0.0,
+        metadata={
+            "help": "leave out tokens less likely than this share of the most likely one (0: none)"
+        },
+    )
+    repetition_penalty: float = field(
+        default=1.0,
+        metadata={"help": "make tokens that have occurred less likely: 1.1 a little (1: off)"},
+    )
 
     def __post_init__(self) -> None:
         checks = (
@@ -43,11 +63,18 @@ class Sampling:
             ("top_k", self.top_k >= 0, "0 (off) or a number of tokens"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 (off) to 1"),
-            ("repetition_penalty", 0.1 <= self.repetition_penalty <= 10, "from 0.1 to 10 (1 is off)"),
+            (
+                "repetition_penalty",
+                0.1 <= self.repetition_penalty <= 10,
+                "from 0.1 to 10 (1 is off)",
+            ),
         )
         for name, fine, range_in_words in checks:
             if not fine:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is out of range; write {range_in_words}")
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)} is out of range; write"
+                    f" {range_in_words}"
+                )
 
     @property
     def greedy(self) -> bool:
@@ -55,18 +82,28 @@ class Sampling:
         return self.temperature < SMALLEST_TEMPERATURE
 
 
-def sample_next(logits: Tensor, options: Sampling, seen: Tensor, generator: torch.Generator) -> Tensor:
-    """Choose a token for each row, (B,) int64, from (B, V) logits. Arguments as for `filter_logits`; the draw uses `generator` alone."""
+def sample_next(
+    logits: Tensor, options: Sampling, seen: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Choose a token for each row, (B,) int64, from (B, V) logits. Arguments as for
+    `filter_logits`; the draw uses `generator` alone.
+    """
     logits = logits.float()
     if options.greedy:
         return penalise(logits, options.repetition_penalty, seen).argmax(dim=-1)
-    return filter_logits(logits, options, seen).softmax(dim=-1).multinomial(1, generator=generator)[:, 0]
+    return (
+        filter_logits(logits, options, seen)
+        .softmax(dim=-1)
+        .multinomial(1, generator=generator)[:, 0]
+    )
 
 
 def filter_logits(logits: Tensor, options: Sampling, seen: Tensor) -> Tensor:
-    """Apply the options that are on, in the order repetition penalty, temperature, top-k, top-p, min-p (that of `transformers`).
+    """Apply the options that are on, in the order repetition penalty, temperature, top-k, top-p,
+    min-p (that of `transformers`).
 
-    The order matters: top-p and min-p look at probabilities after the temperature, and each filter at what the earlier ones left over.
+    The order matters: top-p and min-p look at probabilities after the temperature, and each filter
+    at what the earlier ones left over.
 
     Args:
         logits: (B, V) float32.
@@ -87,9 +124,11 @@ def filter_logits(logits: Tensor, options: Sampling, seen: Tensor) -> Tensor:
 
 
 def penalise(logits: Tensor, penalty: float, seen: Tensor) -> Tensor:
-    """Make the tokens that were seen less likely, once each, however often they occurred (Keskar et al. 2019, CTRL, section 4.1).
+    """Make the tokens that were seen less likely, once each, however often they occurred (Keskar et
+    al. 2019, CTRL, section 4.1).
 
-    A positive logit is divided and a negative one multiplied: dividing a negative one would make it more likely.
+    A positive logit is divided and a negative one multiplied: dividing a negative one would make it
+    more likely.
     """
     return logits.where(~seen, (logits * penalty).where(logits < 0, logits / penalty))
 
@@ -101,9 +140,11 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Leave the fewest tokens whose probabilities reach p, the one that crosses it included (nucleus sampling, Holtzman et al. 2020).
+    """Leave the fewest tokens whose probabilities reach p, the one that crosses it included
+    (nucleus sampling, Holtzman et al. 2020).
 
-    A token is out when it and all less likely ones together hold at most 1 - p. The most likely one always stays.
+    A token is out when it and all less likely ones together hold at most 1 - p. The most likely one
+    always stays.
     """
     ascending, order = logits.sort(dim=-1)
     out = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
@@ -112,9 +153,13 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def keep_min_p(logits: Tensor, share: float) -> Tensor:
-    """Leave the tokens that are at least `share` times as likely as the most likely one (Nguyen et al. 2024)."""
+    """Leave the tokens that are at least `share` times as likely as the most likely one (Nguyen et
+    al. 2024).
+    """
     probabilities = logits.softmax(dim=-1)
-    return logits.masked_fill(probabilities < share * probabilities.amax(dim=-1, keepdim=True), -math.inf)
+    return logits.masked_fill(
+        probabilities < share * probabilities.amax(dim=-1, keepdim=True), -math.inf
+    )
 
 
 def generate(
@@ -128,29 +173,42 @@ def generate(
 ) -> Generator[list[int | None]]:
     """Continue prompts, one token at a time, each as if it were alone.
 
-    They are read once into a cache of keys and values, then each new token costs one position. When a row's context is full the model
-    forgets its oldest half: the newest `context_length // 2` tokens are read again, into the emptied cache, and the text goes on; so it is
-    with a prompt longer than the context. No EOS is put before what is left: rows of training, too, begin in the middle of documents.
+    They are read once into a cache of keys and values, then each new token costs one position. When
+    a row's context is full the model forgets its oldest half: the newest `context_length // 2`
+    tokens are read again, into the emptied cache, and the text goes on; so it is with a prompt
+    longer than the context. No EOS is put before what is left: rows of training, too, begin in the
+    middle of documents.
 
     Args:
-        decoder, prompts: a `model.Decoder`; a row for each list of at least one id (`lm.generation.prompt.open_prompt`), also for equal ones.
-        options: how each token is chosen. The repetition penalty counts the prompt and what was forgotten, but never a stop id.
-        max_new_tokens, stop_ids: a row ends after so many tokens, or with the first of these ids that it draws.
-        generator: on the decoder's device. The same state, decoder, prompts and options give the same ids.
+        decoder, prompts: a `model.Decoder`; a row for each list of at least one id
+            (`lm.generation.prompt.open_prompt`), also for equal ones.
+        options: how each token is chosen. The repetition penalty counts the prompt and what was
+            forgotten, but never a stop id.
+        max_new_tokens, stop_ids: a row ends after so many tokens, or with the first of these ids
+            that it draws.
+        generator: on the decoder's device. The same state, decoder, prompts and options give the
+            same ids.
         vocab_size: ids from this on are never drawn.
 
     Yields:
-        One id for each row, the stop id included; None for rows that have ended. Ends when all rows have.
+        One id for each row, the stop id included; None for rows that have ended. Ends when all rows
+        have.
 
     Raises:
         NonFiniteError: the decoder's answer to a prompt is NaN or infinite.
     """
     import torch
 
-    decoder = getattr(decoder, "_orig_mod", decoder)  # compiled, each length of the cache would be a new graph
+    # compiled, each length of the cache would be a new graph
+    decoder = getattr(decoder, "_orig_mod", decoder)
     context = decoder.config.context_length
     texts = [list(prompt) for prompt in prompts]
-    seen = torch.zeros(len(texts), vocab_size or decoder.config.vocab_size, dtype=torch.bool, device=generator.device)
+    seen = torch.zeros(
+        len(texts),
+        vocab_size or decoder.config.vocab_size,
+        dtype=torch.bool,
+        device=generator.device,
+    )
     for row, prompt in zip(seen, prompts, strict=True):
         row[[token for token in prompt if token not in stop_ids]] = True
     cache = decoder.new_cache(len(texts), min(context, max(map(len, texts)) + max_new_tokens))
@@ -159,13 +217,20 @@ def generate(
     try:
         for drawn in range(max_new_tokens):
             if drawn == 0 or cache.length == context:
-                texts = [text if len(text) <= context else text[-(context // 2) :] for text in texts]
+                texts = [
+                    text if len(text) <= context else text[-(context // 2) :] for text in texts
+                ]
                 unread, cache.padding = left_padded(texts, generator.device)
                 cache.length = 0
-            with torch.no_grad():  # not around the loop: it would hold for the caller too, between two tokens
-                logits = decoder.forward(unread, cache=cache)[:, -1, :vocab_size].float()  # .forward is never compiled code
+            # not around the loop: it would hold for the caller too, between two tokens
+            with torch.no_grad():
+                # .forward is never compiled code
+                logits = decoder.forward(unread, cache=cache)[:, -1, :vocab_size].float()
             if drawn == 0 and not logits.isfinite().all():
-                raise NonFiniteError("the model's scores are not finite: its weights are damaged or diverged; try an earlier checkpoint")
+                raise NonFiniteError(
+                    "the model's scores are not finite: its weights are damaged or diverged; try an"
+                    " earlier checkpoint"
+                )
             unread = sample_next(logits, options, seen, generator)[:, None]
             seen.scatter_(1, unread, True)
             tokens = unread[:, 0].tolist()  # the one wait for the device
@@ -179,9 +244,12 @@ def generate(
         decoder.train(training)
 
 
-def left_padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Rows of ids that end together, (B, longest), and the number of places before each that hold no text, (B,): what a `model.KVCache` is
-    to be told. None where all are equally long, which spares the model the masks.
+def left_padded(
+    texts: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Rows of ids that end together, (B, longest), and the number of places before each that hold
+    no text, (B,): what a `model.KVCache` is to be told. None where all are equally long, which
+    spares the model the masks.
     """
     import torch
 

@@ -1,4 +1,6 @@
-"""A chat in the terminal, or with the lines that are piped in: answers go to stdout, everything about them to stderr."""
+"""A chat in the terminal, or with the lines that are piped in: answers go to stdout, everything
+about them to stderr.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,19 @@ from pathlib import Path
 
 from lm.generation.chat import Chat
 from lm.generation.continuation import shown
+from lm.generation.prompt import MOST_PROMPT
 from lm.system.disk import replace
 from lm.system.errors import CheckpointError, DataError, printable
-from lm.generation.prompt import MOST_PROMPT
 
 HELP = """/reset      begin anew; the model forgets what was said
 /save FILE  write the conversation to FILE.jsonl, from which data.source.format: chat can learn
 /help       show this
 /quit       end, as Ctrl-D does; Ctrl-C stops an answer
 Anything else is said to the model; a space before a / says that too."""
-FORGETTING = "the conversation no longer fits the context: from now on its oldest questions and answers are left out"
+FORGETTING = (
+    "the conversation no longer fits the context: from now on its oldest questions and answers are"
+    " left out"
+)
 
 Reply = Callable[[str], Generator[str]]
 
@@ -35,7 +40,9 @@ class Terminal:
         self._person = sys.stdin is not None and sys.stdin.isatty()
 
     def run(self) -> None:
-        """Until there are no more lines. Ctrl-C while an answer is written stops that answer, where a person sits; else it ends all."""
+        """Until there are no more lines. Ctrl-C while an answer is written stops that answer, where
+        a person sits; else it ends all.
+        """
         if self._person:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  # now `input` can edit its line, and knows those before
@@ -51,7 +58,11 @@ class Terminal:
                 if not self._person:
                     raise
                 _note("(stopped)")
-            except (DataError, CheckpointError) as error:  # a message too long, a file that cannot be written: the conversation goes on
+            except (
+                DataError,
+                CheckpointError,
+                # a message too long, a file that cannot be written: the conversation goes on
+            ) as error:
                 _note(str(error))
 
     def say(self, message: str) -> None:
@@ -87,12 +98,18 @@ class Terminal:
             case "/save":
                 self._save(argument.strip())
             case _:
-                _note(f"there is no {name}; /help shows the commands, and a space before it says it to the model")
+                _note(
+                    f"there is no {name}; /help shows the commands, and a space before it says it"
+                    " to the model"
+                )
         return True
 
     def _save(self, name: str) -> None:
         if not name.endswith(".jsonl"):
-            raise DataError("write /save FILE.jsonl: it holds JSON lines, and data.source knows them by that ending")
+            raise DataError(
+                "write /save FILE.jsonl: it holds JSON lines, and data.source knows them by that"
+                " ending"
+            )
         if not self.chat.turns:
             raise DataError("nothing has been said yet")
         try:

@@ -51,10 +51,12 @@ NEXT_TOKEN = NextToken()
 
 
 class Preference:
-    """Direct preference optimisation (Rafailov et al. 2023, equation 7): -log sigmoid(beta (r(chosen) - r(rejected))), where r is the
-    logarithm of how much likelier an answer is than the reference makes it.
+    """Direct preference optimisation (Rafailov et al. 2023, equation 7): -log sigmoid(beta
+    (r(chosen) - r(rejected))), where r is the logarithm of how much likelier an answer is than the
+    reference makes it.
 
-    A row holds pairs: its documents 0 and 1 are a prompt with the chosen and with the rejected answer, so are 2 and 3, and so on.
+    A row holds pairs: its documents 0 and 1 are a prompt with the chosen and with the rejected
+    answer, so are 2 and 3, and so on.
 
     Args:
         beta: how much staying near the reference weighs.
@@ -63,7 +65,9 @@ class Preference:
 
     per_token = False
 
-    def __init__(self, beta: float, reference: Callable[[nn.Module], AbstractContextManager[nn.Module]]):
+    def __init__(
+        self, beta: float, reference: Callable[[nn.Module], AbstractContextManager[nn.Module]]
+    ):
         self.beta = beta
         self.reference = reference
 
@@ -77,7 +81,8 @@ class Preference:
         inputs = rows["input_ids"], rows["labels"], rows["document_ids"]
         with torch.no_grad(), self.reference(decoder) as reference:
             before = reference(*inputs)
-        ratios = _by_document(before - decoder(*inputs), inputs[2])  # losses are negative logarithms
+        # losses are negative logarithms
+        ratios = _by_document(before - decoder(*inputs), inputs[2])
         answered = _by_document((inputs[1] != IGNORE_INDEX).float(), inputs[2]) > 0
         losses = -F.logsigmoid(self.beta * (ratios[..., 0] - ratios[..., 1]))
         return losses.where(answered[..., 0], torch.zeros_like(losses))

@@ -14,7 +14,9 @@ import torch
 
 
 def fold(seed: int, *coordinates: int) -> int:
-    """A 63-bit number that depends on the values and places of its arguments and on nothing else, the same on every machine."""
+    """A 63-bit number that depends on the values and places of its arguments and on nothing else,
+    the same on every machine.
+    """
     # Not repr: since NumPy 2 that of a NumPy integer is another text than that of the same int.
     text = ",".join(f"{part:d}" for part in (seed, *coordinates))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()

@@ -1,4 +1,6 @@
-"""Files of cases: read, judged by the schema and by what makes a case answerable, and every problem said at its own line."""
+"""Files of cases: read, judged by the schema and by what makes a case answerable, and every problem
+said at its own line.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,9 @@ from pydantic_core import ErrorDetails, ValidationError
 
 from lm.config.complaints import in_words, nearest
 from lm.config.keys import advice, keys
-from lm.system.errors import ConfigError, printable
 from lm.config.schema.cases import Case, CaseFile
 from lm.config.yaml_reader import KeyPath, dotted, read_file, shown
+from lm.system.errors import ConfigError, printable
 
 Problem = tuple[KeyPath, str]
 
@@ -34,7 +36,8 @@ class CaseSet:
         chat: prompts are messages of a user, and targets whole answers.
         max_new_tokens: how much is written after a prompt at most.
         cases: in the file's order.
-        sha256: of what the file says, comments and layout apart: results of two days compare only where it is the same.
+        sha256: of what the file says, comments and layout apart: results of two days compare only
+            where it is the same.
     """
 
     name: str
@@ -67,12 +70,24 @@ def read_cases(path: Path | str) -> CaseSet:
         empty = "empty" if document.value is None else f"not a mapping, got {shown(document.value)}"
         problems.append((1, f"{path}:1: {empty}, write about: and cases:"))
     if file is None or problems:
-        raise ConfigError("\n".join(line for _, line in sorted(problems, key=lambda problem: problem[0])))
+        raise ConfigError(
+            "\n".join(line for _, line in sorted(problems, key=lambda problem: problem[0]))
+        )
     sha256 = hashlib.sha256(json.dumps(document.value, sort_keys=True).encode()).hexdigest()
-    return CaseSet(Path(path).stem, Path(path), file.about, file.chat, file.max_new_tokens, tuple(file.cases), sha256)
+    return CaseSet(
+        Path(path).stem,
+        Path(path),
+        file.about,
+        file.chat,
+        file.max_new_tokens,
+        tuple(file.cases),
+        sha256,
+    )
 
 
-def _checked(tree: dict[str, Any], lines: dict[KeyPath, int]) -> tuple[CaseFile | None, list[Problem]]:
+def _checked(
+    tree: dict[str, Any], lines: dict[KeyPath, int]
+) -> tuple[CaseFile | None, list[Problem]]:
     """The file as its schema has it, None where that refuses it; and all that is wrong with it."""
     file: CaseFile | None = None
     problems: list[Problem] = []
@@ -82,7 +97,9 @@ def _checked(tree: dict[str, Any], lines: dict[KeyPath, int]) -> tuple[CaseFile 
     except ValidationError as error:
         problems += map(_of_schema, error.errors(include_url=False))
     refused = {place for place, _ in problems}
-    drafts = tree["cases"] if isinstance(tree.get("cases"), list) and ("cases",) not in refused else []
+    drafts = (
+        tree["cases"] if isinstance(tree.get("cases"), list) and ("cases",) not in refused else []
+    )
     first: dict[object, int] = {}
     for index, draft in enumerate(drafts):
         here = ("cases", index)
@@ -90,11 +107,24 @@ def _checked(tree: dict[str, Any], lines: dict[KeyPath, int]) -> tuple[CaseFile 
             continue
         # What the schema refuses of a case is left out, so that the rest of it is judged at once.
         bad = {place[2] for place in refused if place[:2] == here}
-        case = Case.model_validate_json(json.dumps({key: value for key, value in draft.items() if key not in bad}), strict=True)
-        problems += [((*here, *key), message) for key, message in _problems(case, chat=tree.get("chat") is True, whole=not bad)]
+        case = Case.model_validate_json(
+            json.dumps({key: value for key, value in draft.items() if key not in bad}), strict=True
+        )
+        problems += [
+            ((*here, *key), message)
+            for key, message in _problems(case, chat=tree.get("chat") is True, whole=not bad)
+        ]
         asked = (case.prompt, frozenset(case.targets), frozenset(case.contains or ()), case.regex)
         if not bad and (other := first.setdefault(asked, index)) != index:
-            problems.append((here, f"asks the same as cases[{other}] on line {lines['cases', other]}, remove one of the two"))
+            problems.append(
+                (
+                    here,
+                    (
+                        f"asks the same as cases[{other}] on line {lines['cases', other]}, remove"
+                        " one of the two"
+                    ),
+                )
+            )
     return file, problems
 
 
@@ -106,7 +136,9 @@ def _of_schema(error: ErrorDetails) -> Problem:
 
 
 def _problems(case: Case, chat: bool, whole: bool) -> Iterator[Problem]:
-    """What is wrong with a case whose types are right. One that is not `whole` is not told what it lacks."""
+    """What is wrong with a case whose types are right. One that is not `whole` is not told what it
+    lacks.
+    """
     if whole and not (case.target or case.contains or case.regex):
         yield (), "nothing says what is right, write target, contains or regex"
     if whole or case.prompt:
@@ -118,7 +150,9 @@ def _problems(case: Case, chat: bool, whole: bool) -> Iterator[Problem]:
             if text in texts[:index]:
                 yield place, f"{shown(text)} stands there twice, remove one of the two"
             elif key != "contains":
-                yield from ((place, message) for message in _of_continuation(case.prompt, text, chat))
+                yield from (
+                    (place, message) for message in _of_continuation(case.prompt, text, chat)
+                )
     right = sorted({choice for choice in case.choices if choice in case.targets})
     if case.choices and not case.targets and whole:
         yield ("choices",), "no target says which is right, write the right one as target too"
@@ -136,20 +170,34 @@ def _of_prompt(prompt: str, chat: bool) -> Iterator[Problem]:
         yield ("prompt",), "empty, write the user's message"
     elif prompt != prompt.rstrip():
         wanted = "end it with a letter or mark" if chat else "begin target and choices with it"
-        yield ("prompt",), f"ends in white space, which belongs to the next token, got {shown(prompt[-20:])}, {wanted}"
+        yield (
+            ("prompt",),
+            (
+                f"ends in white space, which belongs to the next token, got {shown(prompt[-20:])},"
+                f" {wanted}"
+            ),
+        )
 
 
 def _of_continuation(prompt: str, text: str, chat: bool) -> Iterator[str]:
     if not text.strip():
         yield f"only white space, got {shown(text)}, write what should be said"
     elif chat and text != text.strip():
-        yield f"begins or ends in white space, which a template sets by itself, got {shown(text)}, write {shown(text.strip())}"
+        yield (
+            f"begins or ends in white space, which a template sets by itself, got {shown(text)},"
+            f" write {shown(text.strip())}"
+        )
     elif not chat and prompt and _in_a_word(prompt[-1]) and _in_a_word(text[0]):
-        yield f"goes on inside the prompt's last word, got {shown(text)}, write {shown(' ' + text)} or move that word out of the prompt"
+        yield (
+            f"goes on inside the prompt's last word, got {shown(text)}, write {shown(' ' + text)}"
+            " or move that word out of the prompt"
+        )
 
 
 def _in_a_word(character: str) -> bool:
-    """A digit, or a letter of a script that has capitals: those put spaces between words, and Chinese or Thai do not."""
+    """A digit, or a letter of a script that has capitals: those put spaces between words, and
+    Chinese or Thai do not.
+    """
     return unicodedata.category(character) in ("Ll", "Lu", "Nd")
 
 
@@ -162,4 +210,6 @@ def _of_regex(pattern: str) -> str | None:
     except (re.error, OverflowError, RecursionError) as error:
         wanted = "write one for Python's re, a special character with \\ before it"
         return f"not a regular expression: {printable(str(error))}, got {shown(pattern)}, {wanted}"
-    return f"found in every text, even an empty one, got {shown(pattern)}, write what has to be there"
+    return (
+        f"found in every text, even an empty one, got {shown(pattern)}, write what has to be there"
+    )

@@ -1,19 +1,21 @@
-"""From checkpoints on disk to what they make of all sets of cases, one after another, so that memory holds one model."""
+"""From checkpoints on disk to what they make of all sets of cases, one after another, so that
+memory holds one model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lm.ranking.results import SetResult, look_for_copies, measure
-from lm.ranking.cases import CaseSet
 from lm.checkpoints.folder import read_manifest
-from lm.ranking.candidates import Contender, Failure, format_of
-from lm.system.errors import CheckpointError, ConfigError, DataError, UserError, is_out_of_memory
-from lm.ranking.ranking import Entrant
 from lm.checkpoints.meta import read_config
-from lm.tokenizer.tokenizer import Tokenizer, resolve
 from lm.evaluation.training_text import training_text
+from lm.ranking.candidates import Contender, Failure, format_of
+from lm.ranking.cases import CaseSet
+from lm.ranking.ranking import Entrant
+from lm.ranking.results import SetResult, look_for_copies, measure
+from lm.system.errors import CheckpointError, ConfigError, DataError, UserError, is_out_of_memory
+from lm.tokenizer.tokenizer import Tokenizer, resolve
 
 Load = Callable[[Any, str], tuple[Any, Tokenizer, dict[str, Any]]]
 
@@ -36,7 +38,8 @@ def measure_all(
         say: is told of each.
 
     Returns:
-        Those that were measured, and those that cannot be loaded, do not fit the memory, or whose numbers are not finite.
+        Those that were measured, and those that cannot be loaded, do not fit the memory, or whose
+        numbers are not finite.
 
     Raises:
         ConfigError: the tokenizer or template is another, or a case cannot be judged.
@@ -51,10 +54,20 @@ def measure_all(
             raise
         except UserError as error:
             message = str(error)
-            failures.append(Failure(contender.name, message if str(contender.path) in message else f"{contender.path}: {message}"))
+            failures.append(
+                Failure(
+                    contender.name,
+                    message if str(contender.path) in message else f"{contender.path}: {message}",
+                )
+            )
         except OSError as error:  # the tokens of its training text went away while they were read
             file = error.filename or "a file"
-            failures.append(Failure(contender.name, f"{contender.path}: {file} cannot be read: {error.strerror or error}"))
+            failures.append(
+                Failure(
+                    contender.name,
+                    f"{contender.path}: {file} cannot be read: {error.strerror or error}",
+                )
+            )
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -63,15 +76,27 @@ def measure_all(
 
 
 def _measure(
-    contender: Contender, sets: Sequence[CaseSet], load: Load, device: str, tokenizer_option: str, template: str | None
+    contender: Contender,
+    sets: Sequence[CaseSet],
+    load: Load,
+    device: str,
+    tokenizer_option: str,
+    template: str | None,
 ) -> Entrant:
     decoder, stored, meta = load(contender.path, device)
-    if read_manifest(contender.path)["sha256"] != contender.sha256:  # what is recorded of it is of other weights
-        raise CheckpointError(f"{contender.path} was replaced while others were measured; rank again")
+    # what is recorded of it is of other weights
+    if read_manifest(contender.path)["sha256"] != contender.sha256:
+        raise CheckpointError(
+            f"{contender.path} was replaced while others were measured; rank again"
+        )
     tokenizer = resolve(tokenizer_option, stored)
     try:
-        text = training_text(read_config(contender.path, meta["config"]), tokenizer, str(meta.get("data_sha256")))
-    except CheckpointError as error:  # of another version's configuration the weights may well be read
+        text = training_text(
+            read_config(contender.path, meta["config"]), tokenizer, str(meta.get("data_sha256"))
+        )
+    except (
+        CheckpointError
+    ) as error:  # of another version's configuration the weights may well be read
         text = str(error)
     measured: dict[int, SetResult] = {}
     for i, cases in enumerate(sets):
@@ -81,7 +106,10 @@ def _measure(
     if not isinstance(text, str):
         measured = dict(zip(measured, look_for_copies(text, list(measured.values())), strict=True))
     if not measured:
-        raise DataError(f"{contender.path} has no template, and all cases are chats; --template NAME gives it one")
+        raise DataError(
+            f"{contender.path} has no template, and all cases are chats; --template NAME gives"
+            " it one"
+        )
     return Entrant(
         name=contender.name,
         path=contender.path,

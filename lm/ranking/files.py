@@ -1,4 +1,6 @@
-"""A ranking as files: Markdown for people, CSV and JSON for programs, a picture. All have the numbers that the terminal has."""
+"""A ranking as files: Markdown for people, CSV and JSON for programs, a picture. All have the
+numbers that the terminal has.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +13,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lm.evaluation.intervals import RESAMPLES
-from lm.ranking.results import CaseResult
-from lm.ranking.candidates import Failure
 from lm.display.curves import save
-from lm.system.disk import replace
 from lm.display.tables import markdown_table, safe
-from lm.ranking.ranking import CONFIDENCE, Ranking
+from lm.evaluation.intervals import RESAMPLES
+from lm.ranking.candidates import Failure
 from lm.ranking.picture import picture
+from lm.ranking.ranking import CONFIDENCE, Ranking
+from lm.ranking.results import CaseResult
 from lm.ranking.words import columns, general_notes, heading, notes, sentence, shown, table
+from lm.system.disk import replace
 
 
 def write(folder: Path, rankings: Sequence[Ranking], failed: Sequence[Failure]) -> None:
-    """Write ranking.md, ranking.csv, ranking.png and ranking.json into a folder, each whole or not at all. Raises CheckpointError."""
+    """Write ranking.md, ranking.csv, ranking.png and ranking.json into a folder, each whole or not
+    at all. Raises CheckpointError.
+    """
     save(picture(rankings), folder / "ranking.png")
     replace(folder / "ranking.md", markdown(rankings, failed))
     replace(folder / "ranking.csv", as_csv(rankings))
@@ -34,13 +38,31 @@ def markdown(rankings: Sequence[Ranking], failed: Sequence[Failure]) -> str:
     """Everything but the single cases, as a page."""
     parts = ["# Ranking\n"]
     for ranking in rankings:
-        parts += [f"## {safe(heading(ranking))}\n", *([safe(ranking.cases.about) + "\n"] if ranking.cases else [])]
+        parts += [
+            f"## {safe(heading(ranking))}\n",
+            *([safe(ranking.cases.about) + "\n"] if ranking.cases else []),
+        ]
         said = [sentence(ranking, pair) for pair in ranking.order.pairs]
-        parts += [markdown_table(table(ranking)), "".join(f"- {safe(line)}\n" for line in [*said, *notes(ranking)])]
+        parts += [
+            markdown_table(table(ranking)),
+            "".join(f"- {safe(line)}\n" for line in [*said, *notes(ranking)]),
+        ]
         if ranking.tags and ranking.cases:
-            lines = [[f"{ranking.by.label} by tag", "cases", *(ranking.entrants[place].name for place in ranking.order.places)]]
+            lines = [
+                [
+                    f"{ranking.by.label} by tag",
+                    "cases",
+                    *(ranking.entrants[place].name for place in ranking.order.places),
+                ]
+            ]
             for tag, (count, values) in ranking.tags.items():
-                lines.append([tag, f"{count:,}", *(shown(ranking.by.kind, values[place]) for place in ranking.order.places)])
+                lines.append(
+                    [
+                        tag,
+                        f"{count:,}",
+                        *(shown(ranking.by.kind, values[place]) for place in ranking.order.places),
+                    ]
+                )
             parts.append(markdown_table(lines))
     parts += [
         "".join(f"- {safe(note)}\n" for note in general_notes(rankings)),
@@ -51,9 +73,13 @@ def markdown(rankings: Sequence[Ranking], failed: Sequence[Failure]) -> str:
 
 def as_csv(rankings: Sequence[Ranking]) -> str:
     """A line for each checkpoint and set; shares are of one, not percent."""
-    rows = [{"set": " + ".join(ranking.parts), **row} for ranking in rankings for row in _rows(ranking)]
+    rows = [
+        {"set": " + ".join(ranking.parts), **row} for ranking in rankings for row in _rows(ranking)
+    ]
     file = io.StringIO()
-    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer = csv.DictWriter(
+        file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
     return file.getvalue()
@@ -73,9 +99,19 @@ def as_json(rankings: Sequence[Ranking], failed: Sequence[Failure]) -> str:
 
 def _ranking(ranking: Ranking) -> dict[str, Any]:
     cases, names = ranking.cases, [entrant.name for entrant in ranking.entrants]
-    found: dict[str, Any] = {"sets": list(ranking.parts), "by": ranking.by.key, "chance": ranking.chance, "asked": ranking.asked}
+    found: dict[str, Any] = {
+        "sets": list(ranking.parts),
+        "by": ranking.by.key,
+        "chance": ranking.chance,
+        "asked": ranking.asked,
+    }
     if cases is not None:
-        found |= {"path": str(cases.path), "sha256": cases.sha256, "about": cases.about, "cases": len(cases.cases)}
+        found |= {
+            "path": str(cases.path),
+            "sha256": cases.sha256,
+            "about": cases.about,
+            "cases": len(cases.cases),
+        }
     found["checkpoints"] = list(_rows(ranking))
     found["pairs"] = [
         {
@@ -90,14 +126,24 @@ def _ranking(ranking: Ranking) -> dict[str, Any]:
         for pair in ranking.order.pairs
     ]
     found["tags"] = {
-        tag: {"cases": count, "values": dict(zip(names, values, strict=True))} for tag, (count, values) in ranking.tags.items()
+        tag: {"cases": count, "values": dict(zip(names, values, strict=True))}
+        for tag, (count, values) in ranking.tags.items()
     }
     found["notes"] = list(notes(ranking))
     if cases is not None:
         results = dict(zip(names, ranking.results, strict=True))
-        found["longest_copied_text"] = {name: result.memorised.longest_text for name, result in results.items() if result.memorised}
+        found["longest_copied_text"] = {
+            name: result.memorised.longest_text
+            for name, result in results.items()
+            if result.memorised
+        }
         found["answers"] = [
-            {"prompt": case.prompt, "checkpoints": {name: _answer(result.results[i]) for name, result in results.items()}}
+            {
+                "prompt": case.prompt,
+                "checkpoints": {
+                    name: _answer(result.results[i]) for name, result in results.items()
+                },
+            }
             for i, case in enumerate(cases.cases)
         ]
     return found
@@ -107,19 +153,39 @@ def _rows(ranking: Ranking) -> Iterator[dict[str, Any]]:
     """The entrants as flat objects, the best first."""
     for place in ranking.order.places:
         entrant, (best, worst) = ranking.entrants[place], ranking.order.ranks[place]
-        row: dict[str, Any] = {"checkpoint": entrant.name, "path": str(entrant.path), "links": " ".join(entrant.links)}
-        row |= {"step": entrant.step, "parameters": entrant.parameters, "tokenizer": entrant.tokenizer}
-        row |= {"rank": ranking.order.places.index(place) + 1, "rank_best": best, "rank_worst": worst, "by": ranking.by.key}
+        row: dict[str, Any] = {
+            "checkpoint": entrant.name,
+            "path": str(entrant.path),
+            "links": " ".join(entrant.links),
+        }
+        row |= {
+            "step": entrant.step,
+            "parameters": entrant.parameters,
+            "tokenizer": entrant.tokenizer,
+        }
+        row |= {
+            "rank": ranking.order.places.index(place) + 1,
+            "rank_best": best,
+            "rank_worst": worst,
+            "by": ranking.by.key,
+        }
         for column in columns(ranking):
             row[column.key] = column.values[place]
             if column.limits is not None:
-                row |= {f"{column.key}_low": _known(column.limits[place].low), f"{column.key}_high": _known(column.limits[place].high)}
+                row |= {
+                    f"{column.key}_low": _known(column.limits[place].low),
+                    f"{column.key}_high": _known(column.limits[place].high),
+                }
         yield row
 
 
 def _cell(value: Any) -> Any:
-    """Text that a spreadsheet would take for a formula is text behind an apostrophe; numbers may well be negative."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
+    """Text that a spreadsheet would take for a formula is text behind an apostrophe; numbers may
+    well be negative.
+    """
+    return (
+        f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
+    )
 
 
 def _answer(result: CaseResult) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lm.ranking.results import CaseResult, SetResult
-from lm.ranking.cases import CaseSet
-from lm.system.errors import ConfigError
 from lm.config.schema.cases import Case
+from lm.ranking.cases import CaseSet
+from lm.ranking.results import CaseResult, SetResult
+from lm.system.errors import ConfigError
 
 Kind = Literal["share", "number", "count"]  # shown in percent, with decimals, as a whole number
 Counted = tuple[float, float] | None
@@ -25,7 +25,8 @@ class Measure:
         label: its name in tables; `words` says in sentences what a difference is in.
         higher: whether the higher value is the better one.
         asks: whether a case asks for it.
-        count: what a case's result adds above and below the line, None where it could not be measured.
+        count: what a case's result adds above and below the line, None where it could not be
+            measured.
     """
 
     key: str
@@ -39,7 +40,9 @@ class Measure:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number about all continuations of a set together, or about the machine; nothing is ranked by it."""
+    """A number about all continuations of a set together, or about the machine; nothing is ranked
+    by it.
+    """
 
     key: str
     label: str
@@ -52,7 +55,11 @@ def _yes(value: bool | None) -> Counted:
 
 
 def _bits_per_byte(result: CaseResult) -> Counted:
-    return None if result.nats is None or not result.target_bytes else (result.nats / math.log(2), float(result.target_bytes))
+    return (
+        None
+        if result.nats is None or not result.target_bytes
+        else (result.nats / math.log(2), float(result.target_bytes))
+    )
 
 
 def _nats_per_token(result: CaseResult) -> Counted:
@@ -64,21 +71,61 @@ def _has_target(case: Case) -> bool:
 
 
 ACCURACY = Measure(
-    "accuracy", "accuracy", "points of accuracy", "share", True, lambda case: bool(case.choices), lambda result: _yes(result.right)
+    "accuracy",
+    "accuracy",
+    "points of accuracy",
+    "share",
+    True,
+    lambda case: bool(case.choices),
+    lambda result: _yes(result.right),
 )
 # Computed from the accuracy of a set, so no case counts for it.
-CENTRED = Measure("centred_accuracy", "centred", "points of centred accuracy", "share", True, lambda case: False, lambda result: None)
-BITS_PER_BYTE = Measure("bits_per_byte", "bits/byte", "bits per byte", "number", False, _has_target, _bits_per_byte)
-NATS_PER_TOKEN = Measure("nats_per_token", "nats/token", "nats per token", "number", False, _has_target, _nats_per_token)
+CENTRED = Measure(
+    "centred_accuracy",
+    "centred",
+    "points of centred accuracy",
+    "share",
+    True,
+    lambda case: False,
+    lambda result: None,
+)
+BITS_PER_BYTE = Measure(
+    "bits_per_byte", "bits/byte", "bits per byte", "number", False, _has_target, _bits_per_byte
+)
+NATS_PER_TOKEN = Measure(
+    "nats_per_token", "nats/token", "nats per token", "number", False, _has_target, _nats_per_token
+)
 MEASURES = (
     ACCURACY,
     BITS_PER_BYTE,
     NATS_PER_TOKEN,
-    Measure("exact", "exact", "points of exact matches", "share", True, _has_target, lambda result: _yes(result.exact)),
     Measure(
-        "contains", "contains", "points of hits", "share", True, lambda case: bool(case.contains), lambda result: _yes(result.contains)
+        "exact",
+        "exact",
+        "points of exact matches",
+        "share",
+        True,
+        _has_target,
+        lambda result: _yes(result.exact),
     ),
-    Measure("regex", "regex", "points of hits", "share", True, lambda case: case.regex is not None, lambda result: _yes(result.regex)),
+    Measure(
+        "contains",
+        "contains",
+        "points of hits",
+        "share",
+        True,
+        lambda case: bool(case.contains),
+        lambda result: _yes(result.contains),
+    ),
+    Measure(
+        "regex",
+        "regex",
+        "points of hits",
+        "share",
+        True,
+        lambda case: case.regex is not None,
+        lambda result: _yes(result.regex),
+    ),
 )
 RANKED_BY = tuple(measure.key for measure in MEASURES)
 FIGURES = (
@@ -86,10 +133,22 @@ FIGURES = (
     Figure("repetition", "repeats", "share", lambda result: result.repetition),
     Figure("distinct_1", "distinct-1", "share", lambda result: result.distinct_1),
     Figure("distinct_2", "distinct-2", "share", lambda result: result.distinct_2),
-    Figure("longest_copied", "longest copy", "count", lambda result: result.memorised.longest_run if result.memorised else None),
-    Figure("novel_share", "novel", "share", lambda result: result.memorised.novel_share if result.memorised else None),
+    Figure(
+        "longest_copied",
+        "longest copy",
+        "count",
+        lambda result: result.memorised.longest_run if result.memorised else None,
+    ),
+    Figure(
+        "novel_share",
+        "novel",
+        "share",
+        lambda result: result.memorised.novel_share if result.memorised else None,
+    ),
     Figure("scored_per_second", "read/s", "count", lambda result: result.scored_per_second),
-    Figure("generated_per_second", "written/s", "count", lambda result: result.generated_per_second),
+    Figure(
+        "generated_per_second", "written/s", "count", lambda result: result.generated_per_second
+    ),
 )
 
 
@@ -106,9 +165,17 @@ def check_by(by: str | None, sets: Sequence[CaseSet], tokenizers: set[str]) -> N
     if by is None:
         return
     if by not in RANKED_BY:
-        raise ConfigError(f"--by: there is no measure {by!r} to rank by; write one of {', '.join(RANKED_BY)}")
+        raise ConfigError(
+            f"--by: there is no measure {by!r} to rank by; write one of {', '.join(RANKED_BY)}"
+        )
     measure = next(each for each in MEASURES if each.key == by)
     if not any(measure.asks(case) for cases in sets for case in cases.cases):
-        raise ConfigError(f"--by {by}: no case of {', '.join(str(cases.path) for cases in sets)} asks for it; leave --by out")
+        raise ConfigError(
+            f"--by {by}: no case of {', '.join(str(cases.path) for cases in sets)} asks for it;"
+            " leave --by out"
+        )
     if measure is NATS_PER_TOKEN and len(tokenizers) > 1:
-        raise ConfigError(f"--by {by}: these checkpoints have different tokenizers, whose tokens are no common unit; write bits_per_byte")
+        raise ConfigError(
+            f"--by {by}: these checkpoints have different tokenizers, whose tokens are no common"
+            " unit; write bits_per_byte"
+        )

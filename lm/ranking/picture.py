@@ -1,4 +1,6 @@
-"""A ranking as a picture: a panel for each set of cases, a dot with its interval for each checkpoint, the best on top."""
+"""A ranking as a picture: a panel for each set of cases, a dot with its interval for each
+checkpoint, the best on top.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def picture(rankings: Sequence[Ranking]) -> Figure:
     import matplotlib
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(entrant.name for ranking in rankings for entrant in ranking.entrants))
+    names = list(
+        dict.fromkeys(entrant.name for ranking in rankings for entrant in ranking.entrants)
+    )
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
     across = min(ABREAST, len(rankings))
     down = math.ceil(len(rankings) / across)
@@ -40,17 +44,32 @@ def picture(rankings: Sequence[Ranking]) -> Figure:
 def _draw(panel: Any, ranking: Ranking, colours: dict[str, str]) -> None:
     scale = 100 if ranking.by.kind == "share" else 1
     for height, place in enumerate(ranking.order.places):
-        name, (value, low, high) = ranking.entrants[place].name, (scale * number for number in ranking.scores[ranking.by.key][place])
+        name, (value, low, high) = (
+            ranking.entrants[place].name,
+            (scale * number for number in ranking.scores[ranking.by.key][place]),
+        )
         if math.isfinite(low):
             panel.plot([low, high], [height, height], color=colours[name], linewidth=2, alpha=0.6)
         panel.plot(value, height, "o", color=colours[name], markersize=7)
     if ranking.by.key.endswith("accuracy") and ranking.chance is not None:
         panel.axvline(scale * ranking.chance, color="#777777", linestyle=(0, (4, 2)), linewidth=1.2)
-        panel.annotate(" chance", (scale * ranking.chance, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8, color="#555555")
-    panel.set_yticks(range(len(ranking.entrants)), [ranking.entrants[place].name for place in ranking.order.places])
+        panel.annotate(
+            " chance",
+            (scale * ranking.chance, 1),
+            xycoords=("data", "axes fraction"),
+            va="top",
+            fontsize=8,
+            color="#555555",
+        )
+    panel.set_yticks(
+        range(len(ranking.entrants)),
+        [ranking.entrants[place].name for place in ranking.order.places],
+    )
     panel.set_ylim(len(ranking.entrants) - 0.5, -0.5)
     panel.grid(axis="y", visible=False)
-    title = panel.set_title(ranking.cases.name if ranking.cases else f"mean of {len(ranking.parts)} sets")
+    title = panel.set_title(
+        ranking.cases.name if ranking.cases else f"mean of {len(ranking.parts)} sets"
+    )
     better = "" if ranking.by.higher else ", lower is better"
     panel.set_xlabel(f"{ranking.by.key.replace('_', ' ')}{', %' if scale == 100 else ''}{better}")
     for text in (title, *panel.get_yticklabels()):

@@ -17,10 +17,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm.evaluation.intervals import Interval, Resampled, difference_interval, interval, mean_of, resample, share_interval
+from lm.evaluation.intervals import (
+    Interval,
+    Resampled,
+    difference_interval,
+    interval,
+    mean_of,
+    resample,
+    share_interval,
+)
+from lm.ranking.cases import CaseSet
 from lm.ranking.measures import ACCURACY, BITS_PER_BYTE, CENTRED, MEASURES, Measure
 from lm.ranking.results import SetResult
-from lm.ranking.cases import CaseSet
 from lm.runs.results import Recorded
 
 CONFIDENCE = 0.95
@@ -36,7 +44,8 @@ class Entrant:
         tokenizer: its name; `tokenizer_sha256` is of its definition.
         recorded: what the run's own validation said.
         results: of each set of cases; None: it cannot be asked.
-        not_searched: why the text that it was trained on was not searched for what it writes; None: it was.
+        not_searched: why the text that it was trained on was not searched for what it writes; None:
+            it was.
         manifest_sha256: stands for all its files, as they were measured.
     """
 
@@ -54,7 +63,9 @@ class Entrant:
 
 
 class Pair(NamedTuple):
-    """The numbers of two entrants, the one with the better value first, and by how much it is better."""
+    """The numbers of two entrants, the one with the better value first, and by how much it is
+    better.
+    """
 
     first: int
     second: int
@@ -89,11 +100,13 @@ class Ranking:
         parts: the names of the set or sets.
         by: what it is ordered by.
         results: of each entrant on the set; of several sets, none.
-        asked: by a measure's key, how many cases it is made of: those in which it could be measured for all entrants.
+        asked: by a measure's key, how many cases it is made of: those in which it could be measured
+            for all entrants.
         chance: what guessing makes of the accuracy; None: there are no choices.
         scores: by a measure's key, one of each entrant.
         drawn: by a measure's key, what the scores' limits are made of.
-        tags: by tag, how many cases have it, and the value of `by` of each entrant on those; of several sets, by their names.
+        tags: by tag, how many cases have it, and the value of `by` of each entrant on those; of
+            several sets, by their names.
     """
 
     cases: CaseSet | None
@@ -109,13 +122,16 @@ class Ranking:
     tags: dict[str, tuple[int, list[float]]]
 
 
-def rank_set(cases: CaseSet, number: int, entrants: Sequence[Entrant], by: str | None = None) -> Ranking | None:
-    """Rank the entrants that could be asked a set of cases; None where that is nobody, or nothing could be measured for all of them.
+def rank_set(
+    cases: CaseSet, number: int, entrants: Sequence[Entrant], by: str | None = None
+) -> Ranking | None:
+    """Rank the entrants that could be asked a set of cases; None where that is nobody, or nothing
+    could be measured for all of them.
 
     Args:
         number: of the set, among each entrant's results.
-        by: a measure's key. Where the set does not ask for it, or for None, it is the accuracy if every case has choices, else bits per
-            byte.
+        by: a measure's key. Where the set does not ask for it, or for None, it is the accuracy if
+            every case has choices, else bits per byte.
     """
     asked = tuple(entrant for entrant in entrants if entrant.results[number] is not None)
     results = tuple(result for entrant in asked if (result := entrant.results[number]) is not None)
@@ -136,8 +152,15 @@ def rank_set(cases: CaseSet, number: int, entrants: Sequence[Entrant], by: str |
         guessed = np.array([1 / max(1, len(case.choices)) for case in cases.cases])
         chance = float(np.average(guessed[rows[ACCURACY.key]], weights=weights[rows[ACCURACY.key]]))
         whole = drawn[ACCURACY.key]
-        drawn[CENTRED.key] = Resampled((whole.values - chance) / (1 - chance), (whole.drawn - chance) / (1 - chance), whole.cases)
-        scores[CENTRED.key] = [Interval(*((limit - chance) / (1 - chance) for limit in score)) for score in scores[ACCURACY.key]]
+        drawn[CENTRED.key] = Resampled(
+            (whole.values - chance) / (1 - chance),
+            (whole.drawn - chance) / (1 - chance),
+            whole.cases,
+        )
+        scores[CENTRED.key] = [
+            Interval(*((limit - chance) / (1 - chance) for limit in score))
+            for score in scores[ACCURACY.key]
+        ]
     tags = {}
     for tag in sorted({tag for case in cases.cases for tag in case.tags}):
         tagged = rows[measure.key] & np.array([tag in case.tags for case in cases.cases])
@@ -146,19 +169,22 @@ def rank_set(cases: CaseSet, number: int, entrants: Sequence[Entrant], by: str |
             tags[tag] = int(tagged.sum()), (above / below).tolist()
     numbers = {key: int(rows[key].sum()) for key in counted if key in drawn}
     order = order_of(measure, drawn[measure.key])
-    return Ranking(cases, (cases.name,), measure, asked, results, numbers, chance, scores, drawn, order, tags)
+    return Ranking(
+        cases, (cases.name,), measure, asked, results, numbers, chance, scores, drawn, order, tags
+    )
 
 
 def rank_together(rankings: Sequence[Ranking], by: str | None = None) -> Ranking | None:
-    """The mean over sets, each counting alike: of the centred accuracies of those in which every case has choices; if there is none, of the
-    bits per byte.
+    """The mean over sets, each counting alike: of the centred accuracies of those in which every
+    case has choices; if there is none, of the bits per byte.
 
     Args:
-        by: the mean is of this measure, and over the sets that ask for it; the accuracy is centred, since sets differ in what guessing
-            makes.
+        by: the mean is of this measure, and over the sets that ask for it; the accuracy is centred,
+            since sets differ in what guessing makes.
 
     Returns:
-        Those entrants who were asked all of these sets; None where there is nobody, or a single set of cases.
+        Those entrants who were asked all of these sets; None where there is nobody, or a single set
+        of cases.
     """
     ordered_by = {ranking.by.key for ranking in rankings}
     key = by or (ACCURACY.key if ACCURACY.key in ordered_by else BITS_PER_BYTE.key)
@@ -166,7 +192,9 @@ def rank_together(rankings: Sequence[Ranking], by: str | None = None) -> Ranking
     if not parts or len(rankings) < 2:
         return None
     measure = CENTRED if key == ACCURACY.key else parts[0].by
-    asked = tuple(entrant for entrant in parts[0].entrants if all(entrant in part.entrants for part in parts))
+    asked = tuple(
+        entrant for entrant in parts[0].entrants if all(entrant in part.entrants for part in parts)
+    )
     if not asked:
         return None
     shares, tags = [], {}
@@ -174,17 +202,34 @@ def rank_together(rankings: Sequence[Ranking], by: str | None = None) -> Ranking
         columns = [part.entrants.index(entrant) for entrant in asked]
         whole = part.drawn[measure.key]
         shares.append(Resampled(whole.values[columns], whole.drawn[:, columns], whole.cases))
-        tags[part.parts[0]] = part.asked[ACCURACY.key if measure is CENTRED else measure.key], shares[-1].values.tolist()
+        tags[part.parts[0]] = (
+            part.asked[ACCURACY.key if measure is CENTRED else measure.key],
+            shares[-1].values.tolist(),
+        )
     drawn = mean_of(shares)
     counts = sum(count for count, _ in tags.values())
     chance = 0.0 if measure is CENTRED else None
     scores = {measure.key: _scores(measure, drawn)}
     asked_of = {measure.key: counts}
-    return Ranking(None, tuple(tags), measure, asked, (), asked_of, chance, scores, {measure.key: drawn}, order_of(measure, drawn), tags)
+    return Ranking(
+        None,
+        tuple(tags),
+        measure,
+        asked,
+        (),
+        asked_of,
+        chance,
+        scores,
+        {measure.key: drawn},
+        order_of(measure, drawn),
+        tags,
+    )
 
 
 def order_of(measure: Measure, drawn: Resampled) -> Order:
-    """Order m entrants, and say of each pair whether it can be told apart, so that all that is said holds with CONFIDENCE."""
+    """Order m entrants, and say of each pair whether it can be told apart, so that all that is said
+    holds with CONFIDENCE.
+    """
     sign = 1 if measure.higher else -1
     places = sorted(range(len(drawn.values)), key=lambda i: -sign * drawn.values[i])
     numbers = list(itertools.combinations(places, 2))
@@ -193,30 +238,53 @@ def order_of(measure: Measure, drawn: Resampled) -> Order:
         value = sign * float(drawn.values[first] - drawn.values[second])
         differences = sign * (drawn.drawn[:, first] - drawn.drawn[:, second])
         known = value, differences, drawn.cases, 1 - (1 - CONFIDENCE) / len(numbers)
-        # Of two choices or more guessing is right in half of the cases at most, so centred a share counts twice at most.
-        limits = difference_interval(*known, 2 if measure is CENTRED else 1) if measure.kind == "share" else interval(*known)
+        # Of two choices or more guessing is right in half of the cases at most, so centred a share
+        # counts twice at most.
+        limits = (
+            difference_interval(*known, 2 if measure is CENTRED else 1)
+            if measure.kind == "share"
+            else interval(*known)
+        )
         pairs.append(Pair(first, second, limits))
     apart = [pair for pair in pairs if pair.told_apart]
     ranks = [
-        (1 + sum(pair.second == i for pair in apart), len(places) - sum(pair.first == i for pair in apart)) for i in range(len(places))
+        (
+            1 + sum(pair.second == i for pair in apart),
+            len(places) - sum(pair.first == i for pair in apart),
+        )
+        for i in range(len(places))
     ]
     return Order(tuple(places), tuple(ranks), tuple(pairs))
 
 
 def _counted(measure: Measure, results: Sequence[SetResult]) -> np.ndarray:
-    """(cases, entrants, 2): what each case adds above and below the line; NaN where it could not be measured."""
+    """(cases, entrants, 2): what each case adds above and below the line; NaN where it could not be
+    measured.
+    """
     return np.array(
-        [[measure.count(each) or (np.nan, np.nan) for each in case] for case in zip(*(r.results for r in results), strict=True)]
+        [
+            [measure.count(each) or (np.nan, np.nan) for each in case]
+            for case in zip(*(r.results for r in results), strict=True)
+        ]
     )
 
 
 def _ordered_by(cases: CaseSet, drawn: dict[str, Resampled], by: str | None) -> Measure | None:
     default = ACCURACY if all(case.choices for case in cases.cases) else BITS_PER_BYTE
-    return next((each for key in (by, default.key) for each in MEASURES if each.key == key and key in drawn), None) or next(
-        (each for each in MEASURES if each.key in drawn), None
-    )
+    return next(
+        (
+            each
+            for key in (by, default.key)
+            for each in MEASURES
+            if each.key == key and key in drawn
+        ),
+        None,
+    ) or next((each for each in MEASURES if each.key in drawn), None)
 
 
 def _scores(measure: Measure, drawn: Resampled) -> list[Interval]:
     limits = share_interval if measure.kind == "share" and measure is not CENTRED else interval
-    return [limits(value, drawn.drawn[:, i], drawn.cases, CONFIDENCE) for i, value in enumerate(drawn.values.tolist())]
+    return [
+        limits(value, drawn.drawn[:, i], drawn.cases, CONFIDENCE)
+        for i, value in enumerate(drawn.values.tolist())
+    ]

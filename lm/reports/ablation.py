@@ -1,4 +1,5 @@
-"""Change one thing and see what helps: two configurations, several seeds, and the difference with its uncertainty.
+"""Change one thing and see what helps: two configurations, several seeds, and the difference with
+its uncertainty.
 
 Each seed is a pair: the same seed gives both runs the same order of rows and, where shapes allow, the same first weights and dropout. What
 chance does to one it does to the other, and the difference within pairs varies less than the runs do. No torch.
@@ -15,9 +16,9 @@ from typing import Any, NamedTuple
 
 from lm.checkpoints.base import OWN
 from lm.checkpoints.folder import open_checkpoint, read_meta
-from lm.system.errors import CheckpointError
-from lm.runs.folder import read_evaluations
 from lm.config.schema.config import Config
+from lm.runs.folder import read_evaluations
+from lm.system.errors import CheckpointError
 
 CONFIDENCE = 0.95
 Number = float | None
@@ -47,13 +48,21 @@ class Outcome:
 
 
 def outcome(folder: Path) -> Outcome:
-    """Of a run that has ended. Raises CheckpointError where its folder does not hold what it should."""
+    """Of a run that has ended. Raises CheckpointError where its folder does not hold what it
+    should.
+    """
     if not (folder / "final.ckpt").exists():
-        raise CheckpointError(f"{folder}: the run was stopped before its end (trainer.max_minutes?); the same command goes on with it")
+        raise CheckpointError(
+            f"{folder}: the run was stopped before its end (trainer.max_minutes?); the same command"
+            " goes on with it"
+        )
     meta, lines = read_meta(open_checkpoint(folder / "final.ckpt")), read_evaluations(folder)
     losses = [line.loss for line in lines if math.isfinite(line.loss)]
     if not lines:
-        raise CheckpointError(f"{folder / 'evaluations.jsonl'}: the run has ended, and no validation is there; was it removed?")
+        raise CheckpointError(
+            f"{folder / 'evaluations.jsonl'}: the run has ended, and no validation is there; was it"
+            " removed?"
+        )
     if not math.isfinite(lines[-1].loss):
         return Outcome(problem="its last validation loss is not finite")
     bits = [line.bits_per_byte for line in lines if math.isfinite(line.bits_per_byte)]
@@ -67,7 +76,8 @@ class Difference(NamedTuple):
     Attributes:
         values: of each pair.
         mean: of them.
-        low, high: the interval that holds the mean over all seeds with 95 % confidence; None of fewer than two pairs.
+        low, high: the interval that holds the mean over all seeds with 95 % confidence; None of
+            fewer than two pairs.
     """
 
     values: tuple[float, ...]
@@ -99,14 +109,22 @@ def in_words(found: Difference | None, unit: str) -> str:
     n, better = len(found.values), "better" if found.mean < 0 else "worse"
     size = f"{abs(found.mean):.4f} {unit}"
     if not any(found.values):
-        return f"no difference at all: the same {unit} to the last digit over {n} seed{'s' * (n > 1)}"
+        return (
+            f"no difference at all: the same {unit} to the last digit over {n} seed{'s' * (n > 1)}"
+        )
     if found.low is None or found.high is None:
-        return f"variant is {better} by {size} with this seed; of one seed there is no interval, so another may say otherwise"
+        return (
+            f"variant is {better} by {size} with this seed; of one seed there is no interval, so"
+            " another may say otherwise"
+        )
     ends = sorted([found.low, found.high] if found.mean > 0 else [-found.low, -found.high])
     interval = f"[{ends[0]:.4f}, {ends[1]:.4f}] over {n} seeds"
     if ends[0] > 0:
         return f"variant is {better} by {size} {interval}"
-    return f"cannot be told apart: variant is {better} by {size} on average, and the interval holds 0: {interval}"
+    return (
+        f"cannot be told apart: variant is {better} by {size} on average, and the interval holds 0:"
+        f" {interval}"
+    )
 
 
 class Kept(NamedTuple):
@@ -139,23 +157,43 @@ class Kept(NamedTuple):
 
 
 def kept(one: Config, other: Config) -> Kept:
-    """What follows from two configurations. The plan is a function of seed, rows and batch size (lm/tokens/plan.py); weights are drawn one after
-    the other, so that another shape anywhere gives others everywhere.
+    """What follows from two configurations. The plan is a function of seed, rows and batch size
+    (lm/tokens/plan.py); weights are drawn one after the other, so that another shape anywhere gives
+    others everywhere.
     """
     tokens = one.tokenizer == other.tokenizer
-    split = all(getattr(one.data, key) == getattr(other.data, key) for key in ("split", "val_fraction", "test_fraction"))
+    split = all(
+        getattr(one.data, key) == getattr(other.data, key)
+        for key in ("split", "val_fraction", "test_fraction")
+    )
     same_data = _data(one) == _data(other) and one.row_length == other.row_length
-    replay = [config.finetune and (config.finetune.replay, config.finetune.base) for config in (one, other)]
-    rows = tokens and same_data and (replay[0] == replay[1] or not any(finetune and finetune[0] for finetune in replay))
-    shapes = [{key: value for key, value in config.model.model_dump().items() if key not in OWN} for config in (one, other)]
-    starts = [config.finetune and (config.finetune.base, config.finetune.method, config.finetune.lora) for config in (one, other)]
+    replay = [
+        config.finetune and (config.finetune.replay, config.finetune.base)
+        for config in (one, other)
+    ]
+    rows = (
+        tokens
+        and same_data
+        and (replay[0] == replay[1] or not any(finetune and finetune[0] for finetune in replay))
+    )
+    shapes = [
+        {key: value for key, value in config.model.model_dump().items() if key not in OWN}
+        for config in (one, other)
+    ]
+    starts = [
+        config.finetune and (config.finetune.base, config.finetune.method, config.finetune.lora)
+        for config in (one, other)
+    ]
     validated = one.data.validation == other.data.validation and (
         one.data.validation is not None or (one.data.source == other.data.source and split)
     )
     limits = one.trainer.validation_rows == other.trainer.validation_rows
-    # Of all rows the length does not matter, but that conversations which do not fit one are left out.
+    # Of all rows the length does not matter, but that conversations which do not fit one are left
+    # out.
     cut_alike = one.row_length == other.row_length and tokens
-    whole = limits and (cut_alike or (one.trainer.validation_rows is None and not one.data.conversations))
+    whole = limits and (
+        cut_alike or (one.trainer.validation_rows is None and not one.data.conversations)
+    )
     return Kept(
         rows=rows,
         batches=rows and one.trainer.batch_size == other.trainer.batch_size,

@@ -1,4 +1,5 @@
-"""Curves of two runs at the same numbers of tokens trained on, and when each reached what the other came to.
+"""Curves of two runs at the same numbers of tokens trained on, and when each reached what the other
+came to.
 
 Where both runs were validated at three numbers of tokens or more that are the same, those are taken and nothing else. Else each validation
 of either stands beside a value of the other on the straight line between its neighbours, and is marked as such. Nothing is ever carried on
@@ -23,7 +24,9 @@ class Value(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Both runs after the same number of tokens; `between` names the run ("a", "b") whose value is on a straight line, if one is."""
+    """Both runs after the same number of tokens; `between` names the run ("a", "b") whose value is
+    on a straight line, if one is.
+    """
 
     tokens: int
     a: float
@@ -32,7 +35,9 @@ class Place(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """When a run first was as good as a value; `exact`: at a validation, not on the straight line between two."""
+    """When a run first was as good as a value; `exact`: at a validation, not on the straight line
+    between two.
+    """
 
     tokens: float
     seconds: float | None
@@ -40,7 +45,9 @@ class Reached(NamedTuple):
 
 
 def aligned(a: Sequence[Value], b: Sequence[Value]) -> list[Place]:
-    """Values of two runs, each in the order of tokens, at the same numbers of tokens; see the top of this file."""
+    """Values of two runs, each in the order of tokens, at the same numbers of tokens; see the top
+    of this file.
+    """
     first, second = ({each.tokens: each.value for each in values} for values in (a, b))
     common = [tokens for tokens in first if tokens in second]
     if len(common) >= FEW:
@@ -49,7 +56,14 @@ def aligned(a: Sequence[Value], b: Sequence[Value]) -> list[Place]:
     for tokens in sorted({**first, **second}):
         left, right = at(a, tokens), at(b, tokens)
         if left is not None and right is not None:
-            places.append(Place(tokens, left, right, "a" if tokens not in first else "b" if tokens not in second else ""))
+            places.append(
+                Place(
+                    tokens,
+                    left,
+                    right,
+                    "a" if tokens not in first else "b" if tokens not in second else "",
+                )
+            )
     return places
 
 
@@ -63,7 +77,9 @@ def at(values: Sequence[Value], tokens: float) -> float | None:
 
 
 def first_reached(values: Sequence[Value], goal: float) -> Reached | None:
-    """When a run's value first was `goal` or lower, on the straight line between the validations before and after."""
+    """When a run's value first was `goal` or lower, on the straight line between the validations
+    before and after.
+    """
     i = next((i for i, (_, _, value) in enumerate(values) if value <= goal), None)
     if i is None:
         return None
@@ -72,5 +88,9 @@ def first_reached(values: Sequence[Value], goal: float) -> Reached | None:
         return Reached(tokens, seconds, True)
     before_tokens, before_seconds, before = values[i - 1]
     share = (before - goal) / (before - value)
-    between = None if seconds is None or before_seconds is None else before_seconds + share * (seconds - before_seconds)
+    between = (
+        None
+        if seconds is None or before_seconds is None
+        else before_seconds + share * (seconds - before_seconds)
+    )
     return Reached(before_tokens + share * (tokens - before_tokens), between, False)

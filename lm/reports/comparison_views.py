@@ -1,4 +1,6 @@
-"""A comparison of two runs in sections, for the terminal and for programs; lm/reports/comparison_page.py makes a page of the same sections."""
+"""A comparison of two runs in sections, for the terminal and for programs;
+lm/reports/comparison_page.py makes a page of the same sections.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,13 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from lm.reports.alignment import Reached, at
-from lm.reports.comparison import Comparison, Difference
+from lm.display.charts import short
 from lm.display.curves import BLOCKS
 from lm.display.html import visible
+from lm.reports.alignment import Reached, at
+from lm.reports.comparison import Comparison, Difference
 from lm.reports.run_cost import duration
 from lm.runs.record import RunRecord
-from lm.display.charts import short
 from lm.system.json_values import whole
 
 WIDTH = 100
@@ -24,7 +26,8 @@ MOST_SAMPLE = 500  # characters in a terminal
 COURSE = 60  # blocks
 NOTHING = "-"
 OWN_TOKENS = "each in its own tokens, of its own text: these are not to be held against each other"
-SHA256 = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # of which a dozen digits tell as much to people
+# of which a dozen digits tell as much to people
+SHA256 = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 
 
 class Section(NamedTuple):
@@ -49,17 +52,48 @@ class Section(NamedTuple):
 def sections(c: Comparison) -> list[Section]:
     """All but drawings and samples; those that have nothing to say are left out."""
     facts = {name: (value, _facts(c.b)[name]) for name, value in _facts(c.a).items()}
-    by_source = [[name, *(NOTHING if loss is None else f"{loss:.4f}" for loss in losses)] for name, *losses in c.sources]
+    by_source = [
+        [name, *(NOTHING if loss is None else f"{loss:.4f}" for loss in losses)]
+        for name, *losses in c.sources
+    ]
     own = [OWN_TOKENS] if by_source and c.yardstick.column != "loss" else []
     found = [
-        Section("Verdict", [v.words(c.names) for v in c.verdicts], [note for v in c.verdicts for note in v.notes] + c.notes),
-        Section("The runs", table=[["", *c.names], *([name, *both] for name, both in facts.items() if set(both) != {NOTHING})]),
+        Section(
+            "Verdict",
+            [v.words(c.names) for v in c.verdicts],
+            [note for v in c.verdicts for note in v.notes] + c.notes,
+        ),
+        Section(
+            "The runs",
+            table=[
+                ["", *c.names],
+                *([name, *both] for name, both in facts.items() if set(both) != {NOTHING}),
+            ],
+        ),
         _losses(c),
         Section("Which was where first", said=_marks(c.reached), table=_reached(c)),
-        Section("Last validation of each source, nats per token", said=own, table=[["source", *c.names], *by_source] if by_source else []),
-        _differing("Configuration", c, [each for each in c.config if each.matters], "no key differs that a run computes from"),
-        _differing("Configuration: keys that change no result", c, [each for each in c.config if not each.matters]),
-        _differing("Text, tokenizer, parent, code, packages, machine", c, c.lineage, "all the same, as far as checkpoints tell"),
+        Section(
+            "Last validation of each source, nats per token",
+            said=own,
+            table=[["source", *c.names], *by_source] if by_source else [],
+        ),
+        _differing(
+            "Configuration",
+            c,
+            [each for each in c.config if each.matters],
+            "no key differs that a run computes from",
+        ),
+        _differing(
+            "Configuration: keys that change no result",
+            c,
+            [each for each in c.config if not each.matters],
+        ),
+        _differing(
+            "Text, tokenizer, parent, code, packages, machine",
+            c,
+            c.lineage,
+            "all the same, as far as checkpoints tell",
+        ),
     ]
     return [section for section in found if section.loud or section.said or section.table]
 
@@ -77,15 +111,33 @@ def terminal(c: Comparison) -> Iterator[str]:
         yield f"\nSamples at {short(pair[0].tokens)} and {short(pair[1].tokens)} tokens"
         for name, sample in zip(c.names, pair, strict=True):
             yield visible(f"  {name}, step {sample.step:,}, {short(sample.tokens)} tokens")
-            yield from _wrapped(sample.text if len(sample.text) <= MOST_SAMPLE else f"{sample.text[:MOST_SAMPLE]} ...", "    ")
+            yield from _wrapped(
+                (
+                    sample.text
+                    if len(sample.text) <= MOST_SAMPLE
+                    else f"{sample.text[:MOST_SAMPLE]} ..."
+                ),
+                "    ",
+            )
 
 
 def as_json(c: Comparison) -> dict[str, Any]:
-    """Raw numbers; None where there is none, as JSON has no NaN and no infinity. Values of configurations are JSON themselves."""
+    """Raw numbers; None where there is none, as JSON has no NaN and no infinity. Values of
+    configurations are JSON themselves.
+    """
     runs = [
-        {"name": name, "folder": str(run.folder), "step": run.step, "tokens": run.tokens, "seconds": run.seconds}
+        {
+            "name": name,
+            "folder": str(run.folder),
+            "step": run.step,
+            "tokens": run.tokens,
+            "seconds": run.seconds,
+        }
         | {"last_loss": _finite(run.validations[-1].loss) if run.validations else None}
-        | {"lowest_loss": run.best.loss if run.best else None, "lowest_at_step": run.best.step if run.best else None}
+        | {
+            "lowest_loss": run.best.loss if run.best else None,
+            "lowest_at_step": run.best.step if run.best else None,
+        }
         for run, name in zip(c.runs, c.names, strict=True)
     ]
     verdicts = [
@@ -100,7 +152,12 @@ def as_json(c: Comparison) -> dict[str, Any]:
         "compared_by": c.yardstick._asdict(),
         "curve": [place._asdict() for place in c.places],
         "reached": [
-            {"last_of": of, "value": goal, "a": both[0] and both[0]._asdict(), "b": both[1] and both[1]._asdict()}
+            {
+                "last_of": of,
+                "value": goal,
+                "a": both[0] and both[0]._asdict(),
+                "b": both[1] and both[1]._asdict(),
+            }
             for of, goal, both in zip(("a", "b"), c.goals or (), c.reached, strict=False)
         ],
         "sources": [{"source": name, "a": a, "b": b} for name, a, b in c.sources],
@@ -111,7 +168,10 @@ def as_json(c: Comparison) -> dict[str, Any]:
 
 
 def _facts(run: RunRecord) -> dict[str, str]:
-    parameters, adapters = whole(run.meta, "n_parameters"), whole(run.meta, "adapters", "n_parameters")
+    parameters, adapters = (
+        whole(run.meta, "n_parameters"),
+        whole(run.meta, "adapters", "n_parameters"),
+    )
     last, best = (run.validations[-1] if run.validations else None), run.best
     speed = run.tokens / run.seconds if run.tokens and run.seconds else None
     state = "going" if run.going else "finished" if run.finished else "not finished"
@@ -124,7 +184,9 @@ def _facts(run: RunRecord) -> dict[str, str]:
         "tokens a second": NOTHING if speed is None else f"{speed:,.0f}",
         "last validation loss": f"{last.loss:.4f}" if last else NOTHING,
         "lowest validation loss": f"{best.loss:.4f} (step {best.step:,})" if best else NOTHING,
-        "last bits per byte": f"{last.bits_per_byte:.4f}" if last and math.isfinite(last.bits_per_byte) else NOTHING,
+        "last bits per byte": (
+            f"{last.bits_per_byte:.4f}" if last and math.isfinite(last.bits_per_byte) else NOTHING
+        ),
         "state": state,
     }
 
@@ -135,7 +197,11 @@ def _losses(c: Comparison) -> Section:
         return Section("Validation", said=said)
     title = f"Validation at the same number of tokens, {c.unit}"
     if not c.places:
-        return Section(title, said=[*said, "there is no number of tokens at which both have a value"], drawn=True)
+        return Section(
+            title,
+            said=[*said, "there is no number of tokens at which both have a value"],
+            drawn=True,
+        )
     if any(place.between for place in c.places):
         said.append("~ on the straight line between the two validations beside it")
     n = min(MOST_PLACES, len(c.places))
@@ -156,7 +222,8 @@ def _reached(c: Comparison) -> list[list[str]]:
     if c.goals is None:
         return []
     lines = [
-        [f"{c.names[i]} ended at {goal:.4f}", *map(_when, both)] for i, (goal, both) in enumerate(zip(c.goals, c.reached, strict=True))
+        [f"{c.names[i]} ended at {goal:.4f}", *map(_when, both)]
+        for i, (goal, both) in enumerate(zip(c.goals, c.reached, strict=True))
     ]
     return [["", *(f"{name} was there after" for name in c.names)], *lines]
 
@@ -165,17 +232,42 @@ def _when(reached: Reached | None) -> str:
     if reached is None:
         return "never"
     about = "" if reached.exact else "~"
-    return f"{about}{reached.tokens:,.0f} tokens" + (f", {about}{duration(reached.seconds)}" if reached.seconds is not None else "")
+    return f"{about}{reached.tokens:,.0f} tokens" + (
+        f", {about}{duration(reached.seconds)}" if reached.seconds is not None else ""
+    )
 
 
 def _marks(reached: Sequence[Sequence[Reached | None]]) -> list[str]:
     between = any(each is not None and not each.exact for both in reached for each in both)
-    return ["~ on the straight line between two validations; time is training time, without validations and saving"] if between else []
+    return (
+        [
+            "~ on the straight line between two validations; time is training time, without"
+            " validations and saving"
+        ]
+        if between
+        else []
+    )
 
 
-def _differing(title: str, c: Comparison, differences: Sequence[Difference], none: str = "") -> Section:
-    lines = [[each.key, *("nothing" if value is None else SHA256.sub(r"\1", value) for value in (each.a, each.b))] for each in differences]
-    return Section(title, said=[none] if none and not lines else [], table=[["key", *c.names], *lines] if lines else [], words=True)
+def _differing(
+    title: str, c: Comparison, differences: Sequence[Difference], none: str = ""
+) -> Section:
+    lines = [
+        [
+            each.key,
+            *(
+                "nothing" if value is None else SHA256.sub(r"\1", value)
+                for value in (each.a, each.b)
+            ),
+        ]
+        for each in differences
+    ]
+    return Section(
+        title,
+        said=[none] if none and not lines else [],
+        table=[["key", *c.names], *lines] if lines else [],
+        words=True,
+    )
 
 
 def _course(c: Comparison) -> Iterator[str]:
@@ -186,7 +278,10 @@ def _course(c: Comparison) -> Iterator[str]:
     wide = min(24, max(len(visible(name)) for name in c.names))
     for name, each in zip(c.names, c.values, strict=True):
         values = [at(each, end * i / (COURSE - 1)) for i in range(COURSE)]
-        blocks = ["" if v is None else BLOCKS[round((v - low) / ((high - low) or 1) * (len(BLOCKS) - 1))] for v in values]
+        blocks = [
+            "" if v is None else BLOCKS[round((v - low) / ((high - low) or 1) * (len(BLOCKS) - 1))]
+            for v in values
+        ]
         yield f"  {_short(visible(name), wide):<{wide}}  {''.join(blocks)}"
     yield f"  {'':{wide}}  one scale: {low:.3f} to {high:.3f}, over {short(end)} tokens"
 

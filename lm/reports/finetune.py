@@ -1,4 +1,6 @@
-"""What fine-tuning changed: the base and the tuned model on the same held-out conversations, as a table, as JSON and as a page to read."""
+"""What fine-tuning changed: the base and the tuned model on the same held-out conversations, as a
+table, as JSON and as a page to read.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm.reports.finetune_figures import Figures, confusion, exact_match, figures, reward_accuracy, token_f1
-from lm.evaluation.answers import Answer, Loss, Measured, evenly
-from lm.documents.conversations import Conversation, Turn
-from lm.system.disk import replace
-from lm.display.tables import markdown_table, safe
-from lm.display.html import visible
 from lm.checks.rendering import Table, terminal_table
 from lm.config.schema.finetune import FinetuneConfig
+from lm.display.html import visible
+from lm.display.tables import markdown_table, safe
+from lm.documents.conversations import Conversation, Turn
+from lm.evaluation.answers import Answer, Loss, Measured, evenly
+from lm.reports.finetune_figures import (
+    Figures,
+    confusion,
+    exact_match,
+    figures,
+    reward_accuracy,
+    token_f1,
+)
+from lm.system.disk import replace
 
 SIDE_BY_SIDE = 5  # conversations on the page
-COUNTING = "matches and F1 compare words as SQuAD does: lower case, no punctuation, no articles (a, an, the); F1 is a mean over answers"
+COUNTING = (
+    "matches and F1 compare words as SQuAD does: lower case, no punctuation, no articles (a, an,"
+    " the); F1 is a mean over answers"
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,8 @@ class Measure:
 
     Attributes:
         key: its name in the JSON.
-        kind: a share of one is shown in percent and changes by points; a loss changes by a percentage of itself; a number by a number.
+        kind: a share of one is shown in percent and changes by points; a loss changes by a
+            percentage of itself; a number by a number.
     """
 
     key: str
@@ -74,7 +87,8 @@ def report(
         conversations: held out, as they were measured.
         before, after: `lm.evaluation.answers.measure` of the base and of the tuned decoder.
         finetune: as for `measure`.
-        base_loss: in nats per token of the text that the base was validated on, before and after; None: that text is not there.
+        base_loss: in nats per token of the text that the base was validated on, before and after;
+            None: that text is not there.
 
     Raises:
         CheckpointError: the disk refuses a file.
@@ -97,9 +111,14 @@ def report(
         "notes": notes,
         "conversations": [_as_json(each) for each in compared(conversations, before, after)],
     }
-    replace(folder / "report.md", page(table, chosen, notes, compared(conversations, before, after)))
+    replace(
+        folder / "report.md", page(table, chosen, notes, compared(conversations, before, after))
+    )
     # Last: while it is missing, the report is not done.
-    replace(folder / "answers.json", json.dumps(_finite(facts), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    replace(
+        folder / "answers.json",
+        json.dumps(_finite(facts), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+    )
     tables = [table] if len(table) > 1 else []
     tables += [confusion_table(chosen)] if chosen else []
     where = f"answers to read: {folder}/report.md; all: {folder}/answers.json"
@@ -112,7 +131,9 @@ def table_of(before: Figures, after: Figures) -> Table:
     for measure in MEASURES:
         a, b = before.get(measure.key), after.get(measure.key)
         if a is not None or b is not None:
-            lines.append([measure.label, _shown(measure, a), _shown(measure, b), _change(measure, a, b)])
+            lines.append(
+                [measure.label, _shown(measure, a), _shown(measure, b), _change(measure, a, b)]
+            )
     return lines
 
 
@@ -120,45 +141,97 @@ def confusion_table(counts: dict[str, dict[str, int]]) -> Table:
     """A line for each reference, a column for each choice."""
     choices = sorted({choice for row in counts.values() for choice in row} | set(counts))
     heading = ["after, by the reference", *(f"chosen {visible(choice)}" for choice in choices)]
-    return [heading, *([visible(reference), *(f"{row.get(choice, 0):,}" for choice in choices)] for reference, row in counts.items())]
+    return [
+        heading,
+        *(
+            [visible(reference), *(f"{row.get(choice, 0):,}" for choice in choices)]
+            for reference, row in counts.items()
+        ),
+    ]
 
 
 def notes_of(
-    conversations: Sequence[Conversation], measured: Measured, finetune: FinetuneConfig, base_loss: tuple[float, float] | None
+    conversations: Sequence[Conversation],
+    measured: Measured,
+    finetune: FinetuneConfig,
+    base_loss: tuple[float, float] | None,
 ) -> Iterator[str]:
-    """What has to be known to read the numbers: how many there are, what was left out, how it was counted."""
-    held_out, context, choices = len(conversations), measured.context, ", ".join(map(visible, finetune.choices))
+    """What has to be known to read the numbers: how many there are, what was left out, how it was
+    counted.
+    """
+    held_out, context, choices = (
+        len(conversations),
+        measured.context,
+        ", ".join(map(visible, finetune.choices)),
+    )
     if not conversations:
-        yield "no conversation is held out, so there is nothing to answer; data.test_fraction or data.val_fraction holds some out"
+        yield (
+            "no conversation is held out, so there is nothing to answer; data.test_fraction or"
+            " data.val_fraction holds some out"
+        )
     if answered := sum(answer is not None for answer in measured.answers):
-        yield f"{answered:,} of {held_out:,} held-out prompts answered with the likeliest tokens, at most {finetune.report_tokens:,} each"
+        yield (
+            f"{answered:,} of {held_out:,} held-out prompts answered with the likeliest tokens, at"
+            f" most {finetune.report_tokens:,} each"
+        )
         yield COUNTING
     if measured.no_room:
-        yield f"{_are(measured.no_room, 'prompt')} too long for the context of {context:,}: left out"
+        yield (
+            f"{_are(measured.no_room, 'prompt')} too long for the context of {context:,}: left out"
+        )
     if longer := measured.losses.count(None):
-        yield f"{_are(longer, 'conversation')} longer than the context of {context:,}: left out of the loss"
+        yield (
+            f"{_are(longer, 'conversation')} longer than the context of {context:,}: left out of"
+            " the loss"
+        )
     if choices and (others := measured.choices.count(None)):
-        yield f"{_are(others, 'conversation')} left out of the choice: the reference is none of {choices}, or there is no room"
+        yield (
+            f"{_are(others, 'conversation')} left out of the choice: the reference is none of"
+            f" {choices}, or there is no room"
+        )
     known = "not known, since the text that the base was validated on is not there"
     if base_loss is not None:
-        known = f"on the text that the base was validated on, the loss went from {base_loss[0]:.4f} to {base_loss[1]:.4f} nats per token"
+        known = (
+            f"on the text that the base was validated on, the loss went from {base_loss[0]:.4f} to"
+            f" {base_loss[1]:.4f} nats per token"
+        )
     yield f"what was forgotten: {known}"
 
 
-def compared(conversations: Sequence[Conversation], before: Measured, after: Measured) -> list[Compared]:
+def compared(
+    conversations: Sequence[Conversation], before: Measured, after: Measured
+) -> list[Compared]:
     """All conversations with what either model makes of them."""
-    return [Compared(each, _one(each, before, i), _one(each, after, i)) for i, each in enumerate(conversations)]
+    return [
+        Compared(each, _one(each, before, i), _one(each, after, i))
+        for i, each in enumerate(conversations)
+    ]
 
 
-def page(table: Table, chosen: dict[str, dict[str, int]], notes: Sequence[str], conversations: Sequence[Compared]) -> str:
-    """The report as Markdown; text of models and of data is shown as what it is, whatever signs it holds."""
+def page(
+    table: Table,
+    chosen: dict[str, dict[str, int]],
+    notes: Sequence[str],
+    conversations: Sequence[Compared],
+) -> str:
+    """The report as Markdown; text of models and of data is shown as what it is, whatever signs it
+    holds.
+    """
     parts = ["# Report\n", "## Fine-tuning\n"]
-    parts += [markdown_table(lines) for lines in (table, confusion_table(chosen) if chosen else table[:1]) if len(lines) > 1]
+    parts += [
+        markdown_table(lines)
+        for lines in (table, confusion_table(chosen) if chosen else table[:1])
+        if len(lines) > 1
+    ]
     parts += ["".join(f"- {safe(note)}\n" for note in notes)]
     answered = [each for each in conversations if "answer" in each.after]
     for number, each in enumerate(evenly(answered, SIDE_BY_SIDE), 1):
         parts.append(f"### Answer {number}\n")
-        lines = [["", ""], ["prompt", spoken(each.conversation.prompt)], ["reference", each.conversation.answer]]
+        lines = [
+            ["", ""],
+            ["prompt", spoken(each.conversation.prompt)],
+            ["reference", each.conversation.answer],
+        ]
         lines += [["before", _told(each.before)], ["after", _told(each.after)]]
         parts.append(markdown_table(lines, numbers=False))
     return "\n".join(parts)
@@ -167,7 +240,11 @@ def page(table: Table, chosen: dict[str, dict[str, int]], notes: Sequence[str], 
 def spoken(turns: Sequence[Turn]) -> str:
     """Turns as a text; who speaks is said where it is more than one question."""
     texts = ["\n".join(filter(None, (turn.content, turn.input))) for turn in turns]
-    return texts[0] if len(turns) == 1 else "\n".join(f"{turn.role}: {text}" for turn, text in zip(turns, texts, strict=True))
+    return (
+        texts[0]
+        if len(turns) == 1
+        else "\n".join(f"{turn.role}: {text}" for turn, text in zip(turns, texts, strict=True))
+    )
 
 
 def _one(conversation: Conversation, measured: Measured, i: int) -> dict[str, Any]:
@@ -176,16 +253,37 @@ def _one(conversation: Conversation, measured: Measured, i: int) -> dict[str, An
     answer: Answer | None = measured.answers[i]
     if answer is not None:
         found |= {"answer": answer.text, "tokens": answer.tokens, "ended": answer.ended}
-        found |= {"exact_match": exact_match(answer.text, conversation.answer), "f1": token_f1(answer.text, conversation.answer)}
-    losses: dict[str, Loss | None] = {"loss": measured.losses[i], "rejected_loss": measured.rejected[i]}
-    found |= {name: {"nats": loss.nats, "tokens": loss.tokens} for name, loss in losses.items() if loss is not None}
+        found |= {
+            "exact_match": exact_match(answer.text, conversation.answer),
+            "f1": token_f1(answer.text, conversation.answer),
+        }
+    losses: dict[str, Loss | None] = {
+        "loss": measured.losses[i],
+        "rejected_loss": measured.rejected[i],
+    }
+    found |= {
+        name: {"nats": loss.nats, "tokens": loss.tokens}
+        for name, loss in losses.items()
+        if loss is not None
+    }
     return found | ({"choice": measured.choices[i]} if measured.choices[i] is not None else {})
 
 
 def _as_json(each: Compared) -> dict[str, Any]:
-    turns = [{key: value for key, value in turn._asdict().items() if value} for turn in each.conversation.prompt]
-    rejected = {} if each.conversation.rejected is None else {"rejected": each.conversation.rejected}
-    return {"prompt": turns, "reference": each.conversation.answer, **rejected, "before": each.before, "after": each.after}
+    turns = [
+        {key: value for key, value in turn._asdict().items() if value}
+        for turn in each.conversation.prompt
+    ]
+    rejected = (
+        {} if each.conversation.rejected is None else {"rejected": each.conversation.rejected}
+    )
+    return {
+        "prompt": turns,
+        "reference": each.conversation.answer,
+        **rejected,
+        "before": each.before,
+        "after": each.after,
+    }
 
 
 def _told(answered: dict[str, Any]) -> str:
@@ -195,7 +293,9 @@ def _told(answered: dict[str, Any]) -> str:
 def _shown(measure: Measure, value: float | None) -> str:
     if value is None:
         return "–"
-    return {"share": f"{100 * value:.1f}", "number": f"{value:.1f}", "loss": f"{value:.4f}"}[measure.kind]
+    return {"share": f"{100 * value:.1f}", "number": f"{value:.1f}", "loss": f"{value:.4f}"}[
+        measure.kind
+    ]
 
 
 def _change(measure: Measure, before: float | None, after: float | None) -> str:

@@ -8,8 +8,8 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-from lm.evaluation.answers import Measured
 from lm.documents.conversations import Conversation
+from lm.evaluation.answers import Measured
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -17,22 +17,33 @@ Figures = dict[str, float | None]
 
 
 def figures(conversations: Sequence[Conversation], measured: Measured) -> Figures:
-    """Each measure of one decoder, in the shares and units of the JSON; None where there is nothing to measure."""
+    """Each measure of one decoder, in the shares and units of the JSON; None where there is nothing
+    to measure.
+    """
     references = [conversation.answer for conversation in conversations]
-    answered = [(answer, text) for answer, text in zip(measured.answers, references, strict=True) if answer]
+    answered = [
+        (answer, text) for answer, text in zip(measured.answers, references, strict=True) if answer
+    ]
     losses = [loss for loss in measured.losses if loss]
     counts = confusion(conversations, measured)
     right = [row.get(reference, 0) for reference, row in counts.items()]
     asked = [sum(row.values()) for row in counts.values()]
-    pairs = [(ours.nats, theirs.nats) for ours, theirs in zip(measured.losses, measured.rejected, strict=True) if ours and theirs]
+    pairs = [
+        (ours.nats, theirs.nats)
+        for ours, theirs in zip(measured.losses, measured.rejected, strict=True)
+        if ours and theirs
+    ]
     return {
         "answered": len(answered),
         "ended": _mean([answer.ended for answer, _ in answered]),
         "exact_match": _mean([exact_match(answer.text, text) for answer, text in answered]),
         "token_f1": _mean([token_f1(answer.text, text) for answer, text in answered]),
         "answer_tokens": _mean([answer.tokens for answer, _ in answered]),
-        # Each token weighs the same: a mean of the conversations' means would favour those of short ones.
-        "answer_loss": _ratio(sum(loss.nats for loss in losses), sum(loss.tokens for loss in losses)),
+        # Each token weighs the same: a mean of the conversations' means would favour those of short
+        # ones.
+        "answer_loss": _ratio(
+            sum(loss.nats for loss in losses), sum(loss.tokens for loss in losses)
+        ),
         "scored_tokens": sum(loss.tokens for loss in losses),
         "accuracy": _ratio(sum(right), sum(asked)),
         "balanced_accuracy": _mean([hits / of for hits, of in zip(right, asked, strict=True)]),
@@ -40,7 +51,9 @@ def figures(conversations: Sequence[Conversation], measured: Measured) -> Figure
     }
 
 
-def confusion(conversations: Sequence[Conversation], measured: Measured) -> dict[str, dict[str, int]]:
+def confusion(
+    conversations: Sequence[Conversation], measured: Measured
+) -> dict[str, dict[str, int]]:
     """How often what was chosen, by the reference: {"spam": {"spam": 70, "ham": 4}, ...}."""
     counts: dict[str, dict[str, int]] = {}
     for conversation, choice in zip(conversations, measured.choices, strict=True):
@@ -51,7 +64,9 @@ def confusion(conversations: Sequence[Conversation], measured: Measured) -> dict
 
 
 def reward_accuracy(before: Measured, after: Measured) -> float | None:
-    """The share of pairs whose preferred answer gained more than the other one (Rafailov et al. 2023: the implicit reward is higher)."""
+    """The share of pairs whose preferred answer gained more than the other one (Rafailov et al.
+    2023: the implicit reward is higher).
+    """
     pairs = zip(before.losses, before.rejected, after.losses, after.rejected, strict=True)
     return _mean([a.nats - c.nats > b.nats - d.nats for a, b, c, d in pairs if a and b and c and d])
 
@@ -62,7 +77,9 @@ def exact_match(text: str, reference: str) -> bool:
 
 
 def token_f1(text: str, reference: str) -> float:
-    """How far two texts have the same words, in any order: 2 * shared / (words of the one + words of the other), as SQuAD counts it."""
+    """How far two texts have the same words, in any order: 2 * shared / (words of the one + words
+    of the other), as SQuAD counts it.
+    """
     ours, theirs = words(text), words(reference)
     if not ours or not theirs:
         return float(ours == theirs)
@@ -70,7 +87,9 @@ def token_f1(text: str, reference: str) -> float:
 
 
 def words(text: str) -> list[str]:
-    """What SQuAD (Rajpurkar et al. 2016) compares: lower case, without ASCII punctuation and articles, split at white space."""
+    """What SQuAD (Rajpurkar et al. 2016) compares: lower case, without ASCII punctuation and
+    articles, split at white space.
+    """
     return ARTICLES.sub(" ", text.lower().translate(WITHOUT_PUNCTUATION)).split()
 
 

@@ -1,4 +1,5 @@
-"""A run as one HTML file: how good it is, how it was made, its curves, what it writes, what it took.
+"""A run as one HTML file: how good it is, how it was made, its curves, what it writes, what it
+took.
 
 Every number is one of the run's files. What is not recorded is said; the parts that need the model are handed in.
 """
@@ -12,18 +13,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
-from lm.reports import run_texts
+from lm.checkpoints.meta import read_config
 from lm.display import charts
-from lm.runs.ancestors import Ancestor, ancestors
-from lm.system.disk import in_bytes
-from lm.system.errors import CheckpointError
 from lm.display.html import Html, document, element, joined, table
+from lm.reports import run_texts
 from lm.reports.run_config import configuration, lineage
 from lm.reports.run_cost import cost, duration
 from lm.reports.run_curves import curves, perplexity_text, sources
 from lm.reports.run_ranking import ranking
+from lm.runs.ancestors import Ancestor, ancestors
 from lm.runs.record import RunRecord
-from lm.checkpoints.meta import read_config
+from lm.system.disk import in_bytes
+from lm.system.errors import CheckpointError
 from lm.system.json_values import found, text, whole
 
 STYLE = """
@@ -55,20 +56,30 @@ PARTS = {  # the headings, in their order
 }
 
 
-def report(run: RunRecord, out: Path, model: Mapping[str, Html], style: str = "", watts: float | None = None) -> str:
+def report(
+    run: RunRecord,
+    out: Path,
+    model: Mapping[str, Html],
+    style: str = "",
+    watts: float | None = None,
+) -> str:
     """The page.
 
     Args:
         run: what its folder tells.
         out: where the page is going to lie: its links are relative.
-        model: the parts for which the model was loaded, by their name among `PARTS`; or why they are missing, as the same.
+        model: the parts for which the model was loaded, by their name among `PARTS`; or why they
+            are missing, as the same.
         style: CSS of those parts.
         watts: what the machine drew; None: it is assumed.
     """
     line = list(ancestors(run.folder, run.meta))
     parts: dict[str, Html | None] = {
         "curves": curves(run),
-        "sources": joined(part for part in (sources(run), model.get("sources")) if part is not None) or None,
+        "sources": (
+            joined(part for part in (sources(run), model.get("sources")) if part is not None)
+            or None
+        ),
         "samples": run_texts.timeline(run),
         "answers": run_texts.answers(run),
         "ranking": ranking(run),
@@ -90,60 +101,114 @@ def report(run: RunRecord, out: Path, model: Mapping[str, Html], style: str = ""
             _tiles(run),
             *_problems(run),
         ),
-        element("nav", *(element("a", PARTS[key], href=f"#{key}") for key in shown), aria_label="Parts of this report"),
-        *(element("section", element("h2", PARTS[key]), part, id=key) for key, part in shown.items()),
-        element("footer", f"Made from {run.folder} on {_date(datetime.now(UTC))}. Losses: {run.unit}."),
+        element(
+            "nav",
+            *(element("a", PARTS[key], href=f"#{key}") for key in shown),
+            aria_label="Parts of this report",
+        ),
+        *(
+            element("section", element("h2", PARTS[key]), part, id=key)
+            for key, part in shown.items()
+        ),
+        element(
+            "footer", f"Made from {run.folder} on {_date(datetime.now(UTC))}. Losses: {run.unit}."
+        ),
     ]
-    return document(f"Report: {run.name}", *body, style=charts.STYLE + STYLE + run_texts.STYLE + style)
+    return document(
+        f"Report: {run.name}", *body, style=charts.STYLE + STYLE + run_texts.STYLE + style
+    )
 
 
 def checkpoints(run: RunRecord, out: Path) -> Html:
     """A line for each checkpoint that is there, with the loss that just its bytes scored."""
     if not run.checkpoints:
         return element("p", "There is no checkpoint in the folder.", class_="quiet")
-    losses = {validation.manifest_sha256: validation.loss for validation in run.validations if math.isfinite(validation.loss)}
-    lines: list[Sequence[str]] = [["checkpoint", "tokens", "validation loss", "size", "saved (UTC)", "links", "manifest"]]
+    losses = {
+        validation.manifest_sha256: validation.loss
+        for validation in run.validations
+        if math.isfinite(validation.loss)
+    }
+    lines: list[Sequence[str]] = [
+        ["checkpoint", "tokens", "validation loss", "size", "saved (UTC)", "links", "manifest"]
+    ]
     for saved in run.checkpoints:
         link = element("a", saved.path.name, href=_relative(saved.path, out))
         if saved.problem is not None:
             lines.append([link, element("span", "damaged", class_="mark"), *[""] * 5])
             continue
         tokens, loss = whole(saved.meta, "tokens"), losses.get(saved.manifest_sha256)
-        cells = [f"{tokens:,}" if tokens is not None else "–", f"{loss:.4f}" if loss is not None else "–"]
-        cells += [in_bytes(saved.size) if saved.size is not None else "–", (text(saved.meta, "saved_at") or "–")[:16].replace("T", " ")]
+        cells = [
+            f"{tokens:,}" if tokens is not None else "–",
+            f"{loss:.4f}" if loss is not None else "–",
+        ]
+        cells += [
+            in_bytes(saved.size) if saved.size is not None else "–",
+            (text(saved.meta, "saved_at") or "–")[:16].replace("T", " "),
+        ]
         cells += [", ".join(name.removesuffix(".ckpt") for name in saved.links) or "–"]
         lines.append([link, *cells, element("code", (saved.manifest_sha256 or "")[:12])])
     return table(lines, "– where a validation of just these bytes is not on record")
 
 
 def incidents(run: RunRecord, out: Path) -> Html | None:
-    """What went wrong and could be lived with, reports and tracebacks; None where nothing is recorded."""
+    """What went wrong and could be lived with, reports and tracebacks; None where nothing is
+    recorded.
+    """
     if not run.incidents and not run.traces:
         return None
     parts = []
     if run.incidents:
-        lines = [["step", "kind", "what"], *([f"{step + 1:,}", kind, message] for step, kind, message in run.incidents)]
+        lines = [
+            ["step", "kind", "what"],
+            *([f"{step + 1:,}", kind, message] for step, kind, message in run.incidents),
+        ]
         parts.append(table(lines, "As incidents.jsonl has them", words=True))
-    links = [element("li", element("a", path.name, href=_relative(path, out))) for path in run.traces]
-    return joined([*parts, *([element("p", "In the folder:"), element("ul", *links)] if links else [])])
+    links = [
+        element("li", element("a", path.name, href=_relative(path, out))) for path in run.traces
+    ]
+    return joined(
+        [*parts, *([element("p", "In the folder:"), element("ul", *links)] if links else [])]
+    )
 
 
 def _lead(run: RunRecord, line: Sequence[Ancestor]) -> Iterator[Html]:
     """Two sentences: what this is, and how far it came."""
-    parameters, trained = whole(run.meta, "n_parameters"), whole(run.meta, "adapters", "n_parameters")
+    parameters, trained = (
+        whole(run.meta, "n_parameters"),
+        whole(run.meta, "adapters", "n_parameters"),
+    )
     kind = f"A model of {parameters:,} parameters" if parameters is not None else "A model"
-    kind += f" and {trained:,} in adapters, the only ones that were trained" if trained is not None else ""
-    base = text(run.config, "finetune", "base") or (line[0].path if line else None if run.meta else run.start)
-    how = f"fine-tuned from {base}" if found(run.config, "finetune") else f"started from {base}" if base else "trained from random weights"
+    kind += (
+        f" and {trained:,} in adapters, the only ones that were trained"
+        if trained is not None
+        else ""
+    )
+    base = text(run.config, "finetune", "base") or (
+        line[0].path if line else None if run.meta else run.start
+    )
+    how = (
+        f"fine-tuned from {base}"
+        if found(run.config, "finetune")
+        else f"started from {base}"
+        if base
+        else "trained from random weights"
+    )
     yield element("p", f"{kind}, {how}. {_shape(run)}", class_="lead")
     yield element("p", *_state(run), class_="lead")
 
 
 def _shape(run: RunRecord) -> str:
-    known = [(whole(run.meta, "model", key), words) for key, words in (("n_layers", "{:,} layers"), ("d_model", "width {:,}"))]
+    known = [
+        (whole(run.meta, "model", key), words)
+        for key, words in (("n_layers", "{:,} layers"), ("d_model", "width {:,}"))
+    ]
     known.append((whole(run.meta, "model", "context_length"), "context of {:,} tokens"))
     parts = [words.format(value) for value, words in known if value is not None]
-    parts += [f"{'tokenizer' if parts else 'Tokenizer'} {name}"] if (name := text(run.meta, "tokenizer", "name")) else []
+    parts += (
+        [f"{'tokenizer' if parts else 'Tokenizer'} {name}"]
+        if (name := text(run.meta, "tokenizer", "name"))
+        else []
+    )
     return f"{', '.join(parts)}." if parts else ""
 
 
@@ -158,19 +223,36 @@ def _state(run: RunRecord) -> Iterator[str]:
         yield f" after {step}{of}."
     else:
         yield element("span", "Not finished", class_="state")
-        yield f": it stands at {step}{of}; --resume auto goes on from its last checkpoint." if run.checkpoints else f": {step}{of}."
+        yield (
+            f": it stands at {step}{of}; --resume auto goes on from its last checkpoint."
+            if run.checkpoints
+            else f": {step}{of}."
+        )
     stamps = sorted(str(row["timestamp"]) for row in run.rows if row["timestamp"])
     if stamps:
         first, last = (stamp[:16].replace("T", " ") for stamp in (stamps[0], stamps[-1]))
-        yield f" Its records go from {first} to {last[11:] if last[:10] == first[:10] else last} UTC."
+        yield (
+            f" Its records go from {first} to {last[11:] if last[:10] == first[:10] else last} UTC."
+        )
     if run.best is not None:
         saved = run.checkpoint_of(run.best)
-        here = f", {saved.path.name}" if saved is not None else " (its checkpoint is not here any more)" if run.best.step else ""
+        here = (
+            f", {saved.path.name}"
+            if saved is not None
+            else " (its checkpoint is not here any more)"
+            if run.best.step
+            else ""
+        )
         yield f" The lowest validation loss was at step {run.best.step:,}{here}."
 
 
 def _tiles(run: RunRecord) -> Html:
-    best, tokens, seconds, parameters = run.best, run.tokens, run.seconds, whole(run.meta, "n_parameters")
+    best, tokens, seconds, parameters = (
+        run.best,
+        run.tokens,
+        run.seconds,
+        whole(run.meta, "n_parameters"),
+    )
     unknown = "not recorded"
     finite = best is not None and math.isfinite(best.bits_per_byte)
     scored = (
@@ -179,28 +261,70 @@ def _tiles(run: RunRecord) -> Html:
         else "the lowest"
     )
     tiles = [
-        ("validation loss", f"{best.loss:.4f}" if best else "–", f"{run.unit}, {scored}" if best else unknown),
-        ("bits per byte", f"{best.bits_per_byte:.4f}" if best and finite else "–", "of the text, any tokenizer" if finite else unknown),
-        ("perplexity", perplexity_text(best.perplexity), "per token") if best and not run.of_pairs else ("perplexity", "–", unknown),
-        ("trained on", charts.short(tokens) if tokens is not None else "–", f"{tokens:,} tokens" if tokens is not None else unknown),
-        ("parameters", charts.short(parameters) if parameters else "–", f"{parameters:,}" if parameters else unknown),
-        ("training time", _about(seconds), f"{duration(seconds)} without validating and saving" if seconds is not None else unknown),
+        (
+            "validation loss",
+            f"{best.loss:.4f}" if best else "–",
+            f"{run.unit}, {scored}" if best else unknown,
+        ),
+        (
+            "bits per byte",
+            f"{best.bits_per_byte:.4f}" if best and finite else "–",
+            "of the text, any tokenizer" if finite else unknown,
+        ),
+        (
+            ("perplexity", perplexity_text(best.perplexity), "per token")
+            if best and not run.of_pairs
+            else ("perplexity", "–", unknown)
+        ),
+        (
+            "trained on",
+            charts.short(tokens) if tokens is not None else "–",
+            f"{tokens:,} tokens" if tokens is not None else unknown,
+        ),
+        (
+            "parameters",
+            charts.short(parameters) if parameters else "–",
+            f"{parameters:,}" if parameters else unknown,
+        ),
+        (
+            "training time",
+            _about(seconds),
+            (
+                f"{duration(seconds)} without validating and saving"
+                if seconds is not None
+                else unknown
+            ),
+        ),
     ]
-    return element("dl", *(element("div", element("dt", a), element("dd", b, element("small", c))) for a, b, c in tiles), class_="tiles")
+    return element(
+        "dl",
+        *(
+            element("div", element("dt", a), element("dd", b, element("small", c)))
+            for a, b, c in tiles
+        ),
+        class_="tiles",
+    )
 
 
 def _about(seconds: float | None) -> str:
     if seconds is None:
         return "–"
     units = ((172_800, 86_400, "days"), (7200, 3600, "h"), (60, 60, "min"), (0, 1, "s"))
-    return next(f"{seconds / size:.3g} {unit}" for least, size, unit in units if seconds >= least or not least)
+    return next(
+        f"{seconds / size:.3g} {unit}"
+        for least, size, unit in units
+        if seconds >= least or not least
+    )
 
 
 def _problems(run: RunRecord) -> Iterator[Html]:
     if run.problems:
         items = (element("li", problem) for problem in run.problems)
         yield element(
-            "div", element("p", "Missing or damaged in the folder, and so not in this report:"), element("ul", *items), class_="problems"
+            "div",
+            element("p", "Missing or damaged in the folder, and so not in this report:"),
+            element("ul", *items),
+            class_="problems",
         )
 
 

@@ -1,4 +1,6 @@
-"""The part of a report that says how the run was made: its configuration, held against its parent's and the defaults, and its lineage."""
+"""The part of a report that says how the run was made: its configuration, held against its parent's
+and the defaults, and its lineage.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lm.config.keys import keys
+from lm.config.yaml_reader import flow
+from lm.display.html import Html, element, folded, joined, table
 from lm.runs.ancestors import Ancestor
 from lm.runs.changes import leaves
-from lm.config.keys import keys
-from lm.system.disk import in_bytes
-from lm.display.html import Html, element, folded, joined, table
 from lm.runs.record import RunRecord
+from lm.system.disk import in_bytes
 from lm.system.json_values import found, number, text, whole
-from lm.config.yaml_reader import flow
 
 NOT_RECORDED = "not recorded"
 CHANGED = "●"
@@ -23,7 +25,12 @@ CHANGED = "●"
 def configuration(run: RunRecord, line: Sequence[Ancestor]) -> Html:
     """What differs from the parent, then what differs from the defaults, then all of it, folded."""
     if not run.config:
-        return element("p", "No configuration is recorded: neither a checkpoint's meta.json nor config.yaml has one.", class_="quiet")
+        return element(
+            "p",
+            "No configuration is recorded: neither a checkpoint's meta.json nor config.yaml has"
+            " one.",
+            class_="quiet",
+        )
     here = dict(leaves(run.config))
     parts: list[Html] = []
     changed: set[str] = set()
@@ -31,8 +38,19 @@ def configuration(run: RunRecord, line: Sequence[Ancestor]) -> Html:
         parent = found(line[0].meta, "config")
         if isinstance(parent, Mapping):
             before = dict(leaves(parent))
-            changed = {key for key in {**before, **here} if before.get(key) != here.get(key) or (key in before) != (key in here)}
-            parts.append(_differences(before, here, [key for key in {**before, **here} if key in changed], "the parent"))
+            changed = {
+                key
+                for key in {**before, **here}
+                if before.get(key) != here.get(key) or (key in before) != (key in here)
+            }
+            parts.append(
+                _differences(
+                    before,
+                    here,
+                    [key for key in {**before, **here} if key in changed],
+                    "the parent",
+                )
+            )
         else:
             why = "The parent is not where it was, so what differs from it cannot be shown: "
             parts.append(element("p", why, element("code", line[0].path), class_="quiet"))
@@ -43,50 +61,92 @@ def configuration(run: RunRecord, line: Sequence[Ancestor]) -> Html:
         name = element("span", f"{key} {CHANGED}", class_="mark") if key in changed else key
         lines.append([name, _default(key) or "not a key of this version", _written(value)])
     parts.append(table(lines, f"Different from the defaults{mark}", words=True))
-    everything = table([["key", "value"], *([key, _written(value)] for key, value in here.items())], "All keys", words=True)
+    everything = table(
+        [["key", "value"], *([key, _written(value)] for key, value in here.items())],
+        "All keys",
+        words=True,
+    )
     parts.append(folded(f"The whole configuration: {len(here)} keys", everything))
     return joined(parts)
 
 
 def lineage(run: RunRecord, line: Sequence[Ancestor]) -> Html:
-    """Data, tokenizer, code, parents, packages and machine: what the newest checkpoint's meta.json has of them."""
+    """Data, tokenizer, code, parents, packages and machine: what the newest checkpoint's meta.json
+    has of them.
+    """
     if not run.meta:
-        return element("p", "No checkpoint can be read, so nothing is recorded of where the run comes from.", class_="quiet")
+        return element(
+            "p",
+            "No checkpoint can be read, so nothing is recorded of where the run comes from.",
+            class_="quiet",
+        )
     lines: list[Sequence[str]] = [["what", "recorded"]]
-    lines += [[name, value or element("span", NOT_RECORDED, class_="quiet")] for name, value in _facts(run)]
+    lines += [
+        [name, value or element("span", NOT_RECORDED, class_="quiet")]
+        for name, value in _facts(run)
+    ]
     for number_of, each in enumerate(line):
         where = "" if each.place else "; not there any more, or other bytes"
         name = "parent" if number_of == 0 else "great-" * (number_of - 1) + "grandparent"
-        step = f"{each.path} (step {each.step:,}){where}" if each.step is not None else f"{each.path}{where}"
+        step = (
+            f"{each.path} (step {each.step:,}){where}"
+            if each.step is not None
+            else f"{each.path}{where}"
+        )
         lines.append([name, joined([step, element("br"), _hash("manifest", each.manifest_sha256)])])
     if not line:
         lines.append(["parent", "none: it began with random weights"])
-    return table(lines, "As the newest checkpoint's meta.json has it; hashes are SHA-256", words=True)
+    return table(
+        lines, "As the newest checkpoint's meta.json has it; hashes are SHA-256", words=True
+    )
 
 
 def _facts(run: RunRecord) -> Iterator[tuple[str, str | None]]:
     meta = run.meta
-    yield "data", _hash("tokens of all splits", text(meta, "data_sha256")) if text(meta, "data_sha256") else None
+    yield (
+        "data",
+        (
+            _hash("tokens of all splits", text(meta, "data_sha256"))
+            if text(meta, "data_sha256")
+            else None
+        ),
+    )
     revisions = found(meta, "revisions")
     if isinstance(revisions, Mapping) and revisions:
         yield "commits of streams", "; ".join(f"{key}: {value}" for key, value in revisions.items())
     name, vocabulary = text(meta, "tokenizer", "name"), whole(meta, "tokenizer", "vocab_size")
     if name is not None:
         known = f"{name}, {vocabulary:,} tokens" if vocabulary is not None else name
-        yield "tokenizer", joined([known, element("br"), _hash("definition", text(meta, "tokenizer", "sha256"))])
+        yield (
+            "tokenizer",
+            joined([known, element("br"), _hash("definition", text(meta, "tokenizer", "sha256"))]),
+        )
     else:
         yield "tokenizer", None
     commit = text(meta, "code", "commit")
     changed = ", with files changed since" if found(meta, "code", "changed") is True else ""
     yield "code", joined([element("code", commit), changed]) if commit else None
     versions = found(meta, "versions")
-    yield "packages", ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, Mapping) else None
+    yield (
+        "packages",
+        (
+            ", ".join(f"{name} {version}" for name, version in versions.items())
+            if isinstance(versions, Mapping)
+            else None
+        ),
+    )
     yield "computed on", ", ".join(_computed_on(meta)) or None
     yield "machine", ", ".join(_machine(meta)) or None
     adapters = whole(meta, "adapters", "n_parameters")
     if adapters is not None:
         base = text(meta, "adapters", "base", "path")
-        yield "adapters", f"{text(meta, 'adapters', 'method')}: {adapters:,} parameters trained, on the weights of {base}"
+        yield (
+            "adapters",
+            (
+                f"{text(meta, 'adapters', 'method')}: {adapters:,} parameters trained, on the"
+                f" weights of {base}"
+            ),
+        )
 
 
 def _computed_on(meta: Mapping[str, Any]) -> Iterator[str]:
@@ -109,14 +169,21 @@ def _machine(meta: Mapping[str, Any]) -> Iterator[str]:
         yield system
 
 
-def _differences(before: Mapping[str, Any], here: Mapping[str, Any], differing: Sequence[str], whom: str) -> Html:
+def _differences(
+    before: Mapping[str, Any], here: Mapping[str, Any], differing: Sequence[str], whom: str
+) -> Html:
     if not differing:
         return element("p", f"Nothing differs from {whom}.")
     absent = "–"
     lines = [["key", whom, "this run"]]
-    lines += [[key, *(_written(side[key]) if key in side else absent for side in (before, here))] for key in differing]
+    lines += [
+        [key, *(_written(side[key]) if key in side else absent for side in (before, here))]
+        for key in differing
+    ]
     made = table(lines, f"Different from {whom}; {absent}: it has no such key", words=True)
-    return made if len(lines) <= 25 else folded(f"Different from {whom}: {len(differing)} keys", made)
+    return (
+        made if len(lines) <= 25 else folded(f"Different from {whom}: {len(differing)} keys", made)
+    )
 
 
 def _default(key: str) -> str | None:
@@ -134,4 +201,9 @@ def _written(value: Any) -> str:
 
 
 def _hash(of: str, sha256: str | None) -> Html:
-    return joined([f"{of}: ", element("code", sha256) if sha256 else element("span", NOT_RECORDED, class_="quiet")])
+    return joined(
+        [
+            f"{of}: ",
+            element("code", sha256) if sha256 else element("span", NOT_RECORDED, class_="quiet"),
+        ]
+    )

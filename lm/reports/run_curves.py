@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from lm.display.charts import Chart, Point, Series, chart
 from lm.display.curves import smooth
-from lm.runs.results import Validation
 from lm.display.html import Html, element, folded, joined, table
 from lm.runs.record import RunRecord
-from lm.display.charts import Chart, Point, Series, chart
+from lm.runs.results import Validation
 from lm.system.json_values import number, whole
 
 TALL = 12  # lines of a table that is not folded
@@ -18,8 +18,16 @@ MOST_LINES = 500  # of one that is
 
 def curves(run: RunRecord) -> Html:
     """Loss over tokens and over time, and what else metrics.csv has for each step."""
-    drawn = [chart(each) for each in (*_losses(run), *_rates(run)) if any(series.points for series in each.series)]
-    parts = [element("div", *drawn, class_="charts")] if drawn else [element("p", "Nothing to draw is recorded yet.", class_="quiet")]
+    drawn = [
+        chart(each)
+        for each in (*_losses(run), *_rates(run))
+        if any(series.points for series in each.series)
+    ]
+    parts = (
+        [element("div", *drawn, class_="charts")]
+        if drawn
+        else [element("p", "Nothing to draw is recorded yet.", class_="quiet")]
+    )
     return joined([*parts, *_notes(run), *_validations(run)])
 
 
@@ -33,14 +41,31 @@ def sources(run: RunRecord) -> Html | None:
     lines = [["source", "loss", "lowest", "perplexity", "tokens scored"]]
     series = []
     for colour, name in enumerate(names):
-        points = [(v.step * (per_step or 1), v.sources[name][0]) for v in measured if name in v.sources]
+        points = [
+            (v.step * (per_step or 1), v.sources[name][0]) for v in measured if name in v.sources
+        ]
         lowest = min(points, key=lambda point: point[1])
         series.append(Series(name, points, "dots", colour, lowest))
         if name in last.sources:
             loss, tokens = last.sources[name]
-            lines.append([name, f"{loss:.4f}", f"{lowest[1]:.4f}", perplexity_text(math.exp(min(700, loss))), f"{tokens:,}"])
-    what = Chart("Validation loss of each source", "tokens" if per_step else "steps", run.unit, series)
-    return joined([element("div", chart(what), class_="charts"), table(lines, f"At step {last.step:,}, and the lowest of all validations")])
+            lines.append(
+                [
+                    name,
+                    f"{loss:.4f}",
+                    f"{lowest[1]:.4f}",
+                    perplexity_text(math.exp(min(700, loss))),
+                    f"{tokens:,}",
+                ]
+            )
+    what = Chart(
+        "Validation loss of each source", "tokens" if per_step else "steps", run.unit, series
+    )
+    return joined(
+        [
+            element("div", chart(what), class_="charts"),
+            table(lines, f"At step {last.step:,}, and the lowest of all validations"),
+        ]
+    )
 
 
 def perplexity_text(value: float) -> str:
@@ -49,7 +74,9 @@ def perplexity_text(value: float) -> str:
 
 
 def validation_points(run: RunRecord, over: str) -> list[Point]:
-    """The validation loss over tokens or seconds: of metrics.csv, or where that is not there of evaluations.jsonl, over tokens alone."""
+    """The validation loss over tokens or seconds: of metrics.csv, or where that is not there of
+    evaluations.jsonl, over tokens alone.
+    """
     recorded = run.points("val", "loss", over)
     if recorded or over != "tokens" or (per_step := _tokens_per_step(run)) is None:
         return recorded
@@ -63,7 +90,13 @@ def _losses(run: RunRecord) -> Iterator[Chart]:
         series = [
             Series("train, each row", train, "faint"),
             Series("train, smoothed", smoothed),
-            Series("validation", validation, "dots", 1, min(validation, key=lambda point: point[1], default=None)),
+            Series(
+                "validation",
+                validation,
+                "dots",
+                1,
+                min(validation, key=lambda point: point[1], default=None),
+            ),
         ]
         yield Chart(f"Loss by {label}", label, run.unit, series, seconds=over == "seconds")
 
@@ -71,24 +104,56 @@ def _losses(run: RunRecord) -> Iterator[Chart]:
 def _rates(run: RunRecord) -> Iterator[Chart]:
     norms, speeds = run.points("train", "grad_norm"), run.points("train", "tokens_per_second")
     above = [norm for _, norm in norms if norm > 0]
-    yield Chart("Learning rate", "tokens", "", [Series("learning rate", run.points("train", "lr"), colour=2)], zero=True)
+    yield Chart(
+        "Learning rate",
+        "tokens",
+        "",
+        [Series("learning rate", run.points("train", "lr"), colour=2)],
+        zero=True,
+    )
     wide = bool(above) and max(above) > 30 * min(above)
-    yield Chart("Gradient norm, before clipping", "tokens", "", [Series("gradient norm", norms, colour=4)], zero=True, y_log=wide)
-    yield Chart("Speed", "tokens", "tokens per second", [Series("tokens per second", speeds, colour=5)], zero=True)
+    yield Chart(
+        "Gradient norm, before clipping",
+        "tokens",
+        "",
+        [Series("gradient norm", norms, colour=4)],
+        zero=True,
+        y_log=wide,
+    )
+    yield Chart(
+        "Speed",
+        "tokens",
+        "tokens per second",
+        [Series("tokens per second", speeds, colour=5)],
+        zero=True,
+    )
 
 
 def _notes(run: RunRecord) -> Iterator[Html]:
     best, vocabulary = run.best, whole(run.meta, "model", "vocab_size")
     if best is not None:
-        yield element("p", f"The filled dot is the lowest validation loss: {best.loss:.4f} at step {best.step:,}.", class_="quiet small")
+        yield element(
+            "p",
+            f"The filled dot is the lowest validation loss: {best.loss:.4f} at step {best.step:,}.",
+            class_="quiet small",
+        )
     if vocabulary and not run.of_pairs:
-        guess = f"Guessing blindly among the {vocabulary:,} tokens would have a loss of ln {vocabulary:,} = {math.log(vocabulary):.3f}."
+        guess = (
+            f"Guessing blindly among the {vocabulary:,} tokens would have a loss of ln"
+            f" {vocabulary:,} = {math.log(vocabulary):.3f}."
+        )
         yield element("p", guess, class_="quiet small")
-    norms, limit = [norm for _, norm in run.points("train", "grad_norm")], number(run.config, "optimizer", "grad_clip")
+    norms, limit = (
+        [norm for _, norm in run.points("train", "grad_norm")],
+        number(run.config, "optimizer", "grad_clip"),
+    )
     if norms and limit:
         clipped = sum(norm > limit for norm in norms)
         yield element(
-            "p", f"Gradients are clipped to a norm of {limit:g}: {clipped:,} of {len(norms):,} logged steps were.", class_="quiet small"
+            "p",
+            f"Gradients are clipped to a norm of {limit:g}: {clipped:,} of {len(norms):,} logged"
+            " steps were.",
+            class_="quiet small",
         )
 
 
@@ -96,21 +161,44 @@ def _validations(run: RunRecord) -> Iterator[Html]:
     if not run.validations:
         return
     best = run.best
-    lines: list[Sequence[str]] = [["step", "loss", "perplexity", "bits per byte", "pairs scored" if run.of_pairs else "tokens scored"]]
+    lines: list[Sequence[str]] = [
+        [
+            "step",
+            "loss",
+            "perplexity",
+            "bits per byte",
+            "pairs scored" if run.of_pairs else "tokens scored",
+        ]
+    ]
     every = math.ceil(len(run.validations) / MOST_LINES)
-    shown = [v for i, v in enumerate(run.validations) if i % every == 0 or v is best or v is run.validations[-1]]
+    shown = [
+        v
+        for i, v in enumerate(run.validations)
+        if i % every == 0 or v is best or v is run.validations[-1]
+    ]
     lines += [_line(validation, validation is best) for validation in shown]
     made = table(lines, f"Validations, as evaluations.jsonl has them; {run.unit}")
     yield (
         made
         if len(lines) <= TALL + 1
-        else folded(f"{len(shown):,} of {len(run.validations):,} validations" if every > 1 else f"All {len(shown):,} validations", made)
+        else folded(
+            (
+                f"{len(shown):,} of {len(run.validations):,} validations"
+                if every > 1
+                else f"All {len(shown):,} validations"
+            ),
+            made,
+        )
     )
 
 
 def _line(v: Validation, best: bool) -> Sequence[str]:
     loss = f"{v.loss:.4f}" if math.isfinite(v.loss) else "not finite"
-    cells = [loss, perplexity_text(v.perplexity), f"{v.bits_per_byte:.4f}" if math.isfinite(v.bits_per_byte) else "–"]
+    cells = [
+        loss,
+        perplexity_text(v.perplexity),
+        f"{v.bits_per_byte:.4f}" if math.isfinite(v.bits_per_byte) else "–",
+    ]
     step = element("span", f"{v.step:,}", " · lowest", class_="mark") if best else f"{v.step:,}"
     return [step, *cells, f"{v.tokens:,}" if v.tokens is not None else "–"]
 
@@ -119,4 +207,6 @@ def _tokens_per_step(run: RunRecord) -> float | None:
     tokens, step = number(run.meta, "tokens"), number(run.meta, "step")
     if tokens and step:
         return tokens / step
-    return next((row["tokens"] / row["step"] for row in run.rows if row["tokens"] and row["step"]), None)
+    return next(
+        (row["tokens"] / row["step"] for row in run.rows if row["tokens"] and row["step"]), None
+    )

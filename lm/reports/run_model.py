@@ -1,21 +1,35 @@
-"""The part of a report for which the model is loaded: a validation text coloured by surprisal, and the loss by place in the context."""
+"""The part of a report for which the model is loaded: a validation text coloured by surprisal, and
+the loss by place in the context.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 
-from lm.checks.xray import Row, read_rows
-from lm.display.html import Html, element, joined, table, visible
 from lm.checks.rendering import LEGEND, are_words, special_names, tokens_of, with_line_ends
-from lm.evaluation.surprisal import Guessed, Surprisal
+from lm.checks.xray import Row, read_rows
 from lm.display.charts import Chart, Series, chart
+from lm.display.html import Html, element, joined, table, visible
+from lm.evaluation.surprisal import Guessed, Surprisal
 from lm.tokenizer.tokenizer import Tokenizer
 
 BITS = (1, 2, 4, 6, 8, 11, 14)  # where one colour ends and the next begins
 MOST_TOKENS = 400  # of a row
 SHADES = len(BITS) + 1
-LIGHT, DARK = (0.0, 0.08, 0.17, 0.27, 0.38, 0.5, 0.64, 0.8), (0.0, 0.12, 0.2, 0.28, 0.36, 0.45, 0.54, 0.64)
+LIGHT, DARK = (
+    (0.0, 0.08, 0.17, 0.27, 0.38, 0.5, 0.64, 0.8),
+    (
+        0.0,
+        0.12,
+        0.2,
+        0.28,
+        0.36,
+        0.45,
+        0.54,
+        0.64,
+    ),
+)
 STYLE = (
     """
 .heat { font: 15px/1.95 ui-monospace, SFMono-Regular, "DejaVu Sans Mono", monospace; white-space: pre-wrap; overflow-wrap: anywhere;
@@ -27,9 +41,13 @@ STYLE = (
 @media (hover: none) { .heat i:hover::after { content: attr(title); position: fixed; inset: auto 0 0 0; padding: .6em 1em;
   background: var(--soft); border-top: 1px solid var(--line); font-weight: 400; color: var(--ink) } }
 """
-    + "".join(f".h{i} {{ background: rgba(236, 112, 20, {shade}) }}\n" for i, shade in enumerate(LIGHT))
+    + "".join(
+        f".h{i} {{ background: rgba(236, 112, 20, {shade}) }}\n" for i, shade in enumerate(LIGHT)
+    )
     + "@media (prefers-color-scheme: dark) {\n"
-    + "".join(f".h{i} {{ background: rgba(205, 84, 10, {shade}) }}\n" for i, shade in enumerate(DARK))
+    + "".join(
+        f".h{i} {{ background: rgba(205, 84, 10, {shade}) }}\n" for i, shade in enumerate(DARK)
+    )
     + "}\n"
 )
 
@@ -44,13 +62,24 @@ def surprise(found: Surprisal, tokenizer: Tokenizer, weights: str, recorded: flo
         recorded: the loss that the run wrote down for them.
     """
     said = "" if recorded is None else f" (the run itself recorded {recorded:.4f})"
-    measured = f"{weights} on the validation split, {int(found.tokens.sum()):,} tokens: {found.loss:.4f} nats per token{said}."
-    about = (
-        "The stronger the colour, the less the model expected the token after what stands before it. One bit is a coin toss, each further "
+    measured = (
+        f"{weights} on the validation split, {int(found.tokens.sum()):,} tokens: {found.loss:.4f}"
+        f" nats per token{said}."
     )
-    about += "bit is twice as unlikely. Point at a token, or tap it, for its exact value and for what was expected in its place."
+    about = (
+        "The stronger the colour, the less the model expected the token after what stands before"
+        " it. One bit is a coin toss, each further "
+    )
+    about += (
+        "bit is twice as unlikely. Point at a token, or tap it, for its exact value and for what"
+        " was expected in its place."
+    )
     signs = f"{LEGEND.replace('   ', ', ')}; grey: not asked, or nothing stands before it"
-    parts = [element("p", measured), element("p", about), element("div", *_scale(), class_="scale", aria_label="Bits per token")]
+    parts = [
+        element("p", measured),
+        element("p", about),
+        element("div", *_scale(), class_="scale", aria_label="Bits per token"),
+    ]
     parts.append(element("p", signs, class_="quiet small"))
     several = len({guessed.source for guessed in found.examples}) > 1
     for source in dict.fromkeys(guessed.source for guessed in found.examples):
@@ -58,7 +87,8 @@ def surprise(found: Surprisal, tokenizer: Tokenizer, weights: str, recorded: flo
         nats = [value for guessed in shown for value in guessed.nats if math.isfinite(value)]
         name = f"{source}: " if several else ""
         facts = (
-            f"{name}{len(nats):,} tokens in {len(shown)} row{'s' * (len(shown) != 1)}, {sum(nats) / len(nats) / math.log(2):.2f} bits each"
+            f"{name}{len(nats):,} tokens in {len(shown)} row{'s' * (len(shown) != 1)},"
+            f" {sum(nats) / len(nats) / math.log(2):.2f} bits each"
         )
         parts.append(element("h3", facts))
         parts += [_row(guessed, tokenizer) for guessed in shown]
@@ -70,14 +100,29 @@ def positions(found: Surprisal) -> Html:
     bins = found.by_position()
     points = [(math.sqrt(first * last), loss) for first, last, loss, _ in bins]
     what = Chart(
-        "Loss by place in the context", "tokens before and at this place", "nats per token", [Series("loss", points, "dots", 3)], x_log=True
+        "Loss by place in the context",
+        "tokens before and at this place",
+        "nats per token",
+        [Series("loss", points, "dots", 3)],
+        x_log=True,
     )
     lines = [["places", "nats per token", "tokens"]]
-    lines += [[f"{a:,}" if a == b else f"{a:,}–{b:,}", f"{loss:.4f}", f"{tokens:,}"] for a, b, loss, tokens in bins]
-    about = "A model that uses its context guesses better the more of it there is. Dots stand in the middle of their places; those of few "
+    lines += [
+        [f"{a:,}" if a == b else f"{a:,}–{b:,}", f"{loss:.4f}", f"{tokens:,}"]
+        for a, b, loss, tokens in bins
+    ]
+    about = (
+        "A model that uses its context guesses better the more of it there is. Dots stand in the"
+        " middle of their places; those of few "
+    )
     about += "tokens say little."
     numbers = table(lines, "By how many tokens the model could see")
-    return joined([element("p", about, class_="quiet"), element("div", chart(what), element("div", numbers), class_="charts")])
+    return joined(
+        [
+            element("p", about, class_="quiet"),
+            element("div", chart(what), element("div", numbers), class_="charts"),
+        ]
+    )
 
 
 def by_source(found: Surprisal) -> Html | None:
@@ -85,7 +130,10 @@ def by_source(found: Surprisal) -> Html | None:
     if len(found.sources) < 2:
         return None
     lines = [["source", "nats per token", "tokens"]]
-    lines += [[name, f"{nats / tokens:.4f}", f"{tokens:,}"] for name, (nats, tokens) in found.sources.items()]
+    lines += [
+        [name, f"{nats / tokens:.4f}", f"{tokens:,}"]
+        for name, (nats, tokens) in found.sources.items()
+    ]
     lines.append(["together", f"{found.loss:.4f}", f"{int(found.tokens.sum()):,}"])
     return table(lines, "Validation loss of the best checkpoint, measured for this report")
 
@@ -98,19 +146,29 @@ def shade(bits: float) -> int:
 def _row(guessed: Guessed, tokenizer: Tokenizer) -> Html:
     batch = {name: value.cpu() for name, value in guessed.rows.items()} | {"step": 0}
     [row] = read_rows(batch, tokenizer, [guessed.source])
-    cut = [element("i", f" … {row.used - MOST_TOKENS:,} more", class_="n")] if row.used > MOST_TOKENS else []
+    cut = (
+        [element("i", f" … {row.used - MOST_TOKENS:,} more", class_="n")]
+        if row.used > MOST_TOKENS
+        else []
+    )
     kind = "heat" + " words" * are_words(tokens_of(row, tokenizer))
     return element("div", *_tokens(row, guessed, tokenizer), *cut, class_=kind)
 
 
 def _tokens(row: Row, guessed: Guessed, tokenizer: Tokenizer) -> Iterator[Html]:
-    """A token's surprise stands one place before it, where it is the label. The last label of a row is no input, and is shown behind it."""
+    """A token's surprise stands one place before it, where it is the label. The last label of a row
+    is no input, and is shown behind it.
+    """
     names = special_names(tokenizer)
-    shown = [token for token in tokens_of(row, tokenizer) if token.position < min(row.used, MOST_TOKENS)]
+    shown = [
+        token for token in tokens_of(row, tokenizer) if token.position < min(row.used, MOST_TOKENS)
+    ]
     cells = [(token.position - 1, token.text, token.special) for token in shown]
     if 0 < row.used <= MOST_TOKENS and math.isfinite(guessed.nats[row.used - 1]):
         last = int(row.labels[row.used - 1])
-        cells.append((row.used - 1, names.get(last) or visible(tokenizer.decode([last])), last in names))
+        cells.append(
+            (row.used - 1, names.get(last) or visible(tokenizer.decode([last])), last in names)
+        )
     for place, text, special in cells:
         nats = guessed.nats[place] if place >= 0 else math.nan
         if not math.isfinite(nats):
@@ -118,9 +176,13 @@ def _tokens(row: Row, guessed: Guessed, tokenizer: Tokenizer) -> Iterator[Html]:
             continue
         bits, expected = nats / math.log(2), int(guessed.likeliest[place])
         likely = names.get(expected) or f"“{visible(tokenizer.decode([expected]))}”"
-        about = f"{bits:.2f} bits ({nats:.3f} nats): {_percent(math.exp(-nats))}; expected {likely}: "
+        about = (
+            f"{bits:.2f} bits ({nats:.3f} nats): {_percent(math.exp(-nats))}; expected {likely}: "
+        )
         about += _percent(float(guessed.probability[place]))
-        yield element("i", with_line_ends(text), class_=f"h{shade(bits)}" + " s" * special, title=about)
+        yield element(
+            "i", with_line_ends(text), class_=f"h{shade(bits)}" + " s" * special, title=about
+        )
 
 
 def _percent(share: float) -> str:
@@ -130,4 +192,8 @@ def _percent(share: float) -> str:
 def _scale() -> Iterator[Html]:
     borders = [0, *BITS]
     for i, low in enumerate(borders):
-        yield element("i", f"{low}–{borders[i + 1]}" if i + 1 < SHADES else f"{low} bits or more", class_=f"h{i}")
+        yield element(
+            "i",
+            f"{low}–{borders[i + 1]}" if i + 1 < SHADES else f"{low} bits or more",
+            class_=f"h{i}",
+        )

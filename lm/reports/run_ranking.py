@@ -1,4 +1,6 @@
-"""The part of a report that shows a ranking, if the run's folder has one: ranking.json, as `evaluate_checkpoints.py --out` writes it."""
+"""The part of a report that shows a ranking, if the run's folder has one: ranking.json, as
+`evaluate_checkpoints.py --out` writes it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,10 @@ def ranking(run: RunRecord) -> Html | None:
     if not rankings:
         return element("p", "ranking.json has nothing that can be shown.", class_="quiet")
     parts = [part for each in rankings for part in _one(each)]
-    parts += [element("p", f"not ranked: {text(each, 'name')}: {text(each, 'reason')}") for each in _list(found(run.ranking, "failed"))]
+    parts += [
+        element("p", f"not ranked: {text(each, 'name')}: {text(each, 'reason')}")
+        for each in _list(found(run.ranking, "failed"))
+    ]
     return joined([*parts, *_said(found(run.ranking, "notes"))])
 
 
@@ -44,12 +49,24 @@ def _one(each: Mapping[str, Any]) -> Iterator[Html]:
     if (about := text(each, "about")) is not None:
         yield element("p", about, class_="quiet small")
     lines = [["checkpoint", "rank", "step", *(key.replace("_", " ") for key in measured)]]
-    lines += [[text(row, "checkpoint") or "–", _rank(row), _shown(row, "step"), *(_shown(row, key) for key in measured)] for row in rows]
+    lines += [
+        [
+            text(row, "checkpoint") or "–",
+            _rank(row),
+            _shown(row, "step"),
+            *(_shown(row, key) for key in measured),
+        ]
+        for row in rows
+    ]
     cases, by = whole(each, "cases"), text(each, "by")
     of = f"{cases:,} cases; " if cases is not None else ""
     order = f"ordered by {by.replace('_', ' ')}; " if by else ""
-    yield table(lines, f"{of}{order}ranks as far as they are certain, intervals in brackets, shares of one")
-    words = [said for pair in _list(found(each, "pairs")) if (said := text(pair, "words")) is not None]
+    yield table(
+        lines, f"{of}{order}ranks as far as they are certain, intervals in brackets, shares of one"
+    )
+    words = [
+        said for pair in _list(found(each, "pairs")) if (said := text(pair, "words")) is not None
+    ]
     yield from _said(words[:MOST_PAIRS])
     if words[MOST_PAIRS:]:
         yield folded(f"The other {len(words) - MOST_PAIRS} pairs", *_said(words[MOST_PAIRS:]))
@@ -58,7 +75,13 @@ def _one(each: Mapping[str, Any]) -> Iterator[Html]:
 
 def _rank(row: Mapping[str, Any]) -> str:
     best, worst = whole(row, "rank_best"), whole(row, "rank_worst")
-    return _shown(row, "rank") if best is None or worst is None else f"{best}" if best == worst else f"{best}–{worst}"
+    return (
+        _shown(row, "rank")
+        if best is None or worst is None
+        else f"{best}"
+        if best == worst
+        else f"{best}–{worst}"
+    )
 
 
 def _shown(row: Mapping[str, Any], key: str) -> str:

@@ -1,13 +1,15 @@
-"""The part of a report that is read: what the model wrote on its way, and how a fine-tuned one answers, beside its base."""
+"""The part of a report that is read: what the model wrote on its way, and how a fine-tuned one
+answers, beside its base.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from lm.runs.results import Validation
 from lm.display.html import Html, element, folded, joined, lines_of, table
 from lm.runs.record import RunRecord
+from lm.runs.results import Validation
 from lm.system.json_values import found, number, text
 
 MOMENTS = (0.1, 0.5, 1.0)  # of the run so far
@@ -20,51 +22,91 @@ blockquote b { font-weight: 600 }
 
 
 def timeline(run: RunRecord) -> Html:
-    """What the model wrote at about a tenth, a half and the end of what has been trained, then all of it, folded."""
+    """What the model wrote at about a tenth, a half and the end of what has been trained, then all
+    of it, folded.
+    """
     samples = [validation for validation in run.validations if validation.sample is not None]
     if not samples:
-        return element("p", "No text is recorded: logging.sample_tokens lets a run write one at each validation.", class_="quiet")
+        return element(
+            "p",
+            "No text is recorded: logging.sample_tokens lets a run write one at each validation.",
+            class_="quiet",
+        )
     prompt = text(run.config, "logging", "sample_prompt") or ""
     temperature = number(run.config, "logging", "sample_temperature")
-    known = ["the prompt in bold"] * bool(prompt) + ([f"temperature {temperature:g}"] if temperature is not None else [])
-    parts = [element("p", f"Written at the validations; {', '.join(known)}.", class_="quiet small")] if known else []
+    known = ["the prompt in bold"] * bool(prompt) + (
+        [f"temperature {temperature:g}"] if temperature is not None else []
+    )
+    parts = (
+        [element("p", f"Written at the validations; {', '.join(known)}.", class_="quiet small")]
+        if known
+        else []
+    )
     chosen = moments(samples, run.step)
     parts += [_sample(run, each, prompt) for each in chosen]
     if len(samples) > len(chosen):
         rest = [each for each in samples if each not in chosen]
         shown = rest[:: math.ceil(len(rest) / MOST_SAMPLES)]
-        title = f"The other {len(rest):,}" + (f", {len(shown)} of them, evenly chosen" if len(shown) < len(rest) else "")
+        title = f"The other {len(rest):,}" + (
+            f", {len(shown)} of them, evenly chosen" if len(shown) < len(rest) else ""
+        )
         parts.append(folded(title, *(_sample(run, each, prompt) for each in shown)))
     return joined(parts)
 
 
 def moments(samples: Sequence[Validation], last: int) -> list[Validation]:
     """Those nearest to each of the moments, in order; no one twice."""
-    near = {min(samples, key=lambda sample, share=share: (abs(sample.step - share * last), sample.step)).step for share in MOMENTS}  # type: ignore[misc]
+    near = {
+        min(
+            samples, key=lambda sample, share=share: (abs(sample.step - share * last), sample.step)
+        ).step
+        for share in MOMENTS
+    }  # type: ignore[misc]
     return [sample for sample in samples if sample.step in near]
 
 
 def answers(run: RunRecord) -> Html | None:
-    """How base and fine-tuned model answer what was held out, as answers.json has it; None for a run without."""
+    """How base and fine-tuned model answer what was held out, as answers.json has it; None for a
+    run without.
+    """
     if run.answers is None:
         return None
     from lm.reports.finetune import confusion_table, table_of
 
-    before, after = ({key: number(run.answers, side, key) for key in _keys(run.answers, side)} for side in ("before", "after"))
+    before, after = (
+        {key: number(run.answers, side, key) for key in _keys(run.answers, side)}
+        for side in ("before", "after")
+    )
     lines = table_of(before, after)
     parts = [table(lines, "Held-out conversations, before and after")] if len(lines) > 1 else []
     counts = _counts(found(run.answers, "after", "confusion"))
     parts += [table(confusion_table(counts))] if counts else []
     notes = found(run.answers, "notes")
     if isinstance(notes, list):
-        parts.append(element("ul", *(element("li", str(note)) for note in notes), class_="quiet small"))
+        parts.append(
+            element("ul", *(element("li", str(note)) for note in notes), class_="quiet small")
+        )
     conversations = found(run.answers, "conversations")
-    asked = [each for each in conversations if text(each, "after", "answer") is not None] if isinstance(conversations, list) else []
+    asked = (
+        [each for each in conversations if text(each, "after", "answer") is not None]
+        if isinstance(conversations, list)
+        else []
+    )
     shown = asked[:: max(1, math.ceil(len(asked) / MOST_ANSWERS))]
     parts += [_conversation(f"Answer {i}", each) for i, each in enumerate(shown, 1)]
     if len(asked) > len(shown):
-        parts.append(element("p", f"{len(shown)} of {len(asked):,} answers, evenly chosen; answers.json has all.", class_="quiet small"))
-    return joined(parts) if parts else element("p", "answers.json has nothing that can be shown.", class_="quiet")
+        parts.append(
+            element(
+                "p",
+                f"{len(shown)} of {len(asked):,} answers, evenly chosen; answers.json has all.",
+                class_="quiet small",
+            )
+        )
+    return (
+        joined(parts)
+        if parts
+        else element("p", "answers.json has nothing that can be shown.", class_="quiet")
+    )
 
 
 def _sample(run: RunRecord, validation: Validation, prompt: str) -> Html:
@@ -73,21 +115,35 @@ def _sample(run: RunRecord, validation: Validation, prompt: str) -> Html:
     if prompt and sample.startswith(prompt):
         shown = joined([element("b", lines_of(prompt)), lines_of(sample[len(prompt) :])])
     share = f", {validation.step / run.step:.0%} of the way" if run.step else ""
-    loss = f"validation loss {validation.loss:.4f}" if math.isfinite(validation.loss) else "validation loss not finite"
-    heading = element("h3", f"Step {validation.step:,}", element("span", f"{share}, {loss}", class_="quiet"))
+    loss = (
+        f"validation loss {validation.loss:.4f}"
+        if math.isfinite(validation.loss)
+        else "validation loss not finite"
+    )
+    heading = element(
+        "h3", f"Step {validation.step:,}", element("span", f"{share}, {loss}", class_="quiet")
+    )
     return element("div", heading, element("blockquote", element("p", shown, class_="text")))
 
 
 def _conversation(title: str, each: Mapping[str, object]) -> Html:
     prompt = found(each, "prompt")
-    turns = [turn for turn in prompt if isinstance(turn, Mapping)] if isinstance(prompt, list) else []
-    said = [("prompt" if len(turns) == 1 else str(turn.get("role")), str(turn.get("content"))) for turn in turns]
+    turns = (
+        [turn for turn in prompt if isinstance(turn, Mapping)] if isinstance(prompt, list) else []
+    )
+    said = [
+        ("prompt" if len(turns) == 1 else str(turn.get("role")), str(turn.get("content")))
+        for turn in turns
+    ]
     said += [("its input", str(turn["input"])) for turn in turns if turn.get("input")]
     said += [("reference", text(each, "reference") or "–")]
     for side in ("before", "after"):
         unended = " … (no end)" if found(each, side, "ended") is False else ""
         said.append((side, (text(each, side, "answer") or "–") + unended))
-    lines = [[title, ""], *([who, element("span", lines_of(what), class_="text")] for who, what in said)]
+    lines = [
+        [title, ""],
+        *([who, element("span", lines_of(what), class_="text")] for who, what in said),
+    ]
     return element("div", table(lines, words=True), class_="answer")
 
 
@@ -100,4 +156,7 @@ def _counts(value: object) -> dict[str, dict[str, int]]:
     if not isinstance(value, Mapping):
         return {}
     rows = {str(key): row for key, row in value.items() if isinstance(row, Mapping)}
-    return {key: {str(choice): n for choice, n in row.items() if type(n) is int} for key, row in rows.items()}
+    return {
+        key: {str(choice): n for choice, n in row.items() if type(n) is int}
+        for key, row in rows.items()
+    }

@@ -20,7 +20,8 @@ class Ancestor:
 
     Attributes:
         path: as it was named then.
-        place: where a checkpoint with just this manifest hash lies now; None: nowhere that we looked.
+        place: where a checkpoint with just this manifest hash lies now; None: nowhere that we
+            looked.
         meta: its meta.json; empty without `place`.
     """
 
@@ -32,7 +33,9 @@ class Ancestor:
 
 
 def ancestors(folder: Path, meta: Mapping[str, Any]) -> Iterator[Ancestor]:
-    """The parent of a run in `folder` whose checkpoints have `meta`, then its parent, to the first whose own are not known."""
+    """The parent of a run in `folder` whose checkpoints have `meta`, then its parent, to the first
+    whose own are not known.
+    """
     for _ in range(MOST):  # a chain that somebody has made into a ring ends, too
         parent = found(meta, "parent")
         path = text(parent, "path")
@@ -46,12 +49,18 @@ def ancestors(folder: Path, meta: Mapping[str, Any]) -> Iterator[Ancestor]:
 
 
 def _place(folder: Path, path: str, sha256: str | None) -> Path | None:
-    """As it is written, or beside the run's folder, if runs were moved together. Only the very bytes count."""
+    """As it is written, or beside the run's folder, if runs were moved together. Only the very
+    bytes count.
+    """
     named = Path(path)
     for candidate in (named, folder.resolve().parent / named.parent.name / named.name):
         try:
             if read_manifest(candidate)["sha256"] == sha256 and read_meta(candidate):
                 return candidate
-        except (CheckpointError, OSError, ValueError):  # ValueError: no path at all, with a NUL in it
+        except (
+            CheckpointError,
+            OSError,
+            ValueError,
+        ):  # ValueError: no path at all, with a NUL in it
             continue
     return None

@@ -25,20 +25,31 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from lm.checkpoints.folder import (
+    NAMES,
+    point,
+    pointed,
+    read_manifest,
+    step_directories,
+    step_of,
+    sweep,
+)
 from lm.runs import metrics
-from lm.checkpoints.folder import NAMES, point, pointed, read_manifest, step_directories, step_of, sweep
 from lm.system.disk import append, read_text, refusals, replace
 from lm.system.errors import CheckpointError, ConfigError
 from lm.system.locks import claim
 
 RECORDS = ("metrics.csv", "evaluations.jsonl")
-PARENT = "init-from.txt"  # the checkpoint that the run started from, for a start that comes to no checkpoint of its own
+# the checkpoint that the run started from, for a start that comes to no checkpoint of its own
+PARENT = "init-from.txt"
 MOST_RESULTS = 2**30  # bytes of evaluations.jsonl; a million validations have less
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One line of evaluations.jsonl: the score of the weights after `step` updates. Step 0 has no checkpoint and no manifest."""
+    """One line of evaluations.jsonl: the score of the weights after `step` updates. Step 0 has no
+    checkpoint and no manifest.
+    """
 
     step: int
     manifest_sha256: str | None
@@ -48,7 +59,8 @@ class Evaluated:
     tokens: int
     seconds: float
     sample: str | None = None
-    sources: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)  # `Evaluation.figures_by_source`
+    # `Evaluation.figures_by_source`
+    sources: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
 
 class RunFolder:
@@ -62,14 +74,17 @@ class RunFolder:
             CheckpointError: it cannot be created or written.
         """
         self.path = Path(path)
-        missing = [folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)]
+        missing = [
+            folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)
+        ]
         self._lock = claim(self.path)
         self._made = missing
         for folder in (self.path, *self.path.glob("after-step-*")):
             sweep(folder)
 
     def start_fresh(self) -> str | None:
-        """Make room for a new run; return what was found here and where it is now, or None if there was nothing.
+        """Make room for a new run; return what was found here and where it is now, or None if there
+        was nothing.
 
         The whole folder is renamed, one atomic operation, to the first free `NAME-1`, `NAME-2`, ...
 
@@ -77,19 +92,29 @@ class RunFolder:
             ConfigError: moving the folder would move more than one run.
             CheckpointError: the folder cannot be moved.
         """
-        if not any(self.path.glob("*.ckpt")) and not any((self.path / name).exists() for name in RECORDS):
+        if not any(self.path.glob("*.ckpt")) and not any(
+            (self.path / name).exists() for name in RECORDS
+        ):
             return None
         here = self.path.resolve()  # what a link means is moved, not the link
         inner = sorted(lock.parent.name for lock in here.glob("*/.lock"))
         if inner or Path.cwd().is_relative_to(here):
-            why = f"the folders of other runs ({', '.join(inner)})" if inner else "the directory in which this command runs"
-            raise ConfigError(f"checkpoint.directory: {self.path} holds a run, and {why}, so it is not moved aside; name a new folder")
+            why = (
+                f"the folders of other runs ({', '.join(inner)})"
+                if inner
+                else "the directory in which this command runs"
+            )
+            raise ConfigError(
+                f"checkpoint.directory: {self.path} holds a run, and {why}, so it is not moved"
+                " aside; name a new folder"
+            )
         aside = _first_free(here)
         try:
             here.rename(aside)
         except OSError as error:
             raise CheckpointError(
-                f"{self.path} holds another run and cannot be moved to {aside} ({error.strerror}); set checkpoint.directory to a new folder"
+                f"{self.path} holds another run and cannot be moved to {aside} ({error.strerror});"
+                " set checkpoint.directory to a new folder"
             ) from error
         moved, self._lock = self._lock, claim(here)
         moved.close()
@@ -98,17 +123,21 @@ class RunFolder:
         if not steps:
             return f"{self.path} held another run, without checkpoints; it is now {shown}"
         return (
-            f"{self.path} held another run ({_count(steps, 'checkpoint')}, the last at step {step_of(steps[-1]):,}); it is now {shown} "
-            f"(continue it with --resume auto --checkpoint.directory {shown})"
+            f"{self.path} held another run ({_count(steps, 'checkpoint')}, the last at step"
+            f" {step_of(steps[-1]):,}); it is now {shown} (continue it with --resume auto"
+            f" --checkpoint.directory {shown})"
         )
 
     def begin_again(self, configuration: str, first_save: int) -> str | None:
-        """Let a run that was ended before its first checkpoint (killed, or by a full disk) begin again in its place; return what to say.
+        """Let a run that was ended before its first checkpoint (killed, or by a full disk) begin
+        again in its place; return what to say.
 
-        Its logs are taken away: the run is going to write them again, as it does with the lines behind a checkpoint that it goes on from.
-        What it will not write again stays: incidents.jsonl, whose skipped updates are skipped again, reports and tracebacks. None, and
-        nothing is touched, where that is not certain: the configuration is another, or there has been a checkpoint, which somebody took
-        away to keep the logs alone. `start_fresh` moves such a folder aside.
+        Its logs are taken away: the run is going to write them again, as it does with the lines
+        behind a checkpoint that it goes on from. What it will not write again stays:
+        incidents.jsonl, whose skipped updates are skipped again, reports and tracebacks. None, and
+        nothing is touched, where that is not certain: the configuration is another, or there has
+        been a checkpoint, which somebody took away to keep the logs alone. `start_fresh` moves such
+        a folder aside.
 
         Args:
             configuration: the run's, as it stands in config.yaml.
@@ -116,7 +145,9 @@ class RunFolder:
         """
         try:
             same = read_text(self.path / "config.yaml") == configuration
-            late = metrics.after(self.path / "metrics.csv", first_save) or any(line.step > 0 for line in self.evaluations())
+            late = metrics.after(self.path / "metrics.csv", first_save) or any(
+                line.step > 0 for line in self.evaluations()
+            )
         except (OSError, ValueError, CheckpointError):
             return None
         if not same or late or any(self.path.glob("*.ckpt")):
@@ -124,13 +155,17 @@ class RunFolder:
         with refusals(self.path):
             for name in RECORDS:
                 (self.path / name).unlink(missing_ok=True)
-        return f"{self.path} holds a start of this run that came to no checkpoint: its logs begin anew"
+        return (
+            f"{self.path} holds a start of this run that came to no checkpoint: its logs begin anew"
+        )
 
     def rewind(self, step: int) -> str | None:
-        """Let the run stand where it stood after `step`, from where it goes on; return what was moved aside for that, or None.
+        """Let the run stand where it stood after `step`, from where it goes on; return what was
+        moved aside for that, or None.
 
-        Later checkpoints and results are kept in a folder `after-step-...`, with a copy of the later rows of metrics.csv; the log itself
-        drops them when it is opened. Raises CheckpointError.
+        Later checkpoints and results are kept in a folder `after-step-...`, with a copy of the
+        later rows of metrics.csv; the log itself drops them when it is opened. Raises
+        CheckpointError.
         """
         later = [path for path in step_directories(self.path) if step_of(path) > step]
         evaluations = self.evaluations()
@@ -141,14 +176,21 @@ class RunFolder:
             rows = metrics.after(self.path / "metrics.csv", step)
             with refusals(aside):
                 aside.mkdir()
-                if rows:  # before anything is moved: when nothing later is left here, the rest of a rewind that was cut short is skipped
+                # before anything is moved: when nothing later is left here, the rest of a rewind
+                # that was cut short is skipped
+                if rows:
                     replace(aside / "metrics.csv", rows)
-                for path in reversed(later):  # newest first: if this is cut short, what `--resume auto` finds is nearest to what was asked
+                # newest first: if this is cut short, what `--resume auto` finds is nearest to what
+                # was asked
+                for path in reversed(later):
                     path.rename(aside / path.name)
             if undone:
                 _write_evaluations(aside, undone)
                 _write_evaluations(self.path, [line for line in evaluations if line.step <= step])
-            said = f"{_count(later, 'later checkpoint')} and {_count(undone, 'later result')} moved to {aside}"
+            said = (
+                f"{_count(later, 'later checkpoint')} and {_count(undone, 'later result')} moved to"
+                f" {aside}"
+            )
         with refusals(self.path):
             for name in NAMES:
                 target = pointed(self.path, name)
@@ -164,25 +206,35 @@ class RunFolder:
         return read_evaluations(self.path)
 
     def record(self, evaluated: Evaluated) -> None:
-        """Append a validation's result, durably, and let best.ckpt follow it. Raises CheckpointError."""
+        """Append a validation's result, durably, and let best.ckpt follow it. Raises
+        CheckpointError.
+        """
         append(self.path / "evaluations.jsonl", _line(evaluated))
         self.point_to_best()
 
     def point_to_best(self) -> None:
-        """Let best.ckpt mean the checkpoint with the lowest recorded loss, of those that are still here."""
+        """Let best.ckpt mean the checkpoint with the lowest recorded loss, of those that are still
+        here.
+        """
         by_manifest = {}
         for path in step_directories(self.path):
             try:
                 by_manifest[read_manifest(path)["sha256"]] = path
             except CheckpointError:
                 continue
-        scored = [line for line in self.evaluations() if line.manifest_sha256 in by_manifest and not math.isnan(line.loss)]
+        scored = [
+            line
+            for line in self.evaluations()
+            if line.manifest_sha256 in by_manifest and not math.isnan(line.loss)
+        ]
         if scored:
             best = min(scored, key=lambda line: (line.loss, line.step))
             point(self.path, "best.ckpt", by_manifest[best.manifest_sha256])
 
     def close(self) -> None:
-        """Release the lock; the end of the process does so too. Folders that were made for a run which was refused go again."""
+        """Release the lock; the end of the process does so too. Folders that were made for a run
+        which was refused go again.
+        """
         with contextlib.suppress(OSError):
             if self._made and [entry.name for entry in self.path.iterdir()] == [".lock"]:
                 (self.path / ".lock").unlink()
@@ -200,7 +252,9 @@ def parent_of_start(folder: Path) -> str | None:
 
 
 def read_evaluations(folder: Path) -> list[Evaluated]:
-    """The lines of a run's evaluations.jsonl; one that a kill cut short is left out, and so was never a result."""
+    """The lines of a run's evaluations.jsonl; one that a kill cut short is left out, and so was
+    never a result.
+    """
     path = folder / "evaluations.jsonl"
     try:
         texts = read_text(path, MOST_RESULTS, errors="replace").split("\n")
@@ -212,16 +266,29 @@ def read_evaluations(folder: Path) -> list[Evaluated]:
     for text in texts:
         try:
             values = json.loads(text)
-            line = Evaluated(**values | {key: math.nan for key in ("loss", "perplexity", "bits_per_byte") if values[key] is None})
+            line = Evaluated(
+                **values
+                | {
+                    key: math.nan
+                    for key in ("loss", "perplexity", "bits_per_byte")
+                    if values[key] is None
+                }
+            )
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
-        if isinstance(line.step, int) and isinstance(line.loss, int | float) and isinstance(line.sources, dict):
+        if (
+            isinstance(line.step, int)
+            and isinstance(line.loss, int | float)
+            and isinstance(line.sources, dict)
+        ):
             lines.append(line)
     return lines
 
 
 def validations_without_progress(lines: list[Evaluated]) -> int:
-    """How many validations have passed since the lowest loss; early stopping compares it with its patience."""
+    """How many validations have passed since the lowest loss; early stopping compares it with its
+    patience.
+    """
     losses = [math.inf if math.isnan(line.loss) else line.loss for line in lines]
     return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
@@ -235,7 +302,12 @@ def _line(evaluated: Evaluated) -> str:
     values = asdict(evaluated)
     if not values["sources"]:
         del values["sources"]
-    return json.dumps({key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()})
+    return json.dumps(
+        {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+    )
 
 
 def _first_free(path: Path) -> Path:

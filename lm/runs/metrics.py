@@ -41,15 +41,19 @@ class MetricsLog:
 
     Args:
         path: the file; its folder exists.
-        resume_step: None for a fresh run, which starts the file. The step that a resumed run continues from: rows after it are taken
-            away, history up to it stays as it is, byte for byte.
-        validated: the validation of `resume_step` is on record. If not, the resumed run does it again, and a row of it is taken away.
+        resume_step: None for a fresh run, which starts the file. The step that a resumed run
+            continues from: rows after it are taken away, history up to it stays as it is, byte for
+            byte.
+        validated: the validation of `resume_step` is on record. If not, the resumed run does it
+            again, and a row of it is taken away.
 
     Attributes:
-        dropped: the lines that resuming took away: rows after `resume_step`, damaged ones, and a last line that was cut.
+        dropped: the lines that resuming took away: rows after `resume_step`, damaged ones, and a
+            last line that was cut.
 
     Raises:
-        CheckpointError: the file cannot be read or written, holds other columns, or (fresh run) already holds a run.
+        CheckpointError: the file cannot be read or written, holds other columns, or (fresh run)
+            already holds a run.
     """
 
     def __init__(self, path: Path, resume_step: int | None, validated: bool = True):
@@ -63,7 +67,9 @@ class MetricsLog:
             return
         lines = _lines(path, text)
         if resume_step is None:
-            raise CheckpointError(f"{path} belongs to an earlier run; resume that run, or move its folder away")
+            raise CheckpointError(
+                f"{path} belongs to an earlier run; resume that run, or move its folder away"
+            )
         kept = [line for line in lines if _is_history(line, resume_step, validated)]
         self.dropped = len(lines) - len(kept) + (not text.endswith("\n"))
         if self.dropped:
@@ -75,9 +81,12 @@ class MetricsLog:
         Args:
             step: optimiser steps done.
             split: which text was measured.
-            values: other columns by name; what is left out or None stays empty. The time stamp is added here.
+            values: other columns by name; what is left out or None stays empty. The time stamp is
+                added here.
         """
-        assert values.keys() <= set(COLUMNS), f"not columns of metrics.csv: {values.keys() - set(COLUMNS)}"
+        assert values.keys() <= set(COLUMNS), (
+            f"not columns of metrics.csv: {values.keys() - set(COLUMNS)}"
+        )
         timestamp = datetime.now(UTC).isoformat(timespec="seconds")
         row: dict[str, Any] = {**values, "step": step, "split": split, "timestamp": timestamp}
         line = ",".join(_cell(name, row.get(name)) for name in COLUMNS) + "\n"
@@ -86,10 +95,12 @@ class MetricsLog:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows, oldest first: column name -> int, float or str, None where the cell is empty. A last line that was cut is left out.
+    """The rows, oldest first: column name -> int, float or str, None where the cell is empty. A
+    last line that was cut is left out.
 
     Raises:
-        CheckpointError: the file cannot be read, holds other columns, or a line within it is damaged.
+        CheckpointError: the file cannot be read, holds other columns, or a line within it is
+            damaged.
     """
     rows, damaged = read_whole_lines(path)
     for number, line in damaged.items():
@@ -98,7 +109,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def read_whole_lines(path: Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
-    """As `read`, but damaged lines come back beside the rows, by their numbers. Raises CheckpointError for a file that cannot be read."""
+    """As `read`, but damaged lines come back beside the rows, by their numbers. Raises
+    CheckpointError for a file that cannot be read.
+    """
     rows, damaged = [], {}
     for number, line in enumerate(_lines(path, _text(path)), start=2):
         try:
@@ -109,7 +122,9 @@ def read_whole_lines(path: Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
 
 
 def after(path: Path, step: int) -> str:
-    """The rows that come after `step`, under the header, as the text of a file; nothing if there are none. Raises CheckpointError."""
+    """The rows that come after `step`, under the header, as the text of a file; nothing if there
+    are none. Raises CheckpointError.
+    """
     lines = []
     for line in _lines(path, _text(path)) if path.exists() else []:
         with contextlib.suppress(ValueError):  # a damaged line
@@ -127,9 +142,13 @@ def _text(path: Path) -> str:
 
 def _lines(path: Path, text: str) -> list[str]:
     """The whole lines behind the header, which is checked."""
-    header, *lines = text.split("\n")[:-1] or [text]  # behind the last line end stands nothing, or a line that was cut
+    # behind the last line end stands nothing, or a line that was cut
+    header, *lines = text.split("\n")[:-1] or [text]
     if header != HEADER:
-        raise CheckpointError(f"{path}:1: these are not the columns of a metrics.csv: {header[:80]!r}; they should be {HEADER}")
+        raise CheckpointError(
+            f"{path}:1: these are not the columns of a metrics.csv: {header[:80]!r}; they should be"
+            f" {HEADER}"
+        )
     return lines
 
 
@@ -143,7 +162,10 @@ def _is_history(line: str, resume_step: int, validated: bool) -> bool:
         row = _row(line)
     except ValueError:
         return False
-    return bool(row["step"] < resume_step or (row["step"] == resume_step and (validated or row["split"] != "val")))
+    return bool(
+        row["step"] < resume_step
+        or (row["step"] == resume_step and (validated or row["split"] != "val"))
+    )
 
 
 def _cell(name: str, value: Any) -> str:

@@ -1,4 +1,5 @@
-"""All that a run's folder tells about the run, for those who show it: read without torch, and as much of it as is whole.
+"""All that a run's folder tells about the run, for those who show it: read without torch, and as
+much of it as is whole.
 
 A part that is missing, cut or damaged is left out and named in `problems`; nothing here changes the folder, which may belong to a run that
 is still going. Values come from files, so each has its type checked here: who shows them only has to escape texts.
@@ -13,22 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm.runs import metrics
 from lm.checkpoints.folder import pointed, read_manifest, read_meta, step_directories, step_of
+from lm.runs import metrics
+from lm.runs.folder import NAMES, PARENT
+from lm.runs.incidents import read_incidents
+from lm.runs.results import Validation, read_validations
 from lm.system.disk import read_json, read_text
 from lm.system.errors import CheckpointError
-from lm.runs.results import Validation, read_validations
-from lm.runs.incidents import read_incidents
-from lm.system.locks import is_claimed
-from lm.runs.folder import NAMES, PARENT
 from lm.system.json_values import WITHIN, number, text, whole
+from lm.system.locks import is_claimed
 
 TRACES = ("nonfinite-step-*", "error-*.txt", "after-step-*")
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint in the folder. `meta` is empty, and there is no hash, where `problem` says what is damaged.
+    """A checkpoint in the folder. `meta` is empty, and there is no hash, where `problem` says what
+    is damaged.
 
     Attributes:
         size: bytes of all its files.
@@ -90,14 +92,28 @@ class RunRecord:
 
     @property
     def best_checkpoint(self) -> Saved | None:
-        """That of the lowest recorded loss of those that are still here, or where none was validated the newest; None: none is whole."""
-        scored = [(v.loss, saved) for v in self.validations if math.isfinite(v.loss) and (saved := self.checkpoint_of(v))]
+        """That of the lowest recorded loss of those that are still here, or where none was
+        validated the newest; None: none is whole.
+        """
+        scored = [
+            (v.loss, saved)
+            for v in self.validations
+            if math.isfinite(v.loss) and (saved := self.checkpoint_of(v))
+        ]
         whole_ones = [saved for saved in self.checkpoints if saved.problem is None]
-        return min(scored, key=lambda pair: pair[0])[1] if scored else whole_ones[-1] if whole_ones else None
+        return (
+            min(scored, key=lambda pair: pair[0])[1]
+            if scored
+            else whole_ones[-1]
+            if whole_ones
+            else None
+        )
 
     @property
     def of_pairs(self) -> bool:
-        """It learns from preferences: what is validated are pairs of answers, and no token has a loss of its own."""
+        """It learns from preferences: what is validated are pairs of answers, and no token has a
+        loss of its own.
+        """
         return text(self.config, "finetune", "objective") == "dpo"
 
     @property
@@ -108,18 +124,29 @@ class RunRecord:
     @property
     def step(self) -> int:
         """Updates done, as far as anything tells."""
-        known = [row["step"] for row in self.rows] + [v.step for v in self.validations] + [saved.step for saved in self.checkpoints]
+        known = (
+            [row["step"] for row in self.rows]
+            + [v.step for v in self.validations]
+            + [saved.step for saved in self.checkpoints]
+        )
         return max(known, default=0)
 
     @property
     def tokens(self) -> int | None:
         """Tokens trained on."""
-        return max((int(row["tokens"]) for row in self.rows if row["tokens"] is not None), default=whole(self.meta, "tokens"))
+        return max(
+            (int(row["tokens"]) for row in self.rows if row["tokens"] is not None),
+            default=whole(self.meta, "tokens"),
+        )
 
     @property
     def seconds(self) -> float | None:
         """Training time, without validation and saving."""
-        known = [row["seconds"] for row in self.rows if row["seconds"] is not None and math.isfinite(row["seconds"])]
+        known = [
+            row["seconds"]
+            for row in self.rows
+            if row["seconds"] is not None and math.isfinite(row["seconds"])
+        ]
         return max(known, default=number(self.meta, "seconds"))
 
     @property
@@ -128,14 +155,27 @@ class RunRecord:
         return any("final.ckpt" in saved.links for saved in self.checkpoints)
 
     def points(self, split: str, column: str, over: str = "tokens") -> list[tuple[float, float]]:
-        """A column of metrics.csv for one split, over another column, where both are there and finite."""
+        """A column of metrics.csv for one split, over another column, where both are there and
+        finite.
+        """
         pairs = [(row[over], row[column]) for row in self.rows if row["split"] == split]
-        return [(x, y) for x, y in pairs if x is not None and y is not None and math.isfinite(x) and math.isfinite(y)]
+        return [
+            (x, y)
+            for x, y in pairs
+            if x is not None and y is not None and math.isfinite(x) and math.isfinite(y)
+        ]
 
     def checkpoint_of(self, validation: Validation) -> Saved | None:
         """The checkpoint whose very bytes were validated, if it is still here."""
         wanted = validation.manifest_sha256
-        return next((saved for saved in self.checkpoints if wanted is not None and saved.manifest_sha256 == wanted), None)
+        return next(
+            (
+                saved
+                for saved in self.checkpoints
+                if wanted is not None and saved.manifest_sha256 == wanted
+            ),
+            None,
+        )
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -145,17 +185,26 @@ def read_run(folder: Path) -> RunRecord:
         CheckpointError: there is no such folder, or no run in it.
     """
     if not folder.is_dir() or (folder / "meta.json").exists():
-        advice = f"one checkpoint, not a run's folder; write {folder.parent}" if folder.is_dir() else "no such folder; name a run's"
+        advice = (
+            f"one checkpoint, not a run's folder; write {folder.parent}"
+            if folder.is_dir()
+            else "no such folder; name a run's"
+        )
         raise CheckpointError(f"{folder}: {advice}")
     problems: list[str] = []
     checkpoints = tuple(_checkpoints(folder))
     problems += [saved.problem for saved in checkpoints if saved.problem]
     meta = next((saved.meta for saved in reversed(checkpoints) if saved.meta), {})
     rows = _attempt(problems, folder / "metrics.csv", lambda file: _rows(file, problems), ())
-    validations = _attempt(problems, folder / "evaluations.jsonl", lambda file: _validations(file, problems), ())
+    validations = _attempt(
+        problems, folder / "evaluations.jsonl", lambda file: _validations(file, problems), ()
+    )
     config = meta.get("config") or _attempt(problems, folder / "config.yaml", _yaml, {})
     if not (checkpoints or rows or validations or config):
-        raise CheckpointError(f"{folder} holds no run: no checkpoint, no metrics.csv, no evaluations.jsonl; name the folder of one")
+        raise CheckpointError(
+            f"{folder} holds no run: no checkpoint, no metrics.csv, no evaluations.jsonl; name the"
+            " folder of one"
+        )
     return RunRecord(
         folder=folder,
         problems=tuple(problems),
@@ -164,16 +213,36 @@ def read_run(folder: Path) -> RunRecord:
         checkpoints=checkpoints,
         config=config,
         meta=meta,
-        incidents=_attempt(problems, folder / "incidents.jsonl", lambda file: tuple(read_incidents(file)), (), needed=False),
+        incidents=_attempt(
+            problems,
+            folder / "incidents.jsonl",
+            lambda file: tuple(read_incidents(file)),
+            (),
+            needed=False,
+        ),
         traces=tuple(sorted(path for pattern in TRACES for path in folder.glob(pattern))),
         answers=_attempt(problems, folder / "answers.json", read_json, None, needed=False),
-        ranking=_attempt(problems, folder / "ranking.json", lambda file: json.loads(read_text(file)), None, needed=False),
-        start=_attempt(problems, folder / PARENT, lambda file: read_text(file).rstrip("\n"), None, needed=False),
+        ranking=_attempt(
+            problems,
+            folder / "ranking.json",
+            lambda file: json.loads(read_text(file)),
+            None,
+            needed=False,
+        ),
+        start=_attempt(
+            problems, folder / PARENT, lambda file: read_text(file).rstrip("\n"), None, needed=False
+        ),
         going=is_claimed(folder),
     )
 
 
-def _attempt(problems: list[str], file: Path, read: Callable[[Path], Any], otherwise: Any, needed: bool = True) -> Any:
+def _attempt(
+    problems: list[str],
+    file: Path,
+    read: Callable[[Path], Any],
+    otherwise: Any,
+    needed: bool = True,
+) -> Any:
     if not file.exists():
         problems += [f"{file.name} is missing"] * needed
         return otherwise
@@ -187,7 +256,11 @@ def _attempt(problems: list[str], file: Path, read: Callable[[Path], Any], other
 def _rows(file: Path, problems: list[str]) -> tuple[Mapping[str, Any], ...]:
     rows, damaged = metrics.read_whole_lines(file)
     problems += _left_out(file, list(damaged))
-    return tuple(row for row in rows if all(abs(row[column] or 0) <= WITHIN for column in metrics.INTEGER_COLUMNS))
+    return tuple(
+        row
+        for row in rows
+        if all(abs(row[column] or 0) <= WITHIN for column in metrics.INTEGER_COLUMNS)
+    )
 
 
 def _validations(file: Path, problems: list[str]) -> tuple[Validation, ...]:
@@ -197,7 +270,9 @@ def _validations(file: Path, problems: list[str]) -> tuple[Validation, ...]:
 
 
 def _left_out(file: Path, lines: list[int]) -> list[str]:
-    shown = ", ".join(map(str, lines[:5])) + (f" and {len(lines) - 5:,} more" if len(lines) > 5 else "")
+    shown = ", ".join(map(str, lines[:5])) + (
+        f" and {len(lines) - 5:,} more" if len(lines) > 5 else ""
+    )
     return [f"{file.name}: damaged and left out: line {shown}"] if lines else []
 
 

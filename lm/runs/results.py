@@ -1,5 +1,5 @@
-"""What a run recorded of its validations, as evaluations.jsonl has it: by the bytes that were measured, or all of it. Only the standard
-library.
+"""What a run recorded of its validations, as evaluations.jsonl has it: by the bytes that were
+measured, or all of it. Only the standard library.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lm.runs.folder import MOST_RESULTS
 from lm.system.disk import read_text
 from lm.system.errors import printable
-from lm.runs.folder import MOST_RESULTS
 from lm.system.json_values import number, text, whole
 
 
@@ -35,7 +35,8 @@ NOTHING = Recorded(None, None)
 
 @dataclass(frozen=True)
 class Validation:
-    """A line of evaluations.jsonl. `loss` and `bits_per_byte` are NaN where they were not finite, `perplexity` is infinite then.
+    """A line of evaluations.jsonl. `loss` and `bits_per_byte` are NaN where they were not finite,
+    `perplexity` is infinite then.
 
     Attributes:
         sources: name -> (nats per token, tokens), where it was measured for each source.
@@ -53,26 +54,36 @@ class Validation:
 
 
 def read_results(file: Path) -> dict[tuple[int, str], Recorded]:
-    """(step, manifest hash) -> the latest result of an evaluations.jsonl. Only the very bytes that were measured have it.
+    """(step, manifest hash) -> the latest result of an evaluations.jsonl. Only the very bytes that
+    were measured have it.
 
     Said on stderr: a line that is damaged, and so not used.
     """
     results = {}
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    lines = (
+        file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    )
     for place, line in enumerate(lines, start=1):
         try:
             result = json.loads(line)
             recorded = Recorded(_finite(result["loss"]), _finite(result.get("bits_per_byte")))
             results[int(result["step"]), str(result["manifest_sha256"])] = recorded
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            print(f"{printable(str(file))}:{place}: this line is damaged and not used", file=sys.stderr)
+            print(
+                f"{printable(str(file))}:{place}: this line is damaged and not used",
+                file=sys.stderr,
+            )
     return results
 
 
 def read_validations(file: Path) -> tuple[list[Validation], list[int]]:
-    """The validations, by step, and the numbers of damaged lines, which are left out. Raises OSError, ValueError."""
+    """The validations, by step, and the numbers of damaged lines, which are left out. Raises
+    OSError, ValueError.
+    """
     by_step, damaged = {}, []
-    for line, content in enumerate(read_text(file, MOST_RESULTS, errors="replace").split("\n"), start=1):
+    for line, content in enumerate(
+        read_text(file, MOST_RESULTS, errors="replace").split("\n"), start=1
+    ):
         if not content:
             continue
         try:
@@ -87,9 +98,15 @@ def read_validations(file: Path) -> tuple[list[Validation], list[int]]:
 
 
 def _validation(step: int, values: Mapping[str, Any]) -> Validation:
-    loss, perplexity, bits = (number(values, key) for key in ("loss", "perplexity", "bits_per_byte"))
+    loss, perplexity, bits = (
+        number(values, key) for key in ("loss", "perplexity", "bits_per_byte")
+    )
     sources = values.get("sources")
-    each = {str(name): (number(of, "loss"), whole(of, "tokens")) for name, of in sources.items()} if isinstance(sources, Mapping) else {}
+    each = (
+        {str(name): (number(of, "loss"), whole(of, "tokens")) for name, of in sources.items()}
+        if isinstance(sources, Mapping)
+        else {}
+    )
     return Validation(
         step=step,
         loss=math.nan if loss is None else loss,

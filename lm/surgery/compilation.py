@@ -20,7 +20,8 @@ def compile_if_wanted(
     forward_context: Callable[[], AbstractContextManager[Any]],
     say: Callable[[str], None],
 ) -> None:
-    """Do what `trainer.compile` says, and try the result out, forward and backward; a decoder that cannot be compiled stays as it is.
+    """Do what `trainer.compile` says, and try the result out, forward and backward; a decoder that
+    cannot be compiled stays as it is.
 
     In place: torch.compile(decoder) would prefix every weight's name with _orig_mod.
 
@@ -34,7 +35,9 @@ def compile_if_wanted(
     wanted = config.trainer.compile
     if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
         return
-    ids = torch.zeros(config.trainer.micro_batch, config.row_length, dtype=torch.int64, device=device)
+    ids = torch.zeros(
+        config.trainer.micro_batch, config.row_length, dtype=torch.int64, device=device
+    )
     example = (ids, ids, ids if config.data.document_mask else None)
     problem = None
     decoder.compile()
@@ -43,10 +46,15 @@ def compile_if_wanted(
             decoder.train()(*example).sum().backward()
             with torch.no_grad():
                 decoder.eval()(*example)
-    except Exception as error:  # whatever the compiler, its back end or a missing C compiler come up with
+    except (
+        Exception
+    ) as error:  # whatever the compiler, its back end or a missing C compiler come up with
         problem = error
         decoder._compiled_call_impl = None
-        say(f"torch.compile failed, so the model runs uncompiled: {type(error).__name__}: {str(error).splitlines()[0]}")
+        say(
+            f"torch.compile failed, so the model runs uncompiled: {type(error).__name__}:"
+            f" {str(error).splitlines()[0]}"
+        )
     if is_sharded(decoder):
         meet(problem)
     decoder.train().zero_grad()

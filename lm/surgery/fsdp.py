@@ -26,29 +26,32 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from lm.checkpoints.folder import read_manifest, verify
 from lm.checkpoints.files import Begun, shard_count, shard_names
+from lm.checkpoints.folder import read_manifest, verify
+from lm.checkpoints.weights import read_weights, require_fitting, write_weights
 from lm.system.disk import fingerprint, read_json, refusals, sync
 from lm.system.errors import CheckpointError
-from lm.checkpoints.weights import read_weights, require_fitting, write_weights
 
-PATIENCE = timedelta(minutes=1)  # much more than processes are ever apart that wait for each other in every layer
+# much more than processes are ever apart that wait for each other in every layer
+PATIENCE = timedelta(minutes=1)
 _meetings = itertools.count()
 
 
 def shard(model: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh) -> None:
-    """Share a model out, in place. Every process has the whole one before, with the same weights, and its own part afterwards.
+    """Share a model out, in place. Every process has the whole one before, with the same weights,
+    and its own part afterwards.
 
     Args:
         model: the whole; its parameters keep their names.
-        blocks: those of its modules that are put together one at a time. What is in none of them is put together as one.
+        blocks: those of its modules that are put together one at a time. What is in none of them is
+            put together as one.
         mesh: the processes, in one dimension.
     """
     # The loss is a view, which nothing changes in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for module in (*blocks, model):
-        # The outermost too, which would else stay whole after a forward pass without a backward one: then its parameters would be
-        # other tensors for whoever swaps weights or saves.
+        # The outermost too, which would else stay whole after a forward pass without a backward
+        # one: then its parameters would be other tensors for whoever swaps weights or saves.
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
@@ -58,7 +61,9 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 class ForSampling:
-    """A shared-out decoder for `lm.generation.sampling.generate`, which calls its `forward`; that alone would not put the layers together."""
+    """A shared-out decoder for `lm.generation.sampling.generate`, which calls its `forward`; that
+    alone would not put the layers together.
+    """
 
     def __init__(self, model: nn.Module):
         self._model = model
@@ -72,16 +77,20 @@ class ForSampling:
 
 
 def exchange_gradients(model: nn.Module, wanted: bool) -> None:
-    """Whether the next backward pass adds gradients up over processes; without, each process keeps its own whole ones until then."""
+    """Whether the next backward pass adds gradients up over processes; without, each process keeps
+    its own whole ones until then.
+    """
     assert isinstance(model, FSDPModule)
     model.set_requires_gradient_sync(wanted)
 
 
 def meet(problem: Exception | None) -> None:
-    """Say that this process is through with what it did together with the others, or that it has a problem. All have to call this.
+    """Say that this process is through with what it did together with the others, or that it has a
+    problem. All have to call this.
 
-    A process that fails alone leaves the others in the middle of a layer, where they wait for its part and nothing can reach them: then it
-    has to end, and so ends them. Where all of them come here, which a mistake that all of them make does not prevent, they can go on.
+    A process that fails alone leaves the others in the middle of a layer, where they wait for its
+    part and nothing can reach them: then it has to end, and so ends them. Where all of them come
+    here, which a mistake that all of them make does not prevent, they can go on.
 
     Raises:
         Exception: `problem`, where the others did not come within a minute.
@@ -99,7 +108,9 @@ def meet(problem: Exception | None) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be shared out, put together on every process. All of them have to call this."""
+    """A tensor that may be shared out, put together on every process. All of them have to call
+    this.
+    """
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -108,19 +119,27 @@ def like(tensor: Tensor, reference: Tensor) -> Tensor:
     if not isinstance(reference, DTensor):
         return tensor
     tensor = tensor.to(device=reference.device_mesh.device_type)
-    return distribute_tensor(tensor, reference.device_mesh, reference.placements, src_data_rank=None)
+    return distribute_tensor(
+        tensor, reference.device_mesh, reference.placements, src_data_rank=None
+    )
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """Its state by name: "3.exp_avg" belongs to the parameter with the number 3."""
     states = optimizer.state_dict()["state"]
-    return {f"{number}.{key}": value for number, values in states.items() for key, value in values.items()}
+    return {
+        f"{number}.{key}": value
+        for number, values in states.items()
+        for key, value in values.items()
+    }
 
 
 def write_shards(path: Path, kinds: Mapping[str, Mapping[str, Tensor]]) -> Begun:
-    """Begin the checkpoint `path`: each process writes and hashes its part of the tensors, in a temporary folder beside it.
+    """Begin the checkpoint `path`: each process writes and hashes its part of the tensors, in a
+    temporary folder beside it.
 
-    All processes have to call this. What it returns is for the first one, which adds the other files (`write_checkpoint`).
+    All processes have to call this. What it returns is for the first one, which adds the other
+    files (`write_checkpoint`).
 
     Raises:
         CheckpointError: on all processes, where the disk refused any of them. Nothing is left.
@@ -148,7 +167,9 @@ def write_shards(path: Path, kinds: Mapping[str, Mapping[str, Tensor]]) -> Begun
             if rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)
             raise refused
-    return Begun(folder, {name: entry for written, _ in outcomes for name, entry in written.items()})
+    return Begun(
+        folder, {name: entry for written, _ in outcomes for name, entry in written.items()}
+    )
 
 
 def _mine(tensors: Mapping[str, Tensor], rank: int) -> Iterator[tuple[str, Tensor]]:
@@ -160,7 +181,8 @@ def _mine(tensors: Mapping[str, Tensor], rank: int) -> Iterator[tuple[str, Tenso
 
 
 def read_shards(folder: Path, kind: str) -> Iterator[tuple[str, Tensor]]:
-    """The whole tensors of a sharded checkpoint, one after another, on the CPU. Every file is held against the manifest first.
+    """The whole tensors of a sharded checkpoint, one after another, on the CPU. Every file is held
+    against the manifest first.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -171,17 +193,27 @@ def read_shards(folder: Path, kind: str) -> Iterator[tuple[str, Tensor]]:
         files = [safe_open(folder / name, "pt") for name in names]
         held = [set(file.keys()) for file in files]
         for name in sorted(set().union(*held)):
-            parts = [file.get_tensor(name) for file, its in zip(files, held, strict=True) if name in its]
+            parts = [
+                file.get_tensor(name) for file, its in zip(files, held, strict=True) if name in its
+            ]
             yield name, parts[0] if len(parts) == 1 else torch.cat(parts)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: its {kind} shards cannot be read: {str(error).partition(chr(10))[0]}") from error
+        raise CheckpointError(
+            f"{folder}: its {kind} shards cannot be read: {str(error).partition(chr(10))[0]}"
+        ) from error
 
 
-def read_any_weights(folder: Path, expected: Mapping[str, Tensor], averaged: bool) -> dict[str, Tensor]:
-    """As `lm.checkpoints.weights.read_weights`, whose arguments these are; of a sharded checkpoint too."""
+def read_any_weights(
+    folder: Path, expected: Mapping[str, Tensor], averaged: bool
+) -> dict[str, Tensor]:
+    """As `lm.checkpoints.weights.read_weights`, whose arguments these are; of a sharded checkpoint
+    too.
+    """
     if not has_shards(folder, "model"):
         return read_weights(folder, expected, averaged)
-    weights = dict(read_shards(folder, "ema" if averaged and has_shards(folder, "ema") else "model"))
+    weights = dict(
+        read_shards(folder, "ema" if averaged and has_shards(folder, "ema") else "model")
+    )
     require_fitting(folder, weights, expected)
     return weights
 
@@ -199,7 +231,8 @@ def write_train_state(path: Path, state: Mapping[str, Any], optimizer: Optimizer
 
 
 def read_train_state(folder: Path) -> dict[str, Any]:
-    """What an ordinary checkpoint has in its train_state.pt, of a sharded one: whole tensors, on the CPU.
+    """What an ordinary checkpoint has in its train_state.pt, of a sharded one: whole tensors, on
+    the CPU.
 
     Raises:
         CheckpointError: a shard, or train_state.json, is missing or damaged.
@@ -209,18 +242,27 @@ def read_train_state(folder: Path) -> dict[str, Any]:
     for name, tensor in read_shards(folder, "optimizer"):
         number, _, key = name.partition(".")
         if not number.isdecimal():
-            raise CheckpointError(f"{folder}: its optimizer shards hold {name!r}, which is no state of a weight")
+            raise CheckpointError(
+                f"{folder}: its optimizer shards hold {name!r}, which is no state of a weight"
+            )
         states.setdefault(int(number), {})[key] = tensor
     groups = content.pop("param_groups", None)
     return {**content, "optimizer": {"state": states, "param_groups": groups}}
 
 
 def placed(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """An optimiser's whole state, shared out as its parameters are: only what has a parameter's shape, so not a counter."""
+    """An optimiser's whole state, shared out as its parameters are: only what has a parameter's
+    shape, so not a counter.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states = {
         number: {
-            key: like(value, parameters[number]) if value.shape == parameters[number].shape else value for key, value in values.items()
+            key: (
+                like(value, parameters[number])
+                if value.shape == parameters[number].shape
+                else value
+            )
+            for key, value in values.items()
         }
         for number, values in state["state"].items()
     }

@@ -1,4 +1,5 @@
-"""What is chosen for the machine: device, precision; and what is measured on it: matmul peak, peak memory.
+"""What is chosen for the machine: device, precision; and what is measured on it: matmul peak, peak
+memory.
 
 Nothing here asks a CUDA question on a machine without CUDA. torch is imported inside the functions, so that a configuration error does
 not wait for it.
@@ -23,7 +24,9 @@ MEMINFO = Path("/proc/meminfo")
 NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is ARM's name
 
 
-def choose_device(option: Literal["auto", "cuda", "mps", "cpu"], asked_by: str = "trainer.device") -> Device:
+def choose_device(
+    option: Literal["auto", "cuda", "mps", "cpu"], asked_by: str = "trainer.device"
+) -> Device:
     """The device that an option means here: with `auto` CUDA, else MPS, else the CPU.
 
     Raises:
@@ -39,26 +42,32 @@ def choose_device(option: Literal["auto", "cuda", "mps", "cpu"], asked_by: str =
     if option == "auto":
         return there[0]
     if option not in there:
-        raise ConfigError(f"{asked_by}: torch finds no {option} here, only {' and '.join(there)}; write auto, or {' or '.join(there)}")
+        raise ConfigError(
+            f"{asked_by}: torch finds no {option} here, only {' and '.join(there)}; write auto, or"
+            f" {' or '.join(there)}"
+        )
     return option
 
 
 def check_devices(count: int, device: Device) -> None:
-    """Raises ConfigError where `trainer.devices` asks for more than there are. CPU processes share the cores."""
+    """Raises ConfigError where `trainer.devices` asks for more than there are. CPU processes share
+    the cores.
+    """
     import torch
 
     present = {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": count}[device]
     if count > present:
         raise ConfigError(
-            f"trainer.devices: {count} is more than the {present} {device} device{'s' * (present != 1)} here; write {present}"
+            f"trainer.devices: {count} is more than the {present} {device}"
+            f" device{'s' * (present != 1)} here; write {present}"
         )
 
 
 def choose_precision(option: Literal["auto", "fp32", "bf16", "fp16"], device: Device) -> Precision:
     """The precision of the matrix products that `trainer.precision` means on `device`.
 
-    auto: bf16 where the device computes it natively, else fp16 on CUDA, else fp32. bf16 on a CPU without it is slow, and
-    done when asked for.
+    auto: bf16 where the device computes it natively, else fp16 on CUDA, else fp32. bf16 on a CPU
+    without it is slow, and done when asked for.
 
     Raises:
         ConfigError: the device cannot do what was asked for.
@@ -72,10 +81,13 @@ def choose_precision(option: Literal["auto", "fp32", "bf16", "fp16"], device: De
     if option == "bf16" and device == "cuda" and capability < (8, 0):
         have = ".".join(map(str, capability))
         raise ConfigError(
-            f"trainer.precision: bf16 needs a GPU of compute capability 8.0, and this one has {have}; write auto, fp16 or fp32"
+            "trainer.precision: bf16 needs a GPU of compute capability 8.0, and this one has"
+            f" {have}; write auto, fp16 or fp32"
         )
     if option == "fp16" and device == "cpu":
-        raise ConfigError("trainer.precision: fp16 cannot be trained on a CPU; write auto, fp32 or bf16")
+        raise ConfigError(
+            "trainer.precision: fp16 cannot be trained on a CPU; write auto, fp32 or bf16"
+        )
     if option != "auto":
         return option
     if device == "cuda":
@@ -84,7 +96,9 @@ def choose_precision(option: Literal["auto", "fp32", "bf16", "fp16"], device: De
 
 
 def _cpu_has_bf16() -> bool:
-    """As Linux says. On macOS the answer is no: torch multiplies fp32 with Apple's Accelerate there, whose BLAS knows no bf16."""
+    """As Linux says. On macOS the answer is no: torch multiplies fp32 with Apple's Accelerate
+    there, whose BLAS knows no bf16.
+    """
     try:
         words = CPUINFO.read_text(encoding="utf-8", errors="replace").split()
     except OSError:
@@ -101,10 +115,12 @@ def autocast(device: Device, precision: Precision) -> AbstractContextManager[obj
 
 
 def matmul_peak(device: Device, precision: Precision) -> float:
-    """The FLOP/s that this machine reaches on square matrix products, measured in about 0.2 s: what MFU is a share of.
+    """The FLOP/s that this machine reaches on square matrix products, measured in about 0.2 s: what
+    MFU is a share of.
 
-    The products grow until one takes 5 ms, and the best time counts. fp32 on CUDA uses TF32 exactly if the process does at this moment.
-    Resets CUDA's peak memory, so that the measurement does not count as the run's.
+    The products grow until one takes 5 ms, and the best time counts. fp32 on CUDA uses TF32 exactly
+    if the process does at this moment. Resets CUDA's peak memory, so that the measurement does not
+    count as the run's.
     """
     import torch
 
@@ -136,7 +152,8 @@ def matmul_peak(device: Device, precision: Precision) -> float:
 def peak_memory_mb(device: Device) -> float:
     """The most memory that this process has held so far, in MB (10^6 bytes).
 
-    CUDA: tensors at their peak. MPS: what the driver holds now, which hardly ever shrinks. CPU: the whole process at its peak.
+    CUDA: tensors at their peak. MPS: what the driver holds now, which hardly ever shrinks. CPU: the
+    whole process at its peak.
     """
     if device == "cpu":
         unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
@@ -144,11 +161,17 @@ def peak_memory_mb(device: Device) -> float:
 
     import torch
 
-    return (torch.cuda.max_memory_allocated() if device == "cuda" else torch.mps.driver_allocated_memory()) / 1e6
+    return (
+        torch.cuda.max_memory_allocated()
+        if device == "cuda"
+        else torch.mps.driver_allocated_memory()
+    ) / 1e6
 
 
 def memory(device: Device) -> tuple[int, int] | tuple[None, None]:
-    """Bytes of memory that the device has, and that are free now; (None, None) where the machine does not say."""
+    """Bytes of memory that the device has, and that are free now; (None, None) where the machine
+    does not say.
+    """
     if device == "cuda":
         import torch
 
@@ -165,27 +188,37 @@ def smaller_micro_batch(rows: int, processes: int, rank: int, problem: str) -> i
     """How many rows to try at once where `rows` were too many for the memory.
 
     Raises:
-        UserError: on several devices, where the others have exchanged a part of the step that cannot be taken back; or a single row is
-            too much.
+        UserError: on several devices, where the others have exchanged a part of the step that
+            cannot be taken back; or a single row is too much.
     """
     if processes == 1 and rows > 1:
         return rows // 2
-    finer = f"trainer.micro_batch_size: {rows // 2} (it is {rows} now; the step stays the same, only cut finer), or "
+    finer = (
+        f"trainer.micro_batch_size: {rows // 2} (it is {rows} now; the step stays the same, only"
+        " cut finer), or "
+    )
     raise UserError(
-        f"out of memory on device {rank} with {rows} row{'s' * (rows > 1)} at once; write {finer if rows > 1 else ''}"
-        f"model.gradient_checkpointing: true, or a smaller data.sequence_length ({problem})"
+        f"out of memory on device {rank} with {rows} row{'s' * (rows > 1)} at once; write"
+        f" {finer if rows > 1 else ''}model.gradient_checkpointing: true, or a smaller"
+        f" data.sequence_length ({problem})"
     )
 
 
-def flops_per_token(n_matmul_parameters: int, n_layers: int, context: int, d_model: int, n_frozen: int = 0) -> int:
-    """FLOP of one token's forward and backward pass: 6 N + 12 L T d (PaLM, appendix B; Chowdhery et al. 2022, arXiv:2204.02311).
+def flops_per_token(
+    n_matmul_parameters: int, n_layers: int, context: int, d_model: int, n_frozen: int = 0
+) -> int:
+    """FLOP of one token's forward and backward pass: 6 N + 12 L T d (PaLM, appendix B; Chowdhery et
+    al. 2022, arXiv:2204.02311).
 
-    Of the 6, 2 are the forward pass, 2 the gradient of what a matrix reads, and 2 its own, which a frozen one does without.
+    Of the 6, 2 are the forward pass, 2 the gradient of what a matrix reads, and 2 its own, which a
+    frozen one does without.
 
-    Attention counts in full although half of it is masked, as PaLM and nanoGPT have it, so that utilisations compare.
+    Attention counts in full although half of it is masked, as PaLM and nanoGPT have it, so that
+    utilisations compare.
 
     Args:
-        n_matmul_parameters: N, the weights that are multiplied: all matrices with the output head (tied or not), without lookup tables.
+        n_matmul_parameters: N, the weights that are multiplied: all matrices with the output head
+            (tied or not), without lookup tables.
         n_layers: L.
         context: T, tokens in a row.
         d_model: d, heads times head width.

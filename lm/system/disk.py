@@ -1,4 +1,6 @@
-"""Files on a disk that may be full, fail, or lose power in the middle of a write. Only the standard library."""
+"""Files on a disk that may be full, fail, or lose power in the middle of a write. Only the standard
+library.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,21 @@ MOST_JSON = 2**24  # bytes; what we write has some kilobytes
 
 @contextlib.contextmanager
 def refusals(path: Path, needed: int = 0) -> Iterator[None]:
-    """While `path` is written: what the disk refuses becomes a CheckpointError that says how much room there is, and is `needed`."""
+    """While `path` is written: what the disk refuses becomes a CheckpointError that says how much
+    room there is, and is `needed`.
+    """
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch.save tells of a full disk by one that names its zip writer; any other is a device's, and not the disk's fault.
+        # torch.save tells of a full disk by one that names its zip writer; any other is a device's,
+        # and not the disk's fault.
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise CheckpointError(f"{path} could not be written: {reason}{_room(path, needed)}; what was saved before is untouched") from error
+        raise CheckpointError(
+            f"{path} could not be written: {reason}{_room(path, needed)}; what was saved before is"
+            " untouched"
+        ) from error
 
 
 def sync(path: Path) -> None:
@@ -41,7 +49,9 @@ def sync(path: Path) -> None:
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a text file whole: whoever looks, whenever the power goes, finds the old content or the new."""
+    """Write a text file whole: whoever looks, whenever the power goes, finds the old content or the
+    new.
+    """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with refusals(path):
         try:
@@ -54,7 +64,9 @@ def replace(path: Path, text: str) -> None:
 
 
 def append(path: Path, line: str) -> None:
-    """Add a line to a text file, durably. Where a kill has cut the last one, this one is not glued to it."""
+    """Add a line to a text file, durably. Where a kill has cut the last one, this one is not glued
+    to it.
+    """
     content = line.encode() + b"\n"
     with refusals(path), path.open("a+b") as file:
         if file.tell() > 0:
@@ -69,13 +81,18 @@ def append(path: Path, line: str) -> None:
 def fingerprint(path: Path) -> dict[str, Any]:
     """A file's size and hash: {"bytes", "sha256"}."""
     with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
 
 
 def read_start(path: Path | str, most: int) -> bytes:
-    """The first bytes of what a person named, a pipe (`<(command)`) or device too; of what is longer, one more than `most`. Raises OSError.
+    """The first bytes of what a person named, a pipe (`<(command)`) or device too; of what is
+    longer, one more than `most`. Raises OSError.
 
-    Opened without waiting: into a pipe of which nobody has the other end, nobody will write. What has a writer is waited for.
+    Opened without waiting: into a pipe of which nobody has the other end, nobody will write. What
+    has a writer is waited for.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     os.set_blocking(descriptor, True)
@@ -84,7 +101,8 @@ def read_start(path: Path | str, most: int) -> bytes:
 
 
 def read_text(path: Path, most: int = MOST_JSON, errors: str = "strict") -> str:
-    """A UTF-8 file of at most so many bytes, and nothing else under its name: a pipe would be waited for, /dev/zero never ends.
+    """A UTF-8 file of at most so many bytes, and nothing else under its name: a pipe would be
+    waited for, /dev/zero never ends.
 
     Raises:
         OSError: it cannot be read, or is not such a file.
@@ -107,7 +125,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise CheckpointError(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged: it should hold a JSON object")
     return value
@@ -118,8 +138,8 @@ def require_room(folder: Path, size: int, situation: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise CheckpointError(
-            f"{folder}: {situation}: the next checkpoint takes {in_bytes(size)}, and {in_bytes(free)} are free; make room and go on with "
-            "--resume auto"
+            f"{folder}: {situation}: the next checkpoint takes {in_bytes(size)}, and"
+            f" {in_bytes(free)} are free; make room and go on with --resume auto"
         )
 
 

@@ -37,8 +37,8 @@ DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class UserError(Exception):
-    """A mistake outside the program. The message is the whole answer that the user gets: one line, without anything that could command
-    the terminal, whatever a file from elsewhere put into it.
+    """A mistake outside the program. The message is the whole answer that the user gets: one line,
+    without anything that could command the terminal, whatever a file from elsewhere put into it.
     """
 
     exit_code = 1
@@ -82,7 +82,8 @@ class CheckFailed(UserError):
 class Stopped(BaseException):
     """A signal asked the run to stop. `exit_code` is 128 + the signal's number, as shells have it.
 
-    Not an Exception: it may come at any moment, and whoever lives with any error must not live with this one.
+    Not an Exception: it may come at any moment, and whoever lives with any error must not live with
+    this one.
     """
 
     def __init__(self, message: str, signal_number: int):
@@ -92,11 +93,15 @@ class Stopped(BaseException):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command's `main` and leave with a documented exit code: one plain message, never a traceback on the screen."""
+    """Run a command's `main` and leave with a documented exit code: one plain message, never a
+    traceback on the screen.
+    """
     threading.excepthook = _on_failed_thread
     try:
         main()
-        sys.stdout.flush()  # while a failure can still be answered: at its own exit Python would complain and return 120
+        # while a failure can still be answered: at its own exit Python would complain and return
+        # 120
+        sys.stdout.flush()
     except (UserError, Stopped) as error:
         _leave(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -109,7 +114,9 @@ def run(main: Callable[[], None]) -> None:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Torch has a class for it on GPUs only; on a CPU it is a RuntimeError like many others."""
-    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in ("out of memory", "allocate memory"))
+    return isinstance(error, MemoryError) or any(
+        words in str(error).lower() for words in ("out of memory", "allocate memory")
+    )
 
 
 def is_lost_process(error: Exception) -> bool:
@@ -118,22 +125,36 @@ def is_lost_process(error: Exception) -> bool:
 
 
 def printable(text: str, kept: str = "") -> str:
-    """Text for a person: what is not printable (line ends too) becomes U+FFFD, but for the characters in `kept`."""
-    return "".join(character if character.isprintable() or character in kept else "\N{REPLACEMENT CHARACTER}" for character in text)
+    """Text for a person: what is not printable (line ends too) becomes U+FFFD, but for the
+    characters in `kept`.
+    """
+    return "".join(
+        character if character.isprintable() or character in kept else "\N{REPLACEMENT CHARACTER}"
+        for character in text
+    )
 
 
 def not_installed(error: ModuleNotFoundError) -> str:
-    """The answer to the commonest first mistake: another Python than the one that `make setup` filled."""
-    return f"{sys.executable} has no {error.name}: run `make setup` once, then `source .venv/bin/activate`"
+    """The answer to the commonest first mistake: another Python than the one that `make setup`
+    filled.
+    """
+    return (
+        f"{sys.executable} has no {error.name}: run `make setup` once, then `source"
+        " .venv/bin/activate`"
+    )
 
 
 def keep_tracebacks_in(folder: Path) -> None:
-    """What goes wrong in this process from here on belongs to a run: tracebacks are written into its folder."""
+    """What goes wrong in this process from here on belongs to a run: tracebacks are written into
+    its folder.
+    """
     _places.insert(0, folder)
 
 
 def write_traceback() -> Path:
-    """Write the current exception's traceback to a new file: in the run's folder, else in the system's temporary one."""
+    """Write the current exception's traceback to a new file: in the run's folder, else in the
+    system's temporary one.
+    """
     for place in _places:
         with contextlib.suppress(OSError):
             handle, name = tempfile.mkstemp(prefix="error-", suffix=".txt", dir=place)
@@ -146,36 +167,57 @@ def write_traceback() -> Path:
 
 
 def _on_failed_thread(failure: threading.ExceptHookArgs) -> None:
-    """What the disk refuses to a thread, its owner gets to hear: TensorBoard's writer hands it on with the next call. It is told once."""
+    """What the disk refuses to a thread, its owner gets to hear: TensorBoard's writer hands it on
+    with the next call. It is told once.
+    """
     if not isinstance(failure.exc_value, OSError):
         threading.__excepthook__(failure)
 
 
 def _unexpected(error: Exception) -> tuple[str, int]:
     """What to say about an exception that nobody turned into a UserError, and the exit code."""
-    if isinstance(error, BrokenPipeError) and _reader_is_gone():  # else it was a pipe of our own, such as a worker's
+    # else it was a pipe of our own, such as a worker's
+    if isinstance(error, BrokenPipeError) and _reader_is_gone():
         return "", 141
     if isinstance(error, OSError) and error.errno in DISK_REFUSALS:
-        return f"{error.filename or 'a file'} could not be written: {error.strerror}", CheckpointError.exit_code
+        return (
+            f"{error.filename or 'a file'} could not be written: {error.strerror}",
+            CheckpointError.exit_code,
+        )
     if is_out_of_memory(error):
         summary = "out of memory; in training, a smaller trainer.micro_batch_size needs less"
     elif is_lost_process(error):
-        return "another process of this run has ended, and this one cannot go on alone; that one's message, or its launcher's, says why", 1
+        return (
+            (
+                "another process of this run has ended, and this one cannot go on alone; that one's"
+                " message, or its launcher's, says why"
+            ),
+            1,
+        )
     elif isinstance(error, ModuleNotFoundError):
         return not_installed(error), ConfigError.exit_code
     elif "DataLoader worker" in (cause := _told_by_torch(error)):
-        summary = f"{cause.partition('.')[0]}; most often memory did not suffice: try data.workers: 0"
+        summary = (
+            f"{cause.partition('.')[0]}; most often memory did not suffice: try data.workers: 0"
+        )
     else:
         summary = f"internal error: {type(error).__name__}: {error}".splitlines()[0]
     try:
         return f"{summary} (the traceback is in {write_traceback()})", 1
     except OSError as refusal:  # no room for it: better on the screen than lost
-        return f"{summary} (the traceback could not be saved: {refusal.strerror})\n{traceback.format_exc()}", 1
+        return (
+            (
+                f"{summary} (the traceback could not be saved:"
+                f" {refusal.strerror})\n{traceback.format_exc()}"
+            ),
+            1,
+        )
 
 
 def _told_by_torch(error: BaseException | None) -> str:
-    """The message of the first RuntimeError behind an error. Torch raises it wherever the main thread is when a worker dies, and whoever
-    is interrupted there makes an error of its own of it."""
+    """The message of the first RuntimeError behind an error. Torch raises it wherever the main
+    thread is when a worker dies, and whoever is interrupted there makes an error of its own of it.
+    """
     told = ""
     while error is not None:
         told = str(error) if isinstance(error, RuntimeError) else told
@@ -198,7 +240,9 @@ def _reader_is_gone() -> bool:
 
 
 def _let_go_of_dead_output() -> None:
-    """Point a stream that nobody takes any more at nothing, so that Python's flush at the exit stays quiet."""
+    """Point a stream that nobody takes any more at nothing, so that Python's flush at the exit
+    stays quiet.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,4 +1,6 @@
-"""Values of JSON files that anyone may have written: found in nested mappings, and None unless they are of the wanted type."""
+"""Values of JSON files that anyone may have written: found in nested mappings, and None unless they
+are of the wanted type.
+"""
 
 from __future__ import annotations
 

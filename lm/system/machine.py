@@ -1,4 +1,6 @@
-"""What a run was made with that no file of its own says: the state of the code, and the machine's parts by name."""
+"""What a run was made with that no file of its own says: the state of the code, and the machine's
+parts by name.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def code(root: Path = ROOT) -> dict[str, Any] | None:
-    """The commit of a git checkout, and whether files that git knows were changed since. None: it is none, or git does not tell."""
+    """The commit of a git checkout, and whether files that git knows were changed since. None: it
+    is none, or git does not tell.
+    """
     git = shutil.which("git")
-    if git is None or not (root / ".git").exists():  # an installed package may lie within somebody else's checkout
+    # an installed package may lie within somebody else's checkout
+    if git is None or not (root / ".git").exists():
         return None
     answers = []
     surroundings = {
@@ -26,14 +31,25 @@ def code(root: Path = ROOT) -> dict[str, Any] | None:
     for question in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
         command = [git, "--no-optional-locks", "-C", str(root), *question]
         try:
-            answers.append(subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True, timeout=10).stdout.strip())  # noqa: S603
+            answers.append(
+                subprocess.run(
+                    command,
+                    env=surroundings,
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                    timeout=10,
+                ).stdout.strip()
+            )  # noqa: S603
         except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
             return None
     return {"commit": answers[0], "changed": bool(answers[1])}
 
 
 def hardware(device: Device) -> dict[str, Any]:
-    """The processor, its cores, memory in bytes, the GPU if it is one, and the operating system; None where the machine does not say."""
+    """The processor, its cores, memory in bytes, the GPU if it is one, and the operating system;
+    None where the machine does not say.
+    """
     gpu = None
     if device == "cuda":
         import torch
@@ -41,7 +57,9 @@ def hardware(device: Device) -> dict[str, Any]:
         gpu = torch.cuda.get_device_name()
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        ),
         "memory": memory("cpu")[0],
         "gpu": gpu,
         "system": platform.platform(terse=True),

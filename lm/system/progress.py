@@ -16,7 +16,8 @@ LINE_SECONDS = 10.0  # where there is no terminal a line is due this often
 
 
 class Progress:
-    """Shows how far the run is, its loss, its speed and the time it has left. On all processes but the first it is silent.
+    """Shows how far the run is, its loss, its speed and the time it has left. On all processes but
+    the first it is silent.
 
     Args:
         max_steps: where the run ends.
@@ -68,15 +69,23 @@ class Progress:
             self._bar.close()
 
     def _left(self, step: int, now: float) -> str:
-        """Validations and saves count, since more of them are to come; what came before the first step (set-up, compiling) does not."""
+        """Validations and saves count, since more of them are to come; what came before the first
+        step (set-up, compiling) does not.
+        """
         if self._first is None:
             self._first = step, now
         first_step, since = self._first
         if not first_step < step < self._max_steps:
             return ""
-        minutes, seconds = divmod(round((now - since) / (step - first_step) * (self._max_steps - step)), 60)
+        minutes, seconds = divmod(
+            round((now - since) / (step - first_step) * (self._max_steps - step)), 60
+        )
         hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02d}:{seconds:02d} left" if hours else f"{minutes}:{seconds:02d} left"
+        return (
+            f"{hours}:{minutes:02d}:{seconds:02d} left"
+            if hours
+            else f"{minutes}:{seconds:02d} left"
+        )
 
 
 class ReadingProgress:
@@ -95,7 +104,15 @@ class ReadingProgress:
         self._done_before = done
         self._bar = None
         if not quiet and sys.stderr.isatty():
-            self._bar = tqdm(desc=what, total=sum(sizes) or None, initial=done, unit="B", unit_scale=True, dynamic_ncols=True, leave=False)
+            self._bar = tqdm(
+                desc=what,
+                total=sum(sizes) or None,
+                initial=done,
+                unit="B",
+                unit_scale=True,
+                dynamic_ncols=True,
+                leave=False,
+            )
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,5 @@
-"""Signals that ask a run to stop: Ctrl-C, SIGTERM, and SIGUSR1, which SLURM sends before the time is up.
+"""Signals that ask a run to stop: Ctrl-C, SIGTERM, and SIGUSR1, which SLURM sends before the time
+is up.
 
 Between steps (while a run starts, compiles or waits for data) a signal raises `Stopped` on the spot. Inside a step and what follows it
 (saving, validating) it is only noted, and the run stops where nothing is half done. On the way out the next ones are only noted too: a
@@ -32,7 +33,8 @@ class StopSignals:
     Attributes:
         requested: the number of the first signal that came, or 0.
         sheltered: a signal is only noted.
-        since: when this was made (time.monotonic), for the time limit, which a run that goes back to a checkpoint does not start anew.
+        since: when this was made (time.monotonic), for the time limit, which a run that goes back
+            to a checkpoint does not start anew.
     """
 
     def __init__(self, speaks: bool, advice: str = RESUME):
@@ -49,7 +51,12 @@ class StopSignals:
         self.take()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -66,7 +73,8 @@ class StopSignals:
             raise stopped(self.requested, advice=self._advice)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a worker, forked with these handlers: the run tells it when to end
+        # a worker, forked with these handlers: the run tells it when to end
+        if os.getpid() != self._process:
             return
         if self.requested and number == signal.SIGINT:
             os._exit(128 + number)  # the checkpoints on the disk are whole at every moment
@@ -75,17 +83,26 @@ class StopSignals:
             self.sheltered = True
             raise stopped(number, advice=self._advice)
         if first and self._speaks:
-            # Through os.write: what is interrupted here may be a print, which must not be entered again.
+            # Through os.write: what is interrupted here may be a print, which must not be entered
+            # again.
             with contextlib.suppress(OSError):
-                os.write(2, f"\n{signal.Signals(number).name}: finishing this step and saving (Ctrl-C again stops at once)\n".encode())
+                os.write(
+                    2,
+                    f"\n{signal.Signals(number).name}: finishing this step and saving (Ctrl-C again"
+                    " stops at once)\n".encode(),
+                )
 
 
 @contextlib.contextmanager
-def child(command: Sequence[str], stdout: Any, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
-    """Another command of ours, which does not outlive the block: a signal to this process alone would leave it running, in folders that
-    are then gone. Its stderr is a pipe.
+def child(
+    command: Sequence[str], stdout: Any, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Another command of ours, which does not outlive the block: a signal to this process alone
+    would leave it running, in folders that are then gone. Its stderr is a pipe.
     """
-    process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment)  # noqa: S603 (our own command)
+    process = subprocess.Popen(
+        command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment
+    )  # noqa: S603 (our own command)
     try:
         yield process
     finally:

@@ -1,4 +1,5 @@
-"""Byte-level BPE by the library tiktoken, several times as fast as `tokenizers` and only where the ids are certain to be the same.
+"""Byte-level BPE by the library tiktoken, several times as fast as `tokenizers` and only where the
+ids are certain to be the same.
 
 Both libraries cut a text into pieces by a regular expression and merge the bytes of each piece, pair by pair. They differ in what says
 which pair may merge, and when: `tokenizers` has a list of pairs, tiktoken merges any two neighbours whose bytes together are a token, the
@@ -23,9 +24,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# What stands before `SPACES` in the patterns of GPT-2, Llama 3, Qwen 2 and GPT-4o, and of the many that took theirs over.
+# What stands before `SPACES` in the patterns of GPT-2, Llama 3, Qwen 2 and GPT-4o, and of the many
+# that took theirs over.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
-LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+)
 QWEN2 = LLAMA3.replace("{1,3}", "")
 GPT4O = "|".join(
     [
@@ -37,7 +42,8 @@ GPT4O = "|".join(
 SPACES = r"|\s+(?!\S)|\s+"
 ANYTHING = r"(?s:.+)"
 NFC = {"type": "NFC"}  # Qwen's normalizer. It leaves ASCII alone.
-# A letter that came with each version of Unicode from 12 to 17: libraries that agree on these have the tables of one version.
+# A letter that came with each version of Unicode from 12 to 17: libraries that agree on these have
+# the tables of one version.
 LETTERS = "\ua7ba\ua7c7\ua7d0\U0001e4d0\U0002ebf0\ua7cb\U000323b0"
 
 
@@ -46,14 +52,17 @@ class NotTheSame(ValueError):
 
 
 class FastBpe:
-    """The ids of `tokenizers` for a definition, by tiktoken. For one thread of one process: it pays to have as many processes as cores."""
+    """The ids of `tokenizers` for a definition, by tiktoken. For one thread of one process: it pays
+    to have as many processes as cores.
+    """
 
     def __init__(self, definition: str, reserved: frozenset[int]):
         """Takes about half a second for 50,000 tokens.
 
         Args:
             definition: a tokenizer.json in the words of the installed `tokenizers`.
-            reserved: ids that no text may have; `tokenizers` is taken to treat special tokens in text as plain text.
+            reserved: ids that no text may have; `tokenizers` is taken to treat special tokens in
+                text as plain text.
 
         Raises:
             NotTheSame: the ids might differ.
@@ -64,24 +73,39 @@ class FastBpe:
         pattern = _pattern(settings)
         ranks = _ranks(settings["model"], reserved)
         _check_unicode()
-        # Without any special token, tiktoken's search for special tokens stops at every character and takes as long as all the rest.
+        # Without any special token, tiktoken's search for special tokens stops at every character
+        # and takes as long as all the rest.
         nowhere = {"\0<|in no text|>\0": max(ranks.values()) + 1}
-        self._encoding = Encoding("", pat_str=pattern, mergeable_ranks=ranks, special_tokens=nowhere)
+        self._encoding = Encoding(
+            "", pat_str=pattern, mergeable_ranks=ranks, special_tokens=nowhere
+        )
         self._ascii_only = settings["normalizer"] == NFC
-        self._other_tokens = [token["content"] for token in settings["added_tokens"] if not token["special"]]
+        self._other_tokens = [
+            token["content"] for token in settings["added_tokens"] if not token["special"]
+        ]
 
     def encode(self, text: str) -> NDArray[np.uint32] | None:
-        """The ids of a text; None for one that `tokenizers` has to do, or to refuse because it is not Unicode."""
-        if (self._ascii_only and not text.isascii()) or any(token in text for token in self._other_tokens):
+        """The ids of a text; None for one that `tokenizers` has to do, or to refuse because it is
+        not Unicode.
+        """
+        if (self._ascii_only and not text.isascii()) or any(
+            token in text for token in self._other_tokens
+        ):
             return None
         try:
             return self._encoding.encode_to_numpy(text, disallowed_special=())
-        except ValueError:  # No Unicode; or its regular expressions gave up, as they do on about a million spaces in a row.
+        except (
+            ValueError
+            # No Unicode; or its regular expressions gave up, as they do on about a million spaces in a
+            # row.
+        ):
             return None
 
 
 def byte_symbols() -> list[str]:
-    """The character that stands for each byte in byte-level vocabularies (GPT-2): itself if printable, else the next from U+0100."""
+    """The character that stands for each byte in byte-level vocabularies (GPT-2): itself if
+    printable, else the next from U+0100.
+    """
     printable, spare = {*range(33, 127), *range(161, 173), *range(174, 256)}, itertools.count(256)
     return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
 
@@ -92,15 +116,21 @@ def _pattern(settings: dict[str, Any]) -> str:
         raise NotTheSame(f"its normalizer is {settings['normalizer']['type']}")
     steps = settings["pre_tokenizer"] or {}
     steps = steps["pretokenizers"] if steps.get("type") == "Sequence" else [steps]
-    last = {key: value for key, value in steps[-1].items() if key != "trim_offsets"} if steps else {}
-    if last not in ({"type": "ByteLevel", "add_prefix_space": False, "use_regex": regex} for regex in (False, True)):
+    last = (
+        {key: value for key, value in steps[-1].items() if key != "trim_offsets"} if steps else {}
+    )
+    if last not in (
+        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": regex}
+        for regex in (False, True)
+    ):
         raise NotTheSame("its pre_tokenizer does not end in a plain ByteLevel")
     cuts = [*steps[:-1], *([_isolated(GPT2 + SPACES)] if last["use_regex"] else [])]
     if not cuts:
         return ANYTHING
     for head in (GPT2, LLAMA3, QWEN2, GPT4O):
         if cuts == [_isolated(head + SPACES)]:
-            # As one group, without the look-ahead, it runs in a finite automaton: twice as fast, with the same matches.
+            # As one group, without the look-ahead, it runs in a finite automaton: twice as fast,
+            # with the same matches.
             return f"(?:{head}){SPACES}"
     raise NotTheSame("its pre_tokenizer cuts in a way that is not known to be the same in tiktoken")
 
@@ -110,11 +140,16 @@ def _isolated(pattern: str) -> dict[str, Any]:
 
 
 def _ranks(model: dict[str, Any], reserved: frozenset[int]) -> dict[bytes, int]:
-    """The bytes and the id of every token that text can have; see the head of the file for why the ids come out the same."""
+    """The bytes and the id of every token that text can have; see the head of the file for why the
+    ids come out the same.
+    """
     if model["type"] != "BPE":
         raise NotTheSame(f"its model is {model['type']}")
-    # unk_token, fuse_unk and byte_fallback are for characters that are not in the vocabulary; all bytes are, as is checked below.
-    if changed := [key for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model[key]]:
+    # unk_token, fuse_unk and byte_fallback are for characters that are not in the vocabulary; all
+    # bytes are, as is checked below.
+    if changed := [
+        key for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model[key]
+    ]:
         raise NotTheSame(f"its model has a {changed[0]}")
     vocab: dict[str, int] = model["vocab"]
     byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
@@ -149,7 +184,10 @@ def _check_unicode() -> None:
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import Split
 
-    theirs = "".join(piece for piece, _ in Split(Regex(r"\p{L}"), "removed", invert=True).pre_tokenize_str(LETTERS))
+    theirs = "".join(
+        piece
+        for piece, _ in Split(Regex(r"\p{L}"), "removed", invert=True).pre_tokenize_str(LETTERS)
+    )
     single_bytes = {bytes([byte]): byte for byte in range(256)}
     encoding = Encoding("", pat_str=r"\p{L}", mergeable_ranks=single_bytes, special_tokens={})
     if bytes(encoding.encode_ordinary(LETTERS)).decode() != theirs:

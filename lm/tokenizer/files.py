@@ -1,4 +1,5 @@
-"""Where a tokenizer's definition comes from: a tokenizer.json, a folder, or a repository of the Hugging Face hub.
+"""Where a tokenizer's definition comes from: a tokenizer.json, a folder, or a repository of the
+Hugging Face hub.
 
 Whatever is found becomes the text of a fast `tokenizer.json` and the ids of its end-of-text and padding tokens, or is refused in one
 line. The file itself is read where there is one, because it is the truth about the ids; `transformers` is asked only to convert what has
@@ -15,9 +16,25 @@ from typing import Any
 
 from lm.system.errors import ConfigError
 
-EOS_NAMES = ("<|endoftext|>", "<|eos|>", "</s>", "<eos>", "<|end_of_text|>", "[EOS]", "<|im_end|>", "[SEP]")
+EOS_NAMES = (
+    "<|endoftext|>",
+    "<|eos|>",
+    "</s>",
+    "<eos>",
+    "<|end_of_text|>",
+    "[EOS]",
+    "<|im_end|>",
+    "[SEP]",
+)
 PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]")
-FILES = ("tokenizer*", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.model")
+FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "*.model",
+)
 ADVICE = "give a folder or a tokenizer.json"
 TIMEOUT = 10.0  # Seconds that the hub has for an answer.
 
@@ -42,37 +59,50 @@ class Source:
 
 
 def find(name: str) -> Found:
-    """Read the tokenizer that `name` (a file, a folder, or a hub id) stands for. Raises ConfigError."""
+    """Read the tokenizer that `name` (a file, a folder, or a hub id) stands for. Raises
+    ConfigError.
+    """
     path = Path(name).expanduser()
     try:
-        source = _from_file(path) if path.is_file() else _from_folder(name, path if path.is_dir() else _download(name))
+        source = (
+            _from_file(path)
+            if path.is_file()
+            else _from_folder(name, path if path.is_dir() else _download(name))
+        )
         backend = open_definition(source.definition)
     except (OSError, ValueError) as error:
         raise ConfigError(f"tokenizer {name}: cannot be read: {_first_line(error)}") from error
 
     def first_id(*tokens: str | None) -> int | None:
-        return next((i for token in tokens if token and (i := backend.token_to_id(token)) is not None), None)
+        return next(
+            (i for token in tokens if token and (i := backend.token_to_id(token)) is not None), None
+        )
 
     tried = (source.eos_token,) if source.eos_token else EOS_NAMES
     eos_id = first_id(*tried)
     if eos_id is None:
         raise ConfigError(
-            f"tokenizer {name}: no end-of-text token in its vocabulary, which was searched for {' '.join(tried)}: "
-            f'name one in a tokenizer_config.json in {source.path.parent}, as {{"eos_token": "..."}}'
+            f"tokenizer {name}: no end-of-text token in its vocabulary, which was searched for"
+            f" {' '.join(tried)}: "
+            f'name one in a tokenizer_config.json in {source.path.parent}, as {{"eos_token":'
+            ' "..."}'
         )
     pad_id = first_id(source.pad_token, *PAD_NAMES)
     return Found(backend.to_str(), eos_id, eos_id if pad_id is None else pad_id)
 
 
 def open_definition(definition: str) -> Any:
-    """The `tokenizers.Tokenizer` of a tokenizer.json, set to treat text as nothing but text. Raises ValueError."""
+    """The `tokenizers.Tokenizer` of a tokenizer.json, set to treat text as nothing but text. Raises
+    ValueError.
+    """
     from tokenizers import Tokenizer
 
     try:
         backend = Tokenizer.from_str(definition)
     except Exception as error:  # The library has no narrower class.
         raise ValueError(f"not a tokenizer.json of the tokenizers library: {error}") from error
-    # A file may ask to cut or fill up what it encodes, or to drop merges at random: text would be lost, or mean something else each time.
+    # A file may ask to cut or fill up what it encodes, or to drop merges at random: text would be
+    # lost, or mean something else each time.
     backend.no_truncation()
     backend.no_padding()
     if getattr(backend.model, "dropout", None):
@@ -82,7 +112,11 @@ def open_definition(definition: str) -> Any:
 
 
 def _from_file(path: Path) -> Source:
-    return Source(path.read_text(encoding="utf-8"), path, *(_named_token(path.parent, key) for key in ("eos_token", "pad_token")))
+    return Source(
+        path.read_text(encoding="utf-8"),
+        path,
+        *(_named_token(path.parent, key) for key in ("eos_token", "pad_token")),
+    )
 
 
 def _from_folder(name: str, folder: Path) -> Source:
@@ -90,8 +124,12 @@ def _from_folder(name: str, folder: Path) -> Source:
         return _from_file(folder / "tokenizer.json")
     files = _files(folder)
     if not files:
-        raise ConfigError(f"tokenizer {name}: {folder} holds no tokenizer: neither tokenizer.json nor vocab.json with merges.txt")
-    # AutoTokenizer does not know what to make of these two alone; they are the form in which GPT-2 was published.
+        raise ConfigError(
+            f"tokenizer {name}: {folder} holds no tokenizer: neither tokenizer.json nor vocab.json"
+            " with merges.txt"
+        )
+    # AutoTokenizer does not know what to make of these two alone; they are the form in which GPT-2
+    # was published.
     if files == {"vocab.json", "merges.txt"} and not (folder / "config.json").is_file():
         return Source(_gpt2(name, folder), folder / "vocab.json")
     return _convert(name, folder)
@@ -102,10 +140,14 @@ def _files(folder: Path) -> set[str]:
 
 
 def _named_token(folder: Path, key: str) -> str | None:
-    """The special token that transformers' settings in this folder name: a string, or an object with `content`."""
+    """The special token that transformers' settings in this folder name: a string, or an object
+    with `content`.
+    """
     for file in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
         try:
-            token = json.loads(file.read_text(encoding="utf-8")).get(key) if file.is_file() else None
+            token = (
+                json.loads(file.read_text(encoding="utf-8")).get(key) if file.is_file() else None
+            )
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{file}: not a JSON object: {error}") from error
         if token:
@@ -114,20 +156,32 @@ def _named_token(folder: Path, key: str) -> str | None:
 
 
 def _gpt2(name: str, folder: Path) -> str:
-    """vocab.json and merges.txt as a tokenizer.json, with the settings of the one that the hub has for gpt2."""
+    """vocab.json and merges.txt as a tokenizer.json, with the settings of the one that the hub has
+    for gpt2.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     try:
         model = models.BPE.from_file(
-            str(folder / "vocab.json"), str(folder / "merges.txt"), continuing_subword_prefix="", end_of_word_suffix=""
+            str(folder / "vocab.json"),
+            str(folder / "merges.txt"),
+            continuing_subword_prefix="",
+            end_of_word_suffix="",
         )
     except Exception as error:  # The library has no narrower class.
-        raise ConfigError(f"tokenizer {name}: {folder} holds no byte-pair vocabulary: {error}") from error
+        raise ConfigError(
+            f"tokenizer {name}: {folder} holds no byte-pair vocabulary: {error}"
+        ) from error
     backend = Tokenizer(model)
-    missing = [symbol for symbol in pre_tokenizers.ByteLevel.alphabet() if backend.token_to_id(symbol) is None]
+    missing = [
+        symbol
+        for symbol in pre_tokenizers.ByteLevel.alphabet()
+        if backend.token_to_id(symbol) is None
+    ]
     if missing:
         raise ConfigError(
-            f"tokenizer {name}: {folder / 'vocab.json'} is not byte-level as GPT-2's is: {len(missing)} of 256 bytes are missing"
+            f"tokenizer {name}: {folder / 'vocab.json'} is not byte-level as GPT-2's is:"
+            f" {len(missing)} of 256 bytes are missing"
         )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -139,21 +193,46 @@ def _gpt2(name: str, folder: Path) -> str:
 
 
 def _convert(name: str, folder: Path) -> Source:
-    """Let transformers make a fast tokenizer of another form, such as a SentencePiece model. Code from the repository is never run."""
+    """Let transformers make a fast tokenizer of another form, such as a SentencePiece model. Code
+    from the repository is never run.
+    """
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(str(folder), use_fast=True, trust_remote_code=False, local_files_only=True)
-        return Source(loaded.backend_tokenizer.to_str(), folder / "tokenizer.json", loaded.eos_token, loaded.pad_token)
-    except Exception as error:  # Whatever it is that transformers stumbles over, the answer is the same.
-        raise ConfigError(f"tokenizer {name}: {folder} cannot be turned into a fast tokenizer.json: {_first_line(error)}") from error
+        loaded = AutoTokenizer.from_pretrained(
+            str(folder), use_fast=True, trust_remote_code=False, local_files_only=True
+        )
+        return Source(
+            loaded.backend_tokenizer.to_str(),
+            folder / "tokenizer.json",
+            loaded.eos_token,
+            loaded.pad_token,
+        )
+    except (
+        Exception
+    ) as error:  # Whatever it is that transformers stumbles over, the answer is the same.
+        raise ConfigError(
+            f"tokenizer {name}: {folder} cannot be turned into a fast tokenizer.json:"
+            f" {_first_line(error)}"
+        ) from error
 
 
 def _download(name: str) -> Path:
-    """The folder in which the hub's cache keeps this repository's tokenizer: as it is if whole, else fetched once."""
-    if name.startswith((".", "/", "~")) or name.endswith(".json") or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        made = f"; python -m tools.train_tokenizer --config CONFIG --vocab-size N --out {name} makes one from the configuration's text"
-        raise ConfigError(f"tokenizer {name}: no such file or folder{made if name.endswith('.json') else ''}")
+    """The folder in which the hub's cache keeps this repository's tokenizer: as it is if whole,
+    else fetched once.
+    """
+    if (
+        name.startswith((".", "/", "~"))
+        or name.endswith(".json")
+        or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
+    ):
+        made = (
+            f"; python -m tools.train_tokenizer --config CONFIG --vocab-size N --out {name} makes"
+            " one from the configuration's text"
+        )
+        raise ConfigError(
+            f"tokenizer {name}: no such file or folder{made if name.endswith('.json') else ''}"
+        )
     from huggingface_hub import HfApi, errors, snapshot_download
 
     wanted: dict[str, Any] = {"allow_patterns": [*FILES, "config.json"]}
@@ -165,13 +244,16 @@ def _download(name: str) -> Path:
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         pass
     try:
-        # Asked first because it has a time limit; snapshot_download waits for ever where a firewall swallows what is sent.
+        # Asked first because it has a time limit; snapshot_download waits for ever where a firewall
+        # swallows what is sent.
         HfApi().model_info(name, timeout=TIMEOUT)
         return Path(snapshot_download(name, **wanted))
     except Exception as error:  # Many libraries speak here, each with errors of its own.
         if cached is not None and _files(cached):
             return cached
-        raise ConfigError(f"tokenizer {name}: no such file or folder, and {_hub_refusal(error)}") from error
+        raise ConfigError(
+            f"tokenizer {name}: no such file or folder, and {_hub_refusal(error)}"
+        ) from error
 
 
 def _hub_refusal(error: Exception) -> str:
@@ -185,9 +267,13 @@ def _hub_refusal(error: Exception) -> str:
     if isinstance(error, errors.HFValidationError):
         return "it is no id of the Hugging Face hub"
     if constants.is_offline_mode():
-        return f"it is not in the local hub cache while HF_HUB_OFFLINE forbids to fetch it: {ADVICE}, or unset HF_HUB_OFFLINE"
+        return (
+            f"it is not in the local hub cache while HF_HUB_OFFLINE forbids to fetch it: {ADVICE},"
+            " or unset HF_HUB_OFFLINE"
+        )
     return (
-        f"it is not in the local hub cache and the Hugging Face hub cannot be reached: {ADVICE} ({_first_line(error.__cause__ or error)})"
+        f"it is not in the local hub cache and the Hugging Face hub cannot be reached: {ADVICE}"
+        f" ({_first_line(error.__cause__ or error)})"
     )
 
 

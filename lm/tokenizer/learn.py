@@ -24,12 +24,19 @@ from tqdm import tqdm
 from lm.system.errors import ConfigError
 from lm.tokenizer.tokenizer import ByteTokenizer, Tokenizer
 
-# GPT-4's, but a digit is always a word of its own, as in Qwen's: numbers take nothing of a small vocabulary, and every number is spelt in
-# the same way. Against GPT-2's it joins what follows a line to its end, which makes verse and lists shorter, and long numbers longer.
-PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# GPT-4's, but a digit is always a word of its own, as in Qwen's: numbers take nothing of a small
+# vocabulary, and every number is spelt in the same way. Against GPT-2's it joins what follows a
+# line to its end, which makes verse and lists shorter, and long numbers longer.
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 LEAST_VOCABULARY = 256 + len(ByteTokenizer.SPECIALS) + 1
-MOST_BYTES = 2**31 - 1  # `tokenizers` counts pairs in 32 bits, and a count that runs over is silent.
-PIECE = 2**16  # characters; a text is fed in pieces, as `tokenizers` takes more than 16 times the memory of what it cuts into words
+# `tokenizers` counts pairs in 32 bits, and a count that runs over is silent.
+MOST_BYTES = 2**31 - 1
+# characters; a text is fed in pieces, as `tokenizers` takes more than 16 times the memory of what
+# it cuts into words
+PIECE = 2**16
 BATCH = 2**20  # characters that are encoded together
 SETTINGS = {  # What transformers wants beside a tokenizer.json.
     "tokenizer_class": "PreTrainedTokenizerFast",
@@ -39,11 +46,14 @@ SETTINGS = {  # What transformers wants beside a tokenizer.json.
 
 
 def check_specials(names: Sequence[str]) -> None:
-    """Raise ConfigError unless these can be special tokens beside ByteTokenizer.SPECIALS, by names that a chat template can write."""
+    """Raise ConfigError unless these can be special tokens beside ByteTokenizer.SPECIALS, by names
+    that a chat template can write.
+    """
     for i, name in enumerate(names):
         if not re.fullmatch(r"<\|\w+\|>", name):
             raise ConfigError(
-                f"--special {name}: a special token is written '<|name|>', with letters, digits or _ for name (mind the quotes)"
+                f"--special {name}: a special token is written '<|name|>', with letters, digits or"
+                " _ for name (mind the quotes)"
             )
         if name in ByteTokenizer.SPECIALS:
             raise ConfigError(f"--special {name}: every vocabulary has it; leave it out")
@@ -52,18 +62,22 @@ def check_specials(names: Sequence[str]) -> None:
 
 
 def learn(texts: Iterable[str], vocab_size: int, specials: Sequence[str] = ()) -> tuple[str, int]:
-    """The content of a tokenizer.json with at most `vocab_size` ids, and the bytes of text that it was learnt from.
+    """The content of a tokenizer.json with at most `vocab_size` ids, and the bytes of text that it
+    was learnt from.
 
-    There are fewer ids where no pair of tokens is left that occurs twice. The same texts give the same content, in any order. Memory holds
-    each different word, up to a kilobyte for each. Not to be interrupted: the library does not listen to signals. `specials`: special
-    tokens beside ByteTokenizer.SPECIALS, which pass `check_specials`.
+    There are fewer ids where no pair of tokens is left that occurs twice. The same texts give the
+    same content, in any order. Memory holds each different word, up to a kilobyte for each. Not to
+    be interrupted: the library does not listen to signals. `specials`: special tokens beside
+    ByteTokenizer.SPECIALS, which pass `check_specials`.
     """
     from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Backend
 
     backend = Backend(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PATTERN), "isolated"), byte_level])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(PATTERN), "isolated"), byte_level]
+    )
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(specials) - len(ByteTokenizer.SPECIALS),
@@ -84,31 +98,42 @@ def learn(texts: Iterable[str], vocab_size: int, specials: Sequence[str] = ()) -
             bar.set_description_str("merging pairs")
 
         backend.train_from_iterator(watched(), trainer)
-    # The library sorts the bytes by the characters that stand for them, and so each vocabulary of its own has other ids.
+    # The library sorts the bytes by the characters that stand for them, and so each vocabulary of
+    # its own has other ids.
     merges = [tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
     symbols = json.loads(ByteTokenizer().definition)["model"]["vocab"]
     tokens = dict.fromkeys([*symbols, *("".join(pair) for pair in merges)])
     backend.model = models.BPE({token: i for i, token in enumerate(tokens)}, merges)
-    backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in (*specials, *ByteTokenizer.SPECIALS)])
+    backend.add_special_tokens(
+        [
+            AddedToken(text, normalized=False, special=True)
+            for text in (*specials, *ByteTokenizer.SPECIALS)
+        ]
+    )
     return str(backend.to_str(pretty=True)) + "\n", text_bytes
 
 
 def excerpt(texts: Iterable[str], budget: int) -> Iterator[str]:
-    """The first `budget` bytes of UTF-8, or all there are, in pieces of at most PIECE characters. No text is asked for beyond them."""
+    """The first `budget` bytes of UTF-8, or all there are, in pieces of at most PIECE characters.
+    No text is asked for beyond them.
+    """
     if budget <= 0:
         return
     for text in texts:
         for piece in pieces(text):
             content = piece.encode()
             if len(content) >= budget:
-                yield content[:budget].decode(errors="ignore")  # a character that does not fit whole is left out
+                # a character that does not fit whole is left out
+                yield content[:budget].decode(errors="ignore")
                 return
             budget -= len(content)
             yield piece
 
 
 def pieces(text: str) -> Iterator[str]:
-    """A text in pieces that are its words as a whole: cut before a space, where PATTERN cuts too, unless there is none for long."""
+    """A text in pieces that are its words as a whole: cut before a space, where PATTERN cuts too,
+    unless there is none for long.
+    """
     start = 0
     while len(text) - start > PIECE:
         space = text.rfind(" ", start + 1, start + PIECE)
@@ -171,9 +196,13 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def describe(tokenizer: Tokenizer, usages: dict[str, Usage]) -> list[str]:
-    """What there is to know about a vocabulary, as lines: how short it makes texts, and what of it is idle or odd."""
+    """What there is to know about a vocabulary, as lines: how short it makes texts, and what of it
+    is idle or odd.
+    """
     width = max(map(len, usages))
-    lines = [f"{'':{width}}  {'bytes':>13}  {'tokens':>13}  bytes per token (the byte tokenizer: 1)"]
+    lines = [
+        f"{'':{width}}  {'bytes':>13}  {'tokens':>13}  bytes per token (the byte tokenizer: 1)"
+    ]
     for name, usage in usages.items():
         ratio = f"{usage.bytes_per_token:.4f}" if usage.tokens else "there is no text"
         lines.append(f"{name:{width}}  {usage.text_bytes:13,}  {usage.tokens:13,}  {ratio}")
@@ -181,13 +210,21 @@ def describe(tokenizer: Tokenizer, usages: dict[str, Usage]) -> list[str]:
     ordinary = [i for i in range(tokenizer.vocab_size) if i not in tokenizer.special_ids]
     idle = [i for i in ordinary if counts[i] == 0]
     merged = [i for i in idle if i >= 256]
-    lines.append(f"never used here: {len(idle):,} of {len(ordinary):,}: {len(idle) - len(merged):,} single bytes, {len(merged):,} merged")
+    lines.append(
+        f"never used here: {len(idle):,} of {len(ordinary):,}: {len(idle) - len(merged):,} single"
+        f" bytes, {len(merged):,} merged"
+    )
     if merged:
         lines[-1] += f", such as {_shown(tokenizer, merged[:: -(-len(merged) // 5)])}"
-    longest = sorted((i for i in ordinary if i >= 256), key=lambda i: (-len(tokenizer.decode([i]).encode()), i))
+    longest = sorted(
+        (i for i in ordinary if i >= 256), key=lambda i: (-len(tokenizer.decode([i]).encode()), i)
+    )
     lines.append(f"longest: {_shown(tokenizer, longest[:5])}")
     changed = sum(usage.changed for usage in usages.values())
-    lines.append(f"round trip: {changed:,} of {sum(usage.texts for usage in usages.values()):,} texts came back changed")
+    lines.append(
+        f"round trip: {changed:,} of {sum(usage.texts for usage in usages.values()):,} texts came"
+        " back changed"
+    )
     return lines
 
 

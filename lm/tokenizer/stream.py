@@ -10,14 +10,18 @@ REPLACEMENT = "\ufffd"
 
 
 class TextStream:
-    """Text of a growing sequence of ids, piece by piece and never half a character: the pieces together are `decode` of all ids.
+    """Text of a growing sequence of ids, piece by piece and never half a character: the pieces
+    together are `decode` of all ids.
 
-    A token is decoded behind its predecessors, for what it means may depend on them (a character's first bytes; whether a word's space is
-    shown). They are few: those since the last but one place where the text was whole.
+    A token is decoded behind its predecessors, for what it means may depend on them (a character's
+    first bytes; whether a word's space is shown). They are few: those since the last but one place
+    where the text was whole.
     """
 
-    LONGEST = 16  # Tokens that may wait for the rest of a character. More are not UTF-8, or U+FFFD itself.
-    ALIGNED = 8  # Tokens after which a decoder that starts in the middle of a character is in step again.
+    # Tokens that may wait for the rest of a character. More are not UTF-8, or U+FFFD itself.
+    LONGEST = 16
+    # Tokens after which a decoder that starts in the middle of a character is in step again.
+    ALIGNED = 8
 
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()):
         """`context`: the ids that come before, such as the prompt's; their text is not repeated."""
@@ -27,7 +31,8 @@ class TextStream:
     def push(self, token_id: int) -> str:
         """The text that `token_id` completes: often a word, sometimes nothing."""
         if token_id in self._tokenizer.special_ids:
-            return ""  # In the window, a row of them would push out the text that the next word continues.
+            # In the window, a row of them would push out the text that the next word continues.
+            return ""
         self._window.append(token_id)
         overdue = len(self._window) - self._settled > self.LONGEST
         text = self._tokenizer.decode(self._window)

@@ -1,4 +1,5 @@
-"""The folder of a token cache: built once, under a lock, resumed where it was interrupted, and used only if it is whole.
+"""The folder of a token cache: built once, under a lock, resumed where it was interrupted, and used
+only if it is whole.
 
 A folder is written under another name and renamed when it is whole, so what bears the right name can be used. Deleting a cache costs
 nothing but time.
@@ -20,19 +21,24 @@ from lm.tokens.store import Manifest
 JOURNAL = "journal.json"  # in a folder that is being built: how far it is
 
 
-def open_or_build(folder: Path, build: Callable[[Path], Manifest], say: Callable[[str], None]) -> tuple[Manifest, bool]:
-    """The manifest of the cache in `folder`, built first if it is not there, and whether it was there.
+def open_or_build(
+    folder: Path, build: Callable[[Path], Manifest], say: Callable[[str], None]
+) -> tuple[Manifest, bool]:
+    """The manifest of the cache in `folder`, built first if it is not there, and whether it was
+    there.
 
-    Processes that want the same cache at the same time wait for the one that builds it. One that was killed or stopped leaves its work
-    behind for the next, if it has written a `JOURNAL`.
+    Processes that want the same cache at the same time wait for the one that builds it. One that
+    was killed or stopped leaves its work behind for the next, if it has written a `JOURNAL`.
 
     Args:
         folder: the cache; its name is the fingerprint.
-        build: fills a folder and returns the manifest, but for the fingerprint. The folder is empty, or holds a journal.
+        build: fills a folder and returns the manifest, but for the fingerprint. The folder is
+            empty, or holds a journal.
         say: told what takes time or is out of order.
 
     Raises:
-        CheckpointError: the folder cannot be written. And whatever `build` finds wrong with the data.
+        CheckpointError: the folder cannot be written. And whatever `build` finds wrong with the
+            data.
     """
     if manifest := read_manifest(folder):
         return manifest, True
@@ -42,13 +48,20 @@ def open_or_build(folder: Path, build: Callable[[Path], Manifest], say: Callable
             if manifest := read_manifest(folder):  # built by another process while this one waited
                 return manifest, True
             if folder.exists():
-                say(f"{folder} is damaged (its files are not as its manifest.json says): building it again")
+                say(
+                    f"{folder} is damaged (its files are not as its manifest.json says): building"
+                    " it again"
+                )
             return _build(folder, build), False
     except OSError as error:
-        kept = f"; {folder.with_suffix('.tmp')} keeps what is done, and it goes on from there" if unfinished(folder) else ""
+        kept = (
+            f"; {folder.with_suffix('.tmp')} keeps what is done, and it goes on from there"
+            if unfinished(folder)
+            else ""
+        )
         raise CheckpointError(
-            f"data.cache_dir: {folder.parent} cannot be written ({error.strerror or error}); free some space there or name another folder"
-            + kept
+            f"data.cache_dir: {folder.parent} cannot be written ({error.strerror or error}); free"
+            " some space there or name another folder" + kept
         ) from error
 
 
@@ -71,7 +84,8 @@ def _build(folder: Path, build: Callable[[Path], Manifest]) -> Manifest:
         temporary.rename(folder)
         sync(folder.parent)
     except BaseException as error:
-        # A wrong text has to be mended, and then it is another one. But what was stopped, or found the disk full, goes on.
+        # A wrong text has to be mended, and then it is another one. But what was stopped, or found
+        # the disk full, goes on.
         if isinstance(error, DataError) or not (temporary / JOURNAL).exists():
             shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -80,18 +94,24 @@ def _build(folder: Path, build: Callable[[Path], Manifest]) -> Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a whole cache; None where there is none, or where a file is missing or of another size."""
+    """The manifest of a whole cache; None where there is none, or where a file is missing or of
+    another size.
+    """
     try:
         manifest: Manifest = json.loads((folder / "manifest.json").read_bytes())
         files = [item for entry in manifest["splits"].values() for item in entry["files"].items()]
-        whole = manifest["fingerprint"] == folder.name and all((folder / name).stat().st_size == file["bytes"] for name, file in files)
+        whole = manifest["fingerprint"] == folder.name and all(
+            (folder / name).stat().st_size == file["bytes"] for name, file in files
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return manifest if whole else None
 
 
 def damaged(folder: Path, manifest: Manifest) -> list[str]:
-    """The files whose content is not what the manifest's hashes say, or cannot be read; reads them all."""
+    """The files whose content is not what the manifest's hashes say, or cannot be read; reads them
+    all.
+    """
     files = [item for entry in manifest["splits"].values() for item in entry["files"].items()]
     found = []
     for name, file in files:

@@ -1,4 +1,5 @@
-"""The sources of a configuration as tokens: each has a cache of its own, made when it is first wanted.
+"""The sources of a configuration as tokens: each has a cache of its own, made when it is first
+wanted.
 
 So a mixture's weights can change, and other mixtures can use the same sources, without anything being tokenised again.
 """
@@ -17,20 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from lm.tokens.cache import open_or_build
-from lm.documents.conversations import Conversation
-from lm.system.disk import in_bytes
-from lm.tokens.engines import on_this_machine
-from lm.system.errors import DataError
-from lm.tokens.prepare import SPLITS, Engine, Split, prepare
 from lm.config.schema.config import Config
 from lm.config.schema.data import DataConfig
 from lm.config.schema.source import HubSource, dataset_of, files_of
-from lm.tokens.store import FORMAT, Manifest, TokenStore
+from lm.documents.conversations import Conversation
 from lm.documents.reader import Reader, hash_of_text
-from lm.tokens.stream import Stream, choose_revision
 from lm.documents.templates import ChatFormat
+from lm.system.disk import in_bytes
+from lm.system.errors import DataError
 from lm.tokenizer.tokenizer import Tokenizer
+from lm.tokens.cache import open_or_build
+from lm.tokens.engines import on_this_machine
+from lm.tokens.prepare import SPLITS, Engine, Split, prepare
+from lm.tokens.store import FORMAT, Manifest, TokenStore
+from lm.tokens.stream import Stream, choose_revision
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Corpus:
         reader: its documents.
         name: what it is called beside other sources; nothing where it is the only one.
         folder: its cache.
-        train, val: its two splits, one of which may be empty. What is streamed to train on comes in windows.
+        train, val: its two splits, one of which may be empty. What is streamed to train on comes in
+            windows.
         facts: what there is to say of it.
     """
 
@@ -63,7 +65,9 @@ class Corpus:
         return [store for store in (self.train, self.val) if isinstance(store, TokenStore)]
 
 
-def readers(data: DataConfig, tokenizer: Tokenizer | None = None) -> list[tuple[str, Reader, Split]]:
+def readers(
+    data: DataConfig, tokenizer: Tokenizer | None = None
+) -> list[tuple[str, Reader, Split]]:
     """Each source's name, its documents, and which of them are validated on.
 
     Raises:
@@ -75,30 +79,62 @@ def readers(data: DataConfig, tokenizer: Tokenizer | None = None) -> list[tuple[
     for key, part in data.parts:
         reader = Reader(part.source, key, data.on_bad_row, tokenizer)
         more = f" and {len(reader.files) - 1:,} more" if len(reader.files) > 1 else ""
-        name = f"{reader.files[0]}{more} ({part.weight / whole:.0%}): " if len(data.parts) > 1 else ""
+        name = (
+            f"{reader.files[0]}{more} ({part.weight / whole:.0%}): " if len(data.parts) > 1 else ""
+        )
         found.append((name, reader, split_of(data, reader)))
     if data.validation is not None:
-        found.append(("", Reader(data.validation, "data.validation", data.on_bad_row, tokenizer), Split("all")))
+        found.append(
+            (
+                "",
+                Reader(data.validation, "data.validation", data.on_bad_row, tokenizer),
+                Split("all"),
+            )
+        )
     return found
 
 
 def split_of(data: DataConfig, reader: Reader) -> Split:
     """Which documents of a source to train on are held out."""
-    held_out = Split("none") if data.validation is not None else Split(data.split, data.val_fraction)
-    return dataclasses.replace(held_out, test=data.test_fraction) if reader.chat is not None else held_out
+    held_out = (
+        Split("none") if data.validation is not None else Split(data.split, data.val_fraction)
+    )
+    return (
+        dataclasses.replace(held_out, test=data.test_fraction)
+        if reader.chat is not None
+        else held_out
+    )
 
 
 def named(corpora: Sequence[Corpus]) -> list[tuple[str, Corpus]]:
-    """The sources with names such as "jsonl *.jsonl"; whole paths would make tables too wide. Where two are alike, their keys follow."""
+    """The sources with names such as "jsonl *.jsonl"; whole paths would make tables too wide. Where
+    two are alike, their keys follow.
+    """
     sources = [corpus.reader.source for corpus in corpora]
-    files = [[dataset] if (dataset := dataset_of(source)) else [Path(file).name for file in files_of(source)] for source in sources]
-    names = [" ".join([source.format, *patterns]) for source, patterns in zip(sources, files, strict=True)]
+    files = [
+        (
+            [dataset]
+            if (dataset := dataset_of(source))
+            else [Path(file).name for file in files_of(source)]
+        )
+        for source in sources
+    ]
+    names = [
+        " ".join([source.format, *patterns])
+        for source, patterns in zip(sources, files, strict=True)
+    ]
     alike = Counter(names)
-    return [(name if alike[name] == 1 else f"{name} ({corpus.key})", corpus) for name, corpus in zip(names, corpora, strict=True)]
+    return [
+        (name if alike[name] == 1 else f"{name} ({corpus.key})", corpus)
+        for name, corpus in zip(names, corpora, strict=True)
+    ]
 
 
-def held_out_conversations(config: Config, tokenizer: Tokenizer) -> tuple[ChatFormat, list[Conversation]]:
-    """What `data.test_fraction` keeps from training and validation, or where that is 0 what is validated on; and their format.
+def held_out_conversations(
+    config: Config, tokenizer: Tokenizer
+) -> tuple[ChatFormat, list[Conversation]]:
+    """What `data.test_fraction` keeps from training and validation, or where that is 0 what is
+    validated on; and their format.
 
     A conversation that an earlier source has too, learnt otherwise perhaps, is there once.
     """
@@ -109,12 +145,18 @@ def held_out_conversations(config: Config, tokenizer: Tokenizer) -> tuple[ChatFo
             choose = split.tested if config.data.test_fraction else split.held_out
             earlier = set(found)
             texts = (document.text for document in reader)
-            found += [text for text in texts if text not in earlier and choose(np.array([hash_of_text(text)], np.uint64))[0]]
+            found += [
+                text
+                for text in texts
+                if text not in earlier and choose(np.array([hash_of_text(text)], np.uint64))[0]
+            ]
     return formats[0], [Conversation.from_json(text) for text in found]
 
 
 def documents_by_split(reader: Reader, split: Split) -> Iterator[tuple[str, str]]:
-    """Every document's split and text, in order, one at a time: the slow and obvious version of `prepare`, for who needs the text."""
+    """Every document's split and text, in order, one at a time: the slow and obvious version of
+    `prepare`, for who needs the text.
+    """
     if split.kind != "tail":
         for document in reader:
             held_out = split.held_out(np.array([hash_of_text(document.text)], np.uint64))[0]
@@ -136,7 +178,8 @@ def open_corpora(
     quiet: bool = False,
     revisions: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Corpus]:
-    """The sources in the order of the configuration, and then the one to validate on, if it has one of its own.
+    """The sources in the order of the configuration, and then the one to validate on, if it has one
+    of its own.
 
     `revisions` are the commits of streams whose run goes on, by their keys.
 
@@ -148,7 +191,9 @@ def open_corpora(
     found: list[Corpus] = []
     for name, reader, split in readers(data, tokenizer):
         if isinstance(reader.source, HubSource) and reader.source.streaming:
-            found.append(_open_stream(config, name, reader, split, tokenizer, revisions.get(reader.key)))
+            found.append(
+                _open_stream(config, name, reader, split, tokenizer, revisions.get(reader.key))
+            )
             continue
         folder = cache_folder(data, reader, split, tokenizer)
 
@@ -162,24 +207,39 @@ def open_corpora(
     _check_splits(data, found)
     # By hash, equal documents are on the same side, in whichever source.
     if (data.validation is not None or data.split == "tail") and (repeated := _repeated(found)):
-        found[-1].facts.append(f"{repeated:,} of the validation documents are also in the training text")
+        found[-1].facts.append(
+            f"{repeated:,} of the validation documents are also in the training text"
+        )
     return found
 
 
-def _open_stream(config: Config, name: str, reader: Reader, split: Split, tokenizer: Tokenizer, resumed: str | None) -> Corpus:
+def _open_stream(
+    config: Config,
+    name: str,
+    reader: Reader,
+    split: Split,
+    tokenizer: Tokenizer,
+    resumed: str | None,
+) -> Corpus:
     assert isinstance(reader.source, HubSource)
     rows = reader.source.window_tokens // config.row_length
-    # Of one run and one source alone: two readers at different places of the stream would want different windows.
+    # Of one run and one source alone: two readers at different places of the stream would want
+    # different windows.
     run = str(Path(config.checkpoint.directory).resolve())
     name_of_run = fingerprint(reader, split, tokenizer, (rows, config.row_length, run, reader.key))
     folder = Path(config.data.cache_dir).expanduser() / name_of_run
     revision = choose_revision(folder, reader.source, resumed)
     folder /= revision
     stream = Stream(folder, reader, tokenizer, split, rows, config.row_length, revision)
-    val = stream.validation((config.trainer.validation_rows or 0) * config.row_length if split.kind == "hash" else 0)
+    val = stream.validation(
+        (config.trainer.validation_rows or 0) * config.row_length if split.kind == "hash" else 0
+    )
     facts = [
         f"revision {revision[:12]}",
-        f"windows of {rows * config.row_length:,} tokens in {folder}, up to {in_bytes(3 * stream.window_bytes)} at a time",
+        (
+            f"windows of {rows * config.row_length:,} tokens in {folder}, up to"
+            f" {in_bytes(3 * stream.window_bytes)} at a time"
+        ),
     ]
     return Corpus(reader, name, folder, stream, val, facts)
 
@@ -189,11 +249,15 @@ def cache_folder(data: DataConfig, reader: Reader, split: Split, tokenizer: Toke
     return Path(data.cache_dir).expanduser() / fingerprint(reader, split, tokenizer)
 
 
-def fingerprint(reader: Reader, split: Split, tokenizer: Tokenizer, of_stream: Sequence[object] = ()) -> str:
-    """A hash of all that the shards depend on, cut to a folder's name. Not of rows: they are cut when they are read.
+def fingerprint(
+    reader: Reader, split: Split, tokenizer: Tokenizer, of_stream: Sequence[object] = ()
+) -> str:
+    """A hash of all that the shards depend on, cut to a folder's name. Not of rows: they are cut
+    when they are read.
 
-    A stream's windows do not depend on `on_bad_row`: a row that stops it leaves none, and a run that then skips such rows goes on behind
-    those it has. Stored text is read to its end either way, and "stop" has to find what "skip" left out.
+    A stream's windows do not depend on `on_bad_row`: a row that stops it leaves none, and a run
+    that then skips such rows goes on behind those it has. Stored text is read to its end either
+    way, and "stop" has to find what "skip" left out.
     """
     content: dict[str, Any] = {
         "format": FORMAT,
@@ -211,7 +275,10 @@ def _facts(manifest: Manifest, train: TokenStore, val: TokenStore, origin: str) 
     facts = [f"{text_bytes / text_tokens:.2f} bytes per token"] if text_tokens else []
     facts.append(origin)
     if manifest["removed"]:
-        facts.append("left out: " + ", ".join(f"{count:,} x {kind}" for kind, count in manifest["removed"].items()))
+        facts.append(
+            "left out: "
+            + ", ".join(f"{count:,} x {kind}" for kind, count in manifest["removed"].items())
+        )
     if manifest["ended_by"]:
         facts.append(f"the rest was not read ({manifest['ended_by']})")
     return facts
@@ -232,16 +299,24 @@ def _check_splits(data: DataConfig, corpora: Sequence[Corpus]) -> None:
     for corpus, train in stored:
         if train.text_tokens + corpus.val.text_tokens == 0:
             left_out = "".join(f" ({fact})" for fact in corpus.facts if fact.startswith("left out"))
-            raise DataError(f"{corpus.key}: there is no text in it{left_out}; name files that hold some, or leave out less")
+            raise DataError(
+                f"{corpus.key}: there is no text in it{left_out}; name files that hold some, or"
+                " leave out less"
+            )
     to_train_on = len(stored) < len(corpora) or any(train.text_tokens for _, train in stored)
     if to_train_on and any(corpus.val.text_tokens for corpus in corpora):
         return
-    n_train, n_val = sum(train.documents for _, train in stored), sum(corpus.val.documents for corpus in corpora)
+    n_train, n_val = (
+        sum(train.documents for _, train in stored),
+        sum(corpus.val.documents for corpus in corpora),
+    )
     if n_train + n_val == 1 and data.split == "hash":
         raise DataError(
-            "data.split: hash needs several documents, and the text is a single one; write data.split: tail, which holds out its end"
+            "data.split: hash needs several documents, and the text is a single one; write"
+            " data.split: tail, which holds out its end"
         )
     raise DataError(
-        f"data.val_fraction: {data.val_fraction} with data.split: {data.split} leaves {n_train} documents to train on and {n_val} to "
-        "validate on; give more text or another val_fraction" + (", or write data.split: tail" if data.split == "hash" else "")
+        f"data.val_fraction: {data.val_fraction} with data.split: {data.split} leaves {n_train}"
+        f" documents to train on and {n_val} to validate on; give more text or another val_fraction"
+        + (", or write data.split: tail" if data.split == "hash" else "")
     )

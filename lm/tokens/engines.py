@@ -1,4 +1,5 @@
-"""Who reads and tokenises the pieces of a source: this process, several on this machine, or Ray's on many.
+"""Who reads and tokenises the pieces of a source: this process, several on this machine, or Ray's
+on many.
 
 Each engine gives the results in the order of the pieces, and keeps only a few of them waiting.
 """
@@ -16,8 +17,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from lm.system.errors import UserError
 from lm.documents.reader import Piece
+from lm.system.errors import UserError
 from lm.tokens.tokenise import Tokenise, Tokens
 
 FEW = 6  # Pieces that one process has done before others are started.
@@ -30,8 +31,11 @@ def here(function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
     return map(function, pieces)
 
 
-def on_this_machine(function: Tokenise, pieces: Iterator[Piece], processes: int | None = None) -> Iterator[Tokens]:
-    """In so many processes; by default one for each core that this one may use, or this one alone where there is little to do.
+def on_this_machine(
+    function: Tokenise, pieces: Iterator[Piece], processes: int | None = None
+) -> Iterator[Tokens]:
+    """In so many processes; by default one for each core that this one may use, or this one alone
+    where there is little to do.
 
     Raises:
         UserError: a process was killed. What the writer has so far is good.
@@ -39,17 +43,28 @@ def on_this_machine(function: Tokenise, pieces: Iterator[Piece], processes: int 
     if processes is None and function.tokenizer is not None and function.tokenizer.instant:
         processes = 1
     if processes is None:
-        processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
     first = list(itertools.islice(pieces, FEW + 1))
     pieces = itertools.chain(first, pieces)
-    return here(function, pieces) if processes == 1 or len(first) <= FEW else _in_processes(function, pieces, processes)
+    return (
+        here(function, pieces)
+        if processes == 1 or len(first) <= FEW
+        else _in_processes(function, pieces, processes)
+    )
 
 
 def _in_processes(function: Tokenise, pieces: Iterator[Piece], processes: int) -> Iterator[Tokens]:
     # Not forked: a copy of a process with threads (torch, tokenizers) may hang for ever.
     context = multiprocessing.get_context("spawn")
-    stopped = context.RawValue("b", 0)  # without a lock, which a process that is killed would never give back
-    with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(function, stopped)) as pool:
+    # without a lock, which a process that is killed would never give back
+    stopped = context.RawValue("b", 0)
+    with ProcessPoolExecutor(
+        processes, context, initializer=_start, initargs=(function, stopped)
+    ) as pool:
         waiting: deque[Future[Tokens]] = deque()
         try:
             for piece in pieces:
@@ -60,8 +75,8 @@ def _in_processes(function: Tokenise, pieces: Iterator[Piece], processes: int) -
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise UserError(
-                "a process that tokenises was killed from outside, most often because memory did not suffice; start again with fewer: "
-                "python -m tools.prepare --processes 1"
+                "a process that tokenises was killed from outside, most often because memory did"
+                " not suffice; start again with fewer: python -m tools.prepare --processes 1"
             ) from error
         finally:
             stopped.value = 1
@@ -87,13 +102,16 @@ def _apply(piece: Piece) -> Tokens:
 
 
 def leave_stopping_to_parent() -> None:
-    """In a process that another one started: ignore signals, which reach all processes of a terminal, and end when the parent does.
+    """In a process that another one started: ignore signals, which reach all processes of a
+    terminal, and end when the parent does.
 
-    A parent that is killed cannot tell its processes to end, and they would wait for its words for ever.
+    A parent that is killed cannot tell its processes to end, and they would wait for its words for
+    ever.
     """
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    # The parent stops at a SIGTERM to all of them, too. But a broken pool ends its processes by the same signal, and waits for them.
+    # The parent stops at a SIGTERM to all of them, too. But a broken pool ends its processes by the
+    # same signal, and waits for them.
     signal.signal(signal.SIGTERM, _end_soon)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

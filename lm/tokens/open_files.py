@@ -18,15 +18,20 @@ def read_at(path: str, start: int, size: int) -> bytes:
 
 
 def let_go(prefix: str) -> None:
-    """Close the files whose paths begin so: the room of one that was removed is free only when nobody has it open."""
+    """Close the files whose paths begin so: the room of one that was removed is free only when
+    nobody has it open.
+    """
     for path in [path for path in _descriptors if path.startswith(prefix)]:
         os.close(_descriptors.pop(path))
 
 
 def _descriptor(path: str) -> int:
-    """A file's descriptor, for reading: the last `MOST_OPEN` that were asked for stay open, whichever stores they belong to."""
+    """A file's descriptor, for reading: the last `MOST_OPEN` that were asked for stay open,
+    whichever stores they belong to.
+    """
     descriptor = _descriptors.pop(path, None)
-    if descriptor is not None and os.fstat(descriptor).st_nlink == 0:  # removed since, and perhaps made again
+    # removed since, and perhaps made again
+    if descriptor is not None and os.fstat(descriptor).st_nlink == 0:
         os.close(descriptor)
         descriptor = None
     if descriptor is None:

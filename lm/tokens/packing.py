@@ -9,7 +9,8 @@ Integers = NDArray[np.int64]
 
 
 def pack(lengths: Integers, capacity: int) -> list[Integers]:
-    """Which sequences each row holds: best fit, longest first (as Ding et al. 2024, "Fewer truncations improve language modeling").
+    """Which sequences each row holds: best fit, longest first (as Ding et al. 2024, "Fewer
+    truncations improve language modeling").
 
     A sequence goes into the fullest row that has room for it. The same lengths give the same rows.
 
@@ -22,7 +23,9 @@ def pack(lengths: Integers, capacity: int) -> list[Integers]:
     """
     rows: list[list[int]] = []
     with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # rows by how much room is left
-    rooms = 0  # bit r is set where with_room[r] has some: the fullest with room for n is one shift and one mask away
+    # bit r is set where with_room[r] has some: the fullest with room for n is one shift and one
+    # mask away
+    rooms = 0
     for number in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[number])
         fitting = rooms >> length

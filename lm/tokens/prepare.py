@@ -21,25 +21,34 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lm.tokens.cache import JOURNAL
+from lm.documents.reader import EMPTY, Piece, Reader, Selection
 from lm.system.disk import replace
 from lm.system.errors import DataError
 from lm.system.progress import ReadingProgress
-from lm.tokens.store import Manifest, SplitWriter
-from lm.documents.reader import EMPTY, Piece, Reader, Selection
 from lm.tokenizer.tokenizer import Tokenizer
+from lm.tokens.cache import JOURNAL
+from lm.tokens.store import Manifest, SplitWriter
 from lm.tokens.tokenise import Engine, Tokenise, Tokens
 
 SPLITS = ("train", "val")
 FOR_TEST = "conversation kept for the closing report"
 JOURNAL_TOKENS = 2**26  # How much is done again, at most, after a kill.
 # The journal of a build that has not begun.
-NOTHING: Manifest = {"pieces": 0, "border": None, "parted": None, "file": None, "no_text_yet": True, "tested": [], "splits": {}}
+NOTHING: Manifest = {
+    "pieces": 0,
+    "border": None,
+    "parted": None,
+    "file": None,
+    "no_text_yet": True,
+    "tested": [],
+    "splits": {},
+}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which documents are validated on: by the `hash` of their text, the `tail` of all text, or `all` or `none` of a source.
+    """Which documents are validated on: by the `hash` of their text, the `tail` of all text, or
+    `all` or `none` of a source.
 
     `test` is the share, by hash too, that is in neither split.
     """
@@ -56,13 +65,26 @@ class Split:
 
     def tested(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """For each document, whether it is kept for a test: the other end of the hashes."""
-        return hashes >= np.uint64((1 - self.test) * 2**64) if self.test else np.zeros(len(hashes), bool)
+        return (
+            hashes >= np.uint64((1 - self.test) * 2**64)
+            if self.test
+            else np.zeros(len(hashes), bool)
+        )
 
 
-def prepare(folder: Path, reader: Reader, tokenizer: Tokenizer, split: Split, engine: Engine, quiet: bool = False) -> Manifest:
-    """Write the shards of a source into `folder` and return their manifest; goes on where the folder's journal says.
+def prepare(
+    folder: Path,
+    reader: Reader,
+    tokenizer: Tokenizer,
+    split: Split,
+    engine: Engine,
+    quiet: bool = False,
+) -> Manifest:
+    """Write the shards of a source into `folder` and return their manifest; goes on where the
+    folder's journal says.
 
-    Memory holds a few pieces for each process, 8 bytes for each document with `tail`, and 70 for each where repeats are to be found.
+    Memory holds a few pieces for each process, 8 bytes for each document with `tail`, and 70 for
+    each where repeats are to be found.
 
     Raises:
         DataError: the text cannot be read, or somebody writes into it.
@@ -75,18 +97,25 @@ def prepare(folder: Path, reader: Reader, tokenizer: Tokenizer, split: Split, en
     if not work.full:
         pieces, given = itertools.tee(itertools.islice(reader.pieces(), work.pieces, None))
         with ReadingProgress("tokenising", reader.files, work.text_bytes, quiet) as progress:
-            for piece, tokens in zip(pieces, engine(Tokenise(reader, tokenizer), given), strict=False):
+            for piece, tokens in zip(
+                pieces, engine(Tokenise(reader, tokenizer), given), strict=False
+            ):
                 work.add(piece, tokens)
                 progress.advance(int(tokens.text_bytes.sum()))
                 if work.full:
                     break
     if reader.identity() != identity:
-        raise DataError(f"{reader.key}: its files changed while they were read; start again when nobody writes into them")
+        raise DataError(
+            f"{reader.key}: its files changed while they were read; start again when nobody writes"
+            " into them"
+        )
     return work.close()
 
 
 class Border(NamedTuple):
-    """Where the text to train on ends and the rest begins: which piece, which of its documents, and which character (or id) of that."""
+    """Where the text to train on ends and the rest begins: which piece, which of its documents, and
+    which character (or id) of that.
+    """
 
     piece: int
     document: int
@@ -121,7 +150,12 @@ class _Work:
         self._dtype, self._eos_id = np.dtype(tokenizer.dtype), tokenizer.eos_id
         try:
             self._start(json.loads((folder / JOURNAL).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):  # there is none, or what it tells of is not there
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # there is none, or what it tells of is not there
             self._start(NOTHING | {"cut": reader.cut, "removed": reader.named_twice})
 
     def _start(self, state: Manifest) -> None:
@@ -129,7 +163,12 @@ class _Work:
             raise ValueError("these pieces are not those")
         self._writers = {
             name: SplitWriter(
-                self._folder, name, self._eos_id, self._dtype, state=state["splits"].get(name), flagged=self._reader.chat is not None
+                self._folder,
+                name,
+                self._eos_id,
+                self._dtype,
+                state=state["splits"].get(name),
+                flagged=self._reader.chat is not None,
             )
             for name in SPLITS
         }
@@ -147,7 +186,9 @@ class _Work:
         self._safe = self.tokens
 
     def _hashes(self) -> list[int]:
-        """Of all documents so far, for a selection: order matters to none, but the parts of a document that was parted are not two."""
+        """Of all documents so far, for a selection: order matters to none, but the parts of a
+        document that was parted are not two.
+        """
         found = list(self._tested)
         for name in (name for name, writer in self._writers.items() if writer.documents):
             found += np.fromfile(self._folder / f"{name}-hashes.bin", np.uint64).tolist()
@@ -177,7 +218,9 @@ class _Work:
         if piece.file != self._file:
             self._end_of_file()
             self._file = piece.file
-        self._no_text_yet = self._no_text_yet and len(tokens.lengths) == 0 and set(tokens.removed) <= {EMPTY}
+        self._no_text_yet = (
+            self._no_text_yet and len(tokens.lengths) == 0 and set(tokens.removed) <= {EMPTY}
+        )
         self._removed += tokens.removed
         keep = self._selection.keep(tokens.hashes.tolist())
         if (most := self._reader.source.filter.max_tokens) is not None:
@@ -206,9 +249,18 @@ class _Work:
             return
         numbers = np.arange(len(keep))
         self._write("train", tokens.of(keep & (numbers < border.document)))
-        document = next(itertools.islice(self._reader.read(piece, Counter()), border.document, None))
-        parts = [self._tokenise.part(document, part) for part in (slice(None, border.character), slice(border.character, None))]
-        self._parted = [self._writers["train"].documents, sum(len(part.lengths) for part in parts), int(tokens.hashes[border.document])]
+        document = next(
+            itertools.islice(self._reader.read(piece, Counter()), border.document, None)
+        )
+        parts = [
+            self._tokenise.part(document, part)
+            for part in (slice(None, border.character), slice(border.character, None))
+        ]
+        self._parted = [
+            self._writers["train"].documents,
+            sum(len(part.lengths) for part in parts),
+            int(tokens.hashes[border.document]),
+        ]
         for name, part in zip(SPLITS, parts, strict=True):
             self._write(name, part)
         self._write("val", tokens.of(keep & (numbers > border.document)))
@@ -216,7 +268,9 @@ class _Work:
     def _write(self, split: str, tokens: Tokens) -> None:
         if len(tokens.lengths):
             size, text_tokens = int(tokens.text_bytes.sum()), int(tokens.text_tokens.sum())
-            self._writers[split].add(tokens.ids, tokens.lengths, tokens.hashes, size, tokens.flags, text_tokens)
+            self._writers[split].add(
+                tokens.ids, tokens.lengths, tokens.hashes, size, tokens.flags, text_tokens
+            )
 
     def _end_of_file(self) -> None:
         if self._file is not None and self._no_text_yet:
@@ -247,4 +301,9 @@ class _Work:
             self._end_of_file()
         limit = "max_documents" if self._selection.full else "max_tokens" if self.full else None
         splits = {name: writer.close() for name, writer in self._writers.items()}
-        return {"dtype": self._dtype.name, "splits": splits, "removed": self._removed + self._selection.removed, "ended_by": limit}
+        return {
+            "dtype": self._dtype.name,
+            "splits": splits,
+            "removed": self._removed + self._selection.removed,
+            "ended_by": limit,
+        }

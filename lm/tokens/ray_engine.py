@@ -1,4 +1,5 @@
-"""Ray's processes, on one machine or many, as an engine (lm/tokens/engines.py): `pip install ray`, and `tools.prepare --ray`.
+"""Ray's processes, on one machine or many, as an engine (lm/tokens/engines.py): `pip install ray`,
+and `tools.prepare --ray`.
 
 Actors of Ray itself, not its Ray Data: that holds results as rows of Arrow tables and in whatever order suits it, and would have to be
 talked out of both; here each actor has its tokenizer, pieces are dealt out in turn, and results come in the order of the pieces.
@@ -11,14 +12,15 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from lm.tokens.engines import WAITING
-from lm.system.errors import ConfigError, DataError, UserError
 from lm.documents.reader import Piece
+from lm.system.errors import ConfigError, DataError, UserError
+from lm.tokens.engines import WAITING
 from lm.tokens.tokenise import Tokenise, Tokens
 
 
 def on_ray(function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
-    """On all CPUs of the cluster that `RAY_ADDRESS` names, or of this machine. Files must be readable on every machine, by the same path.
+    """On all CPUs of the cluster that `RAY_ADDRESS` names, or of this machine. Files must be
+    readable on every machine, by the same path.
 
     Raises:
         ConfigError: Ray is not installed.
@@ -45,7 +47,10 @@ def on_ray(function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
             raise error.cause from error
         raise
     except ray.exceptions.RayActorError as error:
-        raise UserError("a process of Ray's that tokenises was lost again and again, most often for want of memory") from error
+        raise UserError(
+            "a process of Ray's that tokenises was lost again and again, most often for want of"
+            " memory"
+        ) from error
     finally:
         for actor in actors:
             ray.kill(actor)

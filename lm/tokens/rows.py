@@ -1,4 +1,6 @@
-"""Rows of whole conversations: which of them each row holds, and what of their tokens is an input and what a label."""
+"""Rows of whole conversations: which of them each row holds, and what of their tokens is an input
+and what a label.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lm.documents.templates import BEGINS, LEARNED
 from lm.optim.loss import IGNORE_INDEX
 from lm.tokens.packing import pack
 from lm.tokens.store import TokenStore
-from lm.documents.templates import BEGINS, LEARNED
 
 
 class ConversationRows:
-    """Conversations, as many in a row as fit; each attends to itself alone, and its positions begin at 0.
+    """Conversations, as many in a row as fit; each attends to itself alone, and its positions begin
+    at 0.
 
         stored      EOS p p a a END EOS p a END EOS       p of a prompt, a of an answer, T = 8
 
@@ -23,13 +26,17 @@ class ConversationRows:
                     EOS p p a a    - - a a END    0
                     EOS p a        - a END        5
 
-    The last token of a conversation is a label only. What answers the prompt is the label at the prompt's last token.
+    The last token of a conversation is a label only. What answers the prompt is the label at the
+    prompt's last token.
 
     Attributes:
-        left_out: how many conversations are in no row, or only their beginning, by what is wrong with them.
+        left_out: how many conversations are in no row, or only their beginning, by what is wrong
+            with them.
     """
 
-    def __init__(self, store: TokenStore, length: int, packed: bool, too_long: Literal["drop", "cut"]):
+    def __init__(
+        self, store: TokenStore, length: int, packed: bool, too_long: Literal["drop", "cut"]
+    ):
         self.store = store
         self.length = length
         self.left_out: Counter[str] = Counter()
@@ -40,7 +47,11 @@ class ConversationRows:
                 self.left_out["conversation cut at a row's end"] += 1
                 lengths[number] = length
             else:
-                kind = "conversation whose prompt fills a row" if too_long == "cut" else "conversation longer than a row"
+                kind = (
+                    "conversation whose prompt fills a row"
+                    if too_long == "cut"
+                    else "conversation longer than a row"
+                )
                 self.left_out[kind] += 1
                 lengths[number] = 0
         self._lengths = lengths

@@ -1,4 +1,5 @@
-"""Token shards: what documents become on disk, once, so that any row of any run can be read in an instant.
+"""Token shards: what documents become on disk, once, so that any row of any run can be read in an
+instant.
 
 A cache is one folder, named after a fingerprint of everything that its content depends on:
 
@@ -34,9 +35,11 @@ Manifest = dict[str, Any]
 
 
 class SplitWriter:
-    """Appends the documents of one split to its files; `close` returns what the manifest says of them.
+    """Appends the documents of one split to its files; `close` returns what the manifest says of
+    them.
 
-    Made again over the files of one that was killed, with the `state` that it had: what it wrote after that is cut off.
+    Made again over the files of one that was killed, with the `state` that it had: what it wrote
+    after that is cut off.
 
     Raises:
         ValueError: the files hold less than the state says.
@@ -153,12 +156,18 @@ class SplitWriter:
 
     def _files(self) -> list[Path]:
         # By the shards' numbers, also beyond the five digits that all have.
-        return sorted(self._folder.glob(f"{self._split}-*.bin"), key=lambda file: (len(file.name), file.name))
+        return sorted(
+            self._folder.glob(f"{self._split}-*.bin"), key=lambda file: (len(file.name), file.name)
+        )
 
     def _cut(self) -> None:
         whole, rest = divmod(self.tokens, self._shard_tokens)
-        sizes = {f"{shard:05d}": self._shard_tokens for shard in range(whole)} | {f"{whole:05d}": rest}
-        sizes = {name: size * self._eos.itemsize for name, size in sizes.items()} | dict.fromkeys(("starts", "hashes"), 8 * self.documents)
+        sizes = {f"{shard:05d}": self._shard_tokens for shard in range(whole)} | {
+            f"{whole:05d}": rest
+        }
+        sizes = {name: size * self._eos.itemsize for name, size in sizes.items()} | dict.fromkeys(
+            ("starts", "hashes"), 8 * self.documents
+        )
         sizes |= {"flags": self.tokens} if self._flagged else {}
         for name, size in sizes.items():
             file = self._file(name)
@@ -172,11 +181,13 @@ class SplitWriter:
 
 
 class TokenStore:
-    """One split of a cache: a stream of `tokens` ids, read from files that each process opens when it first needs them.
+    """One split of a cache: a stream of `tokens` ids, read from files that each process opens when
+    it first needs them.
 
     Attributes:
         tokens, documents: how many there are, EOS tokens counted.
-        text_tokens, text_bytes: the same text in tokens, EOS not counted, and in bytes of UTF-8; of conversations, what is learnt of them.
+        text_tokens, text_bytes: the same text in tokens, EOS not counted, and in bytes of UTF-8; of
+            conversations, what is learnt of them.
         sha256: of the ids and flags; equal data have equal hashes, wherever they came from.
         flagged: whether there is a flag for each id.
     """
@@ -189,7 +200,8 @@ class TokenStore:
         self.text_tokens: int = entry["text_tokens"]
         self.text_bytes: int = entry["text_bytes"]
         self.sha256: str = entry["sha256"]
-        self.flagged = f"{split}-flags.bin" in entry.get("files", {})  # windows of a stream name none
+        # windows of a stream name none
+        self.flagged = f"{split}-flags.bin" in entry.get("files", {})
         self.dtype = np.dtype(manifest["dtype"])
         self._shard_tokens: int = entry["shard_tokens"]
         self._prefix = str(folder / split)
@@ -203,8 +215,11 @@ class TokenStore:
         parts = []
         for shard in range(start // size, (end - 1) // size + 1):
             first, last = max(start - shard * size, 0), min(end - shard * size, size)
-            # Not through a memory map: thousands of them would be open at once, and their pages would count as this process's memory.
-            parts.append(read_at(f"{self._prefix}-{shard:05d}.bin", first * item, (last - first) * item))
+            # Not through a memory map: thousands of them would be open at once, and their pages
+            # would count as this process's memory.
+            parts.append(
+                read_at(f"{self._prefix}-{shard:05d}.bin", first * item, (last - first) * item)
+            )
         return np.frombuffer(b"".join(parts), self.dtype)
 
     def read_flags(self, start: int, length: int) -> NDArray[np.uint8]:
@@ -222,7 +237,9 @@ class TokenStore:
         return self._map("hashes", np.uint64)
 
     def close(self) -> None:
-        """Let go of the files: the room of one that was removed is free only when nobody has it open."""
+        """Let go of the files: the room of one that was removed is free only when nobody has it
+        open.
+        """
         let_go(f"{self._prefix}-")
         self._maps.clear()
 

@@ -1,4 +1,5 @@
-"""A dataset that is larger than the disk: tokenised into windows while the run goes, a few of them kept at a time.
+"""A dataset that is larger than the disk: tokenised into windows while the run goes, a few of them
+kept at a time.
 
 The documents of the stream, in their order, are one endless sequence of tokens, EOS d1 EOS d2 ..., as in a cache; at the dataset's end it
 begins anew. Window w is a fixed stretch of it, rows are shuffled within their window (lm/tokens/plan.py), and what is needed to go on behind a
@@ -27,19 +28,20 @@ from typing import Any
 
 import numpy as np
 
+from lm.config.schema.source import HubSource
 from lm.documents import hub
-from lm.tokens.cache import open_or_build
+from lm.documents.faults import text_of
+from lm.documents.reader import Piece, Reader
 from lm.system.disk import fingerprint, read_json, refusals, replace, sync
 from lm.system.errors import DataError
-from lm.tokens.prepare import SPLITS, Split, Tokenise, Tokens
-from lm.documents.faults import text_of
-from lm.config.schema.source import HubSource
-from lm.tokens.store import Manifest, SplitWriter, TokenStore
-from lm.documents.reader import Piece, Reader
 from lm.tokenizer.tokenizer import Tokenizer
+from lm.tokens.cache import open_or_build
+from lm.tokens.prepare import SPLITS, Split, Tokenise, Tokens
+from lm.tokens.store import Manifest, SplitWriter, TokenStore
 
 Position = dict[str, Any]
-BEGINNING: Position = {"passes": 0, "row": 0, "state": None}  # how often it was read, rows read since, the library's own state
+# how often it was read, rows read since, the library's own state
+BEGINNING: Position = {"passes": 0, "row": 0, "state": None}
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,13 @@ class Stream:
         return self.reader.source
 
     def validation(self, tokens: int) -> TokenStore:
-        """The first documents of the stream that are held out, until they have so many tokens; made once. Raises DataError."""
+        """The first documents of the stream that are held out, until they have so many tokens; made
+        once. Raises DataError.
+        """
         folder = self.folder / f"val-{tokens}"
-        manifest, _ = open_or_build(folder, lambda empty: self._hold_out(empty, tokens), lambda _: None)
+        manifest, _ = open_or_build(
+            folder, lambda empty: self._hold_out(empty, tokens), lambda _: None
+        )
         return TokenStore(folder, "val", manifest)
 
     def window(self, number: int) -> TokenStore:
@@ -107,14 +113,18 @@ class Stream:
         return Counter(read_json(self._window(number) / "manifest.json")["removed"])
 
     def clear(self, before: int, behind: int | None = None) -> None:
-        """Remove the tokens of the windows before `before` and behind `behind`: they can be made again from what stays."""
-        for path in sorted(self.folder.glob("window-*/train-*.bin")):  # the tokens first: a window that has them is whole
+        """Remove the tokens of the windows before `before` and behind `behind`: they can be made
+        again from what stays.
+        """
+        # the tokens first: a window that has them is whole
+        for path in sorted(self.folder.glob("window-*/train-*.bin")):
             number = int(path.parent.name.removeprefix("window-").removesuffix(".tmp"))
             if number < before or (behind is not None and number > behind):
                 path.unlink()
 
     def make(self, number: int) -> None:
-        """Write a window. Of those before it whose end is not known, that is found out; their tokens do not stay.
+        """Write a window. Of those before it whose end is not known, that is found out; their
+        tokens do not stay.
 
         Raises:
             DataError: the dataset cannot be read.
@@ -150,7 +160,9 @@ class Stream:
             self._write(number, stream[: size + 1], starts[starts < size + 1], rest, after)
 
     def _behind(self, number: int) -> tuple[Position, Any, Any]:
-        """Where the stream goes on behind a window, and the tokens that are left over, with the places where documents begin."""
+        """Where the stream goes on behind a window, and the tokens that are left over, with the
+        places where documents begin.
+        """
         if number < 0:
             return BEGINNING, np.empty(0, self.tokenizer.dtype), np.empty(0, np.int64)
         manifest = read_json(self._window(number) / "manifest.json")
@@ -166,14 +178,20 @@ class Stream:
         starts.tofile(temporary / "train-starts.bin")
         rest.tofile(temporary / "rest.bin")
         digest = fingerprint(temporary / "train-00000.bin")["sha256"]
-        counts = {"tokens": len(tokens), "documents": len(starts), "text_tokens": len(tokens) - len(starts), "text_bytes": 0}
+        counts = {
+            "tokens": len(tokens),
+            "documents": len(starts),
+            "text_tokens": len(tokens) - len(starts),
+            "text_bytes": 0,
+        }
         entry = {**counts, "shard_tokens": len(tokens), "sha256": digest}
         manifest = {"dtype": tokens.dtype.name, "splits": {"train": entry}, **after}
         (temporary / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         if (folder / "manifest.json").exists():
             if read_json(folder / "manifest.json")["splits"]["train"]["sha256"] != digest:
                 raise DataError(
-                    f"{self._source.dataset}: what was read before comes out otherwise now; start anew with another checkpoint.directory"
+                    f"{self._source.dataset}: what was read before comes out otherwise now; start"
+                    " anew with another checkpoint.directory"
                 )
             shutil.rmtree(folder)
         for path in (*temporary.iterdir(), temporary):
@@ -182,33 +200,58 @@ class Stream:
         sync(self.folder)
 
     def _hold_out(self, folder: Path, tokens: int) -> Manifest:
-        writers = {name: SplitWriter(folder, name, self.tokenizer.eos_id, self.tokenizer.dtype) for name in SPLITS}
+        writers = {
+            name: SplitWriter(folder, name, self.tokenizer.eos_id, self.tokenizer.dtype)
+            for name in SPLITS
+        }
         removed: Counter[str] = Counter()
-        for texts, position in self._batches(BEGINNING, removed) if self.split.kind != "none" else ():
+        for texts, position in (
+            self._batches(BEGINNING, removed) if self.split.kind != "none" else ()
+        ):
             if position["passes"]:
                 break
             held_out = self.split.held_out(Tokenise(self.reader, None).of(texts, removed).hashes)
-            chosen = Tokenise(self.reader, self.tokenizer).of([text for text, held in zip(texts, held_out, strict=True) if held], removed)
+            chosen = Tokenise(self.reader, self.tokenizer).of(
+                [text for text, held in zip(texts, held_out, strict=True) if held], removed
+            )
             if len(chosen.lengths):
-                writers["val"].add(chosen.ids, chosen.lengths, chosen.hashes, int(chosen.text_bytes.sum()))
+                writers["val"].add(
+                    chosen.ids, chosen.lengths, chosen.hashes, int(chosen.text_bytes.sum())
+                )
             if writers["val"].tokens > tokens:
                 break
         splits = {name: writer.close() for name, writer in writers.items()}
-        return {"dtype": np.dtype(self.tokenizer.dtype).name, "splits": splits, "removed": removed, "ended_by": None}
+        return {
+            "dtype": np.dtype(self.tokenizer.dtype).name,
+            "splits": splits,
+            "removed": removed,
+            "ended_by": None,
+        }
 
-    def _batches(self, position: Position, removed: Counter[str]) -> Iterator[tuple[list[str], Position]]:
-        """Texts from a position on, without end, each batch with the position behind it. Raises DataError."""
+    def _batches(
+        self, position: Position, removed: Counter[str]
+    ) -> Iterator[tuple[list[str], Position]]:
+        """Texts from a position on, without end, each batch with the position behind it. Raises
+        DataError.
+        """
         passes, row, state = position["passes"], position["row"], position["state"]
         while True:
             empty = row == 0
             for values, after in hub.stream(self._source, self.revision, state):
                 rows = [(row + i, text_of(value)) for i, value in enumerate(values, 1)]
                 row += len(rows)
-                texts = [document.text for document in self.reader.read(Piece(self._source.dataset, None, rows), removed)]
+                texts = [
+                    document.text
+                    for document in self.reader.read(
+                        Piece(self._source.dataset, None, rows), removed
+                    )
+                ]
                 empty = empty and not texts
                 yield texts, {"passes": passes, "row": row, "state": after}
             if empty:
-                raise DataError(f"{self.reader.key}: {self._source.dataset} has no text to train on")
+                raise DataError(
+                    f"{self.reader.key}: {self._source.dataset} has no text to train on"
+                )
             passes, row, state = passes + 1, 0, None
 
     def _window(self, number: int) -> Path:
@@ -216,7 +259,8 @@ class Stream:
 
 
 def choose_revision(folder: Path, source: HubSource, resumed: str | None) -> str:
-    """The commit that a run reads to its end: its checkpoint's, wherever that was written, else the newest at its first start.
+    """The commit that a run reads to its end: its checkpoint's, wherever that was written, else the
+    newest at its first start.
 
     Args:
         folder: where it is kept.

@@ -1,4 +1,6 @@
-"""What becomes of a piece of a source: token ids, and what else has to be known of each document. In any process, from nothing else."""
+"""What becomes of a piece of a source: token ids, and what else has to be known of each document.
+In any process, from nothing else.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +18,24 @@ from lm.tokenizer.tokenizer import Tokenizer
 
 
 class Tokens(NamedTuple):
-    """What became of a piece: the ids of its documents one after another, and for each document some numbers."""
+    """What became of a piece: the ids of its documents one after another, and for each document
+    some numbers.
+    """
 
     ids: NDArray[Any]
     lengths: NDArray[np.int64]  # in ids
     hashes: NDArray[np.uint64]  # of the text
     characters: NDArray[np.int64]  # or ids, where the source brings ids: what `tail` measures
-    text_tokens: NDArray[np.int64]  # of conversations, those that are learnt and stand for text; else all
+    # of conversations, those that are learnt and stand for text; else all
+    text_tokens: NDArray[np.int64]
     text_bytes: NDArray[np.int64]  # in UTF-8
     flags: NDArray[np.uint8] | None  # of conversations: one for each id
     removed: Counter[str]
 
     def of(self, chosen: NDArray[np.bool_]) -> Tokens:
         """The same of some of the documents."""
-        borders = np.flatnonzero(np.diff(chosen, prepend=False, append=False))  # where a run of chosen ones begins, and where it ends
+        # where a run of chosen ones begins, and where it ends
+        borders = np.flatnonzero(np.diff(chosen, prepend=False, append=False))
         places = np.append(0, self.lengths.cumsum())[borders].reshape(-1, 2).tolist()
 
         def some(values: NDArray[Any]) -> NDArray[Any]:
@@ -66,7 +72,9 @@ class Tokenise:
         return self.of([document.text for document in documents], removed, brought or None)
 
     def part(self, document: Document, part: slice) -> Tokens:
-        """What becomes of a part of a document, given in characters, or in ids where the source brings ids; of nothing if that is empty."""
+        """What becomes of a part of a document, given in characters, or in ids where the source
+        brings ids; of nothing if that is empty.
+        """
         if document.encoded is None:
             texts, brought = [document.text[part]], None
         else:
@@ -76,17 +84,26 @@ class Tokenise:
         made = self.of(texts, Counter(), brought)
         return made.of(made.characters > 0)
 
-    def of(self, texts: list[str], removed: Counter[str], brought: list[Encoded] | None = None) -> Tokens:
+    def of(
+        self, texts: list[str], removed: Counter[str], brought: list[Encoded] | None = None
+    ) -> Tokens:
         """What became of these documents, all of which have brought their ids, or none."""
         ids, lengths, flags = np.empty(0, np.uint16), np.zeros(len(texts), np.int64), None
-        text_bytes = np.array([len(text) if text.isascii() else len(text.encode()) for text in texts], np.int64)
+        text_bytes = np.array(
+            [len(text) if text.isascii() else len(text.encode()) for text in texts], np.int64
+        )
         if brought is not None:
-            ids, lengths = np.concatenate([document.ids for document in brought]), np.array([len(document.ids) for document in brought])
+            ids, lengths = (
+                np.concatenate([document.ids for document in brought]),
+                np.array([len(document.ids) for document in brought]),
+            )
         elif self.tokenizer is not None:
             ids, lengths = self.tokenizer.encode_flat(texts)
         text_tokens = lengths
         if brought is not None and self.tokenizer is not None and brought[0].flags is not None:
-            flags = np.concatenate([document.flags for document in brought if document.flags is not None])
+            flags = np.concatenate(
+                [document.flags for document in brought if document.flags is not None]
+            )
             learned = (flags & LEARNED > 0) & ~np.isin(ids, list(self.tokenizer.reserved_ids))
             text_tokens = np.add.reduceat(learned, lengths.cumsum() - lengths, dtype=np.int64)
             text_bytes = np.array([document.text_bytes for document in brought], np.int64)
@@ -94,7 +111,11 @@ class Tokenise:
             ids=ids,
             lengths=lengths,
             hashes=np.array([hash_of_text(text) for text in texts], np.uint64),
-            characters=lengths if brought is not None else np.array([len(text) for text in texts], np.int64),
+            characters=(
+                lengths
+                if brought is not None
+                else np.array([len(text) for text in texts], np.int64)
+            ),
             text_tokens=text_tokens,
             text_bytes=text_bytes,
             flags=flags,
@@ -103,7 +124,9 @@ class Tokenise:
 
 
 class Engine(Protocol):
-    """Applies a function to pieces, in any number of processes; the results come in the order of the pieces."""
+    """Applies a function to pieces, in any number of processes; the results come in the order of
+    the pieces.
+    """
 
     def __call__(self, function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
         """`map(function, pieces)`."""

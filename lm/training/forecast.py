@@ -1,4 +1,6 @@
-"""What a run will take: memory, disk and time. Calculated at every start; measured on one micro-batch for `train.py --plan`."""
+"""What a run will take: memory, disk and time. Calculated at every start; measured on one
+micro-batch for `train.py --plan`.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lm.checkpoints.weights import trained
+from lm.config.schema.config import Config
 from lm.system.device import Device, Precision, memory
 from lm.system.disk import in_bytes
 from lm.system.errors import CheckpointError, ConfigError
-from lm.config.schema.config import Config
-from lm.checkpoints.weights import trained
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,23 @@ class Footprint:
     @property
     def checkpoint(self) -> int:
         """Of one checkpoint on the disk; names and JSON are not worth counting."""
-        return self.gradients + self.optimizer + self.averages  # only trained weights are saved; they are as large as their gradients
+        # only trained weights are saved; they are as large as their gradients
+        return self.gradients + self.optimizer + self.averages
 
 
 def footprint(decoder: nn.Module, averaged: bool) -> Footprint:
-    """Of a decoder that AdamW trains, with or without averaged weights; frozen ones need room for themselves alone."""
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in decoder.parameters())
-    learnt = sum(parameter.numel() * parameter.element_size() for parameter in trained(decoder).values())
-    return Footprint(weights, gradients=learnt, optimizer=2 * learnt, averages=learnt if averaged else 0)
+    """Of a decoder that AdamW trains, with or without averaged weights; frozen ones need room for
+    themselves alone.
+    """
+    weights = sum(
+        parameter.numel() * parameter.element_size() for parameter in decoder.parameters()
+    )
+    learnt = sum(
+        parameter.numel() * parameter.element_size() for parameter in trained(decoder).values()
+    )
+    return Footprint(
+        weights, gradients=learnt, optimizer=2 * learnt, averages=learnt if averaged else 0
+    )
 
 
 @dataclass(frozen=True)
@@ -58,9 +69,13 @@ class Trial:
 
 
 def try_out(
-    decoder: nn.Module, optimizer: Optimizer, make_loss: Callable[[], Tensor], forward_context: Callable[[], AbstractContextManager[Any]]
+    decoder: nn.Module,
+    optimizer: Optimizer,
+    make_loss: Callable[[], Tensor],
+    forward_context: Callable[[], AbstractContextManager[Any]],
 ) -> Trial:
-    """Train on one micro-batch, three times over; the last one is timed. The decoder is not fit for training afterwards.
+    """Train on one micro-batch, three times over; the last one is timed. The decoder is not fit for
+    training afterwards.
 
     Args:
         decoder: the model, on its device.
@@ -82,7 +97,10 @@ def try_out(
     for _ in range(3):  # the first ones load kernels and make the optimiser's state
         synchronize()
         started = time.perf_counter()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), forward_context():
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            forward_context(),
+        ):
             loss = make_loss()
         activations = sum(kept.values())
         loss.backward()
@@ -125,33 +143,38 @@ class Forecast:
         """Refuse what cannot end well, before it costs an hour.
 
         Raises:
-            ConfigError: the text would be passed over too often, or the model alone does not fit into the device's memory.
-            CheckpointError: the disk has no room for the next checkpoint, or, for a run that has none yet, for the first two: one must be
-                whole while the next is written.
+            ConfigError: the text would be passed over too often, or the model alone does not fit
+                into the device's memory.
+            CheckpointError: the disk has no room for the next checkpoint, or, for a run that has
+                none yet, for the first two: one must be whole while the next is written.
         """
         trainer, footprint = self.config.trainer, self.footprint
         epochs = self.config.max_steps * self.epochs_per_step
         if trainer.max_epochs is not None and epochs > trainer.max_epochs:
             steps = int(trainer.max_epochs / self.epochs_per_step)
             raise ConfigError(
-                f"trainer.max_epochs: {self.config.max_steps:,} steps would pass over the text {epochs:.2f} times, which is more than "
-                f"{trainer.max_epochs:g}; write trainer.max_steps: {steps}, or give more text"
+                f"trainer.max_epochs: {self.config.max_steps:,} steps would pass over the text"
+                f" {epochs:.2f} times, which is more than {trainer.max_epochs:g}; write"
+                f" trainer.max_steps: {steps}, or give more text"
             )
         total, _ = memory(self.device)
         share = footprint.memory // (trainer.processes if trainer.strategy == "fsdp" else 1)
         if total is not None and share > total:
             raise ConfigError(
-                f"model: its weights, gradients and optimiser state take {in_bytes(share)} on each device, and {self.device} has "
-                f"{in_bytes(total)} of memory; make it smaller, or share it out (trainer.strategy: fsdp, docs/SCALING.md)"
+                f"model: its weights, gradients and optimiser state take {in_bytes(share)} on each"
+                f" device, and {self.device} has {in_bytes(total)} of memory; make it smaller, or"
+                " share it out (trainer.strategy: fsdp, docs/SCALING.md)"
             )
         free = shutil.disk_usage(folder).free
-        # A resumed run has the one that it comes from on the disk already, and one that has done all its steps writes no more.
+        # A resumed run has the one that it comes from on the disk already, and one that has done
+        # all its steps writes no more.
         needed = min(1 if self.start else 2, self.config.max_steps - self.start)
         if free < needed * footprint.checkpoint:
             twice = ", twice while the next one is written" if needed == 2 else ""
             raise CheckpointError(
-                f"checkpoint.directory: {folder} has {in_bytes(free)} free, and a checkpoint of this run takes "
-                f"{in_bytes(footprint.checkpoint)}{twice}; make room or name another folder"
+                f"checkpoint.directory: {folder} has {in_bytes(free)} free, and a checkpoint of"
+                f" this run takes {in_bytes(footprint.checkpoint)}{twice}; make room or name"
+                " another folder"
             )
 
     def lines(self, folder: Path) -> list[str]:
@@ -165,18 +188,35 @@ class Forecast:
         places = f" on each of {trainer.processes} devices" if trainer.processes > 1 else ""
         split = f", as {times}{trainer.micro_batch} rows{places}" if times or places else ""
         passes = (
-            f"{config.max_steps * self.epochs_per_step:.2f} passes over the data, " if self.epochs_per_step else ""
+            f"{config.max_steps * self.epochs_per_step:.2f} passes over the data, "
+            if self.epochs_per_step
+            else ""
         )  # unknown of a stream
-        saved = min(config.checkpoint.keep, config.max_steps // config.checkpoint.save_every + 1) + 1  # and the best one
-        parts = [f"weights {in_bytes(footprint.weights)}", f"gradients {in_bytes(footprint.gradients)}"]
+        # and the best one
+        saved = (
+            min(config.checkpoint.keep, config.max_steps // config.checkpoint.save_every + 1) + 1
+        )
+        parts = [
+            f"weights {in_bytes(footprint.weights)}",
+            f"gradients {in_bytes(footprint.gradients)}",
+        ]
         parts += [f"optimiser {in_bytes(footprint.optimizer)}"]
         parts += [f"averages {in_bytes(footprint.averages)}"] if footprint.averages else []
         return [
-            f"model: {n_parameters:,} parameters{beside}, {self.precision} on {self.device}; {', '.join(parts)}",
-            f"run: {config.max_steps:,} steps of {trainer.batch_size} rows of {config.row_length} tokens{split}: {tokens:,} tokens, "
-            f"{passes}{tokens / n_parameters:.1f} tokens a parameter",
-            f"disk: {in_bytes(footprint.checkpoint)} a checkpoint, up to {in_bytes(saved * footprint.checkpoint)} in all; "
-            f"{in_bytes(shutil.disk_usage(folder).free)} free",
+            (
+                f"model: {n_parameters:,} parameters{beside}, {self.precision} on {self.device};"
+                f" {', '.join(parts)}"
+            ),
+            (
+                f"run: {config.max_steps:,} steps of {trainer.batch_size} rows of"
+                f" {config.row_length} tokens{split}: {tokens:,} tokens,"
+                f" {passes}{tokens / n_parameters:.1f} tokens a parameter"
+            ),
+            (
+                f"disk: {in_bytes(footprint.checkpoint)} a checkpoint, up to"
+                f" {in_bytes(saved * footprint.checkpoint)} in all;"
+                f" {in_bytes(shutil.disk_usage(folder).free)} free"
+            ),
         ]
 
     def measured(self, trial: Trial, validation_tokens: int) -> list[str]:
@@ -184,18 +224,31 @@ class Forecast:
         config, trainer = self.config, self.config.trainer
         needed = self.footprint.memory + trial.activations
         total, free = memory(self.device)
-        room = f"; {self.device} has {in_bytes(total)}, {in_bytes(free)} of it free" if total is not None and free is not None else ""
-        sharing = trainer.processes if self.device == "cpu" else 1  # processes on a CPU share its cores, which the trial had for itself
+        room = (
+            f"; {self.device} has {in_bytes(total)}, {in_bytes(free)} of it free"
+            if total is not None and free is not None
+            else ""
+        )
+        # processes on a CPU share its cores, which the trial had for itself
+        sharing = trainer.processes if self.device == "cpu" else 1
         step = sharing * (trainer.accumulation * trial.seconds + trial.update_seconds)
         speed = config.tokens_per_step / step
         steps = config.max_steps - self.start
-        between = (config.max_steps - 1) // trainer.validate_every - self.start // trainer.validate_every
+        between = (
+            config.max_steps - 1
+        ) // trainer.validate_every - self.start // trainer.validate_every
         validations = (self.start == 0) + between + 1  # where a run begins, and at its end
         # Without the backward pass, which is two thirds of the work.
         validating = validations * validation_tokens / speed / 3
         return [
-            f"memory: activations {in_bytes(trial.activations)} for {trainer.micro_batch} rows at once, {in_bytes(needed)} in all{room}",
-            f"time: {speed:,.0f} tokens/s; {steps:,} steps in {in_time(steps * step)}, {validations} validations in {in_time(validating)}",
+            (
+                f"memory: activations {in_bytes(trial.activations)} for {trainer.micro_batch} rows"
+                f" at once, {in_bytes(needed)} in all{room}"
+            ),
+            (
+                f"time: {speed:,.0f} tokens/s; {steps:,} steps in {in_time(steps * step)},"
+                f" {validations} validations in {in_time(validating)}"
+            ),
         ]
 
 

@@ -1,4 +1,6 @@
-"""A run from its folder's lock to its end: one training session, or several where a non-finite step sends the run back to a checkpoint."""
+"""A run from its folder's lock to its end: one training session, or several where a non-finite step
+sends the run back to a checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lm.checkpoints.folder import point, pointed, step_directories
-from lm.system.errors import NonFiniteError, keep_tracebacks_in
+from lm.config.schema.config import Config
+from lm.runs.folder import RunFolder
 from lm.runs.incidents import GoBack
 from lm.runs.origin import Origin, find_origin, is_finished
-from lm.training.processes import check_launcher, first_decides, is_first
-from lm.runs.folder import RunFolder
-from lm.config.schema.config import Config
+from lm.system.errors import NonFiniteError, keep_tracebacks_in
 from lm.system.signals import StopSignals
+from lm.training.processes import check_launcher, first_decides, is_first
 
 TrainFrom = Callable[[Origin, RunFolder | None, StopSignals], None]
 
 
-def launch(config: Config, resume: str | None, init_from: str | None, train_from: TrainFrom) -> None:
-    """Claim the run's folder and train in it, again from its newest checkpoint where `trainer.on_nonfinite` says so.
+def launch(
+    config: Config, resume: str | None, init_from: str | None, train_from: TrainFrom
+) -> None:
+    """Claim the run's folder and train in it, again from its newest checkpoint where
+    `trainer.on_nonfinite` says so.
 
     Args:
         config: the run's configuration.
@@ -48,7 +53,8 @@ def launch(config: Config, resume: str | None, init_from: str | None, train_from
                 except GoBack as back:
                     if not step_directories(folder):
                         raise NonFiniteError(
-                            f"{back}; but it has none yet: checkpoint.save_every is {config.checkpoint.save_every}"
+                            f"{back}; but it has none yet: checkpoint.save_every is"
+                            f" {config.checkpoint.save_every}"
                         ) from None
                     if run is not None:
                         print(back, flush=True)
@@ -58,13 +64,19 @@ def launch(config: Config, resume: str | None, init_from: str | None, train_from
             run.close()
 
 
-def where_to_start(config: Config, folder: Path, resume: str | None, init_from: str | None) -> Origin | None:
-    """Where the weights come from; None for a run that has reached its end already. Says what was decided."""
+def where_to_start(
+    config: Config, folder: Path, resume: str | None, init_from: str | None
+) -> Origin | None:
+    """Where the weights come from; None for a run that has reached its end already. Says what was
+    decided.
+    """
     origin = find_origin(config, folder, resume, init_from, print)
     if origin.resume is None or not is_finished(config, folder, origin.step):
         return origin
     if pointed(folder, "final.ckpt") != origin.resume:  # where the budget was lowered
         point(folder, "final.ckpt", origin.resume)
-    more = "a larger budget (trainer.max_steps, max_tokens) or patience (early_stopping) lets it go on"
+    more = (
+        "a larger budget (trainer.max_steps, max_tokens) or patience (early_stopping) lets it go on"
+    )
     print(f"{folder} has finished its {origin.step:,} steps; {more}")
     return None

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from lm.checkpoints.folder import read_meta
+from lm.config.schema.trainer import TrainerConfig
+from lm.runs.origin import Origin
 from lm.system.device import check_devices, choose_device
 from lm.system.errors import ConfigError, UserError
-from lm.runs.origin import Origin
-from lm.config.schema.trainer import TrainerConfig
 
 if TYPE_CHECKING:
     from lightning.pytorch.plugins.environments import ClusterEnvironment
@@ -34,9 +34,11 @@ def launcher() -> Literal["torchrun", "srun"] | None:
     """Who started this process together with all others. None: a person did, or Lightning."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "torchrun"  # first: it may run inside SLURM
-    # A batch script has no step: what it starts without srun is one process, however many tasks it asked for. And with those names
-    # people work in a shell that SLURM gave them.
-    if {"SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"} <= os.environ.keys() and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+    # A batch script has no step: what it starts without srun is one process, however many tasks it
+    # asked for. And with those names people work in a shell that SLURM gave them.
+    if {"SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"} <= os.environ.keys() and os.environ.get(
+        "SLURM_JOB_NAME"
+    ) not in ("bash", "interactive"):
         return "srun"
     return None
 
@@ -48,29 +50,47 @@ def is_first() -> bool:
 
 
 def check_launcher(trainer: TrainerConfig) -> None:
-    """Raises ConfigError where the launcher has not started as many processes as the configuration says."""
+    """Raises ConfigError where the launcher has not started as many processes as the configuration
+    says.
+    """
     name = launcher()
     if name is None:
         if trainer.num_nodes > 1:
             raise ConfigError(
-                f"trainer.num_nodes: {trainer.num_nodes} machines need a launcher that starts train.py on each; "
-                "write torchrun or srun before it, as docs/SCALING.md shows, or num_nodes 1"
+                f"trainer.num_nodes: {trainer.num_nodes} machines need a launcher that starts"
+                " train.py on each; write torchrun or srun before it, as docs/SCALING.md shows, or"
+                " num_nodes 1"
             )
         return
     processes = int(os.environ["WORLD_SIZE" if name == "torchrun" else "SLURM_NTASKS"])
-    here = int(os.environ["LOCAL_WORLD_SIZE"]) if name == "torchrun" else processes // int(os.environ.get("SLURM_NNODES", "1"))
+    here = (
+        int(os.environ["LOCAL_WORLD_SIZE"])
+        if name == "torchrun"
+        else processes // int(os.environ.get("SLURM_NNODES", "1"))
+    )
     if (here, here * trainer.num_nodes) != (trainer.devices, processes):
         raise ConfigError(
-            f"trainer.devices: {name} started {processes} processes, {here} on each machine, got devices {trainer.devices} and num_nodes "
-            f"{trainer.num_nodes}; write --trainer.devices {here} --trainer.num_nodes {processes // here}"
+            f"trainer.devices: {name} started {processes} processes, {here} on each machine, got"
+            f" devices {trainer.devices} and num_nodes {trainer.num_nodes}; write --trainer.devices"
+            f" {here} --trainer.num_nodes {processes // here}"
         )
 
 
 def cluster_environment() -> ClusterEnvironment:
-    """What Lightning should know of the launcher. By itself it would wait for tasks that a batch script asked for and never started."""
-    from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+    """What Lightning should know of the launcher. By itself it would wait for tasks that a batch
+    script asked for and never started.
+    """
+    from lightning.pytorch.plugins.environments import (
+        LightningEnvironment,
+        SLURMEnvironment,
+        TorchElasticEnvironment,
+    )
 
-    return {"torchrun": TorchElasticEnvironment, "srun": SLURMEnvironment, None: LightningEnvironment}[launcher()]()
+    return {
+        "torchrun": TorchElasticEnvironment,
+        "srun": SLURMEnvironment,
+        None: LightningEnvironment,
+    }[launcher()]()
 
 
 def lightning_strategy(trainer: TrainerConfig) -> str | ModelParallelStrategy:
@@ -89,12 +109,16 @@ def first_decides(decide: Callable[[], Origin | None], trainer: TrainerConfig) -
         UserError: whatever `decide` raised, on the first process.
         SystemExit: with its exit code, on the others: one message is enough.
     """
-    together = launcher() is not None or _are_connected()  # Lightning's own processes are, when a session follows on another
+    # Lightning's own processes are, when a session follows on another
+    together = launcher() is not None or _are_connected()
     if together and trainer.processes > 1:
         return _told_to_all(decide, trainer)
     if not is_first():
         if DECIDED not in os.environ:
-            raise ConfigError("LOCAL_RANK or NODE_RANK is set, but the launcher is not known; start the processes with torchrun or srun")
+            raise ConfigError(
+                "LOCAL_RANK or NODE_RANK is set, but the launcher is not known; start the processes"
+                " with torchrun or srun"
+            )
         return _read(json.loads(os.environ[DECIDED]))
     origin = decide()
     if origin is not None:
@@ -119,7 +143,9 @@ def first_does(act: Callable[[], Result]) -> Result | None:
 
 
 def disconnect() -> None:
-    """End the process group, if there is one; all processes call it, as those that are done would wait for one that goes on in it."""
+    """End the process group, if there is one; all processes call it, as those that are done would
+    wait for one that goes on in it.
+    """
     if _are_connected():
         import torch
 
@@ -144,7 +170,9 @@ def _tried(act: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
 
 
 def _tell_all(value: Any, problem: Exception | None) -> Any:
-    """The first process's value, on all of them; or they leave, each with the exit code of its problem."""
+    """The first process's value, on all of them; or they leave, each with the exit code of its
+    problem.
+    """
     import torch
 
     code = 0 if problem is None else problem.exit_code if isinstance(problem, UserError) else 1
@@ -160,7 +188,11 @@ def _tell_all(value: Any, problem: Exception | None) -> Any:
 def _are_connected() -> bool:
     """Whether this process is in a process group; without importing torch for the answer."""
     distributed = sys.modules.get("torch.distributed")
-    return distributed is not None and distributed.is_available() and bool(distributed.is_initialized())
+    return (
+        distributed is not None
+        and distributed.is_available()
+        and bool(distributed.is_initialized())
+    )
 
 
 def _join(trainer: TrainerConfig) -> None:
@@ -176,7 +208,10 @@ def _join(trainer: TrainerConfig) -> None:
     check_devices(trainer.devices, device)
     if device == "cuda":
         torch.cuda.set_device(environment.local_rank())
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = (
+        environment.main_address,
+        str(environment.main_port),
+    )
     torch.distributed.init_process_group(
         "nccl" if device == "cuda" else "gloo",
         rank=environment.global_rank(),
@@ -186,6 +221,8 @@ def _join(trainer: TrainerConfig) -> None:
 
 
 def _read(paths: dict[str, str | None]) -> Origin:
-    resume, init_from = ((Path(text) if (text := paths[name]) else None) for name in ("resume", "init_from"))
+    resume, init_from = (
+        (Path(text) if (text := paths[name]) else None) for name in ("resume", "init_from")
+    )
     path = resume or init_from
     return Origin(resume, init_from, read_meta(path) if path is not None else None)

@@ -1,4 +1,6 @@
-"""Lightning's part in a run: devices, processes, precision, and the loop over batches. Logging, saving and validating are ours."""
+"""Lightning's part in a run: devices, processes, precision, and the loop over batches. Logging,
+saving and validating are ours.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,16 @@ import warnings
 import lightning
 from lightning.pytorch.callbacks import Callback
 
+from lm.config.schema.trainer import TrainerConfig
 from lm.system.device import Device, Precision
 from lm.training.processes import cluster_environment, lightning_strategy
-from lm.config.schema.trainer import TrainerConfig
 
 LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
-def make_trainer(config: TrainerConfig, device: Device, precision: Precision, callback: Callback) -> lightning.Trainer:
+def make_trainer(
+    config: TrainerConfig, device: Device, precision: Precision, callback: Callback
+) -> lightning.Trainer:
     """A Trainer with which nothing happens but what the configuration says and `callback` does."""
     _quieten_lightning()
     return lightning.Trainer(
@@ -40,7 +44,9 @@ def make_trainer(config: TrainerConfig, device: Device, precision: Precision, ca
 
 
 def _quieten_lightning() -> None:
-    """What Lightning notes about devices, loaders and a missing validation_step is answered here; the rest concerns its insides."""
+    """What Lightning notes about devices, loaders and a missing validation_step is answered here;
+    the rest concerns its insides.
+    """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")

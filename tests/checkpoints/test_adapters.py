@@ -1,4 +1,6 @@
-"""Runs of adapters, and their checkpoints beside a base: python -m pytest tests/checkpoints/test_adapters.py."""
+"""Runs of adapters, and their checkpoints beside a base: python -m pytest
+tests/checkpoints/test_adapters.py.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,16 @@ from safetensors.torch import load_file
 
 import eval_val
 import finetune as command
-from lm.checkpoints.folder import read_manifest, read_meta, verify
 from lm.checkpoints.files import MERGED, ORDINARY, required
-from lm.config.reader import load as load_config
-from lm.system.errors import CheckpointError, ConfigError
-from lm.training.forecast import footprint
-from lm.surgery.lora import Adapted, add_adapters
-from lm.config.schema.finetune import LoraConfig
+from lm.checkpoints.folder import read_manifest, read_meta, verify
 from lm.checkpoints.meta import read_adapters
-from lm.training.command import train as train_command
 from lm.checkpoints.weights import trained
+from lm.config.reader import load as load_config
+from lm.config.schema.finetune import LoraConfig
+from lm.surgery.lora import Adapted, add_adapters
+from lm.system.errors import CheckpointError, ConfigError
+from lm.training.command import train as train_command
+from lm.training.forecast import footprint
 from model import Decoder, load
 from tests.support.faults import sealed
 from tests.support.runs import config_file, launched, train
@@ -43,7 +45,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["lora", "qlora"])
-def run(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(
+    request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The folder of a run that never stopped."""
     folder = tmp_path_factory.mktemp(request.param)
     finetune(config_of(folder, base), f"--finetune.method={request.param}")
@@ -73,7 +77,12 @@ def config_of(folder: Path, base: Path, **lora: object) -> Path:
     file = config_file(folder)
     values = yaml.safe_load(file.read_text())
     values["model"] = {"dropout": 0.1}
-    values["finetune"] = {"base": str(base), "method": "lora", "lora": {"rank": 2, "alpha": 8, "dropout": 0.1} | lora, "report_prompts": 0}
+    values["finetune"] = {
+        "base": str(base),
+        "method": "lora",
+        "lora": {"rank": 2, "alpha": 8, "dropout": 0.1} | lora,
+        "report_prompts": 0,
+    }
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
     return file
 
@@ -94,7 +103,9 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 def by_hand(checkpoint: Path, base: Path) -> Decoder:
     """The decoder with its adapters beside it, as it was trained, with the averaged weights."""
     decoder, meta = load(base)[0], read_meta(checkpoint)
-    add_adapters(decoder, LoraConfig(rank=2, alpha=8), four_bits=meta["adapters"]["method"] == "qlora")
+    add_adapters(
+        decoder, LoraConfig(rank=2, alpha=8), four_bits=meta["adapters"]["method"] == "qlora"
+    )
     with torch.no_grad():
         for name, tensor in load_file(checkpoint / "ema.safetensors").items():
             decoder.get_parameter(name).copy_(tensor)
@@ -103,7 +114,9 @@ def by_hand(checkpoint: Path, base: Path) -> Decoder:
 
 def merged(checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Path:
     """What `python -m tools.merge_lora` makes of it."""
-    monkeypatch.setattr(sys, "argv", ["merge_lora", "--ckpt", str(checkpoint), "--out", str(out), *arguments])
+    monkeypatch.setattr(
+        sys, "argv", ["merge_lora", "--ckpt", str(checkpoint), "--out", str(out), *arguments]
+    )
     merge_lora.main()
     return out / f"step-{read_meta(checkpoint)['step']:08d}.ckpt"
 
@@ -119,7 +132,9 @@ def test_a_checkpoint_holds_adapters_alone_and_says_of_what(run: Path, base: Pat
     checkpoint = (run / "final.ckpt").resolve()
     meta = read_meta(checkpoint)
     tensors = load_file(checkpoint / "model.safetensors")
-    assert len(tensors) == 28 and all(name.rpartition(".")[2] in ("lora_A", "lora_B") for name in tensors)
+    assert len(tensors) == 28 and all(
+        name.rpartition(".")[2] in ("lora_A", "lora_B") for name in tensors
+    )
     assert load_file(checkpoint / "ema.safetensors").keys() == tensors.keys()
     states = torch.load(checkpoint / "train_state.pt", weights_only=True)["optimizer"]["state"]
     assert len(states) == 28
@@ -139,62 +154,111 @@ def test_a_checkpoint_holds_adapters_alone_and_says_of_what(run: Path, base: Pat
     assert meta["parent"]["manifest_sha256"] == read_manifest(base)["sha256"]
     assert "adapters" not in read_meta(base)
     taken = footprint(by_hand(checkpoint, base), averaged=True)
-    files = sum(file["bytes"] for name, file in read_manifest(checkpoint)["files"].items() if name in FILES)
-    assert taken.gradients == taken.averages == 4 * n_trained and taken.checkpoint <= files <= 2 * taken.checkpoint
+    files = sum(
+        file["bytes"] for name, file in read_manifest(checkpoint)["files"].items() if name in FILES
+    )
+    assert (
+        taken.gradients == taken.averages == 4 * n_trained
+        and taken.checkpoint <= files <= 2 * taken.checkpoint
+    )
 
 
 def test_adapters_learn(run: Path) -> None:
-    losses = [json.loads(line)["loss"] for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line)["loss"] for line in (run / "evaluations.jsonl").read_text().splitlines()
+    ]
     assert losses[-1] < losses[0]
 
 
-def test_stopped_and_resumed_it_is_bit_for_bit_the_same(run: Path, base: Path, tmp_path: Path) -> None:
+def test_stopped_and_resumed_it_is_bit_for_bit_the_same(
+    run: Path, base: Path, tmp_path: Path
+) -> None:
     file, method = config_of(tmp_path, base), f"--finetune.method={run.parent.name.rstrip('0')}"
     finetune(file, method, "--trainer.max_minutes=1e-9")
     while not (tmp_path / "run" / "final.ckpt").exists():
         finetune(file, method, "--trainer.max_minutes=1e-9", resume="auto")
     assert len(list((tmp_path / "run").glob("step-*"))) == 12
     for name in FILES[:2]:
-        assert (tmp_path / "run" / "final.ckpt" / name).read_bytes() == (run / "final.ckpt" / name).read_bytes()
-    one, other = (torch.load(folder / "final.ckpt" / "train_state.pt", weights_only=True) for folder in (tmp_path / "run", run))
+        assert (tmp_path / "run" / "final.ckpt" / name).read_bytes() == (
+            run / "final.ckpt" / name
+        ).read_bytes()
+    one, other = (
+        torch.load(folder / "final.ckpt" / "train_state.pt", weights_only=True)
+        for folder in (tmp_path / "run", run)
+    )
     for number, state in one["optimizer"]["state"].items():
-        assert all(torch.equal(value, other["optimizer"]["state"][number][key]) for key, value in state.items())
+        assert all(
+            torch.equal(value, other["optimizer"]["state"][number][key])
+            for key, value in state.items()
+        )
 
 
-def test_loaded_it_is_what_was_trained(run: Path, base: Path, figure: Callable[[str], None]) -> None:
+def test_loaded_it_is_what_was_trained(
+    run: Path, base: Path, figure: Callable[[str], None]
+) -> None:
     checkpoint = run / "final.ckpt"
     decoder, tokenizer, meta = load(checkpoint)
     assert not decoder.training and tokenizer.name == "byte" and meta["step"] == 12
     assert not [layer for layer in decoder.modules() if isinstance(layer, Adapted)]
     apart = (logits(decoder) - logits(by_hand(checkpoint, base))).abs().max().item()
     assert apart < 1e-5 < (logits(decoder) - logits(load(base)[0])).abs().max()
-    figure(f"{read_meta(checkpoint)['adapters']['method']}: merged logits differ by at most {apart:.1e} after a run")
+    figure(
+        f"{read_meta(checkpoint)['adapters']['method']}: merged logits differ by at most"
+        f" {apart:.1e} after a run"
+    )
 
 
-def test_every_command_takes_it(run: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_every_command_takes_it(
+    run: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     last = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])
-    monkeypatch.setattr(sys, "argv", ["eval_val", "--ckpt", str(run / "final.ckpt"), "--config", str(config_file(tmp_path)), "--json"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "eval_val",
+            "--ckpt",
+            str(run / "final.ckpt"),
+            "--config",
+            str(config_file(tmp_path)),
+            "--json",
+        ],
+    )
     eval_val.main()
     assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(last["loss"], abs=1e-5)
 
 
-def test_merged_it_is_an_ordinary_checkpoint(run: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merged_it_is_an_ordinary_checkpoint(
+    run: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = (run / "final.ckpt").resolve()
     path = merged(checkpoint, tmp_path / "out", monkeypatch)
     verify(path)
-    assert load_file(path / "model.safetensors").keys() == load_file(base / "model.safetensors").keys()
+    assert (
+        load_file(path / "model.safetensors").keys() == load_file(base / "model.safetensors").keys()
+    )
     assert torch.equal(logits(load(path)[0]), logits(load(checkpoint)[0]))
     meta = read_meta(path)
     assert "adapters" not in meta and meta["n_parameters"] == read_meta(base)["n_parameters"]
-    assert meta["parent"] == {"path": str(checkpoint), "step": 12, "manifest_sha256": read_manifest(checkpoint)["sha256"]}
+    assert meta["parent"] == {
+        "path": str(checkpoint),
+        "step": 12,
+        "manifest_sha256": read_manifest(checkpoint)["sha256"],
+    }
     assert not list((tmp_path / "out").glob(".*"))
-    with pytest.raises(CheckpointError, match="is there already; remove it, or name another folder with --out"):
+    with pytest.raises(
+        CheckpointError, match="is there already; remove it, or name another folder with --out"
+    ):
         merged(checkpoint, tmp_path / "out", monkeypatch)
-    with pytest.raises(CheckpointError, match="holds a whole model already: there is nothing to merge"):
+    with pytest.raises(
+        CheckpointError, match="holds a whole model already: there is nothing to merge"
+    ):
         merged(path, tmp_path / "again", monkeypatch)
 
 
-def test_a_merged_one_begins_runs_and_resumes_none(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merged_one_begins_runs_and_resumes_none(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = merged(run / "final.ckpt", tmp_path / "out", monkeypatch)
     child = tmp_path / "child"
     child.mkdir()
@@ -204,8 +268,13 @@ def test_a_merged_one_begins_runs_and_resumes_none(run: Path, tmp_path: Path, mo
     train(config_file(tmp_path, trainer={"max_steps": 3}), started, init_from=str(path))
     for resume in ("auto", str(path)):
         with pytest.raises(CheckpointError) as caught:
-            train(config_file(tmp_path), f"--checkpoint.directory={tmp_path / 'out'}", resume=resume)
-        assert str(caught.value).startswith(f"{path} was merged (python -m tools.merge_lora) and holds weights alone: no run can go on")
+            train(
+                config_file(tmp_path), f"--checkpoint.directory={tmp_path / 'out'}", resume=resume
+            )
+        assert str(caught.value).startswith(
+            f"{path} was merged (python -m tools.merge_lora) and holds weights alone: no run can"
+            " go on"
+        )
 
 
 def test_adapters_on_adapters(run: Path, tmp_path: Path) -> None:
@@ -228,9 +297,11 @@ def test_moved_together_they_find_each_other(family: Path, lora_run: Path) -> No
     (family / "base").rename(family / "elsewhere")
     checkpoint = (family / "run" / "final.ckpt").resolve()
     was = read_meta(checkpoint)["adapters"]["base"]["path"]
-    assert refusal(checkpoint) == (
-        f"{checkpoint} holds adapters alone, and their base is not at {was} and {family / 'base' / Path(was).name}; "
-        f"say where it is: `python -m tools.merge_lora --ckpt {checkpoint} --base CKPT --out DIR`"
+    assert (
+        refusal(checkpoint)
+        == f"{checkpoint} holds adapters alone, and their base is not at {was} and"
+        f" {family / 'base' / Path(was).name}; say where it is: `python -m tools.merge_lora"
+        f" --ckpt {checkpoint} --base CKPT --out DIR`"
     )
 
 
@@ -251,14 +322,19 @@ def test_a_damaged_tokenizer_is_not_merged(family: Path, monkeypatch: pytest.Mon
     assert not (family / "out").exists()
 
 
-def test_another_base_is_refused(family: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_another_base_is_refused(
+    family: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     checkpoint = (family / "run" / "final.ckpt").resolve()
     [base] = (family / "base").iterdir()
     old = read_manifest(base)["sha256"]
     other = sealed(base, meta__json=json.dumps(read_meta(base) | {"seconds": 1.5}).encode())
     new = read_manifest(other)["sha256"]
     said = refusal(checkpoint)
-    assert said.startswith(f"{checkpoint} holds adapters of the base with the manifest {old[:12]}, and {other} has {new[:12]}; ")
+    assert said.startswith(
+        f"{checkpoint} holds adapters of the base with the manifest {old[:12]}, and {other} has"
+        f" {new[:12]}; "
+    )
     with pytest.raises(CheckpointError, match=f"{old[:12]}, and {other} has {new[:12]}"):
         merged(checkpoint, tmp_path / "out", monkeypatch, "--base", str(other))
     assert not (tmp_path / "out").exists()
@@ -269,7 +345,10 @@ def test_a_damaged_base_is_refused(family: Path) -> None:
     content = bytearray((base / "ema.safetensors").read_bytes())
     content[-3] ^= 4
     (base / "ema.safetensors").write_bytes(content)
-    assert refusal(family / "run" / "final.ckpt") == f"{base}/ema.safetensors is damaged: its content is not what was saved"
+    assert (
+        refusal(family / "run" / "final.ckpt")
+        == f"{base}/ema.safetensors is damaged: its content is not what was saved"
+    )
 
 
 @pytest.mark.parametrize(
@@ -278,23 +357,36 @@ def test_a_damaged_base_is_refused(family: Path) -> None:
         ({"method": "ia3"}, "adapters.method"),
         ({"lora": {"rank": 10**9}}, "adapters.lora.rank"),
         ({"lora": {"rnak": 2}}, "adapters.lora.rnak"),
-        ({"lora": {"rank": 3}}, "is torch.float32 (2, 32), where the configured model has torch.float32 (3, 32)"),
+        (
+            {"lora": {"rank": 3}},
+            "is torch.float32 (2, 32), where the configured model has torch.float32 (3, 32)",
+        ),
         ({"lora": {"targets": ["*.q_proj"], "rank": 2}}, "is not a weight of the model"),
-        ({"lora": {"targets": ["*.query"]}}, "meta.json: finetune.lora.targets: '*.query' matches no layer"),
+        (
+            {"lora": {"targets": ["*.query"]}},
+            "meta.json: finetune.lora.targets: '*.query' matches no layer",
+        ),
         ({"base": {}}, "adapters.base.path: Field required"),
         ({"base": {"path": "a\0b", "from_run": "x", "manifest_sha256": ""}}, "adapters.base.path"),
-        ({"base": {"path": "x" * 5000, "from_run": "y" * 5000, "manifest_sha256": ""}}, "holds adapters alone, and their base is not at"),
+        (
+            {"base": {"path": "x" * 5000, "from_run": "y" * 5000, "manifest_sha256": ""}},
+            "holds adapters alone, and their base is not at",
+        ),
         ({"base": 3}, "adapters.base"),
     ],
 )
 def test_hostile_adapters_are_refused(family: Path, change: dict[str, Any], said: str) -> None:
     checkpoint = (family / "run" / "final.ckpt").resolve()
     meta = read_meta(checkpoint)
-    path = sealed(checkpoint, meta__json=json.dumps(meta | {"adapters": meta["adapters"] | change}).encode())
+    path = sealed(
+        checkpoint, meta__json=json.dumps(meta | {"adapters": meta["adapters"] | change}).encode()
+    )
     assert said in refusal(path)
 
 
-def test_a_shape_takes_no_memory_before_the_bases_weights_prove_it(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shape_takes_no_memory_before_the_bases_weights_prove_it(
+    family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its embedding alone would take 4 TB."""
     checkpoint = (family / "run" / "final.ckpt").resolve()
     meta = read_meta(checkpoint)
@@ -325,18 +417,28 @@ def test_a_run_goes_on_with_its_own_base_only(family: Path, base: Path) -> None:
     assert read_meta(family / "run" / "final.ckpt")["adapters"]["base"]["path"] == str(moved)
     shutil.rmtree(family / "run" / "step-00000012.ckpt")
     other = sealed(moved, meta__json=json.dumps(read_meta(moved) | {"seconds": 1.5}).encode())
-    with pytest.raises(CheckpointError, match=rf"^finetune\.base: {other} is not the checkpoint that the run started from"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"^finetune\.base: {other} is not the checkpoint that the run started from",
+    ):
         finetune(file, *there, f"--finetune.base={other}", resume="auto")
     with pytest.raises(ConfigError, match=r"finetune\.lora\.rank"):
         finetune(file, *there, f"--finetune.base={other}", "--finetune.lora.rank=3", resume="auto")
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_shared_out_and_resumed_alone(method: str, base: Path, tmp_path: Path, figure: Callable[[str], None]) -> None:
+def test_shared_out_and_resumed_alone(
+    method: str, base: Path, tmp_path: Path, figure: Callable[[str], None]
+) -> None:
     """Adapters of two processes (fsdp) are read, resumed by one process, and merged."""
     file = config_of(tmp_path, base, dropout=0.0)
     same = (f"--finetune.method={method}", "--model.dropout=0.0", "--optimizer.eps=1e-4")
-    shared = (*same, "--trainer.strategy=fsdp", "--trainer.devices=2", "--trainer.micro_batch_size=4")
+    shared = (
+        *same,
+        "--trainer.strategy=fsdp",
+        "--trainer.devices=2",
+        "--trainer.micro_batch_size=4",
+    )
     launched(2, "finetune", "--config", str(file), *shared)
     straight = tmp_path / "straight"
     finetune(file, *same, f"--checkpoint.directory={straight}")

@@ -1,4 +1,6 @@
-"""Checkpoints are whole or absent, damage is found and named, names follow: python -m pytest tests/checkpoints/test_folder.py."""
+"""Checkpoints are whole or absent, damage is found and named, names follow: python -m pytest
+tests/checkpoints/test_folder.py.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,8 @@ from lm.checkpoints.folder import (
     verify,
     write_checkpoint,
 )
-from lm.system.errors import CheckpointError
 from lm.checkpoints.meta import read_tokenizer
+from lm.system.errors import CheckpointError
 from tests.support.faults import ROOT, kill_everywhere, not_root, save, sealed
 
 FILES = ("model.safetensors", "train_state.pt", "tokenizer.json", "meta.json", "manifest.json")
@@ -77,9 +79,15 @@ class NewCheckpoint:
         for path in step_directories(run):
             verify(path)
         last = pointed(run, "last.ckpt")
-        assert last is not None and last in step_directories(run), "the link means a whole checkpoint at every moment"
+        assert last is not None and last in step_directories(run), (
+            "the link means a whole checkpoint at every moment"
+        )
         sweep(run)
-        assert set(names(run)) <= {"last.ckpt", "step-00000001.ckpt", "step-00000002.ckpt"}, "nothing half-written stays"
+        assert set(names(run)) <= {
+            "last.ckpt",
+            "step-00000001.ckpt",
+            "step-00000002.ckpt",
+        }, "nothing half-written stays"
         NewCheckpoint.act(run)
         assert names(run) == ["last.ckpt", "step-00000002.ckpt"]
         assert verify(run / "last.ckpt")
@@ -103,15 +111,22 @@ class ReplacedCheckpoint:
         sweep(run)
         assert names(run) == ["step-00000001.ckpt"]
         verify(run / "step-00000001.ckpt")
-        assert (run / "step-00000001.ckpt" / "model.safetensors").read_bytes() in (b"the old weights", b"the new weights")
+        assert (run / "step-00000001.ckpt" / "model.safetensors").read_bytes() in (
+            b"the old weights",
+            b"the new weights",
+        )
 
 
 @pytest.mark.parametrize("scenario", [NewCheckpoint, ReplacedCheckpoint])
-def test_killed_before_any_disk_operation_the_old_or_the_new_one_is_whole(tmp_path: Path, scenario: type) -> None:
+def test_killed_before_any_disk_operation_the_old_or_the_new_one_is_whole(
+    tmp_path: Path, scenario: type
+) -> None:
     assert kill_everywhere(f"tests.checkpoints.test_folder:{scenario.__name__}", tmp_path) > 30
 
 
-def test_everything_is_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_is_on_the_disk_before_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log: list[tuple[str, int, int]] = []  # what, inode, size at that time
     fsync, rename = os.fsync, os.rename
 
@@ -159,11 +174,15 @@ for limit in range(0, 2000, 100):
     except CheckpointError as error:
         print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     messages = done.stdout.splitlines()
     assert len(messages) == 20
     for message in messages:
-        assert message.startswith(f"{tmp_path / 'step-00000002.ckpt'} could not be written: File too large (")
+        assert message.startswith(
+            f"{tmp_path / 'step-00000002.ckpt'} could not be written: File too large ("
+        )
         assert message.endswith("B free); what was saved before is untouched")
     assert names(tmp_path) == [old.name]
     verify(old)
@@ -174,11 +193,18 @@ for limit in range(0, 2000, 100):
     [
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
         (OSError("Error while serializing: I/O error"), "Error while serializing: I/O error"),
-        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534\nmore"), "unexpected pos 576 vs 534 ("),
+        (
+            RuntimeError(
+                "[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534\nmore"
+            ),
+            "unexpected pos 576 vs 534 (",
+        ),
     ],
 )
 @pytest.mark.parametrize("existing", [1, 2])
-def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path, failure: Exception, said: str, existing: int) -> None:
+def test_a_writer_that_fails_leaves_what_was_there(
+    tmp_path: Path, failure: Exception, said: str, existing: int
+) -> None:
     old = save(tmp_path, existing)
 
     def fail(path: Path) -> None:
@@ -192,7 +218,9 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path, failure: Exce
 
 
 def test_what_is_not_the_disk_s_fault_is_not_laid_to_it(tmp_path: Path) -> None:
-    """A GPU fails while its weights are copied: an internal error (1), or too little memory (1), but no refused checkpoint (5)."""
+    """A GPU fails while its weights are copied: an internal error (1), or too little memory (1),
+    but no refused checkpoint (5).
+    """
 
     def fail(path: Path) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
@@ -213,8 +241,12 @@ def test_ctrl_c_in_a_save_leaves_nothing_half_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", range(9))
-def test_a_disk_that_fails_at_any_sync_or_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """EIO at the n-th of them: file, file, file, file, manifest, directory, the old one aside, the new one there, parent."""
+def test_a_disk_that_fails_at_any_sync_or_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """EIO at the n-th of them: file, file, file, file, manifest, directory, the old one aside, the
+    new one there, parent.
+    """
     old = save(tmp_path, 1, b"old")
     calls = iter(range(100))
 
@@ -232,18 +264,24 @@ def test_a_disk_that_fails_at_any_sync_or_rename(tmp_path: Path, monkeypatch: py
         save(tmp_path, 1, b"new")
     assert names(tmp_path) == [old.name]
     verify(old)
-    assert (old / "model.safetensors").read_bytes() == (b"new" if number == 8 else b"old"), "complete before the last call, or not at all"
+    assert (old / "model.safetensors").read_bytes() == (b"new" if number == 8 else b"old"), (
+        "complete before the last call, or not at all"
+    )
 
 
 def test_a_strange_file_in_the_place_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "step-00000001.ckpt").write_text("someone's own")
     assert "could not be written: Not a directory" in refused(tmp_path / "step-00000001.ckpt", {})
-    assert (tmp_path / "step-00000001.ckpt").read_text() == "someone's own" and len(names(tmp_path)) == 1
+    assert (tmp_path / "step-00000001.ckpt").read_text() == "someone's own" and len(
+        names(tmp_path)
+    ) == 1
 
 
 def test_a_folder_that_cannot_be_written(unprivileged: Path) -> None:
     Path("run").mkdir(mode=0o555)
-    assert "run/step-00000001.ckpt could not be written: Permission denied" in refused(Path("run/step-00000001.ckpt"), {})
+    assert "run/step-00000001.ckpt could not be written: Permission denied" in refused(
+        Path("run/step-00000001.ckpt"), {}
+    )
 
 
 # Damage is found
@@ -256,7 +294,9 @@ def saved(tmp_path: Path) -> Path:
 
 def test_what_was_saved_verifies(saved: Path) -> None:
     manifest = verify(saved)
-    assert set(manifest["files"]) == {*FILES} - {"manifest.json"} and manifest == read_manifest(saved)
+    assert set(manifest["files"]) == {*FILES} - {"manifest.json"} and manifest == read_manifest(
+        saved
+    )
 
 
 def assert_found(path: Path, name: str) -> None:
@@ -336,14 +376,20 @@ def test_an_edited_manifest(saved: Path, edit: Any) -> None:
 @pytest.mark.parametrize("entry", [None, 3, {}, {"bytes": "7", "sha256": None}, {"bytes": 7}])
 def test_a_manifest_with_wrong_kinds_of_values(saved: Path, entry: Any) -> None:
     files = read_manifest(saved)["files"] | {"meta.json": entry}
-    (saved / "manifest.json").write_text(json.dumps({"files": files, "sha256": checkpoint._hash_of_table(files)}))
+    (saved / "manifest.json").write_text(
+        json.dumps({"files": files, "sha256": checkpoint._hash_of_table(files)})
+    )
     assert_found(saved, "meta.json")
 
 
 def test_a_manifest_cannot_point_outside(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
-    files = read_manifest(saved)["files"] | {"../secret": checkpoint.fingerprint(tmp_path / "secret")}
-    (saved / "manifest.json").write_text(json.dumps({"files": files, "sha256": checkpoint._hash_of_table(files)}))
+    files = read_manifest(saved)["files"] | {
+        "../secret": checkpoint.fingerprint(tmp_path / "secret")
+    }
+    (saved / "manifest.json").write_text(
+        json.dumps({"files": files, "sha256": checkpoint._hash_of_table(files)})
+    )
     assert_found(saved, "../secret")
 
 
@@ -386,7 +432,14 @@ def test_newest_whole_passes_over_what_is_damaged_and_says_why(tmp_path: Path) -
 
 def test_strange_things_with_the_names_of_checkpoints(tmp_path: Path) -> None:
     whole = save(tmp_path, 1)
-    for name in ("step-0000000a.ckpt", "step-9.ckpt", "step-00000009.ckpt.bak", "xstep-00000009.ckpt", "step-٠٠٠٠٠٠٠٩.ckpt", "step-.ckpt"):
+    for name in (
+        "step-0000000a.ckpt",
+        "step-9.ckpt",
+        "step-00000009.ckpt.bak",
+        "xstep-00000009.ckpt",
+        "step-٠٠٠٠٠٠٠٩.ckpt",
+        "step-.ckpt",
+    ):
         (tmp_path / name).mkdir()
     (tmp_path / "step-00000002.ckpt").write_bytes(pickle.dumps(0))
     (tmp_path / "step-00000003.ckpt").symlink_to(whole.name)
@@ -411,12 +464,16 @@ def test_folders_that_cannot_be_read(unprivileged: Path) -> None:
     closed = save(unprivileged, 2)
     closed.chmod(0)
     found, problems = newest_whole(unprivileged)
-    assert found == Path("step-00000001.ckpt") and problems == ["step-00000002.ckpt/manifest.json cannot be read: Permission denied"]
+    assert found == Path("step-00000001.ckpt") and problems == [
+        "step-00000002.ckpt/manifest.json cannot be read: Permission denied"
+    ]
     with pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
         open_checkpoint(closed)
     closed.chmod(0o755)
     (closed / "model.safetensors").chmod(0)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read: Permission denied"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors cannot be read: Permission denied"
+    ):
         verify(closed)
     Path("shut").mkdir(mode=0)
     with pytest.raises(CheckpointError, match="shut cannot be read: Permission denied"):
@@ -436,17 +493,27 @@ def refusal(path: Path) -> str:
     return message.removeprefix(f"{path}: ")
 
 
-def test_a_path_or_link_opens_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_or_link_opens_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = save(tmp_path, 1)
     point(tmp_path, "best.ckpt", path)
     monkeypatch.chdir(tmp_path)
-    assert open_checkpoint("best.ckpt") == open_checkpoint(path) == open_checkpoint(str(path) + "/") == path
+    assert (
+        open_checkpoint("best.ckpt")
+        == open_checkpoint(path)
+        == open_checkpoint(str(path) + "/")
+        == path
+    )
     shutil.copytree(path, tmp_path / "my model")
     assert read_meta(open_checkpoint("my model"))["step"] == 1
 
 
 def test_what_is_not_a_checkpoint_is_told_in_a_line(tmp_path: Path) -> None:
-    kind = "not a checkpoint of this project; one is a folder like step-00001000.ckpt with a meta.json inside"
+    kind = (
+        "not a checkpoint of this project; one is a folder like step-00001000.ckpt with a meta.json"
+        " inside"
+    )
     run, empty = tmp_path / "run", tmp_path / "empty"
     empty.mkdir()
     assert refusal(run / "x.ckpt") == "no such checkpoint"
@@ -461,8 +528,14 @@ def test_what_is_not_a_checkpoint_is_told_in_a_line(tmp_path: Path) -> None:
     assert refusal(run / "loop.ckpt") == "no such checkpoint (the link leads nowhere)" + held
     assert refusal(run / "old.ckpt") == kind
     assert refusal(run / "old.ckpt" / "below") == "no such checkpoint"
-    assert refusal(run / "step-00000001.ckpt" / "model.safetensors") == f"this is one file of a checkpoint; write {run}/step-00000001.ckpt"
-    assert refusal(run) == f"this is a run's folder, not one checkpoint; write {run}/step-00000004.ckpt"
+    assert (
+        refusal(run / "step-00000001.ckpt" / "model.safetensors")
+        == f"this is one file of a checkpoint; write {run}/step-00000001.ckpt"
+    )
+    assert (
+        refusal(run)
+        == f"this is a run's folder, not one checkpoint; write {run}/step-00000004.ckpt"
+    )
     assert refusal(empty) == kind
     assert refusal(Path("x" * 300)) == "cannot be read: File name too long"
 
@@ -506,22 +579,36 @@ META = {"format": 1, "step": 1, "model": {}, "tokenizer": {}, "config": {}}
         ({"step": -1}, "is damaged: step is"),
         ({"step": True}, "is damaged: step is"),
         ({"step": 1.0}, "is damaged: step is"),
-        ({"step": None, "model": [], "tokenizer": "byte", "config": None}, "is damaged: step, model, tokenizer, config is"),
-        ({"step": 2}, "is of step 2, but its folder is named for another; rename it step-00000002.ckpt"),
+        (
+            {"step": None, "model": [], "tokenizer": "byte", "config": None},
+            "is damaged: step, model, tokenizer, config is",
+        ),
+        (
+            {"step": 2},
+            "is of step 2, but its folder is named for another; rename it step-00000002.ckpt",
+        ),
     ],
 )
 def test_a_wrong_meta_json(tmp_path: Path, content: bytes | dict[str, Any], said: str) -> None:
     path = save(tmp_path, 1)
-    (path / "meta.json").write_bytes(content if isinstance(content, bytes) else json.dumps(META | content).encode())
+    (path / "meta.json").write_bytes(
+        content if isinstance(content, bytes) else json.dumps(META | content).encode()
+    )
     with pytest.raises(CheckpointError) as caught:
         read_meta(path)
-    assert str(caught.value).startswith(f"{path}/meta.json") and said in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        str(caught.value).startswith(f"{path}/meta.json")
+        and said in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
 
 
 @pytest.mark.parametrize("key", ["step", "model", "tokenizer", "config"])
 def test_a_key_that_is_missing(tmp_path: Path, key: str) -> None:
     path = save(tmp_path, 1)
-    (path / "meta.json").write_text(json.dumps({name: value for name, value in META.items() if name != key}))
+    (path / "meta.json").write_text(
+        json.dumps({name: value for name, value in META.items() if name != key})
+    )
     with pytest.raises(CheckpointError, match=f"is damaged: {key} is missing"):
         read_meta(path)
 
@@ -530,10 +617,19 @@ def test_the_tokenizer_is_held_against_meta(tmp_path: Path) -> None:
     from lm.tokenizer.tokenizer import ByteTokenizer
 
     byte = ByteTokenizer()
-    stored = {"name": "byte", "sha256": byte.sha256, "vocab_size": 260, "eos_id": byte.eos_id, "pad_id": byte.pad_id}
+    stored = {
+        "name": "byte",
+        "sha256": byte.sha256,
+        "vocab_size": 260,
+        "eos_id": byte.eos_id,
+        "pad_id": byte.pad_id,
+    }
     (tmp_path / "tokenizer.json").write_text(byte.definition)
     assert read_tokenizer(tmp_path, {"tokenizer": stored}).encode("hi") == [104, 105]
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not the tokenizer that meta\.json names \(byte, 000000000000\)"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"tokenizer\.json is not the tokenizer that meta\.json names \(byte, 000000000000\)",
+    ):
         read_tokenizer(tmp_path, {"tokenizer": stored | {"sha256": "0" * 64}})
     for wrong in ({}, stored | {"eos_id": "x"}, stored | {"pad_id": None}, []):
         with pytest.raises(CheckpointError, match="the tokenizer cannot be read"):
@@ -551,22 +647,38 @@ def test_the_tokenizer_is_held_against_meta(tmp_path: Path) -> None:
 # Names and retention
 
 
-def test_links_are_relative_replaced_at_once_and_move_with_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_are_relative_replaced_at_once_and_move_with_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
     one, two = save(run, 1), save(run, 2)
     assert pointed(run, "best.ckpt") is None
     point(run, "best.ckpt", one)
-    assert (run / "best.ckpt").readlink() == Path("step-00000001.ckpt") and pointed(run, "best.ckpt") == one
+    assert (run / "best.ckpt").readlink() == Path("step-00000001.ckpt") and pointed(
+        run, "best.ckpt"
+    ) == one
     with monkeypatch.context() as patch:
-        patch.setattr(os, "unlink", lambda path: pytest.fail(f"{path} was removed") if Path(path).name == "best.ckpt" else None)
+        patch.setattr(
+            os,
+            "unlink",
+            lambda path: (
+                pytest.fail(f"{path} was removed") if Path(path).name == "best.ckpt" else None
+            ),
+        )
         point(run, "best.ckpt", two)
     assert pointed(run, "best.ckpt") == two
     run.rename(tmp_path / "elsewhere")
     assert read_meta(tmp_path / "elsewhere" / "best.ckpt")["step"] == 2
-    assert names(tmp_path / "elsewhere") == ["best.ckpt", "step-00000001.ckpt", "step-00000002.ckpt"]
+    assert names(tmp_path / "elsewhere") == [
+        "best.ckpt",
+        "step-00000001.ckpt",
+        "step-00000002.ckpt",
+    ]
 
 
-def test_a_link_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_that_cannot_be_made_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "best.ckpt").mkdir()
     with pytest.raises(CheckpointError, match=r"best\.ckpt could not be written: Is a directory"):
         point(tmp_path, "best.ckpt", tmp_path / "step-00000001.ckpt")
@@ -575,7 +687,9 @@ def test_a_link_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "symlink", refuse)
-    with pytest.raises(CheckpointError, match=r"last\.ckpt could not be written: Operation not permitted"):
+    with pytest.raises(
+        CheckpointError, match=r"last\.ckpt could not be written: Operation not permitted"
+    ):
         point(tmp_path, "last.ckpt", tmp_path / "step-00000001.ckpt")
 
 
@@ -601,7 +715,9 @@ def test_retention_that_the_disk_refuses_is_told(unprivileged: Path) -> None:
     save(run, 1)
     save(run, 2)
     run.chmod(0o555)
-    with pytest.raises(CheckpointError, match=r"step-00000001\.ckpt could not be written: Permission denied"):
+    with pytest.raises(
+        CheckpointError, match=r"step-00000001\.ckpt could not be written: Permission denied"
+    ):
         retain(run, keep=1)
     run.chmod(0o755)
     assert steps(run) == [1, 2]
@@ -623,11 +739,24 @@ def test_sweep_removes_leftovers_and_nothing_else(tmp_path: Path) -> None:
     verify(tmp_path / "step-00000001.ckpt")
 
 
-@pytest.mark.parametrize("module", ["lm.checkpoints.folder", "lm.system.disk", "lm.system.errors", "lm.runs.folder"])
+@pytest.mark.parametrize(
+    "module", ["lm.checkpoints.folder", "lm.system.disk", "lm.system.errors", "lm.runs.folder"]
+)
 def test_only_the_standard_library_is_imported(module: str) -> None:
-    code = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}} - sys.stdlib_module_names - set(sys.argv[1:]))"
-    bare = subprocess.run(
-        [sys.executable, "-c", "import sys; print(*{name.split('.')[0] for name in sys.modules})"], capture_output=True, text=True
+    code = (
+        f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}} -"
+        " sys.stdlib_module_names - set(sys.argv[1:]))"
     )
-    done = subprocess.run([sys.executable, "-c", code, *bare.stdout.split()], cwd=ROOT, capture_output=True, text=True, check=True)
+    bare = subprocess.run(
+        [sys.executable, "-c", "import sys; print(*{name.split('.')[0] for name in sys.modules})"],
+        capture_output=True,
+        text=True,
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *bare.stdout.split()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.split() == ["lm"]

@@ -1,4 +1,6 @@
-"""A model that is shared out (FSDP2) is the same model, and so are its checkpoints: python -m pytest tests/checkpoints/test_fsdp.py."""
+"""A model that is shared out (FSDP2) is the same model, and so are its checkpoints: python -m
+pytest tests/checkpoints/test_fsdp.py.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lm.surgery import fsdp
-from lm.checkpoints.folder import newest_whole, read_meta, step_directories, step_of, verify
 from lm.checkpoints.files import required, shard_count, shard_names
+from lm.checkpoints.folder import newest_whole, read_meta, step_directories, step_of, verify
+from lm.surgery import fsdp
 from lm.system.errors import CheckpointError, ConfigError
 from model import load
 from tests.support.runs import config_file, slurm_tasks, train
@@ -29,8 +31,17 @@ FILES = ("model.safetensors", "ema.safetensors")
 def configured(folder: Path) -> Path:
     """12 steps without dropout; an odd vocabulary, so that shares are uneven."""
     folder.mkdir(exist_ok=True)
-    model = {"context_length": 16, "n_layers": 2, "d_model": 66, "n_heads": 3, "dropout": 0.0, "init_std": 0.1, "vocab_size": 261}
-    # With the usual eps AdamW makes a whole step of a gradient that is nothing but rounding: of a token that never occurs.
+    model = {
+        "context_length": 16,
+        "n_layers": 2,
+        "d_model": 66,
+        "n_heads": 3,
+        "dropout": 0.0,
+        "init_std": 0.1,
+        "vocab_size": 261,
+    }
+    # With the usual eps AdamW makes a whole step of a gradient that is nothing but rounding: of a
+    # token that never occurs.
     return config_file(folder, data={"val_fraction": 0.4}, model=model, optimizer={"eps": 1e-4})
 
 
@@ -40,7 +51,9 @@ def losses(run: Path) -> list[tuple[int, float]]:
 
 
 def validation_tokens(run: Path) -> list[int]:
-    return [json.loads(line)["tokens"] for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["tokens"] for line in (run / "evaluations.jsonl").read_text().splitlines()
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +67,9 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run on two processes; beside it, what they held together before the tenth step."""
+    """The folder of a run on two processes; beside it, what they held together before the tenth
+    step.
+    """
     folder = tmp_path_factory.mktemp("shared")
     codes, said = slurm_tasks(folder, "gather:all:9", "--config", str(configured(folder)), *FSDP)
     assert codes == [0, 0], said
@@ -74,23 +89,41 @@ def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
 
 
 def test_two_processes_are_one(
-    straight: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: Callable[[str], None]
+    straight: Path,
+    shared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    figure: Callable[[str], None],
 ) -> None:
-    assert losses(shared / "run") == [(step, pytest.approx(loss, abs=1e-5)) for step, loss in losses(straight)]
+    assert losses(shared / "run") == [
+        (step, pytest.approx(loss, abs=1e-5)) for step, loss in losses(straight)
+    ]
     worst = {}
     for step in ("step-00000006.ckpt", "step-00000012.ckpt"):
         ordinary = joined(shared / "run" / step, tmp_path, monkeypatch)
-        worst[step] = max(difference(load_file(ordinary / name), load_file(straight / step / name)) for name in FILES)
+        worst[step] = max(
+            difference(load_file(ordinary / name), load_file(straight / step / name))
+            for name in FILES
+        )
     assert max(worst.values()) < 1e-6
-    figure("fsdp on two processes: weights within " + ", ".join(f"{value:.1e} at {step}" for step, value in worst.items()))
+    figure(
+        "fsdp on two processes: weights within "
+        + ", ".join(f"{value:.1e} at {step}" for step, value in worst.items())
+    )
 
 
-def test_joined_shards_are_bit_for_bit_what_the_processes_held(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_joined_shards_are_bit_for_bit_what_the_processes_held(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = torch.load(shared / "gathered.pt", weights_only=True)
     ordinary = joined(shared / "run" / "step-00000009.ckpt", tmp_path, monkeypatch)
     verify(ordinary)
     state = torch.load(ordinary / "train_state.pt", weights_only=True)
-    tensors = {f"{number}.{key}": value for number, values in state["optimizer"]["state"].items() for key, value in values.items()}
+    tensors = {
+        f"{number}.{key}": value
+        for number, values in state["optimizer"]["state"].items()
+        for key, value in values.items()
+    }
     for kind, found in (
         ("model", load_file(ordinary / "model.safetensors")),
         ("ema", load_file(ordinary / "ema.safetensors")),
@@ -110,17 +143,26 @@ def test_a_share_is_a_share(shared: Path) -> None:
     assert read_meta(checkpoint)["shards"] == 2
     parts = [load_file(checkpoint / name) for name in shard_names("model", 2)]
     assert [part["embed_tokens.weight"].shape for part in parts] == [(131, 66), (130, 66)]
-    assert sum(tensor.numel() for part in parts for tensor in part.values()) == read_meta(checkpoint)["n_parameters"]
+    assert (
+        sum(tensor.numel() for part in parts for tensor in part.values())
+        == read_meta(checkpoint)["n_parameters"]
+    )
     assert not list((shared / "run").glob(".*tmp*"))
 
 
-def test_resumed_on_one_process_and_back_on_two(straight: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_on_one_process_and_back_on_two(
+    straight: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sharded, ordinary, sharded; then from a joined one: always the run that never stopped."""
     config, run = configured(tmp_path), tmp_path / "run"
     shutil.copytree(shared / "run", run, symlinks=True)
     train(config, "--trainer.max_minutes=1e-9", resume=str(run / "step-00000006.ckpt"))
     newest, _ = newest_whole(run)
-    assert newest is not None and newest.name == "step-00000007.ckpt" and (newest / "train_state.pt").exists()
+    assert (
+        newest is not None
+        and newest.name == "step-00000007.ckpt"
+        and (newest / "train_state.pt").exists()
+    )
     codes, said = slurm_tasks(tmp_path, "none", "--config", str(config), *FSDP, "--resume", "auto")
     assert codes == [0, 0], said
     assert shard_count(path.name for path in (run / "final.ckpt").iterdir()) == 2
@@ -130,39 +172,70 @@ def test_resumed_on_one_process_and_back_on_two(straight: Path, shared: Path, tm
     expected = dict(losses(straight))
     assert dict(losses(run)) == pytest.approx(expected, abs=1e-5)
     assert dict(losses(whole)) == pytest.approx({12: expected[12]}, abs=1e-5)
-    mine, theirs = (load_file(folder / "final.ckpt" / "model.safetensors") for folder in (whole, straight))
+    mine, theirs = (
+        load_file(folder / "final.ckpt" / "model.safetensors") for folder in (whole, straight)
+    )
     assert difference(mine, theirs) < 1e-6
 
 
 def test_resumed_on_four_processes(
-    straight: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: Callable[[str], None]
+    straight: Path,
+    shared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    figure: Callable[[str], None],
 ) -> None:
-    """What two saved, four go on with: the same rows in the same order, each validation token counted once, the same weights."""
+    """What two saved, four go on with: the same rows in the same order, each validation token
+    counted once, the same weights.
+    """
     config, run = configured(tmp_path), tmp_path / "run"
     shutil.copytree(shared / "run", run, symlinks=True)
-    four = ("--trainer.strategy=fsdp", "--trainer.devices=4", "--trainer.micro_batch_size=2", "--resume", str(run / "step-00000006.ckpt"))
+    four = (
+        "--trainer.strategy=fsdp",
+        "--trainer.devices=4",
+        "--trainer.micro_batch_size=2",
+        "--resume",
+        str(run / "step-00000006.ckpt"),
+    )
     codes, said = slurm_tasks(tmp_path, "none", "--config", str(config), *four, count=4)
     assert codes == [0] * 4, said
     assert rows(shared, 2) == rows(straight.parent, 1)
-    assert rows(tmp_path, 4) == {step: its for step, its in rows(straight.parent, 1).items() if step >= 6}
+    assert rows(tmp_path, 4) == {
+        step: its for step, its in rows(straight.parent, 1).items() if step >= 6
+    }
     assert dict(losses(run)) == pytest.approx(dict(losses(straight)), abs=1e-5)
     counted = validation_tokens(straight)
     assert validation_tokens(run) == validation_tokens(shared / "run") == counted
-    assert -(-counted[0] // 16) % 8 and counted[0] % 16, "rows and tokens that four processes cannot share evenly"
+    assert -(-counted[0] // 16) % 8 and counted[0] % 16, (
+        "rows and tokens that four processes cannot share evenly"
+    )
     assert shard_count(path.name for path in (run / "final.ckpt").iterdir()) == 4
     ordinary = joined(run / "final.ckpt", tmp_path / "whole", monkeypatch)
-    worst = max(difference(load_file(ordinary / name), load_file(straight / "final.ckpt" / name)) for name in FILES)
+    worst = max(
+        difference(load_file(ordinary / name), load_file(straight / "final.ckpt" / name))
+        for name in FILES
+    )
     assert worst < 1e-6
-    figure(f"fsdp, saved by two processes, continued by four: the same rows and token counts, weights within {worst:.1e}")
+    figure(
+        "fsdp, saved by two processes, continued by four: the same rows and token counts, weights"
+        f" within {worst:.1e}"
+    )
 
 
 def test_a_full_disk_of_one_process_ends_all(tmp_path: Path) -> None:
-    """Of the second, which writes nothing but its shards. Nothing half-written is left, and what was saved before is whole."""
+    """Of the second, which writes nothing but its shards. Nothing half-written is left, and what
+    was saved before is whole.
+    """
     codes, said = slurm_tasks(tmp_path, "full:1:7", "--config", str(configured(tmp_path)), *FSDP)
     run = tmp_path / "run"
     assert codes == [5, 5], said
-    assert all("step-00000008.ckpt could not be written: No space left on device" in text for text in said)
-    assert step_of(step_directories(run)[-1]) == 6 and newest_whole(run) == (run / "step-00000006.ckpt", [])
+    assert all(
+        "step-00000008.ckpt could not be written: No space left on device" in text for text in said
+    )
+    assert step_of(step_directories(run)[-1]) == 6 and newest_whole(run) == (
+        run / "step-00000006.ckpt",
+        [],
+    )
     assert not list(run.glob(".*tmp*"))
 
 
@@ -177,22 +250,39 @@ def test_who_fails_alone_in_the_middle_of_a_validation_ends_all(tmp_path: Path, 
     assert [step for step, _ in losses(tmp_path / "run")] == [0, 4]
 
 
-@pytest.mark.parametrize(("kind", "what"), [("unwritten", "the sample"), ("unscored", "validation")])
-def test_where_all_fail_in_a_validation_the_run_goes_on(tmp_path: Path, kind: str, what: str) -> None:
-    codes, said = slurm_tasks(tmp_path, f"{kind}:all:7", "--config", str(configured(tmp_path)), *FSDP)
+@pytest.mark.parametrize(
+    ("kind", "what"), [("unwritten", "the sample"), ("unscored", "validation")]
+)
+def test_where_all_fail_in_a_validation_the_run_goes_on(
+    tmp_path: Path, kind: str, what: str
+) -> None:
+    codes, said = slurm_tasks(
+        tmp_path, f"{kind}:all:7", "--config", str(configured(tmp_path)), *FSDP
+    )
     assert codes == [0, 0], said
-    assert said[0].count(f"{what} failed, and the run goes on without: RuntimeError: no such kernel") == 1
-    assert [step for step, _ in losses(tmp_path / "run")] == ([0, 4, 8, 12] if kind == "unwritten" else [0, 4, 12])
+    assert (
+        said[0].count(f"{what} failed, and the run goes on without: RuntimeError: no such kernel")
+        == 1
+    )
+    assert [step for step, _ in losses(tmp_path / "run")] == (
+        [0, 4, 8, 12] if kind == "unwritten" else [0, 4, 12]
+    )
 
 
 def test_who_needs_one_file_says_how_to_make_it(shared: Path) -> None:
     checkpoint = shared / "run" / "step-00000012.ckpt"
     with pytest.raises(CheckpointError) as caught:
         load(checkpoint)
-    assert str(caught.value) == f"{checkpoint}: a sharded checkpoint: run `python -m tools.consolidate {checkpoint}` first"
+    assert (
+        str(caught.value)
+        == f"{checkpoint}: a sharded checkpoint: run `python -m tools.consolidate {checkpoint}`"
+        " first"
+    )
 
 
-def test_what_cannot_be_joined(straight: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_joined(
+    straight: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(CheckpointError, match="is an ordinary checkpoint already"):
         joined(straight / "final.ckpt", tmp_path, monkeypatch)
     joined(shared / "run" / "final.ckpt", tmp_path, monkeypatch)
@@ -202,7 +292,9 @@ def test_what_cannot_be_joined(straight: Path, shared: Path, tmp_path: Path, mon
 
 @pytest.mark.parametrize("damage", ["missing", "flipped", "extra"])
 @pytest.mark.parametrize("kind", ["model", "optimizer", "ema"])
-def test_a_damaged_shard_is_found(shared: Path, tmp_path: Path, kind: str, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_shard_is_found(
+    shared: Path, tmp_path: Path, kind: str, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = tmp_path / "step-00000012.ckpt"
     shutil.copytree(shared / "run" / "step-00000012.ckpt", checkpoint)
     name = shard_names(kind, 2)[1]
@@ -224,11 +316,22 @@ def test_a_damaged_shard_is_found(shared: Path, tmp_path: Path, kind: str, damag
 
 
 def test_a_manifest_without_a_shard_is_not_whole() -> None:
-    names = {*shard_names("model", 2), *shard_names("optimizer", 2), "train_state.json", "tokenizer.json", "meta.json"}
+    names = {
+        *shard_names("model", 2),
+        *shard_names("optimizer", 2),
+        "train_state.json",
+        "tokenizer.json",
+        "meta.json",
+    }
     assert required(names) == names
     assert required(names - {"optimizer-00002-of-00002.safetensors"}) == names
-    assert required({*names, "ema-00001-of-00002.safetensors"}) == names | set(shard_names("ema", 2))
-    assert "train_state.pt" in required({"model.safetensors"}) and shard_count(["model.safetensors"]) == 0
+    assert required({*names, "ema-00001-of-00002.safetensors"}) == names | set(
+        shard_names("ema", 2)
+    )
+    assert (
+        "train_state.pt" in required({"model.safetensors"})
+        and shard_count(["model.safetensors"]) == 0
+    )
 
 
 def test_fsdp_refuses_fp16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,5 +341,11 @@ def test_fsdp_refuses_fp16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         return "fp16"
 
     monkeypatch.setattr(session, "choose_precision", half)
-    with pytest.raises(ConfigError, match=r"^trainer\.strategy: fsdp does not train in fp16; write --trainer\.precision bf16 or fp32"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"^trainer\.strategy: fsdp does not train in fp16; write --trainer\.precision bf16 or"
+            r" fp32"
+        ),
+    ):
         train(configured(tmp_path), "--trainer.strategy", "fsdp")

@@ -1,4 +1,6 @@
-"""Weights go to the disk once and come back the same, or not at all: python -m pytest tests/checkpoints/test_weights.py."""
+"""Weights go to the disk once and come back the same, or not at all: python -m pytest
+tests/checkpoints/test_weights.py.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lm.checkpoints.folder import read_manifest, write_checkpoint, write_json
-from lm.system.errors import CheckpointError
-from lm.config.schema.model import ModelConfig
-from lm.tokenizer.tokenizer import ByteTokenizer
 from lm.checkpoints.weights import read_weights, write_state, write_weights
+from lm.config.schema.model import ModelConfig
+from lm.system.errors import CheckpointError
+from lm.tokenizer.tokenizer import ByteTokenizer
 from model import Decoder, load
 from tests.support.faults import ROOT, sealed
 
@@ -30,12 +32,32 @@ EXPECTED = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
 
 def decoder(tie_embeddings: bool) -> Decoder:
     torch.manual_seed(0)
-    return Decoder(ModelConfig(vocab_size=260, d_model=16, n_layers=1, n_heads=2, context_length=8, tie_embeddings=tie_embeddings))
+    return Decoder(
+        ModelConfig(
+            vocab_size=260,
+            d_model=16,
+            n_layers=1,
+            n_heads=2,
+            context_length=8,
+            tie_embeddings=tie_embeddings,
+        )
+    )
 
 
-def checkpoint(folder: Path, weights: dict[str, Tensor], average: dict[str, Tensor] | None = None, model: Any = None) -> Path:
+def checkpoint(
+    folder: Path,
+    weights: dict[str, Tensor],
+    average: dict[str, Tensor] | None = None,
+    model: Any = None,
+) -> Path:
     byte = ByteTokenizer()
-    tokenizer = {"name": "byte", "sha256": byte.sha256, "vocab_size": 260, "eos_id": byte.eos_id, "pad_id": byte.pad_id}
+    tokenizer = {
+        "name": "byte",
+        "sha256": byte.sha256,
+        "vocab_size": 260,
+        "eos_id": byte.eos_id,
+        "pad_id": byte.pad_id,
+    }
     meta = {"format": 1, "step": 3, "model": model or {}, "tokenizer": tokenizer, "config": {}}
     writers = {
         "model.safetensors": lambda path: write_weights(path, weights),
@@ -61,12 +83,18 @@ def refusal(path: Path, expected: dict[str, Tensor] = EXPECTED) -> str:
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_model_comes_back_the_same_and_a_tied_head_once(tmp_path: Path, tied: bool) -> None:
     saved = decoder(tied)
-    path = checkpoint(tmp_path, dict(saved.named_parameters()), model=saved.config.model_dump(mode="json"))
+    path = checkpoint(
+        tmp_path, dict(saved.named_parameters()), model=saved.config.model_dump(mode="json")
+    )
     stored = load_file(path / "model.safetensors")
     assert ("lm_head.weight" in stored) is not tied
     assert sum(tensor.numel() for tensor in stored.values()) == saved.n_parameters()
     loaded, tokenizer, meta = load(path)
-    assert loaded.n_parameters() == saved.n_parameters() and tokenizer.name == "byte" and meta["step"] == 3
+    assert (
+        loaded.n_parameters() == saved.n_parameters()
+        and tokenizer.name == "byte"
+        and meta["step"] == 3
+    )
     assert not loaded.training
     for name, parameter in saved.named_parameters():
         assert torch.equal(loaded.get_parameter(name), parameter), name
@@ -93,7 +121,9 @@ def test_odd_layouts_and_gradients_are_written_as_plain_tensors(tmp_path: Path) 
     odd = torch.arange(6.0).reshape(3, 2).T.requires_grad_()
     path = checkpoint(tmp_path, {"a": odd, "b": torch.arange(8.0)[::2]})
     weights = read_weights(path, EXPECTED)
-    assert torch.equal(weights["a"], odd) and torch.equal(weights["b"], torch.tensor([0.0, 2, 4, 6]))
+    assert torch.equal(weights["a"], odd) and torch.equal(
+        weights["b"], torch.tensor([0.0, 2, 4, 6])
+    )
     assert not weights["a"].requires_grad
 
 
@@ -106,21 +136,42 @@ def test_whoever_may_read_the_folder_may_read_the_weights(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("weights", "said"),
     [
-        ({"a": torch.zeros(3, 2)}, "a is torch.float32 (3, 2), where the configured model has torch.float32 (2, 3)"),
-        ({"a": torch.zeros(2, 3, 1)}, "a is torch.float32 (2, 3, 1), where the configured model has torch.float32 (2, 3)"),
-        ({"b": torch.zeros(4, dtype=torch.bfloat16)}, "b is torch.bfloat16 (4,), where the configured model has torch.float32 (4,)"),
+        (
+            {"a": torch.zeros(3, 2)},
+            "a is torch.float32 (3, 2), where the configured model has torch.float32 (2, 3)",
+        ),
+        (
+            {"a": torch.zeros(2, 3, 1)},
+            "a is torch.float32 (2, 3, 1), where the configured model has torch.float32 (2, 3)",
+        ),
+        (
+            {"b": torch.zeros(4, dtype=torch.bfloat16)},
+            "b is torch.bfloat16 (4,), where the configured model has torch.float32 (4,)",
+        ),
         ({"b": torch.zeros(4, dtype=torch.float16)}, "b is torch.float16 (4,), where"),
         ({"b": torch.zeros(4, dtype=torch.float64)}, "b is torch.float64 (4,), where"),
         ({"b": torch.zeros(4, dtype=torch.int64)}, "b is torch.int64 (4,), where"),
-        ({"c": torch.zeros(1)}, "c is not a weight of the model; the weights are of another model than the configuration describes"),
+        (
+            {"c": torch.zeros(1)},
+            (
+                "c is not a weight of the model; the weights are of another model than the"
+                " configuration describes"
+            ),
+        ),
     ],
 )
-def test_other_shapes_types_and_names_are_refused_by_name(tmp_path: Path, weights: dict[str, Tensor], said: str) -> None:
-    assert refusal(checkpoint(tmp_path, EXPECTED | weights)).startswith(f"model.safetensors: {said}")
+def test_other_shapes_types_and_names_are_refused_by_name(
+    tmp_path: Path, weights: dict[str, Tensor], said: str
+) -> None:
+    assert refusal(checkpoint(tmp_path, EXPECTED | weights)).startswith(
+        f"model.safetensors: {said}"
+    )
 
 
 def test_a_missing_name(tmp_path: Path) -> None:
-    assert refusal(checkpoint(tmp_path, {"b": torch.zeros(4)})).startswith("model.safetensors: a is missing; the weights are of another")
+    assert refusal(checkpoint(tmp_path, {"b": torch.zeros(4)})).startswith(
+        "model.safetensors: a is missing; the weights are of another"
+    )
 
 
 def test_expected_weights_need_no_memory(tmp_path: Path) -> None:
@@ -142,12 +193,16 @@ def test_a_flipped_bit_is_not_loaded(tmp_path: Path, file: str) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 4, 8, 20, -1])
-def test_a_cut_file_is_refused_by_the_manifest_and_by_the_format(tmp_path: Path, length: int) -> None:
+def test_a_cut_file_is_refused_by_the_manifest_and_by_the_format(
+    tmp_path: Path, length: int
+) -> None:
     path = checkpoint(tmp_path, EXPECTED)
     cut = (path / "model.safetensors").read_bytes()[:length]
     (path / "model.safetensors").write_bytes(cut)
     assert refusal(path) == "model.safetensors is damaged: its content is not what was saved"
-    assert refusal(sealed(path, model__safetensors=cut)).startswith("model.safetensors cannot be read: ")
+    assert refusal(sealed(path, model__safetensors=cut)).startswith(
+        "model.safetensors cannot be read: "
+    )
 
 
 def with_header(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
@@ -177,7 +232,9 @@ HOSTILE = {
     "not UTF-8": with_header(b"\xff\xfe"),
     "a list": with_header([1]),
     "a pickle": b"\x80\x04cposix\nsystem\n.",
-    "a name twice": with_header(b'{"a": %s, "a": %s}' % ((json.dumps(entry(0, 8)).encode(),) * 2), bytes(8)),
+    "a name twice": with_header(
+        b'{"a": %s, "a": %s}' % ((json.dumps(entry(0, 8)).encode(),) * 2), bytes(8)
+    ),
     "a huge tensor of no bytes": save({"a": torch.zeros(0, 2**40), "b": torch.zeros(4)}),
 }
 
@@ -206,9 +263,14 @@ for writer in (lambda path: write_weights(path, large), lambda path: torch.save(
     except CheckpointError as error:
         print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     messages = done.stdout.splitlines()
-    assert len(messages) == 2 and all(message.startswith(f"{tmp_path}/step-00000001.ckpt could not be written: ") for message in messages)
+    assert len(messages) == 2 and all(
+        message.startswith(f"{tmp_path}/step-00000001.ckpt could not be written: ")
+        for message in messages
+    )
     assert "File too large" in messages[0]
     assert list(tmp_path.iterdir()) == []
 
@@ -216,7 +278,9 @@ for writer in (lambda path: write_weights(path, large), lambda path: torch.save(
 @pytest.mark.parametrize("write", [write_weights, write_state])
 @pytest.mark.parametrize("room", [0, 100, 5000, 100_000])
 def test_a_full_disk_is_told_in_the_systems_words(tmp_path: Path, write: Any, room: int) -> None:
-    """Neither as torch's "[enforce fail at inline_container.cc:672] . unexpected pos" nor as safetensors' "Error while serializing"."""
+    """Neither as torch's "[enforce fail at inline_container.cc:672] . unexpected pos" nor as
+    safetensors' "Error while serializing".
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:

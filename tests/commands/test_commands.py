@@ -16,10 +16,18 @@ from tests.support.runs import config_file
 ROOT = Path(__file__).parents[2]
 
 
-def run(*command: str, code: int = 0, cwd: Path = ROOT, prompt: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: str, code: int = 0, cwd: Path = ROOT, prompt: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command; its exit code is `code`, and there is no traceback."""
     done = subprocess.run(
-        [sys.executable, *command], cwd=cwd, input=prompt, capture_output=True, text=True, timeout=300, env=os.environ | environment
+        [sys.executable, *command],
+        cwd=cwd,
+        input=prompt,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | environment,
     )
     assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stdout + done.stderr
@@ -30,7 +38,13 @@ def run(*command: str, code: int = 0, cwd: Path = ROOT, prompt: str | None = Non
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A few steps of the smoke run as shipped, and what it printed."""
     folder = tmp_path_factory.mktemp("smoke") / "checkpoints"
-    budget = ["--trainer.max_steps", "20", "--optimizer.warmup_steps=5", "--trainer.validate_every", "10"]
+    budget = [
+        "--trainer.max_steps",
+        "20",
+        "--optimizer.warmup_steps=5",
+        "--trainer.validate_every",
+        "10",
+    ]
     keys = ["--checkpoint.directory", str(folder), "--data.cache_dir", str(folder.parent / "cache")]
     done = run("train.py", "--config", "config_smoke.yaml", *budget, *keys)
     return folder, done.stdout
@@ -38,27 +52,78 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_train_says_where_it_ended_and_what_the_model_writes(smoke: tuple[Path, str]) -> None:
     folder, printed = smoke
-    for expected in ("model: ", "run: 20 steps", "data: train", "step 20: validation loss", 'it writes: "Attention is', "done: "):
+    for expected in (
+        "model: ",
+        "run: 20 steps",
+        "data: train",
+        "step 20: validation loss",
+        'it writes: "Attention is',
+        "done: ",
+    ):
         assert expected in printed
     names = {path.name for path in folder.iterdir()}
-    assert {"best.ckpt", "last.ckpt", "final.ckpt", "metrics.csv", "evaluations.jsonl", "curves.png", "config.yaml"} <= names
+    assert {
+        "best.ckpt",
+        "last.ckpt",
+        "final.ckpt",
+        "metrics.csv",
+        "evaluations.jsonl",
+        "curves.png",
+        "config.yaml",
+    } <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
-    first, last = (json.loads(line)["loss"] for line in (folder / "evaluations.jsonl").read_text().splitlines()[::2])
+    first, last = (
+        json.loads(line)["loss"]
+        for line in (folder / "evaluations.jsonl").read_text().splitlines()[::2]
+    )
     assert last < first - 1
 
 
 def test_infer_writes(smoke: tuple[Path, str]) -> None:
     checkpoint = str(smoke[0] / "final.ckpt")
-    one = run("infer.py", "--ckpt", checkpoint, "--prompt", "Attention is", "--max-new-tokens", "20", "--seed", "3").stdout
+    one = run(
+        "infer.py",
+        "--ckpt",
+        checkpoint,
+        "--prompt",
+        "Attention is",
+        "--max-new-tokens",
+        "20",
+        "--seed",
+        "3",
+    ).stdout
     assert one.startswith("Attention is")
-    assert one == run("infer.py", "--ckpt", checkpoint, "--max-new-tokens", "20", "--seed", "3", prompt="Attention is\n").stdout
+    assert (
+        one
+        == run(
+            "infer.py",
+            "--ckpt",
+            checkpoint,
+            "--max-new-tokens",
+            "20",
+            "--seed",
+            "3",
+            prompt="Attention is\n",
+        ).stdout
+    )
 
 
 def test_eval_val_agrees_with_the_run_itself(smoke: tuple[Path, str]) -> None:
-    """The whole validation split was scored at the last step: the same number, from the files alone."""
+    """The whole validation split was scored at the last step: the same number, from the files
+    alone.
+    """
     folder = smoke[0]
     keys = ["--data.cache_dir", str(folder.parent / "cache")]
-    command = ["eval_val.py", "--ckpt", str(folder / "final.ckpt"), "--config", "config_smoke.yaml", "--tokenizer", "auto", *keys]
+    command = [
+        "eval_val.py",
+        "--ckpt",
+        str(folder / "final.ckpt"),
+        "--config",
+        "config_smoke.yaml",
+        "--tokenizer",
+        "auto",
+        *keys,
+    ]
     report = json.loads(run(*command, "--json").stdout)
     recorded = json.loads((folder / "evaluations.jsonl").read_text().splitlines()[-1])
     assert report["step"] == recorded["step"] == 20
@@ -86,19 +151,40 @@ def test_plot_curves_draws_runs_over_one_another(smoke: tuple[Path, str], tmp_pa
 def test_resume_and_continue_with_a_longer_budget(tmp_path: Path) -> None:
     config = config_file(tmp_path)
     run("train.py", "--config", str(config))
-    assert "finished its 12 steps" in run("train.py", "--config", str(config), "--resume", "auto").stdout
+    assert (
+        "finished its 12 steps"
+        in run("train.py", "--config", str(config), "--resume", "auto").stdout
+    )
     done = run("train.py", "--config", str(config), "--resume", "auto", "--trainer.max_steps", "15")
     assert "done: " in done.stdout
     assert (tmp_path / "run" / "final.ckpt").resolve().name == "step-00000015.ckpt"
 
 
 def test_two_processes_write_one_run(tmp_path: Path) -> None:
-    """`trainer.devices: 2` on the CPU: the same losses as one process but for rounding, dropout being off."""
-    one = config_file(tmp_path, model={"context_length": 16, "n_layers": 2, "d_model": 32, "n_heads": 2, "dropout": 0.0})
+    """`trainer.devices: 2` on the CPU: the same losses as one process but for rounding, dropout
+    being off.
+    """
+    one = config_file(
+        tmp_path,
+        model={"context_length": 16, "n_layers": 2, "d_model": 32, "n_heads": 2, "dropout": 0.0},
+    )
     run("train.py", "--config", str(one))
     two = tmp_path / "two"
-    run("train.py", "--config", str(one), "--trainer.devices", "2", "--trainer.micro_batch_size", "2", "--checkpoint.directory", str(two))
-    lines = [[json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()] for folder in (tmp_path / "run", two)]
+    run(
+        "train.py",
+        "--config",
+        str(one),
+        "--trainer.devices",
+        "2",
+        "--trainer.micro_batch_size",
+        "2",
+        "--checkpoint.directory",
+        str(two),
+    )
+    lines = [
+        [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+        for folder in (tmp_path / "run", two)
+    ]
     for mine, theirs in zip(*lines, strict=True):
         assert mine["tokens"] == theirs["tokens"]
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
@@ -106,13 +192,43 @@ def test_two_processes_write_one_run(tmp_path: Path) -> None:
 
 def test_the_smoke_run_needs_no_network(tmp_path: Path) -> None:
     """No proxy and no hub can be reached, and none is asked for."""
-    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
-    cut_off = "import socket, sys\ndef refuse(*a): sys.exit('asked for the network')\nsocket.socket.connect = refuse\n"
-    budget = ["--trainer.max_steps", "2", "--optimizer.warmup_steps", "1", "--checkpoint.directory", str(tmp_path / "run")]
+    nowhere = {
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HTTP_PROXY": "http://127.0.0.1:9",
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+    }
+    cut_off = (
+        "import socket, sys\ndef refuse(*a): sys.exit('asked for the"
+        " network')\nsocket.socket.connect = refuse\n"
+    )
+    budget = [
+        "--trainer.max_steps",
+        "2",
+        "--optimizer.warmup_steps",
+        "1",
+        "--checkpoint.directory",
+        str(tmp_path / "run"),
+    ]
     cache = ["--data.cache_dir", str(tmp_path / "cache")]
-    done = run("-c", cut_off + "import train; train.main()", "--config", "config_smoke.yaml", *budget, *cache, **nowhere)
+    done = run(
+        "-c",
+        cut_off + "import train; train.main()",
+        "--config",
+        "config_smoke.yaml",
+        *budget,
+        *cache,
+        **nowhere,
+    )
     assert "done: " in done.stdout
-    run("-c", cut_off + "import infer; infer.main()", "--ckpt", str(tmp_path / "run" / "final.ckpt"), "--prompt", "a", **nowhere)
+    run(
+        "-c",
+        cut_off + "import infer; infer.main()",
+        "--ckpt",
+        str(tmp_path / "run" / "final.ckpt"),
+        "--prompt",
+        "a",
+        **nowhere,
+    )
 
 
 MISTAKES = [
@@ -125,11 +241,23 @@ MISTAKES = [
     (["SMOKE", "--init-from", "README.md", "--checkpoint.directory", "{tmp}/b"], 5, "README.md"),
     (["SMOKE", "--data.source.files", "no.txt", "--checkpoint.directory", "{tmp}/c"], 3, "no.txt"),
     (
-        ["train.py", "--config", "config_smoke.yaml", "--model.vocab_size", "100", "--checkpoint.directory", "{tmp}/d"],
+        [
+            "train.py",
+            "--config",
+            "config_smoke.yaml",
+            "--model.vocab_size",
+            "100",
+            "--checkpoint.directory",
+            "{tmp}/d",
+        ],
         2,
         "model.vocab_size",
     ),
-    (["SMOKE", "--trainer.device", "cuda", "--checkpoint.directory", "{tmp}/e"], 2, "trainer.device"),
+    (
+        ["SMOKE", "--trainer.device", "cuda", "--checkpoint.directory", "{tmp}/e"],
+        2,
+        "trainer.device",
+    ),
     (["infer.py", "--ckpt", "nowhere.ckpt", "--prompt", "a"], 5, "nowhere.ckpt"),
     (["infer.py", "--ckpt", "README.md", "--prompt", "a"], 5, "README.md"),
     (["eval_val.py", "--ckpt", "nowhere.ckpt", "--config", "config_smoke.yaml"], 5, "nowhere.ckpt"),
@@ -137,8 +265,14 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("command", "code", "named"), MISTAKES, ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "")
-def test_mistakes_are_one_plain_answer(command: list[str], code: int, named: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "code", "named"),
+    MISTAKES,
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_plain_answer(
+    command: list[str], code: int, named: str, tmp_path: Path
+) -> None:
     if "cuda" in command:
         torch = pytest.importorskip("torch")
         if torch.cuda.is_available():
@@ -173,8 +307,20 @@ def test_mistakes_are_one_plain_answer(command: list[str], code: int, named: str
 def test_help_answers_without_anything_heavy(command: list[str]) -> None:
     done = run("-X", "importtime", *command, "--help")
     assert "usage:" in done.stdout
-    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if line.startswith("import time:")}
-    assert not imported & {"torch", "lightning", "transformers", "datasets", "matplotlib", "numpy", "tokenizers"}
+    imported = {
+        line.rsplit("|", 1)[-1].strip().split(".")[0]
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    }
+    assert not imported & {
+        "torch",
+        "lightning",
+        "transformers",
+        "datasets",
+        "matplotlib",
+        "numpy",
+        "tokenizers",
+    }
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "benchmarks").glob("*.py")))
@@ -184,6 +330,27 @@ def test_benchmarks_can_be_started(script: str) -> None:
 
 
 def test_configuration_errors_answer_without_anything_heavy() -> None:
-    done = run("-X", "importtime", "train.py", "--config", "config_smoke.yaml", "--optimizer.lr", "fast", code=2)
-    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if line.startswith("import time:")}
-    assert not imported & {"torch", "lightning", "transformers", "datasets", "matplotlib", "numpy", "tokenizers"}
+    done = run(
+        "-X",
+        "importtime",
+        "train.py",
+        "--config",
+        "config_smoke.yaml",
+        "--optimizer.lr",
+        "fast",
+        code=2,
+    )
+    imported = {
+        line.rsplit("|", 1)[-1].strip().split(".")[0]
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    }
+    assert not imported & {
+        "torch",
+        "lightning",
+        "transformers",
+        "datasets",
+        "matplotlib",
+        "numpy",
+        "tokenizers",
+    }

@@ -1,4 +1,6 @@
-"""finetune.py as a person runs it: from a base to a model that answers, stopped and resumed, and what it refuses."""
+"""finetune.py as a person runs it: from a base to a model that answers, stopped and resumed, and
+what it refuses.
+"""
 
 import json
 
@@ -8,29 +10,39 @@ import torch
 import yaml
 
 from data import PackedDataModule
-from lm.training.module import command as training_command
 from lm.checkpoints.base import open_base, tokenizer_of
 from lm.checkpoints.folder import read_meta
 from lm.config.reader import load
 from lm.system.errors import CheckpointError, ConfigError, DataError
-from tests.support import runs
+from lm.training.module import command as training_command
 from tests.commands.test_resume_proof import proof
+from tests.support import runs
 
-CHATS = [(f"say {word} {n}", f"{word} {word}") for n in range(8) for word in ("model", "token", "text")]
+CHATS = [
+    (f"say {word} {n}", f"{word} {word}") for n in range(8) for word in ("model", "token", "text")
+]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A checkpoint of a few steps."""
     folder = tmp_path_factory.mktemp("base")
-    path = runs.config_file(folder, model={"context_length": 160}, trainer={"max_steps": 3, "batch_size": 4, "micro_batch_size": 4})
+    path = runs.config_file(
+        folder,
+        model={"context_length": 160},
+        trainer={"max_steps": 3, "batch_size": 4, "micro_batch_size": 4},
+    )
     runs.train(path)
     return folder / "run" / "final.ckpt"
 
 
 def chats(folder, rows=CHATS):
     path = folder / "chats.jsonl"
-    path.write_text("".join(json.dumps({"prompt": prompt, "completion": answer}) + "\n" for prompt, answer in rows))
+    path.write_text(
+        "".join(
+            json.dumps({"prompt": prompt, "completion": answer}) + "\n" for prompt, answer in rows
+        )
+    )
     return path
 
 
@@ -38,19 +50,32 @@ def config_file(folder, base, **sections):
     """A YAML file for a fine-tuning run of 6 steps."""
     values = {
         "data": {
-            "source": {"format": "chat", "files": str(folder / "chats.jsonl"), "template": "instruction-output"},
+            "source": {
+                "format": "chat",
+                "files": str(folder / "chats.jsonl"),
+                "template": "instruction-output",
+            },
             "document_mask": True,
             "val_fraction": 0.2,
             "cache_dir": str(folder / "cache"),
         },
         "optimizer": {"lr": 3e-3, "warmup_steps": 1},
-        "trainer": {"max_steps": 6, "batch_size": 4, "micro_batch_size": 2, "validate_every": 3, "device": "cpu", "precision": "fp32"},
+        "trainer": {
+            "max_steps": 6,
+            "batch_size": 4,
+            "micro_batch_size": 2,
+            "validate_every": 3,
+            "device": "cpu",
+            "precision": "fp32",
+        },
         "checkpoint": {"directory": str(folder / "tuned"), "save_every": 2, "keep": 20},
         "logging": {"every": 1, "sample_tokens": 0, "tensorboard": False},
         "finetune": {"base": str(base), "report_prompts": 0},
     }
     for section, changes in sections.items():
-        values[section] = {**values.get(section, {}), **changes} if isinstance(changes, dict) else changes
+        values[section] = (
+            {**values.get(section, {}), **changes} if isinstance(changes, dict) else changes
+        )
     if not (folder / "chats.jsonl").exists():
         chats(folder)
     path = folder / "finetune.yaml"
@@ -89,12 +114,20 @@ def test_it_starts_from_the_base_learns_and_resumes_to_the_bit(tmp_path, base, m
     whole = weights_of(tmp_path / "tuned" / "final.ckpt")
     started = weights_of(base)
     assert any(not torch.equal(whole[name], started[name]) for name in whole)
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "tuned" / "evaluations.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line)["loss"]
+        for line in (tmp_path / "tuned" / "evaluations.jsonl").read_text().splitlines()
+    ]
     assert losses[-1] < losses[0]
     tune(path, "--checkpoint.directory", str(tmp_path / "again"), "--trainer.max_steps", "6")
     assert_same(whole, weights_of(tmp_path / "again" / "final.ckpt"))
     for step in (2, 4):  # twice in a row
-        tune(path, "--checkpoint.directory", str(tmp_path / "tuned"), resume=str(tmp_path / "tuned" / f"step-{step:08d}.ckpt"))
+        tune(
+            path,
+            "--checkpoint.directory",
+            str(tmp_path / "tuned"),
+            resume=str(tmp_path / "tuned" / f"step-{step:08d}.ckpt"),
+        )
         assert_same(whole, weights_of(tmp_path / "tuned" / "final.ckpt"))
 
 
@@ -126,7 +159,12 @@ def test_another_base_is_refused_on_resume(tmp_path, base):
     again.mkdir()
     runs.train(runs.config_file(again, model={"context_length": 160}, trainer={"max_steps": 5}))
     with pytest.raises(CheckpointError, match="is not the checkpoint that the run started from"):
-        tune(path, "--finetune.base", str(again / "run" / "final.ckpt"), resume=str(tmp_path / "tuned" / "step-00000004.ckpt"))
+        tune(
+            path,
+            "--finetune.base",
+            str(again / "run" / "final.ckpt"),
+            resume=str(tmp_path / "tuned" / "step-00000004.ckpt"),
+        )
 
 
 def test_replay_mixes_in_the_text_of_the_base(tmp_path, base):
@@ -135,7 +173,9 @@ def test_replay_mixes_in_the_text_of_the_base(tmp_path, base):
     parts = data.plan.rows(np.arange(400))[:, 0]
     assert (parts == 1).mean() == pytest.approx(0.25, abs=0.01)
     base_rows = PackedDataModule(open_base(config).config, tokenizer_of(config), lambda line: None)
-    assert data.rows["train"].parts[1].store.sha256 == base_rows.rows["train"].parts[0].store.sha256, "what the base held out is not learnt"
+    assert (
+        data.rows["train"].parts[1].store.sha256 == base_rows.rows["train"].parts[0].store.sha256
+    ), "what the base held out is not learnt"
     assert len(data.rows["val"].parts) == 1, "validation is of the conversations"
     tune(config_file(tmp_path, base, finetune={"replay": 0.25}))
 
@@ -148,12 +188,16 @@ def test_rows_of_a_replay_say_where_they_come_from(tmp_path, base):
     rows = rows_of(PackedDataModule(config, tokenizer_of(config), said.append), 0, 8)
     assert {row.name.split(", ")[-1] for row in rows} == {"chat chats.jsonl", "txt corpus.txt"}
     assert sum(line.startswith("data: replayed: train") for line in said) == 1
-    assert [line.count("conversations") for line in said if "together" in line] == [1], "of the validation alone"
+    assert [line.count("conversations") for line in said if "together" in line] == [1], (
+        "of the validation alone"
+    )
 
 
 def test_replay_does_not_hide_that_no_conversation_fits(tmp_path, base):
     chats(tmp_path, [("long " * 60 + str(n), "yes") for n in range(9)])
-    with pytest.raises(DataError, match=r"data.source: no conversation of the train split fits a row of 160 tokens"):
+    with pytest.raises(
+        DataError, match=r"data.source: no conversation of the train split fits a row of 160 tokens"
+    ):
         tune(config_file(tmp_path, base, finetune={"replay": 0.5}))
 
 
@@ -162,7 +206,11 @@ def test_conversations_of_the_base_are_replayed_apart_or_not_at_all(tmp_path, ba
     source = {"format": "txt", "files": str(runs.corpus(tmp_path))}
     second = {"base": str(tmp_path / "tuned" / "final.ckpt"), "replay": 0.2}
     for mask in (False, True):
-        config = load(config_file(tmp_path, base, data={"source": source, "document_mask": mask}, finetune=second)).config
+        config = load(
+            config_file(
+                tmp_path, base, data={"source": source, "document_mask": mask}, finetune=second
+            )
+        ).config
         data = PackedDataModule(config, tokenizer_of(config), lambda line: None)
         if mask:
             assert len(data.rows["train"].parts) == 2
@@ -173,7 +221,10 @@ def test_conversations_of_the_base_are_replayed_apart_or_not_at_all(tmp_path, ba
 
 def test_the_proof_of_exact_resume_is_for_finetune_py_too(tmp_path, base):
     path = config_file(
-        tmp_path, base, finetune={"method": "lora", "replay": 0.25}, optimizer={"lr": 3e-3, "warmup_steps": 1, "ema_decay": 0.8}
+        tmp_path,
+        base,
+        finetune={"method": "lora", "replay": 0.25},
+        optimizer={"lr": 3e-3, "warmup_steps": 1, "ema_decay": 0.8},
     )
     done = proof(path, "--steps=5", "--stops=1", "--kill")
     assert done.returncode == 0, done.stderr
@@ -188,7 +239,9 @@ def test_the_report_is_made_once_for_each_end_of_a_run(tmp_path, base, monkeypat
 
     def made(*overrides):
         capsys.readouterr()
-        monkeypatch.setattr("sys.argv", ["finetune.py", "--config", str(path), "--resume", "auto", *overrides])
+        monkeypatch.setattr(
+            "sys.argv", ["finetune.py", "--config", str(path), "--resume", "auto", *overrides]
+        )
         finetune.main()
         return capsys.readouterr().out.count("answers to read:")
 
@@ -199,7 +252,12 @@ def test_the_report_is_made_once_for_each_end_of_a_run(tmp_path, base, monkeypat
     assert made("--trainer.max_steps", "8") == 1
     written.unlink()
     with pytest.raises(CheckpointError, match="is not the checkpoint that the run started from"):
-        made("--trainer.max_steps", "8", "--finetune.base", str(tmp_path / "tuned" / "step-00000002.ckpt"))
+        made(
+            "--trainer.max_steps",
+            "8",
+            "--finetune.base",
+            str(tmp_path / "tuned" / "step-00000002.ckpt"),
+        )
 
 
 def test_a_base_in_the_run_s_own_folder_is_refused_by_the_name_of_its_key(tmp_path, base):
@@ -212,10 +270,20 @@ def test_what_has_no_place_for_masks_or_pairs_refuses_them(tmp_path, base, monke
     from tools import export_tokens
 
     path = config_file(tmp_path, base)
-    monkeypatch.setattr("sys.argv", ["export_tokens", "--config", str(path), "--out", str(tmp_path / "out")])
-    with pytest.raises(ConfigError, match=r"data.source.format: flat files have no place for what of a conversation is learnt"):
+    monkeypatch.setattr(
+        "sys.argv", ["export_tokens", "--config", str(path), "--out", str(tmp_path / "out")]
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"data.source.format: flat files have no place for what of a conversation is learnt",
+    ):
         export_tokens.main()
-    source = {"format": "chat", "files": "pairs.json", "layout": "preferences", "template": "instruction-output"}
+    source = {
+        "format": "chat",
+        "files": "pairs.json",
+        "layout": "preferences",
+        "template": "instruction-output",
+    }
     path = config_file(tmp_path, base, data={"source": source}, finetune={"objective": "dpo"})
     monkeypatch.setattr("sys.argv", ["eval_val.py", "--config", str(path), "--ckpt", str(base)])
     with pytest.raises(ConfigError, match=r"finetune.objective dpo compares two answers"):
@@ -226,16 +294,29 @@ def test_plain_text_is_learnt_as_text(tmp_path, base):
     source = {"format": "txt", "files": str(runs.corpus(tmp_path))}
     path = config_file(tmp_path, base, data={"source": source, "document_mask": False})
     tune(path)
-    assert_same(weights_of(tmp_path / "tuned" / "final.ckpt"), weights_of(tmp_path / "tuned" / "step-00000006.ckpt"))
+    assert_same(
+        weights_of(tmp_path / "tuned" / "final.ckpt"),
+        weights_of(tmp_path / "tuned" / "step-00000006.ckpt"),
+    )
 
 
 def test_preferences_are_learnt(tmp_path, base):
-    rows = [{"prompt": f"say {n}", "chosen": "model text", "rejected": "token token"} for n in range(12)]
+    rows = [
+        {"prompt": f"say {n}", "chosen": "model text", "rejected": "token token"} for n in range(12)
+    ]
     (tmp_path / "pairs.json").write_text(json.dumps(rows))
-    source = {"format": "chat", "files": str(tmp_path / "pairs.json"), "layout": "preferences", "template": "instruction-output"}
+    source = {
+        "format": "chat",
+        "files": str(tmp_path / "pairs.json"),
+        "layout": "preferences",
+        "template": "instruction-output",
+    }
     path = config_file(tmp_path, base, data={"source": source}, finetune={"objective": "dpo"})
     tune(path)
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "tuned" / "evaluations.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line)["loss"]
+        for line in (tmp_path / "tuned" / "evaluations.jsonl").read_text().splitlines()
+    ]
     assert losses[0] == pytest.approx(0.6931, abs=1e-4), "at first it is its own reference"
     assert losses[-1] < 0.6
     whole = weights_of(tmp_path / "tuned" / "final.ckpt")
@@ -246,30 +327,73 @@ def test_preferences_are_learnt(tmp_path, base):
 OF_BASE = {"format": "chat", "files": "chats.jsonl", "template": "base"}
 PART = {"weight": 1, "source": {"format": "txt", "files": "a"}}
 WRONG = [
-    ({"model": {"n_layers": 3}}, ConfigError, "model.n_layers: the model is that of finetune.base; remove it"),
-    ({"tokenizer": {"name": "gpt2"}}, ConfigError, "tokenizer.name: the tokenizer is that of finetune.base; remove it"),
-    ({"data": {"sequence_length": 4096}}, ConfigError, "data.sequence_length: 4096 is longer than model.context_length 160"),
-    ({"data": {"document_mask": False}}, ConfigError, "document_mask false would let a conversation see those beside it"),
+    (
+        {"model": {"n_layers": 3}},
+        ConfigError,
+        "model.n_layers: the model is that of finetune.base; remove it",
+    ),
+    (
+        {"tokenizer": {"name": "gpt2"}},
+        ConfigError,
+        "tokenizer.name: the tokenizer is that of finetune.base; remove it",
+    ),
+    (
+        {"data": {"sequence_length": 4096}},
+        ConfigError,
+        "data.sequence_length: 4096 is longer than model.context_length 160",
+    ),
+    (
+        {"data": {"document_mask": False}},
+        ConfigError,
+        "document_mask false would let a conversation see those beside it",
+    ),
     ({"data": {"split": "tail"}}, ConfigError, "split tail would cut a conversation in two"),
-    ({"finetune": {"objective": "dpo"}}, ConfigError, "data.source.layout: auto does not go with finetune.objective dpo"),
-    ({"finetune": {"base": "nowhere/best.ckpt"}}, CheckpointError, "nowhere/best.ckpt: no such checkpoint"),
-    ({"finetune": {"method": "full", "lora": {"rank": 2}}}, ConfigError, "lora is for method lora and qlora"),
+    (
+        {"finetune": {"objective": "dpo"}},
+        ConfigError,
+        "data.source.layout: auto does not go with finetune.objective dpo",
+    ),
+    (
+        {"finetune": {"base": "nowhere/best.ckpt"}},
+        CheckpointError,
+        "nowhere/best.ckpt: no such checkpoint",
+    ),
+    (
+        {"finetune": {"method": "full", "lora": {"rank": 2}}},
+        ConfigError,
+        "lora is for method lora and qlora",
+    ),
     ({"finetune": {"dpo_beta": 0.5}}, ConfigError, "dpo_beta is for objective dpo"),
     ({"finetune": {"choices": ["ham"]}}, ConfigError, "choices has one answer"),
     (
-        {"data": {"source": {"format": "txt", "files": "a"}, "val_fraction": 0.05, "validation": OF_BASE}},
+        {
+            "data": {
+                "source": {"format": "txt", "files": "a"},
+                "val_fraction": 0.05,
+                "validation": OF_BASE,
+            }
+        },
         ConfigError,
         "was not trained on conversations; name one",
     ),
     (
-        {"data": {"source": {"format": "mixture", "parts": [{"weight": 1, "source": OF_BASE}]}}, "finetune": {"objective": "dpo"}},
+        {
+            "data": {"source": {"format": "mixture", "parts": [{"weight": 1, "source": OF_BASE}]}},
+            "finetune": {"objective": "dpo"},
+        },
         ConfigError,
         "data.source.parts[0].source.layout: auto does not go with finetune.objective dpo",
     ),
     (
-        {"data": {"source": {"format": "mixture", "parts": [PART], "when_one_ends": "stop"}}, "finetune": {"replay": 0.1}},
+        {
+            "data": {"source": {"format": "mixture", "parts": [PART], "when_one_ends": "stop"}},
+            "finetune": {"replay": 0.1},
+        },
         ConfigError,
-        "finetune.replay: is a share of all rows, and data.source.when_one_ends: stop ends it; write repeat",
+        (
+            "finetune.replay: is a share of all rows, and data.source.when_one_ends: stop ends it;"
+            " write repeat"
+        ),
     ),
 ]
 
@@ -284,13 +408,17 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, base, sections, error, 
 
 def test_a_template_that_the_tokenizer_cannot_say_is_refused(tmp_path, base):
     source = {"format": "chat", "files": str(chats(tmp_path)), "template": "chatml"}
-    with pytest.raises(ConfigError, match=r"data.source: template chatml needs <\|im_end\|> and <\|im_start\|>"):
+    with pytest.raises(
+        ConfigError, match=r"data.source: template chatml needs <\|im_end\|> and <\|im_start\|>"
+    ):
         tune(config_file(tmp_path, base, data={"source": source}))
 
 
 def test_conversations_longer_than_the_context_are_refused_where_none_is_left(tmp_path, base):
     chats(tmp_path, [("long " * 60 + str(n), "yes") for n in range(9)])
-    with pytest.raises(DataError, match=r"no conversation of the .* split fits a row of 160 tokens"):
+    with pytest.raises(
+        DataError, match=r"no conversation of the .* split fits a row of 160 tokens"
+    ):
         tune(config_file(tmp_path, base))
 
 
@@ -311,15 +439,22 @@ def test_finetune_py_needs_the_section(tmp_path, monkeypatch):
 
 
 def test_two_processes_learn_what_one_does(tmp_path, base):
-    """Answers of very different lengths: each process has another number of labels, and every label weighs the same."""
+    """Answers of very different lengths: each process has another number of labels, and every label
+    weighs the same.
+    """
     chats(tmp_path, [(f"say {n}", "word " * (1 + n % 9)) for n in range(30)])
     path = config_file(tmp_path, base, trainer={"max_steps": 3, "validate_every": 3})
     tune(path)
     two = ["--trainer.devices", "2", "--checkpoint.directory", str(tmp_path / "two")]
     two += ["--finetune.report_prompts", "2", "--finetune.report_tokens", "4"]
     said = runs.launched(2, "finetune", "--config", str(path), *two).stdout
-    assert said.count("answers to read:") == 1, "the first process reports, and the other is not waited for"
-    one, both = weights_of(tmp_path / "tuned" / "final.ckpt"), weights_of(tmp_path / "two" / "final.ckpt")
+    assert said.count("answers to read:") == 1, (
+        "the first process reports, and the other is not waited for"
+    )
+    one, both = (
+        weights_of(tmp_path / "tuned" / "final.ckpt"),
+        weights_of(tmp_path / "two" / "final.ckpt"),
+    )
     for name, weight in one.items():
         torch.testing.assert_close(both[name], weight, atol=2e-5, rtol=1e-4)
 
@@ -335,17 +470,48 @@ def test_config_finetune_yaml_as_it_is_shipped(tmp_path, base):
 
     from tests.support.hub import Hub
 
-    rows = [{"instruction": f"Say {n}.", "input": "twice" if n % 2 else "", "output": f"{n} {n}", "text": "unused"} for n in range(300)]
+    rows = [
+        {
+            "instruction": f"Say {n}.",
+            "input": "twice" if n % 2 else "",
+            "output": f"{n} {n}",
+            "text": "unused",
+        }
+        for n in range(300)
+    ]
     data = tmp_path / "root" / "datasets" / "tatsu-lab" / "alpaca" / "data"
     data.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), data / "train-00000-of-00001.parquet")
-    small = ["--finetune.base", str(base), "--trainer.max_steps", "4", "--optimizer.warmup_steps", "1", "--trainer.device", "cpu"]
-    small += ["--data.source.template", "instruction-output", "--data.cache_dir", str(tmp_path / "cache")]
-    small += ["--checkpoint.directory", str(tmp_path / "run"), "--finetune.report_prompts", "4", "--finetune.report_tokens", "8"]
+    small = [
+        "--finetune.base",
+        str(base),
+        "--trainer.max_steps",
+        "4",
+        "--optimizer.warmup_steps",
+        "1",
+        "--trainer.device",
+        "cpu",
+    ]
+    small += [
+        "--data.source.template",
+        "instruction-output",
+        "--data.cache_dir",
+        str(tmp_path / "cache"),
+    ]
+    small += [
+        "--checkpoint.directory",
+        str(tmp_path / "run"),
+        "--finetune.report_prompts",
+        "4",
+        "--finetune.report_tokens",
+        "8",
+    ]
     with Hub(tmp_path / "root") as hub:
         environment = os.environ | hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
         command = [sys.executable, "finetune.py", "--config", "config_finetune.yaml", *small]
-        done = subprocess.run(command, cwd=runs.ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=runs.ROOT, env=environment, capture_output=True, text=True
+        )
     assert done.returncode == 0, done.stderr
     assert "conversations" in done.stdout
     assert (tmp_path / "run" / "final.ckpt").resolve().name == "step-00000004.ckpt"

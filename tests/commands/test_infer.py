@@ -19,8 +19,8 @@ import torch
 
 from infer import main, print_samples
 from lm.checkpoints.folder import point
-from lm.system.errors import ConfigError
 from lm.config.schema.model import ModelConfig
+from lm.system.errors import ConfigError
 from lm.tokenizer.tokenizer import load_tokenizer
 from model import Decoder
 from tests.support import runs
@@ -52,8 +52,12 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, str(ROOT / "infer.py"), *map(str, arguments)]
 
 
-def run(*arguments: str | Path, stdin: int = subprocess.DEVNULL) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(command(*arguments), stdin=stdin, capture_output=True, cwd="/", timeout=120)
+def run(
+    *arguments: str | Path, stdin: int = subprocess.DEVNULL
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        command(*arguments), stdin=stdin, capture_output=True, cwd="/", timeout=120
+    )
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +82,9 @@ class Pieces(io.TextIOWrapper):
 
 
 def infer(*arguments: str | Path, encoding: str = "utf-8", stdin: bytes = b"") -> list[bytes]:
-    """What stdout holds each time it is flushed, of a command inside this process: starting torch takes seconds."""
+    """What stdout holds each time it is flushed, of a command inside this process: starting torch
+    takes seconds.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["infer.py", *map(str, arguments)])
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
@@ -103,7 +109,9 @@ def report_of(*arguments: str | Path) -> dict[str, Any]:
 
 def test_as_a_person_types_it(checkpoints: Path) -> None:
     """Prompt, continuation, one line break; the rest on stderr."""
-    done = run("--ckpt", checkpoints / "best.ckpt", "--prompt", "Attention is", "--temperature", "0")
+    done = run(
+        "--ckpt", checkpoints / "best.ckpt", "--prompt", "Attention is", "--temperature", "0"
+    )
     assert (done.returncode, done.stdout.decode()) == (0, POEM + "\n")
     first, last = done.stderr.decode().splitlines()
     assert first.startswith("step-00000150.ckpt on ") and "--seed " in first
@@ -112,7 +120,16 @@ def test_as_a_person_types_it(checkpoints: Path) -> None:
 
 def test_json(checkpoints: Path) -> None:
     report = report_of(
-        "--ckpt", checkpoints / "best.ckpt", "--prompt", "Attention", "--temperature", "0", "--seed", "7", "--num-samples", "2"
+        "--ckpt",
+        checkpoints / "best.ckpt",
+        "--prompt",
+        "Attention",
+        "--temperature",
+        "0",
+        "--seed",
+        "7",
+        "--num-samples",
+        "2",
     )
     continuation = POEM.removeprefix("Attention")
     sample = {"text": continuation, "tokens": len(continuation.encode()) + 1, "finish": "eos"}
@@ -129,20 +146,51 @@ def test_json(checkpoints: Path) -> None:
 
 
 def test_stop_strings(checkpoints: Path) -> None:
-    report = report_of("--ckpt", checkpoints / "best.ckpt", "--prompt", "012", "--temperature", "0", "--stop", "x", "--stop", "890")
+    report = report_of(
+        "--ckpt",
+        checkpoints / "best.ckpt",
+        "--prompt",
+        "012",
+        "--temperature",
+        "0",
+        "--stop",
+        "x",
+        "--stop",
+        "890",
+    )
     assert report["samples"] == [{"text": "34567", "tokens": 8, "finish": "stop"}]
 
 
-def test_past_the_context_it_counts_on(checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The prompt alone is longer than the context (96). It comes from stdin, with the line break of `echo`."""
+def test_past_the_context_it_counts_on(
+    checkpoints: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The prompt alone is longer than the context (96). It comes from stdin, with the line break of
+    `echo`.
+    """
     prompt = "0123456789" * 11
     flags = ("--ckpt", checkpoints / "best.ckpt", "--temperature", "0", "--max-new-tokens", "210")
     assert text_of(*flags, stdin=prompt.encode() + b"\n") == "0123456789" * 32 + "\n"
-    assert "the prompt has 111 tokens, the model's context 96: it reads the last 48" in capsys.readouterr().err
+    assert (
+        "the prompt has 111 tokens, the model's context 96: it reads the last 48"
+        in capsys.readouterr().err
+    )
 
 
-def test_samples_one_after_another_and_the_same_again_with_the_same_seed(checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ("--ckpt", checkpoints / "best.ckpt", "--prompt", "", "--temperature", "1.5", "--max-new-tokens", "40", "--num-samples", "3")
+def test_samples_one_after_another_and_the_same_again_with_the_same_seed(
+    checkpoints: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = (
+        "--ckpt",
+        checkpoints / "best.ckpt",
+        "--prompt",
+        "",
+        "--temperature",
+        "1.5",
+        "--max-new-tokens",
+        "40",
+        "--num-samples",
+        "3",
+    )
     streamed = text_of(*flags)
     seed = capsys.readouterr().err.split("--seed ")[1].split()[0]
     assert text_of(*flags, "--seed", seed, "--no-stream") == streamed
@@ -151,14 +199,19 @@ def test_samples_one_after_another_and_the_same_again_with_the_same_seed(checkpo
     assert report["seed"] == int(seed)
     texts = [sample["text"] for sample in report["samples"]]
     assert len(set(texts)) == 3
-    assert streamed == "".join(f"--- sample {n} of 3 ---\n{text}\n" for n, text in enumerate(texts, start=1))
+    assert streamed == "".join(
+        f"--- sample {n} of 3 ---\n{text}\n" for n, text in enumerate(texts, start=1)
+    )
 
 
 def test_it_streams_character_by_character(checkpoints: Path) -> None:
     flags = ("--ckpt", checkpoints / "best.ckpt", "--prompt", "Attention is", "--temperature", "0")
     expected = ["", *(POEM[:n] for n in range(len("Attention is"), len(POEM) + 1)), POEM + "\n"]
     assert list(dict.fromkeys(content.decode() for content in infer(*flags))) == expected
-    assert list(dict.fromkeys(content.decode() for content in infer(*flags, "--no-stream"))) == [*expected[:2], *expected[-2:]]
+    assert list(dict.fromkeys(content.decode() for content in infer(*flags, "--no-stream"))) == [
+        *expected[:2],
+        *expected[-2:],
+    ]
 
 
 def test_a_terminal_that_is_not_utf8(checkpoints: Path) -> None:
@@ -171,7 +224,16 @@ def test_a_terminal_that_is_not_utf8(checkpoints: Path) -> None:
 
 def counting(checkpoints: Path) -> subprocess.Popen[bytes]:
     """An infer.py that would go on for a long time."""
-    flags = ("--ckpt", checkpoints / "best.ckpt", "--prompt", "0123", "--temperature", "0", "--max-new-tokens", "1000000")
+    flags = (
+        "--ckpt",
+        checkpoints / "best.ckpt",
+        "--prompt",
+        "0123",
+        "--temperature",
+        "0",
+        "--max-new-tokens",
+        "1000000",
+    )
     return subprocess.Popen(command(*flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -191,7 +253,9 @@ def test_a_reader_that_leaves(checkpoints: Path) -> None:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.read(30)
         process.stdout.close()
-        assert len(process.stderr.read().splitlines()) == 1, "the line with the seed, and no complaint"
+        assert len(process.stderr.read().splitlines()) == 1, (
+            "the line with the seed, and no complaint"
+        )
     assert process.returncode == 141
 
 
@@ -215,19 +279,32 @@ def refusal(*arguments: str | Path, code: int, stdin: int = subprocess.DEVNULL) 
     return message
 
 
-def test_one_clear_line_and_the_right_exit_code(checkpoints: Path, tmp_path: Path, terminal: int) -> None:
+def test_one_clear_line_and_the_right_exit_code(
+    checkpoints: Path, tmp_path: Path, terminal: int
+) -> None:
     best = checkpoints / "best.ckpt"
     (tmp_path / "latin1.txt").write_bytes("é".encode("latin-1"))
     (tmp_path / "plain.ckpt").write_text("text")
-    assert "nowhere.ckpt: no such checkpoint" in refusal("--ckpt", tmp_path / "nowhere.ckpt", "--prompt", "x", code=5)
+    assert "nowhere.ckpt: no such checkpoint" in refusal(
+        "--ckpt", tmp_path / "nowhere.ckpt", "--prompt", "x", code=5
+    )
     assert "plain.ckpt" in refusal("--ckpt", tmp_path / "plain.ckpt", "--prompt", "x", code=5)
     assert "step-00000150.ckpt" in refusal("--ckpt", checkpoints, "--prompt", "x", code=5)
     assert "stdin holds no text" in refusal("--ckpt", best, code=2)
     assert "there is no prompt" in refusal("--ckpt", best, code=2, stdin=terminal)
-    assert "latin1.txt is not UTF-8" in refusal("--ckpt", best, "--prompt-file", tmp_path / "latin1.txt", code=3)
-    assert "gone.txt cannot be read: No such file" in refusal("--ckpt", best, "--prompt-file", tmp_path / "gone.txt", code=3)
+    assert "latin1.txt is not UTF-8" in refusal(
+        "--ckpt", best, "--prompt-file", tmp_path / "latin1.txt", code=3
+    )
+    assert "gone.txt cannot be read: No such file" in refusal(
+        "--ckpt", best, "--prompt-file", tmp_path / "gone.txt", code=3
+    )
     assert "--top-p 2.0 " in refusal("--ckpt", best, "--prompt", "x", "--top-p", "2", code=2)
-    for flag, value in (("--max-new-tokens", "0"), ("--num-samples", "-1"), ("--seed", "-1"), ("--seed", str(2**63))):
+    for flag, value in (
+        ("--max-new-tokens", "0"),
+        ("--num-samples", "-1"),
+        ("--seed", "-1"),
+        ("--seed", str(2**63)),
+    ):
         assert f"{flag} {value} " in refusal("--ckpt", best, "--prompt", "x", flag, value, code=2)
 
 
@@ -237,13 +314,29 @@ def test_another_tokenizer_is_refused_by_name(checkpoints: Path, tmp_path: Path)
     other = Tokenizer(models.WordLevel({"<|endoftext|>": 0, "a": 1}, unk_token="<|endoftext|>"))
     other.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ConfigError, match="byte") as caught:
-        infer("--ckpt", checkpoints / "best.ckpt", "--prompt", "x", "--tokenizer", tmp_path / "tokenizer.json")
+        infer(
+            "--ckpt",
+            checkpoints / "best.ckpt",
+            "--prompt",
+            "x",
+            "--tokenizer",
+            tmp_path / "tokenizer.json",
+        )
     assert str(tmp_path) in str(caught.value)
 
 
 def imports_of(*arguments: str | Path) -> set[str]:
-    program = "import sys, infer\ntry: infer.main()\nexcept BaseException as e: pass\nprint('\\n' + ' '.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], capture_output=True, cwd=ROOT, check=True, timeout=120)
+    program = (
+        "import sys, infer\ntry: infer.main()\nexcept BaseException as e: pass\nprint('\\n' + '"
+        " '.join(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        cwd=ROOT,
+        check=True,
+        timeout=120,
+    )
     return {name.split(".")[0] for name in done.stdout.decode().splitlines()[-1].split()}
 
 
@@ -262,20 +355,36 @@ HEAVY = {
 
 
 def test_torch_is_the_only_heavy_import(checkpoints: Path) -> None:
-    modules = imports_of("--ckpt", checkpoints / "best.ckpt", "--prompt", "x", "--tokenizer", "byte", "--max-new-tokens", "3")
+    modules = imports_of(
+        "--ckpt",
+        checkpoints / "best.ckpt",
+        "--prompt",
+        "x",
+        "--tokenizer",
+        "byte",
+        "--max-new-tokens",
+        "3",
+    )
     assert "torch" in modules
     assert not modules & HEAVY
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--ckpt", "nowhere.ckpt", "--prompt", "x"], ["--ckpt", "x", "--prompt", "x", "--top-p", "2"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--ckpt", "nowhere.ckpt", "--prompt", "x"],
+        ["--ckpt", "x", "--prompt", "x", "--top-p", "2"],
+    ],
 )
 def test_help_and_mistakes_answer_without_torch(arguments: list[str]) -> None:
     assert not imports_of(*arguments) & (HEAVY | {"torch", "numpy"})
 
 
 @pytest.mark.parametrize("screen", [True, False])
-def test_no_text_commands_the_terminal(screen: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_text_commands_the_terminal(
+    screen: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: screen, raising=False)
     sample: Any = SimpleNamespace(text="b\x1b[2J\r\n", finish="eos")
     print_samples([sample], iter(()), "\x9ba")
@@ -284,6 +393,9 @@ def test_no_text_commands_the_terminal(screen: bool, capsys: pytest.CaptureFixtu
 
 def test_help_names_every_option() -> None:
     text = run("--help").stdout.decode()
-    flags = "--chat --system --template --ckpt --prompt --prompt-file --max-new-tokens --temperature --top-k --top-p --min-p"
+    flags = (
+        "--chat --system --template --ckpt --prompt --prompt-file --max-new-tokens --temperature"
+        " --top-k --top-p --min-p"
+    )
     for flag in f"{flags} --repetition-penalty --seed --num-samples --stop --tokenizer --device --json --no-stream".split():
         assert f"  {flag}" in text

@@ -1,4 +1,6 @@
-"""What the inspector shows, held against slow and obvious versions; and that no text from outside commands a terminal or a browser."""
+"""What the inspector shows, held against slow and obvious versions; and that no text from outside
+commands a terminal or a browser.
+"""
 
 from __future__ import annotations
 
@@ -22,42 +24,49 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import PackedDataModule
-from lm.documents import hub
-from lm.checks import overlap
-from lm.checks import rendering
-from lm.config.reader import load
-from lm.system.errors import ConfigError, DataError
-from lm.checks.xray import RowStatistics, SourceStatistics, read_rows
+from lm.checks import overlap, rendering
 from lm.checks.overlap import StoredDocuments, find_overlaps, read_held_out
-from lm.tokens.store import SplitWriter, TokenStore
+from lm.checks.xray import RowStatistics, SourceStatistics, read_rows
+from lm.config.reader import load
+from lm.documents import hub
 from lm.documents.reader import Document, hash_of_text
+from lm.system.errors import ConfigError, DataError
 from lm.tokenizer.tokenizer import ByteTokenizer
-from tests.tokens import test_stream
+from lm.tokens.store import SplitWriter, TokenStore
 from tests.support.hub import Hub
 from tests.support.runs import config_file
 from tests.tokenizer.test_tokenizer import byte_level, ours
+from tests.tokens import test_stream
 from tools import inspect_data
 
 BYTES, BPE = ByteTokenizer(), ours(byte_level())
 EOS, PAD = BYTES.eos_id, BYTES.pad_id
 HOSTILE = (
-    'a\x1b]0;title\x07\x1b[2J\x9b31m\r\n\t\x00 \u202egnp\u200b </i><script>alert("1")</script>&amp;" onclick="alert(2) 日本 é€😀 e\u0301'
+    "a\x1b]0;title\x07\x1b[2J\x9b31m\r\n\t\x00 \u202egnp\u200b"
+    ' </i><script>alert("1")</script>&amp;" onclick="alert(2) 日本 é€😀 e\u0301'
 )
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def batch(ids, labels, document_ids=None, step=7):
     """A step's item of one micro-batch."""
-    tensors = {"input_ids": ids, "labels": labels} | ({} if document_ids is None else {"document_ids": document_ids})
+    tensors = {"input_ids": ids, "labels": labels} | (
+        {} if document_ids is None else {"document_ids": document_ids}
+    )
     return {**{name: torch.tensor(values)[None] for name, values in tensors.items()}, "step": step}
 
 
 def row_of(text, tokenizer=BYTES, length=None, unlabelled=()):
     """A row that holds one document, padded to `length`."""
     ids = [tokenizer.eos_id, *tokenizer.encode(text), tokenizer.eos_id]
-    inputs, labels = ids[:-1], [-100 if i in unlabelled else label for i, label in enumerate(ids[1:])]
+    inputs, labels = (
+        ids[:-1],
+        [-100 if i in unlabelled else label for i, label in enumerate(ids[1:])],
+    )
     padding = max(0, (length or 0) - len(inputs))
-    return read_rows(batch([inputs + [tokenizer.pad_id] * padding], [labels + [-100] * padding]), tokenizer, [""])[0]
+    return read_rows(
+        batch([inputs + [tokenizer.pad_id] * padding], [labels + [-100] * padding]), tokenizer, [""]
+    )[0]
 
 
 def make_store(folder: Path, texts: list[str], split: str = "train", tokenizer=BYTES) -> TokenStore:
@@ -66,7 +75,9 @@ def make_store(folder: Path, texts: list[str], split: str = "train", tokenizer=B
     ids, lengths = tokenizer.encode_flat(texts)
     hashes = np.array([hash_of_text(text) for text in texts], np.uint64)
     writer.add(ids, lengths, hashes, sum(len(text.encode()) for text in texts))
-    return TokenStore(folder, split, {"dtype": np.dtype(tokenizer.dtype).name, "splits": {split: writer.close()}})
+    return TokenStore(
+        folder, split, {"dtype": np.dtype(tokenizer.dtype).name, "splits": {split: writer.close()}}
+    )
 
 
 # --- rows and sources
@@ -94,11 +105,17 @@ cell = st.tuples(token, st.sampled_from([-100, 1, 2, EOS]), st.booleans())
 @given(row=st.lists(cell, min_size=1, max_size=9), padding=st.integers(0, 3), masked=st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_rows_are_read_from_the_tensors_alone(row, padding, masked):
-    ids, labels, changes = (list(values) for values in zip(*row, *[(PAD, -100, False)] * padding, strict=True))
+    ids, labels, changes = (
+        list(values) for values in zip(*row, *[(PAD, -100, False)] * padding, strict=True)
+    )
     document_ids = np.cumsum(changes).tolist() if masked else None
     [found] = read_rows(batch([ids], [labels], [document_ids] if masked else None), BYTES, [""])
     documents, positions, used = obvious_layout(ids, labels, document_ids)
-    assert (found.documents.tolist(), found.positions.tolist(), found.used) == (documents, positions, used)
+    assert (found.documents.tolist(), found.positions.tolist(), found.used) == (
+        documents,
+        positions,
+        used,
+    )
     assert found.supervised == sum(label != -100 for label in labels)
     assert found.starts_inside == (used > 0 and ids[0] != EOS)
     if used and labels[used - 1] != -100:
@@ -108,9 +125,19 @@ def test_rows_are_read_from_the_tensors_alone(row, padding, masked):
 
 
 def test_counts_over_rows():
-    rows = [row_of("abcd", length=8, unlabelled=(0, 1)), row_of("ab"), *read_rows(batch([[1, 2, EOS]], [[2, EOS, 1]]), BYTES, [""])]
+    rows = [
+        row_of("abcd", length=8, unlabelled=(0, 1)),
+        row_of("ab"),
+        *read_rows(batch([[1, 2, EOS]], [[2, EOS, 1]]), BYTES, [""]),
+    ]
     assert RowStatistics.of(rows) == RowStatistics(
-        rows=3, positions=8 + 3 + 3, supervised=3 + 3 + 3, padding=3, documents=1 + 1 + 2, starts_inside=1, ends_inside=1
+        rows=3,
+        positions=8 + 3 + 3,
+        supervised=3 + 3 + 3,
+        padding=3,
+        documents=1 + 1 + 2,
+        starts_inside=1,
+        ends_inside=1,
     )
 
 
@@ -121,15 +148,28 @@ texts = st.lists(st.text("ab é日", min_size=1, max_size=12), min_size=1, max_s
 @settings(max_examples=50, deadline=None)
 def test_what_sources_give(tmp_path_factory, texts, others, length):
     folder = tmp_path_factory.mktemp("stores")
-    stores = [("first", make_store(folder / "a", texts)), ("second", make_store(folder / "b", others))]
+    stores = [
+        ("first", make_store(folder / "a", texts)),
+        ("second", make_store(folder / "b", others)),
+    ]
     found = SourceStatistics.of("train", stores, length)
     tokens = [sum(len(text.encode()) + 1 for text in part) + 1 for part in (texts, others)]
-    for line, part, name, total in zip(found, (texts, others), ("first", "second"), tokens, strict=True):
+    for line, part, name, total in zip(
+        found, (texts, others), ("first", "second"), tokens, strict=True
+    ):
         lengths = sorted(len(text.encode()) for text in part)
-        assert (line.split, line.source, line.documents, line.tokens) == ("train", name, len(part), total)
+        assert (line.split, line.source, line.documents, line.tokens) == (
+            "train",
+            name,
+            len(part),
+            total,
+        )
         assert line.share == pytest.approx(total / sum(tokens))
         assert line.bytes_per_token == 1
-        assert line.median_length == (lengths[(len(lengths) - 1) // 2] + lengths[len(lengths) // 2]) / 2
+        assert (
+            line.median_length
+            == (lengths[(len(lengths) - 1) // 2] + lengths[len(lengths) // 2]) / 2
+        )
         assert line.longest == lengths[-1]
         assert line.longer_than_row == sum(1 + n > length for n in lengths)
 
@@ -146,10 +186,19 @@ def obvious_runs(text, n):
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
-documents = st.lists(st.lists(st.sampled_from(["a", "B", "c,", '"A"', "!", "b-"]), max_size=9).map(" ".join), max_size=7)
+documents = st.lists(
+    st.lists(st.sampled_from(["a", "B", "c,", '"A"', "!", "b-"]), max_size=9).map(" ".join),
+    max_size=7,
+)
 
 
-@given(held_out=documents, training=documents, n=st.integers(1, 4), batch_size=st.integers(1, 30), part=st.integers(1, 30))
+@given(
+    held_out=documents,
+    training=documents,
+    n=st.integers(1, 4),
+    batch_size=st.integers(1, 30),
+    part=st.integers(1, 30),
+)
 @settings(max_examples=300, deadline=None)
 def test_overlap_is_what_comparing_everything_finds(held_out, training, n, batch_size, part):
     with pytest.MonkeyPatch.context() as patch:
@@ -160,12 +209,20 @@ def test_overlap_is_what_comparing_everything_finds(held_out, training, n, batch
         found = find_overlaps({"even": named[::2], "odd": named[1::2]}, trained, n)
     assert [line.name for line in found] == ["even", "odd"]
     for which, line in enumerate(found):
-        mine = [(f"h{i}", obvious_runs(text, n)) for i, text in enumerate(held_out) if i % 2 == which]
+        mine = [
+            (f"h{i}", obvious_runs(text, n)) for i, text in enumerate(held_out) if i % 2 == which
+        ]
         assert line.documents == len(mine)
         assert line.too_short == sum(not runs for _, runs in mine)
         matches = {match.document: match for match in line.matches}
         for name, runs in mine:
-            owners = [next((f"t{i}" for i, text in enumerate(training) if run in obvious_runs(text, n)), None) for run in runs]
+            owners = [
+                next(
+                    (f"t{i}" for i, text in enumerate(training) if run in obvious_runs(text, n)),
+                    None,
+                )
+                for run in runs
+            ]
             shared = [(run, owner) for run, owner in zip(runs, owners, strict=True) if owner]
             assert (name in matches) == bool(shared)
             if shared:
@@ -175,7 +232,13 @@ def test_overlap_is_what_comparing_everything_finds(held_out, training, n, batch
 
 
 def test_words_that_no_space_parts_count_one_by_one():
-    assert overlap.WORD.findall("日本語 and naïve_x, カタ 5th") == [*"日本語", "and", "naïve_x", *"カタ", "5th"]
+    assert overlap.WORD.findall("日本語 and naïve_x, カタ 5th") == [
+        *"日本語",
+        "and",
+        "naïve_x",
+        *"カタ",
+        "5th",
+    ]
     held_out, training = Document("今日は良い天気", "h"), Document("昨日は良い天気だ", "t")
     [found] = find_overlaps({"x": [held_out]}, [training], 6)
     assert [match.words for match in found.matches] == ["日は良い天気"]
@@ -184,28 +247,60 @@ def test_words_that_no_space_parts_count_one_by_one():
 @pytest.mark.parametrize("tokenizer", [BYTES, BPE], ids=["byte", "bpe"])
 def test_stored_documents_are_the_texts(tmp_path, tokenizer):
     texts = [["one", "two é日 two"], ["three"], ["four", "5", "six"]]
-    stores = [make_store(tmp_path / str(i), part, tokenizer=tokenizer) for i, part in enumerate(texts)]
+    stores = [
+        make_store(tmp_path / str(i), part, tokenizer=tokenizer) for i, part in enumerate(texts)
+    ]
     found = StoredDocuments("val", stores, tokenizer)
-    expected = [(text, f"val document {i}") for i, text in enumerate([text for part in texts for text in part], 1)]
+    expected = [
+        (text, f"val document {i}")
+        for i, text in enumerate([text for part in texts for text in part], 1)
+    ]
     assert len(found) == 6
     assert [document[:2] for document in found] == expected
 
 
 def test_stored_documents_are_named_by_the_source_and_others_keep_their_place(tmp_path):
-    held_out = StoredDocuments("val", [make_store(tmp_path, ["x a b c", "y a b c", "cut a b c"], "val")], BYTES)
+    held_out = StoredDocuments(
+        "val", [make_store(tmp_path, ["x a b c", "y a b c", "cut a b c"], "val")], BYTES
+    )
     training = StoredDocuments("train", [make_store(tmp_path, ["none", "a b c d"])], BYTES)
-    source = [Document("y a b c", "f:1"), Document("x a b c", "f:2"), Document("a b c d", "f:4"), Document("a b c d", "f:5")]
+    source = [
+        Document("y a b c", "f:1"),
+        Document("x a b c", "f:2"),
+        Document("a b c d", "f:4"),
+        Document("a b c d", "f:5"),
+    ]
     further = Document("x a b c", "cases.txt:1")
-    mine, theirs = find_overlaps({"val": held_out, "cases": [further]}, training, 3, [source[:2], source[2:]])
-    assert [(match.document, match.training) for match in mine.matches] == [("f:2", "f:4"), ("f:1", "f:4"), ("val document 3", "f:4")]
-    assert [(match.document, match.training) for match in theirs.matches] == [("cases.txt:1", "f:4")]
+    mine, theirs = find_overlaps(
+        {"val": held_out, "cases": [further]}, training, 3, [source[:2], source[2:]]
+    )
+    assert [(match.document, match.training) for match in mine.matches] == [
+        ("f:2", "f:4"),
+        ("f:1", "f:4"),
+        ("val document 3", "f:4"),
+    ]
+    assert [(match.document, match.training) for match in theirs.matches] == [
+        ("cases.txt:1", "f:4")
+    ]
 
 
 FURTHER = [
     ("a.txt", "one\ntwo\n\n\nthree\n", [("one\ntwo", ":1"), ("three", ":5")]),
-    ("a.jsonl", '{"q": "one", "a": ["two", 3, null]}\n\n"three"\n', [("one\ntwo", ":1"), ("three", ":3")]),
-    ("a.json", '[{"q": "one", "a": {"b": "two"}}, "three"]', [("one\ntwo", "[0]"), ("three", "[1]")]),
-    ("a.json", '{"n": 1, "cases": [{"q": "one"}, {"q": "two"}]}', [("", ".n"), ("one", ".cases[0]"), ("two", ".cases[1]")]),
+    (
+        "a.jsonl",
+        '{"q": "one", "a": ["two", 3, null]}\n\n"three"\n',
+        [("one\ntwo", ":1"), ("three", ":3")],
+    ),
+    (
+        "a.json",
+        '[{"q": "one", "a": {"b": "two"}}, "three"]',
+        [("one\ntwo", "[0]"), ("three", "[1]")],
+    ),
+    (
+        "a.json",
+        '{"n": 1, "cases": [{"q": "one"}, {"q": "two"}]}',
+        [("", ".n"), ("one", ".cases[0]"), ("two", ".cases[1]")],
+    ),
     ("a.json", '"one"', [("one", "")]),
 ]
 
@@ -214,7 +309,9 @@ FURTHER = [
 def test_further_files_are_named_by_line_or_entry(tmp_path, name, content, expected):
     path = tmp_path / name
     path.write_text(content)
-    assert [document[:2] for document in read_held_out(str(path))] == [(text, f"{path}{place}") for text, place in expected]
+    assert [document[:2] for document in read_held_out(str(path))] == [
+        (text, f"{path}{place}") for text, place in expected
+    ]
 
 
 @pytest.mark.parametrize(
@@ -246,7 +343,14 @@ def test_everything_is_visible_and_nothing_is_lost():
 
 
 def obvious_cells(text):
-    return sum(0 if unicodedata.category(c) in ("Mn", "Me") else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+    return sum(
+        (
+            0
+            if unicodedata.category(c) in ("Mn", "Me")
+            else 1 + (unicodedata.east_asian_width(c) in "WF")
+        )
+        for c in text
+    )
 
 
 @pytest.mark.parametrize("tokenizer", [BYTES, BPE], ids=["byte", "bpe"])
@@ -255,7 +359,9 @@ def obvious_cells(text):
 def test_terminal_rows_wrap_and_count_positions(tokenizer, width, text):
     row = row_of(text, tokenizer, length=1000)
     tokens = rendering.tokens_of(row, tokenizer)
-    plain, coloured = ([*rendering.terminal_row(row, tokens, width, colour)] for colour in (False, True))
+    plain, coloured = (
+        [*rendering.terminal_row(row, tokens, width, colour)] for colour in (False, True)
+    )
     assert "\x1b" not in "".join(plain)
     shown = [COLOURS.sub("", line) for line in coloured]
     assert all(line.isprintable() for line in plain + shown)
@@ -264,7 +370,8 @@ def test_terminal_rows_wrap_and_count_positions(tokenizer, width, text):
     bodies = [line[7:] for line in shown[1:]]
     assert "".join(bodies) == "".join(token.text for token in tokens)
     begun = 0
-    for (position, mark), body in zip(leads, bodies, strict=True):  # each line's position is that of its first token
+    # each line's position is that of its first token
+    for (position, mark), body in zip(leads, bodies, strict=True):
         at = next(token for token in tokens if token.position == position)
         before = sum(len(token.text) for token in tokens if token.position < position)
         assert before <= begun < before + len(at.text)
@@ -304,7 +411,10 @@ def test_tokens_that_are_words_are_told_apart():
 
 
 def test_tables_are_aligned():
-    assert rendering.terminal_table([["name", "n"], ["日本", "1,000"], ["x", "2"]]) == "name      n\n日本  1,000\nx         2"
+    assert (
+        rendering.terminal_table([["name", "n"], ["日本", "1,000"], ["x", "2"]])
+        == "name      n\n日本  1,000\nx         2"
+    )
 
 
 # --- HTML
@@ -343,28 +453,67 @@ class Page(HTMLParser):
 
 @pytest.mark.parametrize("tokenizer", [BYTES, BPE], ids=["byte", "bpe"])
 def test_html_is_one_file_in_which_text_stays_text(tokenizer):
-    rows = [row_of(HOSTILE, tokenizer, length=200, unlabelled=(3,)), row_of("plain words\n" * 3, tokenizer)]
+    rows = [
+        row_of(HOSTILE, tokenizer, length=200, unlabelled=(3,)),
+        row_of("plain words\n" * 3, tokenizer),
+    ]
     table = {HOSTILE: [[HOSTILE, "n"], [HOSTILE, HOSTILE]]}
     content = rendering.html_page(HOSTILE, table, rows, tokenizer, {HOSTILE: [HOSTILE]})
     page = Page(content)
     assert page.open == []
     assert {tag for tag, _ in page.tags} == {
-        *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "br", "div", "table", "tr", "th", "td", "ul", "li", "i"),
+        *(
+            "html",
+            "head",
+            "meta",
+            "title",
+            "style",
+            "body",
+            "h1",
+            "h2",
+            "p",
+            "br",
+            "div",
+            "table",
+            "tr",
+            "th",
+            "td",
+            "ul",
+            "li",
+            "i",
+        ),
         *("thead", "tbody"),
     }
-    allowed = {"class", "data-t", "data-p", "charset", "lang", "name", "content", "http-equiv", "scope", "role", "tabindex", "aria-label"}
+    allowed = {
+        "class",
+        "data-t",
+        "data-p",
+        "charset",
+        "lang",
+        "name",
+        "content",
+        "http-equiv",
+        "scope",
+        "role",
+        "tabindex",
+        "aria-label",
+    }
     assert {name for _, attributes in page.tags for name in attributes} <= allowed
     assert not re.search(r"url\(|@import|https?:", content)
     assert all(character.isprintable() or character == "\n" for character in content)
     for row, shown in zip(rows, page.rows, strict=True):
-        assert [text.replace("↵\n", "↵") for text in shown] == [token.text for token in rendering.tokens_of(row, tokenizer)]
+        assert [text.replace("↵\n", "↵") for text in shown] == [
+            token.text for token in rendering.tokens_of(row, tokenizer)
+        ]
     assert (
         page.text.count(rendering.visible(HOSTILE)) == 8
     )  # title, the same on the page, three cells, heading of the table, heading of the list, item
 
 
 def test_hovering_tells_all_about_a_token():
-    [row] = read_rows(batch([[97, EOS, 98, PAD]], [[EOS, 98, -100, -100]], [[0, 1, 1, 2]]), BYTES, [""])
+    [row] = read_rows(
+        batch([[97, EOS, 98, PAD]], [[EOS, 98, -100, -100]], [[0, 1, 1, 2]]), BYTES, [""]
+    )
     page = Page(rendering.html_page("", {}, [row], BYTES, {}))
     tokens = [attributes for tag, attributes in page.tags if tag == "i"]
     assert [token["data-t"] for token in tokens] == [
@@ -403,13 +552,21 @@ def test_the_rows_shown_are_those_of_the_steps(tmp_path, inspect):
     for step in (3, 4):
         tensors = (steps[step][name].reshape(-1, 16).tolist() for name in ("input_ids", "labels"))
         for number, (ids, labels) in enumerate(zip(*tensors, strict=True), 1):
-            texts = ["⟨eos⟩" if i == EOS else chr(i) for i, label in zip(ids, labels, strict=True) if label != -100]
+            texts = [
+                "⟨eos⟩" if i == EOS else chr(i)
+                for i, label in zip(ids, labels, strict=True)
+                if label != -100
+            ]
             expected.append((f"step {step}, row {number} of 8", "".join(texts)))
     *blocks, rest = printed.split("\n\n", 10)
     assert rest.startswith(rendering.LEGEND)
-    found = [(head.partition(":")[0], "".join(line[5:] for line in lines)) for head, *lines in (block.split("\n") for block in blocks)]
+    found = [
+        (head.partition(":")[0], "".join(line[5:] for line in lines))
+        for head, *lines in (block.split("\n") for block in blocks)
+    ]
     assert [(head, text.partition("⟦⟨pad")[0]) for head, text in found] == expected[:10]
-    assert re.search(r"^positions +256 ", printed, re.MULTILINE)  # both steps as a whole are counted
+    # both steps as a whole are counted
+    assert re.search(r"^positions +256 ", printed, re.MULTILINE)
 
 
 def shown(lines: list[str]) -> str:
@@ -418,17 +575,25 @@ def shown(lines: list[str]) -> str:
 
 
 def mixture_of_two(tmp_path):
-    """Two sources whose files are called the same, one of upper and one of lower case; the second gives two of three rows."""
+    """Two sources whose files are called the same, one of upper and one of lower case; the second
+    gives two of three rows.
+    """
     parts = []
     for weight, name, words in (1, "upper", "ABCD"), (2, "lower", "abcd"):
         (tmp_path / name).mkdir()
-        file = write_texts(tmp_path / name / "a.jsonl", [f"{c * 9} {i} {words}" for i in range(10) for c in words])
+        file = write_texts(
+            tmp_path / name / "a.jsonl", [f"{c * 9} {i} {words}" for i in range(10) for c in words]
+        )
         parts.append({"weight": weight, "source": {"format": "jsonl", "files": file}})
     return {"source": {"format": "mixture", "parts": parts}, "val_fraction": 0.3}
 
 
 def test_rows_of_a_mixture_name_their_source_and_the_table_has_each(tmp_path, inspect):
-    config = config_file(tmp_path, data=mixture_of_two(tmp_path), trainer={"batch_size": 12, "micro_batch_size": 4, "max_steps": 12})
+    config = config_file(
+        tmp_path,
+        data=mixture_of_two(tmp_path),
+        trainer={"batch_size": 12, "micro_batch_size": 4, "max_steps": 12},
+    )
     printed = inspect("--config", config, "--step", 5, "--rows", 12)
     *blocks, rest = printed.split("\n\n", 12)
     origins = []
@@ -443,17 +608,28 @@ def test_rows_of_a_mixture_name_their_source_and_the_table_has_each(tmp_path, in
     names = [f"jsonl a.jsonl (data.source.parts[{i}].source)" for i in (0, 1)]
     found = [(line["split"], line["source"]) for line in report["sources"]]
     assert found == [(split, name) for split in ("train", "val") for name in names]
-    assert [sum(line["documents"] for line in report["sources"] if line["source"] == name) for name in names] == [40, 40]
+    assert [
+        sum(line["documents"] for line in report["sources"] if line["source"] == name)
+        for name in names
+    ] == [40, 40]
     assert report["streamed"] == []
     [overlap] = report["overlaps"]
-    assert overlap["documents"] == sum(line["documents"] for line in report["sources"] if line["split"] == "val")
+    assert overlap["documents"] == sum(
+        line["documents"] for line in report["sources"] if line["split"] == "val"
+    )
     assert f"train: {names[0]}" in rest
 
 
 def test_documents_of_any_source_of_a_mixture_are_compared_and_named(tmp_path, inspect):
     numbers = "one two three four five six seven eight nine ten eleven twelve thirteen"
-    parts = [write_texts(tmp_path / "a.jsonl", ["filler " * 20]), write_texts(tmp_path / "b.jsonl", ["no", f"so {numbers} it is"])]
-    source = {"format": "mixture", "parts": [{"weight": 1, "source": {"format": "jsonl", "files": file}} for file in parts]}
+    parts = [
+        write_texts(tmp_path / "a.jsonl", ["filler " * 20]),
+        write_texts(tmp_path / "b.jsonl", ["no", f"so {numbers} it is"]),
+    ]
+    source = {
+        "format": "mixture",
+        "parts": [{"weight": 1, "source": {"format": "jsonl", "files": file}} for file in parts],
+    }
     val = write_texts(tmp_path / "val.jsonl", ["nothing of it", numbers])
     data = {"source": source, "validation": {"format": "jsonl", "files": val}, "val_fraction": 0.05}
     report = json.loads(inspect("--config", config_file(tmp_path, data=data), "--json"))
@@ -467,17 +643,39 @@ def test_documents_of_any_source_of_a_mixture_are_compared_and_named(tmp_path, i
 # --- the command, on what is streamed
 
 
-STREAMED = [f"Article {i}.{j}. " + f"It tells of {j * 7919 % 1000}. " * (j % 9) for i in range(3) for j in range(400)]  # as it is served
+# as it is served
+STREAMED = [
+    f"Article {i}.{j}. " + f"It tells of {j * 7919 % 1000}. " * (j % 9)
+    for i in range(3)
+    for j in range(400)
+]
 
 
 def test_rows_of_a_stream_are_those_of_its_window_and_the_rest_is_said(tmp_path):
     """With the real client, the process that makes the windows, and a step in the third of them."""
     test_stream.serve(tmp_path / "root")
     config = test_stream.config(tmp_path, "run")
-    command = [sys.executable, "-m", "tools.inspect_data", "--config", str(config), "--step", "40", "--rows", "16"]
+    command = [
+        sys.executable,
+        "-m",
+        "tools.inspect_data",
+        "--config",
+        str(config),
+        "--step",
+        "40",
+        "--rows",
+        "16",
+    ]
     with Hub(tmp_path / "root") as server:
         environment = os.environ | server.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
-        run = functools.partial(subprocess.run, cwd=test_stream.ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        run = functools.partial(
+            subprocess.run,
+            cwd=test_stream.ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         done, report = run(command), run([*command, "--json"])
     assert done.returncode == 0, done.stderr
     *blocks, rest = done.stdout.split("\n\n", 16)
@@ -488,7 +686,10 @@ def test_rows_of_a_stream_are_those_of_its_window_and_the_rest_is_said(tmp_path)
         assert shown(lines) in window
     assert "\nval: hub wikimedia/wikipedia " in rest
     assert "train:" not in rest
-    heading = "streamed, so neither counted nor compared; overlap with the training text cannot be computed, as none of it is stored"
+    heading = (
+        "streamed, so neither counted nor compared; overlap with the training text cannot be"
+        " computed, as none of it is stored"
+    )
     assert rest.endswith(f"\n\n{heading}\n  hub wikimedia/wikipedia\n")
     numbers = json.loads(report.stdout)
     assert numbers["streamed"] == ["hub wikimedia/wikipedia"]
@@ -501,7 +702,10 @@ def test_beside_a_stream_what_is_stored_is_compared(tmp_path, inspect, monkeypat
     monkeypatch.setattr(hub, "stream", test_stream.fake_hub(test_stream.TEXTS))
     numbers = "one two three four five six seven eight nine ten eleven twelve thirteen"
     file = write_texts(tmp_path / "a.jsonl", [numbers, "filler " * 20])
-    sources = [{"format": "hub", "dataset": "a/b", "streaming": True, "window_tokens": 1024}, {"format": "jsonl", "files": file}]
+    sources = [
+        {"format": "hub", "dataset": "a/b", "streaming": True, "window_tokens": 1024},
+        {"format": "jsonl", "files": file},
+    ]
     val = {"format": "jsonl", "files": write_texts(tmp_path / "val.jsonl", [f"well, {numbers}"])}
     source = {"format": "mixture", "parts": [{"weight": 1, "source": source} for source in sources]}
     config = config_file(tmp_path, data={"source": source, "validation": val, "val_fraction": 0.05})
@@ -512,7 +716,9 @@ def test_beside_a_stream_what_is_stored_is_compared(tmp_path, inspect, monkeypat
     printed = inspect("--config", config, "--rows", 8, "--html", html_file)
     heads = re.findall(r"^step 0, row \d of 8, (.+?): ", printed, re.MULTILINE)
     assert sorted(heads) == ["hub a/b"] * 4 + ["jsonl a.jsonl"] * 4
-    assert f'{val["files"]}:1: 1 of 2 runs of 13 words, first "{numbers}", as in {file}:1' in printed
+    assert (
+        f'{val["files"]}:1: 1 of 2 runs of 13 words, first "{numbers}", as in {file}:1' in printed
+    )
     assert printed.endswith("\n\nstreamed, so neither counted nor compared\n  hub a/b\n")
     assert "streamed, so neither counted nor compared" in Page(html_file.read_text()).text
     assert not multiprocessing.active_children()
@@ -533,22 +739,44 @@ def write_texts(path: Path, texts: list[str]) -> str:
 
 def test_offending_documents_are_named(tmp_path, inspect):
     numbers = "one two three four five six seven eight nine ten eleven twelve thirteen"
-    train = write_texts(tmp_path / "train.jsonl", ["filler " * 20, f"start {numbers}, fourteen", HOSTILE])
-    val = write_texts(tmp_path / "val.jsonl", ["nothing of it", f"Before {numbers.upper()}! after", "short"])
+    train = write_texts(
+        tmp_path / "train.jsonl", ["filler " * 20, f"start {numbers}, fourteen", HOSTILE]
+    )
+    val = write_texts(
+        tmp_path / "val.jsonl", ["nothing of it", f"Before {numbers.upper()}! after", "short"]
+    )
     cases = tmp_path / "cases.json"
     cases.write_text(json.dumps([{"prompt": numbers.replace(" ", ", ")}, {"prompt": "else"}]))
-    sections = {split: {"format": "jsonl", "files": file} for split, file in (("source", train), ("validation", val))}
+    sections = {
+        split: {"format": "jsonl", "files": file}
+        for split, file in (("source", train), ("validation", val))
+    }
     config = config_file(tmp_path, data={**sections, "val_fraction": 0.05})
     html_file = tmp_path / "rows.html"
     command = ("--config", config, "--against", cases, "--html", html_file)
     report = json.loads(inspect(*command, "--json"))
     validation, further = report["overlaps"]
-    assert (validation["documents"], validation["too_short"], len(validation["matches"])) == (3, 2, 1)
-    match = {"ngrams": 3, "shared": 1, "words": numbers.upper(), "document": f"{val}:2", "training": f"{train}:2"}
+    assert (validation["documents"], validation["too_short"], len(validation["matches"])) == (
+        3,
+        2,
+        1,
+    )
+    match = {
+        "ngrams": 3,
+        "shared": 1,
+        "words": numbers.upper(),
+        "document": f"{val}:2",
+        "training": f"{train}:2",
+    }
     assert validation["matches"] == [match]
     assert further["name"] == str(cases)
-    assert [(m["document"], m["training"]) for m in further["matches"]] == [(f"{cases}[0]", f"{train}:2")]
-    assert [(line["split"], line["source"]) for line in report["sources"]] == [("train", "jsonl train.jsonl"), ("val", "jsonl val.jsonl")]
+    assert [(m["document"], m["training"]) for m in further["matches"]] == [
+        (f"{cases}[0]", f"{train}:2")
+    ]
+    assert [(line["split"], line["source"]) for line in report["sources"]] == [
+        ("train", "jsonl train.jsonl"),
+        ("val", "jsonl val.jsonl"),
+    ]
     assert report["rows"]["rows"] == 8
 
     line = f'{val}:2: 1 of 3 runs of 13 words, first "{numbers.upper()}", as in {train}:2'
@@ -558,7 +786,11 @@ def test_offending_documents_are_named(tmp_path, inspect):
 
 def test_hostile_text_stays_text_on_the_whole_way(tmp_path, inspect):
     file = write_texts(tmp_path / "a.jsonl", [f"{HOSTILE} {i}" for i in range(30)])
-    config = config_file(tmp_path, data={"source": {"format": "jsonl", "files": file}, "val_fraction": 0.3}, model={"context_length": 64})
+    config = config_file(
+        tmp_path,
+        data={"source": {"format": "jsonl", "files": file}, "val_fraction": 0.3},
+        model={"context_length": 64},
+    )
     html_file = tmp_path / "rows.html"
     printed = inspect("--config", config, "--ngram", 2, "--html", html_file, terminal=True)
     assert "<script>" in printed
@@ -586,9 +818,23 @@ def test_mistakes_are_answered_in_one_line(tmp_path, inspect, arguments, error, 
 
 def test_as_a_person_types_it(tmp_path):
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "tools.inspect_data", "--config", str(config_file(tmp_path)), *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "tools.inspect_data",
+            "--config",
+            str(config_file(tmp_path)),
+            *arguments,
+        ]
         environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=Path(__file__).parents[2])
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=environment,
+            cwd=Path(__file__).parents[2],
+        )
 
     done = run()
     assert done.returncode == 0, done.stderr

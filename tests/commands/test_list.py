@@ -15,7 +15,9 @@ from lm.checkpoints import folder as checkpoint
 ROOT = Path(__file__).parents[2]
 
 
-def save(folder: Path, step: int, loss: float | None = None, weights: int = 1000, **meta: Any) -> Path:
+def save(
+    folder: Path, step: int, loss: float | None = None, weights: int = 1000, **meta: Any
+) -> Path:
     """A checkpoint as training writes it, with the validation result that follows."""
     content = {
         "format": 1,
@@ -42,17 +44,29 @@ def save(folder: Path, step: int, loss: float | None = None, weights: int = 1000
 
 def evaluate(folder: Path, step: int, manifest_sha256: str | None, loss: float) -> None:
     with (folder / "evaluations.jsonl").open("a") as file:
-        file.write(json.dumps({"step": step, "manifest_sha256": manifest_sha256, "loss": loss, "perplexity": 1.0}) + "\n")
+        file.write(
+            json.dumps(
+                {"step": step, "manifest_sha256": manifest_sha256, "loss": loss, "perplexity": 1.0}
+            )
+            + "\n"
+        )
 
 
 def list_py(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, ROOT / "list.py", *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, ROOT / "list.py", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
 
 
 def listed(*arguments: object) -> list[dict[str, Any]]:
     done = list_py(*arguments, "--json")
     assert done.returncode == 0, done.stderr
-    rows: list[dict[str, Any]] = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    rows: list[dict[str, Any]] = json.loads(
+        done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")
+    )
     return rows
 
 
@@ -62,7 +76,12 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     evaluate(folder, 0, None, 5.55)
-    save(folder, 500, loss=2.25, parent={"path": "runs/base/step-00009000.ckpt", "step": 9000, "manifest_sha256": "ab"})
+    save(
+        folder,
+        500,
+        loss=2.25,
+        parent={"path": "runs/base/step-00009000.ckpt", "step": 9000, "manifest_sha256": "ab"},
+    )
     save(folder, 1000, loss=1.75, weights=34_500_000)
     save(folder, 1500, loss=1.875)
     checkpoint.point(folder, "best.ckpt", folder / "step-00001000.ckpt")
@@ -81,7 +100,11 @@ def test_json_is_a_list_of_objects_with_raw_numbers(run: Path) -> None:
         "val_loss": 2.25,
         "parameters": 834_944,
         "adapters": None,
-        "size": sum(file.stat().st_size for file in (run / "step-00000500.ckpt").iterdir() if file.name != "manifest.json"),
+        "size": sum(
+            file.stat().st_size
+            for file in (run / "step-00000500.ckpt").iterdir()
+            if file.name != "manifest.json"
+        ),
         "date": "2026-11-21T03:50:12+00:00",
         "parent": "runs/base/step-00009000.ckpt",
         "links": [],
@@ -96,9 +119,16 @@ def test_table(run: Path) -> None:
     done = list_py(run)
     assert (done.returncode, done.stderr) == (0, "")
     heading, *lines = done.stdout.splitlines()
-    assert heading == "step  epoch  tokens  val loss  parameters     size  date (UTC)        links        parent"
+    assert (
+        heading
+        == "step  epoch  tokens  val loss  parameters     size  date (UTC)        links       "
+        " parent"
+    )
     assert lines == [
-        " 500   1.25  384.0k    2.2500      834.9k   1.3 kB  2026-11-21 03:50  -            runs/base/step-00009000.ckpt",
+        (
+            " 500   1.25  384.0k    2.2500      834.9k   1.3 kB  2026-11-21 03:50  -           "
+            " runs/base/step-00009000.ckpt"
+        ),
         "1000   2.50  768.0k    1.7500      834.9k  34.5 MB  2026-11-21 03:50  best         -",
         "1500   3.75    1.2M    1.8750      834.9k   1.2 kB  2026-11-21 03:50  last, final  -",
     ]
@@ -108,8 +138,16 @@ def test_of_adapters_the_weights_in_them_are_shown(run: Path) -> None:
     save(run, 2000, adapters={"n_parameters": 12_288})
     heading, *lines = list_py(run).stdout.splitlines()
     assert heading.split("  ")[4:8] == ["parameters", "in adapters", "", " size"]
-    assert [line.split()[4:6] for line in (lines[0], lines[3])] == [["834.9k", "-"], ["834.9k", "12.3k"]]
-    assert [row["adapters"] for row in listed(run, "--sort", "adapters")] == [12_288, None, None, None]
+    assert [line.split()[4:6] for line in (lines[0], lines[3])] == [
+        ["834.9k", "-"],
+        ["834.9k", "12.3k"],
+    ]
+    assert [row["adapters"] for row in listed(run, "--sort", "adapters")] == [
+        12_288,
+        None,
+        None,
+        None,
+    ]
 
 
 @pytest.mark.parametrize("adapters", [None, [], {}, {"n_parameters": -1}])
@@ -152,7 +190,11 @@ def test_sorting(run: Path) -> None:
 def test_an_unknown_sort_key_is_answered_with_the_keys(run: Path) -> None:
     done = list_py(run, "--sort", "loss")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "--sort: there is no key 'loss'; write one of step, epoch, tokens, val_loss, parameters, adapters, size, date\n"
+    assert (
+        done.stderr
+        == "--sort: there is no key 'loss'; write one of step, epoch, tokens, val_loss, parameters,"
+        " adapters, size, date\n"
+    )
 
 
 def test_options_are_not_abbreviated(run: Path) -> None:
@@ -171,7 +213,11 @@ def test_units(tmp_path: Path) -> None:
     save(tmp_path, 2, tokens=1_000, n_parameters=124_439_808)
     save(tmp_path, 3, tokens=300_000_000_000, n_parameters=7_000_000_000)
     cells = [line.split() for line in list_py(tmp_path).stdout.splitlines()[1:]]
-    assert [(row[2], row[4]) for row in cells] == [("999", "1.0M"), ("1.0k", "124.4M"), ("300.0B", "7.0B")]
+    assert [(row[2], row[4]) for row in cells] == [
+        ("999", "1.0M"),
+        ("1.0k", "124.4M"),
+        ("300.0B", "7.0B"),
+    ]
 
 
 def damage_meta_missing(path: Path) -> None:
@@ -197,18 +243,37 @@ def damage_manifest(path: Path) -> None:
     (path / "manifest.json").write_bytes(b"\xff\xfe")
 
 
-@pytest.mark.parametrize("damage", [damage_meta_missing, damage_meta_cut, damage_meta_value, damage_meta_key, damage_manifest])
-def test_a_damaged_checkpoint_is_listed_as_such_and_the_rest_is_shown(run: Path, damage: Any) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [damage_meta_missing, damage_meta_cut, damage_meta_value, damage_meta_key, damage_manifest],
+)
+def test_a_damaged_checkpoint_is_listed_as_such_and_the_rest_is_shown(
+    run: Path, damage: Any
+) -> None:
     path = run / "step-00001000.ckpt"
     damage(path)
     done = list_py(run)
     assert done.returncode == 0
-    assert done.stdout.splitlines()[2].split() == ["1000", "-", "-", "-", "-", "-", "damaged", "best", "-"]
+    assert done.stdout.splitlines()[2].split() == [
+        "1000",
+        "-",
+        "-",
+        "-",
+        "-",
+        "-",
+        "damaged",
+        "best",
+        "-",
+    ]
     assert len(done.stdout.splitlines()) == 4
     assert done.stderr.startswith(f"damaged: {path}") and done.stderr.count("\n") == 1
     rows = listed(run, "--sort", "val_loss")
     assert [row["step"] for row in rows] == [1500, 500, 1000]
-    assert rows[2]["damage"] in done.stderr and rows[2]["val_loss"] is None and rows[2]["links"] == ["best"]
+    assert (
+        rows[2]["damage"] in done.stderr
+        and rows[2]["val_loss"] is None
+        and rows[2]["links"] == ["best"]
+    )
     assert [row["damage"] for row in rows[:2]] == [None, None]
 
 
@@ -217,7 +282,9 @@ def test_a_damaged_result_is_named_and_not_used(run: Path) -> None:
         file.write('[1]\n{"step": 1500, "manifest_sha256": "ab", "lo')
     done = list_py(run)
     assert done.returncode == 0 and "1.8750" in done.stdout
-    assert done.stderr.splitlines() == [f"{run / 'evaluations.jsonl'}:{line}: this line is damaged and not used" for line in (5, 6)]
+    assert done.stderr.splitlines() == [
+        f"{run / 'evaluations.jsonl'}:{line}: this line is damaged and not used" for line in (5, 6)
+    ]
 
 
 def test_links_that_mean_nothing_are_no_matter(run: Path) -> None:
@@ -225,7 +292,11 @@ def test_links_that_mean_nothing_are_no_matter(run: Path) -> None:
     (run / "best.ckpt").symlink_to("step-99999999.ckpt")
     (run / "step-00002000.ckpt").symlink_to("step-00001500.ckpt")
     (run / ".step-00003000.ckpt.tmp-17").mkdir()
-    assert [(row["step"], row["links"]) for row in listed(run)] == [(500, []), (1000, []), (1500, ["last", "final"])]
+    assert [(row["step"], row["links"]) for row in listed(run)] == [
+        (500, []),
+        (1000, []),
+        (1500, ["last", "final"]),
+    ]
 
 
 def test_a_missing_folder_is_exit_5(tmp_path: Path) -> None:
@@ -236,7 +307,11 @@ def test_a_missing_folder_is_exit_5(tmp_path: Path) -> None:
 
 def test_a_folder_without_checkpoints_says_so(tmp_path: Path) -> None:
     done = list_py(tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path} holds no checkpoints\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        f"{tmp_path} holds no checkpoints\n",
+        "",
+    )
     assert listed(tmp_path) == []
 
 
@@ -253,7 +328,9 @@ names = {{name.split(".")[0] for name in set(sys.modules) - before}}
 print(sorted(names - sys.stdlib_module_names), file=sys.stderr)
 print(sorted(name.rsplit("/")[-1] for name in opened if name.startswith({str(run)!r})), file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     imported, opened = done.stderr.splitlines()
     assert imported == "['lm']"
     assert opened == str(["evaluations.jsonl", *["manifest.json"] * 3, *["meta.json"] * 3])

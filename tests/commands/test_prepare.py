@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lm.tokens.cache import read_manifest
 from lm.system.disk import in_bytes
+from lm.tokens.cache import read_manifest
 from tests.support.hub import Hub, client_environment
 from tests.support.runs import ROOT, WORDS, config_file
 
@@ -43,8 +43,12 @@ def mixture(tmp_path):
     parts = []
     for name, filters in ("a", {"deduplicate": True}), ("b", {"max_documents": 30}), ("c", {}):
         texts = [f"{name} {i % 45} {WORDS[i % 45 % 7]} ü" for i in range(50)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        parts.append({"format": "jsonl", "files": str(tmp_path / f"{name}.jsonl"), "filter": filters})
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        )
+        parts.append(
+            {"format": "jsonl", "files": str(tmp_path / f"{name}.jsonl"), "filter": filters}
+        )
     source = {"format": "mixture", "parts": [{"weight": 1, "source": part} for part in parts[:2]]}
     return {"source": source, "validation": parts[2], "cache_dir": str(tmp_path / "cache")}
 
@@ -57,14 +61,19 @@ def test_every_source_is_made_and_described_then_all_is_there(tmp_path):
     tokens = 45 + 1 + sum(len(f"a {i} {WORDS[i % 7]} ü".encode()) for i in range(45))
     size = in_bytes(sum(path.stat().st_size for path in Path(a).iterdir()))
     assert size.endswith(" kB")
-    assert first.startswith(f"data.source.parts[0].source: train 45 documents, {tokens:,} tokens, {size} on disk; 1.00 bytes per token; ")
+    assert first.startswith(
+        f"data.source.parts[0].source: train 45 documents, {tokens:,} tokens, {size} on disk; 1.00"
+        " bytes per token; "
+    )
     assert first.endswith("; left out: 5 x repeated document")
     assert second.startswith("data.source.parts[1].source: train 30 documents, ")
     assert second.endswith("; the rest was not read (max_documents)")
     assert third.startswith("data.validation: val 50 documents, ")
     assert re.fullmatch(r"made in \d+\.\d s, [\d.]+ [kM]?B of text a second", made)
     again = prepare(config)
-    assert again == [line.replace("written to", "read from") for line in (first, second, third)] + ["everything was there already"]
+    assert again == [line.replace("written to", "read from") for line in (first, second, third)] + [
+        "everything was there already"
+    ]
 
 
 def test_train_then_makes_nothing(tmp_path):
@@ -83,22 +92,36 @@ def test_with_ray_the_cache_is_the_same(tmp_path):
     for flags in (), ("--ray",):
         cache = tmp_path / "-".join(("cache", *flags))
         prepare(config, "--data.cache_dir", cache, *flags)
-        contents.append({str(path.relative_to(cache)): path.read_bytes() for path in cache.rglob("*") if path.is_file()})
+        contents.append(
+            {
+                str(path.relative_to(cache)): path.read_bytes()
+                for path in cache.rglob("*")
+                if path.is_file()
+            }
+        )
     assert contents[0] == contents[1]
     assert sum(name.endswith("train-00000.bin") for name in contents[0]) == 3
 
 
 def test_without_ray_it_is_said_what_to_install(tmp_path):
-    code = "import sys; sys.modules['ray'] = None\nfrom lm.system import errors\nfrom tools import prepare\nerrors.run(prepare.main)"
+    code = (
+        "import sys; sys.modules['ray'] = None\nfrom lm.system import errors\nfrom tools import"
+        " prepare\nerrors.run(prepare.main)"
+    )
     done = command("-c", code, "--config", config_file(tmp_path), "--ray")
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "--ray: Ray is not installed; pip install ray")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        2,
+        "--ray: Ray is not installed; pip install ray",
+    )
     assert caches(tmp_path) == []
 
 
 def test_a_stream_is_refused_and_its_advice_works(tmp_path):
     folder = tmp_path / "hub" / "datasets" / "someone" / "stories"
     folder.mkdir(parents=True)
-    pq.write_table(pa.table({"text": [f"{i} {WORDS[i % 9]}" for i in range(200)]}), folder / "train.parquet")
+    pq.write_table(
+        pa.table({"text": [f"{i} {WORDS[i % 9]}" for i in range(200)]}), folder / "train.parquet"
+    )
     stream = {"format": "hub", "dataset": "someone/stories", "streaming": True}
     rows = {"validation_rows": 8}
     config = config_file(tmp_path, data={"source": stream}, trainer=rows)
@@ -108,28 +131,41 @@ def test_a_stream_is_refused_and_its_advice_works(tmp_path):
         assert hub.requests == []
         assert (refused.returncode, refused.stdout) == (2, "")
         [line] = refused.stderr.splitlines()
-        assert line.startswith("data.source: what is streamed is tokenised as training goes, not ahead; write streaming: false, ")
+        assert line.startswith(
+            "data.source: what is streamed is tokenised as training goes, not ahead; write"
+            " streaming: false, "
+        )
         [advice] = re.findall(r"\((--data\.\S+ false)\)", line)
         assert not (tmp_path / "cache").exists()
         lines = prepare(config, *advice.split(), environment=environment)
     assert lines[0].startswith("data.source: train 1")
     mixed = mixture(tmp_path)
     mixed["source"]["parts"].append({"weight": 1, "source": stream})
-    refused = command("-m", "tools.prepare", "--config", config_file(tmp_path, data={"val_fraction": 0.05, **mixed}, trainer=rows))
+    refused = command(
+        "-m",
+        "tools.prepare",
+        "--config",
+        config_file(tmp_path, data={"val_fraction": 0.05, **mixed}, trainer=rows),
+    )
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.startswith("data.source.parts[2].source: what is streamed is tokenised as training goes")
+    assert refused.stderr.startswith(
+        "data.source.parts[2].source: what is streamed is tokenised as training goes"
+    )
     assert refused.stderr.endswith(" and keep its tokens\n"), "a flag reaches no part of a mixture"
 
 
 def test_a_dataset_of_the_hub_is_then_no_longer_asked_for(tmp_path):
     folder = tmp_path / "hub" / "datasets" / "someone" / "stories"
     folder.mkdir(parents=True)
-    pq.write_table(pa.table({"text": [f"{i} {WORDS[i % 9]}" for i in range(200)]}), folder / "train.parquet")
+    pq.write_table(
+        pa.table({"text": [f"{i} {WORDS[i % 9]}" for i in range(200)]}), folder / "train.parquet"
+    )
     config = config_file(tmp_path, data={"source": {"format": "hub", "dataset": "someone/stories"}})
     with Hub(tmp_path / "hub") as hub:
         lines = prepare(config, environment=hub.environment(tmp_path / "home"))
     assert any("written to" in line for line in lines)
-    gone = client_environment("http://127.0.0.1:9", tmp_path / "home")  # nobody listens, and no variable says so
+    # nobody listens, and no variable says so
+    gone = client_environment("http://127.0.0.1:9", tmp_path / "home")
     done = command("train.py", "--config", config, "--trainer.max_steps=3", environment=gone)
     assert done.returncode == 0, done.stderr
     assert f"read from {caches(tmp_path)[0]}" in done.stdout
@@ -150,18 +186,29 @@ def test_verify_finds_and_mends_what_is_damaged(tmp_path):
         "data.validation: verified",
         f"{folder} is damaged (its files are not as its manifest.json says): building it again",
     ]
-    assert [("written to" in line, "read from" in line) for line in lines[8:11]] == [(False, True), (True, False), (False, True)]
+    assert [("written to" in line, "read from" in line) for line in lines[8:11]] == [
+        (False, True),
+        (True, False),
+        (False, True),
+    ]
     assert (shard.read_bytes(), read_manifest(shard.parent)) == (content, manifest)
-    assert prepare(config, "--verify")[3:] == ["everything was there already", *(f"{line.split(': ')[0]}: verified" for line in made[:3])]
+    assert prepare(config, "--verify")[3:] == [
+        "everything was there already",
+        *(f"{line.split(': ')[0]}: verified" for line in made[:3]),
+    ]
 
 
 def test_help_comes_at_once():
-    code = "import sys, tools.prepare\nsys.argv = ['x', '--help']\ntry: tools.prepare.main()\nexcept SystemExit: print(sys.modules.keys())"
+    code = (
+        "import sys, tools.prepare\nsys.argv = ['x', '--help']\ntry: tools.prepare.main()\nexcept"
+        " SystemExit: print(sys.modules.keys())"
+    )
     done = command("-c", code)
     assert "--processes N" in done.stdout
-    assert not {f"'{name}'" for name in ("torch", "lightning", "transformers", "datasets", "tokenizers", "pyarrow")} & set(
-        re.findall(r"'\w+'", done.stdout)
-    )
+    assert not {
+        f"'{name}'"
+        for name in ("torch", "lightning", "transformers", "datasets", "tokenizers", "pyarrow")
+    } & set(re.findall(r"'\w+'", done.stdout))
 
 
 @pytest.mark.parametrize(
@@ -171,9 +218,21 @@ def test_help_comes_at_once():
         (["--processes=-1"], 2, "argument --processes: '-1' is no number from 1 to 1,024"),
         (["--processes=²"], 2, "argument --processes: '²' is no number from 1 to 1,024"),
         (["--processes=2", "--ray"], 2, "argument --ray: not allowed with argument --processes"),
-        (["--data.val_fraction=2"], 2, "command line: --data.val_fraction: too large, got 2, write"),
-        (["--data.source.files=missing.txt"], 3, "data.source.files: missing.txt does not exist; relative paths start in"),
-        (["--data.cache_dir=README.md/cache"], 5, "data.cache_dir: README.md/cache cannot be written (Not a directory);"),
+        (
+            ["--data.val_fraction=2"],
+            2,
+            "command line: --data.val_fraction: too large, got 2, write",
+        ),
+        (
+            ["--data.source.files=missing.txt"],
+            3,
+            "data.source.files: missing.txt does not exist; relative paths start in",
+        ),
+        (
+            ["--data.cache_dir=README.md/cache"],
+            5,
+            "data.cache_dir: README.md/cache cannot be written (Not a directory);",
+        ),
     ],
 )
 def test_what_is_wrong_is_answered_in_a_line(tmp_path, arguments, code, line):

@@ -1,4 +1,6 @@
-"""The proof of exact resume, and that it finds what differs: python -m pytest tests/commands/test_resume_proof.py."""
+"""The proof of exact resume, and that it finds what differs: python -m pytest
+tests/commands/test_resume_proof.py.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +15,32 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lm.system.errors import CheckpointError
 from lm.checks.sameness import first_difference, read_trace
+from lm.system.errors import CheckpointError
 from tests.support.runs import config_file, train
 from tests.training.test_train import ROOT
 
 
 def proof(config: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tools.resume_proof", "--config", str(config), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=os.environ | environment)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=os.environ | environment
+    )
 
 
-@pytest.mark.parametrize("arguments", [["--stops=2"], ["--stops=2", "--kill", "--data.workers=2"]], ids=["stopped", "killed"])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--stops=2"], ["--stops=2", "--kill", "--data.workers=2"]],
+    ids=["stopped", "killed"],
+)
 def test_identical(tmp_path: Path, arguments: list[str]) -> None:
     done = proof(config_file(tmp_path), "--steps=9", *arguments)
     assert done.returncode == 0, done.stderr
     straight, interrupted, verdict = done.stdout.splitlines()
     assert straight.split() == ["straight", "9", "steps"]
-    assert interrupted.startswith(f"interrupted  by {'SIGKILL' if '--kill' in arguments else 'SIGTERM'} in step ")
+    assert interrupted.startswith(
+        f"interrupted  by {'SIGKILL' if '--kill' in arguments else 'SIGTERM'} in step "
+    )
     assert verdict.startswith("identical: the batches and numbers of 9 steps, every tensor of ")
     assert not (tmp_path / "run").exists(), "the user's own run is left alone"
 
@@ -38,16 +48,22 @@ def test_identical(tmp_path: Path, arguments: list[str]) -> None:
 def test_what_differs_is_found(tmp_path: Path) -> None:
     """Random numbers that follow from the process, as where a generator's state is not restored."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, lm.optim.randomness as r\nfold = r.fold\nr.fold = lambda *parts: fold(*parts) + (os.getpid() if len(parts) > 1 else 0)\n"
+        "import os, lm.optim.randomness as r\nfold = r.fold\nr.fold = lambda *parts: fold(*parts) +"
+        " (os.getpid() if len(parts) > 1 else 0)\n"
     )
     done = proof(config_file(tmp_path), "--steps=6", "--stops=1", PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert done.returncode == 6
-    assert done.stderr.startswith("not identical; the first difference is in step 1: the loss differs (")
+    assert done.stderr.startswith(
+        "not identical; the first difference is in step 1: the loss differs ("
+    )
 
 
 def test_a_wrong_configuration_is_the_runs_own_answer(tmp_path: Path) -> None:
     done = proof(config_file(tmp_path), "--steps=3", "--stops=3")
-    assert (done.returncode, done.stderr) == (2, "--stops: 3 do not fit into 3 steps; write 1 or more, and less than --steps\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "--stops: 3 do not fit into 3 steps; write 1 or more, and less than --steps\n",
+    )
     done = proof(config_file(tmp_path), "--data.source.files=nothing.txt")
     assert done.returncode == 3
     assert "nothing.txt" in done.stderr
@@ -68,28 +84,44 @@ def test_the_first_difference(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, copy, symlinks=True)
     assert first_difference(run, copy, TRACE, TRACE) is None
     assert first_difference(run, copy, TRACE, {1: TRACE[1]}) == "the steps: 2 against 1"
-    assert first_difference(run, copy, TRACE, TRACE | {2: TRACE[2] | {"batch": "cc"}}) == "step 2: the batch differs (bb, cc)"
-    assert first_difference(run, copy, TRACE, TRACE | {1: TRACE[1] | {"loss": (1.5000000000000002).hex()}}) == (
-        "step 1: the loss differs (1.5, 1.5000000000000002)"
+    assert (
+        first_difference(run, copy, TRACE, TRACE | {2: TRACE[2] | {"batch": "cc"}})
+        == "step 2: the batch differs (bb, cc)"
+    )
+    assert (
+        first_difference(
+            run, copy, TRACE, TRACE | {1: TRACE[1] | {"loss": (1.5000000000000002).hex()}}
+        )
+        == "step 1: the loss differs (1.5, 1.5000000000000002)"
     )
     state_file = copy / "step-00000009.ckpt" / "train_state.pt"
     state = torch.load(state_file, weights_only=True)
     state["optimizer"]["state"][0]["exp_avg"][0, 0] += 1
     torch.save(state, state_file)
-    assert first_difference(run, copy, TRACE, TRACE) == (
-        "step 9: train_state.pt: exp_avg of parameter 0 differs in 1 of 8,320 values, by at most 1"
+    assert (
+        first_difference(run, copy, TRACE, TRACE)
+        == "step 9: train_state.pt: exp_avg of parameter 0 differs in 1 of 8,320 values, by at"
+        " most 1"
     )
     weights_file = copy / "step-00000006.ckpt" / "ema.safetensors"
     weights = load_file(weights_file)
     del weights["norm.weight"]
     save_file(weights, weights_file)
-    assert first_difference(run, copy, TRACE, TRACE) == "step 6: ema.safetensors: norm.weight is in one of them only"
+    assert (
+        first_difference(run, copy, TRACE, TRACE)
+        == "step 6: ema.safetensors: norm.weight is in one of them only"
+    )
 
 
 def test_a_step_that_was_done_again_must_be_the_same(tmp_path: Path) -> None:
-    lines = [json.dumps({"step": step, "batch": "aa", "loss": loss.hex()}) for step, loss in ((1, 1.0), (2, 2.0), (2, 2.0), (3, 3.0))]
+    lines = [
+        json.dumps({"step": step, "batch": "aa", "loss": loss.hex()})
+        for step, loss in ((1, 1.0), (2, 2.0), (2, 2.0), (3, 3.0))
+    ]
     (tmp_path / "trace.jsonl").write_text("\n".join(lines))
     assert list(read_trace(tmp_path / "trace.jsonl")) == [1, 2, 3]
     (tmp_path / "trace.jsonl").write_text("\n".join([*lines, lines[0].replace("aa", "bb")]))
-    with pytest.raises(CheckpointError, match=r"^step 1: done again after a kill, the batch differs \(aa, bb\)$"):
+    with pytest.raises(
+        CheckpointError, match=r"^step 1: done again after a kill, the batch differs \(aa, bb\)$"
+    ):
         read_trace(tmp_path / "trace.jsonl")

@@ -1,4 +1,6 @@
-"""Every check is green on a right decoder, and red on one that is broken in just that: python -m pytest tests/commands/test_selfcheck.py."""
+"""Every check is green on a right decoder, and red on one that is broken in just that: python -m
+pytest tests/commands/test_selfcheck.py.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,13 @@ from torch import Tensor, nn
 from lm.checks import selfchecks
 from lm.checks.subject import Subject, shortened
 from lm.config.reader import load
-from lm.system.errors import CheckFailed
-from lm.training.forecast import Trial
-from lm.surgery.lora import adapters_off, add_adapters
-from lm.optim.objectives import NEXT_TOKEN, NextToken, Preference
-from lm.optim.optimizers import make_optimizer
 from lm.config.schema.finetune import LoraConfig
 from lm.config.schema.optimizer import OptimizerConfig
+from lm.optim.objectives import NEXT_TOKEN, NextToken, Preference
+from lm.optim.optimizers import make_optimizer
+from lm.surgery.lora import adapters_off, add_adapters
+from lm.system.errors import CheckFailed
+from lm.training.forecast import Trial
 from model import Decoder
 from tests.support.runs import ROOT, config_file, write_trained
 from tools.selfcheck import CHECKS, line, main, resume, session_of
@@ -37,7 +39,12 @@ QUICK = tuple(CHECKS)[:-1]  # all but resume
 
 def subject(folder: Path, *overrides: str, **changes: Any) -> Subject:
     """The tests' small run, with another decoder or objective."""
-    session = session_of(load(config_file(folder), ["--model.tie_embeddings=false", "--data.document_mask=true", *overrides]))
+    session = session_of(
+        load(
+            config_file(folder),
+            ["--model.tie_embeddings=false", "--data.document_mask=true", *overrides],
+        )
+    )
     if "make_decoder" in changes:
         shape = session.config.with_vocabulary(session.tokenizer.vocab_size).model
         changes["make_decoder"] = lambda make=changes["make_decoder"]: make(shape)
@@ -53,7 +60,13 @@ def red(tried: Subject) -> set[str]:
     [
         [],
         ["--model.tie_embeddings=true", "--model.residual_init=zero", "--data.document_mask=false"],
-        ["--model.positions=learned", "--model.norm=layernorm", "--model.mlp=gelu", "--model.bias=true", "--model.init_std=0.02"],
+        [
+            "--model.positions=learned",
+            "--model.norm=layernorm",
+            "--model.mlp=gelu",
+            "--model.bias=true",
+            "--model.init_std=0.02",
+        ],
         [
             "--model.qk_norm=true",
             "--model.n_kv_heads=1",
@@ -67,7 +80,11 @@ def red(tried: Subject) -> set[str]:
 )
 def test_a_right_decoder_passes(overrides: list[str], tmp_path: Path) -> None:
     flags = {flag.partition("=")[0] for flag in overrides}
-    rest = [flag for flag in ("--model.tie_embeddings=false", "--data.document_mask=true") if flag.partition("=")[0] not in flags]
+    rest = [
+        flag
+        for flag in ("--model.tie_embeddings=false", "--data.document_mask=true")
+        if flag.partition("=")[0] not in flags
+    ]
     tried = Subject(session_of(load(config_file(tmp_path), [*rest, *overrides])))
     results = {name: tried.check(name) for name in QUICK}
     assert [name for name, result in results.items() if result.ok is False] == [], results
@@ -77,7 +94,9 @@ def test_a_right_decoder_passes(overrides: list[str], tmp_path: Path) -> None:
 
 
 class SeesTheNextToken(Decoder):
-    def _mask(self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None) -> Tensor | None:
+    def _mask(
+        self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None
+    ) -> Tensor | None:
         mask = super()._mask(input_ids, document_ids, start, padding)
         if document_ids is None:
             return mask
@@ -86,12 +105,16 @@ class SeesTheNextToken(Decoder):
 
 
 class DoublesAnOffset(Decoder):
-    def _positions(self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None) -> Tensor:
+    def _positions(
+        self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None
+    ) -> Tensor:
         return super()._positions(input_ids, document_ids, 2 * start, padding)
 
 
 class ForgetsPadding(Decoder):
-    def _mask(self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None) -> Tensor | None:
+    def _mask(
+        self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None
+    ) -> Tensor | None:
         return super()._mask(input_ids, document_ids, start, None)
 
 
@@ -114,14 +137,20 @@ class KeepsOneFrozen(Decoder):
 
 
 class IgnoresDocuments(Decoder):
-    def _mask(self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None) -> Tensor | None:
+    def _mask(
+        self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None
+    ) -> Tensor | None:
         return super()._mask(input_ids, None, start, padding)
 
 
 class CountsThrough(Decoder):
-    """In a documents' row positions go on, where they should begin anew; only a learned table can tell."""
+    """In a documents' row positions go on, where they should begin anew; only a learned table can
+    tell.
+    """
 
-    def _positions(self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None) -> Tensor:
+    def _positions(
+        self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None
+    ) -> Tensor:
         return super()._positions(input_ids, None, start, padding)
 
 
@@ -135,7 +164,9 @@ class BurstsBehindPadding(Decoder):
 
     def forward(self, input_ids: Tensor, *rest: Any, **more: Any) -> Tensor:
         logits = super().forward(input_ids, *rest, **more)
-        return logits * math.nan if "cache" in more and more["cache"].padding is not None else logits
+        return (
+            logits * math.nan if "cache" in more and more["cache"].padding is not None else logits
+        )
 
 
 class Bursts(Decoder):
@@ -148,7 +179,9 @@ class ShufflesLabels(NextToken):
 
     def losses(self, decoder: nn.Module, rows: Any) -> Tensor:
         labels = rows["labels"]
-        return super().losses(decoder, {**rows, "labels": labels[:, torch.randperm(labels.shape[1])]})
+        return super().losses(
+            decoder, {**rows, "labels": labels[:, torch.randperm(labels.shape[1])]}
+        )
 
 
 @pytest.mark.parametrize(
@@ -165,25 +198,37 @@ class ShufflesLabels(NextToken):
         (Bursts, set(QUICK)),
     ],
 )
-def test_a_broken_decoder_fails_in_just_that(make: Callable[[Any], Decoder], broken: set[str], tmp_path: Path) -> None:
+def test_a_broken_decoder_fails_in_just_that(
+    make: Callable[[Any], Decoder], broken: set[str], tmp_path: Path
+) -> None:
     assert red(subject(tmp_path, make_decoder=make)) == broken
 
 
 def test_positions_that_do_not_begin_anew_are_seen(tmp_path: Path) -> None:
-    assert red(subject(tmp_path, "--model.positions=learned", make_decoder=CountsThrough)) == {"documents"}
+    assert red(subject(tmp_path, "--model.positions=learned", make_decoder=CountsThrough)) == {
+        "documents"
+    }
 
 
 def test_a_mask_that_is_wrong_without_documents_is_seen_with_them_on(tmp_path: Path) -> None:
     class Wrong(Decoder):
-        def _mask(self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None) -> Tensor | None:
+        def _mask(
+            self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None
+        ) -> Tensor | None:
             mask = super()._mask(input_ids, document_ids, start, padding)
-            return torch.ones(2 * (input_ids.shape[1],), dtype=torch.bool).tril(1) if mask is None else mask
+            return (
+                torch.ones(2 * (input_ids.shape[1],), dtype=torch.bool).tril(1)
+                if mask is None
+                else mask
+            )
 
     assert "future" in red(subject(tmp_path, make_decoder=Wrong))
 
 
 def test_a_zero_start_hides_no_leak(tmp_path: Path) -> None:
-    """With residual_init zero the first weights look at nobody, so that they alone would pass any mask."""
+    """With residual_init zero the first weights look at nobody, so that they alone would pass any
+    mask.
+    """
     tried = subject(tmp_path, "--model.residual_init=zero", make_decoder=SeesTheNextToken)
     first = {key: value[:1] for key, value in tried.rows.items()}
     assert selfchecks.future(tried.decoder().eval(), first).ok, "not drawn anew"
@@ -195,29 +240,52 @@ def test_labels_that_mean_nothing_are_not_learned(tmp_path: Path) -> None:
 
 
 def test_a_decoder_that_does_not_read_fails(tmp_path: Path) -> None:
-    assert subject(tmp_path, make_decoder=Deaf).check("future")[:2] == (False, "other tokens change no logit at all, not even their own")
+    assert subject(tmp_path, make_decoder=Deaf).check("future")[:2] == (
+        False,
+        "other tokens change no logit at all, not even their own",
+    )
 
 
 def test_a_large_model_gets_no_more_than_its_time(tmp_path: Path) -> None:
     tried = subject(tmp_path)
     decoder = tried.decoder()
     optimizer = make_optimizer(decoder, tried.config.optimizer, "fp32")
-    result = selfchecks.heart(decoder, optimizer, {key: value[:1] for key, value in tried.rows.items()}, NEXT_TOKEN, share=0.2, seconds=0)
+    result = selfchecks.heart(
+        decoder,
+        optimizer,
+        {key: value[:1] for key, value in tried.rows.items()},
+        NEXT_TOKEN,
+        share=0.2,
+        seconds=0,
+    )
     assert result.ok is None
     assert "in 1 steps" in result.figure
     assert "more than 0 s are not given to it" in result.figure
 
 
-def test_the_usual_initialisation_is_right_at_any_width_and_few_labels_prove_nothing(tmp_path: Path) -> None:
+def test_the_usual_initialisation_is_right_at_any_width_and_few_labels_prove_nothing(
+    tmp_path: Path,
+) -> None:
     wide = subject(
-        tmp_path, "--model.init_std=0.02", "--model.d_model=2560", "--model.n_layers=1", "--model.d_ff=16", "--model.n_kv_heads=1"
+        tmp_path,
+        "--model.init_std=0.02",
+        "--model.d_model=2560",
+        "--model.n_layers=1",
+        "--model.d_ff=16",
+        "--model.n_kv_heads=1",
     )
-    losses = [selfchecks.initial_loss(wide.session.make_decoder(), wide.rows, NEXT_TOKEN, fresh=True) for _ in range(5)]
+    losses = [
+        selfchecks.initial_loss(wide.session.make_decoder(), wide.rows, NEXT_TOKEN, fresh=True)
+        for _ in range(5)
+    ]
     assert all(result.ok for result in losses), losses
     assert any(float(result.figure.split()[0]) > 1.05 * math.log(260) for result in losses)
     few = subject(tmp_path, "--model.init_std=0.1", "--data.sequence_length=2")
     rows = {key: value[:1] for key, value in few.rows.items()}
-    results = [selfchecks.initial_loss(few.session.make_decoder(), rows, NEXT_TOKEN, fresh=True) for _ in range(50)]
+    results = [
+        selfchecks.initial_loss(few.session.make_decoder(), rows, NEXT_TOKEN, fresh=True)
+        for _ in range(50)
+    ]
     assert all(result.ok for result in results)
     assert any(float(result.figure.split()[0]) > 1.05 * math.log(260) for result in results)
 
@@ -225,7 +293,9 @@ def test_the_usual_initialisation_is_right_at_any_width_and_few_labels_prove_not
 def test_a_parameter_that_the_optimiser_lacks_is_found(tmp_path: Path) -> None:
     tried = subject(tmp_path)
     decoder = tried.decoder()
-    optimizer = torch.optim.AdamW([parameter for name, parameter in decoder.named_parameters() if name != "norm.weight"])
+    optimizer = torch.optim.AdamW(
+        [parameter for name, parameter in decoder.named_parameters() if name != "norm.weight"]
+    )
     result = selfchecks.gradients(decoder, optimizer, tried.rows, NEXT_TOKEN)
     assert (result.ok, result.figure.split(",")[0]) == (False, "none for norm.weight")
 
@@ -235,7 +305,10 @@ def test_preferences_begin_at_ln_2(tmp_path: Path) -> None:
     tried = subject(tmp_path)
     decoder = tried.decoder()
     add_adapters(decoder, LoraConfig(rank=4))
-    rows = {"input_ids": torch.randint(0, 260, (2, 16)), "document_ids": torch.arange(16).div(4, rounding_mode="floor").expand(2, 16)}
+    rows = {
+        "input_ids": torch.randint(0, 260, (2, 16)),
+        "document_ids": torch.arange(16).div(4, rounding_mode="floor").expand(2, 16),
+    }
     rows["labels"] = rows["input_ids"].roll(-1, dims=1)
     objective = Preference(0.1, adapters_off)
     result = selfchecks.initial_loss(decoder, rows, objective, fresh=False)
@@ -253,27 +326,53 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     main()
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_command(monkeypatch, "--config", str(config_file(tmp_path)), "--data.document_mask=true")
     forecast, *lines = capsys.readouterr().out.splitlines()
     assert "this will take about" in forecast
     assert [text[:5] for text in lines] == ["ok   "] * 7
-    assert lines[-1].startswith("ok   resume is exact: identical: the batches and numbers of 4 steps, every tensor of ")
+    assert lines[-1].startswith(
+        "ok   resume is exact: identical: the batches and numbers of 4 steps, every tensor of "
+    )
     assert not (tmp_path / "run").exists(), "the run's own folder is left alone"
 
 
-def test_a_finetuning_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finetuning_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its base was trained on nothing, so its loss is that of chance: red, and the others green."""
     base = config_file(tmp_path)
     session = session_of(load(base))
     torch.manual_seed(0)
-    trained = write_trained(tmp_path, session.make_decoder(), session.tokenizer, session.config.model_dump(mode="json"))
+    trained = write_trained(
+        tmp_path, session.make_decoder(), session.tokenizer, session.config.model_dump(mode="json")
+    )
     tuning = {"base": str(trained), "method": "lora"}
-    values = json.loads(json.dumps({"finetune": tuning, "trainer": {"max_steps": 5, "batch_size": 4}, "optimizer": {"warmup_steps": 1}}))
-    values["data"] = {"source": {"format": "txt", "files": str(tmp_path / "corpus.txt")}, "val_fraction": 0.3, "cache_dir": str(tmp_path)}
+    values = json.loads(
+        json.dumps(
+            {
+                "finetune": tuning,
+                "trainer": {"max_steps": 5, "batch_size": 4},
+                "optimizer": {"warmup_steps": 1},
+            }
+        )
+    )
+    values["data"] = {
+        "source": {"format": "txt", "files": str(tmp_path / "corpus.txt")},
+        "val_fraction": 0.3,
+        "cache_dir": str(tmp_path),
+    }
     (tmp_path / "tune.yaml").write_text(json.dumps(values))
     with pytest.raises(CheckFailed, match=r"^1 of 6 checks failed: loss$") as caught:
-        run_command(monkeypatch, "--config", str(tmp_path / "tune.yaml"), *(f"--only={name}" for name in QUICK), "--json")
+        run_command(
+            monkeypatch,
+            "--config",
+            str(tmp_path / "tune.yaml"),
+            *(f"--only={name}" for name in QUICK),
+            "--json",
+        )
     assert caught.value.exit_code == 6
     found = {each["check"]: each["ok"] for each in json.loads(capsys.readouterr().out)}
     assert found == dict.fromkeys(QUICK, True) | {"documents": None, "loss": False}
@@ -283,41 +382,64 @@ def test_a_resume_that_forgets_the_optimiser_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "from lm.checkpoints import train_state as t\nwhole = t.Saved.restore\n"
-        "def restore(self, optimizer, average):\n"
-        "    state = whole(self, optimizer, average)\n    optimizer.state.clear()\n    return state\n"
-        "t.Saved.restore = restore\n"
+        "from lm.checkpoints import train_state as t\nwhole = t.Saved.restore\ndef restore(self,"
+        " optimizer, average):\n    state = whole(self, optimizer, average)\n   "
+        " optimizer.state.clear()\n    return state\nt.Saved.restore = restore\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(CheckFailed, match=r"^1 of 1 checks failed: resume$"):
         run_command(monkeypatch, "--config", str(config_file(tmp_path)), "--only=resume")
     _, verdict, where = capsys.readouterr().out.splitlines()
-    assert verdict.startswith("FAIL resume is exact: not identical; the first difference is in step ")
+    assert verdict.startswith(
+        "FAIL resume is exact: not identical; the first difference is in step "
+    )
     assert where.startswith("     look at lm/checkpoints/train_state.py")
 
 
 def test_a_signal_leaves_nothing_behind(tmp_path: Path) -> None:
-    """The command, the proof that it starts and the run that this one starts are three processes, and only the first gets the signal."""
+    """The command, the proof that it starts and the run that this one starts are three processes,
+    and only the first gets the signal.
+    """
     config, temporary = config_file(tmp_path), tmp_path / "temporary"
     temporary.mkdir()
     command = [sys.executable, "-m", "tools.selfcheck", "--config", str(config), "--only=resume"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(temporary)})
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(temporary)},
+    )
     run = ""
     while process.poll() is None and not run:
-        run = "".join(path.read_text().strip() for path in temporary.glob("resume-proof-*/straight/.lock"))
+        run = "".join(
+            path.read_text().strip() for path in temporary.glob("resume-proof-*/straight/.lock")
+        )
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate()
-    assert (process.returncode, said.splitlines()[-1]) == (143, "stopped by SIGTERM; what it had made so far is removed")
+    assert (process.returncode, said.splitlines()[-1]) == (
+        143,
+        "stopped by SIGTERM; what it had made so far is removed",
+    )
     assert [*temporary.iterdir()] == []
     assert run.isdigit() and not Path(f"/proc/{run}").exists()
 
 
 def test_a_run_of_one_step_has_nothing_to_resume(tmp_path: Path) -> None:
-    assert resume(load(config_file(tmp_path, trainer={"max_steps": 1}, optimizer={"warmup_steps": 0})).config).ok is None
+    assert (
+        resume(
+            load(
+                config_file(tmp_path, trainer={"max_steps": 1}, optimizer={"warmup_steps": 0})
+            ).config
+        ).ok
+        is None
+    )
 
 
-def test_text_that_is_prepared_first_is_not_counted_for_each_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_is_prepared_first_is_not_counted_for_each_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried = subject(tmp_path)
     rows, now = tried.rows, time.perf_counter()
     del tried.rows
@@ -336,12 +458,23 @@ def test_text_that_is_prepared_first_is_not_counted_for_each_run(tmp_path: Path,
 
 def test_colour_is_for_terminals() -> None:
     result = selfchecks.Result(False, "3", "there")
-    assert line("cache", result, False) == "FAIL the cache equals the full forward: 3\n     look at there"
+    assert (
+        line("cache", result, False)
+        == "FAIL the cache equals the full forward: 3\n     look at there"
+    )
     assert line("cache", result, True).startswith("\x1b[31mFAIL\x1b[0m the cache")
 
 
 def test_a_shortened_run_keeps_what_it_is(tmp_path: Path) -> None:
     config = load(config_file(tmp_path), ["--trainer.batch_size=32"]).config
     short = shortened(config)
-    assert (short.trainer.batch_size, short.trainer.accumulation, short.trainer.validation_rows) == (8, 2, 4)
-    assert (short.model, short.data, short.optimizer) == (config.model, config.data, config.optimizer)
+    assert (
+        short.trainer.batch_size,
+        short.trainer.accumulation,
+        short.trainer.validation_rows,
+    ) == (8, 2, 4)
+    assert (short.model, short.data, short.optimizer) == (
+        config.model,
+        config.data,
+        config.optimizer,
+    )

@@ -1,4 +1,6 @@
-"""Learning a tokenizer from a configuration's text: python -m pytest tests/commands/test_train_tokenizer.py."""
+"""Learning a tokenizer from a configuration's text: python -m pytest
+tests/commands/test_train_tokenizer.py.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.config.reader import load
-from lm.tokens.corpus import documents_by_split, open_corpora, readers
-from lm.system.errors import ConfigError
-from lm.tokens.store import TokenStore
 from lm.documents.templates import ChatFormat
+from lm.system.errors import ConfigError
+from lm.tokenizer.learn import (
+    LEAST_VOCABULARY,
+    PIECE,
+    check_specials,
+    describe,
+    excerpt,
+    learn,
+    measure,
+    pieces,
+)
 from lm.tokenizer.tokenizer import ByteTokenizer, FastTokenizer, load_tokenizer
-from lm.tokenizer.learn import LEAST_VOCABULARY, PIECE, check_specials, describe, excerpt, learn, measure, pieces
-from tests.support.runs import config_file, corpus
+from lm.tokens.corpus import documents_by_split, open_corpora, readers
+from lm.tokens.store import TokenStore
 from tests.commands.test_commands import run
+from tests.support.runs import config_file, corpus
 
-VERSE = "To be, or not to be:\nthat is the question, isn't it?\n\nNaïve café, 東京の塔 in 1998 and 2024; <|eos|> costs 100 %.\n" * 4
+VERSE = (
+    "To be, or not to be:\nthat is the question, isn't it?\n\nNaïve café, 東京の塔 in 1998 and"
+    " 2024; <|eos|> costs 100 %.\n" * 4
+)
 
 
 def tokenizer_of(texts: list[str], vocab_size: int = 300) -> FastTokenizer:
@@ -38,7 +52,9 @@ def tokenizer_of(texts: list[str], vocab_size: int = 300) -> FastTokenizer:
 
 
 def pair_merges(words: Counter[tuple[bytes, ...]], n: int) -> list[bytes]:
-    """BPE as its paper has it, slowly: the most frequent pair of neighbours becomes one token, n times."""
+    """BPE as its paper has it, slowly: the most frequent pair of neighbours becomes one token, n
+    times.
+    """
     made: list[bytes] = []
     for _ in range(n):
         pairs: Counter[tuple[bytes, bytes]] = Counter()
@@ -46,7 +62,9 @@ def pair_merges(words: Counter[tuple[bytes, ...]], n: int) -> list[bytes]:
             for pair in itertools.pairwise(word):
                 pairs[pair] += count
         (a, b), best = pairs.most_common(1)[0]
-        assert list(pairs.values()).count(best) == 1, "the text of this test leaves no doubt about the order"
+        assert list(pairs.values()).count(best) == 1, (
+            "the text of this test leaves no doubt about the order"
+        )
         made.append(a + b)
         words = Counter({_merged(word, a, b): count for word, count in words.items()})
     return made
@@ -67,9 +85,14 @@ def _merged(word: tuple[bytes, ...], a: bytes, b: bytes) -> tuple[bytes, ...]:
 
 def test_the_merges_are_those_of_the_plain_algorithm() -> None:
     chance = random.Random(0)
-    counts = {"".join(chance.choices("abcd", k=chance.randint(2, 7))): chance.randint(100, 999) for _ in range(60)}
+    counts = {
+        "".join(chance.choices("abcd", k=chance.randint(2, 7))): chance.randint(100, 999)
+        for _ in range(60)
+    }
     text = "\n".join(word for word, count in counts.items() for _ in range(count))
-    words = Counter({tuple(bytes([byte]) for byte in word.encode()): count for word, count in counts.items()})
+    words = Counter(
+        {tuple(bytes([byte]) for byte in word.encode()): count for word, count in counts.items()}
+    )
     expected = pair_merges(words, 20)
     tokenizer = tokenizer_of([text], 256 + 20 + 4)
     assert [tokenizer.decode([256 + i]).encode() for i in range(20)] == expected
@@ -79,14 +102,25 @@ def test_the_ids_are_the_byte_tokenizers_with_merges_in_between() -> None:
     tokenizer = tokenizer_of([VERSE])
     assert tokenizer.vocab_size == 300
     words = json.loads(tokenizer.definition)["model"]["vocab"]
-    assert list(words.items())[:256] == list(json.loads(ByteTokenizer().definition)["model"]["vocab"].items())
-    added = [(token["id"], token["content"]) for token in json.loads(tokenizer.definition)["added_tokens"]]
+    assert list(words.items())[:256] == list(
+        json.loads(ByteTokenizer().definition)["model"]["vocab"].items()
+    )
+    added = [
+        (token["id"], token["content"])
+        for token in json.loads(tokenizer.definition)["added_tokens"]
+    ]
     assert added == list(zip(range(296, 300), ByteTokenizer.SPECIALS, strict=True))
-    assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.special_ids) == (296, 298, frozenset(range(296, 300)))
+    assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.special_ids) == (
+        296,
+        298,
+        frozenset(range(296, 300)),
+    )
 
 
 def test_a_larger_vocabulary_begins_with_the_smaller_one() -> None:
-    small, large = (json.loads(tokenizer_of([VERSE], size).definition)["model"]["merges"] for size in (290, 310))
+    small, large = (
+        json.loads(tokenizer_of([VERSE], size).definition)["model"]["merges"] for size in (290, 310)
+    )
     assert large[: len(small)] == small
     assert len(large) == len(small) + 20
 
@@ -118,13 +152,19 @@ def test_every_byte_can_be_written() -> None:
 
 def test_further_special_tokens_stand_before_the_four_and_take_the_place_of_merges() -> None:
     names = ["<|im_start|>", "<|im_end|>"]
-    plain, chat = (json.loads(learn([VERSE + " <|im_end|>" * 9], 300, specials)[0]) for specials in ([], names))
+    plain, chat = (
+        json.loads(learn([VERSE + " <|im_end|>" * 9], 300, specials)[0]) for specials in ([], names)
+    )
     assert chat["model"]["merges"] == plain["model"]["merges"][:-2]
     added = [(token["id"], token["content"], token["special"]) for token in chat["added_tokens"]]
-    assert added == [(294 + i, name, True) for i, name in enumerate([*names, *ByteTokenizer.SPECIALS])]
+    assert added == [
+        (294 + i, name, True) for i, name in enumerate([*names, *ByteTokenizer.SPECIALS])
+    ]
     tokenizer = FastTokenizer(json.dumps(chat), "chat", 298, 296)
     assert (tokenizer.vocab_size, ChatFormat("chatml", tokenizer).stop_ids) == (300, {295, 298})
-    assert not tokenizer.special_ids & set(tokenizer.encode("<|im_end|>")), "learnt as text too, it is text"
+    assert not tokenizer.special_ids & set(tokenizer.encode("<|im_end|>")), (
+        "learnt as text too, it is text"
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,7 +186,9 @@ def test_wrong_special_tokens_are_named(names: list[str], told: str) -> None:
 
 def test_a_text_with_too_few_pairs_gives_fewer_tokens() -> None:
     assert tokenizer_of(["ab ab"], 1000).vocab_size < 265
-    assert tokenizer_of(["abcdef"], 1000).vocab_size == 260, "a pair that is there once is no pattern"
+    assert tokenizer_of(["abcdef"], 1000).vocab_size == 260, (
+        "a pair that is there once is no pattern"
+    )
 
 
 def test_the_order_of_the_texts_does_not_matter() -> None:
@@ -184,7 +226,20 @@ def test_nothing_is_read_beyond_the_budget() -> None:
 
 def test_a_long_text_is_fed_in_pieces_that_are_the_same_words() -> None:
     chance = random.Random(0)
-    words = ["the", "model's", "reads", "1998", "--", "a\n", "\n\n", "東京", " ", "  ", "\t", "it.\n"]
+    words = [
+        "the",
+        "model's",
+        "reads",
+        "1998",
+        "--",
+        "a\n",
+        "\n\n",
+        "東京",
+        " ",
+        "  ",
+        "\t",
+        "it.\n",
+    ]
     text = " ".join(chance.choices(words, k=80_000))
     assert len(text) > 3 * PIECE
     assert "".join(pieces(text)) == text
@@ -226,7 +281,17 @@ COMMAND = ("-m", "tools.train_tokenizer")
 def made(folder: Path, config: Path, *flags: str, **environment: str) -> tuple[bytes, str]:
     """The written file and what was said."""
     out = folder / f"{len(list(folder.glob('*.json')))}.json"
-    said = run(*COMMAND, "--config", str(config), "--vocab-size", "300", "--out", str(out), *flags, **environment).stdout
+    said = run(
+        *COMMAND,
+        "--config",
+        str(config),
+        "--vocab-size",
+        "300",
+        "--out",
+        str(out),
+        *flags,
+        **environment,
+    ).stdout
     return out.read_bytes(), said
 
 
@@ -243,14 +308,18 @@ def test_the_same_bytes_in_every_run(tmp_path: Path) -> None:
 SPLITS: dict[str, dict[str, object]] = {
     "hash": {},
     "tail": {"split": "tail"},
-    "validation": {"val_fraction": 0.05, "validation": {"format": "txt", "files": "{folder}/held_out.txt"}},
+    "validation": {
+        "val_fraction": 0.05,
+        "validation": {"format": "txt", "files": "{folder}/held_out.txt"},
+    },
 }
 
 
 def stored_texts(store: TokenStore) -> list[str]:
     """A split's documents, from the bytes of which its tokens are."""
     stream = store.read(0, store.tokens)
-    parts = np.split(stream, np.flatnonzero(stream == ByteTokenizer().eos_id))  # each but the first begins with its EOS
+    # each but the first begins with its EOS
+    parts = np.split(stream, np.flatnonzero(stream == ByteTokenizer().eos_id))
     return [bytes(part[1:].astype(np.uint8)).decode() for part in parts if len(part) > 1]
 
 
@@ -262,14 +331,25 @@ def test_only_the_training_side_is_learnt_from(tmp_path: Path, split: str) -> No
     source = {"format": "txt", "files": str(corpus(tmp_path, documents=60))}
     config = config_file(tmp_path, data={"source": source, "val_fraction": 0.4, **keys})
     written, said = made(tmp_path, config)
-    stores = [store for corpus in open_corpora(load(config).config, ByteTokenizer(), lambda line: None) for store in corpus.stores]
-    by_side = {side: [text for store in stores if store.split == side for text in stored_texts(store)] for side in ("train", "val")}
+    stores = [
+        store
+        for corpus in open_corpora(load(config).config, ByteTokenizer(), lambda line: None)
+        for store in corpus.stores
+    ]
+    by_side = {
+        side: [text for store in stores if store.split == side for text in stored_texts(store)]
+        for side in ("train", "val")
+    }
     assert all(by_side.values())
     assert written.decode() == learn(by_side["train"], 300)[0]
     assert written.decode() != learn(by_side["train"] + by_side["val"], 300)[0]
     sizes = {side: len("".join(texts).encode()) for side, texts in by_side.items()}
     assert f"learnt from {sizes['train']:,} bytes of the training text" in said
-    rows = [line.split() for line in said.splitlines() if ", training " in line or ", validation " in line]
+    rows = [
+        line.split()
+        for line in said.splitlines()
+        if ", training " in line or ", validation " in line
+    ]
     assert [row[2] for row in rows] == [f"{sizes['train']:,}", f"{sizes['val']:,}"]
 
 
@@ -283,22 +363,45 @@ def test_the_budget_on_the_command_line(tmp_path: Path) -> None:
 
 
 def test_the_budget_is_shared_out_by_the_weights_of_a_mixture(tmp_path: Path) -> None:
-    """Of 1,000 bytes 300 and 700; of many more all there are, and text to validate on is reported beside the others."""
-    texts = {name: [f"{word * 3} {i % 7}" for i in range(99)] for name, word in (("a", "ab"), ("b", "cd"), ("c", "held"))}
+    """Of 1,000 bytes 300 and 700; of many more all there are, and text to validate on is reported
+    beside the others.
+    """
+    texts = {
+        name: [f"{word * 3} {i % 7}" for i in range(99)]
+        for name, word in (("a", "ab"), ("b", "cd"), ("c", "held"))
+    }
     for name, lines in texts.items():
         (tmp_path / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
-    sources = {name: {"format": "txt", "unit": "line", "files": str(tmp_path / f"{name}.txt")} for name in texts}
+    sources = {
+        name: {"format": "txt", "unit": "line", "files": str(tmp_path / f"{name}.txt")}
+        for name in texts
+    }
     parts = [{"weight": weight, "source": sources[name]} for weight, name in ((3, "a"), (7, "b"))]
-    data = {"source": {"format": "mixture", "parts": parts}, "validation": sources["c"], "val_fraction": 0.05}
+    data = {
+        "source": {"format": "mixture", "parts": parts},
+        "validation": sources["c"],
+        "val_fraction": 0.05,
+    }
     config = config_file(tmp_path, data=data)
     written, said = made(tmp_path, config, "--bytes", "1000", "--vocab-size", "270")
     assert "learnt from 1,000 bytes of the training text" in said
     shares = [*excerpt(texts["a"], 300), *excerpt(texts["b"], 700)]
     assert written.decode() == learn(shares, 270)[0]
-    others = ([*excerpt(texts["a"], 700), *excerpt(texts["b"], 300)], [*excerpt(texts["a"], 500), *excerpt(texts["b"], 500)])
+    others = (
+        [*excerpt(texts["a"], 700), *excerpt(texts["b"], 300)],
+        [*excerpt(texts["a"], 500), *excerpt(texts["b"], 500)],
+    )
     assert written.decode() not in [learn(other, 270)[0] for other in others]
-    named = [line.split(", ") for line in said.splitlines() if ", training " in line or ", validation " in line]
-    assert [name for name, _ in named] == ["data.source.parts[0].source", "data.source.parts[1].source", "data.validation"]
+    named = [
+        line.split(", ")
+        for line in said.splitlines()
+        if ", training " in line or ", validation " in line
+    ]
+    assert [name for name, _ in named] == [
+        "data.source.parts[0].source",
+        "data.source.parts[1].source",
+        "data.validation",
+    ]
     everything, said = made(tmp_path, config, "--vocab-size", "270")
     sizes = [len("".join(texts[name]).encode()) for name in "ab"]
     assert f"learnt from {sum(sizes):,} bytes of the training text" in said
@@ -307,31 +410,64 @@ def test_the_budget_is_shared_out_by_the_weights_of_a_mixture(tmp_path: Path) ->
 
 def test_a_run_trains_with_it_and_transformers_reads_the_folder(tmp_path: Path) -> None:
     config, out = config_file(tmp_path), tmp_path / "bpe"
-    run(*COMMAND, "--config", str(config), "--vocab-size", "320", "--out", str(out), "--special", "<|im_end|>")
+    run(
+        *COMMAND,
+        "--config",
+        str(config),
+        "--vocab-size",
+        "320",
+        "--out",
+        str(out),
+        "--special",
+        "<|im_end|>",
+    )
     tokenizer = load_tokenizer(str(out))
     assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id) == (320, 316, 318)
     assert tokenizer.specials["<|im_end|>"] == 315
     assert load_tokenizer(str(out / "tokenizer.json")).sha256 == tokenizer.sha256
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(str(out))
-    assert (len(theirs), theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id, theirs.sep_token_id) == (320, 317, 318, 316, 319)
-    assert theirs(VERSE.replace("<|eos|>", "")).input_ids == tokenizer.encode(VERSE.replace("<|eos|>", ""))
+    assert (
+        len(theirs),
+        theirs.bos_token_id,
+        theirs.eos_token_id,
+        theirs.pad_token_id,
+        theirs.sep_token_id,
+    ) == (320, 317, 318, 316, 319)
+    assert theirs(VERSE.replace("<|eos|>", "")).input_ids == tokenizer.encode(
+        VERSE.replace("<|eos|>", "")
+    )
     assert theirs("<|im_end|>").input_ids == [315]
     assert theirs.decode(theirs(" a , b !\n").input_ids) == " a , b !\n"
-    done = run("train.py", "--config", str(config), "--tokenizer.name", str(out / "tokenizer.json"), "--trainer.max_steps", "3")
+    done = run(
+        "train.py",
+        "--config",
+        str(config),
+        "--tokenizer.name",
+        str(out / "tokenizer.json"),
+        "--trainer.max_steps",
+        "3",
+    )
     assert "done: " in done.stdout
 
 
 def test_it_says_what_is_worth_knowing(tmp_path: Path) -> None:
     lines = corpus(tmp_path).read_text(encoding="utf-8").split("\n\n")
-    rows = [json.dumps({"text": line.strip()}) for line in lines] + ["not json", json.dumps({"text": " "})]
+    rows = [json.dumps({"text": line.strip()}) for line in lines] + [
+        "not json",
+        json.dumps({"text": " "}),
+    ]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
     source = {"format": "jsonl", "files": str(tmp_path / "rows.jsonl")}
-    config = config_file(tmp_path, data={"source": source, "on_bad_row": "skip", "val_fraction": 0.3})
+    config = config_file(
+        tmp_path, data={"source": source, "on_bad_row": "skip", "val_fraction": 0.3}
+    )
     out = tmp_path / "t.json"
     said = run(*COMMAND, "--config", str(config), "--vocab-size", "5000", "--out", str(out)).stdout
     size = load_tokenizer(str(out)).vocab_size
-    assert f"\n{size} tokens, not 5,000: no pair of tokens is left that this text has twice; " in said
+    assert (
+        f"\n{size} tokens, not 5,000: no pair of tokens is left that this text has twice; " in said
+    )
     assert "; left out: 1 x broken JSON, 1 x empty document\n" in said
     assert "longest: ' " in said
     assert "never used here: " in said
@@ -342,13 +478,29 @@ def test_it_says_what_is_worth_knowing(tmp_path: Path) -> None:
     ("flags", "code", "told"),
     [
         (["--vocab-size", "260"], 2, "--vocab-size: 260 is out of range; write 261 to 1,048,576\n"),
-        (["--special", "<|a|>", "--vocab-size", "261"], 2, "--vocab-size: 261 is out of range; write 262 to 1,048,576\n"),
+        (
+            ["--special", "<|a|>", "--vocab-size", "261"],
+            2,
+            "--vocab-size: 261 is out of range; write 262 to 1,048,576\n",
+        ),
         (["--special", "im_end"], 2, "--special im_end: a special token is written '<|name|>'"),
         (["--bytes", "0"], 2, "--bytes: 0 is out of range; write 1 to 2,147,483,647\n"),
-        (["--bytes", "3000000000"], 2, "--bytes: 3,000,000,000 is out of range; write 1 to 2,147,483,647\n"),
-        (["--data.source.files", "nothing.txt"], 3, "data.source.files: nothing.txt does not exist"),
+        (
+            ["--bytes", "3000000000"],
+            2,
+            "--bytes: 3,000,000,000 is out of range; write 1 to 2,147,483,647\n",
+        ),
+        (
+            ["--data.source.files", "nothing.txt"],
+            3,
+            "data.source.files: nothing.txt does not exist",
+        ),
         (["--data.sourc", "x"], 2, "--data.sourc"),
-        (["--data.source.unit", "file", "--data.val_fraction", "0.999999"], 3, "; a single document needs data.split: tail\n"),
+        (
+            ["--data.source.unit", "file", "--data.val_fraction", "0.999999"],
+            3,
+            "; a single document needs data.split: tail\n",
+        ),
         (["--out", "{folder}/corpus.txt/t.json"], 5, "corpus.txt"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
@@ -365,11 +517,17 @@ def test_mistakes_are_one_line(tmp_path: Path, flags: list[str], code: int, told
 def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     config = config_file(tmp_path)
     common = [*COMMAND, "--config", str(config), "--vocab-size", "300", "--out"]
-    for out, kept in ((tmp_path / "t.json", tmp_path / "t.json"), (tmp_path / "bpe", tmp_path / "bpe" / "tokenizer_config.json")):
+    for out, kept in (
+        (tmp_path / "t.json", tmp_path / "t.json"),
+        (tmp_path / "bpe", tmp_path / "bpe" / "tokenizer_config.json"),
+    ):
         kept.parent.mkdir(exist_ok=True)
         kept.write_text("mine", encoding="utf-8")
         done = run(*common, str(out), code=2)
-        assert done.stderr == f"--out: {kept} is there already; name another, or write over it with --force\n"
+        assert (
+            done.stderr
+            == f"--out: {kept} is there already; name another, or write over it with --force\n"
+        )
         assert kept.read_text(encoding="utf-8") == "mine"
         run(*common, str(out), "--force")
         assert load_tokenizer(str(out)).vocab_size == 300
@@ -389,11 +547,19 @@ errors.run(train_tokenizer.main)
 
 
 def test_ctrl_c_leaves_at_once_and_nothing_behind(tmp_path: Path) -> None:
-    """`tokenizers` does not listen to signals while it counts and merges; only another thread than its own can leave."""
+    """`tokenizers` does not listen to signals while it counts and merges; only another thread than
+    its own can leave.
+    """
     config, out, marker = config_file(tmp_path), tmp_path / "new" / "t.json", tmp_path / "working"
     flags = ["--config", str(config), "--vocab-size", "300", "--out", str(out)]
     command = [sys.executable, "-c", DEAF.format(marker=str(marker)), *flags]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         while not (marker.exists() and marker.read_text()):
             assert process.poll() is None, process.communicate()
@@ -403,7 +569,11 @@ def test_ctrl_c_leaves_at_once_and_nothing_behind(tmp_path: Path) -> None:
     finally:
         process.kill()
     assert marker.read_text() == "False"
-    assert (process.returncode, printed, said) == (130, "", "stopped by Ctrl-C; nothing was written\n")
+    assert (process.returncode, printed, said) == (
+        130,
+        "",
+        "stopped by Ctrl-C; nothing was written\n",
+    )
     assert list(out.parent.iterdir()) == []
 
 

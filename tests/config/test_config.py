@@ -1,4 +1,6 @@
-"""The configuration reader: what it accepts, what it says about everything else, and what is generated from the schema."""
+"""The configuration reader: what it accepts, what it says about everything else, and what is
+generated from the schema.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from lm.config.reader import keys
-from lm.config.reader import Loaded, load
-from lm.config.keys import help_text
 from lm.config.describe import describe, to_yaml
-from lm.system.errors import CheckpointError, ConfigError
+from lm.config.keys import help_text
+from lm.config.reader import Loaded, keys, load
 from lm.config.schema.config import Config, ModelConfig
 from lm.config.yaml_reader import flow, plain, read_file, read_text, shown
+from lm.system.errors import CheckpointError, ConfigError
 from tools import config_docs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,7 +131,12 @@ def test_named_values() -> None:
             assert plain(spelling) is value
         assert plain(word[0] + word[1:].upper()) == word[0] + word[1:].upper()
     assert plain("~") is None and plain("") is None
-    assert (plain(".inf"), plain("-.Inf"), plain(".inf2"), plain("inf")) == (math.inf, -math.inf, ".inf2", "inf")
+    assert (plain(".inf"), plain("-.Inf"), plain(".inf2"), plain("inf")) == (
+        math.inf,
+        -math.inf,
+        ".inf2",
+        "inf",
+    )
     assert math.isnan(plain(".NaN"))
 
 
@@ -145,7 +151,12 @@ def test_compile_takes_its_words_without_quotes(write, word: str) -> None:
 
 
 def test_whole_numbers(write) -> None:
-    assert load(write(BASE + "  max_tokens: 1e9\n  seed: 9223372036854775807")).config.trainer.max_tokens == 10**9
+    assert (
+        load(
+            write(BASE + "  max_tokens: 1e9\n  seed: 9223372036854775807")
+        ).config.trainer.max_tokens
+        == 10**9
+    )
     assert plain("9223372036854775807") == 2**63 - 1
     assert plain("-1000000000000000001") == -(10**18) - 1
     assert type(plain("1e3")) is int and type(plain("-3.0")) is int
@@ -160,7 +171,8 @@ def test_one_file_is_a_list_of_one(write) -> None:
     assert load(write(BASE)).config.data.source.files == ["a.txt"]
 
 
-# ---------------------------------------------------------------- files that are not a configuration
+# ---------------------------------------------------------------- files that are not a
+# configuration
 
 SYNTAX = [
     ("", '1: empty, write the sections data: and trainer:'),
@@ -227,7 +239,9 @@ SYNTAX = [
 
 
 @pytest.mark.parametrize(("text", "expected"), SYNTAX, ids=range(len(SYNTAX)))
-def test_a_file_that_is_not_a_configuration_is_one_line(write, text: str | bytes, expected: str | None) -> None:
+def test_a_file_that_is_not_a_configuration_is_one_line(
+    write, text: str | bytes, expected: str | None
+) -> None:
     lines = complaints(write(text))
     assert len(lines) == 1
     if expected is not None:
@@ -242,8 +256,12 @@ def test_depth(write) -> None:
 
 
 def test_no_alias_bomb(write) -> None:
-    bomb = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
-    assert complaints(write(bomb)) == ['c.yaml:1: an anchor (&), got "a0: &a0 [x]", write plain `key: value`']
+    bomb = "a0: &a0 [x]\n" + "".join(
+        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
+    )
+    assert complaints(write(bomb)) == [
+        'c.yaml:1: an anchor (&), got "a0: &a0 [x]", write plain `key: value`'
+    ]
 
 
 def test_a_place_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +281,9 @@ def test_a_file_without_permission(write) -> None:
 
 
 def test_no_more_than_the_limit_is_read() -> None:
-    assert complaints("/dev/zero") == ["/dev/zero:1: larger than 1 MiB, write a configuration, or several files of cases"]
+    assert complaints("/dev/zero") == [
+        "/dev/zero:1: larger than 1 MiB, write a configuration, or several files of cases"
+    ]
 
 
 # ---------------------------------------------------------------- values that the schema refuses
@@ -324,7 +344,10 @@ def test_a_value_that_is_refused_is_one_line(write, text: str, expected: str) ->
 
 SINGLE = "txt, jsonl, csv, parquet, sms, instruction, bin, hub or chat"
 ANY = "txt, jsonl, csv, parquet, sms, instruction, bin, hub, chat or mixture"
-NO_DELIMITER = "2: data.source.delimiter: a quote or a line end has another meaning in CSV; write another character"
+NO_DELIMITER = (
+    "2: data.source.delimiter: a quote or a line end has another meaning in CSV; write another"
+    " character"
+)
 SOURCES = [
     ("source: a.txt", '2: data.source: not a section, got "a.txt", write a section: its keys, indented, on the lines below'),
     ("source: {files: a}", f"2: data.source.format: missing, write {ANY}"),
@@ -424,7 +447,9 @@ SOURCES = [
 
 @pytest.mark.parametrize(("data", "expected"), SOURCES, ids=range(len(SOURCES)))
 def test_a_source_that_is_refused_is_one_line(write, data: str, expected: str) -> None:
-    assert complaints(write(f"data:\n  {data}\ntrainer: {{max_steps: 1000}}")) == [f"c.yaml:{expected}"]
+    assert complaints(write(f"data:\n  {data}\ntrainer: {{max_steps: 1000}}")) == [
+        f"c.yaml:{expected}"
+    ]
 
 
 PARTS = [  # what is changed in MIXTURE, and what is said of it
@@ -478,7 +503,9 @@ PARTS = [  # what is changed in MIXTURE, and what is said of it
 
 
 @pytest.mark.parametrize(("old", "new", "expected"), PARTS, ids=range(len(PARTS)))
-def test_a_mistake_inside_a_mixture_is_named_with_its_part_and_line(write, old: str, new: str, expected: list[str]) -> None:
+def test_a_mistake_inside_a_mixture_is_named_with_its_part_and_line(
+    write, old: str, new: str, expected: list[str]
+) -> None:
     assert MIXTURE.count(old) == 1
     assert complaints(write(MIXTURE.replace(old, new))) == [f"c.yaml:{line}" for line in expected]
 
@@ -493,37 +520,71 @@ def test_missing_sections_point_at_the_first_line(write) -> None:
 def test_checks_of_a_section_point_at_its_line_and_of_the_whole_at_the_key(write) -> None:
     sections = BASE.replace("  max_steps: 1000", "  batch_size: 9\n  micro_batch_size: 2")
     assert complaints(write(sections)) == [
-        "c.yaml:5: trainer: give the run a length: max_steps, or max_tokens, or both (the smaller ends it)"
+        "c.yaml:5: trainer: give the run a length: max_steps, or max_tokens, or both (the smaller"
+        " ends it)"
     ]
     assert complaints(write(sections), "--trainer.max_steps", "200") == [
         "c.yaml:5: trainer: batch_size 9 is not divisible by devices 1 x micro_batch_size 2"
     ]
     steps = "optimizer.warmup_steps: 100 leaves nothing of the run's 100 steps; make it smaller"
     assert complaints(write(BASE), "--trainer.max_steps=100") == [f"c.yaml:1: {steps}"]
-    assert complaints(write(BASE + "optimizer:\n  lr: 1\n"), "--trainer.max_steps=100") == [f"c.yaml:7: {steps}"]
-    assert complaints(write(BASE), "--trainer.max_steps=100", "--optimizer.warmup_steps=100") == [f"command line: --{steps}"]
-    row = "data.sequence_length: 512 is longer than model.context_length 256; make the rows shorter or the context longer"
+    assert complaints(write(BASE + "optimizer:\n  lr: 1\n"), "--trainer.max_steps=100") == [
+        f"c.yaml:7: {steps}"
+    ]
+    assert complaints(write(BASE), "--trainer.max_steps=100", "--optimizer.warmup_steps=100") == [
+        f"command line: --{steps}"
+    ]
+    row = (
+        "data.sequence_length: 512 is longer than model.context_length 256; make the rows shorter"
+        " or the context longer"
+    )
     assert complaints(write("data:\n  sequence_length: 512\n" + BASE[6:])) == [f"c.yaml:2: {row}"]
 
 
 def test_checks_of_several_keys_blame_the_flag_among_them(write) -> None:
-    assert complaints(write(BASE), "--model.n_heads", "3") == ["command line: --model.n_heads: d_model 128 is not divisible by n_heads 3"]
-    [line] = complaints(write("data:\n  sequence_length: 200\n" + BASE[6:]), "--model.context_length=100", "--model.n_layers=1")
-    assert line.startswith("command line: --model.context_length: data.sequence_length 200 is longer than model.context_length 100;")
+    assert complaints(write(BASE), "--model.n_heads", "3") == [
+        "command line: --model.n_heads: d_model 128 is not divisible by n_heads 3"
+    ]
+    [line] = complaints(
+        write("data:\n  sequence_length: 200\n" + BASE[6:]),
+        "--model.context_length=100",
+        "--model.n_layers=1",
+    )
+    assert line.startswith(
+        "command line: --model.context_length: data.sequence_length 200 is longer than"
+        " model.context_length 100;"
+    )
 
 
 def test_every_problem_is_told_at_once_in_the_order_of_the_file(write) -> None:
     text = BASE + "  sed: 1\n  max_steps: 3\nmodel:\n  n_layers: many\n  n_heads: 0\nmodle: {}\n"
-    overrides = ["stray", "--optimizer.eps", "--optimizer.lr", "0", "--logging.every", "2", "--logging.every=2"]
+    overrides = [
+        "stray",
+        "--optimizer.eps",
+        "--optimizer.lr",
+        "0",
+        "--logging.every",
+        "2",
+        "--logging.every=2",
+    ]
     assert complaints(write(text), *overrides) == [
         "c.yaml:7: trainer.sed: unknown key, got 1, did you mean trainer.seed?",
         "c.yaml:8: trainer.max_steps: given twice, first on line 6, remove one of the two",
-        'c.yaml:10: model.n_layers: not a whole number, got "many", write a whole number >= 1 and <= 1024',
+        (
+            'c.yaml:10: model.n_layers: not a whole number, got "many", write a whole number >= 1'
+            " and <= 1024"
+        ),
         "c.yaml:11: model.n_heads: too small, got 0, write a whole number >= 1",
         "c.yaml:12: modle: unknown key, got {}, did you mean model?",
         'command line: "stray": not a flag, write --section.key value',
-        "command line: --optimizer.eps: no value, write --optimizer.eps VALUE (=VALUE where it begins with --)",
-        "command line: --logging.every: given twice, got --logging.every before, remove one of the two",
+        (
+            "command line: --optimizer.eps: no value, write --optimizer.eps VALUE (=VALUE where it"
+            " begins with --)"
+        ),
+        (
+            "command line: --logging.every: given twice, got --logging.every before, remove one of"
+            " the two"
+        ),
         "command line: --optimizer.lr: too small, got 0, write a number > 0 and <= 10",
     ]
 
@@ -533,8 +594,28 @@ def test_no_message_speaks_pydantic(write) -> None:
     from lm.config.complaints import WRONG
 
     seen = set()
-    nasty = [None, True, 3, -1e9, 1e9, 1.5, math.inf, "", "x", "xx", [], ["x"] * 3, [0.1, 0.2, 0.3], [{}] * 101, {}, {"x": 1}]
-    good = {several: load(write(MIXTURE if several else BASE)).config.model_dump_json() for several in (True, False)}
+    nasty = [
+        None,
+        True,
+        3,
+        -1e9,
+        1e9,
+        1.5,
+        math.inf,
+        "",
+        "x",
+        "xx",
+        [],
+        ["x"] * 3,
+        [0.1, 0.2, 0.3],
+        [{}] * 101,
+        {},
+        {"x": 1},
+    ]
+    good = {
+        several: load(write(MIXTURE if several else BASE)).config.model_dump_json()
+        for several in (True, False)
+    }
     for key in keys.keys().values():
         if not key.name:
             continue
@@ -552,8 +633,17 @@ def test_no_message_speaks_pydantic(write) -> None:
                 Config.model_validate_json(json.dumps(tree), strict=True)
             except ValidationError as error:
                 seen |= {details["type"] for details in error.errors()}
-    assert seen - set(WRONG) <= {"extra_forbidden", "union_tag_invalid", "union_tag_not_found", "value_error"}
-    assert {*WRONG} - {"model_type", "dict_type", "tuple_type"} <= seen, "else the table has rows that nobody needs"
+    assert seen - set(WRONG) <= {
+        "extra_forbidden",
+        "union_tag_invalid",
+        "union_tag_not_found",
+        "value_error",
+    }
+    assert {*WRONG} - {
+        "model_type",
+        "dict_type",
+        "tuple_type",
+    } <= seen, "else the table has rows that nobody needs"
 
 
 # ---------------------------------------------------------------- overrides
@@ -594,7 +684,9 @@ SET = [
 
 
 @pytest.mark.parametrize(("overrides", "key", "expected"), SET, ids=range(len(SET)))
-def test_an_override_takes_the_place_of_the_file(write, overrides: list[str], key: str, expected: object) -> None:
+def test_an_override_takes_the_place_of_the_file(
+    write, overrides: list[str], key: str, expected: object
+) -> None:
     loaded = load(write(BASE), overrides)
     assert value_of(loaded.config, key) == expected
     # data.source.config was left out of one override: a default then, and not the file's either
@@ -602,16 +694,33 @@ def test_an_override_takes_the_place_of_the_file(write, overrides: list[str], ke
 
 
 def test_the_parts_of_a_mixture_are_set_as_a_whole(write) -> None:
-    loaded = load(write(MIXTURE), ["--data.source.parts", "[{weight: 7, source: {format: txt, files: b, filter: {min_length: 9}}}]"])
+    loaded = load(
+        write(MIXTURE),
+        [
+            "--data.source.parts",
+            "[{weight: 7, source: {format: txt, files: b, filter: {min_length: 9}}}]",
+        ],
+    )
     [part] = loaded.config.data.source.parts
-    assert (part.weight, part.source.format, part.source.files, part.source.filter.min_length) == (7, "txt", ["b"], 9)
+    assert (part.weight, part.source.format, part.source.files, part.source.filter.min_length) == (
+        7,
+        "txt",
+        ["b"],
+        9,
+    )
     assert loaded.config.data.source.when_one_ends == "go_on"
-    origins = {name.removeprefix("data.source."): origin for name, origin in loaded.origins.items() if name.startswith("data.source.")}
+    origins = {
+        name.removeprefix("data.source."): origin
+        for name, origin in loaded.origins.items()
+        if name.startswith("data.source.")
+    }
     assert origins["when_one_ends"] == "c.yaml:13"
     assert {name for name, origin in origins.items() if origin == "command line"} == {
         "parts[0].weight", "parts[0].source.format", "parts[0].source.files", "parts[0].source.filter.min_length"
     }  # fmt: skip
-    assert origins["parts[0].source.unit"] == origins["parts[0].source.filter.max_tokens"] == "default"
+    assert (
+        origins["parts[0].source.unit"] == origins["parts[0].source.filter.max_tokens"] == "default"
+    )
     assert not any("parts[1]" in name for name in origins), "nothing is left of the file's parts"
 
 
@@ -632,7 +741,10 @@ def test_null_is_none_for_text_that_may_be_null(write, given: str, expected: str
 def test_a_whole_section_by_override_leaves_nothing_of_the_files(write) -> None:
     loaded = load(write(BASE + "optimizer: {lr: 1e-2, eps: 1e-7}"), ["--optimizer", "{lr: 1e-4}"])
     assert (loaded.config.optimizer.lr, loaded.config.optimizer.eps) == (1e-4, 1e-8)
-    assert (loaded.origins["optimizer.lr"], loaded.origins["optimizer.eps"]) == ("command line", "default")
+    assert (loaded.origins["optimizer.lr"], loaded.origins["optimizer.eps"]) == (
+        "command line",
+        "default",
+    )
 
 
 WRONG_FLAGS = [
@@ -705,20 +817,25 @@ def test_wrong_flags_are_one_line_each(write, overrides: list[str], expected: li
 
 
 def test_a_list_item_of_the_file_is_not_set_silently(write) -> None:
-    assert complaints(write(BASE + "optimizer: {betas: [0.1, 0.2]}"), "--optimizer.betas.0", "0.3") == [
-        "command line: --optimizer.betas.0: optimizer.betas is not a section, got [0.1, 0.2], write --optimizer.betas VALUE"
+    assert complaints(
+        write(BASE + "optimizer: {betas: [0.1, 0.2]}"), "--optimizer.betas.0", "0.3"
+    ) == [
+        "command line: --optimizer.betas.0: optimizer.betas is not a section, got [0.1, 0.2], write"
+        " --optimizer.betas VALUE"
     ]
 
 
 def test_one_weight_of_the_file_is_not_set_silently(write) -> None:
     [line] = complaints(write(MIXTURE), "--data.source.parts.0.weight", "3")
     assert re.fullmatch(
-        r"command line: --data\.source\.parts\.0\.weight: data\.source\.parts is not a section, got \[\{weight: 3, .*\.\.\., "
+        r"command line: --data\.source\.parts\.0\.weight: data\.source\.parts is not a section, got"
+        r" \[\{weight: 3, .*\.\.\., "
         r"write --data\.source\.parts VALUE",
         line,
     )
     assert complaints(write(MIXTURE), "--data.source.parts[0].weight", "3") == [
-        'command line: --data.source."parts[0]".weight: unknown key, got {weight: 3}, did you mean data.source.parts?'
+        'command line: --data.source."parts[0]".weight: unknown key, got {weight: 3}, did you mean'
+        " data.source.parts?"
     ]
 
 
@@ -729,14 +846,23 @@ def test_a_mistake_in_parts_from_the_command_line(write) -> None:
     ]
     parts = "[{weight: 1, source: {format: txt, files: a, filter: {min_length: few}}}, {weight: 1}]"
     assert complaints(write(MIXTURE), "--data.source.parts", parts) == [
-        'command line: --data.source.parts[0].source.filter.min_length: not a whole number, got "few", write a whole number >= 0',
-        "command line: --data.source.parts[1].source: missing, write a section: its keys, indented, on the lines below",
+        (
+            "command line: --data.source.parts[0].source.filter.min_length: not a whole number, got"
+            ' "few", write a whole number >= 0'
+        ),
+        (
+            "command line: --data.source.parts[1].source: missing, write a section: its keys,"
+            " indented, on the lines below"
+        ),
     ]
 
 
 def test_flags_are_judged_even_where_the_file_cannot_be_read_through(write) -> None:
     assert complaints(write("a: [1"), "stray") == [
-        'c.yaml:1: a list that is never closed, or a comma that is missing, got "a: [1", write [a, b]',
+        (
+            'c.yaml:1: a list that is never closed, or a comma that is missing, got "a: [1", write'
+            " [a, b]"
+        ),
         'command line: "stray": not a flag, write --section.key value',
     ]
 
@@ -749,28 +875,46 @@ def test_origins(write) -> None:
     assert loaded.origins["trainer.max_steps"] == "c.yaml:6"
     assert loaded.origins["data.source.files"] == "c.yaml:4"
     assert loaded.origins["optimizer.lr"] == "command line"
-    assert loaded.origins["model.n_layers"] == loaded.origins["data.source.unit"] == loaded.origins["data.validation"] == "default"
+    assert (
+        loaded.origins["model.n_layers"]
+        == loaded.origins["data.source.unit"]
+        == loaded.origins["data.validation"]
+        == "default"
+    )
     assert "data.source" not in loaded.origins
 
 
 def test_origins_inside_a_mixture(write) -> None:
-    origins = {name.removeprefix("data.source."): origin for name, origin in load(write(MIXTURE)).origins.items() if "source" in name}
+    origins = {
+        name.removeprefix("data.source."): origin
+        for name, origin in load(write(MIXTURE)).origins.items()
+        if "source" in name
+    }
     assert {name: origin for name, origin in origins.items() if origin != "default"} == {
         "format": "c.yaml:3",
         "parts[0].weight": "c.yaml:5",
-        **dict.fromkeys([f"parts[0].source.{name}" for name in ("format", "files", "delimiter")], "c.yaml:6"),
+        **dict.fromkeys(
+            [f"parts[0].source.{name}" for name in ("format", "files", "delimiter")], "c.yaml:6"
+        ),
         "parts[1].weight": "c.yaml:7",
         "parts[1].source.format": "c.yaml:9",
         "parts[1].source.dataset": "c.yaml:10",
         "parts[1].source.filter.min_length": "c.yaml:12",
         "when_one_ends": "c.yaml:13",
     }
-    assert origins["parts[0].source.filter.min_length"] == origins["parts[1].source.text_key"] == "default"
+    assert (
+        origins["parts[0].source.filter.min_length"]
+        == origins["parts[1].source.text_key"]
+        == "default"
+    )
 
 
 def test_a_mixture_is_written_as_people_write_it(write) -> None:
     loaded = load(write(MIXTURE))
-    lines = [line.partition("  #")[0].rstrip() for line in describe(loaded.config, loaded.origins).splitlines()]
+    lines = [
+        line.partition("  #")[0].rstrip()
+        for line in describe(loaded.config, loaded.origins).splitlines()
+    ]
     first = lines.index("  source:")
     assert lines[first : first + 9] == [
         "  source:",
@@ -810,11 +954,26 @@ def test_describe_names_each_origin_in_line(write) -> None:
     assert all(not line.endswith(" ") for line in lines)
 
 
-UNPRINTABLE = "".join(chr(code) for code in [*range(9), 11, 12, *range(14, 32), *range(127, 133), *range(134, 160), 0xFFFE, 0xFFFF])
+UNPRINTABLE = "".join(
+    chr(code)
+    for code in [
+        *range(9),
+        11,
+        12,
+        *range(14, 32),
+        *range(127, 133),
+        *range(134, 160),
+        0xFFFE,
+        0xFFFF,
+    ]
+)
 TEXTS = st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters=UNPRINTABLE))
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | TEXTS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS.filter(lambda text: text != "<<"), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(TEXTS.filter(lambda text: text != "<<"), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -851,7 +1010,10 @@ def test_help_tells_every_key_within_120_columns() -> None:
     assert "The highest learning rate. [a number > 0 and <= 10; default 0.001]" in unwrapped
     assert "[auto, on or off; default auto]" in unwrapped
     assert "[null, or the same keys as data.source, but no mixture; default null]" in unwrapped
-    assert "[a list of 1 to 100 sections with weight and source, each behind `- `; required; only mixture]" in unwrapped
+    assert (
+        "[a list of 1 to 100 sections with weight and source, each behind `- `; required; only"
+        " mixture]" in unwrapped
+    )
     for name in keys.keys()[""].children:
         assert f"\n{name}: " in text
 
@@ -890,7 +1052,9 @@ def test_the_table_of_keys_is_the_schema() -> None:
 
 def test_generated_files_are_fresh() -> None:
     for path, text in config_docs.generated().items():
-        assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run python -m tools.config_docs"
+        assert path.read_text(encoding="utf-8") == text, (
+            f"{path.name} is stale: run python -m tools.config_docs"
+        )
 
 
 def test_check_names_what_is_stale_and_writing_mends_it(
@@ -912,24 +1076,38 @@ def test_check_names_what_is_stale_and_writing_mends_it(
     (tmp_path / "docs" / "CONFIG_REFERENCE.md").write_text("old")
     capsys.readouterr()
     assert exit_code("--check") == 1
-    assert capsys.readouterr().out == "docs/CONFIG_REFERENCE.md: stale, run python -m tools.config_docs\n"
-    assert sorted(path.name for path in (tmp_path / "docs").iterdir()) == ["CONFIG_REFERENCE.md", "config.schema.json"]
+    assert (
+        capsys.readouterr().out
+        == "docs/CONFIG_REFERENCE.md: stale, run python -m tools.config_docs\n"
+    )
+    assert sorted(path.name for path in (tmp_path / "docs").iterdir()) == [
+        "CONFIG_REFERENCE.md",
+        "config.schema.json",
+    ]
 
 
 def test_the_reference_shows_true_examples(write) -> None:
     text = config_docs.reference()
     assert load(write(text.split("```yaml\n")[1].split("```")[0])).config.trainer.max_steps == 500
     for line in re.findall(r"^(?:config\.yaml:\d+|command line): (.*)$", text, re.MULTILINE):
-        said = complaints(write(BASE + "  lr: 3e-5\noptimizer: {lr: fast}"), "--trainer.max_steps", "-3")
+        said = complaints(
+            write(BASE + "  lr: 3e-5\noptimizer: {lr: fast}"), "--trainer.max_steps", "-3"
+        )
         assert any(line.removeprefix("--") in complaint for complaint in said), line
     rows = re.findall(r"^\| `(\S+)` \| ([^|]+) \|", text, re.MULTILINE)
     assert len({*rows}) == len(rows)
-    elsewhere = ("data.validation.", "data.source.parts[].source.")  # the same keys as of data.source
-    shown = [key for name, key in keys.keys().items() if "." in name and not name.startswith(elsewhere)]
+    # the same keys as of data.source
+    elsewhere = ("data.validation.", "data.source.parts[].source.")
+    shown = [
+        key for name, key in keys.keys().items() if "." in name and not name.startswith(elsewhere)
+    ]
     assert [name for name, _ in rows] == [key.name.partition(".")[2] for key in shown]
     kinds = dict(rows)
     assert kinds["source"] == kinds["source.filter"] == "a section"
-    assert kinds["source.parts"] == "a list of 1 to 100 sections with weight and source, each behind `- `"
+    assert (
+        kinds["source.parts"]
+        == "a list of 1 to 100 sections with weight and source, each behind `- `"
+    )
     assert kinds["source.parts[].source"] == "a section with the keys of `source`, but no mixture"
     assert kinds["validation"] == "a section with the keys of `source`, but no mixture, or null"
     assert "What is left out. It is counted and said. (every format but mixture) |" in text
@@ -941,7 +1119,9 @@ def editor(text: str) -> list[str]:
     jsonschema.Draft7Validator.check_schema(schema)
     document = read_text(text)
     assert not document.problems
-    return [error.message for error in jsonschema.Draft7Validator(schema).iter_errors(document.value)]
+    return [
+        error.message for error in jsonschema.Draft7Validator(schema).iter_errors(document.value)
+    ]
 
 
 def test_the_json_schema_accepts_what_the_reader_accepts(write) -> None:
@@ -952,10 +1132,18 @@ def test_the_json_schema_accepts_what_the_reader_accepts(write) -> None:
 
 def test_the_json_schema_refuses_what_the_reader_refuses() -> None:
     for text, expected in REFUSED:
-        # Only checks across keys, infinities (not in JSON) and integers written as text's rivals are beyond a JSON Schema.
-        if "is not divisible" not in expected and ".inf" not in text and ".nan" not in text and "9" * 80 not in text:
+        # Only checks across keys, infinities (not in JSON) and integers written as text's rivals
+        # are beyond a JSON Schema.
+        if (
+            "is not divisible" not in expected
+            and ".inf" not in text
+            and ".nan" not in text
+            and "9" * 80 not in text
+        ):
             assert editor(BASE + text), text
-    files = [(f"data:\n  {data}\ntrainer: {{max_steps: 1000}}", expected) for data, expected in SOURCES]
+    files = [
+        (f"data:\n  {data}\ntrainer: {{max_steps: 1000}}", expected) for data, expected in SOURCES
+    ]
     files += [(MIXTURE.replace(old, new), expected[0]) for old, new, expected in PARTS]
     for text, expected in files:
         across_keys = ", got " not in expected and ": missing" not in expected
@@ -984,9 +1172,14 @@ def check_shipped(path: Path) -> Loaded:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_every_shipped_yaml_loads_and_names_its_schema(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_shipped_yaml_loads_and_names_its_schema(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A fine-tuning configuration names a checkpoint that another run makes first.
-    monkeypatch.setattr("lm.config.reader.filled", lambda config: config.model_dump() | {"model": ModelConfig(vocab_size=260).model_dump()})
+    monkeypatch.setattr(
+        "lm.config.reader.filled",
+        lambda config: config.model_dump() | {"model": ModelConfig(vocab_size=260).model_dump()},
+    )
     loaded = check_shipped(path)
     assert load(path).config == loaded.config
     assert read_file(path).value
@@ -1035,24 +1228,46 @@ from lm.system import errors
 errors.run(lambda: config.load("c.yaml", sys.argv[1:]))
 """
     write(BASE + "  sed: 1\n")
-    done = subprocess.run([sys.executable, "-c", program, "--optimizer.lr", b"\xff"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--optimizer.lr", b"\xff"], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
         "c.yaml:7: trainer.sed: unknown key, got 1, did you mean trainer.seed?",
-        r'command line: --optimizer.lr: a character that text does not have, got "\U0000DCFF", remove it',
+        (
+            r'command line: --optimizer.lr: a character that text does not have, got "\U0000DCFF",'
+            r" remove it"
+        ),
     ]
 
 
 def test_no_key_without_a_reader() -> None:
-    """Each key's name is an attribute that some code reads: outside the schema, or in one of the schema's properties."""
-    treats_all_alike = {ROOT / "lm/config/reader.py", ROOT / "lm/config/keys.py", ROOT / "lm/config/yaml_reader.py", ROOT / "tools/config_docs.py"}
-    files = {*ROOT.glob("*.py"), *ROOT.glob("lm/**/*.py"), *ROOT.glob("tools/**/*.py")} - treats_all_alike
+    """Each key's name is an attribute that some code reads: outside the schema, or in one of the
+    schema's properties.
+    """
+    treats_all_alike = {
+        ROOT / "lm/config/reader.py",
+        ROOT / "lm/config/keys.py",
+        ROOT / "lm/config/yaml_reader.py",
+        ROOT / "tools/config_docs.py",
+    }
+    files = {
+        *ROOT.glob("*.py"),
+        *ROOT.glob("lm/**/*.py"),
+        *ROOT.glob("tools/**/*.py"),
+    } - treats_all_alike
     read: set[str] = set()
     for file in files:
         scopes: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
         if file.is_relative_to(ROOT / "lm/schema"):
             functions = [node for node in ast.walk(scopes[0]) if isinstance(node, ast.FunctionDef)]
-            scopes = [node for node in functions if any(isinstance(by, ast.Name) and by.id == "property" for by in node.decorator_list)]
+            scopes = [
+                node
+                for node in functions
+                if any(
+                    isinstance(by, ast.Name) and by.id == "property" for by in node.decorator_list
+                )
+            ]
         for node in (node for scope in scopes for node in ast.walk(scope)):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 read.add(node.attr)
@@ -1073,7 +1288,9 @@ MUTATIONS = st.lists(
     st.one_of(
         st.tuples(st.just("insert"), PLACE, st.sampled_from(NASTY) | st.text(max_size=8)),
         st.tuples(st.just("value"), PLACE, st.sampled_from(NASTY)),
-        st.tuples(st.just("key"), PLACE, st.sampled_from([*NASTY, "lr", "seed", "files", "n_layer"])),
+        st.tuples(
+            st.just("key"), PLACE, st.sampled_from([*NASTY, "lr", "seed", "files", "n_layer"])
+        ),
         st.tuples(st.just("cut"), PLACE, st.integers(1, 30)),
         st.tuples(st.just("drop"), PLACE, st.none()),
         st.tuples(st.just("double"), PLACE, st.none()),
@@ -1091,7 +1308,10 @@ FLAGS = st.lists(
     ),
     max_size=4,
 )
-JARGON = re.compile(r"Input should|Value error|Field required|pydantic|Extra inputs|block mapping|<stream|dict_type|Traceback")
+JARGON = re.compile(
+    r"Input should|Value error|Field required|pydantic|Extra inputs|block"
+    r" mapping|<stream|dict_type|Traceback"
+)
 
 
 def mutated(text: str, mutations: list[tuple[str, int, Any]]) -> str:
@@ -1105,8 +1325,14 @@ def mutated(text: str, mutations: list[tuple[str, int, Any]]) -> str:
             text = text[:at] + text[at + what :]
             continue
         head, _, tail = lines[row].partition(":")
-        changed = {"value": [f"{head}: {what}"], "key": [f"{head[: len(head) - len(head.lstrip())]}{what}:{tail}"], "drop": []}
-        lines[row : row + 1] = changed.get(kind, [lines[row]] * 2 if kind == "double" else [f"{what}{lines[row]}"])
+        changed = {
+            "value": [f"{head}: {what}"],
+            "key": [f"{head[: len(head) - len(head.lstrip())]}{what}:{tail}"],
+            "drop": [],
+        }
+        lines[row : row + 1] = changed.get(
+            kind, [lines[row]] * 2 if kind == "double" else [f"{what}{lines[row]}"]
+        )
         text = "\n".join(lines)
     return text
 

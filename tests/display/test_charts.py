@@ -30,7 +30,10 @@ def value_of(text: str) -> float:
 def back(figure: ElementTree.Element, axis: str, log: bool) -> Callable[[float], float]:
     """From a place in the drawing to a value, by nothing but what the ticks say."""
     ticks = [tick for tick in figure.iter("text") if tick.get("class") == axis]
-    places, values = [float(tick.get(axis, "")) for tick in ticks], [value_of(tick.text or "") for tick in ticks]
+    places, values = (
+        [float(tick.get(axis, "")) for tick in ticks],
+        [value_of(tick.text or "") for tick in ticks],
+    )
     slope, start = np.polyfit(places, np.log10(values) if log else values, 1)
     return lambda place: 10 ** (slope * place + start) if log else slope * place + start
 
@@ -40,28 +43,65 @@ def drawn(figure: ElementTree.Element, name: str) -> list[tuple[float, float]]:
     return [tuple(map(float, point.split())) for point in path.get("d", "")[1:].split("L")]
 
 
-@pytest.mark.parametrize(("x_log", "y_log"), [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    ("x_log", "y_log"), [(False, False), (True, False), (False, True), (True, True)]
+)
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e6])
 def test_points_stand_where_the_ticks_say(x_log, y_log, scale):
     points = [(10.0, 5.7 * scale), (20.0, 3.1 * scale), (45.0, 1.9 * scale), (400.0, 0.11 * scale)]
-    figure = parsed(Chart("t", "x", "y", [Series("a", points), Series("b", points[1:3], "dots", 1)], x_log=x_log, y_log=y_log))
+    figure = parsed(
+        Chart(
+            "t",
+            "x",
+            "y",
+            [Series("a", points), Series("b", points[1:3], "dots", 1)],
+            x_log=x_log,
+            y_log=y_log,
+        )
+    )
     x, y = back(figure, "x", x_log), back(figure, "y", y_log)
     for name, expected in (("a", points), ("b", points[1:3])):
         found = [(x(a), y(b)) for a, b in drawn(figure, name)]
         assert np.allclose(found, expected, rtol=0.01, atol=0.01 * scale if not y_log else 0)
-    dots = [(x(float(dot.get("cx", ""))), y(float(dot.get("cy", "")))) for dot in figure.findall("svg/circle")]
+    dots = [
+        (x(float(dot.get("cx", ""))), y(float(dot.get("cy", ""))))
+        for dot in figure.findall("svg/circle")
+    ]
     assert np.allclose(dots, points[1:3], rtol=0.01, atol=0.01 * scale if not y_log else 0)
 
 
 def test_times_are_in_units_that_can_be_read():
-    for longest, unit, size in ((90.0, "s", 1), (1000.0, "minutes", 60), (20_000.0, "hours", 3600), (400_000.0, "days", 86400)):
-        figure = parsed(Chart("t", "time", "y", [Series("a", [(0.0, 1.0), (longest, 2.0)])], seconds=True))
-        assert [text.text for text in figure.iter("text") if text.get("class") is None] == [f"time ({unit})", "y"]
-        assert back(figure, "x", False)(drawn(figure, "a")[1][0]) * size == pytest.approx(longest, rel=0.01)
+    for longest, unit, size in (
+        (90.0, "s", 1),
+        (1000.0, "minutes", 60),
+        (20_000.0, "hours", 3600),
+        (400_000.0, "days", 86400),
+    ):
+        figure = parsed(
+            Chart("t", "time", "y", [Series("a", [(0.0, 1.0), (longest, 2.0)])], seconds=True)
+        )
+        assert [text.text for text in figure.iter("text") if text.get("class") is None] == [
+            f"time ({unit})",
+            "y",
+        ]
+        assert back(figure, "x", False)(drawn(figure, "a")[1][0]) * size == pytest.approx(
+            longest, rel=0.01
+        )
 
 
 def test_the_best_point_is_filled_and_says_its_value():
-    figure = parsed(Chart("t", "tokens", "y", [Series("v", [(1e6, 2.0), (2e6, 1.2345678), (3e6, 1.5)], "dots", best=(2e6, 1.2345678))]))
+    figure = parsed(
+        Chart(
+            "t",
+            "tokens",
+            "y",
+            [
+                Series(
+                    "v", [(1e6, 2.0), (2e6, 1.2345678), (3e6, 1.5)], "dots", best=(2e6, 1.2345678)
+                )
+            ],
+        )
+    )
     titles = [(dot.get("class"), dot.findtext("title")) for dot in figure.findall("svg/circle")]
     assert titles[1] == ("c0 best", "v: 1.23457 at 2M tokens, the lowest")
     assert [kind for kind, _ in titles] == ["c0", "c0 best", "c0"]
@@ -85,18 +125,42 @@ def test_a_peak_survives_thinning():
 
 
 def test_it_is_read_out_and_nothing_gets_out_of_it():
-    what = Chart(HOSTILE, HOSTILE, HOSTILE, [Series(HOSTILE, [(0.0, 3.0), (5.0, 1.0), (9.0, 2.0)], "dots")])
+    what = Chart(
+        HOSTILE, HOSTILE, HOSTILE, [Series(HOSTILE, [(0.0, 3.0), (5.0, 1.0), (9.0, 2.0)], "dots")]
+    )
     figure = parsed(what)
-    assert {tag.tag for tag in figure.iter()} <= {"figure", "figcaption", "svg", "path", "circle", "line", "text", "title", "ul", "li"}
+    assert {tag.tag for tag in figure.iter()} <= {
+        "figure",
+        "figcaption",
+        "svg",
+        "path",
+        "circle",
+        "line",
+        "text",
+        "title",
+        "ul",
+        "li",
+    }
     assert not [name for tag in figure.iter() for name in tag.attrib if name.startswith("on")]
     assert figure.find("svg").attrib["role"] == "img"
-    plain = described(Chart("Loss", "tokens", "nats", [Series("a", [(0.0, 3.0), (5000.0, 1.0), (9000.0, 2.0)])]))
+    plain = described(
+        Chart("Loss", "tokens", "nats", [Series("a", [(0.0, 3.0), (5000.0, 1.0), (9000.0, 2.0)])])
+    )
     assert plain == "Loss: nats over tokens. a: from 3 at 0 to 2 at 9k, lowest 1, highest 3."
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (0.25, "0.25"), (999.4, "999"), (999.6, "1k"), (1_234_567, "1.23M"), (-20_000, "-20k"), (0.00012, "1.2e-4"), (3e20, "3e20")],
+    [
+        (0, "0"),
+        (0.25, "0.25"),
+        (999.4, "999"),
+        (999.6, "1k"),
+        (1_234_567, "1.23M"),
+        (-20_000, "-20k"),
+        (0.00012, "1.2e-4"),
+        (3e20, "3e20"),
+    ],
 )
 def test_short(value, text):
     assert short(value) == text

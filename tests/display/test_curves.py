@@ -13,15 +13,17 @@ import matplotlib.figure
 import pytest
 
 from lm.display import curves
-from lm.system.errors import CheckpointError
 from lm.runs.metrics import MetricsLog
+from lm.system.errors import CheckpointError
 
 ROOT = Path(__file__).parents[2]
 TRAIN = [5.0, 3.0, 2.0, 1.5]
 VAL = [5.5, 1.75, 1.875]
 
 
-def run_folder(folder: Path, train: list[float] = TRAIN, val: list[float] = VAL, rate: float = 1e-3) -> Path:
+def run_folder(
+    folder: Path, train: list[float] = TRAIN, val: list[float] = VAL, rate: float = 1e-3
+) -> Path:
     folder.mkdir(parents=True)
     log = MetricsLog(folder / "metrics.csv", resume_step=None)
     for i, loss in enumerate(train, start=1):
@@ -38,18 +40,28 @@ def data(axes: object) -> list[tuple[list[float], list[float]]]:
 def plot_curves(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "PATH": ""}
     command = [sys.executable, "-m", "tools.plot_curves", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8")
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8"
+    )
 
 
 def test_every_panel_shows_the_rows_of_the_log(tmp_path: Path) -> None:
     loss, perplexity, rate = curves.figure([run_folder(tmp_path / "a")]).axes
     tokens, val_tokens = [1000, 2000, 3000, 4000], [0, 2000, 4000]
-    assert data(loss) == [(tokens, curves.smooth(TRAIN)), (tokens, TRAIN), (val_tokens, VAL), ([2000], [1.75])]
+    assert data(loss) == [
+        (tokens, curves.smooth(TRAIN)),
+        (tokens, TRAIN),
+        (val_tokens, VAL),
+        ([2000], [1.75]),
+    ]
     assert data(perplexity)[0] == (tokens, [math.exp(value) for value in curves.smooth(TRAIN)])
     assert data(perplexity)[1] == (val_tokens, [math.exp(value) for value in VAL])
     assert data(rate) == [(tokens, [0.001, 0.0005, 0.00033333333, 0.00025])]
     assert loss.get_xlabel() == rate.get_xlabel() == "tokens trained on"
-    assert [axes.get_title(loc="left") for axes in (loss, perplexity)] == ["Loss (nats per token)", "Perplexity"]
+    assert [axes.get_title(loc="left") for axes in (loss, perplexity)] == [
+        "Loss (nats per token)",
+        "Perplexity",
+    ]
     assert all(axes.xaxis.get_gridlines()[0].get_visible() for axes in (loss, perplexity, rate))
     assert loss.lines[2].get_marker() == "o"
 
@@ -65,18 +77,26 @@ def test_train_is_smoothed_in_loss_perplexity_and_summary(tmp_path: Path) -> Non
 
 
 def test_what_is_not_finite_is_left_out_and_does_not_spread(tmp_path: Path) -> None:
-    loss = curves.figure([run_folder(tmp_path / "a", train=[3.0, math.nan, math.inf, 2.0], val=[])]).axes[0]
+    loss = curves.figure(
+        [run_folder(tmp_path / "a", train=[3.0, math.nan, math.inf, 2.0], val=[])]
+    ).axes[0]
     assert data(loss)[:2] == [([1000, 4000], [3.0, 2.0])] * 2
 
 
 @pytest.mark.parametrize(("first", "scale"), [(3.0, "linear"), (6.0, "log"), (12.0, "log")])
-def test_a_wide_range_of_perplexities_has_a_logarithmic_scale(tmp_path: Path, first: float, scale: str) -> None:
+def test_a_wide_range_of_perplexities_has_a_logarithmic_scale(
+    tmp_path: Path, first: float, scale: str
+) -> None:
     picture = curves.figure([run_folder(tmp_path / "a", train=[first, 1.0], val=[])])
     picture.draw_without_rendering()
     axes = picture.axes[1]
     assert axes.get_yscale() == scale
     low, high = axes.get_ylim()
-    labels = [label.get_text() for label in axes.get_yticklabels() if low <= label.get_position()[1] <= high]
+    labels = [
+        label.get_text()
+        for label in axes.get_yticklabels()
+        if low <= label.get_position()[1] <= high
+    ]
     assert 3 <= len(labels) <= 8 and all(labels)
     assert all("$" not in label for label in labels) or scale == "linear"
 
@@ -109,12 +129,20 @@ def test_runs_keep_their_colour_in_every_panel_and_their_name_in_the_legend(tmp_
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
-    one, two = run_folder(tmp_path / "x" / "checkpoints", val=[]), run_folder(tmp_path / "y" / "checkpoints", val=[])
-    names = [text.get_text() for text in curves.figure([one, two / "metrics.csv"]).axes[0].get_legend().get_texts()]
+    one, two = (
+        run_folder(tmp_path / "x" / "checkpoints", val=[]),
+        run_folder(tmp_path / "y" / "checkpoints", val=[]),
+    )
+    names = [
+        text.get_text()
+        for text in curves.figure([one, two / "metrics.csv"]).axes[0].get_legend().get_texts()
+    ]
     assert names[:2] == [str(one), str(two / "metrics.csv")]
 
 
-@pytest.mark.parametrize(("train", "val"), [([], VAL), (TRAIN, []), ([2.0], []), ([2.0, math.nan, math.inf], [2.0])])
+@pytest.mark.parametrize(
+    ("train", "val"), [([], VAL), (TRAIN, []), ([2.0], []), ([2.0, math.nan, math.inf], [2.0])]
+)
 @pytest.mark.filterwarnings("error")
 def test_part_of_a_run_can_be_drawn(tmp_path: Path, train: list[float], val: list[float]) -> None:
     out = tmp_path / "curves.png"
@@ -137,7 +165,10 @@ def test_the_picture_is_replaced_whole(tmp_path: Path) -> None:
 
 def test_a_run_without_a_loss_has_nothing_to_draw(tmp_path: Path) -> None:
     empty = run_folder(tmp_path / "empty", train=[], val=[])
-    for act in (lambda: curves.draw([empty], tmp_path / "curves.png"), lambda: curves.summary(empty)):
+    for act in (
+        lambda: curves.draw([empty], tmp_path / "curves.png"),
+        lambda: curves.summary(empty),
+    ):
         with pytest.raises(CheckpointError, match=r"metrics\.csv holds no loss yet"):
             act()
     assert not (tmp_path / "curves.png").exists()
@@ -148,7 +179,9 @@ def test_a_folder_that_refuses_the_picture_is_a_checkpoint_error(tmp_path: Path)
         curves.draw([run_folder(tmp_path / "a")], tmp_path / "absent" / "curves.png")
 
 
-def test_a_read_only_disk_names_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_disk_names_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not the temporary file, which such a disk does not even let us delete."""
 
     def refuse(*_: object, **__: object) -> None:
@@ -157,7 +190,9 @@ def test_a_read_only_disk_names_the_picture(tmp_path: Path, monkeypatch: pytest.
     run = run_folder(tmp_path / "a")
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", refuse)
     monkeypatch.setattr(Path, "unlink", refuse)
-    with pytest.raises(CheckpointError, match=r"/curves\.png could not be written: Read-only file system$"):
+    with pytest.raises(
+        CheckpointError, match=r"/curves\.png could not be written: Read-only file system$"
+    ):
         curves.draw([run], tmp_path / "curves.png")
 
 
@@ -188,8 +223,13 @@ def test_sparkline() -> None:
 
 def test_summary_says_where_the_curves_ended(tmp_path: Path) -> None:
     train, val = curves.summary(run_folder(tmp_path / "a")).splitlines()
-    assert " ".join(train.split()) == "train █▄▂▁ 5.000 -> 1.500 (perplexity 4.482) after 4,000 tokens"
-    assert " ".join(val.split()) == "validation █▁▁ 5.500 -> 1.875 (perplexity 6.521) after 4,000 tokens, lowest 1.750"
+    assert (
+        " ".join(train.split()) == "train █▄▂▁ 5.000 -> 1.500 (perplexity 4.482) after 4,000 tokens"
+    )
+    assert (
+        " ".join(val.split())
+        == "validation █▁▁ 5.500 -> 1.875 (perplexity 6.521) after 4,000 tokens, lowest 1.750"
+    )
     assert train.index("5.000") == val.index("5.500")
 
 
@@ -208,10 +248,16 @@ def test_command(tmp_path: Path) -> None:
         (["absent"], 5, "absent cannot be read: No such file or directory"),
         (["."], 5, "metrics.csv cannot be read: No such file or directory"),
         (["one", "--out", "a.pdf"], 2, "--out: the picture is a PNG, got a.pdf; write a.png"),
-        (["one", "--out", "absent/a.png"], 5, "absent/a.png could not be written: No such file or directory"),
+        (
+            ["one", "--out", "absent/a.png"],
+            5,
+            "absent/a.png could not be written: No such file or directory",
+        ),
     ],
 )
-def test_command_answers_a_mistake_with_one_line(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
+def test_command_answers_a_mistake_with_one_line(
+    tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
     run_folder(tmp_path / "one")
     done = plot_curves(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stderr, done.stdout) == (code, f"{message}\n", "")
@@ -223,7 +269,10 @@ def test_command_without_a_run_is_a_usage_error() -> None:
 
 def test_help_and_mistakes_do_not_load_matplotlib() -> None:
     code = (
-        "import sys, lm.display.curves, tools.plot_curves; print(*{name.split('.')[0] for name in sys.modules} & {'matplotlib', 'numpy', 'torch'})"
+        "import sys, lm.display.curves, tools.plot_curves; print(*{name.split('.')[0] for name in"
+        " sys.modules} & {'matplotlib', 'numpy', 'torch'})"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == ""

@@ -10,9 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm.display import html
-from lm.display.html import Html, document, element, escape, folded, joined, lines_of, table, visible
+from lm.display.html import (
+    Html,
+    document,
+    element,
+    escape,
+    folded,
+    joined,
+    lines_of,
+    table,
+    visible,
+)
 
-HOSTILE = "</title></style><script>alert(\"1\")</script><img src=x onerror=alert(1)>' onload='x & &amp; \x1b[2J\u202egnp\u2028\ud800"
+HOSTILE = (
+    "</title></style><script>alert(\"1\")</script><img src=x onerror=alert(1)>' onload='x & &amp;"
+    " \x1b[2J\u202egnp\u2028\ud800"
+)
 
 
 class Read(HTMLParser):
@@ -44,7 +57,9 @@ def test_text_is_never_markup():
     assert not {"script", "img"} & {tag for tag, _ in read.tags}
     assert not [name for _, attributes in read.tags for name in attributes if name.startswith("on")]
     assert read.text.count(visible(HOSTILE)) == 11
-    assert [attributes["title"] for tag, attributes in read.tags if tag == "h1"] == [visible(HOSTILE)]
+    assert [attributes["title"] for tag, attributes in read.tags if tag == "h1"] == [
+        visible(HOSTILE)
+    ]
     assert all(character.isprintable() or character == "\n" for character in content)
 
 
@@ -58,14 +73,34 @@ def test_what_is_read_is_what_was_written(text):
 def test_markup_is_escaped_once_and_text_each_time():
     assert element("p", element("b", "a < b")) == "<p><b>a &lt; b</b></p>"
     assert escape(escape("&")) == "&amp;" and isinstance(element("p"), Html)
-    assert element("p", str(element("b", "x")) + "") == "<p>&lt;b&gt;x&lt;/b&gt;</p>"  # put together as text, it is text
-    assert element("br", class_="a", aria_label="b", viewBox="0 0", hidden=False, id=None) == '<br class="a" aria-label="b" viewBox="0 0">'
+    # put together as text, it is text
+    assert element("p", str(element("b", "x")) + "") == "<p>&lt;b&gt;x&lt;/b&gt;</p>"
+    assert (
+        element("br", class_="a", aria_label="b", viewBox="0 0", hidden=False, id=None)
+        == '<br class="a" aria-label="b" viewBox="0 0">'
+    )
 
 
 def test_a_table_can_be_read_out():
     read = Read(table([["step", "loss"], ["100", "1.5"]], "Validations"))
-    assert [tag for tag, _ in read.tags] == ["div", "table", "caption", "thead", "tr", "th", "th", "tbody", "tr", "th", "td"]
-    assert [attributes.get("scope") for tag, attributes in read.tags if tag == "th"] == ["col", "col", "row"]
+    assert [tag for tag, _ in read.tags] == [
+        "div",
+        "table",
+        "caption",
+        "thead",
+        "tr",
+        "th",
+        "th",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+    ]
+    assert [attributes.get("scope") for tag, attributes in read.tags if tag == "th"] == [
+        "col",
+        "col",
+        "row",
+    ]
 
 
 def test_a_page_needs_nothing_from_elsewhere():
@@ -97,4 +132,8 @@ def test_everything_can_be_told_from_its_ground(scheme):
         assert contrast(scheme["ink"], scheme[ground]) > 7
         for name in ("quiet", "mark", "c0"):  # of which texts are
             assert contrast(scheme[name], scheme[ground]) > 4.5, name
-    assert [name for name in scheme if re.fullmatch(r"c\d", name) and contrast(scheme[name], scheme["paper"]) < 3] == []
+    assert [
+        name
+        for name in scheme
+        if re.fullmatch(r"c\d", name) and contrast(scheme[name], scheme["paper"]) < 3
+    ] == []

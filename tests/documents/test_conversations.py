@@ -1,4 +1,6 @@
-"""What becomes of rows of prompts and answers: python -m pytest tests/documents/test_conversations.py."""
+"""What becomes of rows of prompts and answers: python -m pytest
+tests/documents/test_conversations.py.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.documents.conversations import LAYOUTS, SMS_INSTRUCTION, Conversation, Turn, conversation_of, from_sms
+from lm.documents.conversations import (
+    LAYOUTS,
+    SMS_INSTRUCTION,
+    Conversation,
+    Turn,
+    conversation_of,
+    from_sms,
+)
 from lm.documents.faults import Fault
 
 USER, ANSWER = Turn("user", "2 + 2?"), Turn("assistant", "4")
@@ -32,29 +41,62 @@ def fault_of(row: object, layout: str = "auto") -> Fault:
         ({"instruction": "2 + 2?", "output": "4"}, (USER, ANSWER)),
         ({"instruction": "2 + 2?", "input": "", "output": "4"}, (USER, ANSWER)),
         ({"instruction": "2 + 2?", "input": None, "output": "4"}, (USER, ANSWER)),
-        ({"instruction": "Add", "input": "2 2", "output": "4"}, (Turn("user", "Add", "2 2"), ANSWER)),
-        ({"instruction": "2 + 2?", "output": "4", "system": "Be brief."}, (Turn("system", "Be brief."), USER, ANSWER)),
+        (
+            {"instruction": "Add", "input": "2 2", "output": "4"},
+            (Turn("user", "Add", "2 2"), ANSWER),
+        ),
+        (
+            {"instruction": "2 + 2?", "output": "4", "system": "Be brief."},
+            (Turn("system", "Be brief."), USER, ANSWER),
+        ),
         ({"instruction": "2 + 2?", "output": " 4\n", "id": 7}, (USER, Turn("assistant", " 4\n"))),
         ({"messages": [ASKED, ANSWERED]}, (USER, ANSWER)),
-        ({"messages": [{"role": "system", "content": "x"}, ASKED, ANSWERED, ASKED, ANSWERED]}, (Turn("system", "x"), *(USER, ANSWER) * 2)),
-        ({"messages": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]}, (USER, ANSWER)),
-        ({"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]}, (USER, ANSWER)),  # ShareGPT
+        (
+            {"messages": [{"role": "system", "content": "x"}, ASKED, ANSWERED, ASKED, ANSWERED]},
+            (Turn("system", "x"), *(USER, ANSWER) * 2),
+        ),
+        (
+            {"messages": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]},
+            (USER, ANSWER),
+        ),
+        # ShareGPT
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "2 + 2?"},
+                    {"from": "gpt", "value": "4"},
+                ]
+            },
+            (USER, ANSWER),
+        ),
         ({"conversations": [ASKED], "messages": [ASKED, ANSWERED]}, (USER, ANSWER)),
         ({"prompt": "2 + 2?", "completion": "4"}, (USER, ANSWER)),
         ({"prompt": [ASKED], "completion": [ANSWERED]}, (USER, ANSWER)),
         ({"prompt": "2 + 2?", "completion": [ANSWERED]}, (USER, ANSWER)),
-        ({"prompt": [ASKED], "completion": [ASKED, ANSWERED]}, (USER, ANSWER)),  # the answer repeats the prompt
-        ({"prompt": [ASKED, ANSWERED, ASKED], "completion": [ANSWERED]}, (USER, ANSWER, USER, ANSWER)),
+        # the answer repeats the prompt
+        ({"prompt": [ASKED], "completion": [ASKED, ANSWERED]}, (USER, ANSWER)),
+        (
+            {"prompt": [ASKED, ANSWERED, ASKED], "completion": [ANSWERED]},
+            (USER, ANSWER, USER, ANSWER),
+        ),
     ],
 )
-def test_rows_that_say_by_their_keys_what_they_are(row: dict[str, Any], turns: tuple[Turn, ...]) -> None:
+def test_rows_that_say_by_their_keys_what_they_are(
+    row: dict[str, Any], turns: tuple[Turn, ...]
+) -> None:
     assert conversation_of(row, "auto") == Conversation(turns)
 
 
 def test_a_layout_that_is_named_is_taken_though_another_would_fit() -> None:
     row = {"instruction": "a", "output": "b", "prompt": "c", "completion": "d"}
-    by_layout = {layout: conversation_of(row, layout) for layout in ("auto", "alpaca", "prompt_completion")}
-    assert {layout: found.answer for layout, found in by_layout.items() if isinstance(found, Conversation)} == {
+    by_layout = {
+        layout: conversation_of(row, layout) for layout in ("auto", "alpaca", "prompt_completion")
+    }
+    assert {
+        layout: found.answer
+        for layout, found in by_layout.items()
+        if isinstance(found, Conversation)
+    } == {
         "auto": "b",
         "alpaca": "b",
         "prompt_completion": "d",
@@ -63,7 +105,9 @@ def test_a_layout_that_is_named_is_taken_though_another_would_fit() -> None:
 
 @pytest.mark.parametrize("texts", [True, False])
 def test_preferences_are_two_answers_to_one_prompt(texts: bool) -> None:
-    """They are only taken where they are asked for: of one such row both supervised answers and pairs could be made."""
+    """They are only taken where they are asked for: of one such row both supervised answers and
+    pairs could be made.
+    """
     other = {"role": "assistant", "content": "5"}
     row = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
     if not texts:
@@ -75,8 +119,12 @@ def test_preferences_are_two_answers_to_one_prompt(texts: bool) -> None:
 
 
 def test_lines_of_the_sms_spam_collection() -> None:
-    assert from_sms("ham\tsee you\tat 5") == Conversation((Turn("user", SMS_INSTRUCTION, "see you\tat 5"), Turn("assistant", "ham")))
-    assert from_sms("spam\tWIN") == Conversation((Turn("user", SMS_INSTRUCTION, "WIN"), Turn("assistant", "spam")))
+    assert from_sms("ham\tsee you\tat 5") == Conversation(
+        (Turn("user", SMS_INSTRUCTION, "see you\tat 5"), Turn("assistant", "ham"))
+    )
+    assert from_sms("spam\tWIN") == Conversation(
+        (Turn("user", SMS_INSTRUCTION, "WIN"), Turn("assistant", "spam"))
+    )
     for line in ("", "ham", "ham see you", "eggs\tsee you", "\tsee you", "Ham\tsee you"):
         found = from_sms(line)
         assert isinstance(found, Fault) and found.kind == "not a labelled message"
@@ -92,53 +140,178 @@ def test_lines_of_the_sms_spam_collection() -> None:
         (["a"], "messages", "not a JSON object", "['a']"),
         (None, "auto", "not a JSON object", "None"),
         ({}, "auto", "unknown layout", "data.source.layout"),
-        ({"text": "x"}, "auto", "unknown layout", "instruction and output (alpaca); messages (messages)"),
+        (
+            {"text": "x"},
+            "auto",
+            "unknown layout",
+            "instruction and output (alpaca); messages (messages)",
+        ),
         ({"instruction": "x"}, "alpaca", "no key 'output'", "['instruction']"),
-        ({"instruction": "x", "output": None}, "alpaca", "no key 'output'", "layout alpaca has instruction and output"),
+        (
+            {"instruction": "x", "output": None},
+            "alpaca",
+            "no key 'output'",
+            "layout alpaca has instruction and output",
+        ),
         ({"messages": None}, "messages", "no key 'messages'", "['messages']"),
-        ({"prompt": "x", "chosen": "y"}, "preferences", "no key 'rejected'", "['prompt', 'chosen']"),
+        (
+            {"prompt": "x", "chosen": "y"},
+            "preferences",
+            "no key 'rejected'",
+            "['prompt', 'chosen']",
+        ),
         ({"instruction": "", "output": "y"}, "auto", "empty prompt", "what the user says is empty"),
         ({"instruction": " \n", "output": "y"}, "auto", "empty prompt", "user"),
-        ({"instruction": "x", "output": ""}, "auto", "empty answer", "what the assistant says is empty"),
+        (
+            {"instruction": "x", "output": ""},
+            "auto",
+            "empty answer",
+            "what the assistant says is empty",
+        ),
         ({"instruction": "x", "output": "\t"}, "auto", "empty answer", "assistant"),
         ({"instruction": "x", "output": "y", "system": " "}, "auto", "empty system turn", "system"),
         ({"instruction": 1, "output": "y"}, "auto", "text is not a string", "user: it is 1"),
         ({"instruction": "x", "output": 0}, "auto", "text is not a string", "assistant: it is 0"),
-        ({"instruction": "x", "output": "y", "input": 0}, "auto", "text is not a string", "user: it is 0"),
-        ({"instruction": "x", "output": "y", "input": []}, "auto", "text is not a string", "user: it is []"),
-        ({"instruction": "x", "output": "y", "system": False}, "auto", "text is not a string", "system: it is False"),
-        ({"instruction": "x", "output": "\ud800"}, "auto", "half a surrogate pair", "assistant: '\\ud800'"),
-        ({"instruction": "x", "input": "\udfff", "output": "y"}, "auto", "half a surrogate pair", "user: '\\udfff'"),
+        (
+            {"instruction": "x", "output": "y", "input": 0},
+            "auto",
+            "text is not a string",
+            "user: it is 0",
+        ),
+        (
+            {"instruction": "x", "output": "y", "input": []},
+            "auto",
+            "text is not a string",
+            "user: it is []",
+        ),
+        (
+            {"instruction": "x", "output": "y", "system": False},
+            "auto",
+            "text is not a string",
+            "system: it is False",
+        ),
+        (
+            {"instruction": "x", "output": "\ud800"},
+            "auto",
+            "half a surrogate pair",
+            "assistant: '\\ud800'",
+        ),
+        (
+            {"instruction": "x", "input": "\udfff", "output": "y"},
+            "auto",
+            "half a surrogate pair",
+            "user: '\\udfff'",
+        ),
         ({"messages": "x"}, "auto", "messages is not a list", "'x'"),
         ({"messages": {"role": "user"}}, "auto", "messages is not a list", "'role'"),
         ({"messages": ["x"]}, "auto", "wrong role", "messages[0] is 'x'"),
-        ({"messages": [ASKED, {"content": "4"}]}, "auto", "wrong role", "messages[1] is {'content': '4'}"),
-        ({"messages": [ASKED, {"role": "tool", "content": "4"}]}, "auto", "wrong role", "must be system, user or assistant"),
-        ({"messages": [{"role": ["user"], "content": "x"}, ANSWERED]}, "auto", "wrong role", "messages[0]"),
-        ({"messages": [ASKED, {"role": "assistant"}]}, "auto", "text is not a string", "assistant: it is None"),
-        ({"messages": [ASKED, {"role": "assistant", "content": [{"type": "text"}]}]}, "auto", "text is not a string", "assistant"),
-        ({"messages": [{"role": "user", "content": " "}, ANSWERED]}, "auto", "empty prompt", "user"),
+        (
+            {"messages": [ASKED, {"content": "4"}]},
+            "auto",
+            "wrong role",
+            "messages[1] is {'content': '4'}",
+        ),
+        (
+            {"messages": [ASKED, {"role": "tool", "content": "4"}]},
+            "auto",
+            "wrong role",
+            "must be system, user or assistant",
+        ),
+        (
+            {"messages": [{"role": ["user"], "content": "x"}, ANSWERED]},
+            "auto",
+            "wrong role",
+            "messages[0]",
+        ),
+        (
+            {"messages": [ASKED, {"role": "assistant"}]},
+            "auto",
+            "text is not a string",
+            "assistant: it is None",
+        ),
+        (
+            {"messages": [ASKED, {"role": "assistant", "content": [{"type": "text"}]}]},
+            "auto",
+            "text is not a string",
+            "assistant",
+        ),
+        (
+            {"messages": [{"role": "user", "content": " "}, ANSWERED]},
+            "auto",
+            "empty prompt",
+            "user",
+        ),
         ({"messages": []}, "auto", "wrong order of roles", "[]"),
-        ({"messages": [{"role": "system", "content": "x"}]}, "auto", "wrong order of roles", "['system']"),
+        (
+            {"messages": [{"role": "system", "content": "x"}]},
+            "auto",
+            "wrong order of roles",
+            "['system']",
+        ),
         ({"messages": [ASKED]}, "auto", "wrong order of roles", "the assistant last"),
         ({"messages": [ANSWERED, ASKED]}, "auto", "wrong order of roles", "['assistant', 'user']"),
         ({"messages": [ASKED, ANSWERED, ASKED]}, "auto", "wrong order of roles", "take turns"),
-        ({"messages": [ASKED, ASKED, ANSWERED, ANSWERED]}, "auto", "wrong order of roles", "take turns"),
-        ({"messages": [ASKED, {"role": "system", "content": "x"}, ANSWERED]}, "auto", "wrong order of roles", "after a system, if any"),
+        (
+            {"messages": [ASKED, ASKED, ANSWERED, ANSWERED]},
+            "auto",
+            "wrong order of roles",
+            "take turns",
+        ),
+        (
+            {"messages": [ASKED, {"role": "system", "content": "x"}, ANSWERED]},
+            "auto",
+            "wrong order of roles",
+            "after a system, if any",
+        ),
         ({"prompt": "", "completion": "y"}, "auto", "empty prompt", "user"),
         ({"prompt": "x", "completion": " "}, "auto", "empty answer", "assistant"),
         ({"prompt": 3, "completion": "y"}, "auto", "text is not a string", "user: it is 3"),
         ({"prompt": 3, "completion": [ANSWERED]}, "auto", "text and messages", "messages"),
         ({"prompt": [ASKED], "completion": "4"}, "auto", "text and messages", "messages"),
-        ({"prompt": [ASKED], "completion": []}, "auto", "wrong order of roles", "the assistant last"),
-        ({"prompt": [ASKED], "completion": [ASKED]}, "auto", "wrong order of roles", "the assistant last"),
-        ({"prompt": "x", "chosen": "y", "rejected": "y"}, "preferences", "equal answers", "nothing to prefer"),
-        ({"prompt": "x", "chosen": "", "rejected": "y"}, "preferences", "empty answer", "assistant"),
-        ({"prompt": "x", "chosen": "y", "rejected": ""}, "preferences", "empty answer", "assistant"),
-        ({"prompt": "x", "chosen": "y", "rejected": "\udc00"}, "preferences", "half a surrogate pair", "assistant"),
-        # Where the conversations part before their last answers, the rejected one would be compared behind a prompt that is not its own.
         (
-            {"prompt": [ASKED], "chosen": [ANSWERED, ASKED, ANSWERED], "rejected": [{**ANSWERED, "content": "5"}, ASKED, ANSWERED]},
+            {"prompt": [ASKED], "completion": []},
+            "auto",
+            "wrong order of roles",
+            "the assistant last",
+        ),
+        (
+            {"prompt": [ASKED], "completion": [ASKED]},
+            "auto",
+            "wrong order of roles",
+            "the assistant last",
+        ),
+        (
+            {"prompt": "x", "chosen": "y", "rejected": "y"},
+            "preferences",
+            "equal answers",
+            "nothing to prefer",
+        ),
+        (
+            {"prompt": "x", "chosen": "", "rejected": "y"},
+            "preferences",
+            "empty answer",
+            "assistant",
+        ),
+        (
+            {"prompt": "x", "chosen": "y", "rejected": ""},
+            "preferences",
+            "empty answer",
+            "assistant",
+        ),
+        (
+            {"prompt": "x", "chosen": "y", "rejected": "\udc00"},
+            "preferences",
+            "half a surrogate pair",
+            "assistant",
+        ),
+        # Where the conversations part before their last answers, the rejected one would be compared
+        # behind a prompt that is not its own.
+        (
+            {
+                "prompt": [ASKED],
+                "chosen": [ANSWERED, ASKED, ANSWERED],
+                "rejected": [{**ANSWERED, "content": "5"}, ASKED, ANSWERED],
+            },
             "preferences",
             "different prompts",
             "up to their last message",
@@ -152,7 +325,10 @@ def test_faults(row: object, layout: str, kind: str, told: str) -> None:
 
 JSON = st.recursive(
     st.sampled_from([None, False, 0, 1.5, "", " ", "x", "user", "assistant", "system", "\ud800"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["role", "content", "from", "value"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["role", "content", "from", "value"]), inner, max_size=3)
+    ),
     max_leaves=12,
 )
 KEYS = sorted({key for keys, _ in LAYOUTS.values() for key in keys} | {"input", "system"})
@@ -171,7 +347,11 @@ def test_any_row_is_a_conversation_or_a_fault(row: dict[str, Any], layout: str) 
 
 
 TEXTS = st.text(min_size=1)
-TURNS = st.lists(st.builds(Turn, st.sampled_from(["system", "user", "assistant"]), TEXTS, st.just("") | TEXTS), min_size=1, max_size=5)
+TURNS = st.lists(
+    st.builds(Turn, st.sampled_from(["system", "user", "assistant"]), TEXTS, st.just("") | TEXTS),
+    min_size=1,
+    max_size=5,
+)
 
 
 @settings(deadline=None)
@@ -194,5 +374,9 @@ def test_whatever_a_row_looks_like_the_same_conversation_is_the_same_line() -> N
         {"messages": [ASKED, ANSWERED]},
         {"prompt": [ASKED], "completion": [ANSWERED]},
     ]
-    lines = {found.to_json() for row in rows if isinstance(found := conversation_of(row, "auto"), Conversation)}
+    lines = {
+        found.to_json()
+        for row in rows
+        if isinstance(found := conversation_of(row, "auto"), Conversation)
+    }
     assert lines == {json.dumps([[["user", "2 + 2?", ""], ["assistant", "4", ""]], None])}

@@ -1,4 +1,6 @@
-"""Files as bytes: whatever is in them and wherever the spans are cut, each line and paragraph is read once."""
+"""Files as bytes: whatever is in them and wherever the spans are cut, each line and paragraph is
+read once.
+"""
 
 import bz2
 import gzip
@@ -13,8 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lm.documents import files as text_files
-from lm.system.errors import DataError
 from lm.documents.files import GZIP, byte_spans, lines, lines_before, opened, paragraphs
+from lm.system.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
 
@@ -23,7 +25,10 @@ def slow_lines(content):
     """Numbers and bytes of all lines, by the definition: a line ends behind each \\n."""
     *ended, last = content.split(b"\n")
     found = [line + b"\n" for line in ended] + [last] * bool(last)
-    return [(number, line.removeprefix(BOM) if number == 1 else line) for number, line in enumerate(found, 1)]
+    return [
+        (number, line.removeprefix(BOM) if number == 1 else line)
+        for number, line in enumerate(found, 1)
+    ]
 
 
 def slow_paragraphs(content):
@@ -40,9 +45,29 @@ def spans_of(size, cuts):
     return list(itertools.pairwise([0, *sorted(cuts), size]))
 
 
-PIECES = [b"\n", b"\n", b"\n\n", b"\r\n", b"\r", b"a", b"bc", b" ", b"\t", b"\0", b"\xff", BOM, "\u2028ü".encode(), b"x" * 9]
-files = st.lists(st.sampled_from(PIECES), max_size=30).map(b"".join) | st.binary(max_size=60).filter(
-    lambda content: not content.startswith(GZIP) and not any(re.match(magic, content) for magic in text_files.PACKED)
+PIECES = [
+    b"\n",
+    b"\n",
+    b"\n\n",
+    b"\r\n",
+    b"\r",
+    b"a",
+    b"bc",
+    b" ",
+    b"\t",
+    b"\0",
+    b"\xff",
+    BOM,
+    "\u2028ü".encode(),
+    b"x" * 9,
+]
+files = st.lists(st.sampled_from(PIECES), max_size=30).map(b"".join) | st.binary(
+    max_size=60
+).filter(
+    lambda content: (
+        not content.startswith(GZIP)
+        and not any(re.match(magic, content) for magic in text_files.PACKED)
+    )
 )
 
 
@@ -51,12 +76,22 @@ files = st.lists(st.sampled_from(PIECES), max_size=30).map(b"".join) | st.binary
 def test_any_spans_together_are_the_whole(tmp_path_factory, content, cuts):
     file = tmp_path_factory.mktemp("spans") / "a.txt"
     file.write_bytes(content)
-    spans = spans_of(len(content), cuts.draw(st.sets(st.integers(1, max(1, len(content) - 1)), max_size=8)) if len(content) > 1 else [])
+    spans = spans_of(
+        len(content),
+        (
+            cuts.draw(st.sets(st.integers(1, max(1, len(content) - 1)), max_size=8))
+            if len(content) > 1
+            else []
+        ),
+    )
     for read, expected in (lines, slow_lines(content)), (paragraphs, slow_paragraphs(content)):
         assert list(read(str(file), None)) == expected
         found = []
         for span in spans:
-            found += [(lines_before(str(file), span) + number, raw) for number, raw in read(str(file), span)]
+            found += [
+                (lines_before(str(file), span) + number, raw)
+                for number, raw in read(str(file), span)
+            ]
         assert found == expected
 
 
@@ -69,8 +104,12 @@ def test_a_file_is_cut_into_equal_spans(tmp_path_factory, content, size):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_files, "SPAN_BYTES", size)
         spans = byte_spans(str(file))
-    assert spans == [(start, min(start + size, len(content))) for start in range(0, len(content), size)]
-    assert b"".join(line for span in spans for _, line in lines(str(file), span)) == content.removeprefix(BOM)
+    assert spans == [
+        (start, min(start + size, len(content))) for start in range(0, len(content), size)
+    ]
+    assert b"".join(
+        line for span in spans for _, line in lines(str(file), span)
+    ) == content.removeprefix(BOM)
 
 
 class Counted(io.BufferedReader):
@@ -90,18 +129,26 @@ class Counted(io.BufferedReader):
 
 
 @pytest.mark.parametrize("read", [lines, paragraphs])
-@pytest.mark.parametrize("content", [b"x" * 300_000, b"a\n" + b"x" * 300_000 + b"\nb\n", b"a\n\n" + b"x" * 300_000 + b"\n\nb"])
-def test_a_line_longer_than_many_spans_is_not_read_once_for_each(tmp_path, monkeypatch, read, content):
+@pytest.mark.parametrize(
+    "content",
+    [b"x" * 300_000, b"a\n" + b"x" * 300_000 + b"\nb\n", b"a\n\n" + b"x" * 300_000 + b"\n\nb"],
+)
+def test_a_line_longer_than_many_spans_is_not_read_once_for_each(
+    tmp_path, monkeypatch, read, content
+):
     file = tmp_path / "a.txt"
     file.write_bytes(content)
     monkeypatch.setattr(text_files, "SPAN_BYTES", 1000)
     monkeypatch.setattr(Counted, "taken", 0)
     whole = list(read(str(file), None))
     open_file = type(file).open
-    monkeypatch.setattr(type(file), "open", lambda self, mode: Counted(open_file(self, mode, buffering=0), 512))
+    monkeypatch.setattr(
+        type(file), "open", lambda self, mode: Counted(open_file(self, mode, buffering=0), 512)
+    )
     found = [raw for span in byte_spans(str(file)) for _, raw in read(str(file), span)]
     assert found == [raw for _, raw in whole]
-    # Its own span reads it, the one before may look ahead, and all spans within it look for its end.
+    # Its own span reads it, the one before may look ahead, and all spans within it look for its
+    # end.
     assert len(content) <= Counted.taken <= 3 * len(content) + 1000
 
 
@@ -111,8 +158,12 @@ def test_a_paragraph_longer_than_many_spans_is_not_read_once_for_each(tmp_path, 
     monkeypatch.setattr(text_files, "SPAN_BYTES", 1000)
     monkeypatch.setattr(Counted, "taken", 0)
     open_file = type(file).open
-    monkeypatch.setattr(type(file), "open", lambda self, mode: Counted(open_file(self, mode, buffering=0), 512))
-    assert len([raw for span in byte_spans(str(file)) for _, raw in paragraphs(str(file), span)]) == 1
+    monkeypatch.setattr(
+        type(file), "open", lambda self, mode: Counted(open_file(self, mode, buffering=0), 512)
+    )
+    assert (
+        len([raw for span in byte_spans(str(file)) for _, raw in paragraphs(str(file), span)]) == 1
+    )
     assert Counted.taken < 3 * 220_000
 
 
@@ -122,7 +173,10 @@ def test_a_paragraph_longer_than_many_spans_is_not_read_once_for_each(tmp_path, 
 def test_gzip_is_known_by_its_content(tmp_path):
     for name in ("a.txt.gz", "a.txt", "a"):
         (tmp_path / name).write_bytes(gzip.compress(BOM + b"one\n") + gzip.compress(b"two\n"))
-        assert list(lines(str(tmp_path / name), None)) == [(1, b"one\n"), (2, b"two\n")], "two members are one file"
+        assert list(lines(str(tmp_path / name), None)) == [
+            (1, b"one\n"),
+            (2, b"two\n"),
+        ], "two members are one file"
     (tmp_path / "plain.gz").write_bytes(b"one\n")
     assert list(lines(str(tmp_path / "plain.gz"), None)) == [(1, b"one\n")]
 

@@ -16,17 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from lm.documents import flat as flat_tokens
-from lm.tokens.tokenise import prepare as preparation
-from lm.documents import files as text_files
-from lm.system.disk import in_bytes
-from lm.tokens.engines import here, on_this_machine
-from lm.system.errors import CheckpointError, ConfigError, DataError
-from lm.tokens.prepare import Split, prepare
 from lm.config.schema.source import BinSource, SingleSource
-from lm.tokens.store import TokenStore
+from lm.documents import files as text_files
+from lm.documents import flat as flat_tokens
 from lm.documents.reader import Reader, hash_of_text
+from lm.system.disk import in_bytes
+from lm.system.errors import CheckpointError, ConfigError, DataError
 from lm.tokenizer.tokenizer import ByteTokenizer
+from lm.tokens.engines import here, on_this_machine
+from lm.tokens.prepare import Split, prepare
+from lm.tokens.store import TokenStore
+from lm.tokens.tokenise import prepare as preparation
 from tests.support import runs
 from tests.support.slow_split import split_slowly
 
@@ -54,7 +54,12 @@ def stream(*texts):
 
 
 def reader(files, policy="stop", tokenizer=BYTES, **section):
-    return Reader(TypeAdapter(SingleSource).validate_python({"format": "bin", "files": files, **section}), "data.source", policy, tokenizer)
+    return Reader(
+        TypeAdapter(SingleSource).validate_python({"format": "bin", "files": files, **section}),
+        "data.source",
+        policy,
+        tokenizer,
+    )
 
 
 def build(folder, source, split=NONE, engine=here):
@@ -78,7 +83,9 @@ def text(ids):
 
 
 def slow(files, split, filters):
-    """(documents to train on, documents to validate on, what is left out and how often), from lists of ids."""
+    """(documents to train on, documents to validate on, what is left out and how often), from lists
+    of ids.
+    """
     kept, removed, seen, tokens = [], Counter(), set(), 0
     for ids in files:
         found = [[]]
@@ -104,17 +111,28 @@ def slow(files, split, filters):
 
 
 @given(
-    files=st.lists(st.lists(st.sampled_from([*b"ab \xc3\xbc", EOS, EOS, BOS]), max_size=40), min_size=1, max_size=3),
+    files=st.lists(
+        st.lists(st.sampled_from([*b"ab \xc3\xbc", EOS, EOS, BOS]), max_size=40),
+        min_size=1,
+        max_size=3,
+    ),
     dtype=st.sampled_from(["uint16", "uint32"]),
     filters=st.fixed_dictionaries(
-        {}, optional={"min_length": st.integers(1, 4), "deduplicate": st.booleans(), "max_tokens": st.integers(1, 30)}
+        {},
+        optional={
+            "min_length": st.integers(1, 4),
+            "deduplicate": st.booleans(),
+            "max_tokens": st.integers(1, 30),
+        },
     ),
     kind=st.sampled_from(["hash", "tail"]),
     fraction=st.floats(0.05, 0.95),
     sizes=st.tuples(st.integers(1, 60), st.integers(1, 20)),
 )
 @settings(max_examples=400, deadline=None)
-def test_it_is_what_one_document_after_the_other_gives(tmp_path_factory, files, dtype, filters, kind, fraction, sizes):
+def test_it_is_what_one_document_after_the_other_gives(
+    tmp_path_factory, files, dtype, filters, kind, fraction, sizes
+):
     if kind == "tail":
         filters.pop("max_tokens", None)  # refused by the configuration
     folder, split = tmp_path_factory.mktemp("slow"), Split(kind, fraction)
@@ -144,24 +162,42 @@ def test_it_is_what_one_document_after_the_other_gives(tmp_path_factory, files, 
 def test_any_number_of_processes_writes_the_same(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(text_files, "SPAN_BYTES", 300)
     monkeypatch.setattr(preparation, "JOURNAL_TOKENS", 1000)
-    file = write(tmp_path / "a.bin", stream(*(f"text {i % 150}" * (1 + i % 40) for i in range(300))))
+    file = write(
+        tmp_path / "a.bin", stream(*(f"text {i % 150}" * (1 + i % 40) for i in range(300)))
+    )
     source = reader(file, filter={"deduplicate": True})
     expected, _ = build(tmp_path / "one", source, Split(kind, 0.3))
-    assert build(tmp_path / "two", source, Split(kind, 0.3), functools.partial(on_this_machine, processes=2))[0] == expected
+    assert (
+        build(
+            tmp_path / "two",
+            source,
+            Split(kind, 0.3),
+            functools.partial(on_this_machine, processes=2),
+        )[0]
+        == expected
+    )
 
 
 def test_a_file_without_an_end_of_text_is_one_document(tmp_path):
-    """nanoGPT's Shakespeare is: `tail` parts it by ids, and what is before and behind is nothing else."""
+    """nanoGPT's Shakespeare is: `tail` parts it by ids, and what is before and behind is nothing
+    else.
+    """
     ids = list(b"to be or not to be")
-    _, stores = build(tmp_path / "cache", reader(write(tmp_path / "a.bin", ids)), Split("tail", 0.5))
+    _, stores = build(
+        tmp_path / "cache", reader(write(tmp_path / "a.bin", ids)), Split("tail", 0.5)
+    )
     assert [documents(store) for store in stores.values()] == [[ids[:9]], [ids[9:]]]
 
 
 def test_white_space_stays_and_equal_texts_are_on_the_side_of_text(tmp_path):
-    """Ids are kept as they are; only the documents' hashes are of text, so that they are those of a source of text."""
+    """Ids are kept as they are; only the documents' hashes are of text, so that they are those of a
+    source of text.
+    """
     _, stores = build(tmp_path / "cache", reader(write(tmp_path / "a.bin", stream(" ", "ü", "\n"))))
     assert documents(stores["train"]) == [[32], [0xC3, 0xBC], [10]]
-    assert stores["train"].document_hashes.tolist() == [hash_of_text(part) for part in (" ", "ü", "\n")]
+    assert stores["train"].document_hashes.tolist() == [
+        hash_of_text(part) for part in (" ", "ü", "\n")
+    ]
     assert stores["train"].text_bytes == 4
 
 
@@ -192,13 +228,31 @@ def with_npy(path):
 
 
 REFUSED = {
-    "an id beyond the vocabulary": ([97, EOS, 98, 260], "{f}:3: id 260 is beyond the 260 of the tokenizer byte; name the one that made"),
-    "half an id": (b"a\0b", "{f}: 3 bytes are no whole number of uint16 ids; fetch the file again, or name its type in dtype"),
+    "an id beyond the vocabulary": (
+        [97, EOS, 98, 260],
+        "{f}:3: id 260 is beyond the 260 of the tokenizer byte; name the one that made",
+    ),
+    "half an id": (
+        b"a\0b",
+        (
+            "{f}: 3 bytes are no whole number of uint16 ids; fetch the file again, or name its type"
+            " in dtype"
+        ),
+    ),
     "nothing": ([], "{f}: empty file: there is no text in it;"),
     "nothing but ends": ([EOS, EOS], "{f}: empty file: there is no text in it;"),
-    "another special id": ([97, EOS, 98, BOS, 256, EOS], "{f}:2: special id: 257 in the document that begins here; text has"),
-    "four bytes read as two": (np.array(stream("a longer text"), "<u4").tobytes(), "{f}: every other id is 0, as it is where ids of four"),
-    "numpy.save": (with_npy, "{f}: an array of numpy.save; write its ids without a header (array.tofile)"),
+    "another special id": (
+        [97, EOS, 98, BOS, 256, EOS],
+        "{f}:2: special id: 257 in the document that begins here; text has",
+    ),
+    "four bytes read as two": (
+        np.array(stream("a longer text"), "<u4").tobytes(),
+        "{f}: every other id is 0, as it is where ids of four",
+    ),
+    "numpy.save": (
+        with_npy,
+        "{f}: an array of numpy.save; write its ids without a header (array.tofile)",
+    ),
 }
 
 
@@ -228,7 +282,12 @@ def test_ids_of_which_every_other_is_0_can_be_meant(tmp_path):
 
 
 def test_where_text_is_wanted_ids_are_none(tmp_path):
-    with pytest.raises(ConfigError, match=r"data\.source\.format: bin files hold the ids of a tokenizer, and here text is wanted"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"data\.source\.format: bin files hold the ids of a tokenizer, and here text is wanted"
+        ),
+    ):
         reader(write(tmp_path / "a.bin", stream("a")), tokenizer=None)
 
 
@@ -249,9 +308,16 @@ def flat(folder):
 
 def read_back(folder, **data):
     """A configuration whose source is what was exported."""
-    source, validation = ({"format": "bin", "files": str(folder / name)} for name in ("train.bin", "val.bin"))
+    source, validation = (
+        {"format": "bin", "files": str(folder / name)} for name in ("train.bin", "val.bin")
+    )
     base = runs.config_file(folder)
-    parts = {"source": source, "validation": validation, "val_fraction": 0.05, "cache_dir": str(folder / "cache")}
+    parts = {
+        "source": source,
+        "validation": validation,
+        "val_fraction": 0.05,
+        "cache_dir": str(folder / "cache"),
+    }
     return base, runs.config_file(folder, data=parts | data)
 
 
@@ -263,29 +329,57 @@ def test_written_read_and_written_again_it_is_the_same(tmp_path, split):
     # As nanoGPT reads it.
     ids = np.memmap(tmp_path / "one" / "train.bin", np.uint16, mode="r")
     train = bytes(ids[ids != EOS].astype(np.uint8).tolist()).decode()
-    found = [text(part.tolist()) for part in np.split(ids, np.flatnonzero(ids == EOS) + 1)[:-1] for part in [part[:-1]]]
+    found = [
+        text(part.tolist())
+        for part in np.split(ids, np.flatnonzero(ids == EOS) + 1)[:-1]
+        for part in [part[:-1]]
+    ]
     paragraphs = (tmp_path / "corpus.txt").read_text().rstrip("\n").split("\n\n")
     assert "".join(found) == train
     if split == "hash":
-        assert found == [paragraph for paragraph in paragraphs if hash_of_text(paragraph) >= 0.3 * 2**64]
+        assert found == [
+            paragraph for paragraph in paragraphs if hash_of_text(paragraph) >= 0.3 * 2**64
+        ]
     else:
         assert found[:-1] == paragraphs[: len(found) - 1]
         assert paragraphs[len(found) - 1].startswith(found[-1])
     meta = json.loads((tmp_path / "one" / "meta.json").read_text())
-    assert (meta["dtype"], meta["vocab_size"], meta["eos_id"], meta["tokenizer"]["sha256"]) == ("uint16", 260, EOS, BYTES.sha256)
+    assert (meta["dtype"], meta["vocab_size"], meta["eos_id"], meta["tokenizer"]["sha256"]) == (
+        "uint16",
+        260,
+        EOS,
+        BYTES.sha256,
+    )
     for name, entry in meta["splits"].items():
         content = written[entry["file"]]
-        assert (entry["bytes"], entry["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
-        assert (entry["tokens"], entry["documents"]) == (len(content) // 2, content.count(EOS.to_bytes(2, "little")))
+        assert (entry["bytes"], entry["sha256"]) == (
+            len(content),
+            hashlib.sha256(content).hexdigest(),
+        )
+        assert (entry["tokens"], entry["documents"]) == (
+            len(content) // 2,
+            content.count(EOS.to_bytes(2, "little")),
+        )
         assert entry["text_bytes"] == entry["tokens"] - entry["documents"]
-        assert f"{name}.bin: {entry['tokens']:,} tokens, {entry['documents']:,} documents, {in_bytes(entry['bytes'])}\n" in said
+        assert (
+            f"{name}.bin: {entry['tokens']:,} tokens, {entry['documents']:,} documents,"
+            f" {in_bytes(entry['bytes'])}\n" in said
+        )
     _, back = read_back(tmp_path / "one")
     export("--config", back, "--out", tmp_path / "two")
     assert flat(tmp_path / "two") == written
     assert json.loads((tmp_path / "two" / "meta.json").read_text()) == meta
-    (tmp_path / "two" / "meta.json").write_text(json.dumps({**meta, "tokenizer": {"name": "gpt2", "sha256": "0"}}))
+    (tmp_path / "two" / "meta.json").write_text(
+        json.dumps({**meta, "tokenizer": {"name": "gpt2", "sha256": "0"}})
+    )
     source = BinSource(format="bin", files=str(tmp_path / "two" / "train.bin"))
-    with pytest.raises(DataError, match=r"train.bin: its ids are of the tokenizer gpt2, says meta.json beside it, and tokenizer.name is "):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"train.bin: its ids are of the tokenizer gpt2, says meta.json beside it, and"
+            r" tokenizer.name is "
+        ),
+    ):
         list(Reader(source, tokenizer=BYTES))
 
 
@@ -300,7 +394,9 @@ def test_what_others_wrote_comes_out_as_it_was_and_an_end_that_was_missing_is_ad
         _, config = read_back(folder)
         export("--config", config, "--out", folder / "out")
         after = flat(folder / "out")
-        assert after["train.bin"] == before["train.bin"] + (b"" if end else EOS.to_bytes(2, "little"))
+        assert after["train.bin"] == before["train.bin"] + (
+            b"" if end else EOS.to_bytes(2, "little")
+        )
         assert after["val.bin"] == before["val.bin"]
 
 
@@ -312,8 +408,17 @@ def test_a_run_on_flat_files_is_the_run_on_the_text(tmp_path):
     runs.train(config := runs.config_file(tmp_path / "text"), *short)
     export("--config", config, "--out", tmp_path / "ids")
     runs.train(read_back(tmp_path / "ids")[1], *short)
-    results = [(tmp_path / folder / "run" / "evaluations.jsonl").read_text().splitlines() for folder in ("text", "ids")]
-    scores = [[{k: v for k, v in json.loads(line).items() if "loss" in k or "bits" in k} for line in lines] for lines in results]
+    results = [
+        (tmp_path / folder / "run" / "evaluations.jsonl").read_text().splitlines()
+        for folder in ("text", "ids")
+    ]
+    scores = [
+        [
+            {k: v for k, v in json.loads(line).items() if "loss" in k or "bits" in k}
+            for line in lines
+        ]
+        for lines in results
+    ]
     assert scores[0] == scores[1]
     assert scores[0]
     assert scores[0][0]
@@ -325,7 +430,10 @@ def test_what_is_there_is_written_over_only_when_told(tmp_path):
     written = flat(out)
     (out / "val.bin").write_bytes(b"mine")
     line = export("--config", config, "--out", out, code=2)
-    assert f"--out: {out / 'train.bin'} is there already; name another folder, or write over it with --force" in line
+    assert (
+        f"--out: {out / 'train.bin'} is there already; name another folder, or write over it with"
+        " --force" in line
+    )
     assert (out / "val.bin").read_bytes() == b"mine"
     export("--config", config, "--out", out, "--force")
     assert flat(out) == written
@@ -340,7 +448,10 @@ def test_a_disk_that_refuses_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(flat_tokens, "sync", refuse)
-    with pytest.raises(CheckpointError, match=r"train\.bin could not be written: No space left on device \(\d+ B needed, "):
+    with pytest.raises(
+        CheckpointError,
+        match=r"train\.bin could not be written: No space left on device \(\d+ B needed, ",
+    ):
         flat_tokens.write_flat(stores["train"], tmp_path / "train.bin")
     assert (tmp_path / "train.bin").read_bytes() == b"mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "cache", "train.bin"]
@@ -350,10 +461,16 @@ def test_what_cannot_be_exported(tmp_path):
     file = str(runs.corpus(tmp_path))
     parts = [{"weight": weight, "source": {"format": "txt", "files": file}} for weight in (1, 2)]
     mixture = runs.config_file(tmp_path, data={"source": {"format": "mixture", "parts": parts}})
-    assert "data.source.format: the rows of a mixture are mixed as training goes" in export("--config", mixture, "--out", tmp_path, code=2)
+    assert "data.source.format: the rows of a mixture are mixed as training goes" in export(
+        "--config", mixture, "--out", tmp_path, code=2
+    )
     streamed = {"source": {"format": "hub", "dataset": "a/b", "streaming": True}}
     config = runs.config_file(tmp_path, data=streamed, trainer={"validation_rows": 4})
-    assert "data.source.streaming: a streamed source has no end" in export("--config", config, "--out", tmp_path, code=2)
+    assert "data.source.streaming: a streamed source has no end" in export(
+        "--config", config, "--out", tmp_path, code=2
+    )
     (tmp_path / "file").touch()
     config = runs.config_file(tmp_path)
-    assert "could not be written" in export("--config", config, "--out", tmp_path / "file" / "out", code=5)
+    assert "could not be written" in export(
+        "--config", config, "--out", tmp_path / "file" / "out", code=5
+    )

@@ -10,14 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from lm.documents import formats
-from lm.documents import parquet
-from lm.system.errors import DataError
-from lm.documents.formats import FORMATS, rows_before, spans
-from lm.documents.faults import Fault
 from lm.config.schema.source import SingleSource
+from lm.documents import formats, parquet
+from lm.documents.faults import Fault
+from lm.documents.formats import FORMATS, rows_before, spans
+from lm.system.errors import DataError
 
-HAM = "### Instruction: classify if the SMS is spam or ham\n### Input: {0}\n### Output: {1}\n<|sep|>\n"
+HAM = (
+    "### Instruction: classify if the SMS is spam or ham\n### Input: {0}\n### Output:"
+    " {1}\n<|sep|>\n"
+)
 
 
 def section(**keys):
@@ -39,7 +41,11 @@ CSV = [
     ("byte order mark", "\ufefftext,id\none,1\n", [(2, "one")]),
     ("Windows line ends", "id,text\r\n1,one\r\n2,two\r\n", [(2, "one"), (3, "two")]),
     ("newline in quotes", 'text\n"one\nmore"\ntwo\n', [(2, "one\nmore"), (4, "two")]),
-    ("Windows newline in quotes", 'text\r\n"one\r\nmore"\r\ntwo\r\n', [(2, "one\r\nmore"), (4, "two")]),
+    (
+        "Windows newline in quotes",
+        'text\r\n"one\r\nmore"\r\ntwo\r\n',
+        [(2, "one\r\nmore"), (4, "two")],
+    ),
     ("other line ends", "text\na\u2028b\x0bc\x0c\x85d\n", [(2, "a\u2028b\x0bc\x0c\x85d")]),
     ("delimiter in quotes", 'id,text\n1,"a, b"\n', [(2, "a, b")]),
     ("doubled quotes", 'text\n"she said ""hi"""\n', [(2, 'she said "hi"')]),
@@ -53,11 +59,19 @@ CSV = [
     ("names only", "id,text\n", []),
     ("nothing", "", []),
     ("too few columns", "id,text\n1\n2,two\n", [(2, "another number of columns"), (3, "two")]),
-    ("too many columns", 'id,text\n1,a, b\n"2\n",two\n', [(2, "another number of columns"), (3, "two")]),
+    (
+        "too many columns",
+        'id,text\n1,a, b\n"2\n",two\n',
+        [(2, "another number of columns"), (3, "two")],
+    ),
     ("bad bytes", b"id,text\n1,gr\xfc\xdfe\n2,two\n", [(2, "not UTF-8"), (3, "two")]),
     ("bad bytes elsewhere", b"id,text\n\xfc,one\n", [(2, "one")]),
     ("text behind quotes", 'id,text\n1,"one"x\n2,two\n', [(2, "broken CSV"), (3, "two")]),
-    ("a carriage return in the middle", "id,text\n1,a\rb\n2,two\n", [(2, "broken CSV"), (3, "two")]),
+    (
+        "a carriage return in the middle",
+        "id,text\n1,a\rb\n2,two\n",
+        [(2, "broken CSV"), (3, "two")],
+    ),
 ]
 
 
@@ -75,12 +89,30 @@ def test_csv_with_another_delimiter(tmp_path, delimiter):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("id,body\n1,one\n", ": no column 'text'; there are ['id', 'body']; text_key names the one that holds the text"),
-        ("id;text\n1;one\n", ": no column 'text'; there are ['id;text']; text_key names the one that holds the text, and delimiter"),
+        (
+            "id,body\n1,one\n",
+            (
+                ": no column 'text'; there are ['id', 'body']; text_key names the one that holds"
+                " the text"
+            ),
+        ),
+        (
+            "id;text\n1;one\n",
+            (
+                ": no column 'text'; there are ['id;text']; text_key names the one that holds the"
+                " text, and delimiter"
+            ),
+        ),
         ("\n\nid,text\n", ": no column 'text'; there are []; text_key"),
         ("text,text\na,b\n", ": 2 columns are called 'text'; rename all but one"),
-        ('text\n"one\ntwo\nthree\n', ":2: broken CSV: a quote that opens here is never closed; mend it"),
-        ('text\none\n"two\n\nthree', ":3: broken CSV: a quote that opens here is never closed; mend it"),
+        (
+            'text\n"one\ntwo\nthree\n',
+            ":2: broken CSV: a quote that opens here is never closed; mend it",
+        ),
+        (
+            'text\none\n"two\n\nthree',
+            ":3: broken CSV: a quote that opens here is never closed; mend it",
+        ),
         ('"text"x,id\none,1\n', ":1: broken CSV: ',' expected after '\"'; mend it"),
     ],
 )
@@ -90,7 +122,9 @@ def test_csv_that_no_policy_can_read(tmp_path, content, expected):
     assert str(error.value).startswith(f"{tmp_path}/a.csv{expected}")
 
 
-fields = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('",\n\r;\t '), max_size=12)
+fields = st.text(
+    st.characters(exclude_categories=["Cs"]) | st.sampled_from('",\n\r;\t '), max_size=12
+)
 
 
 @given(table=st.lists(st.tuples(fields, fields), max_size=8), delimiter=st.sampled_from(",;\t|"))
@@ -98,8 +132,13 @@ fields = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('",\
 def test_csv_gives_back_what_was_quoted(tmp_path_factory, table, delimiter):
     """Written by hand, not by the same library."""
     lines = [("id", "text"), *table]
-    content = "".join(delimiter.join('"' + field.replace('"', '""') + '"' for field in line) + "\n" for line in lines)
-    found = rows(tmp_path_factory.mktemp("csv") / "a.csv", content, format="csv", delimiter=delimiter)
+    content = "".join(
+        delimiter.join('"' + field.replace('"', '""') + '"' for field in line) + "\n"
+        for line in lines
+    )
+    found = rows(
+        tmp_path_factory.mktemp("csv") / "a.csv", content, format="csv", delimiter=delimiter
+    )
     assert [text for _, text in found] == [text for _, text in table]
     numbers = [1 + content_before.count("\n") for content_before in _before(lines, delimiter)]
     assert [number for number, _ in found] == numbers
@@ -127,9 +166,14 @@ def test_sms(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("line", ["ham Go on", "HAM\tGo on", "\tGo on", "label\ttext", "ham,Go on", "spam"])
+@pytest.mark.parametrize(
+    "line", ["ham Go on", "HAM\tGo on", "\tGo on", "label\ttext", "ham,Go on", "spam"]
+)
 def test_lines_that_are_no_labelled_message(tmp_path, line):
-    assert rows(tmp_path / "a", f"ham\tfine\n{line}\n", format="sms") == [(1, HAM.format("fine", "ham")), (2, "not a labelled message")]
+    assert rows(tmp_path / "a", f"ham\tfine\n{line}\n", format="sms") == [
+        (1, HAM.format("fine", "ham")),
+        (2, "not a labelled message"),
+    ]
 
 
 ENTRIES = [
@@ -147,12 +191,17 @@ TEXTS = [
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_instructions_in_a_list(tmp_path, bom, indent):
-    assert rows(tmp_path / "a.json", bom + json.dumps(ENTRIES, indent=indent), format="instruction") == list(enumerate(TEXTS, 1))
+    assert rows(
+        tmp_path / "a.json", bom + json.dumps(ENTRIES, indent=indent), format="instruction"
+    ) == list(enumerate(TEXTS, 1))
 
 
 def test_instructions_in_lines(tmp_path):
     content = "\n" + "".join(json.dumps(entry, ensure_ascii=False) + "\r\n" for entry in ENTRIES)
-    assert rows(tmp_path / "a.jsonl", content, format="instruction") == [(1, "\n"), *enumerate(TEXTS, 2)]
+    assert rows(tmp_path / "a.jsonl", content, format="instruction") == [
+        (1, "\n"),
+        *enumerate(TEXTS, 2),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -161,8 +210,16 @@ def test_instructions_in_lines(tmp_path):
         ({"output": "x"}, "no key 'instruction'", "there are ['output']"),
         ({"instruction": "x"}, "no key 'output'", "there are ['instruction']"),
         ({"instruction": "x", "output": 2}, "text is not a string", "output: it is 2"),
-        ({"instruction": "x", "input": None, "output": "y"}, "text is not a string", "input: it is None"),
-        ({"instruction": "x", "output": "\ud800"}, "half a surrogate pair", r"output: '\ud800' is no character"),
+        (
+            {"instruction": "x", "input": None, "output": "y"},
+            "text is not a string",
+            "input: it is None",
+        ),
+        (
+            {"instruction": "x", "output": "\ud800"},
+            "half a surrogate pair",
+            r"output: '\ud800' is no character",
+        ),
         ("text", "not a JSON object", 'it must look like {"instruction": "...", "output": "..."}'),
         (None, "not a JSON object", "it must look like"),
     ],
@@ -170,13 +227,21 @@ def test_instructions_in_lines(tmp_path):
 @pytest.mark.parametrize("listed", [True, False])
 def test_entries_that_are_no_instruction(tmp_path, entry, kind, detail, listed):
     file = tmp_path / "a.json"
-    file.write_text(json.dumps([ENTRIES[0], entry]) if listed else json.dumps(ENTRIES[0]) + "\n" + json.dumps(entry))
-    (_, first), (number, fault) = FORMATS["instruction"](str(file), section(format="instruction"), None)
+    file.write_text(
+        json.dumps([ENTRIES[0], entry])
+        if listed
+        else json.dumps(ENTRIES[0]) + "\n" + json.dumps(entry)
+    )
+    (_, first), (number, fault) = FORMATS["instruction"](
+        str(file), section(format="instruction"), None
+    )
     assert (first, number, fault.kind) == (TEXTS[0], 2, kind)
     assert fault.detail.startswith(detail)
 
 
-@pytest.mark.parametrize("content", ["[", '[{"instruction": "x"', "[1, 2] x", "[" * 100_000, "[" + "9" * 5000 + "]"])
+@pytest.mark.parametrize(
+    "content", ["[", '[{"instruction": "x"', "[1, 2] x", "[" * 100_000, "[" + "9" * 5000 + "]"]
+)
 def test_a_broken_list_is_refused_as_a_whole(tmp_path, content):
     with pytest.raises(DataError) as error:
         rows(tmp_path / "a.json", content, format="instruction")
@@ -189,7 +254,10 @@ def test_a_broken_list_is_refused_as_a_whole(tmp_path, content):
 def test_an_escaped_half_is_told_from_a_bad_byte(tmp_path):
     """Both are the same character to Python."""
     content = rb'{"text": "\udcfc"}' + b"\n" + b'{"text": "\xfc"}\n'
-    assert rows(tmp_path / "a", content, format="jsonl") == [(1, "half a surrogate pair"), (2, "not UTF-8")]
+    assert rows(tmp_path / "a", content, format="jsonl") == [
+        (1, "half a surrogate pair"),
+        (2, "not UTF-8"),
+    ]
 
 
 LINES = [
@@ -205,10 +273,25 @@ LINES = [
     b"",
 ]
 PARTS = [
-    *rb'{ } [ ] , : " \ \u \ud83d \ude00 \x41 - -0 . e 0 01 1. +1 1e999 NaN -NaN Infinity inf tru "text":1, "text":"a",'.split(),
-    *(b" ", b"\t", b"\r", b"\0", b"\x0b", b"\x7f", b"\xc2\xa0", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xff", b"9" * 4301),
+    *rb'{ } [ ] , : " \ \u \ud83d \ude00 \x41 - -0 . e 0 01 1. +1 1e999 NaN -NaN Infinity inf tru'
+    rb' "text":1, "text":"a",'.split(),
+    *(
+        b" ",
+        b"\t",
+        b"\r",
+        b"\0",
+        b"\x0b",
+        b"\x7f",
+        b"\xc2\xa0",
+        b"\xef\xbb\xbf",
+        b"\xed\xa0\x80",
+        b"\xff",
+        b"9" * 4301,
+    ),
 ]
-EDITS = st.lists(st.tuples(st.integers(0, 80), st.integers(0, 3), st.sampled_from(PARTS)), max_size=3)
+EDITS = st.lists(
+    st.tuples(st.integers(0, 80), st.integers(0, 3), st.sampled_from(PARTS)), max_size=3
+)
 
 
 @settings(max_examples=1000)
@@ -227,7 +310,9 @@ def test_a_line_is_what_json_makes_of_it(line, edits):
 
 
 def write_groups(path, texts, size):
-    pq.write_table(pa.table({"text": texts, "other": ["x" * 50] * len(texts)}), path, row_group_size=size)
+    pq.write_table(
+        pa.table({"text": texts, "other": ["x" * 50] * len(texts)}), path, row_group_size=size
+    )
     return str(path)
 
 
@@ -239,7 +324,11 @@ def test_row_groups_make_pieces(tmp_path, monkeypatch, span_bytes):
     found = spans(file, source)
     assert len(found) == {1: 15, 10**9: 1}.get(span_bytes, len(found))
     assert 1 < len(found) < 15 or span_bytes != 3000
-    read = [(rows_before(file, source, span) + number, text) for span in found for number, text in FORMATS["parquet"](file, source, span)]
+    read = [
+        (rows_before(file, source, span) + number, text)
+        for span in found
+        for number, text in FORMATS["parquet"](file, source, span)
+    ]
     assert read == list(enumerate(texts, 1))
 
 
@@ -258,7 +347,10 @@ def test_memory_is_not_a_row_group(tmp_path):
     del texts
     allocated = pa.total_allocated_bytes()
     tracemalloc.start()
-    most = max(pa.total_allocated_bytes() - allocated for _ in FORMATS["parquet"](file, section(format="parquet"), None))
+    most = max(
+        pa.total_allocated_bytes() - allocated
+        for _ in FORMATS["parquet"](file, section(format="parquet"), None)
+    )
     assert most + tracemalloc.get_traced_memory()[1] < size / 3
     tracemalloc.stop()
 
@@ -266,4 +358,8 @@ def test_memory_is_not_a_row_group(tmp_path):
 def test_a_table_without_rows(tmp_path):
     file = write_groups(tmp_path / "a.parquet", pa.array([], pa.string()), 10)
     source = section(format="parquet")
-    assert [row for span in spans(file, source) or [(0, 0)] for row in FORMATS["parquet"](file, source, span)] == []
+    assert [
+        row
+        for span in spans(file, source) or [(0, 0)]
+        for row in FORMATS["parquet"](file, source, span)
+    ] == []

@@ -1,4 +1,6 @@
-"""Documents from files: what is read, what is refused (file, line and reason in one line), and what is left out and counted."""
+"""Documents from files: what is read, what is refused (file, line and reason in one line), and what
+is left out and counted.
+"""
 
 import json
 import os
@@ -15,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from lm.system.errors import DataError
 from lm.config.schema.source import SingleSource as Source
-from lm.documents.reader import Reader
 from lm.documents.files import find_files
+from lm.documents.reader import Reader
+from lm.system.errors import DataError
 
 
 def reader(policy="stop", **section):
@@ -60,14 +62,27 @@ def test_units_line_ends_and_byte_order_mark(tmp_path, unit, expected, newline, 
 
 
 def test_a_whole_file_keeps_its_last_newline_and_nul_is_a_character(tmp_path):
-    assert texts(format="txt", files=write(tmp_path / "a.txt", "a\0b\n\nc\n"), unit="file") == ["a\0b\n\nc\n"]
+    assert texts(format="txt", files=write(tmp_path / "a.txt", "a\0b\n\nc\n"), unit="file") == [
+        "a\0b\n\nc\n"
+    ]
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), min_size=1).filter(lambda line: line.strip())))
+@given(
+    st.lists(
+        st.text(
+            st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), min_size=1
+        ).filter(lambda line: line.strip())
+    )
+)
 def test_lines_are_split_at_newlines_and_nowhere_else(tmp_path_factory, lines):
-    """str.splitlines would also split at U+2028, form feeds and eight more. A byte order mark is one only where the file begins."""
+    """str.splitlines would also split at U+2028, form feeds and eight more. A byte order mark is
+    one only where the file begins.
+    """
     first = ["one", "\ufefftwo"]
-    file = write(tmp_path_factory.mktemp("lines") / "a.txt", "".join(line + "\n" for line in [*first, *lines]))
+    file = write(
+        tmp_path_factory.mktemp("lines") / "a.txt",
+        "".join(line + "\n" for line in [*first, *lines]),
+    )
     assert texts(format="txt", files=file, unit="line") == [*first, *lines]
 
 
@@ -78,21 +93,35 @@ def test_jsonl(tmp_path):
     rows = [{"id": 1, "text": "Grüße\n\n\u2028 \U0001f600"}, {"text": "b\0"}]
     content = "\ufeff" + json.dumps(rows[0]) + "\r\n\n" + json.dumps(rows[1], ensure_ascii=False)
     file = write(tmp_path / "a.jsonl", content)
-    assert [document[:2] for document in reader(format="jsonl", files=file)] == [(rows[0]["text"], f"{file}:1"), ("b\0", f"{file}:3")]
-    assert texts(format="jsonl", files=write(tmp_path / "b.jsonl", '{"body": "c"}'), text_key="body") == ["c"]
+    assert [document[:2] for document in reader(format="jsonl", files=file)] == [
+        (rows[0]["text"], f"{file}:1"),
+        ("b\0", f"{file}:3"),
+    ]
+    assert texts(
+        format="jsonl", files=write(tmp_path / "b.jsonl", '{"body": "c"}'), text_key="body"
+    ) == ["c"]
 
 
 def test_parquet_reads_batches_over_row_groups(tmp_path):
     expected = [f"text {i}" for i in range(2500)]
-    pq.write_table(pa.table({"n": list(range(2500)), "body": expected}), tmp_path / "a.parquet", row_group_size=700)
+    pq.write_table(
+        pa.table({"n": list(range(2500)), "body": expected}),
+        tmp_path / "a.parquet",
+        row_group_size=700,
+    )
     found = list(reader(format="parquet", files=str(tmp_path / "a.parquet"), text_key="body"))
     assert [document.text for document in found] == expected
     assert found[1234].place == f"{tmp_path}/a.parquet:1235"
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())]
+)
 def test_parquet_string_types(tmp_path, kind):
-    assert texts(format="parquet", files=write_parquet(tmp_path / "a.parquet", text=pa.array(["a", "b"]).cast(kind))) == ["a", "b"]
+    assert texts(
+        format="parquet",
+        files=write_parquet(tmp_path / "a.parquet", text=pa.array(["a", "b"]).cast(kind)),
+    ) == ["a", "b"]
 
 
 # --- files
@@ -104,7 +133,9 @@ def test_files_are_sorted_and_each_is_read_once(tmp_path, monkeypatch):
     (tmp_path / "folder.txt").mkdir()
     (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
     monkeypatch.chdir(tmp_path)
-    source = reader(format="txt", files=["x.txt", "[abcf]*.txt", "./c.txt", str(tmp_path / "link.txt")])
+    source = reader(
+        format="txt", files=["x.txt", "[abcf]*.txt", "./c.txt", str(tmp_path / "link.txt")]
+    )
     assert [document.text for document in source] == ["a", "b", "c", "x"]
     assert source.files == ["a.txt", "b.txt", "c.txt", "x.txt"]
     assert source.skipped == {"file named twice": 2}, "c, and a by its link; the folder is no file"
@@ -121,7 +152,9 @@ def test_home_and_nested_globs_and_names_with_brackets(tmp_path, monkeypatch):
 
 
 def test_a_reader_can_be_read_again_and_counts_afresh(tmp_path):
-    source = reader("skip", format="jsonl", files=write(tmp_path / "a.jsonl", '{"text": "a"}\n{}\n'))
+    source = reader(
+        "skip", format="jsonl", files=write(tmp_path / "a.jsonl", '{"text": "a"}\n{}\n')
+    )
     assert list(source) == list(source)
     assert source.skipped == {"no key 'text'": 1}
 
@@ -145,54 +178,153 @@ def test_identity_changes_with_content_files_and_settings(tmp_path):
     source = {"format": "txt", "files": file}
     before = json.dumps(reader(**source).identity())
     assert json.dumps(reader(**source).identity()) == before
-    assert json.dumps(reader(format="txt", files=str(tmp_path / "*.txt")).identity()) == before, "the same file under another pattern"
+    assert json.dumps(reader(format="txt", files=str(tmp_path / "*.txt")).identity()) == before, (
+        "the same file under another pattern"
+    )
     assert json.dumps(reader(**source, unit="line").identity()) != before
     os.utime(file, ns=(0, 0))
     touched = json.dumps(reader(**source).identity())
     write(tmp_path / "a.txt", "more")
     os.utime(file, ns=(0, 0))
-    assert len({before, touched, json.dumps(reader(**source).identity())}) == 3, "time alone and size alone are noticed"
+    assert len({before, touched, json.dumps(reader(**source).identity())}) == 3, (
+        "time alone and size alone are noticed"
+    )
 
 
-# --- what cannot be read. One row: name of the case, what is in the file, the expected line behind the file's name, counts with `skip`.
+# --- what cannot be read. One row: name of the case, what is in the file, the expected line behind
+# the file's name, counts with `skip`.
 
 BAD_TXT = [
     ("latin-1", b"fine\n\ngr\xfc\xdfe\n", ":3: not UTF-8: byte 0xfc;", {"not UTF-8": 1}),
-    ("second line of a paragraph", b"fine\n\na\nb\n\xff\n", ":5: not UTF-8: byte 0xff;", {"not UTF-8": 1}),
+    (
+        "second line of a paragraph",
+        b"fine\n\na\nb\n\xff\n",
+        ":5: not UTF-8: byte 0xff;",
+        {"not UTF-8": 1},
+    ),
     ("utf-16", "fine".encode("utf-16"), ":1: not UTF-8: byte 0xff;", {"not UTF-8": 1}),
-    ("cut in a character", "fine\n\nGrü".encode()[:-1], ":3: not UTF-8: byte 0xc3;", {"not UTF-8": 1}),
+    (
+        "cut in a character",
+        "fine\n\nGrü".encode()[:-1],
+        ":3: not UTF-8: byte 0xc3;",
+        {"not UTF-8": 1},
+    ),
     ("surrogate in UTF-8", b"fine\n\n\xed\xa0\x80", ":3: not UTF-8: byte 0xed;", {"not UTF-8": 1}),
     ("empty", b"", ": empty file: there is no text in it;", {"empty file": 1}),
     ("white space", b" \n\n\t\n", ": empty file: there is no text in it;", {"empty file": 1}),
-    ("byte order mark only", b"\xef\xbb\xbf", ": empty file: there is no text in it;", {"empty file": 1}),
+    (
+        "byte order mark only",
+        b"\xef\xbb\xbf",
+        ": empty file: there is no text in it;",
+        {"empty file": 1},
+    ),
 ]
 GOOD = b'{"text": "fine"}\n'
 BAD_JSONL = [
-    ("missing key", GOOD + b'{"body": "x", "id": 1}\n', ":2: no key 'text': there are ['body', 'id'];", {"no key 'text'": 1}),
+    (
+        "missing key",
+        GOOD + b'{"body": "x", "id": 1}\n',
+        ":2: no key 'text': there are ['body', 'id'];",
+        {"no key 'text'": 1},
+    ),
     ("no keys", GOOD + b"{}", ":2: no key 'text': there are [];", {"no key 'text'": 1}),
-    ("null", GOOD + b'{"text": null}', ":2: text is not a string: it is None;", {"text is not a string": 1}),
-    ("number", GOOD + b'{"text": 3}\n', ":2: text is not a string: it is 3;", {"text is not a string": 1}),
-    ("list", GOOD + b'{"text": ["a"]}\n', ":2: text is not a string: it is ['a'];", {"text is not a string": 1}),
-    ("cut line", GOOD + b'{"text": "ab', ":2: broken JSON: Unterminated string starting at at column 10;", {"broken JSON": 1}),
-    ("single quotes", GOOD + b"{'text': 'a'}\n", ":2: broken JSON: Expecting property name", {"broken JSON": 1}),
-    ("two objects", GOOD + b'{"text": "a"} {"text": "b"}\n', ":2: broken JSON: Extra data at column 15;", {"broken JSON": 1}),
+    (
+        "null",
+        GOOD + b'{"text": null}',
+        ":2: text is not a string: it is None;",
+        {"text is not a string": 1},
+    ),
+    (
+        "number",
+        GOOD + b'{"text": 3}\n',
+        ":2: text is not a string: it is 3;",
+        {"text is not a string": 1},
+    ),
+    (
+        "list",
+        GOOD + b'{"text": ["a"]}\n',
+        ":2: text is not a string: it is ['a'];",
+        {"text is not a string": 1},
+    ),
+    (
+        "cut line",
+        GOOD + b'{"text": "ab',
+        ":2: broken JSON: Unterminated string starting at at column 10;",
+        {"broken JSON": 1},
+    ),
+    (
+        "single quotes",
+        GOOD + b"{'text': 'a'}\n",
+        ":2: broken JSON: Expecting property name",
+        {"broken JSON": 1},
+    ),
+    (
+        "two objects",
+        GOOD + b'{"text": "a"} {"text": "b"}\n',
+        ":2: broken JSON: Extra data at column 15;",
+        {"broken JSON": 1},
+    ),
     ("object over lines", GOOD + b'{\n"text": "a"\n}\n', ":2: broken JSON:", {"broken JSON": 3}),
-    ("raw control character", GOOD + b'{"text": "a\tb"}\n', ":2: broken JSON: Invalid control character at", {"broken JSON": 1}),
-    ("not an object", GOOD + b'"text"\n', ":2: not a JSON object: a line must look like", {"not a JSON object": 1}),
+    (
+        "raw control character",
+        GOOD + b'{"text": "a\tb"}\n',
+        ":2: broken JSON: Invalid control character at",
+        {"broken JSON": 1},
+    ),
+    (
+        "not an object",
+        GOOD + b'"text"\n',
+        ":2: not a JSON object: a line must look like",
+        {"not a JSON object": 1},
+    ),
     ("array", GOOD + b'[{"text": "a"}]', ":2: not a JSON object:", {"not a JSON object": 1}),
-    ("deep nesting", GOOD + b"[" * 100_000, ":2: broken JSON: nested too deeply", {"broken JSON": 1}),
-    ("huge number", GOOD + b'{"text": ' + b"9" * 5000 + b"}", ":2: broken JSON: nested too deeply, or a number", {"broken JSON": 1}),
-    ("half a surrogate pair", GOOD + rb'{"text": "a\ud800"}', r":2: half a surrogate pair: '\ud800' is no", {"half a surrogate pair": 1}),
+    (
+        "deep nesting",
+        GOOD + b"[" * 100_000,
+        ":2: broken JSON: nested too deeply",
+        {"broken JSON": 1},
+    ),
+    (
+        "huge number",
+        GOOD + b'{"text": ' + b"9" * 5000 + b"}",
+        ":2: broken JSON: nested too deeply, or a number",
+        {"broken JSON": 1},
+    ),
+    (
+        "half a surrogate pair",
+        GOOD + rb'{"text": "a\ud800"}',
+        r":2: half a surrogate pair: '\ud800' is no",
+        {"half a surrogate pair": 1},
+    ),
     ("latin-1", GOOD + b'{"text": "gr\xfc\xdfe"}', ":2: not UTF-8: byte 0xfc;", {"not UTF-8": 1}),
-    ("nul bytes", GOOD + b"\0\0\0\0\n", ":2: broken JSON: Expecting value at column 1;", {"broken JSON": 1}),
+    (
+        "nul bytes",
+        GOOD + b"\0\0\0\0\n",
+        ":2: broken JSON: Expecting value at column 1;",
+        {"broken JSON": 1},
+    ),
     ("empty", b"", ": empty file: there is no text in it;", {"empty file": 1}),
-    ("blank lines", b"\n \n", ": empty file: there is no text in it;", {"empty file": 1, "empty document": 2}),
-    ("empty strings", b'{"text": ""}\n{"text": " \\n"}', ": empty file: there is no", {"empty file": 1, "empty document": 2}),
+    (
+        "blank lines",
+        b"\n \n",
+        ": empty file: there is no text in it;",
+        {"empty file": 1, "empty document": 2},
+    ),
+    (
+        "empty strings",
+        b'{"text": ""}\n{"text": " \\n"}',
+        ": empty file: there is no",
+        {"empty file": 1, "empty document": 2},
+    ),
 ]
 CASES = [("txt", *case) for case in BAD_TXT] + [("jsonl", *case) for case in BAD_JSONL]
 
 
-@pytest.mark.parametrize(("format", "name", "content", "line", "counts"), CASES, ids=[f"{case[0]}: {case[1]}" for case in CASES])
+@pytest.mark.parametrize(
+    ("format", "name", "content", "line", "counts"),
+    CASES,
+    ids=[f"{case[0]}: {case[1]}" for case in CASES],
+)
 def test_rows_that_cannot_be_read(tmp_path, format, name, content, line, counts):
     file = write(tmp_path / f"bad.{format}", content)
     with pytest.raises(DataError) as error:
@@ -203,12 +335,18 @@ def test_rows_that_cannot_be_read(tmp_path, format, name, content, line, counts)
     assert "\n" not in message
     assert len(message) < len(file) + 250
     skipping = reader("skip", format=format, files=file)
-    assert [document.text for document in skipping] == ["fine"] * (b"fine\n" in content or b'"fine"' in content)
+    assert [document.text for document in skipping] == ["fine"] * (
+        b"fine\n" in content or b'"fine"' in content
+    )
     assert skipping.skipped == counts
 
 
 def bad_arrow_text():
-    return pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(bytes([0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0])), pa.py_buffer(b"a\xff")])
+    return pa.Array.from_buffers(
+        pa.string(),
+        2,
+        [None, pa.py_buffer(bytes([0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0])), pa.py_buffer(b"a\xff")],
+    )
 
 
 @pytest.mark.parametrize(
@@ -237,7 +375,12 @@ def test_parquet_rows_that_cannot_be_read(tmp_path, column, line, counts):
 def test_damaged_parquet_is_never_skipped(tmp_path, damage, policy):
     file = Path(write_parquet(tmp_path / "a.parquet", text=[f"text {i}" for i in range(1000)]))
     whole = file.read_bytes()
-    broken = {"garbage": b"not parquet" * 10, "empty": b"", "cut": whole[:-100], "page": whole[:20] + b"\xff" * 100 + whole[120:]}
+    broken = {
+        "garbage": b"not parquet" * 10,
+        "empty": b"",
+        "cut": whole[:-100],
+        "page": whole[:20] + b"\xff" * 100 + whole[120:],
+    }
     file.write_bytes(broken[damage])
     with pytest.raises(DataError) as error:
         list(reader(policy, format="parquet", files=str(file)))
@@ -249,20 +392,35 @@ def test_a_missing_column_names_those_there_are(tmp_path):
     file = write_parquet(tmp_path / "a.parquet", body=["a"], id=[1])
     with pytest.raises(DataError) as error:
         list(reader("skip", format="parquet", files=file))
-    expected = f"{file}: no column 'text'; there are ['body', 'id']; text_key names the one that holds the text"
+    expected = (
+        f"{file}: no column 'text'; there are ['body', 'id']; text_key names the one that holds the"
+        " text"
+    )
     assert str(error.value) == expected
 
 
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
-        ("missing.txt", "data.source.files: {0}/missing.txt does not exist; relative paths start in {1}"),
+        (
+            "missing.txt",
+            "data.source.files: {0}/missing.txt does not exist; relative paths start in {1}",
+        ),
         ("*.md", "data.source.files: {0}/*.md matches no file; relative paths start in {1}"),
-        ("folder", "data.source.files: {0}/folder is a folder; name its files, such as {0}/folder/*.txt"),
+        (
+            "folder",
+            "data.source.files: {0}/folder is a folder; name its files, such as {0}/folder/*.txt",
+        ),
         ("fold*", "data.source.files: {0}/fold* matches no file; relative paths start in {1}"),
-        ("pipe", "data.source.files: {0}/pipe is not an ordinary file; relative paths start in {1}"),
+        (
+            "pipe",
+            "data.source.files: {0}/pipe is not an ordinary file; relative paths start in {1}",
+        ),
         ("x" * 300, "data.source.files: {0}/" + "x" * 300 + " cannot be read (File name too long)"),
-        ("a.txt/b.txt", "data.source.files: {0}/a.txt/b.txt does not exist; relative paths start in {1}"),
+        (
+            "a.txt/b.txt",
+            "data.source.files: {0}/a.txt/b.txt does not exist; relative paths start in {1}",
+        ),
     ],
 )
 def test_names_without_a_file(tmp_path, pattern, expected):
@@ -283,11 +441,14 @@ def test_a_file_that_vanishes(tmp_path):
     source = reader(format="txt", files=write(tmp_path / "a.txt", "a"))
     (tmp_path / "a.txt").unlink()
     for use in (source.identity, lambda: list(source)):
-        with pytest.raises(DataError, match=r"data\.source: .* cannot be read \(No such file or directory\)"):
+        with pytest.raises(
+            DataError, match=r"data\.source: .* cannot be read \(No such file or directory\)"
+        ):
             use()
 
 
-# --- hub, against a server on loopback and the real client, which reads its settings when it is imported
+# --- hub, against a server on loopback and the real client, which reads its settings when it is
+# imported
 
 PROBE = """
 import json, sys
@@ -305,32 +466,65 @@ for section in json.loads(sys.argv[1]):
 
 def probe(environment, *sections):
     command = [sys.executable, "-c", PROBE, json.dumps(sections)]
-    result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
+    )
     assert result.returncode == 0, result.stderr
-    return [line.removeprefix("FOUND ") for line in result.stdout.splitlines() if line.startswith("FOUND ")]
+    return [
+        line.removeprefix("FOUND ")
+        for line in result.stdout.splitlines()
+        if line.startswith("FOUND ")
+    ]
 
 
 STORIES = {"dataset": "someone/stories"}
 NO_SUCH_THING = [
-    ({**STORIES, "text_key": "body"}, "someone/stories: no column 'body'; there are ['text', 'n']; text_key names"),
-    ({**STORIES, "dataset_split": "test"}, "dataset 'someone/stories', config None, dataset_split 'test': cannot be loaded ("),
-    ({**STORIES, "config": "large"}, "dataset 'someone/stories', config 'large', dataset_split 'train': cannot be loaded ("),
-    ({"dataset": "someone/other"}, "dataset 'someone/other', config None, dataset_split 'train': cannot be loaded ("),
-    ({"dataset": "not an id"}, "dataset 'not an id', config None, dataset_split 'train': cannot be loaded ("),
+    (
+        {**STORIES, "text_key": "body"},
+        "someone/stories: no column 'body'; there are ['text', 'n']; text_key names",
+    ),
+    (
+        {**STORIES, "dataset_split": "test"},
+        "dataset 'someone/stories', config None, dataset_split 'test': cannot be loaded (",
+    ),
+    (
+        {**STORIES, "config": "large"},
+        "dataset 'someone/stories', config 'large', dataset_split 'train': cannot be loaded (",
+    ),
+    (
+        {"dataset": "someone/other"},
+        "dataset 'someone/other', config None, dataset_split 'train': cannot be loaded (",
+    ),
+    (
+        {"dataset": "not an id"},
+        "dataset 'not an id', config None, dataset_split 'train': cannot be loaded (",
+    ),
 ]
 
 
 def test_hub(tmp_path):
     folder = tmp_path / "hub" / "datasets" / "someone" / "stories"
     folder.mkdir(parents=True)
-    pq.write_table(pa.table({"text": ["one", None, "two"], "n": [1, 2, 3]}), folder / "train.parquet")
+    pq.write_table(
+        pa.table({"text": ["one", None, "two"], "n": [1, 2, 3]}), folder / "train.parquet"
+    )
     with Hub(tmp_path / "hub") as hub:
-        first, *refusals = probe(hub.environment(tmp_path / "home"), STORIES, *(section for section, _ in NO_SUCH_THING))
-    assert first.endswith("[('one', 'someone/stories:1'), ('two', 'someone/stories:3')] {'text is not a string': 1}")
+        first, *refusals = probe(
+            hub.environment(tmp_path / "home"), STORIES, *(section for section, _ in NO_SUCH_THING)
+        )
+    assert first.endswith(
+        "[('one', 'someone/stories:1'), ('two', 'someone/stories:3')] {'text is not a string': 1}"
+    )
     for line, (_, expected) in zip(refusals, NO_SUCH_THING, strict=True):
         assert line.startswith(expected)
     offline = {**client_environment("http://127.0.0.1:9", tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     again, unknown = probe(offline, STORIES, {"dataset": "someone/new"})
-    assert again == first, "cached, and under the same version, so that the tokens made from it are found again"
-    assert unknown.startswith("dataset 'someone/new', config None, dataset_split 'train': cannot be loaded (")
-    assert unknown.endswith("); check the names, and fetch it once while online: later runs find it in the hub's cache")
+    assert again == first, (
+        "cached, and under the same version, so that the tokens made from it are found again"
+    )
+    assert unknown.startswith(
+        "dataset 'someone/new', config None, dataset_split 'train': cannot be loaded ("
+    )
+    assert unknown.endswith(
+        "); check the names, and fetch it once while online: later runs find it in the hub's cache"
+    )

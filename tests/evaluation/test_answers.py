@@ -1,4 +1,6 @@
-"""How a decoder answers: against slow and obvious ways to the same numbers, and on decoders whose answers are known."""
+"""How a decoder answers: against slow and obvious ways to the same numbers, and on decoders whose
+answers are known.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lm.reports.finetune_figures import confusion, exact_match, figures, reward_accuracy, token_f1, words
-from lm.evaluation.answers import Answer, Loss, Measured, answer, choose, evenly, measure, score, with_rejected
-from lm.documents.conversations import Conversation, Turn
-from lm.system.errors import NonFiniteError
-from lm.generation.sampling import Sampling, generate
 from lm.config.schema.finetune import FinetuneConfig
 from lm.config.schema.model import ModelConfig
+from lm.documents.conversations import Conversation, Turn
 from lm.documents.templates import LEARNED, ChatFormat
+from lm.evaluation.answers import (
+    Answer,
+    Loss,
+    Measured,
+    answer,
+    choose,
+    evenly,
+    measure,
+    score,
+    with_rejected,
+)
+from lm.generation.sampling import Sampling, generate
+from lm.reports.finetune_figures import (
+    confusion,
+    exact_match,
+    figures,
+    reward_accuracy,
+    token_f1,
+    words,
+)
+from lm.system.errors import NonFiniteError
 from lm.tokenizer.tokenizer import load_tokenizer
 from model import Decoder
 
@@ -36,9 +55,20 @@ def asked(prompt: str, reply: str, rejected: str | None = None, input: str = "")
 
 CONVERSATIONS = [
     asked("How?", "ham"),
-    asked("Say something that is somewhat longer than the others are.", "Something that is somewhat longer.", input="this"),
+    asked(
+        "Say something that is somewhat longer than the others are.",
+        "Something that is somewhat longer.",
+        input="this",
+    ),
     asked("a", "spam"),
-    Conversation((Turn("user", "1"), Turn("assistant", "one"), Turn("user", "2 é"), Turn("assistant", "zwei €"))),
+    Conversation(
+        (
+            Turn("user", "1"),
+            Turn("assistant", "one"),
+            Turn("user", "2 é"),
+            Turn("assistant", "zwei €"),
+        )
+    ),
     asked("b" * 40, "ham"),
     asked("cc", "no", rejected="yes, of course"),
     asked("dd", "a longer preferred answer", rejected="x"),
@@ -46,34 +76,51 @@ CONVERSATIONS = [
 
 
 def settings(**given: Any) -> FinetuneConfig:
-    return FinetuneConfig(**({"base": "base.ckpt", "choices": CHOICES, "report_tokens": 12} | given))
+    return FinetuneConfig(
+        **({"base": "base.ckpt", "choices": CHOICES, "report_tokens": 12} | given)
+    )
 
 
 def decoder(context: int = 160, seed: int = 0, **shape: Any) -> Decoder:
     """With scores that differ much, so that no order hangs on rounding."""
     torch.manual_seed(seed)
-    shape = {"vocab_size": BYTE.vocab_size, "n_layers": 2, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "init_std": 0.3} | shape
+    shape = {
+        "vocab_size": BYTE.vocab_size,
+        "n_layers": 2,
+        "d_model": 32,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "init_std": 0.3,
+    } | shape
     return Decoder(ModelConfig(context_length=context, **shape)).eval()
 
 
 @torch.no_grad()
 def slow_loss(model: Any, ids: Sequence[int], learned: Sequence[bool]) -> Loss:
-    """A sequence alone, behind the EOS that opens it: each token's probability where it had not been read yet."""
+    """A sequence alone, behind the EOS that opens it: each token's probability where it had not
+    been read yet.
+    """
     probabilities = model(torch.tensor([[EOS, *ids]]))[0].double().softmax(-1)
     costs = [-math.log(probabilities[i, token]) for i, token in enumerate(ids)]
-    return Loss(sum(cost for cost, counts in zip(costs, learned, strict=True) if counts), sum(learned))
+    return Loss(
+        sum(cost for cost, counts in zip(costs, learned, strict=True) if counts), sum(learned)
+    )
 
 
 @pytest.mark.parametrize("shape", [{}, LEARNED_POSITIONS])
 @pytest.mark.parametrize("mask_prompt", [True, False])
 @pytest.mark.parametrize("rows", [1, 3, 8])
-def test_the_loss_is_that_of_each_token_read_alone(shape: dict[str, Any], mask_prompt: bool, rows: int) -> None:
+def test_the_loss_is_that_of_each_token_read_alone(
+    shape: dict[str, Any], mask_prompt: bool, rows: int
+) -> None:
     model, chat = decoder(**shape), ChatFormat("instruction-output", BYTE, mask_prompt=mask_prompt)
     sequences = [chat.encode(Conversation(conversation.turns)) for conversation in CONVERSATIONS]
     with torch.no_grad():
         losses = score(model, chat, sequences, rows)
     for loss, sequence in zip(losses, sequences, strict=True):
-        expected = slow_loss(model, sequence.ids.tolist(), [bool(flag & LEARNED) for flag in sequence.flags])
+        expected = slow_loss(
+            model, sequence.ids.tolist(), [bool(flag & LEARNED) for flag in sequence.flags]
+        )
         assert loss is not None and loss.tokens == expected.tokens > 0
         assert math.isclose(loss.nats, expected.nats, rel_tol=1e-5)
 
@@ -83,17 +130,27 @@ def test_the_loss_is_that_of_each_token_read_alone(shape: dict[str, Any], mask_p
 def test_the_choice_is_the_likeliest_answer_with_its_end(shape: dict[str, Any], rows: int) -> None:
     model, generator = decoder(**shape), torch.Generator().manual_seed(0)
     answers = [torch.randint(256, (2 + i // 7,), generator=generator).tolist() for i in range(8)]
-    prompts = [[EOS, *torch.randint(256, (n,), generator=generator).tolist()] for n in (60, 0, 1, 7, 7, 30, 2, 12, 31)]
+    prompts = [
+        [EOS, *torch.randint(256, (n,), generator=generator).tolist()]
+        for n in (60, 0, 1, 7, 7, 30, 2, 12, 31)
+    ]
     with torch.no_grad():
         chosen = choose(model, prompts, answers, rows)
     assert len(set(chosen)) > 1, "else the test shows little"
     for prompt, best in zip(prompts, chosen, strict=True):
-        slow = [slow_loss(model, [*prompt[1:], *ids], [False] * (len(prompt) - 1) + [True] * len(ids)).nats for ids in answers]
+        slow = [
+            slow_loss(
+                model, [*prompt[1:], *ids], [False] * (len(prompt) - 1) + [True] * len(ids)
+            ).nats
+            for ids in answers
+        ]
         assert best == slow.index(min(slow))
 
 
 def test_the_choice_is_not_by_the_mean_over_tokens() -> None:
-    """Of a long answer with likely tokens and a short one: each token has half the probability of what came before."""
+    """Of a long answer with likely tokens and a short one: each token has half the probability of
+    what came before.
+    """
 
     class Half(torch.nn.Linear):
         """Every token has the probability 1/2, but for the first of a short answer, which has 1/4."""
@@ -107,7 +164,9 @@ def test_the_choice_is_not_by_the_mean_over_tokens() -> None:
             return scores
 
     model = Half(1, 1)
-    assert choose(model, [[0]], [[1, 1, 1], [2]]) == [1], "1/8 against 1/4, where the means would be 1/2 against 1/4"
+    assert choose(model, [[0]], [[1, 1, 1], [2]]) == [1], (
+        "1/8 against 1/4, where the means would be 1/2 against 1/4"
+    )
     assert choose(model, [[0], [0, 0]], [[1, 2], [2, 2], [1]]) == [2, 2]
 
 
@@ -117,7 +176,15 @@ def test_the_answers_are_those_of_each_prompt_alone(shape: dict[str, Any]) -> No
     prompts = [CHAT.prompt(conversation.prompt) for conversation in CONVERSATIONS]
     for rows in (1, 3, 8):
         for prompt, ours in zip(prompts, answer(model, CHAT, prompts, 12, rows), strict=True):
-            steps = generate(model, [prompt], Sampling(temperature=0), 12, CHAT.stop_ids, torch.Generator(), BYTE.vocab_size)
+            steps = generate(
+                model,
+                [prompt],
+                Sampling(temperature=0),
+                12,
+                CHAT.stop_ids,
+                torch.Generator(),
+                BYTE.vocab_size,
+            )
             ids = [int(step[0]) for step in steps if step[0] is not None]
             ended = ids[-1] in (SEP, EOS)
             text = BYTE.decode(ids).strip()
@@ -125,7 +192,9 @@ def test_the_answers_are_those_of_each_prompt_alone(shape: dict[str, Any]) -> No
 
 
 class Says(torch.nn.Module):
-    """Answers each prompt, known by its last but one line, with what it is told to, one byte after another; then with zeros for ever."""
+    """Answers each prompt, known by its last but one line, with what it is told to, one byte after
+    another; then with zeros for ever.
+    """
 
     def __init__(self, replies: dict[str, list[int]]):
         super().__init__()
@@ -141,8 +210,13 @@ class Says(torch.nn.Module):
     def forward(self, ids: Tensor, cache: Any = None) -> Tensor:
         if cache is None:  # scored: all tokens are equally likely
             return torch.zeros(*ids.shape, BYTE.vocab_size)
-        padding = [0] * len(ids) if cache.padding is None or cache.length else cache.padding.tolist()
-        self.read = [known[: cache.length] + row[skip:] for known, row, skip in zip(self.read, ids.tolist(), padding, strict=True)]
+        padding = (
+            [0] * len(ids) if cache.padding is None or cache.length else cache.padding.tolist()
+        )
+        self.read = [
+            known[: cache.length] + row[skip:]
+            for known, row, skip in zip(self.read, ids.tolist(), padding, strict=True)
+        ]
         cache.length = cache.length + ids.shape[1]
         scores = torch.zeros(len(ids), 1, BYTE.vocab_size)
         for row, read in enumerate(self.read):
@@ -161,7 +235,13 @@ def test_the_figures_of_known_answers() -> None:
         "endless": [*b" right" * 50],
         "nothing": [SEP],
     }
-    references = {"equal": "answer", "half": "one two", "eos": "wrong", "endless": "right", "nothing": "something"}
+    references = {
+        "equal": "answer",
+        "half": "one two",
+        "eos": "wrong",
+        "endless": "right",
+        "nothing": "something",
+    }
     conversations = [asked(prompt, reference) for prompt, reference in references.items()]
     found = measure(Says(replies), CHAT, conversations, settings(choices=[], report_tokens=20))
     assert found.answers == [
@@ -181,7 +261,9 @@ def test_the_figures_of_known_answers() -> None:
     assert math.isclose(float(numbers["answer_loss"] or 0), math.log(BYTE.vocab_size), rel_tol=1e-6)
     learned = sum(len(CHAT.answer(reference)) for reference in references.values())
     assert numbers["scored_tokens"] == learned
-    assert numbers["accuracy"] is numbers["balanced_accuracy"] is numbers["preferred_likelier"] is None
+    assert (
+        numbers["accuracy"] is numbers["balanced_accuracy"] is numbers["preferred_likelier"] is None
+    )
 
 
 def measured(**lists: Any) -> Measured:
@@ -197,18 +279,29 @@ def test_the_loss_weighs_tokens_and_not_conversations() -> None:
 
 
 def test_the_choice_in_figures() -> None:
-    conversations = [asked("x", reference) for reference in ("ham", "ham", "ham", "ham", "spam", "spam", "other")]
+    conversations = [
+        asked("x", reference) for reference in ("ham", "ham", "ham", "ham", "spam", "spam", "other")
+    ]
     found = measured(choices=["ham", "ham", "ham", "spam", "spam", "ham", None])
-    assert confusion(conversations, found) == {"ham": {"ham": 3, "spam": 1}, "spam": {"ham": 1, "spam": 1}}
+    assert confusion(conversations, found) == {
+        "ham": {"ham": 3, "spam": 1},
+        "spam": {"ham": 1, "spam": 1},
+    }
     numbers = figures(conversations, found)
     assert numbers["accuracy"] == 4 / 6
     assert numbers["balanced_accuracy"] == (3 / 4 + 1 / 2) / 2
 
 
 def test_the_reward_is_what_was_gained_on_the_base() -> None:
-    """In the first pair both lost, the preferred answer less; in the second the preferred one is the likelier, and gained less."""
-    before = measured(losses=[Loss(10, 1), Loss(4, 2), Loss(1, 1)], rejected=[Loss(5, 1), Loss(9, 1), None])
-    after = measured(losses=[Loss(11, 1), Loss(3, 2), Loss(1, 1)], rejected=[Loss(8, 1), Loss(5, 1), None])
+    """In the first pair both lost, the preferred answer less; in the second the preferred one is
+    the likelier, and gained less.
+    """
+    before = measured(
+        losses=[Loss(10, 1), Loss(4, 2), Loss(1, 1)], rejected=[Loss(5, 1), Loss(9, 1), None]
+    )
+    after = measured(
+        losses=[Loss(11, 1), Loss(3, 2), Loss(1, 1)], rejected=[Loss(8, 1), Loss(5, 1), None]
+    )
     assert reward_accuracy(before, after) == 0.5
     assert figures([asked("a", "b")] * 3, after)["preferred_likelier"] == 0.5
     assert reward_accuracy(before, before) == 0, "nothing was gained"
@@ -220,34 +313,71 @@ def test_nothing_depends_on_the_batches(rows: int) -> None:
     model, whole = decoder(), settings()
     expected, ours = (measure(model, CHAT, CONVERSATIONS, whole, n) for n in (8, rows))
     assert ours.answers == expected.answers and all(expected.answers)
-    assert ours.choices == expected.choices == [expected.choices[0], None, expected.choices[2], None, expected.choices[4], None, None]
+    assert (
+        ours.choices
+        == expected.choices
+        == [expected.choices[0], None, expected.choices[2], None, expected.choices[4], None, None]
+    )
     assert {expected.choices[0], expected.choices[2], expected.choices[4]} <= set(CHOICES)
     for some, others in ((ours.losses, expected.losses), (ours.rejected, expected.rejected)):
         for a, b in zip(some, others, strict=True):
             assert (a is None) == (b is None)
-            assert a is None or b is None or (a.tokens == b.tokens and math.isclose(a.nats, b.nats, rel_tol=1e-6))
+            assert (
+                a is None
+                or b is None
+                or (a.tokens == b.tokens and math.isclose(a.nats, b.nats, rel_tol=1e-6))
+            )
 
 
 def test_a_rejected_answer_is_scored_as_if_it_were_the_answer() -> None:
     model = decoder()
     found = measure(model, CHAT, CONVERSATIONS, settings())
     assert [loss is not None for loss in found.rejected] == [False] * 5 + [True] * 2
-    others = measure(model, CHAT, [with_rejected(conversation) for conversation in CONVERSATIONS[5:]], settings())
+    others = measure(
+        model, CHAT, [with_rejected(conversation) for conversation in CONVERSATIONS[5:]], settings()
+    )
     for a, b in zip(found.rejected[5:], others.losses, strict=True):
-        assert a is not None and b is not None and a.tokens == b.tokens and math.isclose(a.nats, b.nats, rel_tol=1e-6)
+        assert (
+            a is not None
+            and b is not None
+            and a.tokens == b.tokens
+            and math.isclose(a.nats, b.nats, rel_tol=1e-6)
+        )
 
 
 def test_what_finds_no_room_is_left_out_and_counted() -> None:
-    """A prompt needs a place for the first token of its answer; a sequence needs one for all of its tokens but the last."""
+    """A prompt needs a place for the first token of its answer; a sequence needs one for all of its
+    tokens but the last.
+    """
     prompt = len(CHAT.prompt((Turn("user", "abc"),)))
     conversations = [asked("abc", "ham"), asked("a", "x"), asked("abcd", "ham"), asked("", "ham")]
-    found = measure(decoder(context=prompt + 1), CHAT, conversations, settings(choices=["ham", "spam"], report_tokens=3))
+    found = measure(
+        decoder(context=prompt + 1),
+        CHAT,
+        conversations,
+        settings(choices=["ham", "spam"], report_tokens=3),
+    )
     assert found.no_room == 1
     assert [each is not None for each in found.answers] == [True, True, False, True]
     assert [each is not None for each in found.losses] == [False, True, False, False]
-    found = measure(decoder(context=prompt + len(CHAT.answer("spam")) - 1), CHAT, conversations, settings(choices=["ham", "spam"]))
-    assert [each is not None for each in found.losses] == [True, True, True, True], "the last token is no input"
-    assert [each is not None for each in found.choices] == [True, False, False, True], "spam is longer than ham"
+    found = measure(
+        decoder(context=prompt + len(CHAT.answer("spam")) - 1),
+        CHAT,
+        conversations,
+        settings(choices=["ham", "spam"]),
+    )
+    assert [each is not None for each in found.losses] == [
+        True,
+        True,
+        True,
+        True,
+    ], "the last token is no input"
+    assert [each is not None for each in found.choices] == [
+        True,
+        False,
+        False,
+        True,
+    ], "spam is longer than ham"
 
 
 def test_no_more_prompts_are_answered_than_asked_for_and_all_are_scored() -> None:
@@ -299,8 +429,13 @@ def test_words_are_compared_as_squad_does(text: str, reference: str, same: bool,
     assert token_f1(text, reference) == token_f1(reference, text) == f1
 
 
-@given(st.lists(st.sampled_from(["cat", "dog", "fish"])), st.lists(st.sampled_from(["cat", "dog", "fish"])))
-def test_f1_is_the_harmonic_mean_of_precision_and_recall(ours: list[str], theirs: list[str]) -> None:
+@given(
+    st.lists(st.sampled_from(["cat", "dog", "fish"])),
+    st.lists(st.sampled_from(["cat", "dog", "fish"])),
+)
+def test_f1_is_the_harmonic_mean_of_precision_and_recall(
+    ours: list[str], theirs: list[str]
+) -> None:
     left, shared = list(theirs), 0
     for word in ours:
         if word in left:
@@ -310,12 +445,16 @@ def test_f1_is_the_harmonic_mean_of_precision_and_recall(ours: list[str], theirs
     if ours and theirs and shared:
         precision, recall = shared / len(ours), shared / len(theirs)
         expected = 2 * precision * recall / (precision + recall)
-    assert math.isclose(token_f1(" ".join(ours), " ".join(theirs)), expected if shared or not (ours and theirs) else 0)
+    assert math.isclose(
+        token_f1(" ".join(ours), " ".join(theirs)),
+        expected if shared or not (ours and theirs) else 0,
+    )
     assert words(" ".join(ours)) == ours
 
 
 @pytest.mark.parametrize(
-    ("count", "most", "expected"), [(0, 5, []), (3, 5, [0, 1, 2]), (10, 5, [0, 2, 4, 6, 8]), (7, 3, [0, 2, 4]), (4, 0, [])]
+    ("count", "most", "expected"),
+    [(0, 5, []), (3, 5, [0, 1, 2]), (10, 5, [0, 2, 4, 6, 8]), (7, 3, [0, 2, 4]), (4, 0, [])],
 )
 def test_evenly(count: int, most: int, expected: list[int]) -> None:
     assert evenly(range(count), most) == expected

@@ -7,14 +7,18 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from lm.evaluation.validation import intervals
 from lm.evaluation.intervals import difference_interval, interval, mean_of, resample, share_interval
+from lm.evaluation.validation import intervals
 
 SIMULATIONS = 1000
 
 
-def resampled(scores: np.ndarray, weights: np.ndarray | None = None, seed: int = 0) -> intervals.Resampled:
-    return resample(scores, np.ones_like(scores), np.ones(len(scores)) if weights is None else weights, seed)
+def resampled(
+    scores: np.ndarray, weights: np.ndarray | None = None, seed: int = 0
+) -> intervals.Resampled:
+    return resample(
+        scores, np.ones_like(scores), np.ones(len(scores)) if weights is None else weights, seed
+    )
 
 
 @pytest.fixture
@@ -34,7 +38,9 @@ SCORES = {
 @pytest.mark.parametrize("n", [40, 200])
 @pytest.mark.parametrize("kind", SCORES)
 @pytest.mark.usefixtures("few_resamples")
-def test_95_of_100_intervals_hold_the_true_mean(kind: str, n: int, figure: Callable[[str], None]) -> None:
+def test_95_of_100_intervals_hold_the_true_mean(
+    kind: str, n: int, figure: Callable[[str], None]
+) -> None:
     draw, true = SCORES[kind]
     generator, held = np.random.default_rng(1), 0
     for simulation in range(SIMULATIONS):
@@ -47,7 +53,9 @@ def test_95_of_100_intervals_hold_the_true_mean(kind: str, n: int, figure: Calla
 
 
 @pytest.mark.usefixtures("few_resamples")
-def test_the_interval_of_a_quotient_of_sums_holds_the_true_quotient(figure: Callable[[str], None]) -> None:
+def test_the_interval_of_a_quotient_of_sums_holds_the_true_quotient(
+    figure: Callable[[str], None],
+) -> None:
     """Nats by bytes, where a long target has more of both, and weights that differ."""
     generator, held = np.random.default_rng(2), 0
     weights = np.repeat([1.0, 2.0], 30)
@@ -72,14 +80,20 @@ def test_of_few_cases_plain_percentiles_would_be_too_narrow() -> None:
 @pytest.mark.parametrize("n", [40, 200])
 @pytest.mark.parametrize("kind", ["binary", "continuous"])
 @pytest.mark.usefixtures("few_resamples")
-def test_equal_models_are_seldom_told_apart(kind: str, n: int, figure: Callable[[str], None]) -> None:
-    """Two models as good as each other, whose scores on a case go together, as those of checkpoints of one run do."""
+def test_equal_models_are_seldom_told_apart(
+    kind: str, n: int, figure: Callable[[str], None]
+) -> None:
+    """Two models as good as each other, whose scores on a case go together, as those of checkpoints
+    of one run do.
+    """
     generator, told_apart = np.random.default_rng(4), 0
     for simulation in range(SIMULATIONS):
         difficulty, own = generator.normal(size=(n, 1)), generator.normal(size=(n, 2))
         scores = difficulty + own if kind == "continuous" else (difficulty + own > 0).astype(float)
         found = resampled(scores, seed=simulation)
-        _, low, high = interval(found.values[0] - found.values[1], found.drawn[:, 0] - found.drawn[:, 1], found.cases)
+        _, low, high = interval(
+            found.values[0] - found.values[1], found.drawn[:, 0] - found.drawn[:, 1], found.cases
+        )
         told_apart += not low <= 0 <= high
     figure(f"{100 * told_apart / SIMULATIONS:.1f} % of equal pairs are told apart")
     assert 0.02 <= told_apart / SIMULATIONS <= 0.07
@@ -92,7 +106,9 @@ def test_pairing_tells_apart_what_single_intervals_do_not() -> None:
     found = resampled(hard + np.array([0.0, 0.5]) + generator.normal(0, 0.1, (40, 2)))
     first, second = (interval(found.values[i], found.drawn[:, i], found.cases) for i in (0, 1))
     assert second.low < first.value < second.high
-    paired = interval(found.values[1] - found.values[0], found.drawn[:, 1] - found.drawn[:, 0], found.cases)
+    paired = interval(
+        found.values[1] - found.values[0], found.drawn[:, 1] - found.drawn[:, 0], found.cases
+    )
     assert 0.4 < paired.low < 0.5 < paired.high < 0.6
 
 
@@ -100,7 +116,9 @@ def test_drawn_cases_are_the_same_for_all_models_and_each_time() -> None:
     scores = np.random.default_rng(6).normal(size=(30, 1))
     found = resampled(np.concatenate([scores, scores + 1], axis=1))
     np.testing.assert_allclose(found.drawn[:, 1] - found.drawn[:, 0], 1)
-    np.testing.assert_array_equal(found.drawn, resampled(np.concatenate([scores, scores + 1], axis=1)).drawn)
+    np.testing.assert_array_equal(
+        found.drawn, resampled(np.concatenate([scores, scores + 1], axis=1)).drawn
+    )
     assert (resampled(scores, seed=1).drawn != resampled(scores, seed=2).drawn).any()
 
 
@@ -109,11 +127,21 @@ def test_what_is_drawn_is_what_a_loop_draws(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(intervals, "RESAMPLES", 50)
     monkeypatch.setattr(intervals, "AT_ONCE", 7 * 12)
     generator = np.random.default_rng(7)
-    above, below, weights = generator.normal(size=(12, 3)), generator.random((12, 3)) + 1, generator.random(12) + 0.5
+    above, below, weights = (
+        generator.normal(size=(12, 3)),
+        generator.random((12, 3)) + 1,
+        generator.random(12) + 0.5,
+    )
     slow, same = [], np.random.default_rng(9)
     for first in range(0, 50, 7):
         for picked in same.integers(12, size=(min(7, 50 - first), 12)):
-            slow.append([sum(weights[i] * above[i, j] for i in picked) / sum(weights[i] * below[i, j] for i in picked) for j in range(3)])
+            slow.append(
+                [
+                    sum(weights[i] * above[i, j] for i in picked)
+                    / sum(weights[i] * below[i, j] for i in picked)
+                    for j in range(3)
+                ]
+            )
     np.testing.assert_allclose(resample(above, below, weights, 9).drawn, slow)
 
 
@@ -124,7 +152,10 @@ def test_a_weight_counts_as_so_many_cases() -> None:
     assert resampled(scores, np.array([1.0, 1e-9, 1e-9])).cases == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("n", "confidence", "known"), [(1, 0.95, False), (5, 0.95, False), (6, 0.95, True), (6, 0.99, False)])
+@pytest.mark.parametrize(
+    ("n", "confidence", "known"),
+    [(1, 0.95, False), (5, 0.95, False), (6, 0.95, True), (6, 0.99, False)],
+)
 def test_a_handful_of_cases_says_nothing_of_others(n: int, confidence: float, known: bool) -> None:
     """Five differences that all go one way are no rarer than one time in 16."""
     found = resampled(np.arange(1.0, n + 1)[:, None])
@@ -136,34 +167,59 @@ def test_a_handful_of_cases_says_nothing_of_others(n: int, confidence: float, kn
 def test_none_of_40_does_not_mean_never(value: float, limits: tuple[float, float]) -> None:
     """0.0881 and 0.9119 are what binomial tables say."""
     found = resampled(np.full((40, 1), value))
-    assert share_interval(value, found.drawn[:, 0], found.cases)[1:] == pytest.approx(limits, abs=1e-4)
+    assert share_interval(value, found.drawn[:, 0], found.cases)[1:] == pytest.approx(
+        limits, abs=1e-4
+    )
 
 
 def test_sets_count_alike_however_large_they_are() -> None:
     generator = np.random.default_rng(8)
-    small, large = resampled(generator.normal(0, 1, (40, 2)), seed=1), resampled(generator.normal(2, 1, (400, 2)), seed=2)
+    small, large = (
+        resampled(generator.normal(0, 1, (40, 2)), seed=1),
+        resampled(generator.normal(2, 1, (400, 2)), seed=2),
+    )
     together = mean_of([small, large])
     np.testing.assert_allclose(together.values, (small.values + large.values) / 2)
     # Drawn independently of each other, so the variances add up.
-    np.testing.assert_allclose(together.drawn.var(axis=0), (small.drawn.var(axis=0) + large.drawn.var(axis=0)) / 4, rtol=0.05)
+    np.testing.assert_allclose(
+        together.drawn.var(axis=0),
+        (small.drawn.var(axis=0) + large.drawn.var(axis=0)) / 4,
+        rtol=0.05,
+    )
     assert together.cases == 40
 
 
 def test_limits_do_not_end_where_the_draws_end() -> None:
-    """Of 40 checkpoints there are 780 pairs; a percentile for each would be the smallest of all draws, which errs far more often."""
+    """Of 40 checkpoints there are 780 pairs; a percentile for each would be the smallest of all
+    draws, which errs far more often.
+    """
     found = resampled(np.random.default_rng(10).normal(size=(200, 1)))
     (value,), (drawn,) = found.values, found.drawn.T
     _, low, high = interval(value, drawn, found.cases, 1 - 0.05 / 780)
-    assert low == pytest.approx(value - 4.08 * drawn.std(), rel=0.05) and high == pytest.approx(value + 4.08 * drawn.std(), rel=0.05)
+    assert low == pytest.approx(value - 4.08 * drawn.std(), rel=0.05) and high == pytest.approx(
+        value + 4.08 * drawn.std(), rel=0.05
+    )
     assert interval(value, drawn, found.cases, 1 - 0.05 / 100_000).low < drawn.min()
 
 
 @pytest.mark.parametrize(
-    ("value", "n", "limits"), [(0.0, 40, (-0.0881, 0.0881)), (1.0, 40, (0.8238, 1)), (-1.0, 40, (-1, -0.8238)), (1.0, 6, (0.0815, 1))]
+    ("value", "n", "limits"),
+    [
+        (0.0, 40, (-0.0881, 0.0881)),
+        (1.0, 40, (0.8238, 1)),
+        (-1.0, 40, (-1, -0.8238)),
+        (1.0, 6, (0.0815, 1)),
+    ],
 )
-def test_two_that_agree_in_all_cases_may_differ_in_others(value: float, n: int, limits: tuple[float, float]) -> None:
-    """0.0881 is the binomial limit for none of 40; where one is always right and the other never, both may err so often."""
-    assert difference_interval(value, np.full(1000, value), n, 0.95)[1:] == pytest.approx(limits, abs=1e-4)
+def test_two_that_agree_in_all_cases_may_differ_in_others(
+    value: float, n: int, limits: tuple[float, float]
+) -> None:
+    """0.0881 is the binomial limit for none of 40; where one is always right and the other never,
+    both may err so often.
+    """
+    assert difference_interval(value, np.full(1000, value), n, 0.95)[1:] == pytest.approx(
+        limits, abs=1e-4
+    )
 
 
 def test_differences_that_vary_have_the_interval_of_their_draws() -> None:

@@ -1,4 +1,6 @@
-"""Two models on the same text, whose verdict is known: python -m pytest tests/evaluation/test_same_text.py."""
+"""Two models on the same text, whose verdict is known: python -m pytest
+tests/evaluation/test_same_text.py.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,17 @@ import torch
 
 from data import PackedDataModule
 from lm.config.reader import load
-from lm.system.errors import ConfigError
-from lm.evaluation.validation import evaluate
-from lm.evaluation.same_text import Sums, documents_known, judge, passages_of, sums_of_passages, sums_of_rows
 from lm.config.schema.model import ModelConfig
+from lm.evaluation.same_text import (
+    Sums,
+    documents_known,
+    judge,
+    passages_of,
+    sums_of_passages,
+    sums_of_rows,
+)
+from lm.evaluation.validation import evaluate
+from lm.system.errors import ConfigError
 from lm.tokenizer.tokenizer import ByteTokenizer
 from model import Decoder
 from tests.support.runs import TEXT, config_file
@@ -31,12 +40,21 @@ class OtherBytes(ByteTokenizer):
 
 def decoder(context: int = 16, seed: int = 0) -> Decoder:
     torch.manual_seed(seed)
-    shape = ModelConfig(vocab_size=ByteTokenizer().vocab_size, context_length=context, n_layers=1, d_model=16, n_heads=2, init_std=0.3)
+    shape = ModelConfig(
+        vocab_size=ByteTokenizer().vocab_size,
+        context_length=context,
+        n_layers=1,
+        d_model=16,
+        n_heads=2,
+        init_std=0.3,
+    )
     return Decoder(shape).eval()
 
 
 def sums(generator: np.random.Generator, better_by: float, n: int = 200) -> tuple[Sums, Sums]:
-    """Rows that are hard or easy for both, of different lengths; one model is better by so much per token, more or less."""
+    """Rows that are hard or easy for both, of different lengths; one model is better by so much per
+    token, more or less.
+    """
     sizes = generator.integers(5, 50, n).astype(float)
     hard = sizes * generator.normal(3, 1, n)
     return Sums(hard, sizes), Sums(hard - sizes * generator.normal(better_by, 0.05, n), sizes)
@@ -50,11 +68,18 @@ def test_a_difference_that_is_there_is_found_and_named() -> None:
     verdict = judge("the text of a", "nats per token", "rows", a, b, [])
     expected = (b.amounts.sum() - a.amounts.sum()) / a.sizes.sum()
     assert verdict.difference == pytest.approx(expected)
-    assert (verdict.a, verdict.b) == pytest.approx((a.amounts.sum() / a.sizes.sum(), b.amounts.sum() / b.sizes.sum()))
+    assert (verdict.a, verdict.b) == pytest.approx(
+        (a.amounts.sum() / a.sizes.sum(), b.amounts.sum() / b.sizes.sum())
+    )
     assert verdict.low < -0.1 < verdict.high < -0.08 and verdict.beyond_noise
     words = verdict.words(NAMES)
-    assert words.startswith(f"b is better than a by {-expected:.4f} nats per token, 95 % interval [0.0")
-    assert "on the text of a (200 rows): beyond the noise of the text; what another seed would do is not in this" in words
+    assert words.startswith(
+        f"b is better than a by {-expected:.4f} nats per token, 95 % interval [0.0"
+    )
+    assert (
+        "on the text of a (200 rows): beyond the noise of the text; what another seed would do is"
+        " not in this" in words
+    )
     assert "tools.ablate" in words
     swapped = judge("the text of a", "nats per token", "rows", b, a, [])
     assert swapped.words(("b", "a")) == words
@@ -65,11 +90,15 @@ def test_noise_is_called_noise() -> None:
     a, b = sums(generator, 0.0)
     verdict = judge("the text of a", "nats per token", "rows", a, b, [])
     assert not verdict.beyond_noise
-    assert "a and b cannot be told apart on the text of a (200 rows): b - a is " in verdict.words(NAMES)
+    assert "a and b cannot be told apart on the text of a (200 rows): b - a is " in verdict.words(
+        NAMES
+    )
 
 
 def test_rows_are_paired() -> None:
-    """Unpaired, rows that differ by 1 nat per token among themselves would drown a difference of a tenth."""
+    """Unpaired, rows that differ by 1 nat per token among themselves would drown a difference of a
+    tenth.
+    """
     a, b = sums(np.random.default_rng(2), 0.1)
     order = np.random.default_rng(3).permutation(len(a.sizes))
     shuffled = Sums(b.amounts[order], b.sizes[order])
@@ -88,9 +117,22 @@ def test_coverage() -> None:
 
 def test_equal_and_single() -> None:
     a, _ = sums(np.random.default_rng(5), 0.0)
-    assert judge("it", "nats per token", "rows", a, a, []).words(NAMES) == "a and b score exactly the same on it (200 rows)"
-    one = judge("it", "bits per byte", "passages", Sums(np.array([3.0]), np.array([2.0])), Sums(np.array([2.0]), np.array([2.0])), [])
-    assert one.words(NAMES) == "On it (1 passages) they differ by 0.5000 bits per byte; so few give no interval"
+    assert (
+        judge("it", "nats per token", "rows", a, a, []).words(NAMES)
+        == "a and b score exactly the same on it (200 rows)"
+    )
+    one = judge(
+        "it",
+        "bits per byte",
+        "passages",
+        Sums(np.array([3.0]), np.array([2.0])),
+        Sums(np.array([2.0]), np.array([2.0])),
+        [],
+    )
+    assert (
+        one.words(NAMES)
+        == "On it (1 passages) they differ by 0.5000 bits per byte; so few give no interval"
+    )
     assert not one.beyond_noise
 
 
@@ -98,7 +140,9 @@ def test_equal_and_single() -> None:
 
 
 def data(folder: Path, *overrides: str) -> PackedDataModule:
-    return PackedDataModule(load(config_file(folder), list(overrides)).config, ByteTokenizer(), lambda line: None)
+    return PackedDataModule(
+        load(config_file(folder), list(overrides)).config, ByteTokenizer(), lambda line: None
+    )
 
 
 def test_rows_add_up_to_the_validation(tmp_path: Path) -> None:
@@ -116,7 +160,9 @@ def test_passages_are_scored_as_one_token_after_the_other() -> None:
     ids = torch.tensor([[tokenizer.eos_id, *text.encode()]])
     with torch.no_grad():
         logs = model(ids[:, :-1]).double().log_softmax(-1)[0]
-    bits = -sum(logs[i, number].item() for i, number in enumerate(ids[0, 1:].tolist())) / math.log(2)
+    bits = -sum(logs[i, number].item() for i, number in enumerate(ids[0, 1:].tolist())) / math.log(
+        2
+    )
     assert found.amounts[0] == pytest.approx(bits, rel=1e-5)
     assert found.sizes.tolist() == [len(text), len(TEXT)]
 
@@ -126,7 +172,9 @@ def test_passages_hold_all_of_the_text_in_order() -> None:
     pieces = passages_of(texts, 30, 1000)
     assert "".join(pieces) == "".join(text for text in texts if text.strip())
     assert max(map(len, pieces)) <= 60
-    assert all(TEXT[len("".join(pieces[: i + 1]))] == " " for i in range(2)), "cut before white space"
+    assert all(TEXT[len("".join(pieces[: i + 1]))] == " " for i in range(2)), (
+        "cut before white space"
+    )
     assert passages_of(texts, 30, 3) == [pieces[i * len(pieces) // 3] for i in range(3)]
 
 
@@ -135,7 +183,9 @@ def test_passages_hold_all_of_the_text_in_order() -> None:
 
 def models(folder: Path, context: int = 16) -> tuple[Model, Model]:
     module = data(folder)
-    return Model("a", decoder(), ByteTokenizer(), module), Model("b", decoder(context, seed=1), ByteTokenizer(), module)
+    return Model("a", decoder(), ByteTokenizer(), module), Model(
+        "b", decoder(context, seed=1), ByteTokenizer(), module
+    )
 
 
 def test_the_same_rows_for_the_same_tokenizer(tmp_path: Path) -> None:
@@ -143,7 +193,11 @@ def test_the_same_rows_for_the_same_tokenizer(tmp_path: Path) -> None:
     verdict = verdict_on(a, a, b, 500)
     batches = list(a.data.val_dataloader())
     losses = [evaluate(each.decoder, batches, set(), 1.0).loss for each in (a, b)]
-    assert (verdict.unit, verdict.kind, verdict.text) == ("nats per token", "rows", "the validation text of a")
+    assert (verdict.unit, verdict.kind, verdict.text) == (
+        "nats per token",
+        "rows",
+        "the validation text of a",
+    )
     assert [verdict.a, verdict.b] == pytest.approx(losses, rel=1e-6)
     same = verdict_on(a, a, a, 500)
     assert same.difference == same.low == same.high == 0
@@ -166,13 +220,16 @@ def test_another_tokenizer_or_a_shorter_context_is_compared_per_byte(tmp_path: P
 def test_text_that_one_was_trained_on_is_said(tmp_path: Path) -> None:
     a, b = models(tmp_path)
     assert verdict_on(a, a, b, 500).notes == []
-    other = data(tmp_path, "--data.val_fraction", "0.6")  # what is held out by 0.3 is held out by 0.6 too, and not the other way round
+    # what is held out by 0.3 is held out by 0.6 too, and not the other way round
+    other = data(tmp_path, "--data.val_fraction", "0.6")
     held_out = [other.corpora[0].val], [a.data.corpora[0].val]
     n = documents_known(held_out[0], [a.data.corpora[0].train])
     assert 0 < n == held_out[0][0].documents - held_out[1][0].documents
     b = b._replace(data=other)
     assert verdict_on(a, a, b, 500).notes == []
-    said = f"a was trained on {n} of the {held_out[0][0].documents} documents that b is validated on"
+    said = (
+        f"a was trained on {n} of the {held_out[0][0].documents} documents that b is validated on"
+    )
     assert verdict_on(b, a, b, 500).notes == [said]
 
 

@@ -1,4 +1,6 @@
-"""Scores of given tokens: against a decoder that reads each token alone, at every batch size, border and length."""
+"""Scores of given tokens: against a decoder that reads each token alone, at every batch size,
+border and length.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,26 @@ from model import Decoder, ModelConfig
 BYTE = load_tokenizer("byte")
 EOS = BYTE.eos_id
 CONTEXT = 24
-PAIRS = [("How", "?"), ("", "an"), ("a longer prompt than", " the other ones"), ("x" * 40, " is cut"), ("y", "z" * CONTEXT), ("café ", "é")]
+PAIRS = [
+    ("How", "?"),
+    ("", "an"),
+    ("a longer prompt than", " the other ones"),
+    ("x" * 40, " is cut"),
+    ("y", "z" * CONTEXT),
+    ("café ", "é"),
+]
 
 
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
     torch.manual_seed(0)
-    shape = {"vocab_size": BYTE.vocab_size, "n_layers": 2, "d_model": 32, "n_heads": 4, "init_std": 0.3}
+    shape = {
+        "vocab_size": BYTE.vocab_size,
+        "n_layers": 2,
+        "d_model": 32,
+        "n_heads": 4,
+        "init_std": 0.3,
+    }
     return Decoder(ModelConfig(context_length=CONTEXT, dropout=0.2, **shape))
 
 
@@ -36,13 +51,20 @@ def merging() -> Tokenizer:
     """It joins words with the space before them, and letters across the border of a prompt."""
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.train_from_iterator(["the theory of the thesis is there"] * 9, trainers.BpeTrainer(vocab_size=60, special_tokens=["<e>"]))
+    backend.train_from_iterator(
+        ["the theory of the thesis is there"] * 9,
+        trainers.BpeTrainer(vocab_size=60, special_tokens=["<e>"]),
+    )
     return from_definition(backend.to_str(), "merging", 0, 0)
 
 
 @torch.no_grad()
-def one_by_one(decoder: Decoder, context: Sequence[int], continuation: Sequence[int]) -> tuple[list[float], list[bool]]:
-    """Each token by a decoder that reads what comes before it and nothing else, as generation would."""
+def one_by_one(
+    decoder: Decoder, context: Sequence[int], continuation: Sequence[int]
+) -> tuple[list[float], list[bool]]:
+    """Each token by a decoder that reads what comes before it and nothing else, as generation
+    would.
+    """
     nats, likeliest = [], []
     read = [EOS, *context, *continuation[:-1]][-CONTEXT:]
     first = len(read) - len(continuation) + 1
@@ -55,7 +77,9 @@ def one_by_one(decoder: Decoder, context: Sequence[int], continuation: Sequence[
 
 @pytest.mark.parametrize("most", [1, 3, 8])
 def test_scores_are_those_of_each_token_read_alone(decoder: Decoder, most: int) -> None:
-    """T7 and T44: the same at each batch size, from the right logits, with the border kept where the left is cut."""
+    """T7 and T44: the same at each batch size, from the right logits, with the border kept where
+    the left is cut.
+    """
     pairs = [(BYTE.encode(prompt), BYTE.encode(text)) for prompt, text in PAIRS]
     rows = [continued(EOS, context, continuation, CONTEXT) for context, continuation in pairs]
     for scores, pair in zip(score(decoder.train(), rows, most), pairs, strict=True):
@@ -72,7 +96,9 @@ def test_the_likeliest_tokens_are_known_as_such(decoder: Decoder) -> None:
         ids.append(int(decoder.eval()(torch.tensor([ids]))[0, -1].argmax()))
     (scores,) = score(decoder, [continued(EOS, ids[1:2], ids[2:], CONTEXT)])
     assert scores.likeliest.all()
-    (scores,) = score(decoder, [continued(EOS, ids[1:2], [*ids[2:-1], (ids[-1] + 1) % 256], CONTEXT)])
+    (scores,) = score(
+        decoder, [continued(EOS, ids[1:2], [*ids[2:-1], (ids[-1] + 1) % 256], CONTEXT)]
+    )
     assert scores.likeliest.tolist() == [True] * 5 + [False]
 
 
@@ -96,7 +122,8 @@ def test_a_prompt_and_its_continuation_have_the_ids_of_the_whole(merging: Tokeni
             assert context + continuation == merging.encode(text)
             assert continuation
             assert merging.encode(text[:cut])[: len(context)] == context
-    assert split(merging, "the the", "sis is")[0] == merging.encode("the")  # "the" would be joined to "sis"
+    # "the" would be joined to "sis"
+    assert split(merging, "the the", "sis is")[0] == merging.encode("the")
     assert split(merging, "the", " thesis")[0] == merging.encode("the")
 
 
@@ -109,5 +136,6 @@ def test_windows_ask_for_every_token_once(length: int, context: int) -> None:
     for row, labels in itertools.chain((row.ids, row.labels) for row in rows):
         assert len(row) <= context
         places = np.flatnonzero(labels != -100)
-        assert [row[place] for place in places] == [labels[place] - 1 for place in places]  # what was read just before it
+        # what was read just before it
+        assert [row[place] for place in places] == [labels[place] - 1 for place in places]
         assert row[0] == 0 or places[0] >= context // 2 - (context + 1) % 2

@@ -1,4 +1,6 @@
-"""Surprisal is the validation's loss, only not summed: python -m pytest tests/evaluation/test_surprisal.py."""
+"""Surprisal is the validation's loss, only not summed: python -m pytest
+tests/evaluation/test_surprisal.py.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from lm.reports import run_model
-from lm.evaluation.validation import evaluate
-from lm.display.html import visible
 from lm.config.schema.model import ModelConfig
+from lm.display.html import visible
 from lm.evaluation.surprisal import Surprisal, measure
+from lm.evaluation.validation import evaluate
+from lm.reports import run_model
 from lm.tokenizer.tokenizer import ByteTokenizer
 from model import Decoder
 from tests.display.test_html import HOSTILE, Read, contrast, schemes
@@ -25,7 +27,17 @@ NAMES = ("a.txt", "b.txt")
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
     torch.manual_seed(0)
-    return Decoder(ModelConfig(vocab_size=BYTES.vocab_size, context_length=T, n_layers=1, d_model=16, n_heads=2, init_std=0.4, dropout=0.3))
+    return Decoder(
+        ModelConfig(
+            vocab_size=BYTES.vocab_size,
+            context_length=T,
+            n_layers=1,
+            d_model=16,
+            n_heads=2,
+            init_std=0.4,
+            dropout=0.3,
+        )
+    )
 
 
 def batches(masked: bool) -> list[tuple[dict, list[str]]]:
@@ -38,7 +50,9 @@ def batches(masked: bool) -> list[tuple[dict, list[str]]]:
         labels[0, -4:] = -100
         batch = {"input_ids": ids[:, :-1], "labels": labels}
         if masked:
-            batch["document_ids"] = (torch.rand(labels.shape, generator=generator) < 0.15).long().cumsum(dim=-1)
+            batch["document_ids"] = (
+                (torch.rand(labels.shape, generator=generator) < 0.15).long().cumsum(dim=-1)
+            )
         made.append((batch, [NAMES[i % 2] for i in range(rows)]))
     return made
 
@@ -50,12 +64,20 @@ def test_the_sums_are_those_of_a_validation(decoder, masked):
     assert decoder.training
     expected = evaluate(decoder, [batch for batch, _ in batches(masked)], (), 1.0)
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
-    assert found.tokens.sum() == expected.tokens == sum(tokens for _, tokens in found.sources.values())
+    assert (
+        found.tokens.sum() == expected.tokens == sum(tokens for _, tokens in found.sources.values())
+    )
     assert sum(nats for nats, _ in found.sources.values()) == pytest.approx(found.nats.sum())
     for name in NAMES:  # one source alone
-        own = [({k: v[[s == name for s in sources]] for k, v in batch.items()}, ()) for batch, sources in batches(masked)]
+        own = [
+            ({k: v[[s == name for s in sources]] for k, v in batch.items()}, ())
+            for batch, sources in batches(masked)
+        ]
         alone = evaluate(decoder, [batch for batch, _ in own], (), 1.0)
-        assert found.sources[name] == (pytest.approx(alone.loss * alone.tokens, rel=1e-5), alone.tokens)
+        assert found.sources[name] == (
+            pytest.approx(alone.loss * alone.tokens, rel=1e-5),
+            alone.tokens,
+        )
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -85,7 +107,13 @@ def test_examples_are_of_each_source_and_say_what_was_expected(decoder, masked):
     found = measure(decoder, batches(masked), T, examples=3)
     assert [guessed.source for guessed in found.examples] == ["a.txt", "b.txt", "a.txt"]
     for guessed in found.examples:
-        losses = decoder(guessed.rows["input_ids"], guessed.rows["labels"], guessed.rows.get("document_ids"))[0].detach().numpy()
+        losses = (
+            decoder(
+                guessed.rows["input_ids"], guessed.rows["labels"], guessed.rows.get("document_ids")
+            )[0]
+            .detach()
+            .numpy()
+        )
         labels = guessed.rows["labels"][0].numpy()
         assert np.isnan(guessed.nats).tolist() == (labels == -100).tolist()
         asked = labels != -100
@@ -113,15 +141,23 @@ def test_the_text_is_whole_and_each_token_has_its_value(decoder):
     assert f"{found.loss:.4f} nats per token (the run itself recorded 1.2500)" in read.text
 
 
-@pytest.mark.parametrize(("bits", "shade"), [(0, 0), (0.99, 0), (1, 1), (3.9, 2), (13.9, 6), (14, 7), (400, 7)])
+@pytest.mark.parametrize(
+    ("bits", "shade"), [(0, 0), (0.99, 0), (1, 1), (3.9, 2), (13.9, 6), (14, 7), (400, 7)]
+)
 def test_shades(bits, shade):
     assert run_model.shade(bits) == shade
 
 
-@pytest.mark.parametrize(("scheme", "colour", "shares"), [(0, (236, 112, 20), run_model.LIGHT), (1, (205, 84, 10), run_model.DARK)])
+@pytest.mark.parametrize(
+    ("scheme", "colour", "shares"),
+    [(0, (236, 112, 20), run_model.LIGHT), (1, (205, 84, 10), run_model.DARK)],
+)
 def test_text_can_be_read_on_every_shade(scheme, colour, shares):
     names = schemes()[scheme]
-    assert f"rgba({', '.join(map(str, colour))}, {shares[-1]})" in run_model.STYLE and len(shares) == run_model.SHADES
+    assert (
+        f"rgba({', '.join(map(str, colour))}, {shares[-1]})" in run_model.STYLE
+        and len(shares) == run_model.SHADES
+    )
     paper = [int(names["paper"][i : i + 2], 16) for i in (1, 3, 5)]
     for share in shares:
         mixed = [round(a * share + b * (1 - share)) for a, b in zip(colour, paper, strict=True)]

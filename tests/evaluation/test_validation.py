@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lm.config.schema.model import ModelConfig
 from lm.evaluation.validation import Evaluation, evaluate
 from lm.optim.loss import IGNORE_INDEX
 from lm.optim.objectives import Preference, kept
-from lm.config.schema.model import ModelConfig
 from model import Decoder
 
 EOS = 10
@@ -44,7 +44,11 @@ def batch(*rows: list[int]) -> Batch:
 
 def decoder() -> Decoder:
     torch.manual_seed(0)
-    return Decoder(ModelConfig(vocab_size=EOS + 1, context_length=6, n_layers=1, d_model=16, dropout=0.3, init_std=0.5))
+    return Decoder(
+        ModelConfig(
+            vocab_size=EOS + 1, context_length=6, n_layers=1, d_model=16, dropout=0.3, init_std=0.5
+        )
+    )
 
 
 def rows() -> Batch:
@@ -55,7 +59,11 @@ def rows() -> Batch:
     labels = ids[:, 1:].clone()
     for row, real in enumerate([6, 6, 1, 6, 3, 6, 2, 0, 0]):
         labels[row, real:] = IGNORE_INDEX
-    return {"input_ids": ids[:, :-1], "labels": labels, "document_ids": (ids[:, :-1] == EOS).cumsum(1)}
+    return {
+        "input_ids": ids[:, :-1],
+        "labels": labels,
+        "document_ids": (ids[:, :-1] == EOS).cumsum(1),
+    }
 
 
 def cut(whole: Batch, size: int, begin: int = 0, end: int = 9) -> Iterator[Batch]:
@@ -77,21 +85,34 @@ def test_the_same_at_every_batch_size_and_equal_to_the_loop() -> None:
     results = [evaluate(model, cut(whole, size), {EOS}, 1.7) for size in (1, 3, 8, 9)]
     model.eval()
     with torch.no_grad():
-        logs = model(whole["input_ids"], document_ids=whole["document_ids"]).double().log_softmax(-1)
-    scored = [(b, t, y) for b, row in enumerate(whole["labels"].tolist()) for t, y in enumerate(row) if y != IGNORE_INDEX]
+        logs = (
+            model(whole["input_ids"], document_ids=whole["document_ids"]).double().log_softmax(-1)
+        )
+    scored = [
+        (b, t, y)
+        for b, row in enumerate(whole["labels"].tolist())
+        for t, y in enumerate(row)
+        if y != IGNORE_INDEX
+    ]
     nats = {place: -logs[place].item() for place in scored}
     text = [place for place in scored if place[2] != EOS]
     assert 0 < len(text) < len(scored) == 30
     for result in results:
         assert result.tokens == 30
         assert result.loss == pytest.approx(sum(nats.values()) / 30, rel=1e-6)
-        assert result.bits_per_byte == pytest.approx(sum(nats[place] for place in text) / math.log(2) / (len(text) * 1.7), rel=1e-6)
+        assert result.bits_per_byte == pytest.approx(
+            sum(nats[place] for place in text) / math.log(2) / (len(text) * 1.7), rel=1e-6
+        )
 
 
 def test_bits_per_byte_by_hand() -> None:
-    """Two tokens of 3 bytes each at 1 and 3 bits: 4 bits over 6 bytes. The loss has the end of the document as a third token."""
+    """Two tokens of 3 bytes each at 1 and 3 bits: 4 bits over 6 bytes. The loss has the end of the
+    document as a third token.
+    """
     bit = math.log(2)
-    result = evaluate(Given(0.0, bit, 3 * bit, *[0.0] * 7, 100.0), [batch([1, 2, EOS, IGNORE_INDEX])], {EOS}, 3.0)
+    result = evaluate(
+        Given(0.0, bit, 3 * bit, *[0.0] * 7, 100.0), [batch([1, 2, EOS, IGNORE_INDEX])], {EOS}, 3.0
+    )
     assert result.bits_per_byte == pytest.approx(4 / 6)
     assert result.loss == pytest.approx((4 * bit + 100) / 3, rel=1e-6)
     assert result.tokens == 3
@@ -109,7 +130,9 @@ def test_documents_are_handed_on() -> None:
     assert evaluate(model, [whole], {EOS}, 1.0).loss != evaluate(model, [without], {EOS}, 1.0).loss
 
 
-@pytest.mark.parametrize("batches", [[], [batch([IGNORE_INDEX, IGNORE_INDEX])]], ids=["no batch", "no target"])
+@pytest.mark.parametrize(
+    "batches", [[], [batch([IGNORE_INDEX, IGNORE_INDEX])]], ids=["no batch", "no target"]
+)
 def test_nothing_to_score_is_nan(batches: list[Batch]) -> None:
     result = evaluate(Given(1.0), batches, {EOS}, 1.0)
     assert result.tokens == 0
@@ -177,7 +200,9 @@ SOURCES = {"jsonl a": 1.2, "txt b": 2.5, "csv of which no row was chosen": 1.0}
 
 
 def of_two_sources() -> Batch:
-    """Rows 0 to 3 are of the first, 4 to 8 of the second; the cut at 3 has rows of both in one batch."""
+    """Rows 0 to 3 are of the first, 4 to 8 of the second; the cut at 3 has rows of both in one
+    batch.
+    """
     return rows() | {"source": torch.tensor([0] * 4 + [1] * 5)}
 
 
@@ -185,39 +210,65 @@ def test_sources_are_scored_as_each_alone_and_make_up_the_whole() -> None:
     model, whole = decoder(), rows()
     for size in (1, 3, 9):
         result = evaluate(model, cut(of_two_sources(), size), {EOS}, 1.7, sources=SOURCES)
-        assert replace(result, sources={}) == evaluate(model, cut(whole, size), {EOS}, 1.7)  # the same bits as without sources
+        # the same bits as without sources
+        assert replace(result, sources={}) == evaluate(model, cut(whole, size), {EOS}, 1.7)
         first, second, none = (result.sources[name] for name in SOURCES)
         for found, alone in (
             (first, evaluate(model, cut(whole, size, 0, 4), {EOS}, 1.2)),
             (second, evaluate(model, cut(whole, size, 4, 9), {EOS}, 2.5)),
         ):
-            assert (found.loss, found.bits_per_byte) == (pytest.approx(alone.loss), pytest.approx(alone.bits_per_byte))
+            assert (found.loss, found.bits_per_byte) == (
+                pytest.approx(alone.loss),
+                pytest.approx(alone.bits_per_byte),
+            )
             assert found.tokens == alone.tokens
         assert none.tokens == 0
         assert math.isnan(none.loss)
         assert first.tokens + second.tokens == result.tokens == 30
         assert first.tokens != second.tokens
-        assert (first.loss * first.tokens + second.loss * second.tokens) / 30 == pytest.approx(result.loss)
+        assert (first.loss * first.tokens + second.loss * second.tokens) / 30 == pytest.approx(
+            result.loss
+        )
         assert (first.loss + second.loss) / 2 != pytest.approx(result.loss)
-        assert result.figures_by_source["csv of which no row was chosen"] == {"loss": None, "bits_per_byte": None, "tokens": 0}
+        assert result.figures_by_source["csv of which no row was chosen"] == {
+            "loss": None,
+            "bits_per_byte": None,
+            "tokens": 0,
+        }
 
 
 def test_preferences_of_several_sources_count_pairs() -> None:
-    documents = torch.tensor([[0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 2, 2]])
+    documents = torch.tensor(
+        [[0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 2, 2]]
+    )
     labels = torch.tensor([[1] * 8, [2] * 8, [3] * 6 + [IGNORE_INDEX] * 2])
-    pairs = {"input_ids": labels.clamp(min=0), "labels": labels, "document_ids": documents, "source": torch.tensor([0, 1, 1])}
+    pairs = {
+        "input_ids": labels.clamp(min=0),
+        "labels": labels,
+        "document_ids": documents,
+        "source": torch.tensor([0, 1, 1]),
+    }
     objective = Preference(0.1, kept(decoder()))
     result = evaluate(decoder(), [pairs], {EOS}, 1.0, objective, {"a": 1.0, "b": 1.0})
     assert [result.tokens, *(each.tokens for each in result.sources.values())] == [4, 2, 2]
     assert all(math.isnan(each.bits_per_byte) for each in result.sources.values())
-    assert sum(each.loss * each.tokens for each in result.sources.values()) / 4 == pytest.approx(result.loss)
+    assert sum(each.loss * each.tokens for each in result.sources.values()) / 4 == pytest.approx(
+        result.loss
+    )
 
 
 def score_share(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    shares = [(0, 3), (3, 9)]  # unequal in rows, tokens and sources: the first process has rows of one source only
-    result = evaluate(decoder(), cut(of_two_sources(), [2, 3][rank], *shares[rank]), {EOS}, 1.7, sources=SOURCES)
-    figures = [[each.loss, each.bits_per_byte, each.tokens] for each in (result, *result.sources.values())]
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    # unequal in rows, tokens and sources: the first process has rows of one source only
+    shares = [(0, 3), (3, 9)]
+    result = evaluate(
+        decoder(), cut(of_two_sources(), [2, 3][rank], *shares[rank]), {EOS}, 1.7, sources=SOURCES
+    )
+    figures = [
+        [each.loss, each.bits_per_byte, each.tokens] for each in (result, *result.sources.values())
+    ]
     (Path(folder) / f"{rank}").write_text(json.dumps(figures))
     torch.distributed.destroy_process_group()
 
@@ -229,5 +280,7 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     for (loss, bits_per_byte, tokens), expected in zip(
         json.loads((tmp_path / "0").read_text()), (alone, *alone.sources.values()), strict=True
     ):
-        assert (loss, bits_per_byte) == pytest.approx((expected.loss, expected.bits_per_byte), nan_ok=True)
+        assert (loss, bits_per_byte) == pytest.approx(
+            (expected.loss, expected.bits_per_byte), nan_ok=True
+        )
         assert tokens == expected.tokens

@@ -1,4 +1,6 @@
-"""The validation loss of each source of a mixture, from its rows to the record of a run and back: python -m pytest of this file."""
+"""The validation loss of each source of a mixture, from its rows to the record of a run and back:
+python -m pytest of this file.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +17,32 @@ import torch
 import eval_val
 from data import PackedDataModule
 from lm.config.reader import load
+from lm.documents.reader import hash_of_text
 from lm.evaluation.validation import Evaluation, evaluate
 from lm.runs.folder import Evaluated, read_evaluations
-from lm.documents.reader import hash_of_text
 from lm.tokenizer.tokenizer import ByteTokenizer
 from model import load as load_model
 from tests.support.runs import TEXT, config_file, train
 
-NAMES = ["jsonl a.jsonl", "jsonl b.jsonl (data.source.parts[1].source)", "jsonl b.jsonl (data.source.parts[2].source)"]
+NAMES = [
+    "jsonl a.jsonl",
+    "jsonl b.jsonl (data.source.parts[1].source)",
+    "jsonl b.jsonl (data.source.parts[2].source)",
+]
 
 
 def parts(folder: Path) -> list[dict[str, Any]]:
-    """Three sources: different texts, of different sizes, one of them with characters of two bytes; two files have one name."""
+    """Three sources: different texts, of different sizes, one of them with characters of two bytes;
+    two files have one name.
+    """
     texts = {"a.jsonl": TEXT, "b.jsonl": "0123456789 " * 9, "c/b.jsonl": "äöü " * 14}
     found = []
     for number, (name, text) in enumerate(texts.items()):
         path = folder / name
         path.parent.mkdir(exist_ok=True)
-        content = "".join(json.dumps({"text": f"{i} {text[i % 50 :]}"}) + "\n" for i in range(20 * (number + 1)))
+        content = "".join(
+            json.dumps({"text": f"{i} {text[i % 50 :]}"}) + "\n" for i in range(20 * (number + 1))
+        )
         if not path.exists():  # else the cache would be made anew
             path.write_text(content, encoding="utf-8")
         found.append({"weight": 1, "source": {"format": "jsonl", "files": str(path)}})
@@ -40,8 +50,19 @@ def parts(folder: Path) -> list[dict[str, Any]]:
 
 
 def mixed(folder: Path, **trainer: object) -> Path:
-    settings = {"max_steps": 6, "batch_size": 8, "micro_batch_size": 4, "validate_every": 3, "device": "cpu", "precision": "fp32"}
-    data = {"source": {"format": "mixture", "parts": parts(folder)}, "val_fraction": 0.3, "cache_dir": str(folder / "cache")}
+    settings = {
+        "max_steps": 6,
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "validate_every": 3,
+        "device": "cpu",
+        "precision": "fp32",
+    }
+    data = {
+        "source": {"format": "mixture", "parts": parts(folder)},
+        "val_fraction": 0.3,
+        "cache_dir": str(folder / "cache"),
+    }
     return config_file(folder, data=data, trainer=settings | trainer)
 
 
@@ -58,7 +79,9 @@ def assert_parts_make_up(whole: dict[str, Any]) -> None:
     assert total / whole["tokens"] == pytest.approx(whole["loss"], rel=1e-6)
 
 
-def test_each_validation_of_a_run_says_what_each_source_scores(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_validation_of_a_run_says_what_each_source_scores(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 3, 6]
     for line, read in zip(lines, read_evaluations(run), strict=True):
@@ -80,7 +103,9 @@ def test_a_source_scores_what_it_scores_alone(run: Path) -> None:
         assert "source" not in batches[0]
         alone = evaluate(decoder, batches, tokenizer.reserved_ids, data.text_bytes_per_token)
         assert recorded[name]["tokens"] == alone.tokens
-        assert (recorded[name]["loss"], recorded[name]["bits_per_byte"]) == pytest.approx((alone.loss, alone.bits_per_byte), rel=1e-4)
+        assert (recorded[name]["loss"], recorded[name]["bits_per_byte"]) == pytest.approx(
+            (alone.loss, alone.bits_per_byte), rel=1e-4
+        )
 
 
 def test_rows_know_their_source(tmp_path: Path) -> None:
@@ -99,24 +124,44 @@ def test_rows_know_their_source(tmp_path: Path) -> None:
 def test_a_source_without_validation_text_has_no_number(tmp_path: Path) -> None:
     sources = parts(tmp_path)
     trained = [text for text in map(str, range(100, 200)) if hash_of_text(text) >= 0.3 * 2**64]
-    (tmp_path / "none.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in trained))
-    sources.insert(1, {"weight": 1, "source": {"format": "jsonl", "files": str(tmp_path / "none.jsonl")}})
-    config = load(mixed(tmp_path), ["--data.source", json.dumps({"format": "mixture", "parts": sources})]).config
+    (tmp_path / "none.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in trained)
+    )
+    sources.insert(
+        1, {"weight": 1, "source": {"format": "jsonl", "files": str(tmp_path / "none.jsonl")}}
+    )
+    config = load(
+        mixed(tmp_path), ["--data.source", json.dumps({"format": "mixture", "parts": sources})]
+    ).config
     data = PackedDataModule(config, ByteTokenizer(), lambda line: None)
-    assert [name.split()[1] for name in data.validation_sources] == ["a.jsonl", "b.jsonl", "b.jsonl"]
+    assert [name.split()[1] for name in data.validation_sources] == [
+        "a.jsonl",
+        "b.jsonl",
+        "b.jsonl",
+    ]
     assert len(data.rows["val"].parts) == 3
 
 
 def test_resumed_it_says_the_same(run: Path, tmp_path: Path) -> None:
     again = tmp_path / "run"
     shutil.copytree(run, again, symlinks=True)
-    train(mixed(run.parent), "--checkpoint.directory", str(again), resume=str(again / "step-00000003.ckpt"))
-    figures = [[vars(line) | {"seconds": 0, "manifest_sha256": None} for line in read_evaluations(folder)] for folder in (run, again)]
+    train(
+        mixed(run.parent),
+        "--checkpoint.directory",
+        str(again),
+        resume=str(again / "step-00000003.ckpt"),
+    )
+    figures = [
+        [vars(line) | {"seconds": 0, "manifest_sha256": None} for line in read_evaluations(folder)]
+        for folder in (run, again)
+    ]
     assert figures[0] == figures[1]
     assert (again / "after-step-00000003-1").exists()
 
 
-def test_eval_val_says_it_too(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_val_says_it_too(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["eval_val.py", "--ckpt", str(run / "final.ckpt"), "--config", str(mixed(run.parent))]
     monkeypatch.setattr(sys, "argv", [*command, "--json"])
     eval_val.main()
@@ -135,7 +180,13 @@ def test_eval_val_says_it_too(run: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_one_source_says_nothing_of_sources(tmp_path: Path) -> None:
-    settings = {"max_steps": 3, "batch_size": 4, "micro_batch_size": 4, "device": "cpu", "precision": "fp32"}
+    settings = {
+        "max_steps": 3,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        "device": "cpu",
+        "precision": "fp32",
+    }
     train(config_file(tmp_path, trainer=settings))
     assert "sources" not in (tmp_path / "run" / "evaluations.jsonl").read_text()
     assert [line.sources for line in read_evaluations(tmp_path / "run")] == [{}, {}]
@@ -145,5 +196,7 @@ def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
     result = Evaluation(1.0, 1.0, 4, {"a": Evaluation(float("inf"), float("nan"), 4)})
     assert result.figures_by_source == {"a": {"loss": None, "bits_per_byte": None, "tokens": 4}}
     line = vars(Evaluated(1, None, 1.0, 2.7, 1.0, 4, 0.1, None, result.figures_by_source))
-    (tmp_path / "evaluations.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(line | {"sources": 3}) + "\n")
+    (tmp_path / "evaluations.jsonl").write_text(
+        json.dumps(line) + "\n" + json.dumps(line | {"sources": 3}) + "\n"
+    )
     assert [read.sources for read in read_evaluations(tmp_path)] == [result.figures_by_source]

@@ -1,4 +1,6 @@
-"""A conversation with a model that has learnt three answers: python -m pytest tests/generation/test_chat.py."""
+"""A conversation with a model that has learnt three answers: python -m pytest
+tests/generation/test_chat.py.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infer import main
-from lm.generation.chat import Chat
-from lm.generation.terminal import Terminal
-from lm.documents.conversations import Conversation, Turn, conversation_of
-from lm.system.errors import ConfigError, DataError
-from lm.generation.sampling import Sampling
 from lm.config.schema.model import ModelConfig
+from lm.documents.conversations import Conversation, Turn, conversation_of
 from lm.documents.templates import ChatFormat
+from lm.generation.chat import Chat
+from lm.generation.sampling import Sampling
+from lm.generation.terminal import Terminal
+from lm.system.errors import ConfigError, DataError
 from lm.tokenizer.tokenizer import ByteTokenizer
 from model import Decoder
 from tests.support import runs
@@ -45,7 +47,9 @@ GREEDY = Sampling(temperature=0)
 def learned() -> Decoder:
     """It knows both turns of TALK by heart, and to "0" it answers digits that do not end for long."""
     torch.manual_seed(0)
-    config = ModelConfig(vocab_size=BYTE.vocab_size, d_model=64, n_layers=2, n_heads=2, context_length=2048)
+    config = ModelConfig(
+        vocab_size=BYTE.vocab_size, d_model=64, n_layers=2, n_heads=2, context_length=2048
+    )
     decoder = Decoder(config)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=5e-3)
     turns = tuple(Turn(("user", "assistant")[i % 2], text) for i, text in enumerate(TALK))
@@ -64,13 +68,18 @@ def learned() -> Decoder:
 
 def checkpoint(folder: Path, source: dict[str, object]) -> Path:
     trainer = {"max_steps": 150, "batch_size": 8, "micro_batch_size": 8}
-    config = {"data": {"source": {"files": "x.jsonl", **source}, "document_mask": True}, "trainer": trainer}
+    config = {
+        "data": {"source": {"files": "x.jsonl", **source}, "document_mask": True},
+        "trainer": trainer,
+    }
     return runs.write_trained(folder, learned(), BYTE, config)
 
 
 @pytest.fixture(scope="module")
 def speaks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint(tmp_path_factory.mktemp("speaks"), {"format": "chat", "template": "instruction-output"})
+    return checkpoint(
+        tmp_path_factory.mktemp("speaks"), {"format": "chat", "template": "instruction-output"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +94,15 @@ def test_a_prompt_is_the_format_s_of_all_turns() -> None:
     chat = Chat(FORM, 1000, 100)
     assert chat.prompt("Hi") == FORM.prompt([Turn("user", "Hi")])
     chat.take("Hi", "Ho")
-    assert chat.prompt("And?") == FORM.prompt([Turn("user", "Hi"), Turn("assistant", "Ho"), Turn("user", "And?")])
-    assert chat.turns == [Turn("user", "Hi"), Turn("assistant", "Ho")], "asking for a prompt remembers nothing"
-    eager = Chat(FORM, 400, 1000)  # more than it can: half of the context is kept for an answer, and the other half for the past
+    assert chat.prompt("And?") == FORM.prompt(
+        [Turn("user", "Hi"), Turn("assistant", "Ho"), Turn("user", "And?")]
+    )
+    assert chat.turns == [
+        Turn("user", "Hi"),
+        Turn("assistant", "Ho"),
+    ], "asking for a prompt remembers nothing"
+    # more than it can: half of the context is kept for an answer, and the other half for the past
+    eager = Chat(FORM, 400, 1000)
     eager.turns = list(chat.turns)
     assert eager.prompt("And?") == chat.prompt("And?")
     chat.reset()
@@ -98,23 +113,36 @@ def test_the_oldest_turns_go_first_and_whole_and_the_system_stays() -> None:
     form = ChatFormat("alpaca", BYTE, system="Be brief.")
     chat = Chat(form, 200, 40)
     for i in range(9):
-        question = f"Question {i}" + "?" * (13 * i % 40)  # so that without a question alone it would often fit
+        # so that without a question alone it would often fit
+        question = f"Question {i}" + "?" * (13 * i % 40)
         ids = chat.prompt(question)
         assert len(ids) <= 200 - 40
-        assert ids[0] == BYTE.eos_id and BYTE.decode(ids).startswith("Be brief.\n\n### Instruction:\nQuestion ")
+        assert ids[0] == BYTE.eos_id and BYTE.decode(ids).startswith(
+            "Be brief.\n\n### Instruction:\nQuestion "
+        )
         read = chat.turns[chat.forgotten :]
         assert ids == form.prompt([*read, Turn("user", question)])
         if chat.forgotten:  # one pair more would not have fitted
-            assert len(form.prompt([*chat.turns[chat.forgotten - 2 :], Turn("user", question)])) > 160
+            assert (
+                len(form.prompt([*chat.turns[chat.forgotten - 2 :], Turn("user", question)])) > 160
+            )
         chat.take(question, f"Answer {i}")
     assert chat.forgotten > 0 and chat.forgotten % 2 == 0
     assert len(chat.turns) == 18, "what is forgotten is still there to be saved"
 
 
 @settings(deadline=None)
-@given(st.integers(1, 120), st.integers(8, 100), st.lists(st.text("ab", min_size=1, max_size=40), max_size=8))
-def test_there_is_always_room_for_an_answer(longest: int, context: int, messages: list[str]) -> None:
-    """So `longest` tokens, or at least what is left of the context behind a single message, are written without anything forgotten."""
+@given(
+    st.integers(1, 120),
+    st.integers(8, 100),
+    st.lists(st.text("ab", min_size=1, max_size=40), max_size=8),
+)
+def test_there_is_always_room_for_an_answer(
+    longest: int, context: int, messages: list[str]
+) -> None:
+    """So `longest` tokens, or at least what is left of the context behind a single message, are
+    written without anything forgotten.
+    """
     chat = Chat(FORM, context, longest)
     for message in messages:
         try:
@@ -131,7 +159,12 @@ def test_there_is_always_room_for_an_answer(longest: int, context: int, messages
 def test_what_cannot_be_sent_changes_nothing() -> None:
     chat = Chat(FORM, 80, 10)
     chat.take("Hi", "Ho")
-    cases = (("", "it is empty"), (" \n", "it is empty"), ("\ud800", "half a surrogate pair"), ("x" * 80, "122 tokens"))
+    cases = (
+        ("", "it is empty"),
+        (" \n", "it is empty"),
+        ("\ud800", "half a surrogate pair"),
+        ("x" * 80, "122 tokens"),
+    )
     for message, told in cases:
         with pytest.raises(DataError, match=f"^the message was not sent: .*{told}"):
             chat.prompt(message)
@@ -145,7 +178,9 @@ def test_a_conversation_is_saved_as_it_can_be_learnt() -> None:
         chat.take(TALK[i], TALK[i + 1])
     assert conversation_of(json.loads(chat.to_json()), "auto") == Conversation(tuple(chat.turns))
     chat.format = ChatFormat("instruction-output", BYTE, system="Be brief.")
-    assert conversation_of(json.loads(chat.to_json()), "auto") == Conversation((Turn("system", "Be brief."), *chat.turns))
+    assert conversation_of(json.loads(chat.to_json()), "auto") == Conversation(
+        (Turn("system", "Be brief."), *chat.turns)
+    )
 
 
 # ---------------------------------------------------------------- what it answers
@@ -156,19 +191,28 @@ def replies(chat: Chat, message: str, decoder: Any = None, **options: Any) -> Ge
 
 
 def test_a_talk_goes_on_as_it_was_learnt() -> None:
-    """Token by token, without the template's white space around an answer, and with the answer's own."""
+    """Token by token, without the template's white space around an answer, and with the answer's
+    own.
+    """
     chat = Chat(FORM, 1000, 100)
     pieces = list(replies(chat, TALK[0]))
     assert pieces == ["H", "o", " ", "語", "🙂"]
     assert "".join(replies(chat, TALK[2])) == TALK[3]
     assert [turn.content for turn in chat.turns] == list(TALK)
     whole = FORM.encode(Conversation(tuple(chat.turns))).ids.tolist()
-    assert [BYTE.eos_id, *whole] == [*FORM.prompt(chat.turns[:3]), *FORM.answer(TALK[3])], "read again as it was in training"
+    assert [BYTE.eos_id, *whole] == [
+        *FORM.prompt(chat.turns[:3]),
+        *FORM.answer(TALK[3]),
+    ], "read again as it was in training"
 
 
 def test_an_answer_ends_at_its_longest_and_where_the_context_ends() -> None:
     prompt = len(FORM.prompt([Turn("user", "0")]))
-    for context, longest, said in ((1000, 20, "0123456789012345678"), (prompt + 11, 500, "0123456789")):  # a token is the space before
+    # a token is the space before
+    for context, longest, said in (
+        (1000, 20, "0123456789012345678"),
+        (prompt + 11, 500, "0123456789"),
+    ):
         assert "".join(replies(Chat(FORM, context, longest), "0")) == said
     assert "".join(replies(Chat(FORM, 1000, 500), "0", stops=["56"])) == "01234"
 
@@ -192,9 +236,13 @@ def test_an_answer_that_is_broken_off_is_remembered_and_one_that_never_began_is_
 
 @pytest.fixture
 def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """`typed(chat, lines)`: what is on stdout and stderr when a person types them; a line that is an exception is raised."""
+    """`typed(chat, lines)`: what is on stdout and stderr when a person types them; a line that is
+    an exception is raised.
+    """
 
-    def run(chat: Chat, *lines: str | type[BaseException], reply: Any = None, stream: bool = True) -> tuple[str, list[str]]:
+    def run(
+        chat: Chat, *lines: str | type[BaseException], reply: Any = None, stream: bool = True
+    ) -> tuple[str, list[str]]:
         stdin = io.StringIO()
         stdin.isatty = lambda: True  # type: ignore[method-assign]
         monkeypatch.setattr(sys, "stdin", stdin)
@@ -210,7 +258,11 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         Terminal(chat, reply or functools.partial(replies, chat), stream).run()
         assert next(waiting, None) is None
         printed = capsys.readouterr()
-        return printed.out, [line for line in printed.err.replace("> ", "").splitlines() if line and line != "/help shows the commands"]
+        return printed.out, [
+            line
+            for line in printed.err.replace("> ", "").splitlines()
+            if line and line != "/help shows the commands"
+        ]
 
     return run
 
@@ -220,17 +272,22 @@ def test_messages_are_answered_and_commands_obeyed(typed: Any, tmp_path: Path) -
     printed, told = typed(chat, "Hi", "", "  ", "And?", f"/save {file}", "/reset", "Hi", "/quit")
     assert printed == "Ho 語🙂\n two\n lines\nHo 語🙂\n"
     assert told == [f"{file}: 4 messages"]
-    assert [message["content"] for message in json.loads(file.read_text(encoding="utf-8"))["messages"]] == list(TALK)
+    assert [
+        message["content"] for message in json.loads(file.read_text(encoding="utf-8"))["messages"]
+    ] == list(TALK)
     assert len(chat.turns) == 2
 
 
 def test_help_and_what_is_no_command(typed: Any) -> None:
     chat = Chat(FORM, 1000, 100)
-    printed, told = typed(chat, "/help", "/halp me", "/", " /etc", reply=lambda message: iter_of(f"<{message}>"))
+    printed, told = typed(
+        chat, "/help", "/halp me", "/", " /etc", reply=lambda message: iter_of(f"<{message}>")
+    )
     assert printed == "</etc>\n"
     assert [line.split()[0] for line in told[:4]] == ["/reset", "/save", "/help", "/quit"]
     assert told[-2:] == [
-        f"there is no {name}; /help shows the commands, and a space before it says it to the model" for name in ("/halp", "/")
+        f"there is no {name}; /help shows the commands, and a space before it says it to the model"
+        for name in ("/halp", "/")
     ]
 
 
@@ -239,21 +296,35 @@ def iter_of(*pieces: str) -> Generator[str]:
 
 
 def test_what_is_saved_and_what_is_not(typed: Any, tmp_path: Path) -> None:
-    """A file of somebody else's is left alone; the chat's own is written anew, until another conversation begins."""
+    """A file of somebody else's is left alone; the chat's own is written anew, until another
+    conversation begins.
+    """
     chat, file, other = Chat(FORM, 1000, 100), tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     other.write_text("mine", encoding="utf-8")
-    lines = [f"/save {file}", "Hi", "/save", "/save x.txt", f"/save {other}", f"/save {file}", "And?", f"/save {file}"]
+    lines = [
+        f"/save {file}",
+        "Hi",
+        "/save",
+        "/save x.txt",
+        f"/save {other}",
+        f"/save {file}",
+        "And?",
+        f"/save {file}",
+    ]
     wrong = [f"/save {tmp_path}/gone/a.jsonl", "/save ~nobody-here/a.jsonl", "/save a\0b.jsonl"]
     _, told = typed(chat, *lines, "/reset", "Hi", f"/save {file}", *wrong)
     assert told[:6] == [
         "nothing has been said yet",
-        *["write /save FILE.jsonl: it holds JSON lines, and data.source knows them by that ending"] * 2,
+        *["write /save FILE.jsonl: it holds JSON lines, and data.source knows them by that ending"]
+        * 2,
         f"{other} is there already; name another",
         f"{file}: 2 messages",
         f"{file}: 4 messages",
     ]
     assert told[6] == f"{file} is there already; name another"
-    assert told[7].startswith(f"{tmp_path}/gone/a.jsonl could not be written: No such file or directory")
+    assert told[7].startswith(
+        f"{tmp_path}/gone/a.jsonl could not be written: No such file or directory"
+    )
     assert told[8].startswith("~nobody-here/a.jsonl: ")
     assert told[9:] == ["a\ufffdb.jsonl: embedded null byte"]
     assert other.read_text(encoding="utf-8") == "mine"
@@ -286,13 +357,24 @@ def test_that_something_is_forgotten_is_said_where_nothing_is_answered(typed: An
 
 
 @pytest.mark.parametrize("screen", [True, False])
-def test_no_answer_commands_the_terminal(typed: Any, monkeypatch: pytest.MonkeyPatch, screen: bool) -> None:
-    """What is no screen gets the answer as it is; nor does a command that somebody pipes in reach one."""
+def test_no_answer_commands_the_terminal(
+    typed: Any, monkeypatch: pytest.MonkeyPatch, screen: bool
+) -> None:
+    """What is no screen gets the answer as it is; nor does a command that somebody pipes in reach
+    one.
+    """
     hostile = "a\x1b[2J\x9b1m\x7f\r\n\t語\u200d🙂\xa0b"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: screen, raising=False)
-    printed, told = typed(Chat(FORM, 1000, 100), "x", "/\x1b[2J", reply=lambda message: iter_of(*hostile))
-    assert printed == ("a\ufffd[2J\ufffd1m\ufffd\n\t語\u200d🙂\xa0b\n" if screen else hostile + "\n")
-    assert told == ["there is no /\ufffd[2J; /help shows the commands, and a space before it says it to the model"]
+    printed, told = typed(
+        Chat(FORM, 1000, 100), "x", "/\x1b[2J", reply=lambda message: iter_of(*hostile)
+    )
+    assert printed == (
+        "a\ufffd[2J\ufffd1m\ufffd\n\t語\u200d🙂\xa0b\n" if screen else hostile + "\n"
+    )
+    assert told == [
+        "there is no /\ufffd[2J; /help shows the commands, and a space before it says it to the"
+        " model"
+    ]
 
 
 def test_a_message_that_is_too_long_is_answered_with_a_line(typed: Any) -> None:
@@ -300,7 +382,10 @@ def test_a_message_that_is_too_long_is_answered_with_a_line(typed: Any) -> None:
     assert printed == "0123456789012345678\n"
     assert told == [
         "the message was not sent: with its template it has 242 tokens, and the context 160",
-        "the message was not sent: half a surrogate pair, '\\udc80' is no character, so UTF-8 cannot hold it",
+        (
+            "the message was not sent: half a surrogate pair, '\\udc80' is no character, so UTF-8"
+            " cannot hold it"
+        ),
     ]
 
 
@@ -322,7 +407,9 @@ class Interrupted:
 
 @pytest.mark.parametrize(("step", "printed", "turns"), [(8, "012345\n", 2), (1, "", 0)])
 @pytest.mark.parametrize("stream", [True, False])
-def test_ctrl_c_stops_an_answer_which_stays_as_far_as_it_came(typed: Any, step: int, printed: str, turns: int, stream: bool) -> None:
+def test_ctrl_c_stops_an_answer_which_stays_as_far_as_it_came(
+    typed: Any, step: int, printed: str, turns: int, stream: bool
+) -> None:
     chat = Chat(FORM, 1000, 100)
     reply = functools.partial(replies, chat, decoder=Interrupted(step))
     assert typed(chat, "0", reply=reply, stream=stream) == (printed, ["(stopped)"])
@@ -345,7 +432,9 @@ def test_nothing_said_is_told(typed: Any) -> None:
 def infer(*arguments: str | Path, stdin: bytes = b"") -> str:
     """What stdout holds in the end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["infer.py", *map(str, arguments), "--temperature", "0", "--device", "cpu"])
+        patch.setattr(
+            sys, "argv", ["infer.py", *map(str, arguments), "--temperature", "0", "--device", "cpu"]
+        )
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         patch.setattr(sys, "stdout", stdout := io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
         main()
@@ -355,27 +444,48 @@ def infer(*arguments: str | Path, stdin: bytes = b"") -> str:
 
 def test_piped_lines_are_answered_in_turn(speaks: Path) -> None:
     """As a shell runs it: answers and nothing else on stdout, and it ends well."""
-    command = [sys.executable, str(ROOT / "infer.py"), "--ckpt", str(speaks), "--chat", "--temperature", "0", "--device", "cpu"]
+    command = [
+        sys.executable,
+        str(ROOT / "infer.py"),
+        "--ckpt",
+        str(speaks),
+        "--chat",
+        "--temperature",
+        "0",
+        "--device",
+        "cpu",
+    ]
     done = subprocess.run(command, input=b"Hi\r\n\nAnd?", capture_output=True, timeout=120, cwd="/")
     assert (done.returncode, done.stdout.decode()) == (0, "Ho 語🙂\n two\n lines\n")
     assert done.stderr.decode().startswith("step-00000150.ckpt on cpu, --seed ")
     assert done.stderr.count(b"\n") == 1
 
 
-def test_piped_commands_and_bytes_that_are_no_text(speaks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_piped_commands_and_bytes_that_are_no_text(
+    speaks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert (
-        infer("--ckpt", speaks, "--chat", stdin=b"\xef\xbb\xbfHi\n\xff\nAnd?\n/reset\nHi\n/quit\nHi\n")
+        infer(
+            "--ckpt", speaks, "--chat", stdin=b"\xef\xbb\xbfHi\n\xff\nAnd?\n/reset\nHi\n/quit\nHi\n"
+        )
         == "Ho 語🙂\n two\n lines\nHo 語🙂\n"
     )
-    assert capsys.readouterr().err.splitlines()[1:] == ["the message was not sent: it is not UTF-8 (invalid start byte)"]
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "the message was not sent: it is not UTF-8 (invalid start byte)"
+    ]
 
 
 def test_one_message_and_the_flags_that_count(speaks: Path, tmp_path: Path) -> None:
     common = ("--ckpt", speaks, "--chat")
     (tmp_path / "m.txt").write_text("0\n", encoding="utf-8")
     assert infer(*common, "--prompt", "Hi") == "Ho 語🙂\n"
-    assert infer(*common, "--prompt", "/help", "--max-new-tokens", "1") == "\n", "a message, not a command; its one token is the space"
-    assert infer(*common, "--prompt-file", tmp_path / "m.txt", "--max-new-tokens", "6", "--no-stream") == "01234\n"
+    assert infer(*common, "--prompt", "/help", "--max-new-tokens", "1") == "\n", (
+        "a message, not a command; its one token is the space"
+    )
+    assert (
+        infer(*common, "--prompt-file", tmp_path / "m.txt", "--max-new-tokens", "6", "--no-stream")
+        == "01234\n"
+    )
     assert infer(*common, "--prompt", "0", "--stop", "34") == "012\n"
     with pytest.raises(DataError, match="the message was not sent"):
         infer(*common, "--prompt", "x" * 4000)
@@ -393,7 +503,12 @@ def test_what_it_was_fine_tuned_with_unless_something_else_is_given(tmp_path: Pa
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lm.generation.chat.Chat", Seen)
-        for flags in ([], ["--system", "Given."], ["--system", ""], ["--template", "instruction-output"]):
+        for flags in (
+            [],
+            ["--system", "Given."],
+            ["--system", ""],
+            ["--template", "instruction-output"],
+        ):
             infer("--ckpt", ckpt, "--chat", "--prompt", "x", "--max-new-tokens", "1", *flags)
     ask = "### Instruction:\nx\n\n### Response:\n"
     other = "### System: Trained.\n### Instruction: x\n### Input: \n### Output:"
@@ -402,9 +517,24 @@ def test_what_it_was_fine_tuned_with_unless_something_else_is_given(tmp_path: Pa
 
 def test_mistakes_are_one_line(writes: Path, speaks: Path) -> None:
     for ckpt, flags, told in (
-        (writes, ["--chat"], f"{writes} was not fine-tuned on conversations, so it has no template; give --template alpaca|chatml|instr"),
-        (speaks, ["--chat", "--template", "vicuna"], "--template vicuna: there is alpaca, chatml, instruction-output"),
-        (speaks, ["--chat", "--template", "chatml"], "template chatml needs <|im_end|> and <|im_start|>, and the tokenizer byte has"),
+        (
+            writes,
+            ["--chat"],
+            (
+                f"{writes} was not fine-tuned on conversations, so it has no template; give"
+                " --template alpaca|chatml|instr"
+            ),
+        ),
+        (
+            speaks,
+            ["--chat", "--template", "vicuna"],
+            "--template vicuna: there is alpaca, chatml, instruction-output",
+        ),
+        (
+            speaks,
+            ["--chat", "--template", "chatml"],
+            "template chatml needs <|im_end|> and <|im_start|>, and the tokenizer byte has",
+        ),
         (speaks, ["--chat", "--system", "\udcff"], "--system: half a surrogate pair, "),
         (speaks, ["--chat", "--json"], "--json cannot be had with --chat"),
         (speaks, ["--chat", "--num-samples", "2"], "--num-samples cannot be had with --chat"),
@@ -415,13 +545,18 @@ def test_mistakes_are_one_line(writes: Path, speaks: Path) -> None:
             infer("--ckpt", ckpt, *flags)
         assert str(raised.value).startswith(told)
         assert "\n" not in str(raised.value)
-    assert infer("--ckpt", writes, "--chat", "--template", "instruction-output", "--prompt", "Hi") == "Ho 語🙂\n"
+    assert (
+        infer("--ckpt", writes, "--chat", "--template", "instruction-output", "--prompt", "Hi")
+        == "Ho 語🙂\n"
+    )
 
 
 def test_what_cannot_be_spoken_to_is_refused_without_torch(writes: Path) -> None:
     program = "import sys, infer\ntry: infer.main()\nfinally: print('torch' in sys.modules)"
     command = [sys.executable, "-c", program, "--ckpt", str(writes), "--chat"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, cwd=ROOT)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, cwd=ROOT
+    )
     assert (done.returncode, done.stdout) == (1, b"False\n") and b"ConfigError" in done.stderr
 
 
@@ -433,9 +568,21 @@ class Person:
 
     def __init__(self, ckpt: Path):
         self._ours, theirs = pty.openpty()
-        command = [sys.executable, str(ROOT / "infer.py"), "--ckpt", str(ckpt), "--chat", "--temperature", "0", "--device", "cpu"]
+        command = [
+            sys.executable,
+            str(ROOT / "infer.py"),
+            "--ckpt",
+            str(ckpt),
+            "--chat",
+            "--temperature",
+            "0",
+            "--device",
+            "cpu",
+        ]
         command += ["--max-new-tokens", "1000"]
-        self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+        self.process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        )
         os.close(theirs)
         self.screen = ""
 
@@ -482,7 +629,8 @@ def test_a_person_types_stops_an_answer_and_leaves_by_ctrl_d(person: Person) -> 
     person.waits_for("> ")
     person.types("/reset\n0\n")
     person.waits_for("01234")
-    os.killpg(person.process.pid, signal.SIGINT)  # what Ctrl-C does in a terminal that controls its program
+    # what Ctrl-C does in a terminal that controls its program
+    os.killpg(person.process.pid, signal.SIGINT)
     person.waits_for("(stopped)")
     person.waits_for("> ")
     person.types("/reset\nHi\n")
@@ -495,7 +643,9 @@ def test_a_person_types_stops_an_answer_and_leaves_by_ctrl_d(person: Person) -> 
 
 def test_ctrl_c_at_a_persons_prompt_ends_the_program(person: Person) -> None:
     person.waits_for("> ")
-    time.sleep(1)  # Python asks for signals before it waits for keys: of one in between it learns with the next key
+    # Python asks for signals before it waits for keys: of one in between it learns with the next
+    # key
+    time.sleep(1)
     os.killpg(person.process.pid, signal.SIGINT)
     assert person.leaves() == 130
     assert "stopped by Ctrl-C" in person.screen and "Traceback" not in person.screen

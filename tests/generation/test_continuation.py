@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
+from lm.config.schema.model import ModelConfig
 from lm.generation.continuation import Sample, StopStrings, write
-from lm.system.errors import ConfigError, DataError
 from lm.generation.prompt import open_prompt, read_prompt
 from lm.generation.sampling import Sampling
-from lm.config.schema.model import ModelConfig
+from lm.system.errors import ConfigError, DataError
 from lm.tokenizer.tokenizer import load_tokenizer
 from model import Decoder
 
@@ -29,7 +29,9 @@ BYTE = load_tokenizer("byte")
 
 def tiny_decoder() -> Decoder:
     torch.manual_seed(0)
-    return Decoder(ModelConfig(vocab_size=320, d_model=16, n_layers=1, n_heads=2, context_length=32))
+    return Decoder(
+        ModelConfig(vocab_size=320, d_model=16, n_layers=1, n_heads=2, context_length=32)
+    )
 
 
 def pieces(stops: list[str], texts: list[str]) -> tuple[list[str], bool]:
@@ -49,14 +51,22 @@ def up_to_the_first_stop(stops: list[str], text: str) -> tuple[str, bool]:
 # Stop strings
 
 
-@given(stops=st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3), texts=st.lists(st.text("ab\nc", max_size=5), max_size=12))
-def test_what_comes_through_does_not_depend_on_the_pieces(stops: list[str], texts: list[str]) -> None:
+@given(
+    stops=st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3),
+    texts=st.lists(st.text("ab\nc", max_size=5), max_size=12),
+)
+def test_what_comes_through_does_not_depend_on_the_pieces(
+    stops: list[str], texts: list[str]
+) -> None:
     out, found = pieces(stops, texts)
     assert ("".join(out), found) == up_to_the_first_stop(stops, "".join(texts))
 
 
 def test_only_what_may_begin_a_stop_string_is_held_back() -> None:
-    assert pieces(["END"], ["one E", "N", "TER ", "EN", "D two"]) == (["one ", "", "ENTER ", "", "", ""], True)
+    assert pieces(["END"], ["one E", "N", "TER ", "EN", "D two"]) == (
+        ["one ", "", "ENTER ", "", "", ""],
+        True,
+    )
     assert pieces(["END"], ["the E"]) == (["the ", "E"], False)
     assert pieces([], ["a", "b"]) == (["a", "b", ""], False)
 
@@ -103,8 +113,14 @@ def test_eos_ends_the_text_and_gives_free_what_was_held_back() -> None:
 
 
 def test_the_space_between_prompt_and_continuation_is_part_of_the_text(tmp_path: Path) -> None:
-    """Tokenizers that mark a word's beginning show no space before the first word: the continuation must not be taken for one."""
-    words = Backend(models.WordLevel({"<|endoftext|>": 0, "\u2581big": 1, "\u2581deal": 2}, unk_token="<|endoftext|>"))
+    """Tokenizers that mark a word's beginning show no space before the first word: the continuation
+    must not be taken for one.
+    """
+    words = Backend(
+        models.WordLevel(
+            {"<|endoftext|>": 0, "\u2581big": 1, "\u2581deal": 2}, unk_token="<|endoftext|>"
+        )
+    )
     words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     words.save(str(tmp_path / "tokenizer.json"))
     tokenizer = load_tokenizer(str(tmp_path / "tokenizer.json"))
@@ -123,15 +139,29 @@ def test_a_stop_string_that_only_the_end_completes() -> None:
 
 def test_all_samples_end_for_a_reason_and_the_decoder_is_as_before() -> None:
     decoder = tiny_decoder().train()
-    steps = write(decoder, BYTE, open_prompt(BYTE, "ab"), Sampling(temperature=3.0), 300, torch.Generator().manual_seed(0), 6, ["e", "x"])
+    steps = write(
+        decoder,
+        BYTE,
+        open_prompt(BYTE, "ab"),
+        Sampling(temperature=3.0),
+        300,
+        torch.Generator().manual_seed(0),
+        6,
+        ["e", "x"],
+    )
     samples = next(steps)
-    assert [sample.text for sample in samples] == [""] * 6 and decoder.training, "nothing is computed yet"
+    assert [sample.text for sample in samples] == [""] * 6 and decoder.training, (
+        "nothing is computed yet"
+    )
     ended: dict[int, tuple[int, str]] = {}
     for again in steps:
         assert again is samples
         for number, sample in enumerate(samples):
             if sample.finish is not None:
-                assert ended.setdefault(number, (sample.tokens, sample.text)) == (sample.tokens, sample.text), "it has ended"
+                assert ended.setdefault(number, (sample.tokens, sample.text)) == (
+                    sample.tokens,
+                    sample.text,
+                ), "it has ended"
     assert {sample.finish for sample in samples} == {"eos", "stop"}
     assert not any("e" in sample.text or "x" in sample.text for sample in samples)
     assert decoder.training
@@ -147,17 +177,33 @@ def test_it_stops_computing_when_every_sample_has_ended() -> None:
 
     decoder.forward = counting  # type: ignore[method-assign]
     *_, [sample] = write(
-        decoder, BYTE, [BYTE.eos_id], Sampling(), 500, torch.Generator().manual_seed(0), stops=[chr(c) for c in range(128)]
+        decoder,
+        BYTE,
+        [BYTE.eos_id],
+        Sampling(),
+        500,
+        torch.Generator().manual_seed(0),
+        stops=[chr(c) for c in range(128)],
     )
     assert sample.finish == "stop"
     assert len(forwards) == sample.tokens < 500
 
 
 def test_the_length_is_kept() -> None:
-    *_, [sample] = write(tiny_decoder(), BYTE, open_prompt(BYTE, "a"), Sampling(temperature=0), 7, torch.Generator())
+    *_, [sample] = write(
+        tiny_decoder(), BYTE, open_prompt(BYTE, "a"), Sampling(temperature=0), 7, torch.Generator()
+    )
     assert (sample.tokens, sample.finish) == (7, "length")
     half = sample.text[-1] + "never"
-    *_, [same] = write(tiny_decoder(), BYTE, open_prompt(BYTE, "a"), Sampling(temperature=0), 7, torch.Generator(), stops=[half])
+    *_, [same] = write(
+        tiny_decoder(),
+        BYTE,
+        open_prompt(BYTE, "a"),
+        Sampling(temperature=0),
+        7,
+        torch.Generator(),
+        stops=[half],
+    )
     assert same.text == sample.text, "what was held back is shown at the end"
 
 
@@ -171,7 +217,9 @@ def test_only_ids_of_the_tokenizer_are_drawn() -> None:
             return logits
 
     decoder = Eager(tiny_decoder().config)
-    *_, [sample] = write(decoder, BYTE, [BYTE.eos_id], Sampling(temperature=0), 3, torch.Generator())
+    *_, [sample] = write(
+        decoder, BYTE, [BYTE.eos_id], Sampling(temperature=0), 3, torch.Generator()
+    )
     assert sample.text == "aaa"
 
 
@@ -184,8 +232,13 @@ def test_a_prompt_is_opened_by_one_eos() -> None:
     assert open_prompt(BYTE, "<|eos|>").count(BYTE.eos_id) == 1
 
 
-@pytest.mark.parametrize("data", [" two\nlines é\n", " two\nlines é\n\n", " two\nlines é\n\r\n", "\ufeff two\nlines é\n\n"])
-def test_the_last_line_break_of_a_file_does_not_count_and_nothing_else_is_cut(tmp_path: Path, data: str) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [" two\nlines é\n", " two\nlines é\n\n", " two\nlines é\n\r\n", "\ufeff two\nlines é\n\n"],
+)
+def test_the_last_line_break_of_a_file_does_not_count_and_nothing_else_is_cut(
+    tmp_path: Path, data: str
+) -> None:
     (tmp_path / "prompt.txt").write_bytes(data.encode())
     expected = " two\nlines é" if data.count("\n") == 2 else " two\nlines é\n"
     assert read_prompt(None, str(tmp_path / "prompt.txt")) == expected
@@ -198,9 +251,15 @@ def test_a_prompt_from_the_command_line_is_taken_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     ("content", "error", "message"),
-    [(b"ab\xff", DataError, "is not UTF-8 text"), (b"\n", ConfigError, "holds no text"), (None, DataError, "cannot be read: No such file")],
+    [
+        (b"ab\xff", DataError, "is not UTF-8 text"),
+        (b"\n", ConfigError, "holds no text"),
+        (None, DataError, "cannot be read: No such file"),
+    ],
 )
-def test_a_file_that_is_no_prompt(tmp_path: Path, content: bytes | None, error: type[Exception], message: str) -> None:
+def test_a_file_that_is_no_prompt(
+    tmp_path: Path, content: bytes | None, error: type[Exception], message: str
+) -> None:
     path = tmp_path / "prompt.txt"
     if content is not None:
         path.write_bytes(content)
@@ -210,7 +269,9 @@ def test_a_file_that_is_no_prompt(tmp_path: Path, content: bytes | None, error: 
     assert "\n" not in str(caught.value)
 
 
-def test_what_never_ends_is_not_read_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_never_ends_is_not_read_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(DataError, match=r"^/dev/zero is larger than 16 MiB; write "):
         read_prompt(None, "/dev/zero")
     with Path("/dev/zero").open("rb") as zeros, monkeypatch.context() as patched:

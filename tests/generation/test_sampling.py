@@ -1,4 +1,6 @@
-"""Each filter against `transformers`, the draw against its probabilities, the decode loop against a slow one without a cache."""
+"""Each filter against `transformers`, the draw against its probabilities, the decode loop against a
+slow one without a cache.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.generation import logits_process as hf
 
-from lm.system.errors import ConfigError, NonFiniteError
-from lm.generation.sampling import Sampling, filter_logits, generate, keep_min_p, keep_top_k, keep_top_p, left_padded, penalise, sample_next
 from lm.config.schema.model import ModelConfig
+from lm.generation.sampling import (
+    Sampling,
+    filter_logits,
+    generate,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    left_padded,
+    penalise,
+    sample_next,
+)
+from lm.system.errors import ConfigError, NonFiniteError
 from model import Decoder
 
 VOCABULARY = 50
@@ -63,8 +75,12 @@ class TestAgainstTransformers:
     @pytest.mark.parametrize("penalty", [0.5, 1.0, 1.3, 5.0])
     def test_repetition_penalty(self, seed: int, ties: bool, penalty: float) -> None:
         logits = random_logits(seed, ties=ties)
-        ids = torch.randint(VOCABULARY, (4, 30), generator=torch.Generator().manual_seed(seed))  # with repetitions
-        assert torch.equal(penalise(logits, penalty, as_mask(ids)), hf.RepetitionPenaltyLogitsProcessor(penalty)(ids, logits))
+        # with repetitions
+        ids = torch.randint(VOCABULARY, (4, 30), generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(
+            penalise(logits, penalty, as_mask(ids)),
+            hf.RepetitionPenaltyLogitsProcessor(penalty)(ids, logits),
+        )
 
     def test_all_in_order(self, seed: int, ties: bool) -> None:
         logits = random_logits(seed, ties=ties)
@@ -84,7 +100,9 @@ def in_the_order_of_transformers() -> Any:
     class Model(GenerationMixin):
         config = type("Config", (), {"is_encoder_decoder": False})()
 
-    settings = GenerationConfig(do_sample=True, temperature=0.7, top_k=20, top_p=0.8, min_p=0.05, repetition_penalty=1.3)
+    settings = GenerationConfig(
+        do_sample=True, temperature=0.7, top_k=20, top_p=0.8, min_p=0.05, repetition_penalty=1.3
+    )
     processors = Model()._get_logits_processor(settings, input_ids_seq_length=30)
     assert len(processors) == 5
     return processors
@@ -94,7 +112,10 @@ def test_the_order_matters() -> None:
     """Else the test of the order would prove nothing."""
     logits = random_logits(0)
     late_temperature = keep_top_p(logits, 0.8) / 2
-    assert not torch.equal(late_temperature, filter_logits(logits, Sampling(temperature=2, top_p=0.8), NOTHING_SEEN.expand(4, -1)))
+    assert not torch.equal(
+        late_temperature,
+        filter_logits(logits, Sampling(temperature=2, top_p=0.8), NOTHING_SEEN.expand(4, -1)),
+    )
 
 
 def test_top_p_keeps_the_token_that_crosses_the_threshold() -> None:
@@ -103,12 +124,16 @@ def test_top_p_keeps_the_token_that_crosses_the_threshold() -> None:
     assert kept(keep_top_p(logits, 0.6)) == [0, 1]
     assert kept(keep_top_p(logits, 0.9)) == [0, 1, 2]
     assert kept(keep_top_p(logits, 1e-9)) == [0]
-    assert len(kept(keep_top_p(torch.zeros(1, 4), 0.5))) == 2, "two quarters reach the threshold exactly"
+    assert len(kept(keep_top_p(torch.zeros(1, 4), 0.5))) == 2, (
+        "two quarters reach the threshold exactly"
+    )
 
 
 def test_options_that_are_off_change_nothing() -> None:
     logits = random_logits(1)
-    assert torch.equal(filter_logits(logits, OFF, torch.ones(4, VOCABULARY, dtype=torch.bool)), logits)
+    assert torch.equal(
+        filter_logits(logits, OFF, torch.ones(4, VOCABULARY, dtype=torch.bool)), logits
+    )
 
 
 def test_the_penalty_moves_both_signs_down_and_once() -> None:
@@ -125,13 +150,20 @@ def test_greedy_is_the_argmax_after_the_penalty(temperature: float) -> None:
     logits, generator = torch.tensor([[1.0, 3.0, 2.9]]), torch.Generator()
     seen = torch.tensor([[False, True, False]])
     assert sample_next(logits, Sampling(temperature=temperature), seen, generator).tolist() == [1]
-    assert sample_next(logits, Sampling(temperature=temperature, repetition_penalty=2.0), seen, generator).tolist() == [2]
+    assert sample_next(
+        logits, Sampling(temperature=temperature, repetition_penalty=2.0), seen, generator
+    ).tolist() == [2]
 
 
 def test_draws_follow_the_probabilities() -> None:
     probabilities = torch.tensor([0.5, 0.25, 0.15, 0.1])
     options, n = Sampling(temperature=2.0, top_k=3), 20_000
-    ids = sample_next(2 * probabilities.log().expand(n, -1), options, torch.zeros(n, 4, dtype=torch.bool), torch.Generator().manual_seed(1))
+    ids = sample_next(
+        2 * probabilities.log().expand(n, -1),
+        options,
+        torch.zeros(n, 4, dtype=torch.bool),
+        torch.Generator().manual_seed(1),
+    )
     counts = ids.bincount(minlength=4) / n
     assert counts[3] == 0
     torch.testing.assert_close(counts[:3], probabilities[:3] / 0.9, atol=0.015, rtol=0)
@@ -142,7 +174,12 @@ def test_the_arithmetic_is_float32() -> None:
     logits = torch.tensor([[5.0, 1.0, 0.0]], dtype=torch.bfloat16)
     seen = torch.tensor([[True, False, False]])
     draws = {
-        dtype: sample_next(logits.to(dtype).expand(500, -1), Sampling(0.3, repetition_penalty=3.3), seen, torch.Generator().manual_seed(1))
+        dtype: sample_next(
+            logits.to(dtype).expand(500, -1),
+            Sampling(0.3, repetition_penalty=3.3),
+            seen,
+            torch.Generator().manual_seed(1),
+        )
         for dtype in (torch.bfloat16, torch.float32)
     }
     assert torch.equal(draws[torch.bfloat16], draws[torch.float32])
@@ -174,18 +211,36 @@ def test_a_value_out_of_range_is_an_error_that_names_the_flag(field: str, value:
 
 def tiny_decoder(context: int = 16, **settings: Any) -> Decoder:
     torch.manual_seed(0)
-    shape = {"vocab_size": VOCABULARY, "d_model": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "init_std": 0.3}
+    shape = {
+        "vocab_size": VOCABULARY,
+        "d_model": 16,
+        "n_layers": 2,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "init_std": 0.3,
+    }
     return Decoder(ModelConfig(context_length=context, **(shape | settings))).eval()
 
 
-def ids_of(decoder: Any, prompt: list[int], options: Sampling, length: int, seed: int = 0, **more: Any) -> list[list[int | None]]:
+def ids_of(
+    decoder: Any, prompt: list[int], options: Sampling, length: int, seed: int = 0, **more: Any
+) -> list[list[int | None]]:
     generator = torch.Generator().manual_seed(seed)
     prompts = [prompt] * more.pop("num_samples", 1)
-    return list(generate(decoder, prompts, options, length, more.pop("stop_ids", ()), generator, **more))
+    return list(
+        generate(decoder, prompts, options, length, more.pop("stop_ids", ()), generator, **more)
+    )
 
 
 @torch.no_grad()
-def slow_ids(decoder: Decoder, prompt: list[int], options: Sampling, length: int, seed: int, stop_ids: Collection[int]) -> Iterator[int]:
+def slow_ids(
+    decoder: Decoder,
+    prompt: list[int],
+    options: Sampling,
+    length: int,
+    seed: int,
+    stop_ids: Collection[int],
+) -> Iterator[int]:
     """No cache: the whole window is read anew for every token."""
     context, generator = decoder.config.context_length, torch.Generator().manual_seed(seed)
     window, everything = list(prompt), list(prompt)
@@ -194,7 +249,9 @@ def slow_ids(decoder: Decoder, prompt: list[int], options: Sampling, length: int
             window = window[-(context // 2) :]
         logits = decoder(torch.tensor([window]))[:, -1]
         seen = sorted(set(everything) - set(stop_ids))
-        token = int(sample_next(logits, options, as_mask(torch.tensor([seen], dtype=torch.long)), generator))
+        token = int(
+            sample_next(logits, options, as_mask(torch.tensor([seen], dtype=torch.long)), generator)
+        )
         window.append(token)
         everything.append(token)
         yield token
@@ -227,7 +284,9 @@ def test_the_cache_and_the_forgetting_change_nothing_but_the_time(
 @pytest.mark.parametrize("settings", [{}, {"qk_norm": True}, LEARNED_POSITIONS])
 @pytest.mark.parametrize("chunks", [[1] * 16, [16], [5, 1, 1, 9], [1, 15], [15, 1]])
 @torch.no_grad()
-def test_decoding_with_the_cache_is_the_full_forward_at_every_position(settings: dict[str, Any], chunks: list[int]) -> None:
+def test_decoding_with_the_cache_is_the_full_forward_at_every_position(
+    settings: dict[str, Any], chunks: list[int]
+) -> None:
     decoder = tiny_decoder(**settings)
     ids = torch.randint(VOCABULARY, (3, 16), generator=torch.Generator().manual_seed(1))
     full, cache = decoder(ids), decoder.new_cache(3)
@@ -238,13 +297,20 @@ def test_decoding_with_the_cache_is_the_full_forward_at_every_position(settings:
 
 @pytest.mark.parametrize("settings", [{}, {"qk_norm": True, "n_kv_heads": 1}, LEARNED_POSITIONS])
 @pytest.mark.parametrize(("context", "length"), [(64, 12), (12, 30), (2, 6)])
-@pytest.mark.parametrize("options", [Sampling(temperature=0), Sampling(temperature=0, repetition_penalty=1.5)])
+@pytest.mark.parametrize(
+    "options", [Sampling(temperature=0), Sampling(temperature=0, repetition_penalty=1.5)]
+)
 def test_prompts_of_different_lengths_are_continued_as_each_alone(
     settings: dict[str, Any], context: int, length: int, options: Sampling
 ) -> None:
-    """Also where the context is full, at another time for each, and where a prompt is longer than it."""
+    """Also where the context is full, at another time for each, and where a prompt is longer than
+    it.
+    """
     decoder = tiny_decoder(context, **settings)
-    prompts = [torch.randint(VOCABULARY, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (5, 1, 20, 2, 3, 11, 12, 13)]
+    prompts = [
+        torch.randint(VOCABULARY, (n,), generator=torch.Generator().manual_seed(n)).tolist()
+        for n in (5, 1, 20, 2, 3, 11, 12, 13)
+    ]
     together = list(generate(decoder, prompts, options, length, {7, 11}, torch.Generator()))
     for row, prompt in enumerate(prompts):
         alone = [ids[0] for ids in ids_of(decoder, prompt, options, length, stop_ids={7, 11})]
@@ -258,8 +324,12 @@ def test_a_row_is_not_changed_by_its_neighbours(changed: list[int]) -> None:
     """Neither by what they hold nor by how long they are, and not by a row that ends early."""
     decoder, greedy = tiny_decoder(64), Sampling(temperature=0)
     prompts = [[1, 2, 3], [5, 6, 7, 8, 9]]
-    plain = [ids[:2] for ids in generate(decoder, [*prompts, [4, 4]], greedy, 10, (), torch.Generator())]
-    assert [ids[:2] for ids in generate(decoder, [*prompts, changed], greedy, 10, (), torch.Generator())] == plain
+    plain = [
+        ids[:2] for ids in generate(decoder, [*prompts, [4, 4]], greedy, 10, (), torch.Generator())
+    ]
+    assert [
+        ids[:2] for ids in generate(decoder, [*prompts, changed], greedy, 10, (), torch.Generator())
+    ] == plain
     first = plain[0][0]
     assert all(ids[0] != first for ids in plain[1:3]), "else the test shows nothing"
     ending = list(generate(decoder, prompts, greedy, 10, {first}, torch.Generator()))
@@ -274,7 +344,12 @@ def test_equally_long_prompts_need_no_padding() -> None:
     ids, padding = left_padded([[1, 2], [3, 4]], torch.device("cpu"))
     assert ids.tolist() == [[1, 2], [3, 4]] and padding is None
     ids, padding = left_padded([[1, 2, 3], [4]], torch.device("cpu"))
-    assert ids.shape == (2, 3) and ids[1, 2] == 4 and padding is not None and padding.tolist() == [0, 2]
+    assert (
+        ids.shape == (2, 3)
+        and ids[1, 2] == 4
+        and padding is not None
+        and padding.tolist() == [0, 2]
+    )
 
 
 def test_the_context_is_read_once_and_then_one_position_a_token() -> None:
@@ -316,12 +391,19 @@ class Scripted:
 
     def forward(self, ids: Tensor, cache: Any) -> Tensor:
         self.step += 1
-        return 100 * torch.nn.functional.one_hot(self.script[:, self.step], VOCABULARY).float()[:, None]
+        return (
+            100
+            * torch.nn.functional.one_hot(self.script[:, self.step], VOCABULARY).float()[:, None]
+        )
 
 
 def test_each_row_ends_by_itself() -> None:
     decoder = Scripted([[5, 9, 5, 5], [5, 5, 8, 5], [9, 5, 5, 5]])
-    assert ids_of(decoder, [0], OFF, 4, stop_ids={8, 9}, num_samples=3) == [[5, 5, 9], [9, 5, None], [None, 8, None]]
+    assert ids_of(decoder, [0], OFF, 4, stop_ids={8, 9}, num_samples=3) == [
+        [5, 5, 9],
+        [9, 5, None],
+        [None, 8, None],
+    ]
     assert decoder.step == 2, "nothing is computed when all have ended"
 
 
@@ -340,7 +422,9 @@ def test_the_penalty_spares_the_eos_that_opens_the_prompt() -> None:
 
 
 def test_ids_beyond_the_tokenizer_are_never_drawn() -> None:
-    drawn = ids_of(tiny_decoder(), [1], Sampling(temperature=10.0), 60, num_samples=20, vocab_size=7)
+    drawn = ids_of(
+        tiny_decoder(), [1], Sampling(temperature=10.0), 60, num_samples=20, vocab_size=7
+    )
     assert {token for ids in drawn for token in ids} == set(range(7))
 
 

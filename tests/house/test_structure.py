@@ -29,10 +29,29 @@ MAY_IMPORT = {
     "benchmark": {"leaf", "core", "command", "tool", "benchmark"},
     "test": {"leaf", "core", "command", "tool", "benchmark", "test"},
 }
-# What takes seconds to load, and so waits until help, listings and configuration errors are answered.
-HEAVY = {"torch", "lightning", "transformers", "datasets", "tokenizers", "matplotlib", "tensorboard", "lm_eval"}
+# What takes seconds to load, and so waits until help, listings and configuration errors are
+# answered.
+HEAVY = {
+    "torch",
+    "lightning",
+    "transformers",
+    "datasets",
+    "tokenizers",
+    "matplotlib",
+    "tensorboard",
+    "lm_eval",
+}
 # They run code that is in the data they read, or are made to.
-RUN_WHAT_THEY_READ = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jinja2"}
+RUN_WHAT_THEY_READ = {
+    "pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "shelve",
+    "marshal",
+    "jinja2",
+}
 YAML_READERS = {"load", "load_all", "full_load", "full_load_all", "unsafe_load", "unsafe_load_all"}
 
 
@@ -44,7 +63,14 @@ def module_name(path: Path) -> str:
 
 def sources() -> dict[str, Path]:
     """Every module of the repository, by name."""
-    found = [*ROOT.glob("*.py"), *(path for folder in ("lm", "tools", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))]
+    found = [
+        *ROOT.glob("*.py"),
+        *(
+            path
+            for folder in ("lm", "tools", "tests", "benchmarks")
+            for path in (ROOT / folder).rglob("*.py")
+        ),
+    ]
     return {module_name(path): path for path in found}
 
 
@@ -56,7 +82,9 @@ def kind(name: str) -> str:
     first = name.split(".")[0]
     if first in CORES:
         return "core"
-    return {"lm": "leaf", "tools": "tool", "tests": "test", "benchmarks": "benchmark"}.get(first, "command")
+    return {"lm": "leaf", "tools": "tool", "tests": "test", "benchmarks": "benchmark"}.get(
+        first, "command"
+    )
 
 
 @functools.cache
@@ -65,15 +93,27 @@ def parsed(name: str) -> ast.Module:
 
 
 def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
-    """Dotted names that these statements import; `from a import b` gives a and a.b, since b may be a module."""
+    """Dotted names that these statements import; `from a import b` gives a and a.b, since b may be
+    a module.
+    """
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield "." * node.level + (node.module or "")
-            yield from (f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and _called(node) in ("importlib.import_module", "import_module", "__import__"):
-            yield from (str(argument.value) for argument in node.args[:1] if isinstance(argument, ast.Constant))
+            yield from (
+                f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names
+            )
+        elif isinstance(node, ast.Call) and _called(node) in (
+            "importlib.import_module",
+            "import_module",
+            "__import__",
+        ):
+            yield from (
+                str(argument.value)
+                for argument in node.args[:1]
+                if isinstance(argument, ast.Constant)
+            )
 
 
 def wrong_imports(name: str, tree: ast.Module) -> list[str]:
@@ -95,13 +135,19 @@ def _may_import(name: str, target: str) -> bool:
 
 
 def at_import(body: list[ast.stmt]) -> Iterator[ast.AST]:
-    """The nodes that run when a module is imported: not what is in functions, nor what only the type checker sees."""
+    """The nodes that run when a module is imported: not what is in functions, nor what only the
+    type checker sees.
+    """
     for statement in body:
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.dump(statement.test):
             yield from at_import(statement.orelse)
-        elif inner := [getattr(statement, field) for field in ("body", "orelse", "finalbody") if getattr(statement, field, None)]:
+        elif inner := [
+            getattr(statement, field)
+            for field in ("body", "orelse", "finalbody")
+            if getattr(statement, field, None)
+        ]:
             for statements in inner:
                 yield from at_import(statements)
             for handler in getattr(statement, "handlers", []):
@@ -127,7 +173,9 @@ def heavy_imports(name: str) -> list[str]:
 
 
 def forbidden(tree: ast.Module, foreign_files: bool = False) -> list[str]:
-    """What is never done, as `line: what`. `foreign_files`: hostile files and other projects' files may be made here."""
+    """What is never done, as `line: what`. `foreign_files`: hostile files and other projects' files
+    may be made here.
+    """
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler) and node.type is None:
@@ -137,23 +185,40 @@ def forbidden(tree: ast.Module, foreign_files: bool = False) -> list[str]:
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names = set(imported(iter([node])))
             found += [
-                f"{node.lineno}: imports {name}" for name in sorted(names & {"torch.load", *(f"yaml.{load}" for load in YAML_READERS)})
+                f"{node.lineno}: imports {name}"
+                for name in sorted(
+                    names & {"torch.load", *(f"yaml.{load}" for load in YAML_READERS)}
+                )
             ]
             if not foreign_files:
-                found += [f"{node.lineno}: imports {name}" for name in sorted(names) if name.split(".")[0] in RUN_WHAT_THEY_READ]
+                found += [
+                    f"{node.lineno}: imports {name}"
+                    for name in sorted(names)
+                    if name.split(".")[0] in RUN_WHAT_THEY_READ
+                ]
     return found
 
 
 def _wrong_call(call: ast.Call) -> Iterator[str]:
     function = _called(call)
     keywords = {keyword.arg: getattr(keyword.value, "value", "?") for keyword in call.keywords}
-    if function in ("eval", "exec", "os.system", "os.popen", *(f"yaml.{load}" for load in YAML_READERS)):
+    if function in (
+        "eval",
+        "exec",
+        "os.system",
+        "os.popen",
+        *(f"yaml.{load}" for load in YAML_READERS),
+    ):
         yield f"{function}()"
     if function == "torch.load" and keywords.get("weights_only") is not True:
         yield "torch.load() without weights_only=True"
     if function.endswith(".load_from_checkpoint"):
         yield "load_from_checkpoint()"
-    yield from (f"{flag}" for flag in ("shell", "trust_remote_code", "allow_pickle") if keywords.get(flag, False) is not False)
+    yield from (
+        f"{flag}"
+        for flag in ("shell", "trust_remote_code", "allow_pickle")
+        if keywords.get(flag, False) is not False
+    )
 
 
 def _called(call: ast.Call) -> str:
@@ -161,9 +226,13 @@ def _called(call: ast.Call) -> str:
 
 
 def too_long(tree: ast.Module) -> list[str]:
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    functions = [
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
     lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
-    return [f"{name}: {length} lines" for name, length in lengths.items() if length > LONGEST_FUNCTION]
+    return [
+        f"{name}: {length} lines" for name, length in lengths.items() if length > LONGEST_FUNCTION
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))
@@ -176,7 +245,9 @@ def test_commands_load_nothing_heavy_before_they_need_it(name: str) -> None:
     assert heavy_imports(name) == []
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if name.startswith("lm.config.schema.config")])
+@pytest.mark.parametrize(
+    "name", [name for name in SHIPPED if name.startswith("lm.config.schema.config")]
+)
 def test_the_schema_is_light(name: str) -> None:
     assert heavy_imports(name) == []
 
@@ -198,8 +269,12 @@ def test_every_module_says_what_it_is(name: str) -> None:
 
 
 def test_every_leaf_has_a_place_in_the_architecture() -> None:
-    named = re.findall(r"`(lm/[\w*]+\.py)`", (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8"))
-    leaves = [f"lm/{path.name}" for path in (ROOT / "lm").glob("*.py") if path.name != "__init__.py"]
+    named = re.findall(
+        r"`(lm/[\w*]+\.py)`", (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8")
+    )
+    leaves = [
+        f"lm/{path.name}" for path in (ROOT / "lm").glob("*.py") if path.name != "__init__.py"
+    ]
     assert [leaf for leaf in leaves if not any(fnmatch.fnmatch(leaf, name) for name in named)] == []
 
 
@@ -209,21 +284,33 @@ def test_nothing_runs_what_it_reads(name: str) -> None:
 
 
 def test_pyproject_lists_what_there_is() -> None:
-    """A flat layout is not found by setuptools: a module that is not listed is missing in an installation."""
+    """A flat layout is not found by setuptools: a module that is not listed is missing in an
+    installation.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     listed, checked = project["tool"]["setuptools"], project["tool"]["mypy"]["files"]
-    assert sorted(listed["py-modules"]) == sorted(name for name in SHIPPED if kind(name) in ("core", "command"))
+    assert sorted(listed["py-modules"]) == sorted(
+        name for name in SHIPPED if kind(name) in ("core", "command")
+    )
     folders = {path.parent for name, path in SOURCES.items() if kind(name) in ("leaf", "tool")}
-    assert sorted(listed["packages"]) == sorted(module_name(folder / "__init__.py") for folder in folders)
+    assert sorted(listed["packages"]) == sorted(
+        module_name(folder / "__init__.py") for folder in folders
+    )
     assert all((folder / "__init__.py").exists() for folder in folders)
-    assert sorted(checked) == sorted([*(f"{name}.py" for name in listed["py-modules"]), "lm", "tools"])
+    assert sorted(checked) == sorted(
+        [*(f"{name}.py" for name in listed["py-modules"]), "lm", "tools"]
+    )
 
 
 def test_no_name_is_a_trap() -> None:
-    """A root tokenize.py breaks `import torch`, a tokenizers.py hides the library; common .gitignore files swallow lib/ and parts/."""
+    """A root tokenize.py breaks `import torch`, a tokenizers.py hides the library; common
+    .gitignore files swallow lib/ and parts/.
+    """
     assert not {"tokenize", "tokenizers"} & {name.split(".")[-1] for name in SOURCES}
     assert not [folder for folder in ("lib", "parts") for _ in ROOT.glob(folder)]
-    assert not [name for name in SOURCES if name.split(".")[-1] in ("utils", "helpers", "common", "misc")]
+    assert not [
+        name for name in SOURCES if name.split(".")[-1] in ("utils", "helpers", "common", "misc")
+    ]
 
 
 WRONG_IMPORTS = [
@@ -251,9 +338,21 @@ def test_a_wrong_import_is_seen(name: str, code: str) -> None:
 
 
 RIGHT_IMPORTS = [
-    ("lm.optim.loss", "import torch\nfrom lm.system import errors\nfrom lm.config.schema.model import ModelConfig"),
+    (
+        "lm.optim.loss",
+        (
+            "import torch\nfrom lm.system import errors\nfrom lm.config.schema.model import"
+            " ModelConfig"
+        ),
+    ),
     ("model", "from lm.optim.loss import token_losses"),
-    ("train", "from model import Decoder\nfrom data import PackedDataModule\nfrom lm.system import errors"),
+    (
+        "train",
+        (
+            "from model import Decoder\nfrom data import PackedDataModule\nfrom lm.system import"
+            " errors"
+        ),
+    ),
     ("tools.plot_curves", "import model\nfrom lm.display.curves import draw"),
     ("tests.training.test_train", "import train\nfrom tests import conftest"),
 ]
@@ -292,8 +391,14 @@ def test_wrong_code_is_seen(code: str) -> None:
 
 
 def test_right_code_is_let_through() -> None:
-    code = "model.eval()\ntorch.load(path, weights_only=True)\nsubprocess.run([command], shell=False)\njson.load(file)"
-    code += "\nAutoTokenizer.from_pretrained(name, trust_remote_code=False)\ntry:\n    pass\nexcept OSError:\n    pass"
+    code = (
+        "model.eval()\ntorch.load(path, weights_only=True)\nsubprocess.run([command],"
+        " shell=False)\njson.load(file)"
+    )
+    code += (
+        "\nAutoTokenizer.from_pretrained(name, trust_remote_code=False)\ntry:\n    pass\nexcept"
+        " OSError:\n    pass"
+    )
     assert forbidden(ast.parse(code)) == []
 
 

@@ -1,4 +1,6 @@
-"""The way of the data, held against slow and obvious versions of itself: every token once, the same rows for any workers and processes."""
+"""The way of the data, held against slow and obvious versions of itself: every token once, the same
+rows for any workers and processes.
+"""
 
 import json
 import math
@@ -14,12 +16,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data import DocumentRows, PackedDataModule, PackedRows, Rows, TrainingSteps, ValidationBatches
-from lm.system.errors import ConfigError, DataError
-from lm.tokens.plan import Plan
 from lm.config.schema.config import Config
-from lm.tokens.store import SplitWriter, TokenStore
 from lm.documents.reader import hash_of_text
+from lm.system.errors import ConfigError, DataError
 from lm.tokenizer.tokenizer import ByteTokenizer
+from lm.tokens.plan import Plan
+from lm.tokens.store import SplitWriter, TokenStore
 from model import Decoder
 
 BYTES = ByteTokenizer()
@@ -27,7 +29,9 @@ EOS, PAD = BYTES.eos_id, BYTES.pad_id
 
 
 def write_jsonl(path, texts):
-    """The source section of a new file; one that holds just that already stays as it is, and its cache valid."""
+    """The source section of a new file; one that holds just that already stays as it is, and its
+    cache valid.
+    """
     content = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     if not path.exists() or path.read_text() != content:
         path.write_text(content)
@@ -37,7 +41,9 @@ def write_jsonl(path, texts):
 def make_config(tmp_path, source, length=8, trainer=None, **data):
     trainer = {"max_steps": 20, "batch_size": 8, "seed": 1, **(trainer or {})}
     data = {"source": source, "cache_dir": str(tmp_path / "cache"), **data}
-    return Config(model={"context_length": length}, data=data, optimizer={"warmup_steps": 0}, trainer=trainer)
+    return Config(
+        model={"context_length": length}, data=data, optimizer={"warmup_steps": 0}, trainer=trainer
+    )
 
 
 def module(tmp_path, texts, tokenizer=BYTES, place=(0, 1), say=lambda line: None, **settings):
@@ -50,8 +56,15 @@ def module(tmp_path, texts, tokenizer=BYTES, place=(0, 1), say=lambda line: None
 def make_store(folder, documents, dtype=np.uint16, shard_tokens=2**26):
     writer = SplitWriter(folder, "train", EOS, dtype, shard_tokens)
     ids = np.array([i for document in documents for i in document], dtype)
-    writer.add(ids, np.array([len(document) for document in documents]), np.zeros(len(documents), np.uint64), 1)
-    return TokenStore(folder, "train", {"dtype": np.dtype(dtype).name, "splits": {"train": writer.close()}})
+    writer.add(
+        ids,
+        np.array([len(document) for document in documents]),
+        np.zeros(len(documents), np.uint64),
+        1,
+    )
+    return TokenStore(
+        folder, "train", {"dtype": np.dtype(dtype).name, "splits": {"train": writer.close()}}
+    )
 
 
 def packed(store, length, document_mask=False, stride=None):
@@ -73,7 +86,9 @@ def the_store(module, split):
 def texts_of(store):
     """The documents of a split as its stream of tokens has them."""
     bounds = [*store.document_starts.tolist(), store.tokens - 1]
-    return [BYTES.decode(store.read(a, b - a)[1:]) if b - a > 1 else "" for a, b in pairwise(bounds)]
+    return [
+        BYTES.decode(store.read(a, b - a)[1:]) if b - a > 1 else "" for a, b in pairwise(bounds)
+    ]
 
 
 def decoded(module, split):
@@ -87,7 +102,9 @@ TEXTS = [f"document {i} " + "x" * (i % 7) for i in range(200)]
 
 
 def obvious_rows(documents, length):
-    """One position after the other: input, label, number of the document (padding is one more than the last)."""
+    """One position after the other: input, label, number of the document (padding is one more than
+    the last).
+    """
     stream = []
     for number, ids in enumerate(documents):
         stream += [(EOS, number)] + [(i, number) for i in ids]
@@ -116,7 +133,9 @@ def test_rows_are_the_stream_and_its_successors(tmp_path_factory, documents, len
         inputs, labels, numbers = zip(*row, strict=True)
         assert found["input_ids"][i].tolist() == list(inputs)
         assert found["labels"][i].tolist() == list(labels)
-        assert (found["document_ids"][i] - found["document_ids"][i][0]).tolist() == [number - numbers[0] for number in numbers]
+        assert (found["document_ids"][i] - found["document_ids"][i][0]).tolist() == [
+            number - numbers[0] for number in numbers
+        ]
     without = numbered(packed(store, length), range(len(rows)))
     assert sorted(without) == ["input_ids", "labels"]
     assert all(torch.equal(without[name], found[name]) for name in without)
@@ -125,13 +144,18 @@ def test_rows_are_the_stream_and_its_successors(tmp_path_factory, documents, len
 @given(documents=documents, length=st.integers(2, 12), batch_size=st.integers(1, 9))
 @settings(max_examples=60, deadline=None)
 def test_every_token_is_a_target_once_an_epoch(tmp_path_factory, documents, length, batch_size):
-    """Also the tails. Positions in the stream stand in for the ids, so that each token is told from all others."""
+    """Also the tails. Positions in the stream stand in for the ids, so that each token is told from
+    all others.
+    """
     folder = tmp_path_factory.mktemp("epoch")
     store = make_store(folder, documents, np.uint32)
     np.arange(store.tokens, dtype=np.uint32).tofile(folder / "train-00000.bin")
     rows = packed(store, length)
-    steps = TrainingSteps(rows, Plan((len(rows),), seed=3), batch_size, micro_batch=1, rank=0, world_size=1)
-    n_steps = math.lcm(len(rows), batch_size) // batch_size  # the fewest steps that are whole epochs
+    steps = TrainingSteps(
+        rows, Plan((len(rows),), seed=3), batch_size, micro_batch=1, rank=0, world_size=1
+    )
+    # the fewest steps that are whole epochs
+    n_steps = math.lcm(len(rows), batch_size) // batch_size
     labels = torch.cat([steps[k]["labels"].flatten() for k in range(n_steps)])
     seen = Counter(labels[labels != -100].tolist())
     assert seen == dict.fromkeys(range(1, store.tokens), n_steps * batch_size // len(rows))
@@ -140,7 +164,9 @@ def test_every_token_is_a_target_once_an_epoch(tmp_path_factory, documents, leng
 def test_rows_have_any_shape_and_none_past_the_end_has_labels(tmp_path):
     rows = packed(make_store(tmp_path, [[1, 2, 3, 4]]), 2, document_mask=True)
     found = numbered(rows, [[0, 1, 2], [3, 4, 9]])
-    assert {name: tuple(values.shape) for name, values in found.items()} == dict.fromkeys(found, (2, 3, 2))
+    assert {name: tuple(values.shape) for name, values in found.items()} == dict.fromkeys(
+        found, (2, 3, 2)
+    )
     assert found["labels"].dtype == found["input_ids"].dtype == torch.int64
     assert found["input_ids"].tolist() == [[[EOS, 1], [2, 3], [4, PAD]], [[PAD, PAD]] * 3]
     assert found["labels"].tolist() == [[[1, 2], [3, 4], [EOS, -100]], [[-100, -100]] * 3]
@@ -153,11 +179,17 @@ def test_an_id_that_looks_like_eos_does_not_part_a_document(tmp_path):
 
 @given(documents=documents, length=st.integers(2, 12), stride=st.integers(1, 12))
 @settings(max_examples=100, deadline=None)
-def test_with_a_stride_rows_overlap_and_the_last_one_reaches_the_end(tmp_path_factory, documents, length, stride):
+def test_with_a_stride_rows_overlap_and_the_last_one_reaches_the_end(
+    tmp_path_factory, documents, length, stride
+):
     stride = min(stride, length)
     store = make_store(tmp_path_factory.mktemp("stride"), documents)
     (pairs,) = obvious_rows(documents, store.tokens - 1)  # the whole stream as one row
-    starts = [start for start in range(0, len(pairs), stride) if start == 0 or start - stride + length < len(pairs)]
+    starts = [
+        start
+        for start in range(0, len(pairs), stride)
+        if start == 0 or start - stride + length < len(pairs)
+    ]
     rows = packed(store, length, document_mask=True, stride=stride)
     assert len(rows) == len(starts)
     found = numbered(rows, range(len(rows)))
@@ -167,7 +199,9 @@ def test_with_a_stride_rows_overlap_and_the_last_one_reaches_the_end(tmp_path_fa
         inputs, labels, numbers = zip(*row, strict=True)
         assert found["input_ids"][i].tolist() == list(inputs)
         assert found["labels"][i].tolist() == list(labels)
-        assert (found["document_ids"][i] - found["document_ids"][i][0]).tolist() == [number - numbers[0] for number in numbers]
+        assert (found["document_ids"][i] - found["document_ids"][i][0]).tolist() == [
+            number - numbers[0] for number in numbers
+        ]
     assert (found["labels"][:-1] != -100).all(), "only the last row is padded"
 
 
@@ -180,7 +214,9 @@ def test_validation_never_overlaps(tmp_path):
 
 
 def obvious_document_rows(documents, length):
-    """Each document with its EOS before it, in rows of its own; the EOS that follows is the last label."""
+    """Each document with its EOS before it, in rows of its own; the EOS that follows is the last
+    label.
+    """
     rows = []
     for ids in documents:
         inputs, labels = [EOS, *ids], [*ids, EOS]
@@ -197,7 +233,12 @@ def obvious_document_rows(documents, length):
     return rows
 
 
-@given(documents=documents, length=st.integers(2, 12), shard_tokens=st.integers(1, 40), document_mask=st.booleans())
+@given(
+    documents=documents,
+    length=st.integers(2, 12),
+    shard_tokens=st.integers(1, 40),
+    document_mask=st.booleans(),
+)
 @settings(max_examples=100, deadline=None)
 def test_rows_of_documents(tmp_path_factory, documents, length, shard_tokens, document_mask):
     store = make_store(tmp_path_factory.mktemp("rows"), documents, shard_tokens=shard_tokens)
@@ -212,11 +253,18 @@ def test_rows_of_documents(tmp_path_factory, documents, length, shard_tokens, do
 
 
 def test_rows_of_documents_through_the_module(tmp_path):
-    """Documents longer than a row, and shorter: each token is a label once an epoch, in validation too; the line says what is padding."""
+    """Documents longer than a row, and shorter: each token is a label once an epoch, in validation
+    too; the line says what is padding.
+    """
     said = []
     texts = [*TEXTS[:100], *(f"{i} " + "long " * i for i in range(40))]
     data = module(tmp_path, texts, rows="document", val_fraction=0.2, say=said.append)
-    expected = [row[:2] for row in obvious_document_rows([list(text.encode()) for text in decoded(data, "train")], 8)]
+    expected = [
+        row[:2]
+        for row in obvious_document_rows(
+            [list(text.encode()) for text in decoded(data, "train")], 8
+        )
+    ]
     steps = data.train_dataloader().dataset
     steps.batch_size = steps.micro_batch = 1
     found = [rows_in(steps[k])[0] for k in range(len(expected))]
@@ -227,7 +275,9 @@ def test_rows_of_documents_through_the_module(tmp_path):
         padding = f"{rows:,} rows of 8, {1 - positions / rows / 8:.0%} of it padding"
         assert f"{split} {store.documents} documents, {store.tokens:,} tokens, {padding}" in said[0]
     labels = torch.cat([batch["labels"].flatten() for batch in data.val_dataloader()])
-    assert Counter(labels[labels != -100].tolist()) == Counter(the_store(data, "val").read(1, 10**6).tolist())
+    assert Counter(labels[labels != -100].tolist()) == Counter(
+        the_store(data, "val").read(1, 10**6).tolist()
+    )
 
 
 def test_few_short_documents_are_enough_for_rows_of_documents(tmp_path):
@@ -246,12 +296,16 @@ def test_masked_documents_are_computed_as_if_alone(tmp_path):
     """Logits and gradients of packed rows are those of each document in a row of its own."""
     torch.manual_seed(0)
     documents = [[1, 2, 3], [], [4, 5, 6, 7], [8], [9, 9, 9]]
-    config = make_config(tmp_path, write_jsonl(tmp_path / "a.jsonl", []), length=17).with_vocabulary(BYTES.vocab_size)
+    config = make_config(
+        tmp_path, write_jsonl(tmp_path / "a.jsonl", []), length=17
+    ).with_vocabulary(BYTES.vocab_size)
     decoder = Decoder(config.model)
 
     def gradients(rows):
         decoder.zero_grad()
-        loss = sum(decoder(row["input_ids"], row["labels"], row.get("document_ids")).sum() for row in rows)
+        loss = sum(
+            decoder(row["input_ids"], row["labels"], row.get("document_ids")).sum() for row in rows
+        )
         loss.backward()
         return loss.item(), [parameter.grad.clone() for parameter in decoder.parameters()]
 
@@ -262,7 +316,10 @@ def test_masked_documents_are_computed_as_if_alone(tmp_path):
         (tmp_path / str(i)).mkdir()
         alone.append(numbered(packed(make_store(tmp_path / str(i), [ids]), len(ids) + 1), [0]))
     assert len(together) == 1
-    (loss, packed_gradients), (sum_of_losses, gradients_alone) = gradients([numbered(together, [0])]), gradients(alone)
+    (loss, packed_gradients), (sum_of_losses, gradients_alone) = (
+        gradients([numbered(together, [0])]),
+        gradients(alone),
+    )
     assert loss == pytest.approx(sum_of_losses, rel=1e-5)
     for a, b in zip(packed_gradients, gradients_alone, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
@@ -289,7 +346,10 @@ def test_the_hash_never_changes():
 
 
 def test_more_validation_text_keeps_what_was_held_out(tmp_path):
-    few, many = (set(decoded(module(tmp_path, TEXTS, val_fraction=fraction), "val")) for fraction in (0.1, 0.3))
+    few, many = (
+        set(decoded(module(tmp_path, TEXTS, val_fraction=fraction), "val"))
+        for fraction in (0.1, 0.3)
+    )
     assert few < many
 
 
@@ -300,7 +360,9 @@ def test_tail_split_cuts_at_the_character(tmp_path_factory, lengths, fraction):
     text = "".join(texts)
     cut = int(len(text) * (1 - fraction))
     assume(cut > 0)  # else nothing is left to train on, and that is refused
-    data = module(tmp_path_factory.mktemp("tail"), texts, length=2, split="tail", val_fraction=fraction)
+    data = module(
+        tmp_path_factory.mktemp("tail"), texts, length=2, split="tail", val_fraction=fraction
+    )
     assert "".join(decoded(data, "train")) == text[:cut]
     assert "".join(decoded(data, "val")) == text[cut:]
     whole = sum(document in texts for document in decoded(data, "train") + decoded(data, "val"))
@@ -313,13 +375,26 @@ def test_tail_split_of_one_file_is_nanogpts(tmp_path):
     source = {"format": "txt", "files": str(tmp_path / "input.txt"), "unit": "file"}
     data = module(tmp_path, source, split="tail", val_fraction=0.1)
     n = len(text)
-    assert the_store(data, "train").read(0, 10**6).tolist() == [EOS, *text[: int(n * 0.9)].encode(), EOS]
-    assert the_store(data, "val").read(0, 10**6).tolist() == [EOS, *text[int(n * 0.9) :].encode(), EOS]
+    assert the_store(data, "train").read(0, 10**6).tolist() == [
+        EOS,
+        *text[: int(n * 0.9)].encode(),
+        EOS,
+    ]
+    assert the_store(data, "val").read(0, 10**6).tolist() == [
+        EOS,
+        *text[int(n * 0.9) :].encode(),
+        EOS,
+    ]
 
 
 def test_a_validation_source_and_what_it_shares_with_training(tmp_path):
     said = []
-    data = module(tmp_path, TEXTS[:50], validation=write_jsonl(tmp_path / "val.jsonl", [*TEXTS[48:60], TEXTS[0]]), say=said.append)
+    data = module(
+        tmp_path,
+        TEXTS[:50],
+        validation=write_jsonl(tmp_path / "val.jsonl", [*TEXTS[48:60], TEXTS[0]]),
+        say=said.append,
+    )
     assert decoded(data, "train") == TEXTS[:50]
     assert decoded(data, "val") == [*TEXTS[48:60], TEXTS[0]]
     assert [line.count("train ") for line in said] == [1, 0]
@@ -351,21 +426,28 @@ class LargeTokenizer(ByteTokenizer):
         return ids + self.dtype(self.shift), lengths
 
 
-@pytest.mark.parametrize(("vocab_size", "bytes_per_id"), [(65_535, 2), (65_536, 2), (65_537, 4), (200_000, 4)])
+@pytest.mark.parametrize(
+    ("vocab_size", "bytes_per_id"), [(65_535, 2), (65_536, 2), (65_537, 4), (200_000, 4)]
+)
 def test_the_type_follows_the_largest_id(tmp_path, vocab_size, bytes_per_id):
     data = module(tmp_path, TEXTS, LargeTokenizer(vocab_size))
     store = the_store(data, "train")
     size = sum(file.stat().st_size for file in (tmp_path / "cache").glob("*/train-0*.bin"))
     assert size == store.tokens * bytes_per_id
     first = decoded(module(tmp_path, TEXTS), "train")[0].encode()
-    assert store.read(0, len(first) + 1).tolist() == [vocab_size - 1] + [byte + vocab_size - 260 for byte in first]
+    assert store.read(0, len(first) + 1).tolist() == [vocab_size - 1] + [
+        byte + vocab_size - 260 for byte in first
+    ]
 
 
 def test_the_cache_is_used_again(tmp_path):
     said = []
     first, second = (module(tmp_path, TEXTS, say=said.append) for _ in range(2))
     assert first.sha256 == second.sha256
-    assert [("written to" in line, "read from" in line) for line in said] == [(True, False), (False, True)]
+    assert [("written to" in line, "read from" in line) for line in said] == [
+        (True, False),
+        (False, True),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -373,13 +455,25 @@ def test_the_cache_is_used_again(tmp_path):
     [
         lambda path, arguments: arguments.update(tokenizer=LargeTokenizer(300)),
         lambda path, arguments: path.write_text(path.read_text() + '{"text": "more"}\n'),
-        lambda path, arguments: path.write_text(path.read_text().replace("document 3 ", "DOCUMENT 3 ")),
+        lambda path, arguments: path.write_text(
+            path.read_text().replace("document 3 ", "DOCUMENT 3 ")
+        ),
         lambda path, arguments: arguments.update(split="tail"),
         lambda path, arguments: arguments.update(val_fraction=0.3),
         lambda path, arguments: arguments.update(on_bad_row="skip"),
-        lambda path, arguments: arguments.update(validation=write_jsonl(path.parent / "val.jsonl", TEXTS)),
+        lambda path, arguments: arguments.update(
+            validation=write_jsonl(path.parent / "val.jsonl", TEXTS)
+        ),
     ],
-    ids=["tokenizer", "longer file", "other content of the same size", "split", "fraction", "bad rows", "validation"],
+    ids=[
+        "tokenizer",
+        "longer file",
+        "other content of the same size",
+        "split",
+        "fraction",
+        "bad rows",
+        "validation",
+    ],
 )
 def test_a_cache_of_other_data_is_not_used(tmp_path, change):
     source, said, arguments = write_jsonl(tmp_path / "a.jsonl", TEXTS), [], {}
@@ -391,7 +485,10 @@ def test_a_cache_of_other_data_is_not_used(tmp_path, change):
 
 def test_the_cache_serves_any_row_length_and_mask(tmp_path):
     said = []
-    lengths = [module(tmp_path, TEXTS, length=n, document_mask=n > 8, say=said.append).rows["train"].length for n in (8, 16)]
+    lengths = [
+        module(tmp_path, TEXTS, length=n, document_mask=n > 8, say=said.append).rows["train"].length
+        for n in (8, 16)
+    ]
     assert lengths == [8, 16]
     assert "read from" in said[1]
 
@@ -427,9 +524,10 @@ def test_the_line_that_is_said(tmp_path):
     train, val = (the_store(data, split) for split in ("train", "val"))
     folder = next((tmp_path / "cache").glob("*/"))
     assert said == [
-        f"data: train {train.documents} documents, {train.tokens:,} tokens, {len(data.rows['train'])} rows of 8; "
-        f"val {val.documents} documents, {val.tokens:,} tokens, {len(data.rows['val'])} rows of 8; 1.00 bytes per token; "
-        f"written to {folder}; left out: 1 x empty document"
+        f"data: train {train.documents} documents, {train.tokens:,} tokens,"
+        f" {len(data.rows['train'])} rows of 8; val {val.documents} documents, {val.tokens:,}"
+        f" tokens, {len(data.rows['val'])} rows of 8; 1.00 bytes per token; written to {folder};"
+        " left out: 1 x empty document"
     ]
     assert train.documents + val.documents == 201
     assert train.text_bytes + val.text_bytes == sum(len(text.encode()) for text in texts) - 1
@@ -443,12 +541,17 @@ def steps_of(data):
 
 
 def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(torch.as_tensor(a[name]), torch.as_tensor(b[name])) for name in a)
+    return a.keys() == b.keys() and all(
+        torch.equal(torch.as_tensor(a[name]), torch.as_tensor(b[name])) for name in a
+    )
 
 
 def rows_in(batch):
     """A step's rows, whatever its shape: pairs of inputs and labels, sorted."""
-    inputs, labels = batch["input_ids"].flatten(0, -2).tolist(), batch["labels"].flatten(0, -2).tolist()
+    inputs, labels = (
+        batch["input_ids"].flatten(0, -2).tolist(),
+        batch["labels"].flatten(0, -2).tolist(),
+    )
     return sorted(zip(inputs, labels, strict=True))
 
 
@@ -456,9 +559,9 @@ def test_steps_have_micro_batches(tmp_path):
     data = module(tmp_path, TEXTS, trainer={"micro_batch_size": 2}, document_mask=True)
     batches = list(data.train_dataloader())
     assert [batch["step"] for batch in batches] == list(range(20))
-    assert {name: tuple(value.shape) for name, value in batches[0].items() if name != "step"} == dict.fromkeys(
-        ["input_ids", "labels", "document_ids"], (4, 2, 8)
-    )
+    assert {
+        name: tuple(value.shape) for name, value in batches[0].items() if name != "step"
+    } == dict.fromkeys(["input_ids", "labels", "document_ids"], (4, 2, 8))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -473,7 +576,9 @@ def test_workers_change_nothing(tmp_path, workers):
 
 @pytest.mark.parametrize("start", [1, 7, 13, 19])
 def test_a_resumed_run_sees_what_a_straight_one_sees(tmp_path, start):
-    """Epochs have 7.5 steps here, so some of these are behind an epoch's border, and one is in its middle."""
+    """Epochs have 7.5 steps here, so some of these are behind an epoch's border, and one is in its
+    middle.
+    """
     source = write_jsonl(tmp_path / "a.jsonl", TEXTS[:40])
     straight = steps_of(module(tmp_path, source))
     resumed = module(tmp_path, source)
@@ -495,17 +600,25 @@ def test_epochs_are_shuffled_anew_and_seeds_differ(tmp_path):
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
 
 
-@pytest.mark.parametrize(("micro_batch", "world_size"), [(8, 1), (4, 1), (2, 1), (4, 2), (2, 2), (1, 4)])
+@pytest.mark.parametrize(
+    ("micro_batch", "world_size"), [(8, 1), (4, 1), (2, 1), (4, 2), (2, 2), (1, 4)]
+)
 def test_micro_batches_and_processes_share_out_the_same_rows(tmp_path, micro_batch, world_size):
     source = write_jsonl(tmp_path / "a.jsonl", TEXTS)
     whole = steps_of(module(tmp_path, source))
     trainer = {"micro_batch_size": micro_batch, "devices": world_size}
-    shares = [steps_of(module(tmp_path, source, place=(rank, world_size), trainer=trainer)) for rank in range(world_size)]
+    shares = [
+        steps_of(module(tmp_path, source, place=(rank, world_size), trainer=trainer))
+        for rank in range(world_size)
+    ]
     accumulation = 8 // (micro_batch * world_size)
     for k, batch in whole.items():
-        assert all(share[k]["input_ids"].shape == (accumulation, micro_batch, 8) for share in shares)
+        assert all(
+            share[k]["input_ids"].shape == (accumulation, micro_batch, 8) for share in shares
+        )
         assert sorted(row for share in shares for row in rows_in(share[k])) == rows_in(batch)
-        # Dealt out in the order (micro-batch, process, row), so that numbering a row by its place does not depend on the layout.
+        # Dealt out in the order (micro-batch, process, row), so that numbering a row by its place
+        # does not depend on the layout.
         dealt = torch.stack([share[k]["input_ids"] for share in shares], dim=1).reshape(8, 8)
         assert torch.equal(dealt, batch["input_ids"].reshape(8, 8))
 
@@ -522,52 +635,85 @@ def test_loading_leaves_the_global_random_state_alone(tmp_path):
 # --- several sources
 
 LETTERS = "abc"
-PARTS = [[letter * (1 + i % 7) + f"{i}{letter}" for i in range(n)] for letter, n in zip(LETTERS, (150, 90, 40), strict=True)]
+PARTS = [
+    [letter * (1 + i % 7) + f"{i}{letter}" for i in range(n)]
+    for letter, n in zip(LETTERS, (150, 90, 40), strict=True)
+]
 
 
 def mixture(tmp_path, weights=(2, 2, 1), parts=PARTS, when_one_ends="repeat", **other):
     """A source of several; each has a letter of its own, by which its rows can be told."""
     tmp_path.mkdir(exist_ok=True)
-    sources = [{**write_jsonl(tmp_path / f"{i}.jsonl", texts), **other} for i, texts in enumerate(parts)]
-    parts = [{"weight": weight, "source": source} for weight, source in zip(weights, sources, strict=False)]
+    sources = [
+        {**write_jsonl(tmp_path / f"{i}.jsonl", texts), **other} for i, texts in enumerate(parts)
+    ]
+    parts = [
+        {"weight": weight, "source": source}
+        for weight, source in zip(weights, sources, strict=False)
+    ]
     return {"format": "mixture", "parts": parts, "when_one_ends": when_one_ends}
 
 
 def letters_of(inputs):
     """The letter of each row."""
-    return [next(letter for letter in LETTERS if ord(letter) in row) for row in inputs.flatten(0, -2).tolist()]
+    return [
+        next(letter for letter in LETTERS if ord(letter) in row)
+        for row in inputs.flatten(0, -2).tolist()
+    ]
 
 
 def labels_of(batches):
-    return Counter(label for batch in batches for label in batch["labels"].flatten().tolist() if label != -100)
+    return Counter(
+        label for batch in batches for label in batch["labels"].flatten().tolist() if label != -100
+    )
 
 
 def test_each_step_has_its_share_of_each_source(tmp_path):
-    data = module(tmp_path, mixture(tmp_path), length=10, trainer={"batch_size": 10, "micro_batch_size": 5})
+    data = module(
+        tmp_path, mixture(tmp_path), length=10, trainer={"batch_size": 10, "micro_batch_size": 5}
+    )
     steps = steps_of(data)
     assert len(steps) == 20
     for batch in steps.values():
         assert Counter(letters_of(batch["input_ids"])) == {"a": 4, "b": 4, "c": 2}
-    assert len({tuple(letters_of(batch["input_ids"])) for batch in steps.values()}) > 15, "in another order each time"
+    assert len({tuple(letters_of(batch["input_ids"])) for batch in steps.values()}) > 15, (
+        "in another order each time"
+    )
 
 
 def test_a_source_of_a_mixture_gives_all_its_rows_before_one_comes_again(tmp_path):
-    data = module(tmp_path, mixture(tmp_path, (1, 1, 1)), trainer={"batch_size": 3, "micro_batch_size": 3, "max_steps": 400})
+    data = module(
+        tmp_path,
+        mixture(tmp_path, (1, 1, 1)),
+        trainer={"batch_size": 3, "micro_batch_size": 3, "max_steps": 400},
+    )
     steps = steps_of(data)
     for i, part in enumerate(data.rows["train"].parts):
         n = len(part)
-        given_by_part = [row for k in range(2 * n) for row in rows_in(steps[k]) if ord(LETTERS[i]) in row[0]]
+        given_by_part = [
+            row for k in range(2 * n) for row in rows_in(steps[k]) if ord(LETTERS[i]) in row[0]
+        ]
         everything = numbered(Rows([part], PAD, False), range(n))
-        expected = sorted(zip(everything["input_ids"].tolist(), everything["labels"].tolist(), strict=True))
+        expected = sorted(
+            zip(everything["input_ids"].tolist(), everything["labels"].tolist(), strict=True)
+        )
         assert sorted(given_by_part[:n]) == sorted(given_by_part[n:]) == expected
 
 
 def test_going_on_takes_every_row_of_every_source_once_an_epoch(tmp_path):
-    data = module(tmp_path, mixture(tmp_path, (7, 5, 1), when_one_ends="go_on"), trainer={"batch_size": 1, "max_steps": 1000})
+    data = module(
+        tmp_path,
+        mixture(tmp_path, (7, 5, 1), when_one_ends="go_on"),
+        trainer={"batch_size": 1, "max_steps": 1000},
+    )
     n, steps = len(data.rows["train"]), data.train_dataloader().dataset
     everything = numbered(data.rows["train"], range(n))
-    expected = sorted(zip(everything["input_ids"].tolist(), everything["labels"].tolist(), strict=True))
-    epochs = [[rows_in(steps[k])[0] for k in range(epoch * n, (epoch + 1) * n)] for epoch in range(2)]
+    expected = sorted(
+        zip(everything["input_ids"].tolist(), everything["labels"].tolist(), strict=True)
+    )
+    epochs = [
+        [rows_in(steps[k])[0] for k in range(epoch * n, (epoch + 1) * n)] for epoch in range(2)
+    ]
     assert [sorted(rows) for rows in epochs] == [expected] * 2 and epochs[0] != epochs[1]
     assert data.epochs_per_step == 1 / n
 
@@ -577,11 +723,20 @@ def test_going_on_takes_every_row_of_every_source_once_an_epoch(tmp_path):
 def test_a_resumed_mixture_goes_on_with_the_same_rows(tmp_path, when_one_ends, workers, world_size):
     """Also in the middle of an epoch, of a block, and with another number of processes before."""
     source = mixture(tmp_path, (3, 2, 2), when_one_ends=when_one_ends)
-    straight = steps_of(module(tmp_path, source, document_mask=True, trainer={"micro_batch_size": 4}))
+    straight = steps_of(
+        module(tmp_path, source, document_mask=True, trainer={"micro_batch_size": 4})
+    )
     shares = []
     for rank in range(world_size):
         trainer = {"micro_batch_size": 4, "devices": world_size}
-        resumed = module(tmp_path, source, document_mask=True, place=(rank, world_size), workers=workers, trainer=trainer)
+        resumed = module(
+            tmp_path,
+            source,
+            document_mask=True,
+            place=(rank, world_size),
+            workers=workers,
+            trainer=trainer,
+        )
         resumed.start_step = 11
         shares.append(steps_of(resumed))
     assert all(sorted(share) == list(range(11, 20)) for share in shares)
@@ -594,14 +749,20 @@ def test_a_resumed_mixture_goes_on_with_the_same_rows(tmp_path, when_one_ends, w
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("rows", ["packed", "document"])
 def test_validation_covers_all_sources_each_token_once(tmp_path, world_size, rows):
-    settings = {"val_fraction": 0.4, "rows": rows, "trainer": {"batch_size": 36, "micro_batch_size": 3, "devices": world_size}}
+    settings = {
+        "val_fraction": 0.4,
+        "rows": rows,
+        "trainer": {"batch_size": 36, "micro_batch_size": 3, "devices": world_size},
+    }
     shares = []
     for rank in range(world_size):
         data = module(tmp_path, mixture(tmp_path), place=(rank, world_size), **settings)
         shares.append(list(data.val_dataloader()))
     assert len(data.rows["val"].parts) == 3
     assert len({len(share) for share in shares}) == 1
-    expected = Counter(token for part in data.rows["val"].parts for token in part.store.read(1, 10**6).tolist())
+    expected = Counter(
+        token for part in data.rows["val"].parts for token in part.store.read(1, 10**6).tolist()
+    )
     assert all(expected[ord(letter)] > 9 for letter in LETTERS)
     assert labels_of(batch for share in shares for batch in share) == expected
 
@@ -652,7 +813,10 @@ def test_other_weights_and_other_mixtures_tokenise_nothing_again(tmp_path):
 
 
 def test_the_hash_is_of_every_source(tmp_path):
-    hashes = [module(tmp_path / "a", mixture(tmp_path / "a")).sha256, module(tmp_path / "b", mixture(tmp_path / "b")).sha256]
+    hashes = [
+        module(tmp_path / "a", mixture(tmp_path / "a")).sha256,
+        module(tmp_path / "b", mixture(tmp_path / "b")).sha256,
+    ]
     assert hashes[0] == hashes[1], "wherever they lie"
     for i in range(3):
         parts = [[*texts[:-1], texts[-1] + "!" * (i == k)] for k, texts in enumerate(PARTS)]
@@ -662,7 +826,9 @@ def test_the_hash_is_of_every_source(tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [4, 8, 10])
-def test_a_run_that_needs_more_than_there_is_is_refused_with_the_number_of_steps(tmp_path, batch_size):
+def test_a_run_that_needs_more_than_there_is_is_refused_with_the_number_of_steps(
+    tmp_path, batch_size
+):
     source = mixture(tmp_path, (2, 2, 1), when_one_ends="stop")
     trainer = {"batch_size": batch_size, "micro_batch_size": batch_size}
     sizes = [len(part) for part in module(tmp_path, source).rows["train"].parts]
@@ -673,15 +839,22 @@ def test_a_run_that_needs_more_than_there_is_is_refused_with_the_number_of_steps
     with pytest.raises(ConfigError) as error:
         # Asked before anything is written into the run's folder.
         assert module(tmp_path, source, trainer=trainer | {"max_steps": steps + 1}).epochs_per_step
-    assert str(error.value) == (
-        f"data.source.when_one_ends: stop, and parts[{dry}] runs dry after {steps} of the run's {steps + 1} steps; "
-        f"write trainer.max_steps {steps} at most, or when_one_ends: repeat or go_on"
+    assert (
+        str(error.value)
+        == f"data.source.when_one_ends: stop, and parts[{dry}] runs dry after {steps} of the run's"
+        f" {steps + 1} steps; write trainer.max_steps {steps} at most, or when_one_ends: repeat"
+        " or go_on"
     )
-    assert module(tmp_path, {**source, "when_one_ends": "go_on"}, trainer=trainer | {"max_steps": steps + 1}).epochs_per_step
+    assert module(
+        tmp_path, {**source, "when_one_ends": "go_on"}, trainer=trainer | {"max_steps": steps + 1}
+    ).epochs_per_step
 
 
 def test_a_mixture_without_a_single_step(tmp_path):
-    with pytest.raises(ConfigError, match=r"runs dry after 0 of the run's 20 steps; write when_one_ends: repeat or go_on$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"runs dry after 0 of the run's 20 steps; write when_one_ends: repeat or go_on$",
+    ):
         assert module(tmp_path, mixture(tmp_path, (1, 1, 1000), when_one_ends="stop")).plan
 
 
@@ -689,7 +862,13 @@ def test_a_mixture_without_a_single_step(tmp_path):
     ("texts", "expected"),
     [
         ([" "], "data.source.parts[1].source: there is no text in it (left out: "),
-        (["ab"], "data.source.parts[1].source: there are 4 tokens to train on, and one row takes 9: 8 (data.sequence_length, or"),
+        (
+            ["ab"],
+            (
+                "data.source.parts[1].source: there are 4 tokens to train on, and one row takes 9:"
+                " 8 (data.sequence_length, or"
+            ),
+        ),
     ],
 )
 def test_a_source_of_a_mixture_without_enough_text_is_named(tmp_path, texts, expected):
@@ -708,14 +887,21 @@ def test_the_lines_that_are_said_of_a_mixture(tmp_path):
     for i, (line, share) in enumerate(zip(said, ("60%", "30%", "10%"), strict=False)):
         parts = {split: data.rows[split].parts[i] for split in ("train", "val")}
         counts = [
-            f"{split} {part.store.documents} documents, {part.store.tokens:,} tokens, {len(part)} rows of 8"
+            f"{split} {part.store.documents} documents, {part.store.tokens:,} tokens, {len(part)}"
+            " rows of 8"
             for split, part in parts.items()
         ]
-        assert line.startswith(f"data: {tmp_path}/{i}.jsonl ({share}): {'; '.join(counts)}; 1.00 bytes per token; written to ")
+        assert line.startswith(
+            f"data: {tmp_path}/{i}.jsonl ({share}): {'; '.join(counts)}; 1.00 bytes per token;"
+            " written to "
+        )
         assert ("left out: 2 x document under 4 characters" in line) is (i == 2)
     sums = []
     for split, rows in data.rows.items():
-        documents, tokens = (sum(getattr(part.store, name) for part in rows.parts) for name in ("documents", "tokens"))
+        documents, tokens = (
+            sum(getattr(part.store, name) for part in rows.parts)
+            for name in ("documents", "tokens")
+        )
         sums.append(f"{split} {documents} documents, {tokens:,} tokens, {len(rows)} rows of 8")
     assert said[3] == f"data: together: {'; '.join(sums)}"
 
@@ -727,7 +913,11 @@ def test_how_often_a_run_reads_each_source_is_said_where_sources_are_repeated(tm
     passes = [f"{rows[i] / len(part):.2f}" for i, part in enumerate(data.rows["train"].parts)]
     assert said[-1] == f"data: passes over each: {', '.join(passes)}"
     assert len({*passes}) == 3
-    for source in (TEXTS, mixture(tmp_path, when_one_ends="go_on"), mixture(tmp_path, when_one_ends="stop")):
+    for source in (
+        TEXTS,
+        mixture(tmp_path, when_one_ends="go_on"),
+        mixture(tmp_path, when_one_ends="stop"),
+    ):
         assert module(tmp_path, source, say=said.append, trainer={"max_steps": 2}).plan
     assert sum("passes over each" in line for line in said) == 1
 
@@ -735,20 +925,38 @@ def test_how_often_a_run_reads_each_source_is_said_where_sources_are_repeated(tm
 # --- validation
 
 
-@given(n_tokens=st.integers(2, 60), n_rows=st.none() | st.integers(1, 30), micro_batch=st.integers(1, 5), world_size=st.integers(1, 4))
+@given(
+    n_tokens=st.integers(2, 60),
+    n_rows=st.none() | st.integers(1, 30),
+    micro_batch=st.integers(1, 5),
+    world_size=st.integers(1, 4),
+)
 @settings(max_examples=80, deadline=None)
-def test_validation_scores_each_chosen_token_once(tmp_path_factory, n_tokens, n_rows, micro_batch, world_size):
+def test_validation_scores_each_chosen_token_once(
+    tmp_path_factory, n_tokens, n_rows, micro_batch, world_size
+):
     folder = tmp_path_factory.mktemp("val")
     store = make_store(folder, [[0] * (n_tokens - 2)], np.uint32)
     np.arange(n_tokens, dtype=np.uint32).tofile(folder / "train-00000.bin")
     rows = packed(store, 3)
-    shares = [ValidationBatches(rows, n_rows, micro_batch, rank, world_size) for rank in range(world_size)]
+    shares = [
+        ValidationBatches(rows, n_rows, micro_batch, rank, world_size) for rank in range(world_size)
+    ]
     assert len({len(share) for share in shares}) == 1, "equally many batches on every process"
-    labels = torch.cat([share[i]["labels"] for share in shares for i in range(len(share))]).flatten()
-    assert all(share[i]["labels"].shape == (micro_batch, 3) for share in shares for i in range(len(share)))
+    labels = torch.cat(
+        [share[i]["labels"] for share in shares for i in range(len(share))]
+    ).flatten()
+    assert all(
+        share[i]["labels"].shape == (micro_batch, 3) for share in shares for i in range(len(share))
+    )
     scored = labels[labels != -100].tolist()
     chosen = min(n_rows or len(rows), len(rows))
-    expected = [i for k in range(chosen) for i in numbered(rows, [k * len(rows) // chosen])["labels"].flatten().tolist() if i != -100]
+    expected = [
+        i
+        for k in range(chosen)
+        for i in numbered(rows, [k * len(rows) // chosen])["labels"].flatten().tolist()
+        if i != -100
+    ]
     assert sorted(scored) == sorted(expected)
     assert len(set(scored)) == len(scored)
     if chosen == len(rows):
@@ -757,14 +965,21 @@ def test_validation_scores_each_chosen_token_once(tmp_path_factory, n_tokens, n_
 
 def test_validation_rows_are_spread_and_always_the_same(tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", TEXTS)
-    data = module(tmp_path, source, val_fraction=0.5, trainer={"validation_rows": 8, "micro_batch_size": 2})
+    data = module(
+        tmp_path, source, val_fraction=0.5, trainer={"validation_rows": 8, "micro_batch_size": 2}
+    )
     first, second = list(data.val_dataloader()), list(data.val_dataloader())
     assert len(first) == 4
     assert all(map(equal, first, second))
     n = len(data.rows["val"])
     expected = numbered(data.rows["val"], [k * n // 8 for k in range(8)])
     assert torch.equal(torch.cat([batch["input_ids"] for batch in first]), expected["input_ids"])
-    other_seed = module(tmp_path, source, val_fraction=0.5, trainer={"validation_rows": 8, "micro_batch_size": 2, "seed": 9})
+    other_seed = module(
+        tmp_path,
+        source,
+        val_fraction=0.5,
+        trainer={"validation_rows": 8, "micro_batch_size": 2, "seed": 9},
+    )
     assert all(map(equal, first, list(other_seed.val_dataloader())))
 
 
@@ -776,11 +991,17 @@ def test_the_validation_loss_does_not_depend_on_the_batch_size(tmp_path, batch_s
     store = the_store(data, "val")
     ids = torch.from_numpy(store.read(0, 10**6).astype(np.int64))
     expected = sum(
-        torch.nn.functional.cross_entropy(decoder(ids[None, s : s + 8][:, : len(ids) - 1 - s])[0], ids[s + 1 : s + 9], reduction="sum")
+        torch.nn.functional.cross_entropy(
+            decoder(ids[None, s : s + 8][:, : len(ids) - 1 - s])[0],
+            ids[s + 1 : s + 9],
+            reduction="sum",
+        )
         for s in range(0, len(ids) - 1, 8)
     )
     with torch.no_grad():
-        losses = [decoder(batch["input_ids"], batch["labels"]).sum() for batch in data.val_dataloader()]
+        losses = [
+            decoder(batch["input_ids"], batch["labels"]).sum() for batch in data.val_dataloader()
+        ]
     assert sum(losses).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -790,16 +1011,22 @@ class CharacterTokenizer(ByteTokenizer):
     definition = "characters"
 
     def encode_flat(self, texts):
-        return np.frombuffer("".join(texts).encode("latin-1"), np.uint8).astype(self.dtype), np.array([len(text) for text in texts])
+        return np.frombuffer("".join(texts).encode("latin-1"), np.uint8).astype(
+            self.dtype
+        ), np.array([len(text) for text in texts])
 
 
 def test_bytes_per_token(tmp_path):
     data = module(tmp_path, ["Grüße " + text for text in TEXTS], LargeTokenizer(70_000))
     assert data.text_bytes_per_token == 1.0
     parts = [["Grüße " * 2 + text for text in TEXTS], ["ü" * (1 + i % 50) for i in range(500)]]
-    mixed = module(tmp_path, mixture(tmp_path / "mixed", (1, 1), parts), CharacterTokenizer(), val_fraction=0.3)
+    mixed = module(
+        tmp_path, mixture(tmp_path / "mixed", (1, 1), parts), CharacterTokenizer(), val_fraction=0.3
+    )
     val = [text for text in parts[0] + parts[1] if hash_of_text(text) < 0.3 * 2**64]
-    assert mixed.text_bytes_per_token == sum(len(text.encode()) for text in val) / sum(map(len, val))
+    assert mixed.text_bytes_per_token == sum(len(text.encode()) for text in val) / sum(
+        map(len, val)
+    )
     assert 1.2 < mixed.text_bytes_per_token < 2
     val = decoded(module(tmp_path, ["Grüße " + text for text in TEXTS]), "val")
     assert the_store(data, "val").text_bytes == sum(len(text.encode()) for text in val)
@@ -812,12 +1039,51 @@ def test_bytes_per_token(tmp_path):
     ("texts", "settings", "expected"),
     [
         ([" ", "\n"], {"on_bad_row": "skip"}, "data.source: there is no text in it (left out: "),
-        (["one document " * 9], {}, "data.split: hash needs several documents, and the text is a single one; write data.split: tail"),
-        (["same"] * 9, {}, "data.val_fraction: 0.05 with data.split: hash leaves 9 documents to train on and 0 to validate on; give more"),
-        (TEXTS, {"val_fraction": 0.9999}, "data.val_fraction: 0.9999 with data.split: hash leaves 0 documents to train on and 200 to"),
-        (["ab"], {"split": "tail"}, "data.source: there are 3 tokens to train on, and one row takes 9: 8 (data.sequence_length, or"),
-        (["abcdef" * 2], {"split": "tail", "val_fraction": 0.5}, "data.source: there are 8 tokens to train on, and one row takes 9: 8"),
-        (["a"], {"split": "tail"}, "data.val_fraction: 0.05 with data.split: tail leaves 0 documents to train on and 1 to validate on;"),
+        (
+            ["one document " * 9],
+            {},
+            (
+                "data.split: hash needs several documents, and the text is a single one; write"
+                " data.split: tail"
+            ),
+        ),
+        (
+            ["same"] * 9,
+            {},
+            (
+                "data.val_fraction: 0.05 with data.split: hash leaves 9 documents to train on and 0"
+                " to validate on; give more"
+            ),
+        ),
+        (
+            TEXTS,
+            {"val_fraction": 0.9999},
+            (
+                "data.val_fraction: 0.9999 with data.split: hash leaves 0 documents to train on and"
+                " 200 to"
+            ),
+        ),
+        (
+            ["ab"],
+            {"split": "tail"},
+            (
+                "data.source: there are 3 tokens to train on, and one row takes 9: 8"
+                " (data.sequence_length, or"
+            ),
+        ),
+        (
+            ["abcdef" * 2],
+            {"split": "tail", "val_fraction": 0.5},
+            "data.source: there are 8 tokens to train on, and one row takes 9: 8",
+        ),
+        (
+            ["a"],
+            {"split": "tail"},
+            (
+                "data.val_fraction: 0.05 with data.split: tail leaves 0 documents to train on and 1"
+                " to validate on;"
+            ),
+        ),
     ],
 )
 def test_text_that_is_not_enough(tmp_path, texts, settings, expected):
@@ -827,12 +1093,20 @@ def test_text_that_is_not_enough(tmp_path, texts, settings, expected):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("train", "val", "key"), [(TEXTS, [" "], "data.validation"), ([" "], TEXTS, "data.source")])
+@pytest.mark.parametrize(
+    ("train", "val", "key"), [(TEXTS, [" "], "data.validation"), ([" "], TEXTS, "data.source")]
+)
 def test_a_validation_source_needs_text_on_both_sides(tmp_path, train, val, key):
     with pytest.raises(
-        DataError, match=rf"{key}: there is no text in it \(left out: .* x empty file.*\); name files that hold some, or leave out less"
+        DataError,
+        match=(
+            rf"{key}: there is no text in it \(left out: .* x empty file.*\); name files that hold"
+            r" some, or leave out less"
+        ),
     ):
-        assert module(tmp_path, train, validation=write_jsonl(tmp_path / "val.jsonl", val), on_bad_row="skip").rows
+        assert module(
+            tmp_path, train, validation=write_jsonl(tmp_path / "val.jsonl", val), on_bad_row="skip"
+        ).rows
 
 
 def test_a_bad_row_of_the_validation_source(tmp_path):
@@ -841,14 +1115,22 @@ def test_a_bad_row_of_the_validation_source(tmp_path):
         assert module(tmp_path, TEXTS, validation=bad).rows
     said = []
     for _ in range(2):  # built, then cached
-        assert module(tmp_path, [*TEXTS, 3], validation=bad, on_bad_row="skip", say=said.append).rows
+        assert module(
+            tmp_path, [*TEXTS, 3], validation=bad, on_bad_row="skip", say=said.append
+        ).rows
     left_out = "; left out: 1 x text is not a string"
     assert [line.partition("tokens")[0].split()[1] for line in said] == ["train", "val"] * 2
     assert all(line.endswith(left_out) for line in said[::2])
-    assert all(line.endswith(f"{left_out}; 200 of the validation documents are also in the training text") for line in said[1::2])
+    assert all(
+        line.endswith(f"{left_out}; 200 of the validation documents are also in the training text")
+        for line in said[1::2]
+    )
 
 
 def test_text_that_is_just_enough(tmp_path):
     data = module(tmp_path, ["abcdefg" * 2], split="tail", val_fraction=0.5)
     assert len(data.rows["train"]) == 1
-    assert rows_in(next(iter(data.train_dataloader()))) == [([EOS, *b"abcdefg"], [*b"abcdefg", EOS])] * 8
+    assert (
+        rows_in(next(iter(data.train_dataloader())))
+        == [([EOS, *b"abcdefg"], [*b"abcdefg", EOS])] * 8
+    )

@@ -1,4 +1,6 @@
-"""model.py against `transformers`, against slower ways to compute the same, and against the traps of the field."""
+"""model.py against `transformers`, against slower ways to compute the same, and against the traps
+of the field.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lm.optim.loss import IGNORE_INDEX
 from lm.config.schema.model import ModelConfig
+from lm.optim.loss import IGNORE_INDEX
 from model import Decoder, rope_rotation, rotate
 
 GPT2 = {"norm": "layernorm", "positions": "learned", "mlp": "gelu", "bias": True}
-SHAPE = {"vocab_size": 97, "context_length": 48, "n_layers": 3, "d_model": 32, "n_heads": 4, "d_ff": 80}
+SHAPE = {
+    "vocab_size": 97,
+    "context_length": 48,
+    "n_layers": 3,
+    "d_model": 32,
+    "n_heads": 4,
+    "d_ff": 80,
+}
 
 
 def decoder(seed: int = 0, **changes: object) -> Decoder:
     torch.manual_seed(seed)
     made = Decoder(ModelConfig(**{**SHAPE, **changes}))  # type: ignore[arg-type]
-    with torch.no_grad():  # away from the tidy start, so that norms, biases and zero projections take part
+    # away from the tidy start, so that norms, biases and zero projections take part
+    with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return made
@@ -44,7 +54,11 @@ LLAMA_NAMES = {
 
 def llama_name(name: str) -> str:
     for ours, theirs in LLAMA_NAMES.items():
-        name = name.replace(ours, theirs, 1) if not ours[0].isalpha() or name.startswith(ours) else name
+        name = (
+            name.replace(ours, theirs, 1)
+            if not ours[0].isalpha() or name.startswith(ours)
+            else name
+        )
     return name
 
 
@@ -68,7 +82,9 @@ def llama_like(model: Decoder, kind: str) -> torch.nn.Module:
         attn_implementation="eager",
     )
     theirs = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
-    missing, unexpected = theirs.load_state_dict({llama_name(k): v for k, v in model.state_dict().items()}, strict=False)
+    missing, unexpected = theirs.load_state_dict(
+        {llama_name(k): v for k, v in model.state_dict().items()}, strict=False
+    )
     assert not unexpected
     assert not missing
     return theirs
@@ -87,20 +103,30 @@ def check_same_function(ours: Decoder, theirs: torch.nn.Module, names: dict[str,
         assert parameter.grad is not None
         assert expected is not None
         expected = expected.T if expected.shape != parameter.grad.shape else expected
-        torch.testing.assert_close(parameter.grad, expected, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            parameter.grad, expected, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_same_as_llama(kv_heads: int, tie: bool) -> None:
     ours = decoder(n_kv_heads=kv_heads, tie_embeddings=tie)
-    check_same_function(ours, llama_like(ours, "Llama"), {name: llama_name(name) for name, _ in ours.named_parameters()})
+    check_same_function(
+        ours,
+        llama_like(ours, "Llama"),
+        {name: llama_name(name) for name, _ in ours.named_parameters()},
+    )
 
 
 @pytest.mark.parametrize("rope_theta", [10_000.0, 1_000_000.0])
 def test_same_as_qwen3(rope_theta: float) -> None:
     ours = decoder(n_kv_heads=2, qk_norm=True, rope_theta=rope_theta)
-    check_same_function(ours, llama_like(ours, "Qwen3"), {name: llama_name(name) for name, _ in ours.named_parameters()})
+    check_same_function(
+        ours,
+        llama_like(ours, "Qwen3"),
+        {name: llama_name(name) for name, _ in ours.named_parameters()},
+    )
 
 
 def test_same_as_gpt2() -> None:
@@ -113,7 +139,10 @@ def test_same_as_gpt2() -> None:
         layer_norm_epsilon=c.norm_eps, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
     )  # fmt: skip
     theirs = transformers.GPT2LMHeadModel(config).eval()
-    names = {"embed_tokens.weight": "transformer.wte.weight", "embed_positions.weight": "transformer.wpe.weight"}
+    names = {
+        "embed_tokens.weight": "transformer.wte.weight",
+        "embed_positions.weight": "transformer.wpe.weight",
+    }
     names |= {f"norm.{kind}": f"transformer.ln_f.{kind}" for kind in ("weight", "bias")}
     parts = {
         "input_norm": "ln_1",
@@ -123,7 +152,11 @@ def test_same_as_gpt2() -> None:
         "mlp.down_proj": "mlp.c_proj",
     }
     for i in range(c.n_layers):
-        names |= {f"layers.{i}.{a}.{k}": f"transformer.h.{i}.{b}.{k}" for a, b in parts.items() for k in ("weight", "bias")}
+        names |= {
+            f"layers.{i}.{a}.{k}": f"transformer.h.{i}.{b}.{k}"
+            for a, b in parts.items()
+            for k in ("weight", "bias")
+        }
     target, state = dict(theirs.named_parameters()), ours.state_dict()
     with torch.no_grad():
         for name, other in names.items():  # GPT-2's Conv1D keeps (in, out)
@@ -132,7 +165,9 @@ def test_same_as_gpt2() -> None:
         for i in range(c.n_layers):
             for kind in ("weight", "bias"):
                 fused = torch.cat([state[f"layers.{i}.attention.{p}_proj.{kind}"] for p in "qkv"])
-                target[f"transformer.h.{i}.attn.c_attn.{kind}"].copy_(fused.T if kind == "weight" else fused)
+                target[f"transformer.h.{i}.attn.c_attn.{kind}"].copy_(
+                    fused.T if kind == "weight" else fused
+                )
     x = ids()
     torch.testing.assert_close(ours.eval()(x), theirs(input_ids=x).logits, atol=1e-5, rtol=1e-5)
 
@@ -141,10 +176,17 @@ def test_same_as_gpt2() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"n_kv_heads": 1, "qk_norm": True}, {"norm": "layernorm", "positions": "learned", "mlp": "gelu", "bias": True}]
+    "changes",
+    [
+        {},
+        {"n_kv_heads": 1, "qk_norm": True},
+        {"norm": "layernorm", "positions": "learned", "mlp": "gelu", "bias": True},
+    ],
 )
 @pytest.mark.parametrize("chunks", [[1] * 24, [24], [7, 1, 1, 9, 6], [23, 1]])
-def test_cached_decoding_equals_the_full_forward(changes: dict[str, object], chunks: list[int]) -> None:
+def test_cached_decoding_equals_the_full_forward(
+    changes: dict[str, object], chunks: list[int]
+) -> None:
     model, x = decoder(**changes).eval(), ids()
     full = model(x)
     cache, end = model.new_cache(2, 24), 0
@@ -157,11 +199,18 @@ def test_cached_decoding_equals_the_full_forward(changes: dict[str, object], chu
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"n_kv_heads": 1, "qk_norm": True}, {"norm": "layernorm", "positions": "learned", "mlp": "gelu", "bias": True}]
+    "changes",
+    [
+        {},
+        {"n_kv_heads": 1, "qk_norm": True},
+        {"norm": "layernorm", "positions": "learned", "mlp": "gelu", "bias": True},
+    ],
 )
 @pytest.mark.parametrize("steps", [[24], [20, 1, 1, 1, 1], [3, 21], [1] * 24])
 def test_a_left_padded_row_is_the_row_alone(changes: dict[str, object], steps: list[int]) -> None:
-    """Rows of 24 positions with 0 to 23 of padding, whatever ids stand there; also where a piece of the prompt is padding alone."""
+    """Rows of 24 positions with 0 to 23 of padding, whatever ids stand there; also where a piece of
+    the prompt is padding alone.
+    """
     model, x = decoder(**changes).eval(), ids(rows=24)
     cache, end = model.new_cache(24, 24), 0
     cache.padding = torch.arange(24)
@@ -170,11 +219,15 @@ def test_a_left_padded_row_is_the_row_alone(changes: dict[str, object], steps: l
         out = model(x[:, end - step : end], cache=cache)
         assert out.isfinite().all()
         for row in range(end):  # the others have no text yet
-            torch.testing.assert_close(out[row, 0], model(x[row : row + 1, row:end])[0, -1], atol=2e-6, rtol=1e-5)
+            torch.testing.assert_close(
+                out[row, 0], model(x[row : row + 1, row:end])[0, -1], atol=2e-6, rtol=1e-5
+            )
 
 
 def test_even_padding_sees_something() -> None:
-    """Nothing to see is NaN in some kernels, and a NaN among the values reaches every query, however little it counts."""
+    """Nothing to see is NaN in some kernels, and a NaN among the values reaches every query,
+    however little it counts.
+    """
     mask = decoder()._mask(ids(), None, 0, torch.tensor([0, 23]))
     assert mask is not None and mask.any(dim=-1).all()
 
@@ -213,7 +266,9 @@ def test_packed_documents_equal_separate_ones(positions: str) -> None:
     for number, length in enumerate(lengths):
         documents += [number] * length
     model(x, y, torch.tensor([documents])).sum().backward()
-    packed = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    packed = [
+        parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
+    ]
     model.zero_grad()
     start = 0
     for length in lengths:
@@ -221,7 +276,9 @@ def test_packed_documents_equal_separate_ones(positions: str) -> None:
         losses.sum().backward()
         rows.append(losses)
         start += length
-    torch.testing.assert_close(model(x, y, torch.tensor([documents])), torch.cat(rows, dim=1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model(x, y, torch.tensor([documents])), torch.cat(rows, dim=1), atol=1e-5, rtol=1e-5
+    )
     for one, other in zip(packed, [p.grad for p in model.parameters()], strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
@@ -257,7 +314,9 @@ def test_the_loss_in_pieces_equals_the_loss_at_once(monkeypatch: pytest.MonkeyPa
     y[0, 3] = IGNORE_INDEX
     whole = model(x, y)
     whole.sum().backward()
-    gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    gradients = [
+        parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
+    ]
     model.zero_grad()
     monkeypatch.setattr("lm.optim.loss.MAX_LOGITS", 97 * 5)
     pieces = model(x, y)
@@ -285,7 +344,9 @@ def test_the_loss_is_that_of_a_hand_written_loop() -> None:
 def test_the_first_loss_is_that_of_guessing(tie: bool, residual_init: str, vocab_size: int) -> None:
     """T32: within 5 % of ln(V)."""
     torch.manual_seed(0)
-    config = ModelConfig(**{**SHAPE, "vocab_size": vocab_size, "tie_embeddings": tie, "residual_init": residual_init})  # type: ignore[arg-type]
+    config = ModelConfig(
+        **{**SHAPE, "vocab_size": vocab_size, "tie_embeddings": tie, "residual_init": residual_init}
+    )  # type: ignore[arg-type]
     x = torch.randint(0, vocab_size, (8, 48))
     y = torch.randint(0, vocab_size, (8, 48))
     assert Decoder(config)(x, y).mean().item() == pytest.approx(math.log(vocab_size), rel=0.05)
@@ -293,14 +354,29 @@ def test_the_first_loss_is_that_of_guessing(tie: bool, residual_init: str, vocab
 
 def test_initialisation_is_as_documented() -> None:
     torch.manual_seed(0)
-    model = Decoder(ModelConfig(**{**SHAPE, "d_model": 128, "d_ff": 512, "bias": True, "norm": "layernorm", "tie_embeddings": False}))  # type: ignore[arg-type]
+    model = Decoder(
+        ModelConfig(
+            **{
+                **SHAPE,
+                "d_model": 128,
+                "d_ff": 512,
+                "bias": True,
+                "norm": "layernorm",
+                "tie_embeddings": False,
+            }
+        )
+    )  # type: ignore[arg-type]
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             assert parameter.eq(0).all(), name
         elif "norm" in name:
             assert parameter.eq(1).all(), name
         else:
-            expected = 0.02 / math.sqrt(6) if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+            expected = (
+                0.02 / math.sqrt(6)
+                if name.endswith(("o_proj.weight", "down_proj.weight"))
+                else 0.02
+            )
             assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
 
 
@@ -321,7 +397,9 @@ def test_rope_is_computed_in_float32_and_never_saved() -> None:
     assert cos.dtype == torch.float32
     exact = torch.cos(torch.arange(4096, dtype=torch.float64))
     torch.testing.assert_close(cos[0, 0, :, 0].double(), exact, atol=1e-4, rtol=0)
-    assert not [name for name in model.state_dict() if "rope" in name or "cos" in name or "rotat" in name]
+    assert not [
+        name for name in model.state_dict() if "rope" in name or "cos" in name or "rotat" in name
+    ]
     assert model(ids()).dtype == torch.bfloat16
 
 
@@ -371,17 +449,24 @@ def test_dropout_acts_in_training_only() -> None:
 
 
 def test_it_learns_to_copy_but_cannot_look_ahead() -> None:
-    """T8: "repeat the previous token" is learned to the end; "tell the token after next" of random text stays at ln(V)."""
+    """T8: "repeat the previous token" is learned to the end; "tell the token after next" of random
+    text stays at ln(V).
+    """
 
     def train(shift: int) -> float:
         torch.manual_seed(0)
-        model = Decoder(ModelConfig(vocab_size=16, context_length=24, n_layers=2, d_model=32, n_heads=2, init_std=0.1))
+        model = Decoder(
+            ModelConfig(
+                vocab_size=16, context_length=24, n_layers=2, d_model=32, n_heads=2, init_std=0.1
+            )
+        )
         optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
         losses = []
         for step in range(200):
             row = torch.randint(0, 16, (32, 26), generator=torch.Generator().manual_seed(step))
             labels = row[:, 1 + shift : 25 + shift]
-            losses.append(model(row[:, 1:25], labels)[:, 1:].mean())  # what came before the first token is not in the row
+            # what came before the first token is not in the row
+            losses.append(model(row[:, 1:25], labels)[:, 1:].mean())
             optimizer.zero_grad()
             losses[-1].backward()
             optimizer.step()

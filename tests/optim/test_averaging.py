@@ -6,14 +6,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lm.optim.averaging import WeightAverage
 from lm.config.schema.model import ModelConfig
+from lm.optim.averaging import WeightAverage
 from model import Decoder
 
 
 def decoder(seed: int = 0, tie_embeddings: bool = True) -> Decoder:
     torch.manual_seed(seed)
-    return Decoder(ModelConfig(vocab_size=11, context_length=8, n_layers=1, d_model=16, tie_embeddings=tie_embeddings))
+    return Decoder(
+        ModelConfig(
+            vocab_size=11, context_length=8, n_layers=1, d_model=16, tie_embeddings=tie_embeddings
+        )
+    )
 
 
 def copied(model: nn.Module) -> dict[str, Tensor]:
@@ -27,7 +31,9 @@ def disturb(model: nn.Module) -> None:
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    return one.keys() == other.keys() and all(
+        torch.equal(tensor, other[name]) for name, tensor in one.items()
+    )
 
 
 def test_it_starts_as_a_copy_of_its_own() -> None:
@@ -54,7 +60,9 @@ def test_equals_the_slow_loop(decay: float) -> None:
 
 
 def test_a_decay_near_one_moves_by_its_share_each_time() -> None:
-    """decay * average would round away what the average loses; from average + share * difference it is not."""
+    """decay * average would round away what the average loses; from average + share * difference it
+    is not.
+    """
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
     average = WeightAverage(model, 0.99999)
@@ -79,21 +87,29 @@ def test_updating_leaves_the_model_alone() -> None:
     before = copied(model)
     average.update(model)
     assert same(copied(model), before)
-    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    assert all(
+        parameter.requires_grad and parameter.grad is None for parameter in model.parameters()
+    )
 
 
 @pytest.mark.parametrize("tie_embeddings", [True, False])
-def test_swapped_in_the_model_has_the_averages_and_then_its_own_weights(tie_embeddings: bool) -> None:
+def test_swapped_in_the_model_has_the_averages_and_then_its_own_weights(
+    tie_embeddings: bool,
+) -> None:
     model = decoder(tie_embeddings=tie_embeddings)
     average = WeightAverage(model, 0.7)
     disturb(model)
     average.update(model)
-    own, averaged = copied(model), {name: tensor.clone() for name, tensor in average.weights.items()}
+    own, averaged = (
+        copied(model),
+        {name: tensor.clone() for name, tensor in average.weights.items()},
+    )
     storages = [parameter.data_ptr() for parameter in model.parameters()]
     with average.swapped_in(model):
         assert same(copied(model), averaged)
         assert (model.lm_head.weight is model.embed_tokens.weight) is tie_embeddings
-        assert [parameter.data_ptr() for parameter in model.parameters()] == storages  # compiled code and DDP hold on to them
+        # compiled code and DDP hold on to them
+        assert [parameter.data_ptr() for parameter in model.parameters()] == storages
     assert same(copied(model), own)
     assert same(average.weights, averaged)
 
@@ -102,7 +118,10 @@ def test_swapped_out_after_an_exception_too() -> None:
     model = decoder()
     average = WeightAverage(model, 0.7)
     disturb(model)
-    own, averaged = copied(model), {name: tensor.clone() for name, tensor in average.weights.items()}
+    own, averaged = (
+        copied(model),
+        {name: tensor.clone() for name, tensor in average.weights.items()},
+    )
     with pytest.raises(KeyboardInterrupt), average.swapped_in(model):
         raise KeyboardInterrupt
     assert same(copied(model), own)
@@ -130,7 +149,9 @@ def test_training_goes_on_as_if_nothing_had_been_swapped() -> None:
             if validate:
                 with average.swapped_in(model), torch.no_grad():
                     model(ids, ids)
-        return copied(model) | {f"average {name}": tensor for name, tensor in average.weights.items()}
+        return copied(model) | {
+            f"average {name}": tensor for name, tensor in average.weights.items()
+        }
 
     assert same(train(validate=True), train(validate=False))
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm.optim.optimizers import loss
 from lm.optim.loss import IGNORE_INDEX, count_targets, token_losses
+from lm.optim.optimizers import loss
 
 
-def inputs(batch: int = 3, length: int = 7, width: int = 5, vocabulary: int = 11) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(
+    batch: int = 3, length: int = 7, width: int = 5, vocabulary: int = 11
+) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     hidden = torch.randn(batch, length, width, requires_grad=True)
     head = torch.randn(vocabulary, width, requires_grad=True)
@@ -23,7 +25,9 @@ def inputs(batch: int = 3, length: int = 7, width: int = 5, vocabulary: int = 11
 
 def gradients(hidden: Tensor, head: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     losses = token_losses(hidden, head, labels)
-    by_hidden, by_head = torch.autograd.grad((losses * torch.arange(1.0, labels.numel() + 1).view_as(labels)).sum(), (hidden, head))
+    by_hidden, by_head = torch.autograd.grad(
+        (losses * torch.arange(1.0, labels.numel() + 1).view_as(labels)).sum(), (hidden, head)
+    )
     return losses, by_hidden, by_head
 
 
@@ -33,8 +37,15 @@ def test_equals_the_definition_token_by_token() -> None:
     assert losses.shape == labels.shape
     for b, row in enumerate(labels.tolist()):
         for t, label in enumerate(row):
-            scores = [sum(h * w for h, w in zip(hidden[b, t].tolist(), weights, strict=True)) for weights in head.tolist()]
-            expected = 0.0 if label == IGNORE_INDEX else math.log(sum(map(math.exp, scores))) - scores[label]
+            scores = [
+                sum(h * w for h, w in zip(hidden[b, t].tolist(), weights, strict=True))
+                for weights in head.tolist()
+            ]
+            expected = (
+                0.0
+                if label == IGNORE_INDEX
+                else math.log(sum(map(math.exp, scores))) - scores[label]
+            )
             assert losses[b, t].item() == pytest.approx(expected, abs=1e-5)
 
 
@@ -49,7 +60,9 @@ def test_ignored_labels_are_zero_and_move_nothing() -> None:
 
 
 @pytest.mark.parametrize("limit", [2**26, 1])
-def test_a_batch_without_targets_is_zero_with_zero_gradients(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_without_targets_is_zero_with_zero_gradients(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loss, "MAX_LOGITS", limit)
     hidden, head, labels = inputs()
     losses, by_hidden, by_head = gradients(hidden, head, torch.full_like(labels, IGNORE_INDEX))
@@ -79,17 +92,22 @@ def test_a_large_number_of_logits_is_never_held_at_once(monkeypatch: pytest.Monk
     monkeypatch.setattr(loss, "_losses", counting)
     gradients(*inputs())
     assert sizes[:6] == [4, 4, 4, 4, 4, 1]
-    assert sorted(sizes[6:]) == [1, 4, 4, 4, 4, 4]  # made once more in the backward pass, instead of kept
+    # made once more in the backward pass, instead of kept
+    assert sorted(sizes[6:]) == [1, 4, 4, 4, 4, 4]
 
 
-def test_a_vocabulary_larger_than_the_limit_goes_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vocabulary_larger_than_the_limit_goes_row_by_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     whole = token_losses(*inputs())
     monkeypatch.setattr(loss, "MAX_LOGITS", 3)
     torch.testing.assert_close(token_losses(*inputs()), whole)
 
 
 @pytest.mark.parametrize("limit", [2**26, 22])
-def test_scored_in_float32_whatever_the_logits_are(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scored_in_float32_whatever_the_logits_are(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loss, "MAX_LOGITS", limit)
     hidden, head, labels = inputs()
     exact = token_losses(hidden, head, labels)
@@ -108,7 +126,9 @@ def test_weights_in_bfloat16_are_scored_in_float32_too() -> None:
         logits = torch.nn.functional.linear(hidden.bfloat16(), head.bfloat16())
     assert losses.dtype == torch.float32
     exact = -logits.double().log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    torch.testing.assert_close(losses.double(), exact.masked_fill(labels == IGNORE_INDEX, 0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        losses.double(), exact.masked_fill(labels == IGNORE_INDEX, 0), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_huge_logits_stay_finite() -> None:
@@ -123,4 +143,5 @@ def test_count_targets() -> None:
     count = count_targets(labels)
     assert count.item() == 3 * 7 - 3
     assert count.dtype == torch.int64
-    assert count_targets(torch.zeros(2, 3, dtype=torch.int64)).item() == 6  # label 0 is a token like any other
+    # label 0 is a token like any other
+    assert count_targets(torch.zeros(2, 3, dtype=torch.int64)).item() == 6

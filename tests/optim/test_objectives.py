@@ -1,4 +1,6 @@
-"""Direct preference optimisation, held against trl's and against the paper's formula on one pair at a time."""
+"""Direct preference optimisation, held against trl's and against the paper's formula on one pair at
+a time.
+"""
 
 import contextlib
 import math
@@ -9,14 +11,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lm.config.schema.config import ModelConfig
 from lm.evaluation.validation import evaluate
 from lm.optim.loss import IGNORE_INDEX
 from lm.optim.objectives import NextToken, Preference, kept
-from lm.config.schema.config import ModelConfig
 from model import Decoder
 
 BETA = 0.3
-SHAPE = ModelConfig(vocab_size=50, context_length=32, n_layers=2, d_model=16, n_heads=2, init_std=0.3)
+SHAPE = ModelConfig(
+    vocab_size=50, context_length=32, n_layers=2, d_model=16, n_heads=2, init_std=0.3
+)
 
 
 def make_decoder(seed):
@@ -58,7 +62,10 @@ def log_likelihood(decoder, prompt, answer):
 def by_formula(policy, reference, pairs):
     losses = []
     for prompt, chosen, rejected in pairs:
-        ratios = [log_likelihood(policy, prompt, answer) - log_likelihood(reference, prompt, answer) for answer in (chosen, rejected)]
+        ratios = [
+            log_likelihood(policy, prompt, answer) - log_likelihood(reference, prompt, answer)
+            for answer in (chosen, rejected)
+        ]
         losses.append(-F.logsigmoid(BETA * (ratios[0] - ratios[1])))
     return torch.stack(losses)
 
@@ -81,20 +88,32 @@ def test_the_loss_and_its_gradients_are_the_papers(per_row):
 
 
 def test_the_loss_is_trls():
-    dpo_trainer = pytest.importorskip("trl.trainer.dpo_trainer", reason="pip install trl, to compare with it")
+    dpo_trainer = pytest.importorskip(
+        "trl.trainer.dpo_trainer", reason="pip install trl, to compare with it"
+    )
     policy, reference, pairs = make_decoder(0), make_decoder(1), make_pairs(5)
-    texts = [[0, *prompt, *answers[i]] for i in (0, 1) for prompt, *answers in pairs]  # chosen ones first, then rejected ones
+    # chosen ones first, then rejected ones
+    texts = [[0, *prompt, *answers[i]] for i in (0, 1) for prompt, *answers in pairs]
     longest = max(map(len, texts))
     ids = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
     prompts = [1 + len(prompt) for _ in (0, 1) for prompt, *_ in pairs]
-    mask = torch.tensor([[int(a <= i < len(text)) for i in range(longest)] for a, text in zip(prompts, texts, strict=True)])
+    mask = torch.tensor(
+        [
+            [int(a <= i < len(text)) for i in range(longest)]
+            for a, text in zip(prompts, texts, strict=True)
+        ]
+    )
 
     def model(decoder):
         def forward(input_ids, labels, **_):
             scores = decoder(input_ids[:, :-1]).log_softmax(dim=-1)
-            chosen = scores.gather(2, input_ids[:, 1:, None])[..., 0] * (labels[:, 1:] != IGNORE_INDEX)
+            chosen = scores.gather(2, input_ids[:, 1:, None])[..., 0] * (
+                labels[:, 1:] != IGNORE_INDEX
+            )
             nothing = torch.zeros_like(chosen)
-            return SimpleNamespace(log_probs=chosen, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool())
+            return SimpleNamespace(
+                log_probs=chosen, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool()
+            )
 
         return forward
 
@@ -122,9 +141,13 @@ def test_the_loss_is_trls():
     dpo_trainer.is_peft_model = lambda _: False
     dpo_trainer.disable_gradient_checkpointing = lambda *_: contextlib.nullcontext()
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "completion_mask": mask}
-    theirs = dpo_trainer.DPOTrainer._compute_loss(trainer, model(policy), inputs, return_outputs=False)
+    theirs = dpo_trainer.DPOTrainer._compute_loss(
+        trainer, model(policy), inputs, return_outputs=False
+    )
     rows = rows_of(pairs, 2)
-    ours = Preference(BETA, kept(reference)).losses(policy, rows).sum() / Preference(BETA, kept(reference)).count(rows)
+    ours = Preference(BETA, kept(reference)).losses(policy, rows).sum() / Preference(
+        BETA, kept(reference)
+    ).count(rows)
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
 
 
@@ -137,7 +160,10 @@ def test_the_reference_itself_is_indifferent():
 def test_padding_and_rows_without_a_pair_count_nothing():
     objective = Preference(BETA, kept(make_decoder(1)))
     rows = rows_of(make_pairs(3), 2)
-    rows = {name: torch.cat([values, torch.full((1, 64), IGNORE_INDEX if name == "labels" else 0)]) for name, values in rows.items()}
+    rows = {
+        name: torch.cat([values, torch.full((1, 64), IGNORE_INDEX if name == "labels" else 0)])
+        for name, values in rows.items()
+    }
     assert objective.count(rows) == 3
     assert (objective.losses(make_decoder(0), rows) != 0).sum() == 3
     assert not objective.losses(make_decoder(0), rows)[-1].any()
@@ -147,14 +173,22 @@ def test_padding_and_rows_without_a_pair_count_nothing():
 def test_validation_averages_over_pairs(size):
     policy, reference, pairs = make_decoder(0), make_decoder(1), make_pairs(5)
     rows = rows_of(pairs, 1)
-    batches = [{name: values[first : first + size] for name, values in rows.items()} for first in range(0, 5, size)]
+    batches = [
+        {name: values[first : first + size] for name, values in rows.items()}
+        for first in range(0, 5, size)
+    ]
     result = evaluate(policy, batches, {0}, 1.0, Preference(BETA, kept(reference)))
     assert (result.tokens, math.isnan(result.bits_per_byte)) == (5, True)
-    assert result.loss == pytest.approx(by_formula(policy, reference, pairs).mean().item(), rel=1e-5)
+    assert result.loss == pytest.approx(
+        by_formula(policy, reference, pairs).mean().item(), rel=1e-5
+    )
 
 
 def test_next_tokens_are_what_the_decoder_says():
     decoder, rows = make_decoder(0), rows_of(make_pairs(3), 1)
     objective = NextToken()
     assert objective.count(rows) == (rows["labels"] != IGNORE_INDEX).sum()
-    torch.testing.assert_close(objective.losses(decoder, rows), decoder(rows["input_ids"], rows["labels"], rows["document_ids"]))
+    torch.testing.assert_close(
+        objective.losses(decoder, rows),
+        decoder(rows["input_ids"], rows["labels"], rows["document_ids"]),
+    )

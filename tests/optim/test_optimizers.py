@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lm.optim.optimizers import OPTIMIZERS, make_optimizer, parameter_groups
 from lm.config.schema.model import ModelConfig
 from lm.config.schema.optimizer import OptimizerConfig
+from lm.optim.optimizers import OPTIMIZERS, make_optimizer, parameter_groups
 from model import Decoder
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -29,8 +29,13 @@ def decoder(**changes: Any) -> Decoder:
 
 def names(model: nn.Module, weight_decay: float = 0.1) -> dict[float, list[str]]:
     """weight_decay -> the names of the parameters that have it."""
-    name_of = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
-    return {group["weight_decay"]: [name_of[id(p)] for p in group["params"]] for group in parameter_groups(model, weight_decay)}  # type: ignore
+    name_of = {
+        id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+    return {
+        group["weight_decay"]: [name_of[id(p)] for p in group["params"]]
+        for group in parameter_groups(model, weight_decay)
+    }  # type: ignore
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -40,15 +45,22 @@ def test_every_parameter_is_in_exactly_one_group_and_the_matrices_decay(shape: s
     grouped = [id(parameter) for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
     assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
     assert len(set(grouped)) == len(grouped)
-    # Our own model has no matrix outside a Linear or an Embedding: a new one must be listed in DECAYED, or here as one that does not decay.
-    assert {id(p) for p in model.parameters() if p.dim() >= 2} == {id(p) for p in groups[0]["params"]}  # type: ignore[attr-defined]
+    # Our own model has no matrix outside a Linear or an Embedding: a new one must be listed in
+    # DECAYED, or here as one that does not decay.
+    assert {id(p) for p in model.parameters() if p.dim() >= 2} == {
+        id(p) for p in groups[0]["params"]
+    }  # type: ignore[attr-defined]
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
 
 
 def test_no_norm_and_no_bias_decays() -> None:
     decayed = names(decoder(**SHAPES["gpt2"], qk_norm=True))[0.1]
     assert not [name for name in decayed if "norm" in name or name.endswith("bias")]
-    assert {"layers.0.attention.q_proj.weight", "layers.1.mlp.down_proj.weight", "embed_positions.weight"} <= set(decayed)
+    assert {
+        "layers.0.attention.q_proj.weight",
+        "layers.1.mlp.down_proj.weight",
+        "embed_positions.weight",
+    } <= set(decayed)
 
 
 class HeadNorm(nn.Module):
@@ -69,7 +81,9 @@ def test_a_custom_norm_does_not_decay() -> None:
 
 def test_a_tied_matrix_is_there_once() -> None:
     model = decoder(tie_embeddings=True)
-    assert [name for name in names(model)[0.1] if name in ("embed_tokens.weight", "lm_head.weight")] == ["lm_head.weight"]
+    assert [
+        name for name in names(model)[0.1] if name in ("embed_tokens.weight", "lm_head.weight")
+    ] == ["lm_head.weight"]
 
 
 def test_frozen_parameters_are_left_out_and_so_is_an_empty_group() -> None:
@@ -100,7 +114,9 @@ def test_adamw_equals_the_plain_loop(fused: bool) -> None:
             first[name] = 0.8 * first[name] + 0.2 * gradient
             second[name] = 0.97 * second[name] + 0.03 * gradient**2
             decay = 0.5 if name == "0.weight" else 0.0
-            direction = (first[name] / (1 - 0.8**step)) / ((second[name] / (1 - 0.97**step)).sqrt() + 1e-6)
+            direction = (first[name] / (1 - 0.8**step)) / (
+                (second[name] / (1 - 0.97**step)).sqrt() + 1e-6
+            )
             weights[name] = weights[name] - rate * decay * weights[name] - rate * direction
         optimizer.step()
     for name, parameter in model.named_parameters():

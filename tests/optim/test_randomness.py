@@ -34,7 +34,11 @@ def test_golden_numbers(coordinates: tuple[int, ...], number: int) -> None:
 
 def test_every_coordinate_counts() -> None:
     grid = list(itertools.product(range(12), repeat=3))
-    values = [fold(*place) for place in grid] + [fold(*place) for place in itertools.product(range(12), repeat=2)] + [fold(0)]
+    values = (
+        [fold(*place) for place in grid]
+        + [fold(*place) for place in itertools.product(range(12), repeat=2)]
+        + [fold(0)]
+    )
     assert len(set(values)) == len(values)
     assert fold(1, 23) != fold(12, 3) != fold(123)
 
@@ -61,7 +65,12 @@ def test_what_is_no_integer_is_refused() -> None:
 
 
 def draws() -> tuple[Any, ...]:
-    return random.random(), np.random.rand(), torch.rand(()).item(), nn.functional.dropout(torch.ones(64), 0.5).tolist()
+    return (
+        random.random(),
+        np.random.rand(),
+        torch.rand(()).item(),
+        nn.functional.dropout(torch.ones(64), 0.5).tolist(),
+    )
 
 
 def test_seeding_repeats_all_generators_whatever_came_between() -> None:

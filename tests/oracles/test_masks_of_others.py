@@ -1,14 +1,16 @@
-"""Which tokens are learnt, against transformers' and trl's masks of the same conversations: python -m pytest tests/oracles/test_masks_of_others.py.
+"""Which tokens are learnt, against transformers' and trl's masks of the same conversations: python
+-m pytest tests/oracles/test_masks_of_others.py.
 
 They agree to the token, ids and mask. What differs, and is meant to:
 
-* Theirs ends with the line break that chatml writes behind each turn; here it stands between turns, and nothing follows the last end of
-  turn: no answer ever needs that token, and it is learnt by neither.
+* Theirs ends with the line break that chatml writes behind each turn; here it stands between turns,
+  and nothing follows the last end of turn: no answer ever needs that token, and it is learnt by
+  neither.
 * What counts inside `{% generation %}` is the jinja template's to say. CHATML here puts an answer and its <|im_end|> there, as our mask
   does. trl's own training template for Qwen2.5 also counts the line breaks before and behind as the answer's: the first one ends every
   prompt, so it is never to be written, and the last one comes when writing has stopped.
-* They tokenise what stands between two special tokens as one text, so an answer that begins with a line break has another first token there
-  (tests/documents/test_templates.py, T14).
+* They tokenise what stands between two special tokens as one text, so an answer that begins with a
+  line break has another first token there (tests/documents/test_templates.py, T14).
 """
 
 from __future__ import annotations
@@ -23,14 +25,17 @@ from lm.documents.templates import LEARNED, ChatFormat, Encoded
 from tests.documents.test_templates import LEARNT
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
-    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if"
+    " message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{%"
+    " endgeneration %}{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{%"
+    " endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 CONVERSATIONS: list[list[dict[str, str]]] = [
-    [{"role": "user", "content": "What is the capital of France?"}, {"role": "assistant", "content": "Paris."}],
+    [
+        {"role": "user", "content": "What is the capital of France?"},
+        {"role": "assistant", "content": "Paris."},
+    ],
     [
         {"role": "system", "content": "Be brief.\n\nVery."},
         {"role": "user", "content": "What is the capital of France?"},
@@ -71,7 +76,9 @@ NEWLINE = LEARNT.encode("\n")
 @pytest.mark.parametrize("messages", CONVERSATIONS)
 def test_transformers_assistant_tokens_mask(messages: list[dict[str, str]]) -> None:
     encoded = ours(messages)
-    found = theirs().apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
+    found = theirs().apply_chat_template(
+        messages, return_assistant_tokens_mask=True, return_dict=True
+    )
     assert found["input_ids"] == encoded.ids.tolist() + NEWLINE
     assert found["assistant_masks"] == [*(encoded.flags & LEARNED).tolist(), 0]
 
@@ -81,16 +88,25 @@ def test_transformers_generation_prompt(messages: list[dict[str, str]]) -> None:
     """T15: what the model is given to read in a chat, the EOS that opens each sequence here aside."""
     conversation = conversation_of({"messages": messages}, "messages")
     assert isinstance(conversation, Conversation)
-    found = theirs().apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=True)
+    found = theirs().apply_chat_template(
+        messages[:-1], add_generation_prompt=True, return_dict=True
+    )
     assert [LEARNT.eos_id, *found["input_ids"]] == FORM.prompt(conversation.prompt)
 
 
 def test_what_counts_inside_the_generation_block() -> None:
-    """With trl's template the mask has the line breaks around each answer too, and is else the same."""
+    """With trl's template the mask has the line breaks around each answer too, and is else the
+    same.
+    """
     trl = pytest.importorskip("trl")
-    template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5_training.jinja").read_text(encoding="utf-8")
-    messages = CONVERSATIONS[1]  # which has a system; where there is none, Qwen's template has words of its own
-    found = theirs(template).apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
+    template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5_training.jinja").read_text(
+        encoding="utf-8"
+    )
+    # which has a system; where there is none, Qwen's template has words of its own
+    messages = CONVERSATIONS[1]
+    found = theirs(template).apply_chat_template(
+        messages, return_assistant_tokens_mask=True, return_dict=True
+    )
     encoded = ours(messages)
     assert found["input_ids"] == encoded.ids.tolist() + NEWLINE
     mask, learned = found["assistant_masks"], [*(encoded.flags & LEARNED).tolist(), 0]
@@ -106,17 +122,35 @@ def trl_batch(rows: list[dict[str, Any]], folder: Path, **settings: bool) -> Any
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    shape = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=LEARNT.vocab_size, **shape))
-    plain = {"report_to": "none", "use_cpu": True, "bf16": False, "max_length": None, "disable_tqdm": True}
+    plain = {
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "max_length": None,
+        "disable_tqdm": True,
+    }
     arguments = SFTConfig(output_dir=str(folder), **plain, **settings)
-    trainer = SFTTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=theirs())
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=theirs(),
+    )
     return trainer.data_collator([trainer.train_dataset[i] for i in range(len(rows))])
 
 
 def assert_same(batch: Any, conversations: list[list[dict[str, str]]], only_last: bool) -> None:
     assert len(batch["input_ids"]) == len(conversations)
-    for messages, ids, labels in zip(conversations, batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
+    for messages, ids, labels in zip(
+        conversations, batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True
+    ):
         encoded = ours(messages)
         learned = (encoded.flags & LEARNED).astype(bool)
         if only_last:
@@ -124,8 +158,11 @@ def assert_same(batch: Any, conversations: list[list[dict[str, str]]], only_last
         n = len(learned)
         assert ids[: n + 1] == encoded.ids.tolist() + NEWLINE
         assert set(ids[n + 1 :]) <= {LEARNT.pad_id}
-        assert labels[:n] == [int(number) if flag else -100 for number, flag in zip(encoded.ids, learned, strict=True)]
-        # The line break behind the last answer: completion-only loss counts it, as all that comes behind the prompt.
+        assert labels[:n] == [
+            int(number) if flag else -100 for number, flag in zip(encoded.ids, learned, strict=True)
+        ]
+        # The line break behind the last answer: completion-only loss counts it, as all that comes
+        # behind the prompt.
         assert labels[n] == (NEWLINE[0] if only_last else -100)
         assert set(labels[n + 1 :]) <= {-100}
 
@@ -137,7 +174,15 @@ def _turns(messages: list[dict[str, str]]) -> Any:
 
 
 def test_trl_assistant_only_loss(tmp_path: Path) -> None:
-    assert_same(trl_batch([{"messages": messages} for messages in CONVERSATIONS], tmp_path, assistant_only_loss=True), CONVERSATIONS, False)
+    assert_same(
+        trl_batch(
+            [{"messages": messages} for messages in CONVERSATIONS],
+            tmp_path,
+            assistant_only_loss=True,
+        ),
+        CONVERSATIONS,
+        False,
+    )
 
 
 def test_trl_completion_only_loss(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Files of cases: what is read, what is said about everything else, and that the shipped ones ask fairly."""
+"""Files of cases: what is read, what is said about everything else, and that the shipped ones ask
+fairly.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lm.config.schema.cases import Case
 from lm.ranking.cases import CaseSet, read_cases
 from lm.system.errors import ConfigError
-from lm.config.schema.cases import Case
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"wiki_basics": 100, "smoke": 100, "grammar": 184, "copying": 72, "instructions": 91}
@@ -60,28 +62,58 @@ def shipped(name: str) -> CaseSet:
 
 def test_a_file_that_is_right(write) -> None:
     found = read_cases(write(GOOD))
-    assert (found.name, found.path, found.about, found.chat, found.max_new_tokens) == ("x", Path("x.yaml"), "a test", False, 32)
+    assert (found.name, found.path, found.about, found.chat, found.max_new_tokens) == (
+        "x",
+        Path("x.yaml"),
+        "a test",
+        False,
+        32,
+    )
     first, second, third = found.cases
     assert first.prompt == "The capital of France is"
     assert first.targets == (" Paris",)
     assert first.choices == [" Rome", " Paris"]
-    assert (first.contains, first.regex, first.weight, first.tags) == (None, None, 2.0, ["capitals", "easy"])
+    assert (first.contains, first.regex, first.weight, first.tags) == (
+        None,
+        None,
+        2.0,
+        ["capitals", "easy"],
+    )
     assert first.right_choice == " Paris"
     assert second.targets == (" yes", " Yes")
-    assert (second.contains, second.regex, second.weight, second.tags) == (["yes"], r"\byes\b", 1.0, [])
+    assert (second.contains, second.regex, second.weight, second.tags) == (
+        ["yes"],
+        r"\byes\b",
+        1.0,
+        [],
+    )
     assert second.right_choice is None
     assert (third.prompt, third.right_choice) == ("", "The dogs bark.")
 
 
 def test_a_chat(write) -> None:
-    found = read_cases(write("about: a\nchat: true\nmax_new_tokens: 5\ncases: [{prompt: Hello!, target: Hi!}, {prompt: Say a, regex: a}]"))
-    assert (found.chat, found.max_new_tokens, [case.targets for case in found.cases]) == (True, 5, [("Hi!",), ()])
+    found = read_cases(
+        write(
+            "about: a\nchat: true\nmax_new_tokens: 5\ncases: [{prompt: Hello!, target: Hi!},"
+            " {prompt: Say a, regex: a}]"
+        )
+    )
+    assert (found.chat, found.max_new_tokens, [case.targets for case in found.cases]) == (
+        True,
+        5,
+        [("Hi!",), ()],
+    )
 
 
 def test_the_digest_is_of_what_is_asked(write) -> None:
     digest = read_cases(write(GOOD)).sha256
     assert re.fullmatch("[0-9a-f]{64}", digest)
-    assert read_cases(write("# a comment\n" + GOOD.replace("    weight: 2\n", "    weight:   2 # twice\n"))).sha256 == digest
+    assert (
+        read_cases(
+            write("# a comment\n" + GOOD.replace("    weight: 2\n", "    weight:   2 # twice\n"))
+        ).sha256
+        == digest
+    )
     assert read_cases(write(GOOD.replace("weight: 2", "weight: 3"))).sha256 != digest
     assert read_cases(write(GOOD.replace("France", "Italy"))).sha256 != digest
 
@@ -105,61 +137,126 @@ def test_what_is_let_through(write, case: str) -> None:
     assert len(read_cases(write(f"{HEAD}  - {case}\n")).cases) == 1
 
 
-def test_a_pattern_that_python_will_read_otherwise_is_no_warning(write, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_pattern_that_python_will_read_otherwise_is_no_warning(
+    write, recwarn: pytest.WarningsRecorder
+) -> None:
     read_cases(write(HEAD + "  - {prompt: a, regex: '[[a]'}"))
     assert not recwarn.list
 
 
 # ---------------------------------------------------------------- what is wrong
 
-ALL_KEYS = "a list of 1 to 10000 sections with prompt and target and choices and contains and regex and weight and tags, each behind `- `"
+ALL_KEYS = (
+    "a list of 1 to 10000 sections with prompt and target and choices and contains and regex and"
+    " weight and tags, each behind `- `"
+)
 TEXTS = "text or a list of text or null"
 
 # The lines of the one case of a file, whose first is line 3; and what is said.
 WRONG_CASES = [
-    ("prompt: a\n    answer: ' b'\n    target: ' b'", ['4: cases[0].answer: unknown key, got " b", write prompt, target, choices, {rest}']),
-    ("prompt: a\n    targt: ' b'", ['4: cases[0].targt: unknown key, got " b", did you mean cases[0].target?']),
-    ("prompt: a\n    target: ' b'\n    chat: true", ["5: cases[0].chat: unknown key, got true, did you mean chat?"]),
+    (
+        "prompt: a\n    answer: ' b'\n    target: ' b'",
+        ['4: cases[0].answer: unknown key, got " b", write prompt, target, choices, {rest}'],
+    ),
+    (
+        "prompt: a\n    targt: ' b'",
+        ['4: cases[0].targt: unknown key, got " b", did you mean cases[0].target?'],
+    ),
+    (
+        "prompt: a\n    target: ' b'\n    chat: true",
+        ["5: cases[0].chat: unknown key, got true, did you mean chat?"],
+    ),
     ("prompt: 3\n    target: ' b'", ["3: cases[0].prompt: not text, got 3, write text in quotes"]),
     ("prompt:\n    target: b", ["3: cases[0].prompt: not text, got null, write text"]),
-    ("prompt: a\n    target: true", [f"4: cases[0].target: not text, got true, write {TEXTS.replace('text', 'text in quotes', 1)}"]),
-    ("prompt: a\n    target: 1969", [f"4: cases[0].target: not text, got 1969, write {TEXTS.replace('text', 'text in quotes', 1)}"]),
-    ("prompt: a\n    target: {b: c}", [f"4: cases[0].target: not text, got {{b: c}}, write {TEXTS}"]),
-    ("prompt: a\n    target: [' b', 3]", ["4: cases[0].target[1]: not text, got 3, write text in quotes"]),
+    (
+        "prompt: a\n    target: true",
+        [
+            "4: cases[0].target: not text, got true, write"
+            f" {TEXTS.replace('text', 'text in quotes', 1)}"
+        ],
+    ),
+    (
+        "prompt: a\n    target: 1969",
+        [
+            "4: cases[0].target: not text, got 1969, write"
+            f" {TEXTS.replace('text', 'text in quotes', 1)}"
+        ],
+    ),
+    (
+        "prompt: a\n    target: {b: c}",
+        [f"4: cases[0].target: not text, got {{b: c}}, write {TEXTS}"],
+    ),
+    (
+        "prompt: a\n    target: [' b', 3]",
+        ["4: cases[0].target[1]: not text, got 3, write text in quotes"],
+    ),
     ("prompt: a\n    target: []", [f"4: cases[0].target: too few values, got [], write {TEXTS}"]),
     ('prompt: a\n    target: ""', ['4: cases[0].target: empty, got "", write text']),
-    ('prompt: a\n    target:\n      - " b"\n      - ""', ['6: cases[0].target[1]: empty, got "", write text']),
-    ('prompt: a\n    target: " "', ['4: cases[0].target: only white space, got " ", write what should be said']),
+    (
+        'prompt: a\n    target:\n      - " b"\n      - ""',
+        ['6: cases[0].target[1]: empty, got "", write text'],
+    ),
+    (
+        'prompt: a\n    target: " "',
+        ['4: cases[0].target: only white space, got " ", write what should be said'],
+    ),
     ("prompt: a", ["3: cases[0]: nothing says what is right, write target, contains or regex"]),
     ("{}", ["3: cases[0]: nothing says what is right, write target, contains or regex"]),
     (
         'prompt: "a "\n    target: b',
-        ['3: cases[0].prompt: ends in white space, which belongs to the next token, got "a ", begin target and choices with it'],
+        [
+            '3: cases[0].prompt: ends in white space, which belongs to the next token, got "a ",'
+            " begin target and choices with it"
+        ],
     ),
     (
         'prompt: "a\\n"\n    contains: b',
-        ['3: cases[0].prompt: ends in white space, which belongs to the next token, got "a\\n", begin target and choices with it'],
+        [
+            '3: cases[0].prompt: ends in white space, which belongs to the next token, got "a\\n",'
+            " begin target and choices with it"
+        ],
     ),
     (
         "prompt: The capital of France is\n    target: Paris",
         [
-            '4: cases[0].target: goes on inside the prompt\'s last word, got "Paris", write " Paris" or move that word out of the prompt',
+            (
+                '4: cases[0].target: goes on inside the prompt\'s last word, got "Paris", write "'
+                ' Paris" or move that word out of the prompt'
+            ),
         ],
     ),
     (
         "prompt: Вода\n    target: [' a', тече, ' b', 4b]",
         [
-            '4: cases[0].target[1]: goes on inside the prompt\'s last word, got "тече", write " тече" or move that word out of the prompt',
-            '4: cases[0].target[3]: goes on inside the prompt\'s last word, got "4b", write " 4b" or move that word out of the prompt',
+            (
+                '4: cases[0].target[1]: goes on inside the prompt\'s last word, got "тече", write "'
+                ' тече" or move that word out of the prompt'
+            ),
+            (
+                '4: cases[0].target[3]: goes on inside the prompt\'s last word, got "4b", write "'
+                ' 4b" or move that word out of the prompt'
+            ),
         ],
     ),
-    ("prompt: a\n    target: [' b', ' c', ' b']", ['4: cases[0].target[2]: " b" stands there twice, remove one of the two']),
-    ("prompt: a\n    contains: [b, b]", ['4: cases[0].contains[1]: "b" stands there twice, remove one of the two']),
-    ("prompt: a\n    contains: []", [f"4: cases[0].contains: too few values, got [], write {TEXTS}"]),
+    (
+        "prompt: a\n    target: [' b', ' c', ' b']",
+        ['4: cases[0].target[2]: " b" stands there twice, remove one of the two'],
+    ),
+    (
+        "prompt: a\n    contains: [b, b]",
+        ['4: cases[0].contains[1]: "b" stands there twice, remove one of the two'],
+    ),
+    (
+        "prompt: a\n    contains: []",
+        [f"4: cases[0].contains: too few values, got [], write {TEXTS}"],
+    ),
     ("prompt: a\n    contains: ''", ['4: cases[0].contains: empty, got "", write text']),
     (
         "prompt: a\n    target: ' b'\n    choices: [' c', ' d']",
-        ['5: cases[0].choices: the target is not among them, got [" c", " d"], write " b" there, with its spaces'],
+        [
+            '5: cases[0].choices: the target is not among them, got [" c", " d"], write " b" there,'
+            " with its spaces"
+        ],
     ),
     (
         "prompt: a\n    target: [' b', ' c']\n    choices: [' c', ' d', ' b']",
@@ -171,14 +268,23 @@ WRONG_CASES = [
     ),
     (
         "prompt: a\n    target: ' b'\n    choices: [' b']",
-        ['5: cases[0].choices: too few values, got [" b"], write a list of text, at least 2 of them'],
+        [
+            '5: cases[0].choices: too few values, got [" b"], write a list of text, at least 2 of'
+            " them"
+        ],
     ),
     (
         "prompt: a\n    target: ' b'\n    choices: ' b'",
         ['5: cases[0].choices: not a list, got " b", write a list of text, at least 2 of them'],
     ),
-    ("prompt: a\n    target: ' b'\n    choices: [' b', no, '']", ['5: cases[0].choices[2]: empty, got "", write text']),
-    ("prompt: a\n    target: ' b'\n    choices: [' b', false]", ["5: cases[0].choices[1]: not text, got false, write text in quotes"]),
+    (
+        "prompt: a\n    target: ' b'\n    choices: [' b', no, '']",
+        ['5: cases[0].choices[2]: empty, got "", write text'],
+    ),
+    (
+        "prompt: a\n    target: ' b'\n    choices: [' b', false]",
+        ["5: cases[0].choices[1]: not text, got false, write text in quotes"],
+    ),
     (
         "prompt: a\n    regex: b\n    choices: [' b', ' c']",
         ["5: cases[0].choices: no target says which is right, write the right one as target too"],
@@ -186,38 +292,83 @@ WRONG_CASES = [
     (
         "prompt: a\n    regex: (b",
         [
-            '4: cases[0].regex: not a regular expression: missing ), unterminated subpattern at position 0, got "(b", '
-            "write one for Python's re, a special character with \\ before it"
+            "4: cases[0].regex: not a regular expression: missing ), unterminated subpattern at"
+            ' position 0, got "(b", write one for Python\'s re, a special character with \\'
+            " before it"
         ],
     ),
     (
         "prompt: a\n    regex: a{99999999999999999999}",
         [
-            '4: cases[0].regex: not a regular expression: the repetition number is too large, got "a{99999999999999999999}", '
-            "write one for Python's re, a special character with \\ before it"
+            "4: cases[0].regex: not a regular expression: the repetition number is too large, got"
+            ' "a{99999999999999999999}", write one for Python\'s re, a special character with \\'
+            " before it"
         ],
     ),
     (
         'prompt: a\n    regex: "(?\\n)"',
         [
-            '4: cases[0].regex: not a regular expression: unknown extension ?\ufffd at position 1 (line 1, column 2), got "(?\\n)", '
-            "write one for Python's re, a special character with \\ before it"
+            "4: cases[0].regex: not a regular expression: unknown extension ?\ufffd at position 1"
+            ' (line 1, column 2), got "(?\\n)", write one for Python\'s re, a special character'
+            " with \\ before it"
         ],
     ),
-    ("prompt: a\n    regex: b*", ['4: cases[0].regex: found in every text, even an empty one, got "b*", write what has to be there']),
+    (
+        "prompt: a\n    regex: b*",
+        [
+            '4: cases[0].regex: found in every text, even an empty one, got "b*", write what has to'
+            " be there"
+        ],
+    ),
     ("prompt: a\n    regex: ''", ['4: cases[0].regex: empty, got "", write text or null']),
     ("prompt: a\n    regex: [b]", ["4: cases[0].regex: not text, got [b], write text or null"]),
-    ("prompt: a\n    regex: b\n    weight: 0", ["5: cases[0].weight: too small, got 0, write a number > 0"]),
-    ("prompt: a\n    regex: b\n    weight: -1.5", ["5: cases[0].weight: too small, got -1.5, write a number > 0"]),
-    ("prompt: a\n    regex: b\n    weight: .inf", ["5: cases[0].weight: not a finite number, got .inf, write a number > 0"]),
-    ("prompt: a\n    regex: b\n    weight: .nan", ["5: cases[0].weight: not a finite number, got .nan, write a number > 0"]),
-    ("prompt: a\n    regex: b\n    weight: '2'", ['5: cases[0].weight: not a number, got "2", write a number > 0 without quotes']),
-    ("prompt: a\n    regex: b\n    weight: true", ["5: cases[0].weight: not a number, got true, write a number > 0"]),
-    ("prompt: a\n    regex: b\n    tags: easy", ['5: cases[0].tags: not a list, got "easy", write a list of text']),
-    ("prompt: a\n    regex: b\n    tags: [easy, 3]", ["5: cases[0].tags[1]: not text, got 3, write text in quotes"]),
-    ("prompt: a\n    regex: b\n    tags: []", ["5: cases[0].tags: too few values, got [], write a list of text"]),
-    ("prompt: a\n    regex: b\n    regex: c", ["5: cases[0].regex: given twice, first on line 4, remove one of the two"]),
-    ("a lone text", ['3: cases[0]: not a section, got "a lone text", write a section: its keys, indented, on the lines below']),
+    (
+        "prompt: a\n    regex: b\n    weight: 0",
+        ["5: cases[0].weight: too small, got 0, write a number > 0"],
+    ),
+    (
+        "prompt: a\n    regex: b\n    weight: -1.5",
+        ["5: cases[0].weight: too small, got -1.5, write a number > 0"],
+    ),
+    (
+        "prompt: a\n    regex: b\n    weight: .inf",
+        ["5: cases[0].weight: not a finite number, got .inf, write a number > 0"],
+    ),
+    (
+        "prompt: a\n    regex: b\n    weight: .nan",
+        ["5: cases[0].weight: not a finite number, got .nan, write a number > 0"],
+    ),
+    (
+        "prompt: a\n    regex: b\n    weight: '2'",
+        ['5: cases[0].weight: not a number, got "2", write a number > 0 without quotes'],
+    ),
+    (
+        "prompt: a\n    regex: b\n    weight: true",
+        ["5: cases[0].weight: not a number, got true, write a number > 0"],
+    ),
+    (
+        "prompt: a\n    regex: b\n    tags: easy",
+        ['5: cases[0].tags: not a list, got "easy", write a list of text'],
+    ),
+    (
+        "prompt: a\n    regex: b\n    tags: [easy, 3]",
+        ["5: cases[0].tags[1]: not text, got 3, write text in quotes"],
+    ),
+    (
+        "prompt: a\n    regex: b\n    tags: []",
+        ["5: cases[0].tags: too few values, got [], write a list of text"],
+    ),
+    (
+        "prompt: a\n    regex: b\n    regex: c",
+        ["5: cases[0].regex: given twice, first on line 4, remove one of the two"],
+    ),
+    (
+        "a lone text",
+        [
+            '3: cases[0]: not a section, got "a lone text", write a section: its keys, indented, on'
+            " the lines below"
+        ],
+    ),
     ('prompt: "a\\0"\n    regex: b', None),
     ('prompt: "\\ud83d"\n    regex: b', None),
     ('prompt: a\n    "x\\e[2J": b\n    regex: b', None),
@@ -231,7 +382,10 @@ def test_a_wrong_case_is_one_line(write, case: str, expected: list[str] | None) 
         assert len(found) == 1
         assert re.fullmatch(r"x\.yaml:[34]: [ -~]+", found[0])
     else:
-        assert found == [f"x.yaml:{line}".replace("{rest}", "contains, regex, weight or tags") for line in expected]
+        assert found == [
+            f"x.yaml:{line}".replace("{rest}", "contains, regex, weight or tags")
+            for line in expected
+        ]
 
 
 WRONG_FILES = [
@@ -242,38 +396,64 @@ WRONG_FILES = [
     ("about: a\n", [f"1: cases: missing, write {ALL_KEYS}"]),
     ("about: a\ncases: []\n", [f"2: cases: too few values, got [], write {ALL_KEYS}"]),
     ("about: a\ncases:\n", [f"2: cases: not a list, got null, write {ALL_KEYS}"]),
-    ("about: a\ncases: {prompt: a}\n", [f"2: cases: not a list, got {{prompt: a}}, write {ALL_KEYS}"]),
+    (
+        "about: a\ncases: {prompt: a}\n",
+        [f"2: cases: not a list, got {{prompt: a}}, write {ALL_KEYS}"],
+    ),
     ("cases: [{regex: a}]\n", ["1: about: missing, write text"]),
     ("about: 3\ncases: [{regex: a}]\n", ["1: about: not text, got 3, write text in quotes"]),
     ("about: ''\ncases: [{regex: a}]\n", ['1: about: empty, got "", write text']),
-    ("about: a\nchat: 'yes'\ncases: [{prompt: a, regex: a}]\n", ['2: chat: not true or false, got "yes", write true or false']),
+    (
+        "about: a\nchat: 'yes'\ncases: [{prompt: a, regex: a}]\n",
+        ['2: chat: not true or false, got "yes", write true or false'],
+    ),
     (
         "about: a\nmax_new_tokens: 0\ncases: [{regex: a}]\n",
         ["2: max_new_tokens: too small, got 0, write a whole number >= 1 and <= 4096"],
     ),
     (
         "about: a\nmax_new_tokens: many\ncases: [{regex: a}]\n",
-        ['2: max_new_tokens: not a whole number, got "many", write a whole number >= 1 and <= 4096'],
+        [
+            '2: max_new_tokens: not a whole number, got "many", write a whole number >= 1 and <='
+            " 4096"
+        ],
     ),
     (
         "about: a\ncase: [{regex: a}]\n",
-        [f"1: cases: missing, write {ALL_KEYS}", "2: case: unknown key, got [{regex: a}], did you mean cases?"],
+        [
+            f"1: cases: missing, write {ALL_KEYS}",
+            "2: case: unknown key, got [{regex: a}], did you mean cases?",
+        ],
     ),
-    ("about: a\nabout: b\ncases: [{regex: a}]\n", ["2: about: given twice, first on line 1, remove one of the two"]),
+    (
+        "about: a\nabout: b\ncases: [{regex: a}]\n",
+        ["2: about: given twice, first on line 1, remove one of the two"],
+    ),
     (
         "about: a\nchat: true\ncases: [{regex: a}, {prompt: ' ', regex: a}]\n",
-        ["3: cases[0].prompt: empty, write the user's message", "3: cases[1].prompt: empty, write the user's message"],
+        [
+            "3: cases[0].prompt: empty, write the user's message",
+            "3: cases[1].prompt: empty, write the user's message",
+        ],
     ),
     (
         "about: a\nchat: true\ncases: [{prompt: 'a ', regex: a}]\n",
-        ['3: cases[0].prompt: ends in white space, which belongs to the next token, got "a ", end it with a letter or mark'],
+        [
+            '3: cases[0].prompt: ends in white space, which belongs to the next token, got "a ",'
+            " end it with a letter or mark"
+        ],
     ),
     (
         "about: a\nchat: true\ncases: [{prompt: a, target: ' b'}]\n",
-        ['3: cases[0].target: begins or ends in white space, which a template sets by itself, got " b", write "b"'],
+        [
+            "3: cases[0].target: begins or ends in white space, which a template sets by itself,"
+            ' got " b", write "b"'
+        ],
     ),
     (
-        HEAD + "  - {prompt: a, target: ' b'}\n  - {prompt: b, target: ' b'}\n  - {prompt: a, target: ' b', tags: [c]}\n",
+        HEAD
+        + "  - {prompt: a, target: ' b'}\n  - {prompt: b, target: ' b'}\n  - {prompt: a, target: '"
+        " b', tags: [c]}\n",
         ["5: cases[2]: asks the same as cases[0] on line 3, remove one of the two"],
     ),
     (
@@ -282,14 +462,26 @@ WRONG_FILES = [
     ),
     (b"about: caf\xe9\n", ["1: not UTF-8, got the byte 0xe9, save the file as UTF-8"]),
     (b"about: a\n\xff\xfe\x00", ["2: not UTF-8, got the byte 0xff, save the file as UTF-8"]),
-    (b"\xef\xbb\xbfabout: a\n", ["1: begins with a byte order mark, save the file as UTF-8 without one"]),
+    (
+        b"\xef\xbb\xbfabout: a\n",
+        ["1: begins with a byte order mark, save the file as UTF-8 without one"],
+    ),
     ("about: a\x1b[2J\n", ['1: a character that text does not have, got "\\u001b", remove it']),
     (
         "about: a\ncases: [{prompt: a, regex: b}\n",
-        ['2: a list that is never closed, or a comma that is missing, got "cases: [{prompt: a, regex: b}", write [a, b]'],
+        [
+            '2: a list that is never closed, or a comma that is missing, got "cases: [{prompt: a,'
+            ' regex: b}", write [a, b]'
+        ],
     ),
-    ("about: &x a\ncases: [{prompt: *x, regex: b}]\n", ['1: an anchor (&), got "about: &x a", write plain `key: value`']),
-    ("about: !!python/object:os.system a\n", ['1: a tag (!), got "about: !!python/object:os.system a", write plain `key: value`']),
+    (
+        "about: &x a\ncases: [{prompt: *x, regex: b}]\n",
+        ['1: an anchor (&), got "about: &x a", write plain `key: value`'],
+    ),
+    (
+        "about: !!python/object:os.system a\n",
+        ['1: a tag (!), got "about: !!python/object:os.system a", write plain `key: value`'],
+    ),
     ("#" * 2**20 + "#", ["1: larger than 1 MiB, write a configuration, or several files of cases"]),
 ]
 
@@ -300,7 +492,9 @@ def test_a_wrong_file(write, text: str | bytes, expected: list[str]) -> None:
 
 
 def test_no_file(write, tmp_path: Path) -> None:
-    assert complaints("missing.yaml") == ["missing.yaml: no such file, write the path of a YAML file"]
+    assert complaints("missing.yaml") == [
+        "missing.yaml: no such file, write the path of a YAML file"
+    ]
     Path("folder.yaml").mkdir()
     assert complaints("folder.yaml") == ["folder.yaml: a folder, write the path of a YAML file"]
 
@@ -323,7 +517,9 @@ cases:
   - {prompt: a, regex: b}
 max_new_tokens: 0
 """
-    assert [re.sub(", (which|got|write|remove|did) .*", "", line) for line in complaints(write(text))] == [
+    assert [
+        re.sub(", (which|got|write|remove|did) .*", "", line) for line in complaints(write(text))
+    ] == [
         "x.yaml:1: about: missing",
         "x.yaml:1: abuot: unknown key",
         "x.yaml:3: cases[0].prompt: ends in white space",
@@ -332,7 +528,10 @@ max_new_tokens: 0
         "x.yaml:6: cases[0].contain: unknown key",
         "x.yaml:7: cases[1].prompt: not text",
         "x.yaml:8: cases[1].weight: too small",
-        "x.yaml:9: cases[1].regex: not a regular expression: missing ), unterminated subpattern at position 0",
+        (
+            "x.yaml:9: cases[1].regex: not a regular expression: missing ), unterminated subpattern"
+            " at position 0"
+        ),
         "x.yaml:10: cases[2]: nothing says what is right",
         "x.yaml:13: cases[4].max_tokens: unknown key",
         "x.yaml:14: cases[5]: asks the same as cases[3] on line 11",
@@ -358,7 +557,10 @@ def test_the_shipped_files_are_read_and_have_their_sizes() -> None:
 def test_a_shipped_file_says_what_it_measures_and_how_to_run_it(name: str) -> None:
     text = (ROOT / "cases" / f"{name}.yaml").read_text(encoding="utf-8")
     head = text.partition("\nabout:")[0]
-    assert f"#   python evaluate_checkpoints.py --checkpoints 'checkpoints/*.ckpt' --cases cases/{name}.yaml\n" in head
+    assert (
+        "#   python evaluate_checkpoints.py --checkpoints 'checkpoints/*.ckpt' --cases"
+        f" cases/{name}.yaml\n" in head
+    )
     assert re.search(r"\d+ %", head), "the chance level"
     assert all(case.tags for case in shipped(name).cases)
 
@@ -368,7 +570,9 @@ def seats(cases: list[Case]) -> dict[int, Counter[int]]:
     found: dict[int, Counter[int]] = {}
     for case in cases:
         if case.right_choice is not None:
-            found.setdefault(len(case.choices), Counter(range(len(case.choices))))[case.choices.index(case.right_choice)] += 1
+            found.setdefault(len(case.choices), Counter(range(len(case.choices))))[
+                case.choices.index(case.right_choice)
+            ] += 1
     return found
 
 
@@ -381,7 +585,9 @@ def test_the_right_choice_stands_everywhere_alike(name: str) -> None:
 
 
 def chosen(cases: list[Case], key) -> tuple[float, float]:
-    """The share of right answers of somebody who takes the choice with the least `key`, of several the average; and the chance."""
+    """The share of right answers of somebody who takes the choice with the least `key`, of several
+    the average; and the chance.
+    """
     hits = chance = 0.0
     for case in cases:
         best = min(map(key, case.choices))
@@ -394,7 +600,9 @@ def chosen(cases: list[Case], key) -> tuple[float, float]:
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_length_tells_nothing(name: str, sign: int) -> None:
-    share, chance = chosen([case for case in shipped(name).cases if case.choices], lambda choice: sign * len(choice))
+    share, chance = chosen(
+        [case for case in shipped(name).cases if case.choices], lambda choice: sign * len(choice)
+    )
     assert share < chance + 0.08
 
 
@@ -403,7 +611,9 @@ def words(text: str) -> Counter[str]:
 
 
 def lopsided(cases: list[Case]) -> Counter[str]:
-    """By word, how much more often it is in a right choice than in a wrong one; words in the same number in both say nothing."""
+    """By word, how much more often it is in a right choice than in a wrong one; words in the same
+    number in both say nothing.
+    """
     difference: Counter[str] = Counter()
     for case in cases:
         for choice in case.choices:
@@ -421,7 +631,9 @@ def test_in_grammar_each_word_is_right_as_often_as_wrong() -> None:
     for case in cases:
         one, other = map(words, case.choices)
         if case.tags != ["word_order"] and case.tags != ["argument_structure"]:
-            assert (one - other).total() == (other - one).total() == 1, f"differ in more than a word: {case.choices}"
+            assert (one - other).total() == (other - one).total() == 1, (
+                f"differ in more than a word: {case.choices}"
+            )
 
 
 @pytest.mark.parametrize(
@@ -433,7 +645,9 @@ def test_in_grammar_each_word_is_right_as_often_as_wrong() -> None:
         ("copying", {"names", "facts", "places"}),
     ],
 )
-def test_where_choices_are_shared_each_is_right_equally_often(name: str, tags: set[str] | None) -> None:
+def test_where_choices_are_shared_each_is_right_equally_often(
+    name: str, tags: set[str] | None
+) -> None:
     """Whoever only knows how common a choice is scores chance, exactly."""
     groups: dict[frozenset[str], Counter[str]] = {}
     for case in shipped(name).cases:
@@ -447,7 +661,9 @@ def test_where_choices_are_shared_each_is_right_equally_often(name: str, tags: s
 def test_what_is_to_be_copied_stands_in_the_prompt_no_more_often_than_the_rest() -> None:
     for case in shipped("copying").cases:
         if case.tags != ["counting"]:
-            counts = {choice: words(case.prompt)[choice.split()[-1].lower()] for choice in case.choices}
+            counts = {
+                choice: words(case.prompt)[choice.split()[-1].lower()] for choice in case.choices
+            }
             assert 1 <= counts[str(case.right_choice)] <= min(counts.values()), case.prompt
 
 
@@ -462,9 +678,16 @@ def repeated(prompt: str) -> str:
 
 
 def test_who_copies_is_right() -> None:
-    asked = [case for case in shipped("copying").cases if not {"counting", "places"} & set(case.tags)]
-    wrong = [case.prompt for case in asked if repeated(case.prompt) != str(case.right_choice).strip().lower()]
-    assert [prompt for prompt in wrong if not prompt.endswith(":")] == []  # which begins a code again, without a word before it
+    asked = [
+        case for case in shipped("copying").cases if not {"counting", "places"} & set(case.tags)
+    ]
+    wrong = [
+        case.prompt
+        for case in asked
+        if repeated(case.prompt) != str(case.right_choice).strip().lower()
+    ]
+    # which begins a code again, without a word before it
+    assert [prompt for prompt in wrong if not prompt.endswith(":")] == []
     assert len(asked) - len(wrong) >= 45
 
 
@@ -480,7 +703,9 @@ def test_smoke_is_about_the_bundled_corpus() -> None:
 
 
 def test_instructions_know_their_own_targets_and_no_question_answers_itself() -> None:
-    """A target that misses the case's own pattern, or a pattern that a parrot or a wrong choice fulfils, would be our mistake."""
+    """A target that misses the case's own pattern, or a pattern that a parrot or a wrong choice
+    fulfils, would be our mistake.
+    """
     for case in shipped("instructions").cases:
 
         def hits(text: str, case: Case = case) -> bool:

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lm.evaluation.validation import intervals
-from lm.ranking.measures import ACCURACY, BITS_PER_BYTE
-from lm.ranking.results import CaseResult, SetResult
-from lm.ranking.cases import CaseSet
-from lm.runs.results import NOTHING
-from lm.ranking.ranking import Entrant, Ranking, order_of, rank_set, rank_together
-from lm.ranking.picture import picture
-from lm.ranking.words import notes, summary
 from lm.config.schema.cases import Case
+from lm.evaluation.validation import intervals
+from lm.ranking.cases import CaseSet
+from lm.ranking.measures import ACCURACY, BITS_PER_BYTE
+from lm.ranking.picture import picture
+from lm.ranking.ranking import Entrant, Ranking, order_of, rank_set, rank_together
+from lm.ranking.results import CaseResult, SetResult
+from lm.ranking.words import notes, summary
+from lm.runs.results import NOTHING
 
 
 def result(right: bool | None = None, nats: float | None = 2.0, size: int = 4) -> CaseResult:
@@ -53,9 +53,27 @@ def entrant(name: str, results: Sequence[CaseResult]) -> Entrant:
     return Entrant(name, Path("/runs") / name, (), 1, 1000, "byte", "ab", NOTHING, (whole,))
 
 
-def cases(n: int, weights: Sequence[float] | None = None, choices: Any = ("a", "b"), name: str = "some") -> CaseSet:
-    each = [Case(prompt=f"{i}", target=["a"], choices=list(choices), weight=weights[i] if weights else 1.0) for i in range(n)]
-    return CaseSet(name, Path(f"{name}.yaml"), "Of a test.", False, 8, tuple(each), hashlib.sha256(name.encode()).hexdigest())
+def cases(
+    n: int, weights: Sequence[float] | None = None, choices: Any = ("a", "b"), name: str = "some"
+) -> CaseSet:
+    each = [
+        Case(
+            prompt=f"{i}",
+            target=["a"],
+            choices=list(choices),
+            weight=weights[i] if weights else 1.0,
+        )
+        for i in range(n)
+    ]
+    return CaseSet(
+        name,
+        Path(f"{name}.yaml"),
+        "Of a test.",
+        False,
+        8,
+        tuple(each),
+        hashlib.sha256(name.encode()).hexdigest(),
+    )
 
 
 def ranked(found: Ranking | None) -> Ranking:
@@ -64,10 +82,14 @@ def ranked(found: Ranking | None) -> Ranking:
 
 
 def test_weights_count_and_so_do_bytes() -> None:
-    one = entrant("one", [result(True, nats=math.log(2) * 8, size=4), result(False, nats=math.log(2) * 2, size=16)])
+    one = entrant(
+        "one",
+        [result(True, nats=math.log(2) * 8, size=4), result(False, nats=math.log(2) * 2, size=16)],
+    )
     found = ranked(rank_set(cases(2, weights=[3, 1]), 0, [one]))
     assert found.scores["accuracy"][0].value == 0.75
-    assert found.scores["bits_per_byte"][0].value == pytest.approx((3 * 8 + 2) / (3 * 4 + 16))  # never a mean of quotients
+    # never a mean of quotients
+    assert found.scores["bits_per_byte"][0].value == pytest.approx((3 * 8 + 2) / (3 * 4 + 16))
     assert found.scores["centred_accuracy"][0].value == 0.5
 
 
@@ -77,20 +99,32 @@ def test_cases_that_one_cannot_be_asked_are_left_out_for_all() -> None:
     found = ranked(rank_set(cases(10), 0, [whole, short]))
     assert found.asked["bits_per_byte"] == found.asked["accuracy"] == 5
     assert found.scores["bits_per_byte"][0].value == pytest.approx(1 / math.log(2) / 4)
-    assert "bits/byte: 5 of 10 cases left out, for a context that is too short for them" in list(notes(found))
+    assert "bits/byte: 5 of 10 cases left out, for a context that is too short for them" in list(
+        notes(found)
+    )
 
 
 def test_the_order_of_cases_and_of_entrants_changes_no_value() -> None:
     generator = np.random.default_rng(0)
     scores = generator.random((30, 3)) < [0.2, 0.5, 0.9]
-    rows = [[result(bool(right), nats=float(generator.gamma(2))) for right in column] for column in scores.T]
+    rows = [
+        [result(bool(right), nats=float(generator.gamma(2))) for right in column]
+        for column in scores.T
+    ]
     found = ranked(rank_set(cases(30), 0, [entrant(str(i), row) for i, row in enumerate(rows)]))
-    turned = ranked(rank_set(cases(30), 0, [entrant(str(i), row[::-1]) for i, row in reversed(list(enumerate(rows)))]))
+    turned = ranked(
+        rank_set(
+            cases(30), 0, [entrant(str(i), row[::-1]) for i, row in reversed(list(enumerate(rows)))]
+        )
+    )
     names = [[each.entrants[place].name for place in each.order.places] for each in (found, turned)]
     assert names == [["2", "1", "0"]] * 2
     for key, values in found.scores.items():
-        np.testing.assert_allclose([score.value for score in values], [score.value for score in turned.scores[key]][::-1])
-    again = ranked(rank_set(cases(30), 0, list(reversed(found.entrants))))  # the same cases are drawn for all, whoever else takes part
+        np.testing.assert_allclose(
+            [score.value for score in values], [score.value for score in turned.scores[key]][::-1]
+        )
+    # the same cases are drawn for all, whoever else takes part
+    again = ranked(rank_set(cases(30), 0, list(reversed(found.entrants))))
     for key, values in found.scores.items():
         np.testing.assert_allclose(np.array(values), np.array(again.scores[key])[::-1])
 
@@ -101,13 +135,19 @@ def test_ranks_are_counted_from_what_can_be_told_apart() -> None:
     drawn = values + np.random.default_rng(1).normal(0, 0.05, (intervals.RESAMPLES, 3))
     order = order_of(ACCURACY, intervals.Resampled(values, drawn, 100.0))
     assert order.places == (2, 1, 0) and order.ranks == ((3, 3), (1, 2), (1, 2))
-    assert [(pair.first, pair.second, pair.told_apart) for pair in order.pairs] == [(2, 1, False), (2, 0, True), (1, 0, True)]
+    assert [(pair.first, pair.second, pair.told_apart) for pair in order.pairs] == [
+        (2, 1, False),
+        (2, 0, True),
+        (1, 0, True),
+    ]
     lower = order_of(BITS_PER_BYTE, intervals.Resampled(values, drawn, 100.0))
     assert lower.places == (0, 1, 2) and lower.ranks == ((1, 1), (2, 3), (2, 3))
     assert all(pair.difference.value > 0 for pair in lower.pairs)
 
 
-def test_of_five_equal_entrants_some_are_told_apart_in_one_of_20_rankings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_five_equal_entrants_some_are_told_apart_in_one_of_20_rankings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Without the correction for ten pairs it would be one in three."""
     monkeypatch.setattr(intervals, "RESAMPLES", 1000)
     generator, claims = np.random.default_rng(2), 0
@@ -131,7 +171,9 @@ def test_sets_count_alike_and_are_drawn_apart() -> None:
 
 def test_a_picture_of_very_many_can_still_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """matplotlib refuses 2^16 pixels, when all has been measured."""
-    few = ranked(rank_set(cases(6), 0, [entrant("a", [result(True)] * 6), entrant("b", [result(False)] * 6)]))
+    few = ranked(
+        rank_set(cases(6), 0, [entrant("a", [result(True)] * 6), entrant("b", [result(False)] * 6)])
+    )
     monkeypatch.setattr("lm.ranking.picture._draw", lambda *_: None)
     many = dataclasses.replace(few, entrants=few.entrants * 1000)
     _, height = picture([many] * 6).get_size_inches()

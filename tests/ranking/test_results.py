@@ -1,4 +1,6 @@
-"""What a decoder makes of cases: against a decoder that reads each token alone, and on decoders whose answers are known."""
+"""What a decoder makes of cases: against a decoder that reads each token alone, and on decoders
+whose answers are known.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,26 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from lm.ranking.ranking import results
-from lm.ranking.questions import Asking
-from lm.ranking.results import CaseResult, SetResult, begins_with, look_for_copies, measure, repetition, search
-from lm.ranking.cases import CaseSet
-from lm.documents.conversations import Turn
-from lm.system.errors import ConfigError, NonFiniteError
 from lm.config.schema.cases import Case
 from lm.config.schema.model import ModelConfig
-from lm.evaluation.scoring import split
+from lm.documents.conversations import Turn
 from lm.documents.templates import ChatFormat
-from lm.tokenizer.tokenizer import Tokenizer, from_definition, load_tokenizer
+from lm.evaluation.scoring import split
 from lm.evaluation.training_text import TrainingText
+from lm.ranking.cases import CaseSet
+from lm.ranking.questions import Asking
+from lm.ranking.ranking import results
+from lm.ranking.results import (
+    CaseResult,
+    SetResult,
+    begins_with,
+    look_for_copies,
+    measure,
+    repetition,
+    search,
+)
+from lm.system.errors import ConfigError, NonFiniteError
+from lm.tokenizer.tokenizer import Tokenizer, from_definition, load_tokenizer
 from model import Decoder
 
 BYTE = load_tokenizer("byte")
@@ -40,10 +50,15 @@ LEARNED: dict[str, Any] = {"norm": "layernorm", "positions": "learned", "mlp": "
 def small_bpe() -> Tokenizer:
     """It joins a word with the space before it, and letters across the border of a prompt."""
     backend = Backend(models.BPE())
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.pre_tokenizer, backend.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     text = ["the theory of the thesis is there", "the film was the best of the year"] * 9
-    backend.train_from_iterator(text, trainers.BpeTrainer(vocab_size=300, special_tokens=["<e>"], initial_alphabet=alphabet))
+    backend.train_from_iterator(
+        text, trainers.BpeTrainer(vocab_size=300, special_tokens=["<e>"], initial_alphabet=alphabet)
+    )
     return from_definition(backend.to_str(), "bpe", 0, 0)
 
 
@@ -55,17 +70,33 @@ def cases_of(*cases: Case, chat: bool = False, length: int = 12) -> CaseSet:
 
 
 TEXTS = (
-    Case(prompt="The film was", target=[" the best", " there"], choices=[" the best", " bad", " of"], tags=["film"]),
+    Case(
+        prompt="The film was",
+        target=[" the best", " there"],
+        choices=[" the best", " bad", " of"],
+        tags=["film"],
+    ),
     Case(prompt="", target="the theory", contains="e"),
-    Case(prompt="of the", target="sis is", choices=["sis is", " year", "ory"]),  # tokens reach over the border
+    # tokens reach over the border
+    Case(prompt="of the", target="sis is", choices=["sis is", " year", "ory"]),
     Case(prompt="café", target=" é €", regex="[a-z]"),
-    Case(prompt="x" * (CONTEXT - 9), target=" of the year, as it was", choices=[" of the year, as it was", "?"]),  # cut to be scored
-    Case(prompt="the " * CONTEXT + "end", target=" is", choices=[" is", " was the"]),  # cut to be continued, too
+    # cut to be scored
+    Case(
+        prompt="x" * (CONTEXT - 9),
+        target=" of the year, as it was",
+        choices=[" of the year, as it was", "?"],
+    ),
+    # cut to be continued, too
+    Case(prompt="the " * CONTEXT + "end", target=" is", choices=[" is", " was the"]),
     Case(prompt="The film was", target=" there", contains=[" the", "z"]),
     Case(prompt="a", target=" z" * CONTEXT, choices=[" z" * CONTEXT, "b"]),  # no room for it
 )
 MESSAGES = (
-    Case(prompt="How was the film?", target=["the best", "bad"], choices=["bad", "the best of the year", "the best"]),
+    Case(
+        prompt="How was the film?",
+        target=["the best", "bad"],
+        choices=["bad", "the best of the year", "the best"],
+    ),
     Case(prompt="Why?", target="é €", regex="[a-z]"),
     Case(prompt="y" * 40, target="the theory", choices=["the theory", "the"]),
     Case(prompt="x" * CONTEXT, target="no room"),
@@ -74,9 +105,18 @@ MESSAGES = (
 
 
 def decoder(vocab_size: int, **shape: Any) -> Decoder:
-    """With scores that differ much, so that no order hangs on rounding, and with rows that no token has."""
+    """With scores that differ much, so that no order hangs on rounding, and with rows that no token
+    has.
+    """
     torch.manual_seed(0)
-    shape = {"vocab_size": vocab_size + 4, "n_layers": 2, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "init_std": 0.3} | shape
+    shape = {
+        "vocab_size": vocab_size + 4,
+        "n_layers": 2,
+        "d_model": 32,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "init_std": 0.3,
+    } | shape
     return Decoder(ModelConfig(context_length=CONTEXT, dropout=0.2, **shape))
 
 
@@ -93,8 +133,12 @@ def slow_nats(model: Decoder, read: Sequence[int], continuation: Sequence[int]) 
 
 
 @torch.no_grad()
-def slow_continuation(model: Decoder, prompt: Sequence[int], length: int, stops: set[int], vocab_size: int) -> tuple[list[int], bool]:
-    """One token after another, everything read again for each; what does not fit the context is cut to the newest half of one."""
+def slow_continuation(
+    model: Decoder, prompt: Sequence[int], length: int, stops: set[int], vocab_size: int
+) -> tuple[list[int], bool]:
+    """One token after another, everything read again for each; what does not fit the context is cut
+    to the newest half of one.
+    """
     window, drawn = list(prompt), list[int]()
     while len(drawn) < length:
         window = window if len(window) <= CONTEXT else window[-(CONTEXT // 2) :]
@@ -106,28 +150,49 @@ def slow_continuation(model: Decoder, prompt: Sequence[int], length: int, stops:
     return drawn, False
 
 
-def slow(model: Decoder, tokenizer: Tokenizer, chat: ChatFormat | None, case: Case, length: int) -> CaseResult:
+def slow(
+    model: Decoder, tokenizer: Tokenizer, chat: ChatFormat | None, case: Case, length: int
+) -> CaseResult:
     """A case by itself, spelled out."""
     if chat is None:
         prompt, stops = [tokenizer.eos_id, *tokenizer.encode(case.prompt)], {tokenizer.eos_id}
-        pairs = {text: split(tokenizer, case.prompt, text) for text in (*case.targets, *case.choices)}
+        pairs = {
+            text: split(tokenizer, case.prompt, text) for text in (*case.targets, *case.choices)
+        }
         border = min((len(pairs[text][0]) for text in case.choices), default=0)
-        targets = [([tokenizer.eos_id, *context], continuation) for context, continuation in map(pairs.__getitem__, case.targets)]
+        targets = [
+            ([tokenizer.eos_id, *context], continuation)
+            for context, continuation in map(pairs.__getitem__, case.targets)
+        ]
         wholes = [tokenizer.encode(case.prompt + text) for text in case.choices]
         choices = [([tokenizer.eos_id, *whole[:border]], whole[border:]) for whole in wholes]
         fits = all(len(continuation) <= CONTEXT for _, continuation in (*targets, *choices))
     else:
         prompt, stops = chat.prompt([Turn("user", case.prompt)]), set(chat.stop_ids)
-        targets, choices = ([(prompt, chat.answer(text)) for text in texts] for texts in (case.targets, case.choices))
+        targets, choices = (
+            [(prompt, chat.answer(text)) for text in texts]
+            for texts in (case.targets, case.choices)
+        )
         fits = all(len(prompt) + len(answer) - 1 <= CONTEXT for _, answer in (*targets, *choices))
-    written = slow_continuation(model, prompt, length, stops, tokenizer.vocab_size) if chat is None or len(prompt) < CONTEXT else None
+    written = (
+        slow_continuation(model, prompt, length, stops, tokenizer.vocab_size)
+        if chat is None or len(prompt) < CONTEXT
+        else None
+    )
     text = tokenizer.decode(written[0]) if written else ""
     text = chat.said(text).strip() if chat else text
     nats = [slow_nats(model, *pair) for pair in targets] if fits else []
     costs = [slow_nats(model, *pair) for pair in choices] if fits else []
     best = nats.index(min(nats)) if nats else None
     chosen = case.choices[costs.index(min(costs))] if costs else None
-    hits = [text == target if chat else text.startswith(target) and not text[len(target) :][:1].isalnum() for target in case.targets]
+    hits = [
+        (
+            text == target
+            if chat
+            else text.startswith(target) and not text[len(target) :][:1].isalnum()
+        )
+        for target in case.targets
+    ]
     return CaseResult(
         nats=nats[best] if best is not None else None,
         target_tokens=len(targets[best][1]) if best is not None else 0,
@@ -148,10 +213,17 @@ def slow(model: Decoder, tokenizer: Tokenizer, chat: ChatFormat | None, case: Ca
 @pytest.mark.parametrize("shape", [ROPE, LEARNED], ids=["rope", "learned"])
 @pytest.mark.parametrize(
     ("tokenizer", "chat"),
-    [(BYTE, None), (BPE, None), (BYTE, ChatFormat("instruction-output", BYTE)), (BPE, ChatFormat("alpaca", BPE, system="Answer."))],
+    [
+        (BYTE, None),
+        (BPE, None),
+        (BYTE, ChatFormat("instruction-output", BYTE)),
+        (BPE, ChatFormat("alpaca", BPE, system="Answer.")),
+    ],
     ids=["byte", "bpe", "byte-chat", "bpe-chat"],
 )
-def test_results_are_those_of_each_case_read_token_by_token(tokenizer: Tokenizer, chat: ChatFormat | None, shape: dict[str, Any]) -> None:
+def test_results_are_those_of_each_case_read_token_by_token(
+    tokenizer: Tokenizer, chat: ChatFormat | None, shape: dict[str, Any]
+) -> None:
     """T7, T15 and T44: whatever the batch size, the padding and the other cases are."""
     model = decoder(tokenizer.vocab_size, **shape)
     cases = cases_of(*(TEXTS if chat is None else MESSAGES), chat=chat is not None)
@@ -160,11 +232,24 @@ def test_results_are_those_of_each_case_read_token_by_token(tokenizer: Tokenizer
         found = measure(model.train(), tokenizer, chat, cases, rows=rows)
         assert model.training
         for ours, theirs in zip(found.results, expected, strict=True):
-            assert ours.nats == (None if theirs.nats is None else pytest.approx(theirs.nats, rel=1e-5))
-            assert dataclasses.replace(ours, nats=None, cut=False) == dataclasses.replace(theirs, nats=None)
-    assert {result.right for result in expected} >= {True, False} or chat, "else the test shows little"
+            assert ours.nats == (
+                None if theirs.nats is None else pytest.approx(theirs.nats, rel=1e-5)
+            )
+            assert dataclasses.replace(ours, nats=None, cut=False) == dataclasses.replace(
+                theirs, nats=None
+            )
+    assert {result.right for result in expected} >= {
+        True,
+        False,
+    } or chat, "else the test shows little"
     assert found.unfit == sum(not result.fits for result in expected) > 0
-    assert found.cut == (0 if chat else sum(len(tokenizer.encode(case.prompt + max(case.targets))) > CONTEXT for case in cases.cases))
+    assert found.cut == (
+        0
+        if chat
+        else sum(
+            len(tokenizer.encode(case.prompt + max(case.targets))) > CONTEXT for case in cases.cases
+        )
+    )
 
 
 def test_the_order_of_cases_changes_no_bit() -> None:
@@ -175,20 +260,32 @@ def test_the_order_of_cases_changes_no_bit() -> None:
         order = random.Random(seed).sample(range(len(cases)), len(cases))
         again = measure(model, BYTE, None, cases_of(*(cases[i] for i in order)), rows=3)
         assert again.results == tuple(first.results[i] for i in order)
-        figures = [(each.distinct_1, each.distinct_2, each.repetition, each.ended_share, each.cut) for each in (first, again)]
+        figures = [
+            (each.distinct_1, each.distinct_2, each.repetition, each.ended_share, each.cut)
+            for each in (first, again)
+        ]
         assert figures[0] == figures[1]
 
 
 def test_choices_are_compared_behind_the_same_context() -> None:
-    """ "the" and "sis" are one token together, so that "sis" alone would be asked for behind less than the others are."""
+    """ "the" and "sis" are one token together, so that "sis" alone would be asked for behind less
+    than the others are.
+    """
     asked = Asking(BPE, None, CONTEXT).of(TEXTS[2])
     assert len({question.context for question in asked.choices}) == 1
-    assert all(BPE.decode([*question.context, *question.continuation]).startswith("of the") for question in asked.choices)
-    assert len({len(split(BPE, "of the", choice)[0]) for choice in TEXTS[2].choices}) > 1, "else the test shows little"
+    assert all(
+        BPE.decode([*question.context, *question.continuation]).startswith("of the")
+        for question in asked.choices
+    )
+    assert len({len(split(BPE, "of the", choice)[0]) for choice in TEXTS[2].choices}) > 1, (
+        "else the test shows little"
+    )
 
 
 class Says(torch.nn.Module):
-    """Goes on behind each prompt with the ids that it is told, then with zeros; finds all tokens equally likely when it is asked."""
+    """Goes on behind each prompt with the ids that it is told, then with zeros; finds all tokens
+    equally likely when it is asked.
+    """
 
     def __init__(self, replies: dict[tuple[int, ...], list[int]]):
         super().__init__()
@@ -204,8 +301,13 @@ class Says(torch.nn.Module):
     def forward(self, ids: Tensor, cache: Any = None) -> Tensor:
         if cache is None:
             return torch.zeros(*ids.shape, BYTE.vocab_size)
-        padding = [0] * len(ids) if cache.padding is None or cache.length else cache.padding.tolist()
-        self.read = [known[: cache.length] + row[skip:] for known, row, skip in zip(self.read, ids.tolist(), padding, strict=True)]
+        padding = (
+            [0] * len(ids) if cache.padding is None or cache.length else cache.padding.tolist()
+        )
+        self.read = [
+            known[: cache.length] + row[skip:]
+            for known, row, skip in zip(self.read, ids.tolist(), padding, strict=True)
+        ]
         cache.length += ids.shape[1]
         scores = torch.zeros(len(ids), 1, BYTE.vocab_size)
         for row, read in enumerate(self.read):
@@ -220,7 +322,11 @@ def told(replies: dict[str, str], cases: CaseSet, chat: ChatFormat | None = None
     """What `measure` makes of known continuations; one that ends in "$" ends by itself."""
     ends = BYTE.specials["<|sep|>"] if chat else BYTE.eos_id
     by_ids = {
-        tuple(chat.prompt([Turn("user", prompt)])) if chat else (BYTE.eos_id, *BYTE.encode(prompt)): [
+        (
+            tuple(chat.prompt([Turn("user", prompt)]))
+            if chat
+            else (BYTE.eos_id, *BYTE.encode(prompt))
+        ): [
             *BYTE.encode(reply.removesuffix("$")),
             *([ends] if reply.endswith("$") else []),
         ]
@@ -238,8 +344,16 @@ def test_the_figures_of_known_continuations() -> None:
         Case(prompt="5", target="x"),
         length=10,
     )
-    found = told({"1": " Paris.$", "2": " Parisians are", "3": "Paris$", "4": "ababababab", "5": "$"}, cases)
-    assert [result.continuation for result in found.results] == [" Paris.", " Parisians"[:10], "Paris", "ababababab", ""]
+    found = told(
+        {"1": " Paris.$", "2": " Parisians are", "3": "Paris$", "4": "ababababab", "5": "$"}, cases
+    )
+    assert [result.continuation for result in found.results] == [
+        " Paris.",
+        " Parisians"[:10],
+        "Paris",
+        "ababababab",
+        "",
+    ]
     assert [result.ended for result in found.results] == [True, False, True, False, True]
     assert [result.tokens for result in found.results] == [7, 10, 5, 10, 0]
     assert [result.exact for result in found.results] == [True, False, False, None, False]
@@ -250,8 +364,12 @@ def test_the_figures_of_known_continuations() -> None:
     assert found.ended_share == 3 / 5
     written = [" Paris.", " Parisians"[:10], "Paris", "ababababab", ""]
     assert found.distinct_1 == len(set("".join(written))) / 32
-    assert found.distinct_2 == len({pair for text in written for pair in itertools.pairwise(text)}) / 28
-    assert [result.target_tokens for result in found.results] == [6, 6, 6, 0, 1]  # of equally likely tokens the shortest is likeliest
+    assert (
+        found.distinct_2
+        == len({pair for text in written for pair in itertools.pairwise(text)}) / 28
+    )
+    # of equally likely tokens the shortest is likeliest
+    assert [result.target_tokens for result in found.results] == [6, 6, 6, 0, 1]
     assert found.results[0].nats == pytest.approx(6 * math.log(BYTE.vocab_size))
     assert found.results[3].nats is None and found.results[3].fits
     assert found.generated_per_second and found.scored_per_second
@@ -260,11 +378,19 @@ def test_the_figures_of_known_continuations() -> None:
 def test_an_answer_is_exact_as_a_whole() -> None:
     chat = ChatFormat("instruction-output", BYTE)
     cases = cases_of(*(Case(prompt=text, target="Paris") for text in "1234"), chat=True, length=9)
-    found = told({"1": " Paris\n$", "2": " Paris, I\n$", "3": " Paris $", "4": " Paris\n\n\n\n"}, cases, chat)
-    assert [result.continuation for result in found.results] == ["Paris", "Paris, I", "Paris", "Paris"]
+    found = told(
+        {"1": " Paris\n$", "2": " Paris, I\n$", "3": " Paris $", "4": " Paris\n\n\n\n"}, cases, chat
+    )
+    assert [result.continuation for result in found.results] == [
+        "Paris",
+        "Paris, I",
+        "Paris",
+        "Paris",
+    ]
     assert [result.exact for result in found.results] == [True, False, True, True]
     assert [result.ended for result in found.results] == [True, False, True, False]
-    assert {(result.target_tokens, result.target_bytes) for result in found.results} == {(8, 5)}  # " Paris\n" and the end of the turn
+    # " Paris\n" and the end of the turn
+    assert {(result.target_tokens, result.target_bytes) for result in found.results} == {(8, 5)}
 
 
 def test_the_first_of_equally_likely_choices_is_chosen() -> None:
@@ -273,8 +399,16 @@ def test_the_first_of_equally_likely_choices_is_chosen() -> None:
 
 
 def test_what_begins_with_a_target() -> None:
-    assert begins_with(" Paris", " Paris") and begins_with(" Paris, France", " Paris") and begins_with(" 3.", " 3")
-    assert not begins_with(" Parisian", " Paris") and not begins_with(" 35", " 3") and not begins_with("Paris", " Paris")
+    assert (
+        begins_with(" Paris", " Paris")
+        and begins_with(" Paris, France", " Paris")
+        and begins_with(" 3.", " 3")
+    )
+    assert (
+        not begins_with(" Parisian", " Paris")
+        and not begins_with(" 35", " 3")
+        and not begins_with("Paris", " Paris")
+    )
     assert not begins_with(" caféé", " café")
 
 
@@ -290,7 +424,11 @@ def test_a_regular_expression_that_takes_years_is_given_up(monkeypatch: pytest.M
     before = signal.getsignal(signal.SIGALRM)
     cases = cases_of(Case(prompt="a", regex="(a+)+$"), length=60)
     with pytest.raises(
-        ConfigError, match=r"^cases/some.yaml: cases\[0\].regex: took more than 0.05 s for 41 characters, got '\(a\+\)\+\$'"
+        ConfigError,
+        match=(
+            r"^cases/some.yaml: cases\[0\].regex: took more than 0.05 s for 41 characters, got"
+            r" '\(a\+\)\+\$'"
+        ),
     ):
         told({"a": "a" * 40 + "b$"}, cases)
     assert signal.getsignal(signal.SIGALRM) is before
@@ -318,7 +456,12 @@ def test_what_was_written_is_looked_for_in_the_training_text() -> None:
     text = TrainingText(BYTE, (Store(),))  # type: ignore[arg-type]
     replies = {"a": " theory of"}
     cases = cases_of(Case(prompt="a", regex="x"), Case(prompt="b", regex="x"), length=10)
-    model = Says({(BYTE.eos_id, *BYTE.encode(prompt)): BYTE.encode(reply) for prompt, reply in replies.items()})
+    model = Says(
+        {
+            (BYTE.eos_id, *BYTE.encode(prompt)): BYTE.encode(reply)
+            for prompt, reply in replies.items()
+        }
+    )
     plain = measure(model, BYTE, None, cases)
     (with_copies,) = look_for_copies(text, [plain])
     found = with_copies.memorised

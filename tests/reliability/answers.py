@@ -1,4 +1,6 @@
-"""A command inside this process, as a person types it: its exit code, its lines, and what it left on the disk."""
+"""A command inside this process, as a person types it: its exit code, its lines, and what it left
+on the disk.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,14 @@ import pytest
 
 from lm.system import errors
 
-PATIENCE = 60  # seconds after which a command counts as hanging; what is refused is refused in far less than one
+# seconds after which a command counts as hanging; what is refused is refused in far less than one
+PATIENCE = 60
 
 
 class Hangs(BaseException):
-    """A command waits for something that never comes. Not an Exception: no `except` of the command may swallow it."""
+    """A command waits for something that never comes. Not an Exception: no `except` of the command
+    may swallow it.
+    """
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,9 @@ def within(seconds: int) -> Iterator[None]:
 
 
 def picture(folder: Path) -> dict[str, str]:
-    """Everything below a folder but locks: kind, rights, last change, content. Two equal ones: nothing was written in between."""
+    """Everything below a folder but locks: kind, rights, last change, content. Two equal ones:
+    nothing was written in between.
+    """
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.name != ".lock"):
         status = path.lstat()
@@ -78,6 +85,10 @@ def picture(folder: Path) -> dict[str, str]:
         if path.is_symlink():
             what += f" -> {path.readlink()}"
         elif stat.S_ISREG(status.st_mode):
-            what += " " + hashlib.sha256(path.read_bytes()).hexdigest() if status.st_size < 2**24 else f" {status.st_size}"
+            what += (
+                " " + hashlib.sha256(path.read_bytes()).hexdigest()
+                if status.st_size < 2**24
+                else f" {status.st_size}"
+            )
         found[str(path.relative_to(folder))] = what
     return found

@@ -1,4 +1,5 @@
-"""Checkpoints as nobody should load them: each a small change to a good one, and who has to refuse it.
+"""Checkpoints as nobody should load them: each a small change to a good one, and who has to refuse
+it.
 
 Whoever means harm can compute hashes, so the manifest is made right again after the change, unless the damage itself is what is looked for.
 """
@@ -25,14 +26,16 @@ from lm.system.disk import fingerprint
 from tests.checkpoints.test_weights import HOSTILE, with_header
 
 STEP = "step-00000003.ckpt"
-CANARY = "EXECUTED"  # a file in the current folder that appears if anything in a checkpoint is executed
+# a file in the current folder that appears if anything in a checkpoint is executed
+CANARY = "EXECUTED"
 STATE, WEIGHTS, AVERAGE, META, TOKENIZER, MANIFEST = (
     *("train_state.pt", "model.safetensors", "ema.safetensors"),
     *("meta.json", "tokenizer.json", "manifest.json"),
 )
 RESUMES = frozenset({"resume", "auto"})
 TRAINS = RESUMES | {"init"}
-READS = TRAINS | {"infer", "eval"}  # list.py reads no tensors and no tokenizer; what it finds damaged it shows, and goes on
+# list.py reads no tensors and no tokenizer; what it finds damaged it shows, and goes on
+READS = TRAINS | {"infer", "eval"}
 ESCAPE = "\x1b[2J\x9b31m"
 
 
@@ -51,7 +54,11 @@ class Case:
 
 def seal(path: Path) -> None:
     """Make the manifest right again."""
-    files = {file.name: fingerprint(file) for file in sorted(path.iterdir()) if file.is_file() and file.name != MANIFEST}
+    files = {
+        file.name: fingerprint(file)
+        for file in sorted(path.iterdir())
+        if file.is_file() and file.name != MANIFEST
+    }
     write_manifest(path, files)
 
 
@@ -119,7 +126,11 @@ def state(edit: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
 
 def moment(edit: Callable[[torch.Tensor], Any]) -> Callable[[Path], None]:
     """Change the first tensor of the optimiser's state."""
-    return state(lambda value: value["optimizer"]["state"][0].update(exp_avg=edit(value["optimizer"]["state"][0]["exp_avg"])))
+    return state(
+        lambda value: value["optimizer"]["state"][0].update(
+            exp_avg=edit(value["optimizer"]["state"][0]["exp_avg"])
+        )
+    )
 
 
 def meta(*keys: str, **values: Any) -> Callable[[Path], None]:
@@ -127,7 +138,10 @@ def meta(*keys: str, **values: Any) -> Callable[[Path], None]:
 
     def change(path: Path) -> None:
         content = json.loads((path / META).read_text())
-        for key, value in [*((key, ...) for key in keys), *((key.replace("__", "."), value) for key, value in values.items())]:
+        for key, value in [
+            *((key, ...) for key in keys),
+            *((key.replace("__", "."), value) for key, value in values.items()),
+        ]:
             *sections, last = key.split(".")
             section = content
             for part in sections:
@@ -142,7 +156,9 @@ def meta(*keys: str, **values: Any) -> Callable[[Path], None]:
 
 
 def both(content: Callable[[Path], bytes]) -> Callable[[Path], None]:
-    """Other weights, averaged ones too: a resume begins with the one file, everything else with the other."""
+    """Other weights, averaged ones too: a resume begins with the one file, everything else with the
+    other.
+    """
 
     def change(path: Path) -> None:
         made = content(path)
@@ -188,7 +204,9 @@ def fill(value: float) -> Callable[[dict[str, torch.Tensor]], Any]:
 
 
 def zip_bomb() -> bytes:
-    """Half a gigabyte of zeros in half a megabyte, where torch keeps its pickle and its first tensor."""
+    """Half a gigabyte of zeros in half a megabyte, where torch keeps its pickle and its first
+    tensor.
+    """
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({"step": 3, "optimizer": {}}, 2))
@@ -311,22 +329,41 @@ def _state_cases() -> list[Case]:
         "a pickle that runs code": put(STATE, lambda: pickle.dumps(ran_code(), 0)),
         "a pickle of protocol 5 that runs code": put(STATE, lambda: pickle.dumps(ran_code(), 5)),
         "torch's zip with code in it": put(STATE, lambda: in_zip(made_directory())),
-        "torch's zip that sets attributes": put(STATE, lambda: in_zip({"step": 3, "optimizer": built_up()})),
-        "torch's old format with code in it": put(STATE, lambda: in_zip(made_directory(), _use_new_zipfile_serialization=False)),
+        "torch's zip that sets attributes": put(
+            STATE, lambda: in_zip({"step": 3, "optimizer": built_up()})
+        ),
+        "torch's old format with code in it": put(
+            STATE, lambda: in_zip(made_directory(), _use_new_zipfile_serialization=False)
+        ),
         "torch's oldest format with code in it": put(STATE, old_tar),
         "code beside the optimiser": state(lambda value: value.update(more=made_directory())),
-        "code deep in the optimiser's state": state(lambda value: value["optimizer"]["state"][0].update(exp_avg=ran_code())),
-        "code in the optimiser's groups": state(lambda value: value["optimizer"]["param_groups"][0].update(lr=made_directory())),
-        "code as a key": state(lambda value: value["optimizer"]["state"].update({made_directory(): 1})),
+        "code deep in the optimiser's state": state(
+            lambda value: value["optimizer"]["state"][0].update(exp_avg=ran_code())
+        ),
+        "code in the optimiser's groups": state(
+            lambda value: value["optimizer"]["param_groups"][0].update(lr=made_directory())
+        ),
+        "code as a key": state(
+            lambda value: value["optimizer"]["state"].update({made_directory(): 1})
+        ),
         "code as the step": state(lambda value: value.update(step=ran_code())),
         "code for the scaler": state(lambda value: value.update(scaler=made_directory())),
-        "names of classes to build": state(lambda value: value.update(_instantiator="os.mkdir", _class_path=CANARY)),
+        "names of classes to build": state(
+            lambda value: value.update(_instantiator="os.mkdir", _class_path=CANARY)
+        ),
         "TorchScript": put(STATE, torchscript),
         "a zip of something else": put(STATE, other_zip),
         "a zip bomb": put(STATE, zip_bomb),
         "nothing": put(STATE, b""),
         "noise": put(STATE, bytes(range(256)) * 8),
-        "cut in half": lambda path: (path / STATE).write_bytes((path / STATE).read_bytes()[: (path / STATE).stat().st_size // 2]) and None,
+        "cut in half": (
+            lambda path: (
+                (path / STATE).write_bytes(
+                    (path / STATE).read_bytes()[: (path / STATE).stat().st_size // 2]
+                )
+                and None
+            )
+        ),
         "weights in its place": lambda path: shutil.copyfile(path / WEIGHTS, path / STATE) and None,
         "a pickle nested 200,000 deep": put(STATE, deep_pickle),
         "storage that is only claimed": put(STATE, claimed_storage),
@@ -338,13 +375,25 @@ def _state_cases() -> list[Case]:
         "a step that is true": state(lambda value: value.update(step=True)),
         "an optimiser of another kind": state(lambda value: value.update(optimizer=[1, 2])),
         "an optimiser without state": state(lambda value: value["optimizer"].update(state={})),
-        "one weight without state": state(lambda value: value["optimizer"]["state"].pop(0) and None),
-        "state of a weight too many": state(lambda value: value["optimizer"]["state"].update({999: value["optimizer"]["state"][0]})),
-        "state by name": state(lambda value: value["optimizer"]["state"].update(x=value["optimizer"]["state"].pop(0))),
+        "one weight without state": state(
+            lambda value: value["optimizer"]["state"].pop(0) and None
+        ),
+        "state of a weight too many": state(
+            lambda value: value["optimizer"]["state"].update({999: value["optimizer"]["state"][0]})
+        ),
+        "state by name": state(
+            lambda value: value["optimizer"]["state"].update(x=value["optimizer"]["state"].pop(0))
+        ),
         "no groups": state(lambda value: value["optimizer"].update(param_groups=[])),
-        "groups of another optimiser": state(lambda value: value["optimizer"]["param_groups"].append({"params": [0]})),
-        "a group of numbers that are words": state(lambda value: value["optimizer"]["param_groups"][0].update(params=["a"])),
-        "no second moment": state(lambda value: value["optimizer"]["state"][0].__delitem__("exp_avg_sq")),
+        "groups of another optimiser": state(
+            lambda value: value["optimizer"]["param_groups"].append({"params": [0]})
+        ),
+        "a group of numbers that are words": state(
+            lambda value: value["optimizer"]["param_groups"][0].update(params=["a"])
+        ),
+        "no second moment": state(
+            lambda value: value["optimizer"]["state"][0].__delitem__("exp_avg_sq")
+        ),
         "a moment of another shape": moment(lambda tensor: tensor.reshape(-1)[:-1].clone()),
         "a moment of no numbers": moment(lambda tensor: torch.zeros(0)),
         "a moment of another type": moment(lambda tensor: tensor.double()),
@@ -355,7 +404,9 @@ def _state_cases() -> list[Case]:
         "a sparse moment": moment(lambda tensor: tensor.to_sparse()),
         "one number as a terabyte": moment(lambda tensor: torch.zeros(1).expand(2**20, 2**18)),
     }
-    return [Case(f"train_state.pt: {name}", change, RESUMES, STATE) for name, change in changes.items()]
+    return [
+        Case(f"train_state.pt: {name}", change, RESUMES, STATE) for name, change in changes.items()
+    ]
 
 
 def _weights_cases() -> list[Case]:
@@ -365,9 +416,15 @@ def _weights_cases() -> list[Case]:
         "torch's zip with code in it": both(lambda path: in_zip(made_directory())),
         "a zip bomb": both(lambda path: zip_bomb()),
         "nothing": both(lambda path: b""),
-        "metadata that is no text": both(lambda path: with_header({"__metadata__": {"format": [1]}})),
-        "a tensor of another shape": weights(lambda tensors: tensors.update({first(tensors): torch.zeros(3, 3)})),
-        "a tensor of another type": weights(lambda tensors: tensors.update({first(tensors): tensors[first(tensors)].half()})),
+        "metadata that is no text": both(
+            lambda path: with_header({"__metadata__": {"format": [1]}})
+        ),
+        "a tensor of another shape": weights(
+            lambda tensors: tensors.update({first(tensors): torch.zeros(3, 3)})
+        ),
+        "a tensor of another type": weights(
+            lambda tensors: tensors.update({first(tensors): tensors[first(tensors)].half()})
+        ),
         "a missing tensor": weights(lambda tensors: tensors.pop(first(tensors))),
         "a tensor too many": weights(lambda tensors: tensors.update(more=torch.zeros(2))),
         "a name that climbs": weights(rename_first("../../escaped")),
@@ -376,9 +433,16 @@ def _weights_cases() -> list[Case]:
         "a weight that is infinite": weights(fill(float("-inf"))),
         "another architecture": both(other_architecture),
     }
-    return [Case(f"weights: {name}", change, READS, "safetensors") for name, change in changes.items()] + [
+    return [
+        Case(f"weights: {name}", change, READS, "safetensors") for name, change in changes.items()
+    ] + [
         Case("weights: only the averaged ones are NaN", _only_average_nan, READS, AVERAGE),
-        Case("weights: only the averaged ones run code", put(AVERAGE, lambda: pickle.dumps(ran_code(), 2)), READS, AVERAGE),
+        Case(
+            "weights: only the averaged ones run code",
+            put(AVERAGE, lambda: pickle.dumps(ran_code(), 2)),
+            READS,
+            AVERAGE,
+        ),
     ]
 
 
@@ -417,7 +481,9 @@ def _meta_cases() -> list[Case]:
         "a context in words": meta(model__context_length="long"),
         "a context that is a list": meta(model__context_length=[16]),
         "a model with an unknown key": meta(model__flavour="x"),
-        "a model with an unknown key that commands the terminal": meta(**{f"model__{ESCAPE}": ESCAPE}),
+        "a model with an unknown key that commands the terminal": meta(
+            **{f"model__{ESCAPE}": ESCAPE}
+        ),
         "a model without width": meta(model__d_model=0),
         "a width of 31 digits": meta(model__d_model=10**30),
         "a width of a billion": meta(model__d_model=10**9),
@@ -442,7 +508,9 @@ def _meta_cases() -> list[Case]:
         "a config with an unknown key": meta(config__flavour="x"),
         "a config with a key that commands the terminal": meta(**{f"config__{ESCAPE}": ESCAPE}),
         "a config with values of other types": meta(config__trainer="x"),
-        "a config without a tokenizer's name": meta("config.tokenizer.name", config__tokenizer__x=1),
+        "a config without a tokenizer's name": meta(
+            "config.tokenizer.name", config__tokenizer__x=1
+        ),
         "a config that is not finite": meta(config__optimizer__lr=float("nan")),
     }
     machine = {
@@ -463,11 +531,28 @@ def _meta_cases() -> list[Case]:
         "a parent in words": meta(parent=ESCAPE),
     }
     return [
-        *(Case(f"meta.json: {name}", change, READS, META, listed_as_damaged=True) for name, change in at_once.items()),
-        *(Case(f"meta.json: {name}", change, frozenset(), META, listed_as_damaged=True) for name, change in shown.items()),
-        Case("meta.json: a vocabulary smaller than the tokenizer's", meta(model__vocab_size=100), READS, TOKENIZER),
-        *(Case(f"meta.json: {name}", change, frozenset({"infer", "eval"}), STEP) for name, change in model.items()),
-        *(Case(f"meta.json: {name}", change, READS, STEP) for name, change in tokenizer_facts.items()),
+        *(
+            Case(f"meta.json: {name}", change, READS, META, listed_as_damaged=True)
+            for name, change in at_once.items()
+        ),
+        *(
+            Case(f"meta.json: {name}", change, frozenset(), META, listed_as_damaged=True)
+            for name, change in shown.items()
+        ),
+        Case(
+            "meta.json: a vocabulary smaller than the tokenizer's",
+            meta(model__vocab_size=100),
+            READS,
+            TOKENIZER,
+        ),
+        *(
+            Case(f"meta.json: {name}", change, frozenset({"infer", "eval"}), STEP)
+            for name, change in model.items()
+        ),
+        *(
+            Case(f"meta.json: {name}", change, READS, STEP)
+            for name, change in tokenizer_facts.items()
+        ),
         *(Case(f"meta.json: {name}", change, RESUMES, META) for name, change in config.items()),
         *(Case(f"meta.json: {name}", change, RESUMES, META) for name, change in machine.items()),
     ]
@@ -479,69 +564,180 @@ def _tokenizer_cases() -> list[Case]:
 
     changes = {
         "a pickle that runs code": put(TOKENIZER, lambda: pickle.dumps(ran_code(), 2)),
-        "cut in half": lambda path: (path / TOKENIZER).write_text((path / TOKENIZER).read_text()[:500]) and None,
+        "cut in half": (
+            lambda path: (
+                (path / TOKENIZER).write_text((path / TOKENIZER).read_text()[:500]) and None
+            )
+        ),
         "nothing": put(TOKENIZER, ""),
         "a list": put(TOKENIZER, "[]"),
         "nested 100,000 deep": put(TOKENIZER, "[" * 100_000),
-        "a model of no known kind": tokenizer(lambda definition: definition["model"].update(type="Pickle")),
-        "no model": tokenizer(lambda definition: definition.pop("model") and None),
-        "no words": tokenizer(lambda definition: definition.update(added_tokens=[], model=definition["model"] | {"vocab": {}})),
-        "more words than the model has rows": tokenizer(grown),
-        "a word with the number 2**31": tokenizer(lambda definition: definition["model"]["vocab"].update(x=2**31)),
-        "a negative number for a word": tokenizer(lambda definition: definition["model"]["vocab"].update(x=-1)),
-        "a pattern that is none": tokenizer(
-            lambda definition: definition.update(normalizer={"type": "Replace", "pattern": {"Regex": "(" * 50}, "content": ""})
+        "a model of no known kind": tokenizer(
+            lambda definition: definition["model"].update(type="Pickle")
         ),
-        "an end of text that it does not have": tokenizer(lambda definition: definition.update(version="1.0 "), tokenizer__eos_id=10**6),
-        "a negative end of text": tokenizer(lambda definition: definition["model"].update(fuse_unk=True), tokenizer__eos_id=-1),
+        "no model": tokenizer(lambda definition: definition.pop("model") and None),
+        "no words": tokenizer(
+            lambda definition: definition.update(
+                added_tokens=[], model=definition["model"] | {"vocab": {}}
+            )
+        ),
+        "more words than the model has rows": tokenizer(grown),
+        "a word with the number 2**31": tokenizer(
+            lambda definition: definition["model"]["vocab"].update(x=2**31)
+        ),
+        "a negative number for a word": tokenizer(
+            lambda definition: definition["model"]["vocab"].update(x=-1)
+        ),
+        "a pattern that is none": tokenizer(
+            lambda definition: definition.update(
+                normalizer={"type": "Replace", "pattern": {"Regex": "(" * 50}, "content": ""}
+            )
+        ),
+        "an end of text that it does not have": tokenizer(
+            lambda definition: definition.update(version="1.0 "), tokenizer__eos_id=10**6
+        ),
+        "a negative end of text": tokenizer(
+            lambda definition: definition["model"].update(fuse_unk=True), tokenizer__eos_id=-1
+        ),
     }
-    return [Case(f"tokenizer.json: {name}", change, READS, STEP) for name, change in changes.items()]
+    return [
+        Case(f"tokenizer.json: {name}", change, READS, STEP) for name, change in changes.items()
+    ]
 
 
 def _folder_cases() -> list[Case]:
     """Damage that the manifest is for. Its maker cannot seal it, or did not."""
     infer_too = {
         "the weights' files swapped": (swapped, READS, "safetensors"),
-        "folders in place of the weights": (in_place_of(WEIGHTS, AVERAGE, thing="folder"), READS, "safetensors"),
-        "pipes in place of the weights": (in_place_of(WEIGHTS, AVERAGE, thing="pipe"), READS, "safetensors"),
-        "links to /dev/zero in place of the weights": (in_place_of(WEIGHTS, AVERAGE, thing="/dev/zero"), READS, "safetensors"),
-        "links to themselves in place of the weights": (in_place_of(WEIGHTS, AVERAGE, thing="itself"), READS, "safetensors"),
+        "folders in place of the weights": (
+            in_place_of(WEIGHTS, AVERAGE, thing="folder"),
+            READS,
+            "safetensors",
+        ),
+        "pipes in place of the weights": (
+            in_place_of(WEIGHTS, AVERAGE, thing="pipe"),
+            READS,
+            "safetensors",
+        ),
+        "links to /dev/zero in place of the weights": (
+            in_place_of(WEIGHTS, AVERAGE, thing="/dev/zero"),
+            READS,
+            "safetensors",
+        ),
+        "links to themselves in place of the weights": (
+            in_place_of(WEIGHTS, AVERAGE, thing="itself"),
+            READS,
+            "safetensors",
+        ),
         "no averaged weights": (removed(AVERAGE), READS, AVERAGE),
-        "a manifest that was edited": (put(MANIFEST, '{"files": {}, "sha256": "0"}'), READS, MANIFEST),
-        "a manifest that is a pickle": (put(MANIFEST, lambda: pickle.dumps(ran_code(), 0)), READS, MANIFEST),
+        "a manifest that was edited": (
+            put(MANIFEST, '{"files": {}, "sha256": "0"}'),
+            READS,
+            MANIFEST,
+        ),
+        "a manifest that is a pickle": (
+            put(MANIFEST, lambda: pickle.dumps(ran_code(), 0)),
+            READS,
+            MANIFEST,
+        ),
         "a manifest nested 100,000 deep": (put(MANIFEST, "[" * 100_000), READS, MANIFEST),
         "no manifest": (removed(MANIFEST), READS, MANIFEST),
         "a pipe in place of the manifest": (in_place_of(MANIFEST, thing="pipe"), READS, MANIFEST),
-        "a link to /dev/zero in place of the manifest": (in_place_of(MANIFEST, thing="/dev/zero"), READS, MANIFEST),
-        "a folder in place of the manifest": (in_place_of(MANIFEST, thing="folder"), READS, MANIFEST),
+        "a link to /dev/zero in place of the manifest": (
+            in_place_of(MANIFEST, thing="/dev/zero"),
+            READS,
+            MANIFEST,
+        ),
+        "a folder in place of the manifest": (
+            in_place_of(MANIFEST, thing="folder"),
+            READS,
+            MANIFEST,
+        ),
         "a pipe in place of meta.json": (in_place_of(META, thing="pipe"), READS, META),
-        "a link to /dev/zero in place of meta.json": (in_place_of(META, thing="/dev/zero"), READS, META),
+        "a link to /dev/zero in place of meta.json": (
+            in_place_of(META, thing="/dev/zero"),
+            READS,
+            META,
+        ),
         "a folder in place of meta.json": (in_place_of(META, thing="folder"), READS, META),
-        "meta.json changed by a blank": (lambda path: put(META, (path / META).read_text() + " ")(path), READS, META),
-        "an entry of another kind": (with_manifest(lambda files: files.update({META: [1], WEIGHTS: None, AVERAGE: 3})), READS, ".ckpt/"),
-        "a pipe in place of tokenizer.json": (in_place_of(TOKENIZER, thing="pipe"), READS, TOKENIZER),
-        "a link to /dev/zero in place of tokenizer.json": (in_place_of(TOKENIZER, thing="/dev/zero"), READS, TOKENIZER),
-        "a folder in place of tokenizer.json": (in_place_of(TOKENIZER, thing="folder"), READS, TOKENIZER),
-        "a link to itself in place of tokenizer.json": (in_place_of(TOKENIZER, thing="itself"), READS, TOKENIZER),
+        "meta.json changed by a blank": (
+            lambda path: put(META, (path / META).read_text() + " ")(path),
+            READS,
+            META,
+        ),
+        "an entry of another kind": (
+            with_manifest(lambda files: files.update({META: [1], WEIGHTS: None, AVERAGE: 3})),
+            READS,
+            ".ckpt/",
+        ),
+        "a pipe in place of tokenizer.json": (
+            in_place_of(TOKENIZER, thing="pipe"),
+            READS,
+            TOKENIZER,
+        ),
+        "a link to /dev/zero in place of tokenizer.json": (
+            in_place_of(TOKENIZER, thing="/dev/zero"),
+            READS,
+            TOKENIZER,
+        ),
+        "a folder in place of tokenizer.json": (
+            in_place_of(TOKENIZER, thing="folder"),
+            READS,
+            TOKENIZER,
+        ),
+        "a link to itself in place of tokenizer.json": (
+            in_place_of(TOKENIZER, thing="itself"),
+            READS,
+            TOKENIZER,
+        ),
     }
     whole_only = {
-        "a name in the manifest that climbs": (with_manifest(lambda files: files.update({"../../x": {"bytes": 1}})), "../../x"),
-        "an absolute name in the manifest": (with_manifest(lambda files: files.update({"/etc/passwd": {"bytes": 1}})), "/etc/passwd"),
-        "a name in the manifest that commands the terminal": (with_manifest(lambda files: files.update({ESCAPE: {}})), "is missing"),
-        "a file too many": (added("sitecustomize.py", f"open({CANARY!r}, 'w')"), "sitecustomize.py"),
+        "a name in the manifest that climbs": (
+            with_manifest(lambda files: files.update({"../../x": {"bytes": 1}})),
+            "../../x",
+        ),
+        "an absolute name in the manifest": (
+            with_manifest(lambda files: files.update({"/etc/passwd": {"bytes": 1}})),
+            "/etc/passwd",
+        ),
+        "a name in the manifest that commands the terminal": (
+            with_manifest(lambda files: files.update({ESCAPE: {}})),
+            "is missing",
+        ),
+        "a file too many": (
+            added("sitecustomize.py", f"open({CANARY!r}, 'w')"),
+            "sitecustomize.py",
+        ),
         "a pipe for the optimiser's state": (in_place_of(STATE, thing="pipe"), STATE),
         "a folder for the optimiser's state": (in_place_of(STATE, thing="folder"), STATE),
-        "a link to /dev/zero for the optimiser's state": (in_place_of(STATE, thing="/dev/zero"), STATE),
+        "a link to /dev/zero for the optimiser's state": (
+            in_place_of(STATE, thing="/dev/zero"),
+            STATE,
+        ),
         "the optimiser's state is missing": (removed(STATE), STATE),
     }
     listed = ("of the manifest", "a manifest", "no manifest", "of meta.json", "an entry of")
     return [
         *(
-            Case(f"folder: {name}", change, who, named, sealed=False, listed_as_damaged=any(word in name for word in listed))
+            Case(
+                f"folder: {name}",
+                change,
+                who,
+                named,
+                sealed=False,
+                listed_as_damaged=any(word in name for word in listed),
+            )
             for name, (change, who, named) in infer_too.items()
         ),
         *(
-            Case(f"folder: {name}", change, TRAINS, named, sealed=False, listed_as_damaged="commands" in name)
+            Case(
+                f"folder: {name}",
+                change,
+                TRAINS,
+                named,
+                sealed=False,
+                listed_as_damaged="commands" in name,
+            )
             for name, (change, named) in whole_only.items()
         ),
     ]

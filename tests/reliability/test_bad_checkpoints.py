@@ -1,4 +1,6 @@
-"""Hostile and broken checkpoints, through every command that takes one: refused by name, and nothing of them is executed."""
+"""Hostile and broken checkpoints, through every command that takes one: refused by name, and
+nothing of them is executed.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.faults import ROOT
 from tests.reliability.answers import Answer, answer, picture
-from tests.reliability.hostile_checkpoints import CANARY, CASES, READS, STEP, Case, built_up, made_directory, ran_code, seal
+from tests.reliability.hostile_checkpoints import (
+    CANARY,
+    CASES,
+    READS,
+    STEP,
+    Case,
+    built_up,
+    made_directory,
+    ran_code,
+    seal,
+)
+from tests.support.faults import ROOT
 from tests.support.runs import config_file, train
 
 ENTRIES = ("resume", "auto", "init", "infer", "eval", "list")
@@ -30,8 +42,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def broken(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Case], Path]:
-    """Let the run stand with step 3 as its only checkpoint, changed by a case. The current folder is where a canary would appear."""
+def broken(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Case], Path]:
+    """Let the run stand with step 3 as its only checkpoint, changed by a case. The current folder
+    is where a canary would appear.
+    """
 
     def make(case: Case) -> Path:
         run = tmp_path / "run"
@@ -54,8 +70,25 @@ def arguments(entry: str, run: Path, finished: Path) -> list[str | Path]:
     return {
         "resume": ["train", *config, "--checkpoint.directory", run, "--resume", run / STEP],
         "auto": ["train", *config, "--checkpoint.directory", run, "--resume", "auto"],
-        "init": ["train", *config, "--checkpoint.directory", run.with_name("new"), "--init-from", run / STEP],
-        "infer": ["infer", "--ckpt", run / STEP, "--prompt", "a", "--max-new-tokens", "2", "--device", "cpu"],
+        "init": [
+            "train",
+            *config,
+            "--checkpoint.directory",
+            run.with_name("new"),
+            "--init-from",
+            run / STEP,
+        ],
+        "infer": [
+            "infer",
+            "--ckpt",
+            run / STEP,
+            "--prompt",
+            "a",
+            "--max-new-tokens",
+            "2",
+            "--device",
+            "cpu",
+        ],
         "eval": ["eval_val", *config, "--ckpt", run / STEP, "--device", "cpu"],
         "list": ["list", run],
     }[entry]
@@ -79,10 +112,13 @@ def test_it_is_refused_by_name_and_nothing_is_executed_or_written(
     before = picture(run.parent), picture(finished)
     turn = CASES.index(case)
     asked = [entry for entry in ENTRIES if entry in case.refused_by]
-    for entry in (asked + asked)[turn % max(1, len(asked)) :][: amount(2, len(asked))]:  # by default each case meets two commands, in turn
+    # by default each case meets two commands, in turn
+    for entry in (asked + asked)[turn % max(1, len(asked)) :][: amount(2, len(asked))]:
         got = ask(entry, run, finished)
         assert (entry, got.code) == (entry, 5), got
-        assert len(got.lines) == 1 and (case.named in got.lines[0] or (entry == "auto" and case.named in got.out)), (entry, got)
+        assert len(got.lines) == 1 and (
+            case.named in got.lines[0] or (entry == "auto" and case.named in got.out)
+        ), (entry, got)
         assert str(run) in got.lines[0]
         assert "Traceback" not in got.err
         assert_readable(got.err + got.out)
@@ -92,13 +128,16 @@ def test_it_is_refused_by_name_and_nothing_is_executed_or_written(
     assert ("damaged: " in listing.err) is case.listed_as_damaged, listing
     assert_readable(listing.out + listing.err)
     assert (picture(run.parent), picture(finished)) == before
-    unaware = sorted(READS - case.refused_by)  # they do not read what is broken, and so must not mind
+    # they do not read what is broken, and so must not mind
+    unaware = sorted(READS - case.refused_by)
     for entry in unaware if amount(0, 1) else sorted({"infer"} & set(unaware)):
         assert ask(entry, run, finished).code == 0, entry
     assert not Path(CANARY).exists() and not Path("escaped.txt").exists()
 
 
-def test_hostile_results_beside_the_checkpoints(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_results_beside_the_checkpoints(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """evaluations.jsonl is read by list.py and by every resume."""
     monkeypatch.chdir(tmp_path)
     good = (finished / "run" / "evaluations.jsonl").read_text()
@@ -116,12 +155,32 @@ def test_hostile_results_beside_the_checkpoints(finished: Path, tmp_path: Path, 
     assert got.code == 0 and len(got.lines) == len(lines), got
     assert all("this line is damaged and not used" in line for line in got.lines)
     assert_readable(got.err + got.out)
-    resumed = answer("train", "--config", finished / "config.yaml", "--checkpoint.directory", "run", "--resume", "auto")
+    resumed = answer(
+        "train",
+        "--config",
+        finished / "config.yaml",
+        "--checkpoint.directory",
+        "run",
+        "--resume",
+        "auto",
+    )
     assert resumed.code == 0 and "has finished its 6 steps" in resumed.out, resumed
     Path("run/evaluations.jsonl").unlink()
     os.mkfifo("run/evaluations.jsonl")
-    resumed = answer("train", "--config", finished / "config.yaml", "--checkpoint.directory", "run", "--resume", "auto")
-    assert resumed.code == 5 and "evaluations.jsonl cannot be read" in resumed.err and len(resumed.lines) == 1, resumed
+    resumed = answer(
+        "train",
+        "--config",
+        finished / "config.yaml",
+        "--checkpoint.directory",
+        "run",
+        "--resume",
+        "auto",
+    )
+    assert (
+        resumed.code == 5
+        and "evaluations.jsonl cannot be read" in resumed.err
+        and len(resumed.lines) == 1
+    ), resumed
     assert answer("list", "run").code == 0
 
 
@@ -136,13 +195,18 @@ PATHS = {
     "a name of 300 characters": ("x" * 300, "File name too long"),
     "a name that commands the terminal": ("\x1b[2Jx", "no such checkpoint"),
     "a pickle": ("old.ckpt", "old.ckpt: not a checkpoint"),
-    "a file of a checkpoint": ("run/step-00000003.ckpt/meta.json", "this is one file of a checkpoint; write run/step-00000003.ckpt"),
+    "a file of a checkpoint": (
+        "run/step-00000003.ckpt/meta.json",
+        "this is one file of a checkpoint; write run/step-00000003.ckpt",
+    ),
     "a run's folder": ("run", "this is a run's folder, not one checkpoint"),
 }
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_a_path_that_is_no_checkpoint(name: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_is_no_checkpoint(
+    name: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished / "run", "run", symlinks=True)
     os.mkfifo("pipe")
@@ -180,15 +244,30 @@ BY_THEMSELVES = [
 def test_as_a_process_with_little_memory_and_a_torch_that_is_told_to_unpickle(
     broken: Callable[[Case], Path], finished: Path, amount: Callable[[int, int], int]
 ) -> None:
-    """TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD turns torch's protection off wherever a program does not insist on it."""
-    script = 'ulimit -v 6000000 && exec "$@"'  # kilobytes; importing torch and lightning takes most of it
+    """TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD turns torch's protection off wherever a program does not
+    insist on it.
+    """
+    # kilobytes; importing torch and lightning takes most of it
+    script = 'ulimit -v 6000000 && exec "$@"'
     for name, entry in BY_THEMSELVES[:: amount(3, 1)]:
         [case] = [case for case in CASES if case.name == name]
         run = broken(case)
         command, *rest = arguments(entry, run, finished)
-        words = ["bash", "-c", script, "-", sys.executable, str(ROOT / f"{command}.py"), *map(str, rest)]
+        words = [
+            "bash",
+            "-c",
+            script,
+            "-",
+            sys.executable,
+            str(ROOT / f"{command}.py"),
+            *map(str, rest),
+        ]
         done = subprocess.run(
-            words, capture_output=True, text=True, timeout=120, env=os.environ | {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+            words,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=os.environ | {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"},
         )
         assert done.returncode == (0 if entry == "list" else 5), done
         assert len(done.stderr.splitlines()) == 1 and case.named in done.stderr, done.stderr
@@ -196,11 +275,16 @@ def test_as_a_process_with_little_memory_and_a_torch_that_is_told_to_unpickle(
         shutil.rmtree(run)
 
 
-def test_the_corpus_is_as_large_as_it_says(amount: Callable[[int, int], int], figure: Callable[[str], None]) -> None:
+def test_the_corpus_is_as_large_as_it_says(
+    amount: Callable[[int, int], int], figure: Callable[[str], None]
+) -> None:
     assert len({case.name for case in CASES}) == len(CASES)
     most = amount(2, len(READS))
     refusals = sum(min(most, len(case.refused_by)) for case in CASES) + 4 * len(PATHS)
-    figure(f"{len(CASES)} checkpoints and {len(PATHS)} paths, {refusals} pairs of one with a command: exit code 5, named, nothing executed")
+    figure(
+        f"{len(CASES)} checkpoints and {len(PATHS)} paths, {refusals} pairs of one with a command:"
+        " exit code 5, named, nothing executed"
+    )
     assert len(CASES) + len(PATHS) >= 150
 
 

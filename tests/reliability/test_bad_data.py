@@ -1,4 +1,5 @@
-"""Malformed data, through the real reading path: one line that names the file and what is wrong, exit code 3, no tokens left behind.
+"""Malformed data, through the real reading path: one line that names the file and what is wrong,
+exit code 3, no tokens left behind.
 
 python -m pytest tests/reliability/test_bad_data.py
 """
@@ -22,9 +23,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.reliability.answers import answer
 from tests.support.faults import ROOT, not_root
 from tests.support.hub import Hub
-from tests.reliability.answers import answer
 
 GOOD = b'{"text": "fine"}\n'
 MIB = 2**20
@@ -34,7 +35,9 @@ Writer = Callable[[Path], None]
 
 
 def holding(content: bytes | str) -> Writer:
-    return lambda path: path.write_bytes(content.encode() if isinstance(content, str) else content) and None  # type: ignore[func-returns-value]
+    return lambda path: (
+        path.write_bytes(content.encode() if isinstance(content, str) else content) and None
+    )  # type: ignore[func-returns-value]
 
 
 def parquet(**columns: Any) -> Writer:
@@ -58,8 +61,14 @@ def zip_of(*names: str) -> Writer:
     return write
 
 
-TXT, LINES, WHOLE = {"format": "txt"}, {"format": "txt", "unit": "line"}, {"format": "txt", "unit": "file"}
-JSONL, CSV, PARQUET, SMS, INSTRUCTION = ({"format": name} for name in ("jsonl", "csv", "parquet", "sms", "instruction"))
+TXT, LINES, WHOLE = (
+    {"format": "txt"},
+    {"format": "txt", "unit": "line"},
+    {"format": "txt", "unit": "file"},
+)
+JSONL, CSV, PARQUET, SMS, INSTRUCTION = (
+    {"format": name} for name in ("jsonl", "csv", "parquet", "sms", "instruction")
+)
 
 # What the source's section says, what makes the file, and how the answer begins: {f} is the file.
 CASES: dict[str, tuple[dict[str, str], Writer, str]] = {
@@ -69,41 +78,108 @@ CASES: dict[str, tuple[dict[str, str], Writer, str]] = {
         holding(b"fine\n\ngr\xfc\xdfe\n"),
         "{f}:3: not UTF-8: byte 0xfc; a text in another encoding can be converted; mend it,",
     ),
-    "Latin-1 far down": (LINES, holding(b"fine\n" * 40_000 + b"gr\xfc\xdfe\n"), "{f}:40001: not UTF-8: byte 0xfc;"),
-    "Latin-1 in a whole file": (WHOLE, holding(b"a\nb\ngr\xfc\xdfe\n"), "{f}:3: not UTF-8: byte 0xfc;"),
+    "Latin-1 far down": (
+        LINES,
+        holding(b"fine\n" * 40_000 + b"gr\xfc\xdfe\n"),
+        "{f}:40001: not UTF-8: byte 0xfc;",
+    ),
+    "Latin-1 in a whole file": (
+        WHOLE,
+        holding(b"a\nb\ngr\xfc\xdfe\n"),
+        "{f}:3: not UTF-8: byte 0xfc;",
+    ),
     "UTF-16": (TXT, holding("fine\n".encode("utf-16")), "{f}:1: not UTF-8: byte 0xff;"),
     "UTF-32": (TXT, holding("fine\n".encode("utf-32")), "{f}:1: not UTF-8: byte 0xff;"),
-    "cut in a character": (TXT, holding("fine\n\nGrü".encode()[:-1]), "{f}:3: not UTF-8: byte 0xc3;"),
+    "cut in a character": (
+        TXT,
+        holding("fine\n\nGrü".encode()[:-1]),
+        "{f}:3: not UTF-8: byte 0xc3;",
+    ),
     "overlong UTF-8": (TXT, holding(b"\xc0\xaf"), "{f}:1: not UTF-8: byte 0xc0;"),
     "half a pair in UTF-8": (TXT, holding(b"\xed\xa0\x80"), "{f}:1: not UTF-8: byte 0xed;"),
-    "a program": (TXT, holding(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\xff\xfe"), "{f}:1: not UTF-8: byte 0xff;"),
+    "a program": (
+        TXT,
+        holding(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\xff\xfe"),
+        "{f}:1: not UTF-8: byte 0xff;",
+    ),
     "all bytes": (TXT, holding(bytes(range(256))), "{f}:"),
-    "nothing": (TXT, holding(b""), "{f}: empty file: there is no text in it; mend it, or leave such rows out with data.on_bad_row: skip"),
+    "nothing": (
+        TXT,
+        holding(b""),
+        (
+            "{f}: empty file: there is no text in it; mend it, or leave such rows out with"
+            " data.on_bad_row: skip"
+        ),
+    ),
     "blanks": (TXT, holding(" \n\n\t\r\n"), "{f}: empty file: there is no text in it;"),
-    "a byte order mark alone": (LINES, holding(b"\xef\xbb\xbf"), "{f}: empty file: there is no text in it;"),
+    "a byte order mark alone": (
+        LINES,
+        holding(b"\xef\xbb\xbf"),
+        "{f}: empty file: there is no text in it;",
+    ),
     "one document for two splits": (
         WHOLE,
         holding("all in one\n"),
         "data.split: hash needs several documents, and the text is a single one;",
     ),
     # --- packed
-    "gzip, header only": (TXT, holding(LIES[:5]), "{f}: the gzip file is cut or damaged; fetch it again ("),
-    "gzip, cut": (TXT, holding(LIES[:40]), "{f}: the gzip file is cut or damaged; fetch it again ("),
-    "gzip, flipped": (JSONL, holding(LIES[:30] + b"\xff\xff\xff" + LIES[33:]), "{f}: the gzip file is cut or damaged; fetch it again ("),
-    "gzip of nothing": (TXT, holding(gzip.compress(b"")), "{f}: empty file: there is no text in it;"),
+    "gzip, header only": (
+        TXT,
+        holding(LIES[:5]),
+        "{f}: the gzip file is cut or damaged; fetch it again (",
+    ),
+    "gzip, cut": (
+        TXT,
+        holding(LIES[:40]),
+        "{f}: the gzip file is cut or damaged; fetch it again (",
+    ),
+    "gzip, flipped": (
+        JSONL,
+        holding(LIES[:30] + b"\xff\xff\xff" + LIES[33:]),
+        "{f}: the gzip file is cut or damaged; fetch it again (",
+    ),
+    "gzip of nothing": (
+        TXT,
+        holding(gzip.compress(b"")),
+        "{f}: empty file: there is no text in it;",
+    ),
     "gzip of Latin-1": (TXT, holding(gzip.compress(b"\n\n\xfc")), "{f}:3: not UTF-8: byte 0xfc;"),
-    "a zip": (TXT, zip_of("a.txt"), "{f}: a zip archive, not text; unpack it first, or pack it with gzip"),
+    "a zip": (
+        TXT,
+        zip_of("a.txt"),
+        "{f}: a zip archive, not text; unpack it first, or pack it with gzip",
+    ),
     "a zip of nothing": (JSONL, zip_of(), "{f}: an empty zip archive, not text;"),
     "xz": (CSV, holding(lzma.compress(b"text\n")), "{f}: packed by xz, not text;"),
     "bzip2": (SMS, holding(bz2.compress(b"ham\ta\n")), "{f}: packed by bzip2, not text;"),
-    "zstd": (INSTRUCTION, holding(b"\x28\xb5\x2f\xfd" + bytes(20)), "{f}: packed by zstd, not text;"),
+    "zstd": (
+        INSTRUCTION,
+        holding(b"\x28\xb5\x2f\xfd" + bytes(20)),
+        "{f}: packed by zstd, not text;",
+    ),
     # --- JSON lines
-    "cut line": (JSONL, holding(GOOD + b'{"text": "ab'), "{f}:2: broken JSON: Unterminated string starting at at column 10;"),
+    "cut line": (
+        JSONL,
+        holding(GOOD + b'{"text": "ab'),
+        "{f}:2: broken JSON: Unterminated string starting at at column 10;",
+    ),
     "NULs": (JSONL, holding(GOOD + bytes(9)), "{f}:2: broken JSON: Expecting value at column 1;"),
-    "a line of 100 MB": (JSONL, holding(GOOD + b"x" * (100 * MIB)), "{f}:2: broken JSON: Expecting value at column 1;"),
-    "a byte order mark in the middle": (JSONL, holding(GOOD + b"\xef\xbb\xbf" + GOOD), "{f}:2: broken JSON: "),
+    "a line of 100 MB": (
+        JSONL,
+        holding(GOOD + b"x" * (100 * MIB)),
+        "{f}:2: broken JSON: Expecting value at column 1;",
+    ),
+    "a byte order mark in the middle": (
+        JSONL,
+        holding(GOOD + b"\xef\xbb\xbf" + GOOD),
+        "{f}:2: broken JSON: ",
+    ),
     "a JSON list": (JSONL, holding("[\n" + '  {"text": "a"}\n]'), "{f}:1: broken JSON: "),
-    "another key": (JSONL, holding(GOOD + b'{"body": "a"}'), "{f}:2: no key 'text': there are ['body']; text_key names the one that holds"),
+    "another key": (
+        JSONL,
+        holding(GOOD + b'{"body": "a"}'),
+        "{f}:2: no key 'text': there are ['body']; text_key names the one that holds",
+    ),
     "a key that commands the terminal": (
         JSONL,
         holding(rb'{"\u001b[2J\u202e": 1}'),
@@ -112,36 +188,80 @@ CASES: dict[str, tuple[dict[str, str], Writer, str]] = {
     "a number": (JSONL, holding(GOOD + b'{"text": 3}'), "{f}:2: text is not a string: it is 3;"),
     "null": (JSONL, holding(GOOD + b'{"text": null}'), "{f}:2: text is not a string: it is None;"),
     "NaN": (JSONL, holding(b'{"text": NaN}'), "{f}:1: text is not a string: it is nan;"),
-    "a huge number": (JSONL, holding(b'{"text": ' + b"9" * 5000 + b"}"), "{f}:1: broken JSON: nested too deeply, or a number of too many"),
+    "a huge number": (
+        JSONL,
+        holding(b'{"text": ' + b"9" * 5000 + b"}"),
+        "{f}:1: broken JSON: nested too deeply, or a number of too many",
+    ),
     "deep nesting": (
         JSONL,
         holding(b'{"text": ' + b"[" * 200_000),
         "{f}:1: broken JSON: nested too deeply, or a number of too many digits",
     ),
-    "half a surrogate pair": (JSONL, holding(rb'{"text": "\ud800"}'), "{f}:1: half a surrogate pair: '\\ud800' is no character,"),
+    "half a surrogate pair": (
+        JSONL,
+        holding(rb'{"text": "\ud800"}'),
+        "{f}:1: half a surrogate pair: '\\ud800' is no character,",
+    ),
     "a very long value": (
         JSONL,
         holding(json.dumps({"text": ["y" * MIB]})),
         "{f}:1: text is not a string: it is ['yyyyyyyyyyyy...yyyyyyyyyyyyy'];",
     ),
     # --- CSV
-    "csv, another column": (CSV, holding("id,body\n1,a\n"), "{f}: no column 'text'; there are ['id', 'body']; text_key names the one that"),
-    "csv, another delimiter": (CSV, holding("id;text\n1;a\n"), "{f}: no column 'text'; there are ['id;text'];"),
-    "csv, no line of names": (CSV, holding("1,a\n2,b\n"), "{f}: no column 'text'; there are ['1', 'a'];"),
-    "csv, too few columns": (CSV, holding('id,text\n1,"a\nb"\n2\n'), "{f}:4: another number of columns: 1 where the first line names 2;"),
-    "csv, too many columns": (CSV, holding("id,text\n1,a, b\n"), "{f}:2: another number of columns: 3 where the first line names 2;"),
+    "csv, another column": (
+        CSV,
+        holding("id,body\n1,a\n"),
+        "{f}: no column 'text'; there are ['id', 'body']; text_key names the one that",
+    ),
+    "csv, another delimiter": (
+        CSV,
+        holding("id;text\n1;a\n"),
+        "{f}: no column 'text'; there are ['id;text'];",
+    ),
+    "csv, no line of names": (
+        CSV,
+        holding("1,a\n2,b\n"),
+        "{f}: no column 'text'; there are ['1', 'a'];",
+    ),
+    "csv, too few columns": (
+        CSV,
+        holding('id,text\n1,"a\nb"\n2\n'),
+        "{f}:4: another number of columns: 1 where the first line names 2;",
+    ),
+    "csv, too many columns": (
+        CSV,
+        holding("id,text\n1,a, b\n"),
+        "{f}:2: another number of columns: 3 where the first line names 2;",
+    ),
     "csv, a quote without an end": (
         CSV,
         holding('id,text\n1,a\n2,"b\n3,c\n'),
         "{f}:3: broken CSV: a quote that opens here is never closed; mend it",
     ),
-    "csv, text behind a quote": (CSV, holding('id,text\n1,"a"b\n'), "{f}:2: broken CSV: ',' expected after '\"';"),
+    "csv, text behind a quote": (
+        CSV,
+        holding('id,text\n1,"a"b\n'),
+        "{f}:2: broken CSV: ',' expected after '\"';",
+    ),
     "csv, Latin-1": (CSV, holding(b'id,text\n1,"a\n\xfc"\n'), "{f}:3: not UTF-8: byte 0xfc;"),
-    "csv, twice the same name": (CSV, holding("text,text\na,b\n"), "{f}: 2 columns are called 'text'; rename all but one"),
+    "csv, twice the same name": (
+        CSV,
+        holding("text,text\na,b\n"),
+        "{f}: 2 columns are called 'text'; rename all but one",
+    ),
     "csv, names only": (CSV, holding("id,text\n"), "{f}: empty file: there is no text in it;"),
-    "csv, UTF-16": (CSV, holding("id,text\n1,a\n".encode("utf-16")), "{f}:1: not UTF-8: byte 0xff;"),
+    "csv, UTF-16": (
+        CSV,
+        holding("id,text\n1,a\n".encode("utf-16")),
+        "{f}:1: not UTF-8: byte 0xff;",
+    ),
     # --- parquet
-    "parquet, cut": (PARQUET, parquet_with(lambda content: content[:-100]), "{f}: not a readable parquet file ("),
+    "parquet, cut": (
+        PARQUET,
+        parquet_with(lambda content: content[:-100]),
+        "{f}: not a readable parquet file (",
+    ),
     "parquet, not even": (PARQUET, holding("id,text\n1,a\n"), "{f}: not a readable parquet file ("),
     "parquet of nothing": (PARQUET, holding(b""), "{f}: not a readable parquet file ("),
     "parquet, a broken page": (
@@ -149,10 +269,22 @@ CASES: dict[str, tuple[dict[str, str], Writer, str]] = {
         parquet_with(lambda content: content[:20] + b"\xff" * 100 + content[120:]),
         "{f}: not a readable parquet file (",
     ),
-    "parquet without rows": (PARQUET, parquet(text=pa.array([], pa.string())), "{f}: empty file: there is no text in it;"),
-    "parquet, another column": (PARQUET, parquet(body=["a"]), "{f}: no column 'text'; there are ['body'];"),
+    "parquet without rows": (
+        PARQUET,
+        parquet(text=pa.array([], pa.string())),
+        "{f}: empty file: there is no text in it;",
+    ),
+    "parquet, another column": (
+        PARQUET,
+        parquet(body=["a"]),
+        "{f}: no column 'text'; there are ['body'];",
+    ),
     "parquet of numbers": (PARQUET, parquet(text=[1, 2]), "{f}:1: text is not a string: it is 1;"),
-    "parquet with a null": (PARQUET, parquet(text=["a", None]), "{f}:2: text is not a string: it is None;"),
+    "parquet with a null": (
+        PARQUET,
+        parquet(text=["a", None]),
+        "{f}:2: text is not a string: it is None;",
+    ),
     # --- messages and instructions
     "sms, spaces for a tab": (
         SMS,
@@ -160,22 +292,58 @@ CASES: dict[str, tuple[dict[str, str], Writer, str]] = {
         "{f}:2: not a labelled message: a line must be ham or spam, a tab and the message,",
     ),
     "sms, another label": (SMS, holding("ok\ta\n"), "{f}:1: not a labelled message:"),
-    "instruction without output": (INSTRUCTION, holding('[{"instruction": "a"}]'), "{f}:1: no key 'output': there are ['instruction'];"),
+    "instruction without output": (
+        INSTRUCTION,
+        holding('[{"instruction": "a"}]'),
+        "{f}:1: no key 'output': there are ['instruction'];",
+    ),
     "instruction, a number": (
         INSTRUCTION,
         holding('{"instruction": 1, "output": "b"}'),
         "{f}:1: text is not a string: instruction: it is 1;",
     ),
-    "instruction, a list that is cut": (INSTRUCTION, holding('[{"instruction": "a"'), "{f}: broken JSON ("),
-    "instruction, an object around": (INSTRUCTION, holding('{"data": []}'), "{f}:1: no key 'instruction': there are ['data'];"),
+    "instruction, a list that is cut": (
+        INSTRUCTION,
+        holding('[{"instruction": "a"'),
+        "{f}: broken JSON (",
+    ),
+    "instruction, an object around": (
+        INSTRUCTION,
+        holding('{"data": []}'),
+        "{f}:1: no key 'instruction': there are ['data'];",
+    ),
     "instruction, nesting": (INSTRUCTION, holding("[" * 200_000), "{f}: broken JSON ("),
-    "instruction, an empty list": (INSTRUCTION, holding("[]"), "{f}: empty file: there is no text in it;"),
+    "instruction, an empty list": (
+        INSTRUCTION,
+        holding("[]"),
+        "{f}: empty file: there is no text in it;",
+    ),
     # --- what is no file
-    "missing": (TXT, lambda path: None, "data.source.files: {f} does not exist; relative paths start in "),
-    "a folder": (TXT, lambda path: path.mkdir(), "data.source.files: {f} is a folder; name its files, such as {f}/*.txt"),
-    "a pipe": (TXT, lambda path: os.mkfifo(path), "data.source.files: {f} is not an ordinary file;"),
-    "/dev/zero": (TXT, lambda path: path.symlink_to("/dev/zero"), "data.source.files: {f} is not an ordinary file;"),
-    "a link to nothing": (TXT, lambda path: path.symlink_to("nothing"), "data.source.files: {f} does not exist;"),
+    "missing": (
+        TXT,
+        lambda path: None,
+        "data.source.files: {f} does not exist; relative paths start in ",
+    ),
+    "a folder": (
+        TXT,
+        lambda path: path.mkdir(),
+        "data.source.files: {f} is a folder; name its files, such as {f}/*.txt",
+    ),
+    "a pipe": (
+        TXT,
+        lambda path: os.mkfifo(path),
+        "data.source.files: {f} is not an ordinary file;",
+    ),
+    "/dev/zero": (
+        TXT,
+        lambda path: path.symlink_to("/dev/zero"),
+        "data.source.files: {f} is not an ordinary file;",
+    ),
+    "a link to nothing": (
+        TXT,
+        lambda path: path.symlink_to("nothing"),
+        "data.source.files: {f} does not exist;",
+    ),
     "a link to itself": (TXT, lambda path: path.symlink_to(path.name), "data.source.files: {f} "),
     "a file that cannot be read": (
         TXT,
@@ -230,7 +398,13 @@ def test_bad_data(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize("case", BY_TRAIN)
 def test_bad_data_in_training(tmp_path: Path, case: str) -> None:
     config, expected = arranged(tmp_path, case)
-    done = subprocess.run([sys.executable, "train.py", "--config", str(config)], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "train.py", "--config", str(config)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     check(done.returncode, done.stderr, expected, tmp_path)
 
 
@@ -248,12 +422,20 @@ def test_a_dataset_without_the_split(tmp_path: Path) -> None:
     folder = tmp_path / "hub" / "datasets" / "someone" / "stories"
     folder.mkdir(parents=True)
     parquet(text=["one", "two"])(folder / "train.parquet")
-    config = configured(tmp_path, {"format": "hub", "dataset": "someone/stories", "dataset_split": "test"})
+    config = configured(
+        tmp_path, {"format": "hub", "dataset": "someone/stories", "dataset_split": "test"}
+    )
     with Hub(tmp_path / "hub") as hub:
         environment = os.environ | hub.environment(tmp_path / "home")
         command = [sys.executable, "-m", "tools.prepare", "--config", str(config)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+        )
     assert done.returncode == 3
     answered = done.stderr.splitlines()[-1]
-    assert answered.startswith("dataset 'someone/stories', config None, dataset_split 'test': cannot be loaded (")
-    assert answered.endswith("; check the names, and fetch it once while online: later runs find it in the hub's cache")
+    assert answered.startswith(
+        "dataset 'someone/stories', config None, dataset_split 'test': cannot be loaded ("
+    )
+    assert answered.endswith(
+        "; check the names, and fetch it once while online: later runs find it in the hub's cache"
+    )

@@ -1,4 +1,6 @@
-"""Damaged checkpoints are named and never loaded, and another run is never resumed: python -m pytest tests/reliability/test_damage.py."""
+"""Damaged checkpoints are named and never loaded, and another run is never resumed: python -m
+pytest tests/reliability/test_damage.py.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from typing import Any
 import pytest
 
 from lm.checkpoints.folder import newest_whole, read_manifest, step_directories, verify
-from lm.system.errors import CheckpointError
 from lm.runs.origin import find_checkpoint
+from lm.system.errors import CheckpointError
 from tests.support.faults import sealed
 from tests.support.forked import finish, start
 from tests.support.runs import config_file
@@ -22,7 +24,14 @@ from tests.training.test_train import assert_same_run, steps
 
 Amount = Callable[[int, int], int]
 Figure = Callable[[str], None]
-KINDS = ("model.safetensors", "ema.safetensors", "train_state.pt", "tokenizer.json", "meta.json", "manifest.json")
+KINDS = (
+    "model.safetensors",
+    "ema.safetensors",
+    "train_state.pt",
+    "tokenizer.json",
+    "meta.json",
+    "manifest.json",
+)
 PAGE = 4096
 
 
@@ -91,11 +100,22 @@ def test_flipped_bits(victim: Victim, name: str, amount: Amount, figure: Figure)
 
 @pytest.mark.parametrize("name", KINDS)
 def test_zeroed_pages(victim: Victim, name: str, amount: Amount, figure: Figure) -> None:
-    """B3. Of a small file, what lies behind a random place; a page that was zero before would not be damage."""
-    rng, count, original, zero_before = random.Random(name), amount(20, 300), victim.contents[name], 0
+    """B3. Of a small file, what lies behind a random place; a page that was zero before would not
+    be damage.
+    """
+    rng, count, original, zero_before = (
+        random.Random(name),
+        amount(20, 300),
+        victim.contents[name],
+        0,
+    )
     done = 0
     while done < count:
-        begin = PAGE * rng.randrange(len(original) // PAGE) if len(original) > 4 * PAGE else rng.randrange(len(original))
+        begin = (
+            PAGE * rng.randrange(len(original) // PAGE)
+            if len(original) > 4 * PAGE
+            else rng.randrange(len(original))
+        )
         page = original[begin : begin + PAGE]
         if page == bytes(len(page)):
             zero_before += 1
@@ -112,7 +132,11 @@ def test_truncations(victim: Victim, amount: Amount, figure: Figure) -> None:
     for number in range(count):
         name = KINDS[number % len(KINDS)]
         original = victim.contents[name]
-        length = (0, len(original) - 1)[number // len(KINDS)] if number < 2 * len(KINDS) else rng.randrange(len(original))
+        length = (
+            (0, len(original) - 1)[number // len(KINDS)]
+            if number < 2 * len(KINDS)
+            else rng.randrange(len(original))
+        )
         victim.damaged(name, original[:length])
     figure(f"{count} of {count} truncations detected, the file named, the checkpoint before taken")
 
@@ -132,8 +156,14 @@ def extra(victim: Victim) -> Iterator[str]:
 
 
 def swapped(victim: Victim) -> Iterator[str]:
-    """With another file of the checkpoint, with the same file of another one, or with something that is no file."""
-    for one, other in (("model.safetensors", "ema.safetensors"), ("meta.json", "tokenizer.json"), ("train_state.pt", "model.safetensors")):
+    """With another file of the checkpoint, with the same file of another one, or with something
+    that is no file.
+    """
+    for one, other in (
+        ("model.safetensors", "ema.safetensors"),
+        ("meta.json", "tokenizer.json"),
+        ("train_state.pt", "model.safetensors"),
+    ):
         (victim.newest / one).write_bytes(victim.contents[other])
         (victim.newest / other).write_bytes(victim.contents[one])
         yield min(one, other)
@@ -149,7 +179,9 @@ def swapped(victim: Victim) -> Iterator[str]:
 
 
 def edited(victim: Victim) -> Iterator[str]:
-    """By hand, and so that the manifest's own hash is wrong; or with that hash made right again, which leaves the files' own."""
+    """By hand, and so that the manifest's own hash is wrong; or with that hash made right again,
+    which leaves the files' own.
+    """
     manifest = json.loads(victim.contents["manifest.json"])
     for change in ({"sha256": "0" * 64}, {"files": {}}, {"files": None}, {"sha256": None}):
         (victim.newest / "manifest.json").write_text(json.dumps(manifest | change))
@@ -159,9 +191,13 @@ def edited(victim: Victim) -> Iterator[str]:
             files = manifest["files"] | {name: manifest["files"][name] | entry}
             (victim.newest / "manifest.json").write_text(json.dumps(manifest | {"files": files}))
             yield "manifest.json"
-        _write_manifest(victim, manifest["files"] | {name: manifest["files"][name] | {"sha256": "0" * 64}})
+        _write_manifest(
+            victim, manifest["files"] | {name: manifest["files"][name] | {"sha256": "0" * 64}}
+        )
         yield name
-        _write_manifest(victim, {other: entry for other, entry in manifest["files"].items() if other != name})
+        _write_manifest(
+            victim, {other: entry for other, entry in manifest["files"].items() if other != name}
+        )
         yield name
     for text in ("", "{", "[]", "null", "[" * 100_000, '{"files": []}', "\x00" * 10):
         (victim.newest / "manifest.json").write_text(text)
@@ -171,11 +207,15 @@ def edited(victim: Victim) -> Iterator[str]:
 def _write_manifest(victim: Victim, files: dict[str, Any]) -> None:
     from lm.checkpoints.folder import _hash_of_table
 
-    (victim.newest / "manifest.json").write_text(json.dumps({"files": files, "sha256": _hash_of_table(files)}))
+    (victim.newest / "manifest.json").write_text(
+        json.dumps({"files": files, "sha256": _hash_of_table(files)})
+    )
 
 
 @pytest.mark.parametrize("damage", [missing, extra, swapped, edited])
-def test_files_that_are_not_what_they_were(victim: Victim, damage: Callable[[Victim], Iterator[str]], figure: Figure) -> None:
+def test_files_that_are_not_what_they_were(
+    victim: Victim, damage: Callable[[Victim], Iterator[str]], figure: Figure
+) -> None:
     """B4. Each yields what must be named, of the newest checkpoint."""
     count = 0
     for name in damage(victim):
@@ -183,7 +223,10 @@ def test_files_that_are_not_what_they_were(victim: Victim, damage: Callable[[Vic
         victim.mend()
         count += 1
     assert count >= 5
-    figure(f"{count} of {count} checkpoints with {damage.__name__} files detected, the file named, the checkpoint before taken")
+    figure(
+        f"{count} of {count} checkpoints with {damage.__name__} files detected, the file named, the"
+        " checkpoint before taken"
+    )
 
 
 def test_a_meta_json_that_is_sealed_but_wrong(victim: Victim) -> None:
@@ -199,7 +242,9 @@ def test_a_meta_json_that_is_sealed_but_wrong(victim: Victim) -> None:
 def test_all_damaged(victim: Victim) -> None:
     for path in step_directories(victim.run):
         (path / "meta.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"its 6 checkpoints are damaged; train again without --resume") as refusal:
+    with pytest.raises(
+        CheckpointError, match=r"its 6 checkpoints are damaged; train again without --resume"
+    ) as refusal:
         find_checkpoint(victim.run, "auto", lambda _: None)
     assert refusal.value.exit_code == 5
     for path in step_directories(victim.run)[:-1]:
@@ -222,7 +267,9 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_the_command_passes_over_what_is_damaged(trained: Path, tmp_path: Path, amount: Amount, figure: Figure) -> None:
+def test_the_command_passes_over_what_is_damaged(
+    trained: Path, tmp_path: Path, amount: Amount, figure: Figure
+) -> None:
     kinds = KINDS[:: amount(3, 1)]
     for name in kinds:
         folder = copied(trained, tmp_path / name)
@@ -237,7 +284,10 @@ def test_the_command_passes_over_what_is_damaged(trained: Path, tmp_path: Path, 
         assert f"passed over: {newest / name}" in process.out
         assert_same_run(trained / "run", folder / "run")
         assert steps(folder / "run" / "after-step-00000009-1") == [12]
-    figure(f"{len(kinds)} of {len(kinds)} kinds of file, through the command: an explicit path exits 5, auto goes on from the one before")
+    figure(
+        f"{len(kinds)} of {len(kinds)} kinds of file, through the command: an explicit path exits"
+        " 5, auto goes on from the one before"
+    )
 
 
 def test_the_command_with_nothing_whole(trained: Path, tmp_path: Path) -> None:
@@ -263,32 +313,51 @@ OTHER_RUNS = [
     (["data.val_fraction=0.2"], ["data.val_fraction"]),
     (["data.sequence_length=8"], ["data.sequence_length"]),
     (["data.document_mask=true"], ["data.document_mask"]),
-    (["data.split=tail", "model.n_heads=4", "trainer.seed=3"], ["data.split", "model.n_heads", "trainer.seed"]),
+    (
+        ["data.split=tail", "model.n_heads=4", "trainer.seed=3"],
+        ["data.split", "model.n_heads", "trainer.seed"],
+    ),
 ]
 
 
 def test_another_run_is_not_resumed(trained: Path, tmp_path: Path, figure: Figure) -> None:
     """A10: exit 2, a line for each key, and what to write; nothing in the folder changes."""
     folder = copied(trained, tmp_path / "copy")
-    before = {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*") if path.name != ".lock" and not path.is_dir()}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in (folder / "run").rglob("*")
+        if path.name != ".lock" and not path.is_dir()
+    }
     for overrides, keys in OTHER_RUNS:
         process = start(folder, "--resume", "auto", *(f"--{override}" for override in overrides))
         assert process.wait() == 2, process.err
         *lines, advice = process.err.splitlines()
-        assert sorted(line.partition(": the run to resume has ")[0] for line in lines) == sorted(keys), process.err
+        assert sorted(line.partition(": the run to resume has ")[0] for line in lines) == sorted(
+            keys
+        ), process.err
         assert advice.startswith("write what it has to resume it, or --init-from")
     with (folder / "corpus.txt").open("a") as file:
         file.write("\n\nOne more paragraph.\n")
     process = start(folder, "--resume", "auto", "--trainer.max_steps=15")
     assert process.wait() == 2
-    assert process.err.count("\n") == 1 and process.err.startswith("data.source: the text is not the one that ")
-    assert before == {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*") if path in before}
+    assert process.err.count("\n") == 1 and process.err.startswith(
+        "data.source: the text is not the one that "
+    )
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*") if path in before
+    }
     count = len(OTHER_RUNS) + 1
-    figure(f"{count} of {count} changes of model, data, tokenizer, seed, batch, precision and text refused: exit 2, a line for each key")
+    figure(
+        f"{count} of {count} changes of model, data, tokenizer, seed, batch, precision and text"
+        " refused: exit 2, a line for each key"
+    )
 
 
 def test_a_second_process_in_a_live_run(tmp_path: Path) -> None:
-    config_file(tmp_path, trainer={"max_steps": 100_000, "batch_size": 8, "validate_every": 100_000, "device": "cpu"})
+    config_file(
+        tmp_path,
+        trainer={"max_steps": 100_000, "batch_size": 8, "validate_every": 100_000, "device": "cpu"},
+    )
     first = start(tmp_path)
     deadline = time.monotonic() + 60
     while not step_directories(tmp_path / "run") and time.monotonic() < deadline:
@@ -298,7 +367,10 @@ def test_a_second_process_in_a_live_run(tmp_path: Path) -> None:
     for arguments in (), ("--resume", "auto"):
         second = start(tmp_path / "second", *arguments)
         assert second.wait() == 2
-        assert second.err.count("\n") == 1 and f"is in use by another run (process {first.pid})" in second.err
+        assert (
+            second.err.count("\n") == 1
+            and f"is in use by another run (process {first.pid})" in second.err
+        )
     before = steps(tmp_path / "run")[-1]
     while steps(tmp_path / "run")[-1] == before and time.monotonic() < deadline:
         time.sleep(0.01)

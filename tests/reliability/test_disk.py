@@ -1,4 +1,6 @@
-"""Disks that are full, fail, or lose power, seen from real system calls: python -m pytest tests/reliability/test_disk.py (as root)."""
+"""Disks that are full, fail, or lose power, seen from real system calls: python -m pytest
+tests/reliability/test_disk.py (as root).
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lm.system import errors
-from lm.checkpoints.folder import newest_whole, point, retain, step_directories, step_name, step_of, verify, write_checkpoint, write_json
-from lm.runs.folder import RunFolder
+from lm.checkpoints.folder import (
+    newest_whole,
+    point,
+    retain,
+    step_directories,
+    step_name,
+    step_of,
+    verify,
+    write_checkpoint,
+    write_json,
+)
 from lm.checkpoints.weights import write_state, write_weights
+from lm.runs.folder import RunFolder
+from lm.system import errors
 from tests.support.forked import Forked, finish, gate, kill_at, start, unfinished
 from tests.support.runs import config_file, large_state
 from tests.training.test_train import assert_same_run
@@ -49,7 +61,8 @@ def require(tool: str) -> str:
 def write_two(folder: Path, ready: Any, attached: Any) -> None:
     """Checkpoints 2 and 3 are written after 1, which is deleted for that; then 3 is written again."""
     (folder.parent / "elsewhere").mkdir(exist_ok=True)
-    write_one(folder.parent / "elsewhere", 1, 0.0)  # what is opened when this is done for the first time would be counted
+    # what is opened when this is done for the first time would be counted
+    write_one(folder.parent / "elsewhere", 1, 0.0)
     ready.set()
     attached.wait()
 
@@ -79,14 +92,33 @@ def assert_readable(path: Path, values: tuple[float, ...]) -> None:
     """Every tensor is there, with one of these values in all of it."""
     weights = load_file(path / "model.safetensors")
     state = torch.load(path / "train_state.pt", weights_only=True)["optimizer"]
-    found = {float(value) for tensors in (weights, state) for tensor in tensors.values() for value in tensor.unique()}
+    found = {
+        float(value)
+        for tensors in (weights, state)
+        for tensor in tensors.values()
+        for value in tensor.unique()
+    }
     assert len(found) == 1 and found < {*values}
     assert weights["a"].shape == state["a"].shape == (50, 70)
 
 
 def traced(process: Forked, opened: Any, log: Path, *options: str) -> tuple[int, list[str]]:
-    """The exit code of a process that waits for `opened`, and its system calls; `options` are strace's."""
-    command = [require("strace"), "-f", "-qq", "-y", "-s", "0", "-o", str(log), *options, "-p", str(process.pid)]
+    """The exit code of a process that waits for `opened`, and its system calls; `options` are
+    strace's.
+    """
+    command = [
+        require("strace"),
+        "-f",
+        "-qq",
+        "-y",
+        "-s",
+        "0",
+        "-o",
+        str(log),
+        *options,
+        "-p",
+        str(process.pid),
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
         while "TracerPid:\t0" in Path(f"/proc/{process.pid}/status").read_text():
             assert strace.poll() is None, strace.stderr.read() if strace.stderr else ""
@@ -115,7 +147,9 @@ class Writer:
         return code, lines, process.err
 
     def calls(self) -> list[tuple[str, int, str]]:
-        """Every system call that changes something: its name, its number among those of that name, and its arguments."""
+        """Every system call that changes something: its name, its number among those of that name,
+        and its arguments.
+        """
         code, lines, _ = self.run("-e", f"trace={CHANGES}")
         assert code == 0
         seen: Counter[str] = Counter()
@@ -126,11 +160,15 @@ class Writer:
             seen[match[1]] += 1
             found.append((match[1], seen[match[1]], match[2]))
         assert {"mkdir", "openat", "write", "fsync", "rename", "symlink"} <= {*seen}
-        assert all(str(self.folder) in arguments for _, _, arguments in found), "nothing else, so that each run of it has the same ones"
+        assert all(str(self.folder) in arguments for _, _, arguments in found), (
+            "nothing else, so that each run of it has the same ones"
+        )
         return found
 
     def swept(self) -> Path:
-        """The newest checkpoint, once the next session has looked at the folder; whatever is there is whole, and nothing else is there."""
+        """The newest checkpoint, once the next session has looked at the folder; whatever is there
+        is whole, and nothing else is there.
+        """
         assert all(verify(path) for path in step_directories(self.folder))
         RunFolder(self.folder).close()
         assert not [path.name for path in self.folder.iterdir() if ".tmp" in path.name]
@@ -150,27 +188,65 @@ def test_killed_before_every_system_call(tmp_path: Path, amount: Amount, figure:
     calls = [(name, number) for name, number, _ in writer.calls()]
     chosen = sample(calls, amount(15, len(calls)))
     for name, number in chosen:
-        code, lines, _ = writer.run("-e", f"trace={CHANGES}", "-e", f"inject={name}:signal=KILL:when={number}")
-        assert code == -9 and "killed by SIGKILL" in lines[-1], f"{name} number {number} was not reached"
-        made = [int(step) for step in re.findall(r'rename\("[^"]*\.tmp-\d+", "[^"]*step-(\d+)\.ckpt"\) = 0', "\n".join(lines))]
+        code, lines, _ = writer.run(
+            "-e", f"trace={CHANGES}", "-e", f"inject={name}:signal=KILL:when={number}"
+        )
+        assert code == -9 and "killed by SIGKILL" in lines[-1], (
+            f"{name} number {number} was not reached"
+        )
+        made = [
+            int(step)
+            for step in re.findall(
+                r'rename\("[^"]*\.tmp-\d+", "[^"]*step-(\d+)\.ckpt"\) = 0', "\n".join(lines)
+            )
+        ]
         assert step_of(writer.swept()) == max([1, *made]), f"before {name} number {number}"
     assert len(chosen) == len(calls) or not amount(0, 1)
     names = Counter(name for name, _ in chosen)
     shown = ", ".join(f"{count} {name}" for name, count in names.most_common())
-    figure(f"{len(chosen)} of {len(chosen)} kills, each before a system call of three saves ({shown}): the old or the new one")
+    figure(
+        f"{len(chosen)} of {len(chosen)} kills, each before a system call of three saves ({shown}):"
+        " the old or the new one"
+    )
 
 
 def test_failing_calls(tmp_path: Path, amount: Amount, figure: Figure) -> None:
-    """B2: EIO, ENOSPC and EROFS at each write, fsync and rename, and at the others that change something."""
+    """B2: EIO, ENOSPC and EROFS at each write, fsync and rename, and at the others that change
+    something.
+    """
     writer = Writer(tmp_path)
-    touching = [(name, number) for name, number, arguments in writer.calls() if f"{writer.folder}/" in arguments or name == "fsync"]
-    kinds = ("write", "writev", "pwrite64", "ftruncate", "fallocate", "fsync", "rename", "renameat", "mkdir", "symlink")
-    faults = [(name, number, error) for name, number in touching if name in kinds for error in ("EIO", "ENOSPC", "EROFS")]
+    touching = [
+        (name, number)
+        for name, number, arguments in writer.calls()
+        if f"{writer.folder}/" in arguments or name == "fsync"
+    ]
+    kinds = (
+        "write",
+        "writev",
+        "pwrite64",
+        "ftruncate",
+        "fallocate",
+        "fsync",
+        "rename",
+        "renameat",
+        "mkdir",
+        "symlink",
+    )
+    faults = [
+        (name, number, error)
+        for name, number in touching
+        if name in kinds
+        for error in ("EIO", "ENOSPC", "EROFS")
+    ]
     chosen = sample(faults, amount(15, len(faults)))
     refused = 0
     for name, number, error in chosen:
-        code, lines, told = writer.run("-e", f"trace={CHANGES}", "-e", f"inject={name}:error={error}:when={number}")
-        assert any("(INJECTED)" in line for line in lines), f"{name} number {number} was not reached"
+        code, lines, told = writer.run(
+            "-e", f"trace={CHANGES}", "-e", f"inject={name}:error={error}:when={number}"
+        )
+        assert any("(INJECTED)" in line for line in lines), (
+            f"{name} number {number} was not reached"
+        )
         newest = writer.swept()
         if code == 0:  # it was tried again, and all is there
             assert step_of(newest) == 3
@@ -181,14 +257,19 @@ def test_failing_calls(tmp_path: Path, amount: Amount, figure: Figure) -> None:
             assert told.count("\n") == 1 and str(writer.folder) in told, told
             assert os.strerror(getattr(errno, error)) in told and "B free)" in told, told
     assert refused >= 0.8 * len(chosen)
-    figure(f"{refused} of {len(chosen)} EIO, ENOSPC and EROFS: exit 5 and a line that names the file; checkpoints whole in all of them")
+    figure(
+        f"{refused} of {len(chosen)} EIO, ENOSPC and EROFS: exit 5 and a line that names the file;"
+        " checkpoints whole in all of them"
+    )
 
 
 # A training run under strace
 
 
 def test_order_of_writes(tmp_path: Path, figure: Figure) -> None:
-    """A4: written, flushed, the folder flushed, renamed, the parent flushed, for each checkpoint of a run of train.py."""
+    """A4: written, flushed, the folder flushed, renamed, the parent flushed, for each checkpoint of
+    a run of train.py.
+    """
     config_file(tmp_path)
     finish(tmp_path)
     shutil.rmtree(tmp_path / "run")
@@ -201,18 +282,33 @@ def test_order_of_writes(tmp_path: Path, figure: Figure) -> None:
     assert len(orders) == 6
     for path, events in zip(step_directories(run), orders, strict=True):
         files = sorted(entry.name for entry in path.iterdir())
-        assert len(files) == 6 and sorted({name for event, name in events if event == "write" and name}) == files
+        assert (
+            len(files) == 6
+            and sorted({name for event, name in events if event == "write" and name}) == files
+        )
         last_write = {name: index for index, (event, name) in enumerate(events) if event == "write"}
         synced = {name: index for index, (event, name) in enumerate(events) if event == "fsync"}
-        assert all(last_write[name] < synced[name] for name in files), "each file is flushed after its last write"
-        order = [max(synced[name] for name in files), synced["."], events.index(("rename", "")), synced[".."]]
+        assert all(last_write[name] < synced[name] for name in files), (
+            "each file is flushed after its last write"
+        )
+        order = [
+            max(synced[name] for name in files),
+            synced["."],
+            events.index(("rename", "")),
+            synced[".."],
+        ]
         assert order == sorted(order), "then its folder, then the rename, then the parent"
     count = sum(len([*path.iterdir()]) for path in step_directories(run))
-    figure(f"{len(orders)} of {len(orders)} checkpoints ({count} files): written, flushed, folder flushed, renamed, parent flushed")
+    figure(
+        f"{len(orders)} of {len(orders)} checkpoints ({count} files): written, flushed, folder"
+        " flushed, renamed, parent flushed"
+    )
 
 
 def order_of(lines: list[str], path: Path) -> list[tuple[str, str]]:
-    """What happened to a checkpoint, up to the flush behind its rename: ("write", file), ("fsync", file, "." or ".."), ("rename", "")."""
+    """What happened to a checkpoint, up to the flush behind its rename: ("write", file), ("fsync",
+    file, "." or ".."), ("rename", "").
+    """
     temporary = re.compile(rf"{re.escape(str(path.parent))}/\.{re.escape(path.name)}\.tmp-\d+")
     events: list[tuple[str, str]] = []
     file = re.compile(rf"{temporary.pattern}/([^\">]+)")
@@ -225,7 +321,9 @@ def order_of(lines: list[str], path: Path) -> list[tuple[str, str]]:
         if name in ("write", "writev", "pwrite64", "ftruncate") and inside:
             events.append(("write", arguments[inside.end() :].partition(">")[0].removeprefix("/")))
         elif name == "fsync" and inside:
-            events.append(("fsync", arguments[inside.end() :].partition(">")[0].removeprefix("/") or "."))
+            events.append(
+                ("fsync", arguments[inside.end() :].partition(">")[0].removeprefix("/") or ".")
+            )
         elif (
             name in ("rename", "renameat") and inside and len(names := file.findall(arguments)) == 2
         ):  # safetensors gives a file its name last
@@ -244,14 +342,19 @@ def order_of(lines: list[str], path: Path) -> list[tuple[str, str]]:
 def disk(path: Path, kilobytes: int) -> Iterator[Path]:
     """A file system of its own, in memory, with so much room."""
     path.mkdir(exist_ok=True)
-    subprocess.run([require("mount"), "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(path)], check=True)
+    subprocess.run(
+        [require("mount"), "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(path)],
+        check=True,
+    )
     try:
         yield path
     finally:
         subprocess.run([require("umount"), str(path)], check=True)
 
 
-def test_kills_where_the_run_is_on_another_file_system_than_tmpdir(tmp_path: Path, amount: Amount, figure: Figure) -> None:
+def test_kills_where_the_run_is_on_another_file_system_than_tmpdir(
+    tmp_path: Path, amount: Amount, figure: Figure
+) -> None:
     """A3."""
     wanted = amount(3, 25)
     large_state(tmp_path, steps=4 * wanted, run=tmp_path / "disk" / "run")
@@ -261,7 +364,9 @@ def test_kills_where_the_run_is_on_another_file_system_than_tmpdir(tmp_path: Pat
         assert mounted.stat().st_dev != tmp_path.stat().st_dev
         kills = 0
         while in_write < wanted:
-            assert kill_at(start(tmp_path, "--resume", "auto"), run, rng, in_write=True, longest=0), "finished: too few steps"
+            assert kill_at(
+                start(tmp_path, "--resume", "auto"), run, rng, in_write=True, longest=0
+            ), "finished: too few steps"
             kills += 1
             in_write += bool(unfinished(run))
             assert newest_whole(run)[1] == []
@@ -269,7 +374,10 @@ def test_kills_where_the_run_is_on_another_file_system_than_tmpdir(tmp_path: Pat
         finish(tmp_path, "--resume", "auto")
         assert all(verify(path) for path in step_directories(run))
         assert not unfinished(run) and [*(tmp_path / "tmp").iterdir()] == []
-    figure(f"{in_write} of {in_write} kills within a write to another file system ({kills} in all): 0 corrupt, 0 stray files in $TMPDIR")
+    figure(
+        f"{in_write} of {in_write} kills within a write to another file system ({kills} in all): 0"
+        " corrupt, 0 stray files in $TMPDIR"
+    )
 
 
 @pytest.fixture
@@ -277,7 +385,11 @@ def straight(tmp_path: Path) -> Path:
     """A run that never met a fault; its token cache is used by the others."""
     folder = tmp_path / "straight"
     folder.mkdir()
-    config_file(folder, checkpoint={"directory": str(folder / "run"), "save_every": 3, "keep": 2}, logging=LOGGING)
+    config_file(
+        folder,
+        checkpoint={"directory": str(folder / "run"), "save_every": 3, "keep": 2},
+        logging=LOGGING,
+    )
     finish(folder)
     return folder
 
@@ -289,23 +401,35 @@ def beside(straight: Path, folder: Path, run: Path) -> None:
     """A configuration of the same run, in another folder."""
     folder.mkdir(exist_ok=True)
     data = {"cache_dir": str(straight / "cache")}
-    config_file(folder, checkpoint={"directory": str(run), "save_every": 3, "keep": 2}, logging=LOGGING)
+    config_file(
+        folder, checkpoint={"directory": str(run), "save_every": 3, "keep": 2}, logging=LOGGING
+    )
     text = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(text.replace(f"cache_dir: {folder / 'cache'}", f"cache_dir: {data['cache_dir']}"))
+    (folder / "config.yaml").write_text(
+        text.replace(f"cache_dir: {folder / 'cache'}", f"cache_dir: {data['cache_dir']}")
+    )
 
 
 def assert_told(process: Forked, run: Path, reason: str) -> None:
     assert process.wait() == 5, (process.out[-500:], process.err)
-    assert process.err.count("\n") == 1 and reason in process.err and str(run) in process.err, process.err
-    assert re.search(r"\(([\d.]+ [kMGT]?B needed, )?[\d.]+ [kMGT]?B free\)", process.err), process.err
+    assert process.err.count("\n") == 1 and reason in process.err and str(run) in process.err, (
+        process.err
+    )
+    assert re.search(r"\(([\d.]+ [kMGT]?B needed, )?[\d.]+ [kMGT]?B free\)", process.err), (
+        process.err
+    )
 
 
 def size_of(checkpoint: Path) -> int:
     return sum(file.stat().st_size for file in checkpoint.iterdir())
 
 
-def test_a_full_disk_at_many_sizes(straight: Path, tmp_path: Path, amount: Amount, figure: Figure) -> None:
-    """B1: exit 5 and one line; what was saved is whole; with more room the same command goes on, to the same weights."""
+def test_a_full_disk_at_many_sizes(
+    straight: Path, tmp_path: Path, amount: Amount, figure: Figure
+) -> None:
+    """B1: exit 5 and one line; what was saved is whole; with more room the same command goes on, to
+    the same weights.
+    """
     sizes, with_previous = amount(4, 20), 0
     need = 3 * size_of(straight / "run" / "final.ckpt") // 1024
     folder = tmp_path / "small"
@@ -313,7 +437,9 @@ def test_a_full_disk_at_many_sizes(straight: Path, tmp_path: Path, amount: Amoun
     beside(straight, folder, run)
     for number in range(1, sizes + 1):
         with disk(folder / "disk", max(12, need * number // (sizes + 1))) as mounted:
-            assert_told(start(folder, "--resume", "auto", foreseeing=False), run, "No space left on device")
+            assert_told(
+                start(folder, "--resume", "auto", foreseeing=False), run, "No space left on device"
+            )
             assert newest_whole(run)[1] == []
             with_previous += bool(step_directories(run))
             assert not [path.name for path in run.rglob("*") if ".tmp" in path.name]
@@ -321,13 +447,22 @@ def test_a_full_disk_at_many_sizes(straight: Path, tmp_path: Path, amount: Amoun
             finish(folder, "--resume", "auto")
             assert_same_run(straight / "run", run)
             assert [*(folder / "tmp").iterdir()] == []
-            assert not [*run.parent.glob("run-*")], "a start that came to no checkpoint leaves nothing behind"
+            assert not [*run.parent.glob("run-*")], (
+                "a start that came to no checkpoint leaves nothing behind"
+            )
     assert with_previous >= sizes // 4
-    figure(f"{sizes} of {sizes} sizes of a full disk ({with_previous} with a checkpoint before): exit 5, one line; with room the same run")
+    figure(
+        f"{sizes} of {sizes} sizes of a full disk ({with_previous} with a checkpoint before): exit"
+        " 5, one line; with room the same run"
+    )
 
 
-def test_a_full_disk_that_is_foreseen(straight: Path, tmp_path: Path, amount: Amount, figure: Figure) -> None:
-    """B1 where nothing else fills the disk: refused before the first step, or stopped, saved, before a checkpoint has no room."""
+def test_a_full_disk_that_is_foreseen(
+    straight: Path, tmp_path: Path, amount: Amount, figure: Figure
+) -> None:
+    """B1 where nothing else fills the disk: refused before the first step, or stopped, saved,
+    before a checkpoint has no room.
+    """
     sizes, stopped = amount(4, 20), 0
     one = size_of(straight / "run" / "final.ckpt") // 1024
     folder = tmp_path / "small"
@@ -338,8 +473,15 @@ def test_a_full_disk_that_is_foreseen(straight: Path, tmp_path: Path, amount: Am
             process = start(folder, "--resume", "auto")
             assert process.wait() == 5
             assert process.err.count("\n") == 1
-            refused = re.match(rf"checkpoint.directory: {run} has .* free, and a checkpoint of this run takes", process.err)
-            saved = re.match(rf"{run}: saved at step (\d+), and stopped before the disk is full: the next checkpoint takes", process.err)
+            refused = re.match(
+                rf"checkpoint.directory: {run} has .* free, and a checkpoint of this run takes",
+                process.err,
+            )
+            saved = re.match(
+                rf"{run}: saved at step (\d+), and stopped before the disk is full: the next"
+                r" checkpoint takes",
+                process.err,
+            )
             assert refused or saved, process.err
             if saved:
                 stopped += 1
@@ -349,17 +491,24 @@ def test_a_full_disk_that_is_foreseen(straight: Path, tmp_path: Path, amount: Am
             finish(folder, "--resume", "auto")
             assert_same_run(straight / "run", run)
     assert 0 < stopped < sizes
-    figure(f"{sizes} of {sizes} sizes of a disk too small: {sizes - stopped} refused before the first step, {stopped} stopped and saved")
+    figure(
+        f"{sizes} of {sizes} sizes of a disk too small: {sizes - stopped} refused before the first"
+        f" step, {stopped} stopped and saved"
+    )
 
 
-def test_files_that_may_not_grow(straight: Path, tmp_path: Path, amount: Amount, figure: Figure) -> None:
+def test_files_that_may_not_grow(
+    straight: Path, tmp_path: Path, amount: Amount, figure: Figure
+) -> None:
     """B1 without a mount: the system refuses to let a file grow."""
     largest = max(file.stat().st_size for file in (straight / "run" / "final.ckpt").iterdir())
     limits = [8192 + (largest - 8192) * number // 10 for number in range(10)][:: amount(5, 1)]
     folder = tmp_path / "limited"
     beside(straight, folder, folder / "run")
     for limit in limits:
-        assert_told(start(folder, "--resume", "auto", largest_file=limit), folder / "run", "File too large")
+        assert_told(
+            start(folder, "--resume", "auto", largest_file=limit), folder / "run", "File too large"
+        )
         assert newest_whole(folder / "run") == (None, [])
         assert not unfinished(folder / "run")
     finish(folder, "--resume", "auto")
@@ -378,7 +527,11 @@ def test_a_disk_that_turns_read_only(straight: Path, tmp_path: Path) -> None:
         subprocess.run([require("mount"), "-o", "remount,ro", str(mounted)], check=True)
         refused = start(folder, "--resume", "auto")
         assert refused.wait() == 5
-        assert refused.err.count("\n") == 1 and str(run) in refused.err and "Read-only file system" in refused.err
+        assert (
+            refused.err.count("\n") == 1
+            and str(run) in refused.err
+            and "Read-only file system" in refused.err
+        )
         subprocess.run([require("mount"), "-o", "remount,rw", str(mounted)], check=True)
         finish(folder, "--resume", "auto")
         assert_same_run(straight / "run", run)
@@ -390,18 +543,31 @@ def test_no_room_for_the_token_cache(tmp_path: Path, kilobytes: int) -> None:
     with disk(tmp_path / "disk", kilobytes):
         process = start(tmp_path)
         assert process.wait() == 5
-        said = f"data.cache_dir: {tmp_path / 'disk' / 'cache'} cannot be written (No space left on device); free some space there or "
+        said = (
+            f"data.cache_dir: {tmp_path / 'disk' / 'cache'} cannot be written (No space left on"
+            " device); free some space there or "
+        )
         assert process.err == said + "name another folder\n"
 
 
 @pytest.mark.parametrize("kilobytes", [32, 36, 40])
 def test_the_logs_alone_fill_the_disk(straight: Path, tmp_path: Path, kilobytes: int) -> None:
-    """metrics.csv, evaluations.jsonl or TensorBoard's file, whose writing thread would print a traceback of its own."""
+    """metrics.csv, evaluations.jsonl or TensorBoard's file, whose writing thread would print a
+    traceback of its own.
+    """
     folder = tmp_path / "logs"
     beside(straight, folder, folder / "disk" / "run")
     with disk(folder / "disk", kilobytes):
         process = start(
-            folder, "--trainer.max_steps=2000", "--checkpoint.save_every=2000", "--trainer.validate_every=1900", foreseeing=False
+            folder,
+            "--trainer.max_steps=2000",
+            "--checkpoint.save_every=2000",
+            "--trainer.validate_every=1900",
+            foreseeing=False,
         )
         assert process.wait() == 5
-        assert process.err.count("\n") == 1 and str(folder / "disk" / "run") in process.err and "No space left on device" in process.err
+        assert (
+            process.err.count("\n") == 1
+            and str(folder / "disk" / "run") in process.err
+            and "No space left on device" in process.err
+        )

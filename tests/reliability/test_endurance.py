@@ -33,7 +33,9 @@ lm.system.errors.run(train.main)
 """
 
 
-def test_a_long_run(tmp_path: Path, amount: Callable[[int, int], int], figure: Callable[[str], None]) -> None:
+def test_a_long_run(
+    tmp_path: Path, amount: Callable[[int, int], int], figure: Callable[[str], None]
+) -> None:
     steps = amount(1000, 20_000)
     config = config_file(
         tmp_path,
@@ -63,15 +65,22 @@ def test_a_long_run(tmp_path: Path, amount: Callable[[int, int], int], figure: C
     assert growth <= 8, f"resident memory grew by {growth:.1f} MiB"
     if steps >= 20_000:
         first, last = (samples[end][4] - samples[begin][4] for begin, end in ((9, 19), (-11, -1)))
-        assert last <= 1.05 * first, f"the last 1,000 steps took {last:.2f} s of CPU, the second 1,000 {first:.2f} s"
+        assert last <= 1.05 * first, (
+            f"the last 1,000 steps took {last:.2f} s of CPU, the second 1,000 {first:.2f} s"
+        )
         figure(
-            f"{steps:,} steps: resident memory +{growth:.2f} MiB, {warm[-1][2]} open files, CPU per 1,000 steps {first:.2f} -> {last:.2f} s"
+            f"{steps:,} steps: resident memory +{growth:.2f} MiB, {warm[-1][2]} open files, CPU per"
+            f" 1,000 steps {first:.2f} -> {last:.2f} s"
         )
 
     with (tmp_path / "run" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows if row["split"] == "train"] == list(range(10, steps + 1, 10))
-    assert [int(row["step"]) for row in rows if row["split"] == "val"] == list(range(0, steps + 1, 200))
+    assert [int(row["step"]) for row in rows if row["split"] == "train"] == list(
+        range(10, steps + 1, 10)
+    )
+    assert [int(row["step"]) for row in rows if row["split"] == "val"] == list(
+        range(0, steps + 1, 200)
+    )
     events = EventAccumulator(str(tmp_path / "run"), size_guidance={"scalars": 0}).Reload()
     assert [event.step for event in events.Scalars("loss/train")] == list(range(10, steps + 1, 10))
     assert [event.step for event in events.Scalars("loss/val")] == list(range(0, steps + 1, 200))
@@ -89,7 +98,14 @@ def dying(self, step):
 data.TrainingSteps.__getitem__ = dying
 lm.system.errors.run(train.main)
 """
-    command = [sys.executable, "-c", code, "--config", str(config_file(tmp_path)), "--data.workers=2"]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "--config",
+        str(config_file(tmp_path)),
+        "--data.workers=2",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "DataLoader worker" in done.stderr

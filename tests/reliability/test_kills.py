@@ -1,4 +1,6 @@
-"""kill -9 the command train.py, run it again, and it is the run that nobody killed: python -m pytest tests/reliability/test_kills.py."""
+"""kill -9 the command train.py, run it again, and it is the run that nobody killed: python -m
+pytest tests/reliability/test_kills.py.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ from typing import Any
 
 import pytest
 
-from lm.checkpoints.folder import newest_whole, pointed, read_meta, step_directories, step_name, step_of
+from lm.checkpoints.folder import (
+    newest_whole,
+    pointed,
+    read_meta,
+    step_directories,
+    step_name,
+    step_of,
+)
 from tests.support.forked import ROOT, finish, kill_at, start, unfinished
 from tests.support.runs import config_file, corpus, large_state
 from tests.training.test_train import assert_same, assert_same_run, optimizer_state, weights
@@ -24,7 +33,9 @@ Figure = Callable[[str], None]
 
 
 def assert_tidy(folder: Path, keep: int) -> None:
-    """Exactly the checkpoints that `keep` and the links ask for, links that lead somewhere, and nothing temporary anywhere."""
+    """Exactly the checkpoints that `keep` and the links ask for, links that lead somewhere, and
+    nothing temporary anywhere.
+    """
     run = folder / "run"
     linked = {pointed(run, name) for name in ("best.ckpt", "last.ckpt", "final.ckpt")}
     assert {*step_directories(run)} == {*step_directories(run)[-keep:]} | linked
@@ -32,8 +43,19 @@ def assert_tidy(folder: Path, keep: int) -> None:
     assert pointed(run, "last.ckpt") == pointed(run, "final.ckpt")
     assert [path for path in folder.rglob("*") if ".tmp" in path.name] == []
     assert [*(folder / "tmp").iterdir()] == []
-    known = {"metrics.csv", "evaluations.jsonl", "config.yaml", "curves.png", ".lock", "best.ckpt", "last.ckpt", "final.ckpt"}
-    assert {path.name for path in run.iterdir()} == known | {path.name for path in step_directories(run)}
+    known = {
+        "metrics.csv",
+        "evaluations.jsonl",
+        "config.yaml",
+        "curves.png",
+        ".lock",
+        "best.ckpt",
+        "last.ckpt",
+        "final.ckpt",
+    }
+    assert {path.name for path in run.iterdir()} == known | {
+        path.name for path in step_directories(run)
+    }
 
 
 # A fork is the command
@@ -41,7 +63,11 @@ def assert_tidy(folder: Path, keep: int) -> None:
 
 def test_a_forked_process_does_what_the_command_does(tmp_path: Path) -> None:
     config = config_file(tmp_path)
-    for arguments, code in (["--trainer.max_steps=4"], 0), (["--trainer.seed=x"], 2), (["--resume", tmp_path / "nothing.ckpt"], 5):
+    for arguments, code in (
+        (["--trainer.max_steps=4"], 0),
+        (["--trainer.seed=x"], 2),
+        (["--resume", tmp_path / "nothing.ckpt"], 5),
+    ):
         command = [sys.executable, "train.py", "--config", str(config), *map(str, arguments)]
         shell = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         fork = start(tmp_path, *arguments)
@@ -65,7 +91,9 @@ def test_killed_at_random_moments(tmp_path: Path, amount: Amount, figure: Figure
     rng, run, kills, in_write, aside = random.Random(wanted), killed / "run", 0, 0, 0
     while kills < wanted:
         process = start(killed, "--resume", "auto")
-        assert kill_at(process, run, rng, in_write=kills % 2 == 0, longest=1 + 5 * a_step), f"finished after {kills} kills: too few steps"
+        assert kill_at(process, run, rng, in_write=kills % 2 == 0, longest=1 + 5 * a_step), (
+            f"finished after {kills} kills: too few steps"
+        )
         kills += 1
         in_write += bool(unfinished(run))
         assert newest_whole(run)[1] == [], "what stands under a final name is whole"
@@ -74,22 +102,36 @@ def test_killed_at_random_moments(tmp_path: Path, amount: Amount, figure: Figure
     assert_same_run(straight / "run", run)
     assert_tidy(killed, keep=2)
     assert_tidy(straight, keep=2)
-    assert not any(step_directories(path) for path in killed.glob("run-*")), "only what had saved nothing yet starts again"
+    assert not any(step_directories(path) for path in killed.glob("run-*")), (
+        "only what had saved nothing yet starts again"
+    )
     assert in_write >= least_in_write
     figure(
-        f"{kills} of {kills} kill -9 at random moments ({in_write} while a checkpoint was written, {aside} before the first one): the same "
-        "weights, averaged weights, optimiser state, metrics and evaluations as without; no stray file"
+        f"{kills} of {kills} kill -9 at random moments ({in_write} while a checkpoint was written,"
+        f" {aside} before the first one): the same weights, averaged weights, optimiser state,"
+        " metrics and evaluations as without; no stray file"
     )
 
 
-def test_killed_ten_times_within_one_pass_over_the_data(tmp_path: Path, amount: Amount, figure: Figure) -> None:
+def test_killed_ten_times_within_one_pass_over_the_data(
+    tmp_path: Path, amount: Amount, figure: Figure
+) -> None:
     """A6: each session goes on from the last one's position, not from the pass's beginning."""
     wanted = amount(3, 10)
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     for folder in (straight, killed):
         folder.mkdir()
-        config_file(folder, trainer={"max_steps": 20 + 2 * wanted, "batch_size": 8, "micro_batch_size": 4, "validate_every": 7},
-                    checkpoint={"directory": str(folder / "run"), "save_every": 1, "keep": 2})  # fmt: skip
+        config_file(
+            folder,
+            trainer={
+                "max_steps": 20 + 2 * wanted,
+                "batch_size": 8,
+                "micro_batch_size": 4,
+                "validate_every": 7,
+            },
+            # fmt: skip
+            checkpoint={"directory": str(folder / "run"), "save_every": 1, "keep": 2},
+        )
         corpus(folder, documents=200)
     finish(straight)
     reached: list[int] = []
@@ -104,7 +146,8 @@ def test_killed_ten_times_within_one_pass_over_the_data(tmp_path: Path, amount: 
     finish(killed, "--resume", "auto")
     assert_same_run(straight / "run", killed / "run")
     figure(
-        f"{wanted} of {wanted} consecutive resumes within one pass over the data (at steps {', '.join(map(str, reached))}): the same run"
+        f"{wanted} of {wanted} consecutive resumes within one pass over the data (at steps"
+        f" {', '.join(map(str, reached))}): the same run"
     )
 
 
@@ -115,7 +158,16 @@ def newest(run: Path) -> int:
 # Resumed from every kind of point (A5)
 
 STEPS = 12
-EDGES = [(1, True), (7, True), (8, False), (8, True), (9, True), (11, True), (12, False), (12, True)]
+EDGES = [
+    (1, True),
+    (7, True),
+    (8, False),
+    (8, True),
+    (9, True),
+    (11, True),
+    (12, False),
+    (12, True),
+]
 POINTS = {
     1: EDGES,
     2: [(step, True) for step in range(1, STEPS + 1)] + [(4, False), (8, False), (12, False)],
@@ -125,7 +177,9 @@ A_FEW = {2: [(1, True), (8, False), (9, True), (12, False)]}
 
 
 def test_resumed_from_every_kind_of_point(tmp_path: Path, amount: Amount, figure: Figure) -> None:
-    """The points are (step, whether its validation was recorded); a pass over the data ends within step 9."""
+    """The points are (step, whether its validation was recorded); a pass over the data ends within
+    step 9.
+    """
     points = POINTS if amount(0, 1) else A_FEW
     done = 0
     for accumulation, places in points.items():
@@ -145,16 +199,30 @@ def test_resumed_from_every_kind_of_point(tmp_path: Path, amount: Amount, figure
             assert_same_run(folder / "run", again / "run")
             shutil.rmtree(again)
             done += 1
-    figure(f"{done} of {done} points (passes' borders, before and after validations, accumulation {', '.join(map(str, points))}): same run")
+    figure(
+        f"{done} of {done} points (passes' borders, before and after validations, accumulation"
+        f" {', '.join(map(str, points))}): same run"
+    )
 
 
 def every_step(folder: Path, accumulation: int) -> Path:
-    trainer = {"max_steps": STEPS, "batch_size": 8, "micro_batch_size": 8 // accumulation, "validate_every": 4}
-    return config_file(folder, trainer=trainer, checkpoint={"directory": str(folder / "run"), "save_every": 1, "keep": 20})
+    trainer = {
+        "max_steps": STEPS,
+        "batch_size": 8,
+        "micro_batch_size": 8 // accumulation,
+        "validate_every": 4,
+    }
+    return config_file(
+        folder,
+        trainer=trainer,
+        checkpoint={"directory": str(folder / "run"), "save_every": 1, "keep": 20},
+    )
 
 
 def as_if_killed(run: Path, step: int, validated: bool) -> None:
-    """Right after the result of `step` was recorded, or, if not validated, right before: its row in metrics.csv is there already."""
+    """Right after the result of `step` was recorded, or, if not validated, right before: its row in
+    metrics.csv is there already.
+    """
     lines = (run / "evaluations.jsonl").read_text().splitlines(keepends=True)
     kept = [line for line in lines if json.loads(line)["step"] <= step - (not validated)]
     (run / "evaluations.jsonl").write_text("".join(kept))
@@ -189,17 +257,23 @@ def plain(tmp_path: Path) -> Iterator[Path]:
     yield folder / "run"
 
 
-def test_workers_and_intervals_change_no_weight(tmp_path: Path, plain: Path, amount: Amount, figure: Figure) -> None:
+def test_workers_and_intervals_change_no_weight(
+    tmp_path: Path, plain: Path, amount: Amount, figure: Figure
+) -> None:
     variants = HARMLESS[: amount(3, len(HARMLESS))]
     for arguments in variants:
         folder = tmp_path / "variant"
         folder.mkdir()
         config_file(folder)
         process = start(folder, *arguments)
-        assert process.wait() == 0, process.err  # which torch uses for a warning where there are more workers than cores
+        # which torch uses for a warning where there are more workers than cores
+        assert process.wait() == 0, process.err
         assert_same(state(plain), state(folder / "run"))
         shutil.rmtree(folder)
-    figure(f"{len(variants)} of {len(variants)} numbers of workers and intervals of validating, saving and logging: the same weights")
+    figure(
+        f"{len(variants)} of {len(variants)} numbers of workers and intervals of validating, saving"
+        " and logging: the same weights"
+    )
 
 
 def state(run: Path) -> list[Any]:

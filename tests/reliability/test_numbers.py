@@ -31,7 +31,11 @@ def poison_loss(chance: random.Random, step: int, monkeypatch: pytest.MonkeyPatc
         if not self.training:
             return out
         calls.append(1)
-        return out * chance.choice([float("nan"), float("inf")]) if len(calls) == 2 * step + micro + 1 else out
+        return (
+            out * chance.choice([float("nan"), float("inf")])
+            if len(calls) == 2 * step + micro + 1
+            else out
+        )
 
     monkeypatch.setattr(Decoder, "forward", broken)
 
@@ -44,7 +48,9 @@ def poison_gradient(chance: random.Random, step: int, monkeypatch: pytest.Monkey
         loss = accumulate(self, batch)
         if self.step == step:
             gradient = chance.choice([parameter.grad for parameter in self.decoder.parameters()])
-            gradient.view(-1)[chance.randrange(gradient.numel())] = chance.choice([float("nan"), float("inf"), float("-inf")])
+            gradient.view(-1)[chance.randrange(gradient.numel())] = chance.choice(
+                [float("nan"), float("inf"), float("-inf")]
+            )
         return loss
 
     monkeypatch.setattr(LanguageModel, "_accumulate", broken)
@@ -56,7 +62,13 @@ def poison_weight(chance: random.Random, step: int, monkeypatch: pytest.MonkeyPa
 
     def broken(self: LanguageModel, batch: dict[str, Any]) -> Tensor:
         if self.step == step:
-            name = chance.choice([name for name, parameter in self.decoder.named_parameters() if "blocks" in name or "norm" in name])
+            name = chance.choice(
+                [
+                    name
+                    for name, parameter in self.decoder.named_parameters()
+                    if "blocks" in name or "norm" in name
+                ]
+            )
             weight = dict(self.decoder.named_parameters())[name]
             with torch.no_grad():
                 weight.view(-1)[chance.randrange(weight.numel())] = float("nan")
@@ -86,8 +98,12 @@ def poison_data(chance: random.Random, step: int, monkeypatch: pytest.MonkeyPatc
 KINDS = [poison_loss, poison_gradient, poison_weight, poison_data]
 
 
-def test_nothing_is_learnt_from_it(tmp_path: Path, amount: Callable[[int, int], int], figure: Callable[[str], None]) -> None:
-    """At random steps: the run stops before the update, with exit code 4, and no checkpoint has a number that is not finite."""
+def test_nothing_is_learnt_from_it(
+    tmp_path: Path, amount: Callable[[int, int], int], figure: Callable[[str], None]
+) -> None:
+    """At random steps: the run stops before the update, with exit code 4, and no checkpoint has a
+    number that is not finite.
+    """
     times, tensors = amount(4, 30), 0
     for number in range(times):
         chance = random.Random(number)
@@ -96,11 +112,15 @@ def test_nothing_is_learnt_from_it(tmp_path: Path, amount: Callable[[int, int], 
         with pytest.MonkeyPatch.context() as patched:
             KINDS[number % 4](chance, step, patched)
             with pytest.raises(NonFiniteError, match=f"^step {step + 1}: ") as stopped:
-                train(config_file(folder), "--checkpoint.save_every=1", "--trainer.validate_every=100")
+                train(
+                    config_file(folder), "--checkpoint.save_every=1", "--trainer.validate_every=100"
+                )
         assert stopped.value.exit_code == 4
         checkpoints = step_directories(folder / "run")
         assert len(checkpoints) == step
-        for file in (file for checkpoint in checkpoints for file in checkpoint.glob("*.safetensors")):
+        for file in (
+            file for checkpoint in checkpoints for file in checkpoint.glob("*.safetensors")
+        ):
             for tensor in load_file(file).values():
                 assert tensor.isfinite().all()
                 tensors += 1
@@ -109,7 +129,9 @@ def test_nothing_is_learnt_from_it(tmp_path: Path, amount: Callable[[int, int], 
     figure(f"{times} of {times} stopped before the update, 0 of {tensors} saved tensors not finite")
 
 
-def test_two_runs_are_one(tmp_path: Path, amount: Callable[[int, int], int], figure: Callable[[str], None]) -> None:
+def test_two_runs_are_one(
+    tmp_path: Path, amount: Callable[[int, int], int], figure: Callable[[str], None]
+) -> None:
     steps = amount(12, 100)
     for name in ("one", "other"):
         (tmp_path / name).mkdir()

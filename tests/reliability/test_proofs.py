@@ -1,4 +1,6 @@
-"""tools.resume_proof on shipped configurations and with the compiler: minutes each, so only with --long."""
+"""tools.resume_proof on shipped configurations and with the compiler: minutes each, so only with
+--long.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def verdict(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "tools.resume_proof", *arguments], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.resume_proof", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
 
@@ -33,7 +40,10 @@ def test_compiled(tmp_path: Path, figure: Callable[[str], None]) -> None:
     """With the real compiler, which needs a C++ compiler on the machine."""
     config = str(config_file(tmp_path))
     done = subprocess.run(
-        [sys.executable, "train.py", "--config", config, "--trainer.compile=on"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "train.py", "--config", config, "--trainer.compile=on"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert "runs uncompiled" not in done.stdout, "what follows would prove nothing"

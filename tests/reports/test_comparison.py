@@ -1,4 +1,6 @@
-"""Two runs of which all is known, held against each other: python -m pytest tests/reports/test_comparison.py. No model is needed here."""
+"""Two runs of which all is known, held against each other: python -m pytest
+tests/reports/test_comparison.py. No model is needed here.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +14,24 @@ from typing import Any
 
 import pytest
 
-from lm.reports.alignment import Reached, Value, aligned, at, first_reached
 from lm.checkpoints.folder import point, step_name, write_checkpoint, write_json
+from lm.reports.alignment import Reached, Value, aligned, at, first_reached
 from lm.reports.comparison import Comparison, choose_yardstick, compare, differences
 from lm.reports.comparison_page import page
 from lm.reports.comparison_views import as_json, terminal
-from lm.runs.metrics import MetricsLog
 from lm.reports.run_cost import duration
+from lm.runs.metrics import MetricsLog
 from lm.runs.record import read_run
 from tools import compare as tool
 
 CONFIG: dict[str, Any] = {
     "model": {"context_length": 16},
     "tokenizer": {"name": "byte"},
-    "data": {"source": {"format": "txt", "files": ["a.txt"]}, "sequence_length": None, "cache_dir": "cache"},
+    "data": {
+        "source": {"format": "txt", "files": ["a.txt"]},
+        "sequence_length": None,
+        "cache_dir": "cache",
+    },
     "optimizer": {"lr": 0.001},
     "trainer": {"validation_rows": None},
     "checkpoint": {"directory": "a"},
@@ -44,21 +50,58 @@ HOSTILE = '<script>alert("x")</script>\x1b[2J\u202e'
 
 
 def run_folder(
-    folder: Path, losses: dict[int, float], config: dict[str, Any] | None = None, tokens: int = 100, sources: bool = False, **meta: object
+    folder: Path,
+    losses: dict[int, float],
+    config: dict[str, Any] | None = None,
+    tokens: int = 100,
+    sources: bool = False,
+    **meta: object,
 ) -> Path:
-    """A run that was validated at these steps of so many tokens; a step takes half a second, and every validation leaves a checkpoint."""
+    """A run that was validated at these steps of so many tokens; a step takes half a second, and
+    every validation leaves a checkpoint.
+    """
     folder.mkdir(parents=True)
     log, lines = MetricsLog(folder / "metrics.csv", resume_step=None), []
     for step, loss in losses.items():
-        content = {**META, "config": config or CONFIG, "step": step, "tokens": step * tokens, **meta}
+        content = {
+            **META,
+            "config": config or CONFIG,
+            "step": step,
+            "tokens": step * tokens,
+            **meta,
+        }
         path = folder / step_name(step)
-        sha256 = write_checkpoint(path, {"meta.json": lambda file, content=content: write_json(file, content)})["sha256"] if step else None
-        log.append(step, "val", loss=loss, bits_per_byte=loss / 2, tokens=step * tokens, seconds=step / 2)
+        sha256 = (
+            write_checkpoint(
+                path, {"meta.json": lambda file, content=content: write_json(file, content)}
+            )["sha256"]
+            if step
+            else None
+        )
+        log.append(
+            step, "val", loss=loss, bits_per_byte=loss / 2, tokens=step * tokens, seconds=step / 2
+        )
         log.append(step, "train", loss=loss + 0.5, tokens=step * tokens, seconds=step / 2)
-        line = {"step": step, "manifest_sha256": sha256, "loss": loss, "perplexity": math.exp(loss), "bits_per_byte": loss / 2}
+        line = {
+            "step": step,
+            "manifest_sha256": sha256,
+            "loss": loss,
+            "perplexity": math.exp(loss),
+            "bits_per_byte": loss / 2,
+        }
         line |= {"tokens": 99, "seconds": 0.5, "sample": f"{folder.name} wrote at {step} {HOSTILE}"}
         lines.append(
-            line | ({"sources": {"x": {"loss": loss + 1, "tokens": 50}, folder.name: {"loss": loss, "tokens": 49}}} if sources else {})
+            line
+            | (
+                {
+                    "sources": {
+                        "x": {"loss": loss + 1, "tokens": 50},
+                        folder.name: {"loss": loss, "tokens": 49},
+                    }
+                }
+                if sources
+                else {}
+            )
         )
     (folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     point(folder, "final.ckpt", folder / step_name(max(losses)))
@@ -73,8 +116,13 @@ def changed(section: str, **keys: object) -> dict[str, Any]:
     return {**CONFIG, section: {**(CONFIG[section] or {}), **keys}}
 
 
-def both(folder: Path, a: dict[str, Any] | None = None, b: dict[str, Any] | None = None) -> Comparison:
-    return compare(read_run(run_folder(folder / "a", FIRST, **(a or {}))), read_run(run_folder(folder / "b", SECOND, **(b or {}))))
+def both(
+    folder: Path, a: dict[str, Any] | None = None, b: dict[str, Any] | None = None
+) -> Comparison:
+    return compare(
+        read_run(run_folder(folder / "a", FIRST, **(a or {}))),
+        read_run(run_folder(folder / "b", SECOND, **(b or {}))),
+    )
 
 
 # --- alignment
@@ -86,12 +134,20 @@ def values(*points: tuple[int, float]) -> list[Value]:
 
 def test_common_places_are_taken_alone() -> None:
     a, b = values((0, 9), (10, 8), (15, 7.5), (20, 7)), values((0, 5), (10, 4), (20, 3), (30, 2))
-    assert [tuple(place) for place in aligned(a, b)] == [(0, 9, 5, ""), (10, 8, 4, ""), (20, 7, 3, "")]
+    assert [tuple(place) for place in aligned(a, b)] == [
+        (0, 9, 5, ""),
+        (10, 8, 4, ""),
+        (20, 7, 3, ""),
+    ]
 
 
 def test_else_the_line_between_neighbours_and_nothing_beyond() -> None:
     a, b = values((0, 9), (10, 5)), values((0, 8), (4, 6), (20, 2))
-    assert [tuple(place) for place in aligned(a, b)] == [(0, 9, 8, ""), (4, 9 - 4 * 0.4, 6, "a"), (10, 5, 6 - 6 * 0.25, "b")]
+    assert [tuple(place) for place in aligned(a, b)] == [
+        (0, 9, 8, ""),
+        (4, 9 - 4 * 0.4, 6, "a"),
+        (10, 5, 6 - 6 * 0.25, "b"),
+    ]
     assert aligned(values((0, 1)), values((5, 1))) == []
     assert at(b, -1) is None and at(b, 21) is None and at([], 3) is None
 
@@ -111,16 +167,32 @@ def test_first_reached() -> None:
 
 def test_all_that_differs_is_found(tmp_path: Path) -> None:
     other = changed("optimizer", lr=0.01, betas=[0.9, 0.5]) | {"checkpoint": {"directory": "b"}}
-    found = both(tmp_path, b={"config": other, "versions": {"torch": "2.1"}, "parent": {"path": "p", "manifest_sha256": "0" * 64}})
+    found = both(
+        tmp_path,
+        b={
+            "config": other,
+            "versions": {"torch": "2.1"},
+            "parent": {"path": "p", "manifest_sha256": "0" * 64},
+        },
+    )
     assert [tuple(each) for each in found.config] == [
         ("optimizer.lr", "0.001", "0.01", True),
         ("optimizer.betas", None, "[0.9, 0.5]", True),
         ("checkpoint.directory", '"a"', '"b"', False),
     ]
-    assert [each.key for each in found.lineage] == ["versions.torch", "parent.path", "parent.manifest_sha256"]
-    assert [tuple(place) for place in found.places] == [(t * 100, FIRST[t], SECOND[t], "") for t in FIRST]
+    assert [each.key for each in found.lineage] == [
+        "versions.torch",
+        "parent.path",
+        "parent.manifest_sha256",
+    ]
+    assert [tuple(place) for place in found.places] == [
+        (t * 100, FIRST[t], SECOND[t], "") for t in FIRST
+    ]
     assert found.goals == (2.5, 2.25)
-    assert found.reached == [(Reached(3000, 15.0, True), Reached(3800, 19.0, False)), (None, Reached(4000, 20.0, True))]
+    assert found.reached == [
+        (Reached(3000, 15.0, True), Reached(3800, 19.0, False)),
+        (None, Reached(4000, 20.0, True)),
+    ]
     assert [(a.step, b.step) for a, b in found.samples] == [(0, 0), (10, 10), (30, 30)]
 
 
@@ -142,7 +214,10 @@ def test_a_run_against_itself(tmp_path: Path) -> None:
 def test_a_run_and_what_started_from_it(tmp_path: Path) -> None:
     a = read_run(run_folder(tmp_path / "a", FIRST))
     parent = {"path": "p", "manifest_sha256": a.checkpoints[-1].manifest_sha256}
-    for name, more, said in (("full", {}, "full started from"), ("lora", {"adapters": {"n_parameters": 1000}}, "lora trained 1,000 param")):
+    for name, more, said in (
+        ("full", {}, "full started from"),
+        ("lora", {"adapters": {"n_parameters": 1000}}, "lora trained 1,000 param"),
+    ):
         b = read_run(run_folder(tmp_path / name, SECOND, parent=parent, **more))
         assert compare(a, b).notes[0].startswith(said)
         assert compare(a, b).notes[0].endswith("the weights of a at step 30")
@@ -161,13 +236,19 @@ BPE = {"tokenizer": {"name": "bpe", "sha256": "u"}, "data_sha256": "e"}
         ({}, "loss", ""),
         ({"data_sha256": "e"}, None, "different texts"),
         ({"data_sha256": "e", "config": OTHER_FILES}, None, "different texts"),
-        (BPE | {"config": CONFIG | {"tokenizer": {"name": "bpe"}}}, "bits_per_byte", "their tokenizers differ, so bits per byte"),
+        (
+            BPE | {"config": CONFIG | {"tokenizer": {"name": "bpe"}}},
+            "bits_per_byte",
+            "their tokenizers differ, so bits per byte",
+        ),
         (BPE | {"config": OTHER_FILES}, None, "different texts"),
         (DPO, None, "preferences"),
         (CUT, "loss", "cut into other rows (data.sequence_length)"),
     ],
 )
-def test_what_validations_can_be_compared_by(tmp_path: Path, b: dict[str, Any], column: str | None, says: str) -> None:
+def test_what_validations_can_be_compared_by(
+    tmp_path: Path, b: dict[str, Any], column: str | None, says: str
+) -> None:
     found = both(tmp_path, b=b)
     assert found.yardstick.column == column
     assert says in found.yardstick.says
@@ -181,7 +262,9 @@ def test_what_validations_can_be_compared_by(tmp_path: Path, b: dict[str, Any], 
 def test_preferences_of_both_are_compared_by_pairs(tmp_path: Path) -> None:
     found = both(tmp_path, a=DPO, b=DPO)
     assert found.yardstick.column == "loss"
-    assert "\nValidation at the same number of tokens, loss per pair of answers" in list(terminal(found))
+    assert "\nValidation at the same number of tokens, loss per pair of answers" in list(
+        terminal(found)
+    )
 
 
 def test_without_checkpoints_configurations_have_to_tell(tmp_path: Path) -> None:
@@ -204,7 +287,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     found = compare(read_run(folder), read_run(run_folder(tmp_path / "b", SECOND)))
     assert "a: metrics.csv is missing" in found.notes
     assert found.places == [] and found.goals is None and found.samples == []
-    assert "there is no number of tokens at which both have a value" in " ".join(" ".join(terminal(found)).split())
+    assert "there is no number of tokens at which both have a value" in " ".join(
+        " ".join(terminal(found)).split()
+    )
     assert "nothing recorded" not in page(found).split("<h2>")[1]
 
 
@@ -215,8 +300,14 @@ def test_the_best_checkpoint_is_that_of_the_lowest_loss(tmp_path: Path) -> None:
 
 
 def test_code_and_machine_are_among_what_can_differ(tmp_path: Path) -> None:
-    a, b = ({"code": {"commit": name, "changed": False}, "hardware": {"processor": name, "cores": 2}} for name in ("one", "two"))
-    assert [each.key for each in both(tmp_path, a, b).lineage] == ["code.commit", "hardware.processor"]
+    a, b = (
+        {"code": {"commit": name, "changed": False}, "hardware": {"processor": name, "cores": 2}}
+        for name in ("one", "two")
+    )
+    assert [each.key for each in both(tmp_path, a, b).lineage] == [
+        "code.commit",
+        "hardware.processor",
+    ]
 
 
 def test_a_longer_context_alone_cuts_no_other_rows(tmp_path: Path) -> None:
@@ -228,13 +319,22 @@ def test_a_longer_context_alone_cuts_no_other_rows(tmp_path: Path) -> None:
 def test_losses_of_sources_in_other_tokens_are_not_put_up_for_comparison(tmp_path: Path) -> None:
     other = BPE | {"config": CONFIG | {"tokenizer": {"name": "bpe"}}}
     warning = "each in its own tokens"
-    assert warning in "\n".join(terminal(both(tmp_path / "x", a={"sources": True}, b=other | {"sources": True})))
-    assert warning not in "\n".join(terminal(both(tmp_path / "y", a={"sources": True}, b={"sources": True})))
+    assert warning in "\n".join(
+        terminal(both(tmp_path / "x", a={"sources": True}, b=other | {"sources": True}))
+    )
+    assert warning not in "\n".join(
+        terminal(both(tmp_path / "y", a={"sources": True}, b={"sources": True}))
+    )
 
 
 def test_no_key_and_null_are_the_same() -> None:
-    found = differences({"finetune": None, "a": {"b": None, "c": 0}}, {"finetune": {"base": "x"}, "a": {}})
-    assert [tuple(each)[:3] for each in found] == [("a.c", "0", None), ("finetune.base", None, '"x"')]
+    found = differences(
+        {"finetune": None, "a": {"b": None, "c": 0}}, {"finetune": {"base": "x"}, "a": {}}
+    )
+    assert [tuple(each)[:3] for each in found] == [
+        ("a.c", "0", None),
+        ("finetune.base", None, '"x"'),
+    ]
 
 
 def test_parameters_of_adapters_are_beside_the_model_s(tmp_path: Path) -> None:
@@ -244,8 +344,21 @@ def test_parameters_of_adapters_are_beside_the_model_s(tmp_path: Path) -> None:
 
 
 def test_differences_that_matter_come_first() -> None:
-    a, b = ({"logging": {"every": n}, "seed": n, "data": {"source": {"files": [n]}}, "trainer": {"max_epochs": n}} for n in (1, 2))
-    found = [("seed", True), ("data.source.files", True), ("trainer.max_epochs", True), ("logging.every", False)]
+    a, b = (
+        {
+            "logging": {"every": n},
+            "seed": n,
+            "data": {"source": {"files": [n]}},
+            "trainer": {"max_epochs": n},
+        }
+        for n in (1, 2)
+    )
+    found = [
+        ("seed", True),
+        ("data.source.files", True),
+        ("trainer.max_epochs", True),
+        ("logging.every", False),
+    ]
     assert [(each.key, each.matters) for each in differences(a, b)] == found
 
 
@@ -270,14 +383,28 @@ class Texts(HTMLParser):
 
 
 def test_the_same_numbers_everywhere(tmp_path: Path) -> None:
-    found = both(tmp_path, a={"sources": True}, b={"sources": True, "config": changed("optimizer", lr=0.01)})
+    found = both(
+        tmp_path, a={"sources": True}, b={"sources": True, "config": changed("optimizer", lr=0.01)}
+    )
     lines, content, values_of = "\n".join(terminal(found)), Texts(page(found)), as_json(found)
     for place in values_of["curve"]:
-        for number in (f"{place['a']:.4f}", f"{place['b']:.4f}", f"{place['b'] - place['a']:+.4f}", f"{place['tokens']:,}"):
+        for number in (
+            f"{place['a']:.4f}",
+            f"{place['b']:.4f}",
+            f"{place['b'] - place['a']:+.4f}",
+            f"{place['tokens']:,}",
+        ):
             assert number in lines and number in content.words
     for reached in values_of["reached"]:
         for each in (reached["a"], reached["b"]):
-            shown = "never" if each is None else f"{each['tokens']:,.0f} tokens, {'' if each['exact'] else '~'}{duration(each['seconds'])}"
+            shown = (
+                "never"
+                if each is None
+                else (
+                    f"{each['tokens']:,.0f} tokens,"
+                    f" {'' if each['exact'] else '~'}{duration(each['seconds'])}"
+                )
+            )
             assert shown in lines and any(shown in words for words in content.words)
     assert values_of["sources"] == [
         {"source": "x", "a": 3.5, "b": 3.25},
@@ -291,37 +418,52 @@ def test_the_same_numbers_everywhere(tmp_path: Path) -> None:
 
 
 def test_text_of_models_commands_nothing(tmp_path: Path) -> None:
-    strange = run_folder(tmp_path / "b\x1b[2J<script>\u202e", SECOND, config=changed("tokenizer", name=HOSTILE))
+    strange = run_folder(
+        tmp_path / "b\x1b[2J<script>\u202e", SECOND, config=changed("tokenizer", name=HOSTILE)
+    )
     found = compare(read_run(run_folder(tmp_path / "a", FIRST)), read_run(strange))
     lines, content = "\n".join(terminal(found)), page(found)
     assert "\x1b" not in lines and "\u202e" not in lines
     assert "script" not in Texts(content).tags and "\x1b" not in content and "\u202e" not in content
-    assert "a wrote at 30" in lines and any("a wrote at 30" in words for words in Texts(content).words)
+    assert "a wrote at 30" in lines and any(
+        "a wrote at 30" in words for words in Texts(content).words
+    )
     assert not re.search(r"(?:https?:)?//", re.sub(r'xmlns="[^"]*"', "", content))
 
 
 def test_a_terminal_of_100_columns_is_wide_enough(tmp_path: Path) -> None:
-    long = changed("data", source={"format": "txt", "files": [f"{'x' * 70}{i}.txt" for i in range(9)]})
+    long = changed(
+        "data", source={"format": "txt", "files": [f"{'x' * 70}{i}.txt" for i in range(9)]}
+    )
     found = both(tmp_path / ("n" * 60), b={"config": long})
     assert max(map(len, terminal(found))) <= 100
     assert "x" * 70 + "8.txt" in page(found)
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     a, b = run_folder(tmp_path / "a", FIRST), run_folder(tmp_path / "b", SECOND)
     out = tmp_path / "page.html"
-    monkeypatch.setattr(sys, "argv", ["compare", str(a), str(b), "--no-model", "--json", "--out", str(out)])
+    monkeypatch.setattr(
+        sys, "argv", ["compare", str(a), str(b), "--no-model", "--json", "--out", str(out)]
+    )
     tool.main()
     assert json.loads(capsys.readouterr().out)["runs"][1]["lowest_loss"] == 2.25
     assert out.read_text().startswith("<!doctype html>")
 
 
-def test_a_wrong_command_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_command_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a = run_folder(tmp_path / "a", FIRST)
     for arguments, expected in (
         ([str(a), str(tmp_path / "nowhere")], "nowhere: no such folder"),
         ([str(a), str(a / step_name(10))], "one checkpoint, not a run's folder"),
-        ([str(a), str(a), "--rows", "5"], "--rows: fewer than 6 rows give no interval, got 5; write 6 or more"),
+        (
+            [str(a), str(a), "--rows", "5"],
+            "--rows: fewer than 6 rows give no interval, got 5; write 6 or more",
+        ),
     ):
         monkeypatch.setattr(sys, "argv", ["compare", *arguments])
         with pytest.raises(tool.errors.UserError, match=expected):

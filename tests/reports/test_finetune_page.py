@@ -1,4 +1,6 @@
-"""The closing report of fine-tuning: what it says of known answers, and that no text in it can be taken for anything but text."""
+"""The closing report of fine-tuning: what it says of known answers, and that no text in it can be
+taken for anything but text.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm.evaluation.answers import Answer, Loss, Measured
-from lm.documents.conversations import Conversation, Turn
-from lm.system.errors import CheckpointError
-from lm.reports.finetune import report, spoken
-from lm.display.tables import safe
 from lm.config.schema.finetune import FinetuneConfig
+from lm.display.tables import safe
+from lm.documents.conversations import Conversation, Turn
+from lm.evaluation.answers import Answer, Loss, Measured
+from lm.reports.finetune import report, spoken
+from lm.system.errors import CheckpointError
 
-HOSTILE = "\x1b[2J\r\n```\n| <script>alert(1)</script> [x](http://x) ![y](y) www.evil.com **b** \u202egnp.exe & `c` $d$ @you #1"
+HOSTILE = (
+    "\x1b[2J\r\n```\n| <script>alert(1)</script> [x](http://x) ![y](y) www.evil.com **b**"
+    " \u202egnp.exe & `c` $d$ @you #1"
+)
 
 
 def asked(prompt: str, reply: str, rejected: str | None = None) -> Conversation:
@@ -36,10 +41,20 @@ def settings(**given: Any) -> FinetuneConfig:
     return FinetuneConfig(**({"base": "base.ckpt", "report_tokens": 64} | given))
 
 
-CONVERSATIONS = [asked("Which?", "ham"), asked("And this?", "spam"), asked("Now?", "ham"), asked("Else?", "the other")]
+CONVERSATIONS = [
+    asked("Which?", "ham"),
+    asked("And this?", "spam"),
+    asked("Now?", "ham"),
+    asked("Else?", "the other"),
+]
 BEFORE = measured(
     4,
-    answers=[Answer("and so on", 64, False), Answer("ham or", 64, False), None, Answer("other", 2, True)],
+    answers=[
+        Answer("and so on", 64, False),
+        Answer("ham or", 64, False),
+        None,
+        Answer("other", 2, True),
+    ],
     losses=[Loss(8.0, 2), Loss(4.0, 2), None, Loss(4.0, 4)],
     choices=["spam", "spam", "spam", None],
 )
@@ -111,14 +126,19 @@ answers to read: {tmp_path}/report.md; all: {tmp_path}/answers.json"""
     assert "## Fine-tuning\n" in page
     assert "| loss on the base's own text, nats per token | 4.0000 | 4.2000 | +5.0 % |\n" in page
     assert page.count("### Answer") == 3, "all that were answered"
-    assert "| prompt | Which? |\n| reference | ham |\n| before | and so on … \\(no end\\) |\n| after | Ham. |\n" in page
+    assert (
+        "| prompt | Which? |\n| reference | ham |\n| before | and so on … \\(no end\\) |\n| after |"
+        " Ham. |\n" in page
+    )
 
 
 def test_five_answers_from_all_parts(tmp_path: Path) -> None:
     conversations = [asked(f"prompt {i}", "x") for i in range(23)]
     answers = measured(23, answers=[Answer("x", 1, True)] * 20 + [None] * 3)
     *_, page = told(tmp_path, conversations, answers, answers, settings())
-    assert [line for line in page.splitlines() if line.startswith("| prompt")] == [f"| prompt | prompt {i} |" for i in (0, 4, 8, 12, 16)]
+    assert [line for line in page.splitlines() if line.startswith("| prompt")] == [
+        f"| prompt | prompt {i} |" for i in (0, 4, 8, 12, 16)
+    ]
 
 
 def test_preferences(tmp_path: Path) -> None:
@@ -137,7 +157,8 @@ def test_nothing_held_out(tmp_path: Path) -> None:
     nothing = measured(0)
     said, facts, page = told(tmp_path, [], nothing, nothing, settings(choices=["a", "b"]))
     assert said.startswith(
-        "no conversation is held out, so there is nothing to answer; data.test_fraction or data.val_fraction holds some out\n"
+        "no conversation is held out, so there is nothing to answer; data.test_fraction or"
+        " data.val_fraction holds some out\n"
     )
     assert facts["conversations"] == [] and facts["after"]["ended"] is None
     assert "no conversation is held out" in page
@@ -164,21 +185,34 @@ def test_numbers_that_are_not_finite_are_null_and_seen(tmp_path: Path) -> None:
 
 def test_no_text_commands_the_terminal_or_the_page(tmp_path: Path) -> None:
     conversations = [asked(HOSTILE, HOSTILE, HOSTILE + "!")]
-    found = measured(1, answers=[Answer(HOSTILE, 9, True)], choices=[HOSTILE], losses=[Loss(1, 1)], rejected=[Loss(2, 1)])
-    said, facts, page = told(tmp_path, conversations, found, found, settings(choices=[HOSTILE, "ham"]))
+    found = measured(
+        1,
+        answers=[Answer(HOSTILE, 9, True)],
+        choices=[HOSTILE],
+        losses=[Loss(1, 1)],
+        rejected=[Loss(2, 1)],
+    )
+    said, facts, page = told(
+        tmp_path, conversations, found, found, settings(choices=[HOSTILE, "ham"])
+    )
     for text in (said, page):
         assert all(character.isprintable() or character == "\n" for character in text)
     for sign in ("<script", "[x](", "![", "```", "**", " `c`", " $d$", " @you", "http:", "www.e"):
         assert sign not in page
     for line in page.splitlines():
         if line.startswith("|"):
-            assert line.count("|") - line.count("\\|") in (3, 5), "two columns, or four in the first table"
+            assert line.count("|") - line.count("\\|") in (
+                3,
+                5,
+            ), "two columns, or four in the first table"
     assert facts["conversations"][0]["after"]["answer"] == HOSTILE, "JSON says what was written"
 
 
 @given(st.text("\\`*_~[]()<>#|&$@!:w.ab\n\x1b-+1 "))
 def test_safe_text_is_the_text_when_the_backslashes_are_read(text: str) -> None:
-    """As Markdown reads them: a backslash before a sign is that sign; and it knows HTML's names of signs."""
+    """As Markdown reads them: a backslash before a sign is that sign; and it knows HTML's names of
+    signs.
+    """
     read, escaped = "", iter(safe(text))
     for character in escaped:
         if character == "\\":
@@ -190,7 +224,12 @@ def test_safe_text_is_the_text_when_the_backslashes_are_read(text: str) -> None:
 
 
 def test_several_turns_are_told_with_who_speaks() -> None:
-    turns = (Turn("system", "Be kind."), Turn("user", "Do", "this"), Turn("assistant", "Done"), Turn("user", "More"))
+    turns = (
+        Turn("system", "Be kind."),
+        Turn("user", "Do", "this"),
+        Turn("assistant", "Done"),
+        Turn("user", "More"),
+    )
     assert spoken(turns) == "system: Be kind.\nuser: Do\nthis\nassistant: Done\nuser: More"
     assert spoken(turns[1:2]) == "Do\nthis"
 

@@ -1,4 +1,6 @@
-"""A run's folder belongs to one run at a time and loses nothing: python -m pytest tests/runs/test_folder.py."""
+"""A run's folder belongs to one run at a time and loses nothing: python -m pytest
+tests/runs/test_folder.py.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from lm.system import disk
 from lm.checkpoints.folder import point, pointed, read_manifest, step_directories, step_of, verify
-from lm.system.errors import CheckpointError, ConfigError
-from lm.runs.metrics import MetricsLog, read
 from lm.runs.folder import Evaluated, RunFolder, read_evaluations, validations_without_progress
+from lm.runs.metrics import MetricsLog, read
+from lm.system import disk
+from lm.system.errors import CheckpointError, ConfigError
 from tests.support.faults import ROOT, kill_everywhere, not_root, save
 
 
@@ -30,7 +32,16 @@ def steps(folder: Path) -> list[int]:
 
 def evaluated(step: int, loss: float, path: Path | None = None) -> Evaluated:
     manifest = read_manifest(path)["sha256"] if path is not None else None
-    return Evaluated(step, manifest, loss, perplexity=1.0, bits_per_byte=1.0, tokens=10, seconds=0.5, sample="é\u2028")
+    return Evaluated(
+        step,
+        manifest,
+        loss,
+        perplexity=1.0,
+        bits_per_byte=1.0,
+        tokens=10,
+        seconds=0.5,
+        sample="é\u2028",
+    )
 
 
 def trained(folder: Path, losses: dict[int, float]) -> Path:
@@ -58,7 +69,11 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def links(folder: Path) -> dict[str, str]:
-    return {entry.name.removesuffix(".ckpt"): str(entry.readlink()) for entry in folder.iterdir() if entry.is_symlink()}
+    return {
+        entry.name.removesuffix(".ckpt"): str(entry.readlink())
+        for entry in folder.iterdir()
+        if entry.is_symlink()
+    }
 
 
 @pytest.fixture
@@ -75,8 +90,17 @@ def unprivileged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 @contextmanager
 def holder(folder: Path, then: str = "sys.stdin.read()") -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the folder's lock."""
-    code = f"import os, sys, time; from lm.runs.folder import RunFolder; run = RunFolder({str(folder)!r}); print('locked', flush=True); {then}"
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    code = (
+        "import os, sys, time; from lm.runs.folder import RunFolder; run ="
+        f" RunFolder({str(folder)!r}); print('locked', flush=True); {then}"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdout is not None and process.stdout.readline() == "locked\n"
         try:
             yield process
@@ -88,8 +112,13 @@ def test_a_second_process_is_refused_with_the_number_of_the_first(tmp_path: Path
     folder = tmp_path / "run"
     said = "is in use by another run (process {}); wait for it, stop it, or name another folder"
     with holder(folder) as first:
-        code = f"from lm.system import errors; from lm.runs.folder import RunFolder; errors.run(lambda: RunFolder({str(folder)!r}) and None)"
-        second = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        code = (
+            "from lm.system import errors; from lm.runs.folder import RunFolder;"
+            f" errors.run(lambda: RunFolder({str(folder)!r}) and None)"
+        )
+        second = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+        )
         assert second.returncode == 2
         assert second.stderr == f"checkpoint.directory: {folder} {said.format(first.pid)}\n"
         RunFolder(tmp_path / "another").close()
@@ -106,7 +135,8 @@ def test_kill_9_frees_the_folder_although_a_worker_lives_on(tmp_path: Path) -> N
     fork = "pid = os.fork(); os.write(1, b'%d\\n' % pid); time.sleep(60)"
     with holder(tmp_path, fork) as first:
         assert first.stdout is not None
-        worker = max(int(first.stdout.readline()) for _ in range(2))  # both are running: the worker says 0
+        # both are running: the worker says 0
+        worker = max(int(first.stdout.readline()) for _ in range(2))
         first.send_signal(signal.SIGKILL)
         first.wait()
         os.kill(worker, 0)  # it is there
@@ -115,7 +145,11 @@ def test_kill_9_frees_the_folder_although_a_worker_lives_on(tmp_path: Path) -> N
 
 
 def test_a_worker_that_ends_does_not_free_the_folder(tmp_path: Path) -> None:
-    with holder(tmp_path, "pid = os.fork() or os._exit(0); os.waitpid(pid, 0); print('ended', flush=True); sys.stdin.read()") as first:
+    with holder(
+        tmp_path,
+        "pid = os.fork() or os._exit(0); os.waitpid(pid, 0); print('ended', flush=True);"
+        " sys.stdin.read()",
+    ) as first:
         assert first.stdout is not None and first.stdout.readline() == "ended\n"
         with pytest.raises(ConfigError, match=f"process {first.pid}"):
             RunFolder(tmp_path)
@@ -154,12 +188,17 @@ def test_folders_that_cannot_be_used_are_told_in_a_line(unprivileged: Path) -> N
     assert refusal("link").startswith(start.format("link"))
 
 
-def test_a_file_system_without_locks_is_told_apart_from_a_run_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_told_apart_from_a_run_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", no_locks)
-    assert refusal(tmp_path) == f"checkpoint.directory: {tmp_path} cannot be locked: No locks available; name another"
+    assert (
+        refusal(tmp_path)
+        == f"checkpoint.directory: {tmp_path} cannot be locked: No locks available; name another"
+    )
 
 
 # A new run
@@ -171,20 +210,27 @@ def test_a_new_run_moves_the_old_one_aside(tmp_path: Path) -> None:
     for _ in range(3):
         run = RunFolder(folder)
         said.append(run.start_fresh())
-        assert [entry.name for entry in folder.iterdir()] == [".lock"], "an empty folder, and it is locked"
+        assert [entry.name for entry in folder.iterdir()] == [".lock"], (
+            "an empty folder, and it is locked"
+        )
         with pytest.raises(ConfigError):
             RunFolder(folder)
         run.close()
         trained(folder, {0: 5.0, 500: 2.0, 1000: 1.0})
     assert said[0] is None
-    assert said[1] == (
-        f"{folder} held another run (2 checkpoints, the last at step 1,000); it is now {folder}-1 "
+    assert (
+        said[1] == f"{folder} held another run (2 checkpoints, the last at step 1,000); it is now"
+        f" {folder}-1 "
         f"(continue it with --resume auto --checkpoint.directory {folder}-1)"
     )
     assert said[2] is not None and f"it is now {folder}-2" in said[2]
     for old in (tmp_path / "run-1", tmp_path / "run-2"):
         assert steps(old) == [500, 1000] and losses(old) == {0: 5.0, 500: 2.0, 1000: 1.0}
-        assert links(old) == {"best": "step-00001000.ckpt", "last": "step-00001000.ckpt", "final": "step-00001000.ckpt"}
+        assert links(old) == {
+            "best": "step-00001000.ckpt",
+            "last": "step-00001000.ckpt",
+            "final": "step-00001000.ckpt",
+        }
         verify(old / "final.ckpt")
         RunFolder(old).close()  # nobody holds it
 
@@ -199,12 +245,17 @@ def test_the_number_is_the_first_that_is_free(tmp_path: Path) -> None:
     assert (tmp_path / "run-1").read_text() == "a file" and not [*(tmp_path / "run-3").iterdir()]
 
 
-@pytest.mark.parametrize("name", ["metrics.csv", "evaluations.jsonl", "step-00000001.ckpt", "epoch=3.ckpt"])
+@pytest.mark.parametrize(
+    "name", ["metrics.csv", "evaluations.jsonl", "step-00000001.ckpt", "epoch=3.ckpt"]
+)
 def test_a_run_without_checkpoints_of_ours_is_moved_too(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / name).write_text("mine")
-    assert RunFolder(folder).start_fresh() == f"{folder} held another run, without checkpoints; it is now {folder}-1"
+    assert (
+        RunFolder(folder).start_fresh()
+        == f"{folder} held another run, without checkpoints; it is now {folder}-1"
+    )
     assert (tmp_path / "run-1" / name).read_text() == "mine"
 
 
@@ -231,17 +282,36 @@ def test_a_start_without_a_checkpoint_begins_again_in_its_place(tmp_path: Path) 
         run = RunFolder(begun(folder, rows))
         said = f"{folder} holds a start of this run that came to no checkpoint: its logs begin anew"
         assert run.begin_again("a: 1\n", first_save=10) == said
-        assert sorted(entry.name for entry in folder.iterdir()) == [".lock", "config.yaml", "error-x.txt", "incidents.jsonl", "notes.txt"]
+        assert sorted(entry.name for entry in folder.iterdir()) == [
+            ".lock",
+            "config.yaml",
+            "error-x.txt",
+            "incidents.jsonl",
+            "notes.txt",
+        ]
         assert run.start_fresh() is None
         run.close()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize(
-    "why", ["another configuration", "no configuration", "later rows", "a later result", "a checkpoint", "a link", "not our log"]
+    "why",
+    [
+        "another configuration",
+        "no configuration",
+        "later rows",
+        "a later result",
+        "a checkpoint",
+        "a link",
+        "not our log",
+    ],
 )
 def test_what_may_be_worth_keeping_is_not_begun_again(tmp_path: Path, why: str) -> None:
-    folder = begun(tmp_path / "run", 11 if why == "later rows" else 10, (0, 5) if why == "a later result" else (0,))
+    folder = begun(
+        tmp_path / "run",
+        11 if why == "later rows" else 10,
+        (0, 5) if why == "a later result" else (0,),
+    )
     if why == "a checkpoint":
         save(folder, 5)
     elif why == "a link":
@@ -252,7 +322,10 @@ def test_what_may_be_worth_keeping_is_not_begun_again(tmp_path: Path, why: str) 
         (folder / "config.yaml").unlink()
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     run = RunFolder(folder)
-    assert run.begin_again("a: 2\n" if why == "another configuration" else "a: 1\n", first_save=10) is None
+    assert (
+        run.begin_again("a: 2\n" if why == "another configuration" else "a: 1\n", first_save=10)
+        is None
+    )
     run.close()
     after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert after | {".lock": b""} == before | {".lock": b""}
@@ -265,11 +338,16 @@ def test_other_things_in_a_folder_are_no_run(tmp_path: Path) -> None:
     assert (tmp_path / "notes.txt").exists()
 
 
-def test_the_paths_that_are_said_are_as_the_user_wrote_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_paths_that_are_said_are_as_the_user_wrote_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     trained(Path("runs/small"), {1: 1.0})
     said = RunFolder("runs/small").start_fresh()
-    assert said is not None and said.endswith("it is now runs/small-1 (continue it with --resume auto --checkpoint.directory runs/small-1)")
+    assert said is not None and said.endswith(
+        "it is now runs/small-1 (continue it with --resume auto --checkpoint.directory"
+        " runs/small-1)"
+    )
 
 
 def test_behind_a_link_the_folder_is_moved_not_the_link(tmp_path: Path) -> None:
@@ -278,10 +356,16 @@ def test_behind_a_link_the_folder_is_moved_not_the_link(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to("big disk/run")
     said = RunFolder(tmp_path / "run").start_fresh()
     assert said is not None and f"it is now {disk}-1" in said
-    assert (tmp_path / "run").is_symlink() and (disk / ".lock").exists() and steps(tmp_path / "big disk" / "run-1") == [1]
+    assert (
+        (tmp_path / "run").is_symlink()
+        and (disk / ".lock").exists()
+        and steps(tmp_path / "big disk" / "run-1") == [1]
+    )
 
 
-def test_a_folder_that_cannot_be_moved_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_moved_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A mount point, for one."""
     folder = trained(tmp_path / "run", {1: 1.0})
 
@@ -292,23 +376,39 @@ def test_a_folder_that_cannot_be_moved_is_left_alone(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "rename", busy)
     with pytest.raises(CheckpointError) as caught:
         run.start_fresh()
-    assert str(caught.value) == (
-        f"{folder} holds another run and cannot be moved to {folder}-1 (Device or resource busy); set checkpoint.directory to a new folder"
+    assert (
+        str(caught.value)
+        == f"{folder} holds another run and cannot be moved to {folder}-1 (Device or resource"
+        " busy); set checkpoint.directory to a new folder"
     )
     assert steps(folder) == [1] and losses(folder) == {1: 1.0}
 
 
-def test_a_folder_that_holds_more_than_the_run_is_not_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_holds_more_than_the_run_is_not_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = trained(tmp_path / "runs", {1: 1.0})
     trained(folder / "other", {1: 1.0})
-    with pytest.raises(ConfigError, match=r"checkpoint\.directory: .*/runs holds a run, and the folders of other runs \(other\), so"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"checkpoint\.directory: .*/runs holds a run, and the folders of other runs"
+            r" \(other\), so"
+        ),
+    ):
         RunFolder(folder).start_fresh()
     alone = trained(tmp_path / "alone", {1: 1.0})
     (alone / "below").mkdir()
     for here, name in ((alone, "."), (alone / "below", "..")):
         monkeypatch.chdir(here)
         run = RunFolder(name)
-        with pytest.raises(ConfigError, match="holds a run, and the directory in which this command runs, so it is not moved aside"):
+        with pytest.raises(
+            ConfigError,
+            match=(
+                "holds a run, and the directory in which this command runs, so it is not moved"
+                " aside"
+            ),
+        ):
             run.start_fresh()
         run.close()
     assert steps(folder) == steps(alone) == [1]
@@ -331,7 +431,11 @@ class FreshStart:
         assert whole.name in ("run", "run-1") and steps(whole) == [1, 2]
         for path in step_directories(whole):
             verify(path)
-        assert links(whole) == {"best": "step-00000002.ckpt", "last": "step-00000002.ckpt", "final": "step-00000002.ckpt"}
+        assert links(whole) == {
+            "best": "step-00000002.ckpt",
+            "last": "step-00000002.ckpt",
+            "final": "step-00000002.ckpt",
+        }
         assert losses(whole) == {0: 3.0, 1: 2.0, 2: 1.0}
 
 
@@ -349,15 +453,34 @@ class Rewound:
     @staticmethod
     def check(run: Path) -> None:
         everything = [run, *run.glob("after-step-*")]
-        assert sorted(step for folder in everything for step in steps(folder)) == [1, 2, 3], "each once, somewhere"
-        assert steps(run) == [1, 2, 3][: len(steps(run))], "the newest go first: what is left is nearest to what was asked"
-        assert {step: loss for folder in everything for step, loss in losses(folder).items()} == {0: 4.0, 1: 3.0, 2: 2.0, 3: 1.0}
+        assert sorted(step for folder in everything for step in steps(folder)) == [
+            1,
+            2,
+            3,
+        ], "each once, somewhere"
+        assert steps(run) == [1, 2, 3][: len(steps(run))], (
+            "the newest go first: what is left is nearest to what was asked"
+        )
+        assert {step: loss for folder in everything for step, loss in losses(folder).items()} == {
+            0: 4.0,
+            1: 3.0,
+            2: 2.0,
+            3: 1.0,
+        }
         for folder in everything:
             for path in step_directories(folder):
                 verify(path)
-        assert {row["step"] for row in read(run / "metrics.csv")} == {0, 1, 2, 3}, "taken out when the log is opened, not before"
+        assert {row["step"] for row in read(run / "metrics.csv")} == {
+            0,
+            1,
+            2,
+            3,
+        }, "taken out when the log is opened, not before"
         if steps(run) == [1] or len(losses(run)) == 2:
-            assert {row["step"] for folder in everything[1:] for row in rows(folder)} == {2, 3}, "put aside before anything else"
+            assert {row["step"] for folder in everything[1:] for row in rows(folder)} == {
+                2,
+                3,
+            }, "put aside before anything else"
         after = RunFolder(run)
         after.rewind(1)
         after.close()
@@ -367,7 +490,9 @@ class Rewound:
 
 
 @pytest.mark.parametrize(("scenario", "least"), [(FreshStart, 4), (Rewound, 20)])
-def test_killed_before_any_disk_operation_nothing_is_lost(tmp_path: Path, scenario: type, least: int) -> None:
+def test_killed_before_any_disk_operation_nothing_is_lost(
+    tmp_path: Path, scenario: type, least: int
+) -> None:
     assert kill_everywhere(f"tests.runs.test_folder:{scenario.__name__}", tmp_path) >= least
 
 
@@ -376,7 +501,11 @@ def test_killed_before_any_disk_operation_nothing_is_lost(tmp_path: Path, scenar
 
 def test_rewinding_moves_the_later_ones_aside_and_mends_the_links(tmp_path: Path) -> None:
     folder = trained(tmp_path / "run", {0: 5.0, 100: 4.0, 200: 3.0, 300: 1.0, 400: 2.0})
-    assert links(folder) == {"best": "step-00000300.ckpt", "last": "step-00000400.ckpt", "final": "step-00000400.ckpt"}
+    assert links(folder) == {
+        "best": "step-00000300.ckpt",
+        "last": "step-00000400.ckpt",
+        "final": "step-00000400.ckpt",
+    }
     run = RunFolder(folder)
     aside = folder / "after-step-00000200-1"
     assert run.rewind(200) == f"2 later checkpoints and 2 later results moved to {aside}"
@@ -387,7 +516,10 @@ def test_rewinding_moves_the_later_ones_aside_and_mends_the_links(tmp_path: Path
     assert links(folder) == {"best": "step-00000200.ckpt", "last": "step-00000200.ckpt"}
     assert run.rewind(200) is None and run.rewind(10**9) is None
     run.record(evaluated(300, 1.5, save(folder, 300, b"again")))
-    assert run.rewind(200) == f"1 later checkpoint and 1 later result moved to {folder / 'after-step-00000200-2'}"
+    assert (
+        run.rewind(200)
+        == f"1 later checkpoint and 1 later result moved to {folder / 'after-step-00000200-2'}"
+    )
     assert steps(aside) == [300, 400]
 
 
@@ -421,17 +553,39 @@ def test_a_damaged_later_checkpoint_is_kept_aside_as_well(tmp_path: Path) -> Non
 def test_best_follows_the_lowest_loss_of_the_checkpoints_that_exist(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     best = []
-    for step, loss in ((0, 0.0), (1, 3.0), (2, 2.0), (3, math.nan), (4, 2.0), (5, 2.5), (6, math.inf), (7, 1.0)):
-        run.record(evaluated(step, loss, save(tmp_path, step, str(step).encode()) if step else None))
+    for step, loss in (
+        (0, 0.0),
+        (1, 3.0),
+        (2, 2.0),
+        (3, math.nan),
+        (4, 2.0),
+        (5, 2.5),
+        (6, math.inf),
+        (7, 1.0),
+    ):
+        run.record(
+            evaluated(step, loss, save(tmp_path, step, str(step).encode()) if step else None)
+        )
         target = pointed(tmp_path, "best.ckpt")
         best.append(step_of(target) if target else None)
-    assert best == [None, 1, 2, 2, 2, 2, 2, 7], "NaN is never best, of equals the first, step 0 has no checkpoint"
+    assert best == [
+        None,
+        1,
+        2,
+        2,
+        2,
+        2,
+        2,
+        7,
+    ], "NaN is never best, of equals the first, step 0 has no checkpoint"
     (tmp_path / "step-00000007.ckpt" / "manifest.json").write_text("{}")
     run.point_to_best()
     assert links(tmp_path)["best"] == "step-00000002.ckpt"
     run.record(evaluated(8, -1.0))
     run.record(Evaluated(2, "0" * 64, -1.0, 1.0, 1.0, 1, 1.0))
-    assert links(tmp_path)["best"] == "step-00000002.ckpt", "a loss counts for the bytes that were measured"
+    assert links(tmp_path)["best"] == "step-00000002.ckpt", (
+        "a loss counts for the bytes that were measured"
+    )
 
 
 def test_nan_alone_is_not_best_either(tmp_path: Path) -> None:
@@ -461,13 +615,29 @@ def test_a_line_that_was_cut_anywhere_costs_only_itself(tmp_path: Path) -> None:
         run.record(third)
         assert run.evaluations() in ([first, third], [first, second, third])
         assert (run.evaluations()[1] == second) is (length >= len(whole) - 1)
-    assert (tmp_path / "evaluations.jsonl").read_bytes().count(b"\n") == 3, "no empty line where nothing was cut"
+    assert (tmp_path / "evaluations.jsonl").read_bytes().count(b"\n") == 3, (
+        "no empty line where nothing was cut"
+    )
 
 
 @pytest.mark.parametrize(
     "line",
-    ["", "{", "[]", "3", "null", "{}", '{"step": 1}', "\xff", "[" * 100_000, json.dumps({**vars(evaluated(1, 1.0)), "more": 1})]
-    + [json.dumps(vars(evaluated(1, 1.0)) | change) for change in ({"step": "1"}, {"loss": "low"}, {"step": None})],
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "null",
+        "{}",
+        '{"step": 1}',
+        "\xff",
+        "[" * 100_000,
+        json.dumps({**vars(evaluated(1, 1.0)), "more": 1}),
+    ]
+    + [
+        json.dumps(vars(evaluated(1, 1.0)) | change)
+        for change in ({"step": "1"}, {"loss": "low"}, {"step": None})
+    ],
 )
 def test_a_damaged_line_was_never_a_result(tmp_path: Path, line: str) -> None:
     run = RunFolder(tmp_path)
@@ -482,15 +652,21 @@ def test_a_result_that_cannot_be_read_or_written_is_told(unprivileged: Path) -> 
     run = RunFolder("run")
     run.record(evaluated(1, 1.0))
     Path("run/evaluations.jsonl").chmod(0)
-    with pytest.raises(CheckpointError, match=r"run/evaluations\.jsonl could not be written: Permission denied \("):
+    with pytest.raises(
+        CheckpointError, match=r"run/evaluations\.jsonl could not be written: Permission denied \("
+    ):
         run.record(evaluated(2, 1.0))
-    with pytest.raises(CheckpointError, match=r"run/evaluations\.jsonl cannot be read: Permission denied"):
+    with pytest.raises(
+        CheckpointError, match=r"run/evaluations\.jsonl cannot be read: Permission denied"
+    ):
         run.evaluations()
 
 
 def test_progress_is_counted_from_the_lowest_loss() -> None:
     def since_best(*values: float) -> int:
-        return validations_without_progress([evaluated(step, loss) for step, loss in enumerate(values)])
+        return validations_without_progress(
+            [evaluated(step, loss) for step, loss in enumerate(values)]
+        )
 
     assert since_best() == 0
     assert since_best(5.0) == 0
@@ -505,7 +681,9 @@ def test_progress_is_counted_from_the_lowest_loss() -> None:
 # Whole text files
 
 
-def test_a_text_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_file_is_replaced_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.txt"
     disk.replace(path, "é old")
     disk.replace(path, "é new")
@@ -517,9 +695,13 @@ def test_a_text_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch
     for call in ("fsync", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(os, call, fail)
-            with pytest.raises(CheckpointError, match=r"x\.txt could not be written: Input/output error"):
+            with pytest.raises(
+                CheckpointError, match=r"x\.txt could not be written: Input/output error"
+            ):
                 disk.replace(path, "newer")
-        assert [entry.name for entry in tmp_path.iterdir()] == ["x.txt"] and path.read_text() == "é new"
+        assert [entry.name for entry in tmp_path.iterdir()] == [
+            "x.txt"
+        ] and path.read_text() == "é new"
     with pytest.raises(CheckpointError, match="could not be written: No such file or directory;"):
         disk.replace(tmp_path / "nowhere" / "x.txt", "")
 
@@ -531,14 +713,18 @@ def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "there").mkdir()
     RunFolder(tmp_path / "there").close()
-    assert [path.name for path in (tmp_path / "there").iterdir()] == [".lock"], "what was there stays"
+    assert [path.name for path in (tmp_path / "there").iterdir()] == [".lock"], (
+        "what was there stays"
+    )
     run = RunFolder(tmp_path / "used")
     (tmp_path / "used" / "config.yaml").write_text("")
     run.close()
     assert (tmp_path / "used" / "config.yaml").exists()
 
 
-def test_a_lock_whose_file_was_taken_away_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_whose_file_was_taken_away_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between opening the file and locking it, the one who held it may have removed it."""
     import fcntl
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lm.runs import metrics
-from lm.system.errors import CheckpointError
 from lm.runs.metrics import HEADER, MetricsLog
+from lm.system.errors import CheckpointError
 
 
 def filled(path: Path, steps: int = 5) -> MetricsLog:
@@ -23,13 +23,24 @@ def filled(path: Path, steps: int = 5) -> MetricsLog:
 def test_fresh_run_writes_the_header_and_one_line_for_each_row(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     MetricsLog(path, resume_step=None).append(
-        7, "val", epoch=0.5, loss=1.23456789, tokens=1_536_000, perplexity=3.4368908, bits_per_byte=1.7811, seconds=1_234_567.8
+        7,
+        "val",
+        epoch=0.5,
+        loss=1.23456789,
+        tokens=1_536_000,
+        perplexity=3.4368908,
+        bits_per_byte=1.7811,
+        seconds=1_234_567.8,
     )
     header, line, rest = path.read_text().split("\n")
-    assert header == (
-        "step,epoch,split,loss,timestamp,tokens,perplexity,bits_per_byte,lr,grad_norm,tokens_per_second,mfu,peak_memory_mb,seconds"
+    assert (
+        header
+        == "step,epoch,split,loss,timestamp,tokens,perplexity,bits_per_byte,lr,grad_norm,tokens_per_second,mfu,peak_memory_mb,seconds"
     )
-    assert re.fullmatch(r"7,0\.5,val,1\.234568,\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00,1536000,3\.4368908,1\.7811,,,,,,1234567\.8", line)
+    assert re.fullmatch(
+        r"7,0\.5,val,1\.234568,\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00,1536000,3\.4368908,1\.7811,,,,,,1234567\.8",
+        line,
+    )
     assert rest == ""
 
 
@@ -41,7 +52,12 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     first, second = metrics.read(path)
     assert first["step"] == 0 and first["tokens"] == 0 and first["split"] == "val"
     assert math.isnan(first["loss"]) and first["perplexity"] == math.inf and first["lr"] is None
-    assert second["loss"] == 2.5 and second["lr"] == 0.3 and second["grad_norm"] == 0.0 and second["tokens"] is None
+    assert (
+        second["loss"] == 2.5
+        and second["lr"] == 0.3
+        and second["grad_norm"] == 0.0
+        and second["tokens"] is None
+    )
     assert type(second["step"]) is int and list(second) == list(metrics.COLUMNS)
 
 
@@ -58,7 +74,11 @@ def test_rows_go_to_the_end_of_a_file_that_grew_meanwhile(tmp_path: Path) -> Non
     log = filled(path, steps=1)
     MetricsLog(path, resume_step=1).append(2, "val", loss=1.0)
     log.append(2, "train", loss=1.0)
-    assert [(row["step"], row["split"]) for row in metrics.read(path)] == [(1, "train"), (2, "val"), (2, "train")]
+    assert [(row["step"], row["split"]) for row in metrics.read(path)] == [
+        (1, "train"),
+        (2, "val"),
+        (2, "train"),
+    ]
 
 
 def test_resume_keeps_history_and_drops_what_comes_after(tmp_path: Path) -> None:
@@ -79,9 +99,14 @@ def test_a_validation_that_is_done_again_is_taken_out(tmp_path: Path) -> None:
     log = filled(path, steps=2)
     log.append(2, "val", loss=0.5)
     whole = path.read_text()
-    assert MetricsLog(path, resume_step=2, validated=True).dropped == 0 and path.read_text() == whole
+    assert (
+        MetricsLog(path, resume_step=2, validated=True).dropped == 0 and path.read_text() == whole
+    )
     assert MetricsLog(path, resume_step=2, validated=False).dropped == 1
-    assert [(row["step"], row["split"]) for row in metrics.read(path)] == [(1, "train"), (2, "train")]
+    assert [(row["step"], row["split"]) for row in metrics.read(path)] == [
+        (1, "train"),
+        (2, "train"),
+    ]
 
 
 def test_the_rows_after_a_step_can_be_put_aside(tmp_path: Path) -> None:
@@ -96,7 +121,9 @@ def test_the_rows_after_a_step_can_be_put_aside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("resume_step", [5, 9])
-def test_resume_with_nothing_to_drop_does_not_touch_the_file(tmp_path: Path, resume_step: int) -> None:
+def test_resume_with_nothing_to_drop_does_not_touch_the_file(
+    tmp_path: Path, resume_step: int
+) -> None:
     path = tmp_path / "metrics.csv"
     filled(path)
     before = path.stat()
@@ -104,7 +131,9 @@ def test_resume_with_nothing_to_drop_does_not_touch_the_file(tmp_path: Path, res
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_every_cut_of_the_last_line_is_tolerated_by_read_and_mended_by_resume(tmp_path: Path) -> None:
+def test_every_cut_of_the_last_line_is_tolerated_by_read_and_mended_by_resume(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "metrics.csv"
     filled(path, steps=3)
     whole = path.read_bytes()
@@ -144,16 +173,22 @@ def test_fresh_run_never_takes_another_runs_history(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("resume_step", [None, 3])
 @pytest.mark.parametrize("text", ["step,train_loss\n1,2.0\n", "step,train_loss"])
-def test_other_columns_are_refused_and_left_alone(tmp_path: Path, resume_step: int | None, text: str) -> None:
+def test_other_columns_are_refused_and_left_alone(
+    tmp_path: Path, resume_step: int | None, text: str
+) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text(text)
     for act in (lambda: MetricsLog(path, resume_step), lambda: metrics.read(path)):
-        with pytest.raises(CheckpointError, match=r"metrics\.csv:1: these are not the columns.*'step,train_loss'"):
+        with pytest.raises(
+            CheckpointError, match=r"metrics\.csv:1: these are not the columns.*'step,train_loss'"
+        ):
             act()
     assert path.read_text() == text
 
 
-@pytest.mark.parametrize("damage", ["\0" * 40, "2,,train,1.0", "two" + "," * 13, "," * 13, "2,,train,low" + "," * 10])
+@pytest.mark.parametrize(
+    "damage", ["\0" * 40, "2,,train,1.0", "two" + "," * 13, "," * 13, "2,,train,low" + "," * 10]
+)
 def test_a_damaged_line_is_named_by_read_and_counted_by_resume(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "metrics.csv"
     filled(path, steps=3)
@@ -186,7 +221,9 @@ def test_a_disk_that_refuses_is_a_checkpoint_error(tmp_path: Path) -> None:
         log.append(6, "train", loss=1.0)
 
 
-def test_a_full_disk_while_resuming_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_resuming_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "metrics.csv"
     filled(path)
     before = path.read_bytes()
@@ -195,7 +232,9 @@ def test_a_full_disk_while_resuming_leaves_the_old_file(tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", refuse)
-    with pytest.raises(CheckpointError, match=r"No space left on device .*; what was saved before is untouched"):
+    with pytest.raises(
+        CheckpointError, match=r"No space left on device .*; what was saved before is untouched"
+    ):
         MetricsLog(path, resume_step=2)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 

@@ -1,4 +1,6 @@
-"""What a run starts from, and what may change when it goes on: python -m pytest tests/runs/test_origin.py."""
+"""What a run starts from, and what may change when it goes on: python -m pytest
+tests/runs/test_origin.py.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,19 @@ from typing import Any
 
 import pytest
 
-from lm.runs.changes import HARMLESS, INEXACT, SETTLED_LATER, changes, machine_changes
-from lm.checkpoints.folder import point, read_manifest, read_meta, step_directories, step_name, step_of
-from lm.system.errors import CheckpointError, ConfigError
-from lm.runs.origin import Origin, find_origin, is_finished, make_room
-from lm.runs.folder import Evaluated, RunFolder, read_evaluations
+from lm.checkpoints.folder import (
+    point,
+    read_manifest,
+    read_meta,
+    step_directories,
+    step_name,
+    step_of,
+)
 from lm.config.schema.config import Config
+from lm.runs.changes import HARMLESS, INEXACT, SETTLED_LATER, changes, machine_changes
+from lm.runs.folder import Evaluated, RunFolder, read_evaluations
+from lm.runs.origin import Origin, find_origin, is_finished, make_room
+from lm.system.errors import CheckpointError, ConfigError
 from tests.support.faults import ROOT, save, sealed
 
 INEXACT_END = " (from here on the weights are not bit for bit those of an unchanged run)"
@@ -24,7 +33,10 @@ INEXACT_END = " (from here on the weights are not bit for bit those of an unchan
 
 def config(**overrides: Any) -> Config:
     """A valid configuration; `trainer__max_steps=3` sets a key."""
-    values: dict[str, Any] = {"data": {"source": {"format": "txt", "files": "corpus.txt"}}, "trainer": {"max_steps": 1000}}
+    values: dict[str, Any] = {
+        "data": {"source": {"format": "txt", "files": "corpus.txt"}},
+        "trainer": {"max_steps": 1000},
+    }
     for key, value in overrides.items():
         *sections, last = key.split("__")
         target = values
@@ -39,9 +51,13 @@ def trained(folder: Path, *steps: int, **meta: Any) -> Path:
     run = RunFolder(folder)
     saved_config = config().model_dump(mode="json")
     for step in steps:
-        path = save(folder, step, f"weights of {step}".encode(), config=saved_config, parent=None, **meta)
+        path = save(
+            folder, step, f"weights of {step}".encode(), config=saved_config, parent=None, **meta
+        )
         point(folder, "last.ckpt", path)
-        run.record(Evaluated(step, read_manifest(path)["sha256"], 5 - step / 1000, 1.0, 1.0, 1, 1.0))
+        run.record(
+            Evaluated(step, read_manifest(path)["sha256"], 5 - step / 1000, 1.0, 1.0, 1, 1.0)
+        )
     run.close()
     return folder
 
@@ -49,7 +65,13 @@ def trained(folder: Path, *steps: int, **meta: Any) -> Path:
 class Started:
     """What `find_origin` decided and said, with the folder locked as train.py does it."""
 
-    def __init__(self, folder: Path, resume: str | None = None, init_from: str | None = None, now: Config | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        resume: str | None = None,
+        init_from: str | None = None,
+        now: Config | None = None,
+    ):
         self.said: list[str] = []
         run = RunFolder(folder)
         try:
@@ -65,10 +87,14 @@ def steps(folder: Path) -> list[int]:
 
 
 def refusal(kind: type[Exception], folder: Path, **arguments: Any) -> str:
-    before = sorted(path.relative_to(folder.parent) for path in folder.parent.rglob("*") if path.name != ".lock")
+    before = sorted(
+        path.relative_to(folder.parent) for path in folder.parent.rglob("*") if path.name != ".lock"
+    )
     with pytest.raises(kind) as caught:
         Started(folder, **arguments)
-    after = sorted(path.relative_to(folder.parent) for path in folder.parent.rglob("*") if path.name != ".lock")
+    after = sorted(
+        path.relative_to(folder.parent) for path in folder.parent.rglob("*") if path.name != ".lock"
+    )
     assert after == before, "what is refused changes nothing"
     return str(caught.value)
 
@@ -86,7 +112,9 @@ def test_a_fresh_start_moves_a_run_aside_and_says_so(tmp_path: Path) -> None:
     folder = trained(tmp_path / "run", 500)
     started = Started(folder)
     assert started.origin == Origin() and len(started.said) == 1
-    assert started.said[0].startswith(f"{folder} held another run (1 checkpoint, the last at step 500); it is now {folder}-1 ")
+    assert started.said[0].startswith(
+        f"{folder} held another run (1 checkpoint, the last at step 500); it is now {folder}-1 "
+    )
 
 
 def test_processes_other_than_the_first_only_look(tmp_path: Path) -> None:
@@ -102,7 +130,9 @@ def test_processes_other_than_the_first_only_look(tmp_path: Path) -> None:
 def test_auto_with_nothing_there_starts_from_nothing(tmp_path: Path) -> None:
     started = Started(tmp_path / "run", resume="auto")
     assert started.origin == Origin(again=True)
-    assert started.said == [f"{tmp_path / 'run'} holds no checkpoint to resume: starting from step 0"]
+    assert started.said == [
+        f"{tmp_path / 'run'} holds no checkpoint to resume: starting from step 0"
+    ]
 
 
 def test_auto_moves_logs_aside_that_may_be_of_another_run(tmp_path: Path) -> None:
@@ -111,7 +141,9 @@ def test_auto_moves_logs_aside_that_may_be_of_another_run(tmp_path: Path) -> Non
     (folder / "metrics.csv").write_text("")
     started = Started(folder, resume="auto")
     assert (
-        started.origin == Origin(again=True) and started.said[1] == f"{folder} held another run, without checkpoints; it is now {folder}-1"
+        started.origin == Origin(again=True)
+        and started.said[1]
+        == f"{folder} held another run, without checkpoints; it is now {folder}-1"
     )
 
 
@@ -120,7 +152,11 @@ def test_auto_takes_the_newest(tmp_path: Path) -> None:
     point(folder, "last.ckpt", folder / "step-00000500.ckpt")
     started = Started(folder, resume="auto")
     assert started.origin.resume == started.origin.path == folder / "step-00000600.ckpt"
-    assert started.origin.step == 600 and started.origin.meta == read_meta(folder / "step-00000600.ckpt") and started.said == []
+    assert (
+        started.origin.step == 600
+        and started.origin.meta == read_meta(folder / "step-00000600.ckpt")
+        and started.said == []
+    )
 
 
 def test_auto_passes_over_what_is_damaged_and_says_so(tmp_path: Path) -> None:
@@ -130,20 +166,29 @@ def test_auto_passes_over_what_is_damaged_and_says_so(tmp_path: Path) -> None:
     started = Started(folder, resume="auto")
     assert started.origin.step == 400
     assert started.said == [
-        f"passed over: {folder}/step-00000600.ckpt/model.safetensors is damaged: its content is not what was saved",
+        (
+            f"passed over: {folder}/step-00000600.ckpt/model.safetensors is damaged: its content is"
+            " not what was saved"
+        ),
         f"passed over: {folder}/step-00000500.ckpt/manifest.json is missing",
         f"2 later checkpoints and 2 later results moved to {folder}/after-step-00000400-1",
     ]
     assert (folder / "last.ckpt").readlink() == Path("step-00000400.ckpt")
 
 
-@pytest.mark.parametrize(("saved", "count"), [((500,), "its one checkpoint is"), ((500, 600), "its 2 checkpoints are")])
-def test_auto_with_nothing_whole_is_an_error(tmp_path: Path, saved: tuple[int, ...], count: str) -> None:
+@pytest.mark.parametrize(
+    ("saved", "count"), [((500,), "its one checkpoint is"), ((500, 600), "its 2 checkpoints are")]
+)
+def test_auto_with_nothing_whole_is_an_error(
+    tmp_path: Path, saved: tuple[int, ...], count: str
+) -> None:
     folder = trained(tmp_path / "run", *saved)
     for path in step_directories(folder):
         (path / "train_state.pt").unlink()
-    assert refusal(CheckpointError, folder, resume="auto") == (
-        f"{folder}: {count} damaged; train again without --resume (what is there is kept, in a folder beside it)"
+    assert (
+        refusal(CheckpointError, folder, resume="auto")
+        == f"{folder}: {count} damaged; train again without --resume (what is there is kept, in a"
+        " folder beside it)"
     )
 
 
@@ -154,7 +199,9 @@ def test_a_named_one_rewinds_the_run(tmp_path: Path) -> None:
     folder = trained(tmp_path / "run", 400, 500, 600)
     started = Started(folder, resume=str(folder / "step-00000500.ckpt"))
     assert started.origin.resume == folder / "step-00000500.ckpt" and steps(folder) == [400, 500]
-    assert started.said == [f"1 later checkpoint and 1 later result moved to {folder}/after-step-00000500-1"]
+    assert started.said == [
+        f"1 later checkpoint and 1 later result moved to {folder}/after-step-00000500-1"
+    ]
 
 
 def test_a_link_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,25 +211,35 @@ def test_a_link_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "train_state.pt", "meta.json"])
-def test_a_named_one_that_is_damaged_is_an_error_without_a_way_round(tmp_path: Path, file: str) -> None:
+def test_a_named_one_that_is_damaged_is_an_error_without_a_way_round(
+    tmp_path: Path, file: str
+) -> None:
     folder = trained(tmp_path / "run", 400, 500)
     with (folder / "step-00000500.ckpt" / file).open("ab") as stream:
         stream.write(b" ")
-    assert f"{file} is damaged" in refusal(CheckpointError, folder, resume=str(folder / "step-00000500.ckpt"))
+    assert f"{file} is damaged" in refusal(
+        CheckpointError, folder, resume=str(folder / "step-00000500.ckpt")
+    )
 
 
 def test_a_named_one_that_is_missing_is_an_error(tmp_path: Path) -> None:
     folder = trained(tmp_path / "run", 400)
     path = folder / "step-00000500.ckpt"
-    assert refusal(CheckpointError, folder, resume=str(path)) == f"{path}: no such checkpoint; {folder} holds step-00000400.ckpt"
+    assert (
+        refusal(CheckpointError, folder, resume=str(path))
+        == f"{path}: no such checkpoint; {folder} holds step-00000400.ckpt"
+    )
 
 
 def test_a_named_one_of_another_run_is_an_error_that_knows_the_way(tmp_path: Path) -> None:
     other = trained(tmp_path / "other", 500) / "step-00000500.ckpt"
     trained(tmp_path / "run", 100)
-    assert refusal(ConfigError, tmp_path / "run", resume=str(other)) == (
-        f"command line: --resume {other}: that run is in {tmp_path / 'other'}, but checkpoint.directory is {tmp_path / 'run'}; "
-        f"write --checkpoint.directory {tmp_path / 'other'} to continue it, or --init-from {other} to start a new run from its weights"
+    assert (
+        refusal(ConfigError, tmp_path / "run", resume=str(other))
+        == f"command line: --resume {other}: that run is in {tmp_path / 'other'}, but"
+        f" checkpoint.directory is {tmp_path / 'run'}; write --checkpoint.directory"
+        f" {tmp_path / 'other'} to continue it, or --init-from {other} to start a new run from"
+        " its weights"
     )
 
 
@@ -217,12 +274,19 @@ def test_refused_changes_are_told_all_at_once(tmp_path: Path) -> None:
         "data.val_fraction: the run to resume has 0.05, got 0.1",
         "trainer.seed: the run to resume has 1337, got 7",
         "trainer.batch_size: the run to resume has 32, got 64",
-        f"write what it has to resume it, or --init-from {path} --checkpoint.directory NEW to start a new run from its weights",
+        (
+            f"write what it has to resume it, or --init-from {path} --checkpoint.directory NEW to"
+            " start a new run from its weights"
+        ),
     ]
 
 
 def test_another_kind_of_source_and_a_validation_of_its_own(tmp_path: Path) -> None:
-    now = config(data__source__format="jsonl", data__validation={"format": "txt", "files": "val.txt"}, model__n_kv_heads=2)
+    now = config(
+        data__source__format="jsonl",
+        data__validation={"format": "txt", "files": "val.txt"},
+        model__n_kv_heads=2,
+    )
     with pytest.raises(ConfigError) as caught:
         list(changes(now, config().model_dump(mode="json"), tmp_path))
     lines = str(caught.value).splitlines()
@@ -291,7 +355,9 @@ def test_allowed_changes_are_said_and_where_exactness_ends(key: str, tmp_path: P
     section, name = key.split("__")
     old, new = json.dumps(stored[section][name]), json.dumps(CHANGES[key])
     inexact = section == "optimizer" or (section == "trainer" and key not in EXACT)
-    line = f"changed since step-00000500.ckpt: {section}.{name} {old} -> {new}{INEXACT_END * inexact}"
+    line = (
+        f"changed since step-00000500.ckpt: {section}.{name} {old} -> {new}{INEXACT_END * inexact}"
+    )
     assert said == ([] if f"{section}.{name}" in SETTLED_LATER else [line])
 
 
@@ -302,8 +368,14 @@ def test_a_new_key_of_the_schema_is_decided_on_here() -> None:
         for key in keys or ():  # no finetune in a run of train.py
             if f"{section}.{key}" not in changeable:
                 refused.add(f"{section}.{key}")
-    hashed = {"data.source.files", "data.source.parts[].source.files", "data.validation.files", "finetune.base"}
-    reported = {f"finetune.{key}" for key in ("choices", "report_prompts", "report_tokens")}  # what comes after the training
+    hashed = {
+        "data.source.files",
+        "data.source.parts[].source.files",
+        "data.validation.files",
+        "finetune.base",
+    }
+    # what comes after the training
+    reported = {f"finetune.{key}" for key in ("choices", "report_prompts", "report_tokens")}
     assert hashed | reported < {*HARMLESS}
     named = {name for name in HARMLESS + INEXACT if "." in name} - hashed - reported
     assert named == {key for key in changeable if key.split(".")[0] not in HARMLESS}
@@ -315,16 +387,25 @@ def test_a_new_key_of_the_schema_is_decided_on_here() -> None:
     }
 
 
-@pytest.mark.parametrize(("old", "new", "allowed"), [("auto", "fp32", True), ("bf16", "auto", True), ("fp32", "bf16", False)])
-def test_precision_may_be_named_but_not_changed(tmp_path: Path, old: str, new: str, allowed: bool) -> None:
-    """What auto comes to is held against the checkpoint later, by `machine_changes`, whose advice must not be refused here."""
+@pytest.mark.parametrize(
+    ("old", "new", "allowed"),
+    [("auto", "fp32", True), ("bf16", "auto", True), ("fp32", "bf16", False)],
+)
+def test_precision_may_be_named_but_not_changed(
+    tmp_path: Path, old: str, new: str, allowed: bool
+) -> None:
+    """What auto comes to is held against the checkpoint later, by `machine_changes`, whose advice
+    must not be refused here.
+    """
     stored = config(trainer__precision=old).model_dump(mode="json")
     if allowed:
         assert list(changes(config(trainer__precision=new), stored, tmp_path / "x")) == [
             f'changed since x: trainer.precision "{old}" -> "{new}"'
         ]
     else:
-        with pytest.raises(ConfigError, match=r'^trainer\.precision: the run to resume has "fp32", got "bf16"'):
+        with pytest.raises(
+            ConfigError, match=r'^trainer\.precision: the run to resume has "fp32", got "bf16"'
+        ):
             list(changes(config(trainer__precision=new), stored, tmp_path))
 
 
@@ -336,38 +417,65 @@ def test_a_key_that_is_newer_than_the_checkpoint_has_its_default(tmp_path: Path)
         list(changes(config(model__qk_norm=True), stored, tmp_path))
 
 
-@pytest.mark.parametrize("stored", [{}, {"trainer": 3}, config().model_dump(mode="json") | {"later": 1}])
+@pytest.mark.parametrize(
+    "stored", [{}, {"trainer": 3}, config().model_dump(mode="json") | {"later": 1}]
+)
 def test_a_stored_configuration_of_another_version(tmp_path: Path, stored: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError) as caught:
         list(changes(config(), stored, tmp_path))
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path}/meta.json: config.") and message.endswith("; another version of the project wrote it")
+    assert message.startswith(f"{tmp_path}/meta.json: config.") and message.endswith(
+        "; another version of the project wrote it"
+    )
     assert "\n" not in message
 
 
 def test_a_refused_resume_leaves_later_checkpoints_where_they_are(tmp_path: Path) -> None:
     folder = trained(tmp_path / "run", 500, 600)
-    refusal(ConfigError, folder, resume=str(folder / "step-00000500.ckpt"), now=config(trainer__seed=7))
+    refusal(
+        ConfigError, folder, resume=str(folder / "step-00000500.ckpt"), now=config(trainer__seed=7)
+    )
     assert steps(folder) == [500, 600]
 
 
-MACHINE = {"precision": "fp32", "data_sha256": "aa", "device": "cpu", "threads": 2, "versions": {"torch": "2.13.0", "numpy": "2.0"}}
+MACHINE = {
+    "precision": "fp32",
+    "data_sha256": "aa",
+    "device": "cpu",
+    "threads": 2,
+    "versions": {"torch": "2.13.0", "numpy": "2.0"},
+}
 
 
 def test_what_only_a_session_knows(tmp_path: Path) -> None:
     path = tmp_path / "step-00000500.ckpt"
-    assert list(machine_changes(MACHINE, MACHINE, path)) == list(machine_changes({}, MACHINE, path)) == []
-    now = MACHINE | {"device": "cuda", "threads": 4, "versions": {"torch": "2.14.0", "numpy": "2.1"}}
+    assert (
+        list(machine_changes(MACHINE, MACHINE, path))
+        == list(machine_changes({}, MACHINE, path))
+        == []
+    )
+    now = MACHINE | {
+        "device": "cuda",
+        "threads": 4,
+        "versions": {"torch": "2.14.0", "numpy": "2.1"},
+    }
     assert list(machine_changes(MACHINE, now, path)) == [
         f"changed since step-00000500.ckpt: device cpu -> cuda{INEXACT_END}",
         f"changed since step-00000500.ckpt: threads 2 -> 4{INEXACT_END}",
         f"changed since step-00000500.ckpt: torch 2.13.0 -> 2.14.0{INEXACT_END}",
     ]
     with pytest.raises(
-        ConfigError, match=r"trainer\.precision: .* computes in fp32, this session would in bf16; write --trainer\.precision fp32"
+        ConfigError,
+        match=(
+            r"trainer\.precision: .* computes in fp32, this session would in bf16; write"
+            r" --trainer\.precision fp32"
+        ),
     ):
         list(machine_changes(MACHINE, MACHINE | {"precision": "bf16"}, path))
-    with pytest.raises(ConfigError, match=r"data\.source: the text is not the one that .*step-00000500\.ckpt was trained on"):
+    with pytest.raises(
+        ConfigError,
+        match=r"data\.source: the text is not the one that .*step-00000500\.ckpt was trained on",
+    ):
         list(machine_changes(MACHINE, MACHINE | {"data_sha256": "bb"}, path))
 
 
@@ -376,10 +484,23 @@ def test_what_only_a_session_knows(tmp_path: Path) -> None:
 
 def test_a_new_run_from_a_parent_needs_no_equal_configuration(tmp_path: Path) -> None:
     parent = trained(tmp_path / "base", 500)
-    started = Started(tmp_path / "run", init_from=str(parent / "best.ckpt"), now=config(trainer__seed=7, data__val_fraction=0.2))
+    started = Started(
+        tmp_path / "run",
+        init_from=str(parent / "best.ckpt"),
+        now=config(trainer__seed=7, data__val_fraction=0.2),
+    )
     path = parent / "step-00000500.ckpt"
-    assert (started.origin.init_from, started.origin.path, started.origin.resume, started.origin.step) == (path, path, None, 0)
-    assert started.origin.parent == {"path": str(path), "step": 500, "manifest_sha256": read_manifest(path)["sha256"]}
+    assert (
+        started.origin.init_from,
+        started.origin.path,
+        started.origin.resume,
+        started.origin.step,
+    ) == (path, path, None, 0)
+    assert started.origin.parent == {
+        "path": str(path),
+        "step": 500,
+        "manifest_sha256": read_manifest(path)["sha256"],
+    }
     assert started.said == [f"starting from the weights of {parent / 'best.ckpt'} (step 500)"]
     assert steps(parent) == [500]
 
@@ -395,20 +516,30 @@ def test_a_resumed_run_keeps_its_parent(tmp_path: Path) -> None:
 def test_a_parent_makes_room_like_any_new_run(tmp_path: Path) -> None:
     parent, folder = trained(tmp_path / "base", 500), trained(tmp_path / "run", 100)
     started = Started(folder, init_from=str(parent / "last.ckpt"))
-    assert steps(tmp_path / "run-1") == [100] and steps(folder) == [] and f"it is now {folder}-1" in started.said[1]
+    assert (
+        steps(tmp_path / "run-1") == [100]
+        and steps(folder) == []
+        and f"it is now {folder}-1" in started.said[1]
+    )
 
 
-@pytest.mark.parametrize("name", ["last.ckpt", "step-00000500.ckpt", "after-step-00000500-1/step-00000600.ckpt"])
-def test_a_parent_in_the_folder_of_the_new_run_is_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["last.ckpt", "step-00000500.ckpt", "after-step-00000500-1/step-00000600.ckpt"]
+)
+def test_a_parent_in_the_folder_of_the_new_run_is_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It would be moved aside before it is read."""
     folder = trained(tmp_path / "run", 500, 600)
     RunFolder(folder).rewind(500)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as caught:
         find_origin(config(), Path("run"), None, f"run/{name}", print)
-    assert str(caught.value) == (
-        f"command line: --init-from run/{name} lies in checkpoint.directory (run), which the new run would move aside; "
-        f"write --checkpoint.directory with a new folder, or --resume run/{name} to continue that run"
+    assert (
+        str(caught.value)
+        == f"command line: --init-from run/{name} lies in checkpoint.directory (run), which the new"
+        " run would move aside; write --checkpoint.directory with a new folder, or --resume"
+        f" run/{name} to continue that run"
     )
 
 
@@ -443,27 +574,37 @@ def result(step: int, loss: float = 1.0) -> Evaluated:
         (500, {100: 1.0, 300: 2.0, 500: 2.0}, 3, False),
         (500, {100: 3.0, 300: 2.0, 500: 1.0}, 1, False),
         (500, {100: 1.0, 300: 2.0}, 1, False),
-        (100, {100: 1.0, 300: 2.0, 500: 2.0}, 2, False),  # going on from here, those were never made
+        # going on from here, those were never made
+        (100, {100: 1.0, 300: 2.0, 500: 2.0}, 2, False),
     ],
 )
-def test_finished(tmp_path: Path, step: int, losses: dict[int, float], patience: int | None, finished: bool) -> None:
+def test_finished(
+    tmp_path: Path, step: int, losses: dict[int, float], patience: int | None, finished: bool
+) -> None:
     run = RunFolder(tmp_path)
     for at, loss in losses.items():
         run.record(result(at, loss))
     asked = config(trainer__early_stopping=patience), tmp_path, step
-    assert is_finished(*asked) is (step > 1000)  # killed before the curves were drawn and final.ckpt was set
+    # killed before the curves were drawn and final.ckpt was set
+    assert is_finished(*asked) is (step > 1000)
     point(tmp_path, "final.ckpt", tmp_path / step_name(step))
     assert is_finished(*asked) is finished
 
 
 def test_the_text_may_lie_elsewhere(tmp_path: Path) -> None:
     """Whether it is the same text is seen in the text, by `machine_changes`."""
-    [line] = changes(config(data__source__files=["elsewhere.txt"]), config().model_dump(mode="json"), tmp_path / "x")
+    [line] = changes(
+        config(data__source__files=["elsewhere.txt"]),
+        config().model_dump(mode="json"),
+        tmp_path / "x",
+    )
     assert line == 'changed since x: data.source.files ["corpus.txt"] -> ["elsewhere.txt"]'
 
 
 def mixture(*parts: dict[str, Any], when_one_ends: str = "repeat") -> Config:
-    return config(data__source={"format": "mixture", "parts": list(parts), "when_one_ends": when_one_ends})
+    return config(
+        data__source={"format": "mixture", "parts": list(parts), "when_one_ends": when_one_ends}
+    )
 
 
 def part(weight: int = 1, files: str = "a.txt", **source: Any) -> dict[str, Any]:
@@ -474,22 +615,36 @@ def test_the_text_of_a_mixture_may_lie_elsewhere(tmp_path: Path) -> None:
     stored = mixture(part(3), part(files="b.txt")).model_dump(mode="json")
     assert list(changes(mixture(part(3), part(files="b.txt")), stored, tmp_path / "x")) == []
     [line] = changes(mixture(part(3), part(files="elsewhere.txt")), stored, tmp_path / "x")
-    assert line == 'changed since x: data.source.parts[1].source.files ["b.txt"] -> ["elsewhere.txt"]'
+    assert (
+        line == 'changed since x: data.source.parts[1].source.files ["b.txt"] -> ["elsewhere.txt"]'
+    )
     both = changes(mixture(part(3, files="c"), part(files="d")), stored, tmp_path / "x")
-    assert [line.split()[3] for line in both] == ["data.source.parts[0].source.files", "data.source.parts[1].source.files"]
+    assert [line.split()[3] for line in both] == [
+        "data.source.parts[0].source.files",
+        "data.source.parts[1].source.files",
+    ]
 
 
 @pytest.mark.parametrize(
     ("now", "expected"),
     [
-        (mixture(part(2), part(1)), ["data.source.parts[0].weight: the run to resume has 3, got 2"]),
-        (mixture(part(3), part(1), when_one_ends="stop"), ['data.source.when_one_ends: the run to resume has "repeat", got "stop"']),
+        (
+            mixture(part(2), part(1)),
+            ["data.source.parts[0].weight: the run to resume has 3, got 2"],
+        ),
+        (
+            mixture(part(3), part(1), when_one_ends="stop"),
+            ['data.source.when_one_ends: the run to resume has "repeat", got "stop"'],
+        ),
         (
             mixture(part(3), part(1, unit="line", filter={"min_length": 5, "deduplicate": True})),
             [
                 'data.source.parts[1].source.unit: the run to resume has "paragraph", got "line"',
                 "data.source.parts[1].source.filter.min_length: the run to resume has 0, got 5",
-                "data.source.parts[1].source.filter.deduplicate: the run to resume has false, got true",
+                (
+                    "data.source.parts[1].source.filter.deduplicate: the run to resume has false,"
+                    " got true"
+                ),
             ],
         ),
         (
@@ -500,11 +655,16 @@ def test_the_text_of_a_mixture_may_lie_elsewhere(tmp_path: Path) -> None:
                 'data.source.parts[1].source.unit: the run to resume has "paragraph", got nothing',
             ],
         ),
-        (mixture(part(3), part(1), part(1)), ["data.source.parts[2].weight: the run to resume has nothing, got 1"]),
+        (
+            mixture(part(3), part(1), part(1)),
+            ["data.source.parts[2].weight: the run to resume has nothing, got 1"],
+        ),
         (config(), ['data.source.format: the run to resume has "mixture", got "txt"']),
     ],
 )
-def test_what_else_a_mixture_is_made_of_may_not_change(tmp_path: Path, now: Config, expected: list[str]) -> None:
+def test_what_else_a_mixture_is_made_of_may_not_change(
+    tmp_path: Path, now: Config, expected: list[str]
+) -> None:
     with pytest.raises(ConfigError) as caught:
         list(changes(now, mixture(part(3), part(1)).model_dump(mode="json"), tmp_path))
     lines = str(caught.value).splitlines()
@@ -512,10 +672,17 @@ def test_what_else_a_mixture_is_made_of_may_not_change(tmp_path: Path, now: Conf
     assert not any(".files" in line for line in lines), "their text is compared by its hash"
 
 
-@pytest.mark.parametrize("key", ["max_documents", "max_tokens", "min_length", "ascii_only", "deduplicate"])
+@pytest.mark.parametrize(
+    "key", ["max_documents", "max_tokens", "min_length", "ascii_only", "deduplicate"]
+)
 def test_what_is_left_out_of_the_text_may_not_change(tmp_path: Path, key: str) -> None:
     now = config(data__source__filter={key: True if key in ("ascii_only", "deduplicate") else 7})
-    with pytest.raises(ConfigError, match=rf"^data\.source\.filter\.{key}: the run to resume has (null|0|false), got (7|true)\n"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            rf"^data\.source\.filter\.{key}: the run to resume has (null|0|false), got (7|true)\n"
+        ),
+    ):
         list(changes(now, config().model_dump(mode="json"), tmp_path))
 
 
@@ -524,11 +691,27 @@ def test_a_finished_run_that_goes_on_has_no_final_checkpoint(tmp_path: Path) -> 
     point(folder, "final.ckpt", folder / "step-00001000.ckpt")
     longer = Started(folder, resume="auto", now=config(trainer__max_steps=2000))
     assert not (folder / "final.ckpt").is_symlink() and longer.origin.step == 1000
-    assert longer.said == [f"changed since step-00001000.ckpt: trainer.max_steps 1000 -> 2000{INEXACT_END}"]
+    assert longer.said == [
+        f"changed since step-00001000.ckpt: trainer.max_steps 1000 -> 2000{INEXACT_END}"
+    ]
     assert [line.step for line in read_evaluations(folder)] == [500, 1000]
 
 
 def test_nothing_heavy_is_imported() -> None:
-    code = "import sys, lm.runs.origin; print(*sorted({name.split('.')[0] for name in sys.modules} - sys.stdlib_module_names))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert not {"torch", "numpy", "lightning", "transformers", "datasets", "tokenizers", "matplotlib", "yaml"} & {*done.stdout.split()}
+    code = (
+        "import sys, lm.runs.origin; print(*sorted({name.split('.')[0] for name in sys.modules} -"
+        " sys.stdlib_module_names))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not {
+        "torch",
+        "numpy",
+        "lightning",
+        "transformers",
+        "datasets",
+        "tokenizers",
+        "matplotlib",
+        "yaml",
+    } & {*done.stdout.split()}

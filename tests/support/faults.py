@@ -1,4 +1,6 @@
-"""Checkpoints without torch, a user who is not root, and kill -9 between any two things that a function does to the disk."""
+"""Checkpoints without torch, a user who is not root, and kill -9 between any two things that a
+function does to the disk.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,29 @@ from typing import Any
 from lm.checkpoints.folder import read_manifest, step_name, write_checkpoint, write_json
 
 ROOT = Path(__file__).parents[2]
-DISK_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.truncate", "os.chmod")
+DISK_EVENTS = (
+    "open",
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.symlink",
+    "os.truncate",
+    "os.chmod",
+)
 _clock = {"until": -1}  # disk operations that are left to this process
 
 
 def save(folder: Path, step: int, weights: bytes = b"weights", **meta: Any) -> Path:
     """A checkpoint as training writes it, with `weights` for tensors."""
-    content = {"format": 1, "step": step, "model": {}, "tokenizer": {"name": "byte"}, "config": {}, "seconds": 1.5} | meta
+    content = {
+        "format": 1,
+        "step": step,
+        "model": {},
+        "tokenizer": {"name": "byte"},
+        "config": {},
+        "seconds": 1.5,
+    } | meta
     path = folder / step_name(step)
     write_checkpoint(
         path,
@@ -37,17 +55,27 @@ def save(folder: Path, step: int, weights: bytes = b"weights", **meta: Any) -> P
 
 
 def sealed(path: Path, **files: bytes) -> Path:
-    """Put other content into a checkpoint and make the manifest right again, as someone could who means harm."""
+    """Put other content into a checkpoint and make the manifest right again, as someone could who
+    means harm.
+    """
     contents = {name: (path / name).read_bytes() for name in read_manifest(path)["files"]}
     contents |= {name.replace("__", "."): content for name, content in files.items()}
     shutil.rmtree(path)
-    write_checkpoint(path, {name: lambda file, content=content: file.write_bytes(content) for name, content in contents.items()})  # type: ignore[misc]
+    write_checkpoint(
+        path,
+        {
+            name: lambda file, content=content: file.write_bytes(content)
+            for name, content in contents.items()
+        },
+    )  # type: ignore[misc]
     return path
 
 
 @contextmanager
 def not_root(folder: Path) -> Iterator[None]:
-    """Act as someone for whom a folder can be read-only, which for root none is; `folder` stays open to them."""
+    """Act as someone for whom a folder can be read-only, which for root none is; `folder` stays
+    open to them.
+    """
     user = os.geteuid()
     folder.chmod(0o777)
     if user == 0:
@@ -59,9 +87,11 @@ def not_root(folder: Path) -> Iterator[None]:
 
 
 def kill_everywhere(module: str, folder: Path) -> int:
-    """kill -9 the module's `act(folder)` before each of its disk operations; `check(folder)` must hold each time. Returns the kills.
+    """kill -9 the module's `act(folder)` before each of its disk operations; `check(folder)` must
+    hold each time. Returns the kills.
 
-    `prepare(folder)` comes first, every time in a new folder. All in one other process, which forks: this one may have threads.
+    `prepare(folder)` comes first, every time in a new folder. All in one other process, which
+    forks: this one may have threads.
     """
     code = f"from tests.support import faults; faults.drive({module!r}, {str(folder)!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -106,7 +136,9 @@ def tick() -> None:
 
 def _live_until(operations: int, folder: Path) -> None:
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in DISK_EVENTS and any(str(argument).startswith(str(folder)) for argument in arguments):
+        if event in DISK_EVENTS and any(
+            str(argument).startswith(str(folder)) for argument in arguments
+        ):
             tick()
 
     fsync = os.fsync

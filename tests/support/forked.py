@@ -1,4 +1,5 @@
-"""The command train.py in processes that are forked from one that has imported everything: a start costs no seconds.
+"""The command train.py in processes that are forked from one that has imported everything: a start
+costs no seconds.
 
 Otherwise they are what a shell would start: their own process, arguments, environment, streams and exit code.
 """
@@ -21,12 +22,20 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-PRELOADED = ("train", "data", "model", "lm.training.session", "torch.utils.tensorboard", "matplotlib.pyplot")
+PRELOADED = (
+    "train",
+    "data",
+    "model",
+    "lm.training.session",
+    "torch.utils.tensorboard",
+    "matplotlib.pyplot",
+)
 _context = multiprocessing.get_context("forkserver")
 
 
 class Forked:
-    """A function that runs in a process of its own. Its output is in the files `NAME.out` and `NAME.err`, which are written anew.
+    """A function that runs in a process of its own. Its output is in the files `NAME.out` and
+    `NAME.err`, which are written anew.
 
     Args:
         output: `NAME`.
@@ -36,7 +45,9 @@ class Forked:
     def __init__(self, output: Path, act: Callable[..., None], *arguments: Any):
         self._output = output
         _start_server()
-        self.process: ForkServerProcess = _context.Process(target=_child, args=(output, act, arguments))
+        self.process: ForkServerProcess = _context.Process(
+            target=_child, args=(output, act, arguments)
+        )
         self.process.start()
 
     @property
@@ -66,7 +77,9 @@ class Forked:
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join()
-            raise TimeoutError(f"still running after {seconds} seconds: {self.out[-2000:]} {self.err[-2000:]}")
+            raise TimeoutError(
+                f"still running after {seconds} seconds: {self.out[-2000:]} {self.err[-2000:]}"
+            )
         return self.process.exitcode
 
 
@@ -78,19 +91,35 @@ def train(
     gate: Any = None,
     foreseeing: bool = True,
 ) -> Forked:
-    """`python train.py ARGUMENTS`, with $TMPDIR `temporary`, and `largest_file` bytes as the most that a file may grow to.
+    """`python train.py ARGUMENTS`, with $TMPDIR `temporary`, and `largest_file` bytes as the most
+    that a file may grow to.
 
-    With a `gate` it waits until that is set. Where it is not `foreseeing` it believes that the disk has room, as when another program
-    fills it in the next moment.
+    With a `gate` it waits until that is set. Where it is not `foreseeing` it believes that the disk
+    has room, as when another program fills it in the next moment.
     """
-    return Forked(output, _train, [str(argument) for argument in arguments], temporary, largest_file, gate, foreseeing)
+    return Forked(
+        output,
+        _train,
+        [str(argument) for argument in arguments],
+        temporary,
+        largest_file,
+        gate,
+        foreseeing,
+    )
 
 
 def start(folder: Path, *arguments: str | Path, **limits: Any) -> Forked:
     """`train` with the configuration in `folder`, where its output and its $TMPDIR are too."""
     temporary = folder / "tmp"
     temporary.mkdir(exist_ok=True)
-    return train(folder / "log", "--config", folder / "config.yaml", *arguments, temporary=temporary, **limits)
+    return train(
+        folder / "log",
+        "--config",
+        folder / "config.yaml",
+        *arguments,
+        temporary=temporary,
+        **limits,
+    )
 
 
 def finish(folder: Path, *arguments: str | Path) -> None:
@@ -106,10 +135,12 @@ def gate() -> Any:
 
 
 def kill_at(process: Forked, run: Path, rng: random.Random, in_write: bool, longest: float) -> bool:
-    """kill -9 a training run: within `longest` seconds and four checkpoints, or, with `in_write`, while it writes a checkpoint.
+    """kill -9 a training run: within `longest` seconds and four checkpoints, or, with `in_write`,
+    while it writes a checkpoint.
 
     Returns:
-        Whether the kill came before the run's own end. `unfinished` says whether a checkpoint was being written.
+        Whether the kill came before the run's own end. `unfinished` says whether a checkpoint was
+        being written.
     """
     deadline = time.monotonic() + (60 if in_write else rng.uniform(0, longest))
     most = rng.randrange(3) if in_write else 4
@@ -139,19 +170,30 @@ def _start_server() -> None:
 
 def _child(output: Path, act: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     threads = [*Path("/proc/self/task").iterdir()]
-    assert len(threads) == 1 and "lightning" in sys.modules, f"forked from a process with {len(threads)} threads, or one that is not ready"
+    assert len(threads) == 1 and "lightning" in sys.modules, (
+        f"forked from a process with {len(threads)} threads, or one that is not ready"
+    )
     os.chdir(ROOT)
-    multiprocessing.set_start_method("fork", force=True)  # as in a process that a shell starts: the server has handed on its own
+    # as in a process that a shell starts: the server has handed on its own
+    multiprocessing.set_start_method("fork", force=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # multiprocessing's server ignores it
     for stream, ending in ((sys.stdout, ".out"), (sys.stderr, ".err")):
         stream.flush()
-        descriptor = os.open(output.with_suffix(ending), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        descriptor = os.open(
+            output.with_suffix(ending), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666
+        )
         os.dup2(descriptor, stream.fileno())
         os.close(descriptor)
     act(*arguments)
 
 
-def _train(arguments: list[str], temporary: Path | None, largest_file: int | None, gate: Any, foreseeing: bool) -> None:
+def _train(
+    arguments: list[str],
+    temporary: Path | None,
+    largest_file: int | None,
+    gate: Any,
+    foreseeing: bool,
+) -> None:
     if gate is not None:
         gate.wait()
     command, errors = importlib.import_module("train"), importlib.import_module("lm.system.errors")

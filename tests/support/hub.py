@@ -1,4 +1,5 @@
-"""A stand-in for the Hugging Face hub on loopback, so that the real clients can be tested without a network.
+"""A stand-in for the Hugging Face hub on loopback, so that the real clients can be tested without a
+network.
 
     with Hub(tmp_path) as hub:      # models/<id>/..., datasets/<owner>/<name>/...
         subprocess.run(..., env={**os.environ, **hub.environment(tmp_path / "home")})
@@ -40,11 +41,15 @@ class Hub:
         self.files = self.cuts = 0
         self.commits = [COMMIT]
         self.requests: list[tuple[str, str]] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self._server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self})
+        )
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -57,11 +62,23 @@ class Hub:
 
 
 def client_environment(url: str, home: Path) -> dict[str, str]:
-    """Variables for a client of the hub at `url`. They overrule whatever the caller's own environment says."""
+    """Variables for a client of the hub at `url`. They overrule whatever the caller's own
+    environment says.
+    """
     caches = {"HF_HOME": home, "HF_HUB_CACHE": home / "hub", "HF_DATASETS_CACHE": home / "datasets"}
     off = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "0")
-    quiet = dict.fromkeys(("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_XET"), "1")
-    return {"HF_ENDPOINT": url, "HF_TOKEN": "", "NO_PROXY": "*", "no_proxy": "*", **{k: str(v) for k, v in caches.items()}, **off, **quiet}
+    quiet = dict.fromkeys(
+        ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_XET"), "1"
+    )
+    return {
+        "HF_ENDPOINT": url,
+        "HF_TOKEN": "",
+        "NO_PROXY": "*",
+        "no_proxy": "*",
+        **{k: str(v) for k, v in caches.items()},
+        **off,
+        **quiet,
+    }
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -79,13 +96,27 @@ class _Handler(BaseHTTPRequestHandler):
         if match := API.fullmatch(path):
             self._api(**match.groupdict(), query=parse_qs(address.query), body=body)
         elif match := FILE.fullmatch(path):
-            self._file("datasets" if match["kind"] else "models", match["id"], match["revision"], match["path"])
+            self._file(
+                "datasets" if match["kind"] else "models",
+                match["id"],
+                match["revision"],
+                match["path"],
+            )
         else:
             self._refuse(404, "RepoNotFound")
 
     do_HEAD = do_POST = do_GET
 
-    def _api(self, kind: str, id: str, verb: str | None, revision: str | None, under: str | None, query: Any, body: bytes) -> None:
+    def _api(
+        self,
+        kind: str,
+        id: str,
+        verb: str | None,
+        revision: str | None,
+        under: str | None,
+        query: Any,
+        body: bytes,
+    ) -> None:
         repository = self.hub.root / kind / id
         if not repository.is_dir():
             return self._refuse(404, "RepoNotFound")
@@ -99,13 +130,29 @@ class _Handler(BaseHTTPRequestHandler):
             if not folder.is_dir():
                 return self._refuse(404, "EntryNotFound")
             recursive = query.get("recursive", [""])[0].lower() in ("true", "1")
-            return self._json([self._entry(repository, path) for path in sorted(folder.rglob("*") if recursive else folder.iterdir())])
-        siblings = [{"rfilename": path.relative_to(repository).as_posix()} for path in sorted(repository.rglob("*")) if path.is_file()]
-        return self._json({"id": id, "sha": commit, "private": False, "tags": [], "siblings": siblings})
+            return self._json(
+                [
+                    self._entry(repository, path)
+                    for path in sorted(folder.rglob("*") if recursive else folder.iterdir())
+                ]
+            )
+        siblings = [
+            {"rfilename": path.relative_to(repository).as_posix()}
+            for path in sorted(repository.rglob("*"))
+            if path.is_file()
+        ]
+        return self._json(
+            {"id": id, "sha": commit, "private": False, "tags": [], "siblings": siblings}
+        )
 
     def _entry(self, repository: Path, path: Path) -> dict[str, Any]:
         kind = "directory" if path.is_dir() else "file"
-        return {"type": kind, "path": path.relative_to(repository).as_posix(), "oid": _etag(path), "size": path.stat().st_size}
+        return {
+            "type": kind,
+            "path": path.relative_to(repository).as_posix(),
+            "oid": _etag(path),
+            "size": path.stat().st_size,
+        }
 
     def _commit(self, revision: str | None) -> str | None:
         commit = self.hub.commits[-1] if revision in (None, "main") else revision
@@ -118,23 +165,39 @@ class _Handler(BaseHTTPRequestHandler):
         if (commit := self._commit(revision)) is None:
             return self._refuse(404, "RevisionNotFound")
         if not path.is_file():
-            return self._refuse(404, "EntryNotFound" if (self.hub.root / kind / id).is_dir() else "RepoNotFound")
-        content, status, headers = path.read_bytes(), 200, {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+            return self._refuse(
+                404, "EntryNotFound" if (self.hub.root / kind / id).is_dir() else "RepoNotFound"
+            )
+        content, status, headers = (
+            path.read_bytes(),
+            200,
+            {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"},
+        )
         if part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
             first, last = int(part[1]), min(int(part[2] or len(content)), len(content) - 1)
             status, headers["Content-Range"] = 206, f"bytes {first}-{last}/{len(content)}"
             content = content[first : last + 1]
         self.hub.files += self.command == "GET"
-        cut = self.hub.cut_every and self.command == "GET" and self.hub.files % self.hub.cut_every == 0
+        cut = (
+            self.hub.cut_every
+            and self.command == "GET"
+            and self.hub.files % self.hub.cut_every == 0
+        )
         return self._reply(status, content, headers, len(content) // 2 if cut else None)
 
     def _json(self, value: Any) -> None:
         self._reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _refuse(self, status: int, code: str) -> None:
-        self._reply(status, json.dumps({"error": code}).encode(), {"X-Error-Code": code, "X-Repo-Commit": COMMIT})
+        self._reply(
+            status,
+            json.dumps({"error": code}).encode(),
+            {"X-Error-Code": code, "X-Repo-Commit": COMMIT},
+        )
 
-    def _reply(self, status: int, content: bytes, headers: dict[str, str], cut_at: int | None = None) -> None:
+    def _reply(
+        self, status: int, content: bytes, headers: dict[str, str], cut_at: int | None = None
+    ) -> None:
         self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(content))}.items():
             self.send_header(key, value)
@@ -148,7 +211,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _wanted_paths(body: bytes) -> list[str]:
     """The clients send JSON or a form, depending on their version."""
-    wanted = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
+    wanted = (
+        json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
+    )
     return [wanted] if isinstance(wanted, str) else wanted
 
 

@@ -1,4 +1,5 @@
-"""One optimiser step over eight rows with very uneven masks; the first process writes its gradients. Run alone or under torchrun:
+"""One optimiser step over eight rows with very uneven masks; the first process writes its
+gradients. Run alone or under torchrun:
 
 python -m tests.support.one_step FOLDER CASE...          a case is MICRO_BATCH, with -fsdp, -lora or -qlora behind it; writes FOLDER/CASE.pt
 """
@@ -13,17 +14,17 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader, Dataset
 
-from lm.runs.incidents import Incidents
-from lm.surgery.lora import add_adapters
-from lm.optim.loss import IGNORE_INDEX
-from lm.optim.objectives import NextToken
-from lm.training.processes import disconnect
+from lm.checkpoints.weights import trained
 from lm.config.schema.config import Config
 from lm.config.schema.finetune import LoraConfig
 from lm.config.schema.model import ModelConfig
+from lm.optim.loss import IGNORE_INDEX
+from lm.optim.objectives import NextToken
+from lm.runs.incidents import Incidents
 from lm.surgery.fsdp import whole
+from lm.surgery.lora import add_adapters
 from lm.training.module import LanguageModel
-from lm.checkpoints.weights import trained
+from lm.training.processes import disconnect
 from model import Decoder
 
 ROWS, LENGTH, VOCABULARY = 8, 12, 50
@@ -39,7 +40,9 @@ class OneStep(Dataset[dict[str, object]]):
         for row, scored in enumerate([12, 0, 1, 7, 2, 12, 0, 3]):
             labels[row, scored:] = IGNORE_INDEX
         shape = (-1, world_size, micro_batch, LENGTH)
-        self.input_ids, self.labels = (part.reshape(shape)[:, rank] for part in (ids[:, :-1], labels))
+        self.input_ids, self.labels = (
+            part.reshape(shape)[:, rank] for part in (ids[:, :-1], labels)
+        )
 
     def __len__(self) -> int:
         return 1
@@ -53,7 +56,9 @@ class Recorder(LanguageModel):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
-        self.gradients = {name: whole(parameter.grad).clone() for name, parameter in trained(self.decoder).items()}
+        self.gradients = {
+            name: whole(parameter.grad).clone() for name, parameter in trained(self.decoder).items()
+        }
 
 
 def adapted(decoder: Decoder, four_bits: bool) -> Decoder:
@@ -70,9 +75,21 @@ def main(micro_batch: int, out: Path, world_size: int, *options: str) -> None:
     config = Config.model_validate(
         {
             "data": {"source": {"format": "txt", "files": "unused"}},
-            "model": {"context_length": LENGTH, "n_layers": 2, "d_model": 16, "n_heads": 2, "vocab_size": VOCABULARY, "init_std": 0.2},
+            "model": {
+                "context_length": LENGTH,
+                "n_layers": 2,
+                "d_model": 16,
+                "n_heads": 2,
+                "vocab_size": VOCABULARY,
+                "init_std": 0.2,
+            },
             "optimizer": {"warmup_steps": 0, "grad_clip": 0},
-            "trainer": {"max_steps": 1, "batch_size": ROWS, "micro_batch_size": micro_batch, "devices": world_size},
+            "trainer": {
+                "max_steps": 1,
+                "batch_size": ROWS,
+                "micro_batch_size": micro_batch,
+                "devices": world_size,
+            },
         }
     )
     incidents = Incidents(None, str, "stop", 10, print)
@@ -90,9 +107,14 @@ def main(micro_batch: int, out: Path, world_size: int, *options: str) -> None:
     rank = trainer.global_rank
     trainer.fit(module, DataLoader(OneStep(micro_batch, rank, world_size), batch_size=None))
     assert module.sharded == fsdp
-    state = {f"after {name}": whole(parameter).detach() for name, parameter in module.decoder.named_parameters()}
+    state = {
+        f"after {name}": whole(parameter).detach()
+        for name, parameter in module.decoder.named_parameters()
+    }
     if rank == 0:
-        torch.save({"loss": module.loss, "grad_norm": module.grad_norm, **module.gradients, **state}, out)
+        torch.save(
+            {"loss": module.loss, "grad_norm": module.grad_norm, **module.gradients, **state}, out
+        )
 
 
 if __name__ == "__main__":
@@ -101,5 +123,10 @@ if __name__ == "__main__":
     folder, *cases = sys.argv[1:]
     for case in cases:
         micro_batch, *options = case.split("-")
-        main(int(micro_batch), Path(folder, f"{case}.pt"), int(os.environ.get("WORLD_SIZE", "1")), *options)
+        main(
+            int(micro_batch),
+            Path(folder, f"{case}.pt"),
+            int(os.environ.get("WORLD_SIZE", "1")),
+            *options,
+        )
     disconnect()

@@ -1,4 +1,6 @@
-"""Small training runs for tests: a text of our own, a configuration, and a run in this process or in several."""
+"""Small training runs for tests: a text of our own, a configuration, and a run in this process or
+in several.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,19 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
-TEXT = "the model reads a token and looks back at every earlier token to guess what comes next in the text it has seen"
+TEXT = (
+    "the model reads a token and looks back at every earlier token to guess what comes next in the"
+    " text it has seen"
+)
 WORDS = TEXT.split()
 
 
 def corpus(folder: Path, documents: int = 20) -> Path:
     """A file of short paragraphs, the same every time."""
     chance = random.Random(0)
-    paragraphs = [" ".join(chance.choices(WORDS, k=chance.randint(3, 25))) + "." for _ in range(documents)]
+    paragraphs = [
+        " ".join(chance.choices(WORDS, k=chance.randint(3, 25))) + "." for _ in range(documents)
+    ]
     path = folder / "corpus.txt"
     path.write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
     return path
@@ -36,10 +43,28 @@ def corpus(folder: Path, documents: int = 20) -> Path:
 def config_file(folder: Path, **sections: dict[str, object]) -> Path:
     """A YAML file for a run of 12 steps that takes a second; `sections` change keys."""
     values: dict[str, dict[str, object]] = {
-        "data": {"source": {"format": "txt", "files": str(corpus(folder))}, "val_fraction": 0.3, "cache_dir": str(folder / "cache")},
-        "model": {"context_length": 16, "n_layers": 2, "d_model": 32, "n_heads": 2, "dropout": 0.1, "init_std": 0.1},
+        "data": {
+            "source": {"format": "txt", "files": str(corpus(folder))},
+            "val_fraction": 0.3,
+            "cache_dir": str(folder / "cache"),
+        },
+        "model": {
+            "context_length": 16,
+            "n_layers": 2,
+            "d_model": 32,
+            "n_heads": 2,
+            "dropout": 0.1,
+            "init_std": 0.1,
+        },
         "optimizer": {"lr": 3e-3, "warmup_steps": 2, "ema_decay": 0.8},
-        "trainer": {"max_steps": 12, "batch_size": 8, "micro_batch_size": 4, "validate_every": 4, "device": "cpu", "precision": "fp32"},
+        "trainer": {
+            "max_steps": 12,
+            "batch_size": 8,
+            "micro_batch_size": 4,
+            "validate_every": 4,
+            "device": "cpu",
+            "precision": "fp32",
+        },
         "checkpoint": {"directory": str(folder / "run"), "save_every": 3, "keep": 20},
         "logging": {"every": 1, "sample_tokens": 8, "tensorboard": False},
     }
@@ -51,45 +76,86 @@ def config_file(folder: Path, **sections: dict[str, object]) -> Path:
 
 
 def large_state(folder: Path, steps: int, run: Path | None = None) -> Path:
-    """A configuration that writes a checkpoint of some megabytes at every step, so that much of the time is spent in writing."""
+    """A configuration that writes a checkpoint of some megabytes at every step, so that much of the
+    time is spent in writing.
+    """
     return config_file(
         folder,
         model={"context_length": 16, "n_layers": 3, "d_model": 128, "n_heads": 2, "dropout": 0.1},
-        trainer={"max_steps": steps, "batch_size": 8, "micro_batch_size": 4, "validate_every": 5, "device": "cpu", "precision": "fp32"},
+        trainer={
+            "max_steps": steps,
+            "batch_size": 8,
+            "micro_batch_size": 4,
+            "validate_every": 5,
+            "device": "cpu",
+            "precision": "fp32",
+        },
         checkpoint={"directory": str(run or folder / "run"), "save_every": 1, "keep": 2},
     )
 
 
-def train(config: Path, *overrides: str, resume: str | None = None, init_from: str | None = None) -> None:
+def train(
+    config: Path, *overrides: str, resume: str | None = None, init_from: str | None = None
+) -> None:
     """What `python train.py` does once its arguments are read."""
-    from lm.training.module import command as training_command
     from lm.config.reader import load
+    from lm.training.module import command as training_command
     from train import build_session
 
     training_command.train(load(config, list(overrides)), build_session, resume, init_from)
 
 
-def launched(processes: int, module: str, *arguments: str, succeeds: bool = True) -> subprocess.CompletedProcess[str]:
-    """`python -m module` in several processes, by torchrun. It comes to an end, and no process is left behind."""
+def launched(
+    processes: int, module: str, *arguments: str, succeeds: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """`python -m module` in several processes, by torchrun. It comes to an end, and no process is
+    left behind.
+    """
     command = [*TORCHRUN, "--standalone", f"--nproc-per-node={processes}", "-m", module, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240)
-    assert (done.returncode == 0) == succeeds, f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert (done.returncode == 0) == succeeds, (
+        f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    )
     return done
 
 
-def slurm_tasks(folder: Path, fault: str, *arguments: str, count: int = 2) -> tuple[list[int], list[str]]:
-    """Processes of tests.support.witnessed with what srun would put into their environment: their exit codes, and what they said. They are forked
-    from one that has imported everything, and nobody but themselves ends them.
+def slurm_tasks(
+    folder: Path, fault: str, *arguments: str, count: int = 2
+) -> tuple[list[int], list[str]]:
+    """Processes of tests.support.witnessed with what srun would put into their environment: their
+    exit codes, and what they said. They are forked from one that has imported everything, and
+    nobody but themselves ends them.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    slurm = {"SLURM_NTASKS": f"{count}", "SLURM_NTASKS_PER_NODE": f"{count}", "SLURM_STEP_NUM_TASKS": f"{count}", "SLURM_NNODES": "1"}
-    slurm |= {"SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_ID": "77", "SLURM_NODEID": "0", "MASTER_PORT": port}
+    slurm = {
+        "SLURM_NTASKS": f"{count}",
+        "SLURM_NTASKS_PER_NODE": f"{count}",
+        "SLURM_STEP_NUM_TASKS": f"{count}",
+        "SLURM_NNODES": "1",
+    }
+    slurm |= {
+        "SLURM_NODELIST": "127.0.0.1",
+        "SLURM_JOB_ID": "77",
+        "SLURM_NODEID": "0",
+        "MASTER_PORT": port,
+    }
     tasks = []
     for rank in map(str, range(count)):
         environment = slurm | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}
-        tasks.append(forked.Forked(folder / f"task-{rank}", _task, environment, [str(folder), fault, *arguments]))
+        tasks.append(
+            forked.Forked(
+                folder / f"task-{rank}", _task, environment, [str(folder), fault, *arguments]
+            )
+        )
     codes = [task.wait() for task in tasks]
     return codes, [task.out + task.err for task in tasks]
 
@@ -103,7 +169,9 @@ def _task(environment: dict[str, str], arguments: list[str]) -> None:
     errors.run(witnessed.main)
 
 
-def write_trained(folder: Path, decoder: Any, tokenizer: Tokenizer, config: dict[str, object], step: int = 150) -> Path:
+def write_trained(
+    folder: Path, decoder: Any, tokenizer: Tokenizer, config: dict[str, object], step: int = 150
+) -> Path:
     """A checkpoint of a decoder that a test has trained by itself; nothing can be resumed from it."""
     import torch
 
@@ -114,7 +182,10 @@ def write_trained(folder: Path, decoder: Any, tokenizer: Tokenizer, config: dict
         "format": 1,
         "step": step,
         "model": decoder.config.model_dump(),
-        "tokenizer": {key: getattr(tokenizer, key) for key in ("name", "sha256", "vocab_size", "eos_id", "pad_id")},
+        "tokenizer": {
+            key: getattr(tokenizer, key)
+            for key in ("name", "sha256", "vocab_size", "eos_id", "pad_id")
+        },
         "config": config,
     }
     path = folder / f"step-{step:08d}.ckpt"

@@ -27,9 +27,9 @@ from typing import Any
 
 import torch
 
-from lm.system import errors
 from lm.evaluation.validation import validation
 from lm.surgery import fsdp
+from lm.system import errors
 from lm.training.module import LanguageModel
 
 
@@ -54,7 +54,9 @@ def witness(folder: Path, fault: str = "none") -> Iterator[None]:
     accumulate = LanguageModel._accumulate
 
     def poisoned(self: LanguageModel, batch: dict[str, Any]) -> torch.Tensor:
-        return accumulate(self, batch) * (float("nan") if kind == "nan" and place == f"all:{self.step}" else 1)
+        return accumulate(self, batch) * (
+            float("nan") if kind == "nan" and place == f"all:{self.step}" else 1
+        )
 
     LanguageModel.training_step, LanguageModel._accumulate = training_step, poisoned  # type: ignore[method-assign]
     try:
@@ -66,8 +68,15 @@ def witness(folder: Path, fault: str = "none") -> Iterator[None]:
 def gather(module: LanguageModel, file: Path) -> None:
     assert module.average is not None
     optimizer = fsdp.optimizer_tensors(module.optimizers(use_pl_optimizer=False))
-    kinds = {"model": dict(module.decoder.named_parameters()), "ema": module.average.weights, "optimizer": optimizer}
-    content = {kind: {name: fsdp.whole(tensor).detach().clone() for name, tensor in part.items()} for kind, part in kinds.items()}
+    kinds = {
+        "model": dict(module.decoder.named_parameters()),
+        "ema": module.average.weights,
+        "optimizer": optimizer,
+    }
+    content = {
+        kind: {name: fsdp.whole(tensor).detach().clone() for name, tensor in part.items()}
+        for kind, part in kinds.items()
+    }
     if module.global_rank == 0:
         torch.save(content, file)
 
@@ -79,7 +88,9 @@ def happen(kind: str, step: int) -> None:
         return
     if kind in ("unwritten", "unscored"):
         fsdp.PATIENCE = timedelta(seconds=2)
-        owner, name = (fsdp.ForSampling, "forward") if kind == "unwritten" else (validation, "_sums")
+        owner, name = (
+            (fsdp.ForSampling, "forward") if kind == "unwritten" else (validation, "_sums")
+        )
         setattr(owner, name, failing_later(getattr(owner, name)))
         return
     if kind == "full":
@@ -111,7 +122,12 @@ def rows(folder: Path, processes: int) -> dict[int, list[list[int]]]:
     steps: dict[int, list[list[int]]] = {}
     for lines in zip(*(map(json.loads, rank) for rank in ranks), strict=True):
         assert len({line["step"] for line in lines}) == 1, "all processes are at the same step"
-        steps[lines[0]["step"]] = [row for micro in zip(*(line["ids"] for line in lines), strict=True) for share in micro for row in share]
+        steps[lines[0]["step"]] = [
+            row
+            for micro in zip(*(line["ids"] for line in lines), strict=True)
+            for share in micro
+            for row in share
+        ]
     return steps
 
 
@@ -121,7 +137,14 @@ def watch_writes(file: Path) -> None:
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         opened = event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if opened or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.truncate"):
+        if opened or event in (
+            "os.mkdir",
+            "os.rename",
+            "os.remove",
+            "os.rmdir",
+            "os.symlink",
+            "os.truncate",
+        ):
             os.write(log, f"{event} {arguments[0]}\n".encode())
 
     sys.addaudithook(watch)
@@ -130,11 +153,14 @@ def watch_writes(file: Path) -> None:
 def main() -> None:
     import train
 
-    if "WITNESS" not in os.environ:  # else this process was started by Lightning, with the arguments that are left here
+    # else this process was started by Lightning, with the arguments that are left here
+    if "WITNESS" not in os.environ:
         os.environ["WITNESS"] = json.dumps(sys.argv[1:3])
         sys.argv[1:] = sys.argv[3:]
     folder, fault = Path(json.loads(os.environ["WITNESS"])[0]), json.loads(os.environ["WITNESS"])[1]
-    watch_writes(folder / f"writes-{os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0'))}.txt")
+    watch_writes(
+        folder / f"writes-{os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0'))}.txt"
+    )
     with witness(folder, fault):
         train.main()
 

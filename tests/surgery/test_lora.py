@@ -1,4 +1,6 @@
-"""Adapters on linear layers, held against peft's and against plain matrices: python -m pytest tests/surgery/test_lora.py."""
+"""Adapters on linear layers, held against peft's and against plain matrices: python -m pytest
+tests/surgery/test_lora.py.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lm.optim.averaging import WeightAverage
-from lm.system.errors import ConfigError
-from lm.training.forecast import footprint
-from lm.surgery.lora import Adapted, FourBitLinear, adapters_off, add_adapters, merge
-from lm.optim.optimizers import make_optimizer, parameter_groups
+from lm.checkpoints.weights import trained
 from lm.config.schema.finetune import LoraConfig
 from lm.config.schema.model import ModelConfig
 from lm.config.schema.optimizer import OptimizerConfig
-from lm.checkpoints.weights import trained
+from lm.optim.averaging import WeightAverage
+from lm.optim.optimizers import make_optimizer, parameter_groups
+from lm.surgery.lora import Adapted, FourBitLinear, adapters_off, add_adapters, merge
+from lm.system.errors import ConfigError
+from lm.training.forecast import footprint
 from model import Decoder
 from tests.support import one_step
 from tests.support.runs import launched
@@ -45,7 +47,14 @@ IDS = torch.randint(0, 50, (3, 12), generator=torch.Generator().manual_seed(1))
 
 def decoder(shape: str = "llama", **changes: Any) -> Decoder:
     torch.manual_seed(0)
-    values = {"vocab_size": 50, "context_length": 12, "n_layers": 2, "d_model": 32, "n_heads": 2, "init_std": 0.2}
+    values = {
+        "vocab_size": 50,
+        "context_length": 12,
+        "n_layers": 2,
+        "d_model": 32,
+        "n_heads": 2,
+        "init_std": 0.2,
+    }
     return Decoder(ModelConfig.model_validate(values | SHAPES[shape] | changes))
 
 
@@ -58,7 +67,9 @@ def learnt(model: nn.Module) -> None:
                 parameter.normal_(std=0.1, generator=chance)
 
 
-def adapted(shape: str = "llama", four_bits: bool = False, changes: Any = None, **config: Any) -> Decoder:
+def adapted(
+    shape: str = "llama", four_bits: bool = False, changes: Any = None, **config: Any
+) -> Decoder:
     model = decoder(shape, **(changes or {}))
     add_adapters(model, LoraConfig(**config), four_bits)
     learnt(model)
@@ -77,16 +88,24 @@ def backward(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("targets", [["layers.*"], ["*.q_proj", "*.v_proj"]])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_same_function_and_gradients_as_pefts(shape: str, targets: list[str], figure: Callable[[str], None]) -> None:
+def test_the_same_function_and_gradients_as_pefts(
+    shape: str, targets: list[str], figure: Callable[[str], None]
+) -> None:
     """peft's adapters in the same decoder, with the same weights."""
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
     ours = adapted(shape, rank=4, alpha=6, targets=targets)
     names = [name for name, layer in ours.named_modules() if isinstance(layer, Adapted)]
-    theirs = inject_adapter_in_model(PeftConfig(r=4, lora_alpha=6, target_modules=names), decoder(shape))
+    theirs = inject_adapter_in_model(
+        PeftConfig(r=4, lora_alpha=6, target_modules=names), decoder(shape)
+    )
     weights = trained(ours)
-    named = {name.replace(".default.weight", ""): parameter for name, parameter in theirs.named_parameters() if parameter.requires_grad}
+    named = {
+        name.replace(".default.weight", ""): parameter
+        for name, parameter in theirs.named_parameters()
+        if parameter.requires_grad
+    }
     assert named.keys() == weights.keys() and len(weights) == 2 * len(names)
     with torch.no_grad():
         for name, parameter in named.items():
@@ -140,7 +159,9 @@ def test_dropout_acts_on_what_the_adapters_read_and_only_in_training() -> None:
     torch.manual_seed(6)
     given = layer(x)
     torch.manual_seed(6)
-    torch.testing.assert_close(given, layer.base(x) + 2 * F.dropout(x, 0.5) @ layer.lora_A.T @ layer.lora_B.T)
+    torch.testing.assert_close(
+        given, layer.base(x) + 2 * F.dropout(x, 0.5) @ layer.lora_A.T @ layer.lora_B.T
+    )
     layer.lora_B.data.zero_()
     assert torch.equal(layer(x), layer.base(x))
 
@@ -156,9 +177,15 @@ def test_frozen_weights_get_no_gradient_and_never_change(shape: str, four_bits: 
         backward(model)
         optimizer.step()
         average.update(model)
-        assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trained(model).keys()
+        assert {
+            name for name, parameter in model.named_parameters() if parameter.grad is not None
+        } == trained(model).keys()
         optimizer.zero_grad()
-    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    changed = {
+        name
+        for name, parameter in model.named_parameters()
+        if not torch.equal(parameter, before[name])
+    }
     assert changed == trained(model).keys() == average.weights.keys()
     assert all("lora_" in name for name in changed)
 
@@ -224,21 +251,40 @@ def test_averages_of_adapters_are_swapped_in_and_out() -> None:
 @pytest.mark.parametrize(
     ("targets", "said"),
     [
-        (["layers.*", "*.query"], "'*.query' matches no layer; there are embed_tokens, layers.*.attention.q_proj, "),
-        (["q_proj"], "'q_proj' matches no layer; there are embed_tokens, layers.*.attention.q_proj, "),  # the whole name is meant
+        (
+            ["layers.*", "*.query"],
+            "'*.query' matches no layer; there are embed_tokens, layers.*.attention.q_proj, ",
+        ),
+        # the whole name is meant
+        (
+            ["q_proj"],
+            "'q_proj' matches no layer; there are embed_tokens, layers.*.attention.q_proj, ",
+        ),
         (["*.Q_proj"], "'*.Q_proj' matches no layer"),
         (["*norm*"], "'*norm*' matches no layer"),
-        (["lm_head"], "'lm_head' names the output head alone, which gets no adapters of its own: the loss uses its matrix"),
+        (
+            ["lm_head"],
+            (
+                "'lm_head' names the output head alone, which gets no adapters of its own: the loss"
+                " uses its matrix"
+            ),
+        ),
         (["*.q_proj", "*head"], "'*head' names the output head alone"),
     ],
 )
-def test_a_pattern_that_matches_nothing_is_refused_and_nothing_is_changed(targets: list[str], said: str) -> None:
+def test_a_pattern_that_matches_nothing_is_refused_and_nothing_is_changed(
+    targets: list[str], said: str
+) -> None:
     model = decoder()
     names = [name for name, _ in model.named_parameters()]
     with pytest.raises(ConfigError) as caught:
         add_adapters(model, LoraConfig(targets=targets))
     message = str(caught.value)
-    assert message.startswith(f"finetune.lora.targets: {said}") and "\n" not in message and "layers.0" not in message
+    assert (
+        message.startswith(f"finetune.lora.targets: {said}")
+        and "\n" not in message
+        and "layers.0" not in message
+    )
     assert [name for name, _ in model.named_parameters()] == names == [*trained(model)]
 
 
@@ -246,8 +292,14 @@ def test_a_pattern_that_matches_nothing_is_refused_and_nothing_is_changed(target
 def test_the_head_is_never_among_them_and_a_layer_only_once(targets: list[str]) -> None:
     model = decoder("untied")
     linear = [f"layers.{layer}.{name}" for layer in range(2) for name in PER_LAYER]
-    assert add_adapters(model, LoraConfig(targets=targets)) == [*(["embed_tokens"] if "*" in targets else []), *linear]
-    assert type(model.lm_head) is nn.Linear and type(model.layers[0].attention.q_proj.base) is nn.Linear  # type: ignore[union-attr]
+    assert add_adapters(model, LoraConfig(targets=targets)) == [
+        *(["embed_tokens"] if "*" in targets else []),
+        *linear,
+    ]
+    assert (
+        type(model.lm_head) is nn.Linear
+        and type(model.layers[0].attention.q_proj.base) is nn.Linear
+    )  # type: ignore[union-attr]
 
 
 def test_any_module_will_do() -> None:
@@ -264,7 +316,9 @@ def test_any_module_will_do() -> None:
 
 @pytest.mark.parametrize("shape", [(5, 7), (64, 64), (3, 130), (128, 352), (352, 128), (33, 96)])
 def test_four_bits_are_the_nearest_of_sixteen_values(shape: tuple[int, int]) -> None:
-    """Each block of 64 is scaled by its largest; against a slow search, by the table of the paper (appendix E)."""
+    """Each block of 64 is scaled by its largest; against a slow search, by the table of the paper
+    (appendix E).
+    """
     torch.manual_seed(0)
     layer = nn.Linear(shape[1], shape[0])
     packed = FourBitLinear(layer)
@@ -277,11 +331,25 @@ def test_four_bits_are_the_nearest_of_sixteen_values(shape: tuple[int, int]) -> 
         -0.1847734302282333,
         -0.0910500362515449,
     ]
-    above = [0.0795802995562553, 0.1609302014112472, 0.2461123019456863, 0.3379152417182922, 0.4407098293304443, 0.5626170039176941]
+    above = [
+        0.0795802995562553,
+        0.1609302014112472,
+        0.2461123019456863,
+        0.3379152417182922,
+        0.4407098293304443,
+        0.5626170039176941,
+    ]
     table = torch.tensor([*below, 0.0, *above, 0.7229568362236023, 1.0])
     blocks = layer.weight.detach().flatten().split(64)
-    nearest = torch.cat([table[(block[:, None] / block.abs().max() - table).abs().argmin(1)] * block.abs().max() for block in blocks])
-    torch.testing.assert_close(packed.weight(torch.float32), nearest.view(shape), atol=1e-6, rtol=1e-5)
+    nearest = torch.cat(
+        [
+            table[(block[:, None] / block.abs().max() - table).abs().argmin(1)] * block.abs().max()
+            for block in blocks
+        ]
+    )
+    torch.testing.assert_close(
+        packed.weight(torch.float32), nearest.view(shape), atol=1e-6, rtol=1e-5
+    )
     x = torch.randn(2, 4, shape[1], requires_grad=True)
     plain = nn.Linear(shape[1], shape[0])
     plain.weight, plain.bias = nn.Parameter(nearest.view(shape)), layer.bias
@@ -293,27 +361,42 @@ def test_four_bits_are_the_nearest_of_sixteen_values(shape: tuple[int, int]) -> 
 def test_four_bits_take_an_eighth_and_are_near() -> None:
     changes = {"d_model": 128, "n_heads": 4}
     base, model = decoder(**changes), decoder(**changes)
-    whole = sum(base.get_submodule(f"layers.{layer}.{name}").weight.nbytes for layer in range(2) for name in PER_LAYER)  # type: ignore
+    whole = sum(
+        base.get_submodule(f"layers.{layer}.{name}").weight.nbytes
+        for layer in range(2)
+        for name in PER_LAYER
+    )  # type: ignore
     before, rest = footprint(base, averaged=False), footprint(base, averaged=False).weights - whole
     add_adapters(model, LoraConfig(rank=1), four_bits=True)
     taken = footprint(model, averaged=True)
     assert (taken.weights - rest - taken.gradients) / whole == pytest.approx(4.5 / 32, rel=0.01)
-    assert taken.optimizer == 2 * taken.gradients == 2 * taken.averages and taken.checkpoint == 4 * taken.gradients < before.checkpoint / 20
-    assert model.n_parameters() == base.n_parameters() and model.n_matmul_parameters() == base.n_matmul_parameters()
+    assert (
+        taken.optimizer == 2 * taken.gradients == 2 * taken.averages
+        and taken.checkpoint == 4 * taken.gradients < before.checkpoint / 20
+    )
+    assert (
+        model.n_parameters() == base.n_parameters()
+        and model.n_matmul_parameters() == base.n_matmul_parameters()
+    )
     error = [
-        (layer.base.weight(torch.float32) - base.get_submodule(name).weight).norm() / base.get_submodule(name).weight.norm()  # type: ignore
+        (layer.base.weight(torch.float32) - base.get_submodule(name).weight).norm()
+        / base.get_submodule(name).weight.norm()  # type: ignore
         for name, layer in model.named_modules()
         if isinstance(layer, Adapted) and isinstance(layer.base, FourBitLinear)
     ]
     assert len(error) == 14 and 0.05 < max(error) < 0.12
 
 
-def test_four_bits_compute_in_the_precision_of_their_surroundings_and_keep_no_whole_weights() -> None:
+def test_four_bits_compute_in_the_precision_of_their_surroundings_and_keep_no_whole_weights() -> (
+    None
+):
     model = adapted(four_bits=True, changes={"gradient_checkpointing": False})
     kept: list[int] = []
     with (
         torch.autocast("cpu", torch.bfloat16),
-        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t),
+        torch.autograd.graph.saved_tensors_hooks(
+            lambda t: kept.append(t.numel()) or t, lambda t: t
+        ),
     ):
         layer = model.layers[0].mlp.up_proj  # type: ignore[union-attr]
         y = layer.base(torch.randn(2, 32, requires_grad=True))
@@ -322,7 +405,10 @@ def test_four_bits_compute_in_the_precision_of_their_surroundings_and_keep_no_wh
 
 
 def test_checkpointed_activations_give_the_same_gradients() -> None:
-    plain, saving = adapted(four_bits=True), adapted(four_bits=True, changes={"gradient_checkpointing": True})
+    plain, saving = (
+        adapted(four_bits=True),
+        adapted(four_bits=True, changes={"gradient_checkpointing": True}),
+    )
     for model in (plain, saving):
         backward(model.train())
     for name, parameter in trained(plain).items():
@@ -333,13 +419,22 @@ def test_checkpointed_activations_give_the_same_gradients() -> None:
 def test_without_bitsandbytes_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     add_adapters(decoder(), LoraConfig())
-    with pytest.raises(ConfigError, match=r"^finetune\.method: qlora needs a package that is missing: pip install bitsandbytes$"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"^finetune\.method: qlora needs a package that is missing: pip install bitsandbytes$"
+        ),
+    ):
         add_adapters(decoder(), LoraConfig(), four_bits=True)
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_processes_learn_the_same_adapters(method: str, tmp_path: Path, figure: Callable[[str], None]) -> None:
-    """Over gloo, each with the whole decoder (ddp) or with a part of it (fsdp): gradients and weights of one process."""
+def test_processes_learn_the_same_adapters(
+    method: str, tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    """Over gloo, each with the whole decoder (ddp) or with a part of it (fsdp): gradients and
+    weights of one process.
+    """
     one_step.main(8, tmp_path / "whole.pt", 1, method)
     whole = torch.load(tmp_path / "whole.pt", weights_only=True)
     assert sum(name.startswith("layers.") for name in whole) == 28
@@ -352,7 +447,10 @@ def test_processes_learn_the_same_adapters(method: str, tmp_path: Path, figure: 
         for name, value in whole.items():
             worst = max(worst, (result[name].float() - value.float()).abs().max().item())
     assert worst < 1e-5
-    figure(f"{method} on two processes (ddp, fsdp): gradients and weights differ by at most {worst:.1e}")
+    figure(
+        f"{method} on two processes (ddp, fsdp): gradients and weights differ by at most"
+        f" {worst:.1e}"
+    )
 
 
 def test_a_copy_is_a_copy() -> None:
@@ -367,10 +465,16 @@ def test_a_copy_is_a_copy() -> None:
 
 
 def test_switched_off_it_is_the_reference_that_dpo_compares_with() -> None:
-    """The same losses and gradients as beside a copy of the base; dropout would differ from one pass to the next."""
+    """The same losses and gradients as beside a copy of the base; dropout would differ from one
+    pass to the next.
+    """
     from lm.optim.objectives import Preference, kept
 
-    rows = {"input_ids": IDS[:, :-1], "labels": IDS[:, 1:], "document_ids": torch.tensor([[0] * 6 + [1] * 5] * 3)}
+    rows = {
+        "input_ids": IDS[:, :-1],
+        "labels": IDS[:, 1:],
+        "document_ids": torch.tensor([[0] * 6 + [1] * 5] * 3),
+    }
     results = []
     for reference in (kept(decoder()), adapters_off):
         model = adapted(dropout=0.2).train()
@@ -384,7 +488,9 @@ def test_switched_off_it_is_the_reference_that_dpo_compares_with() -> None:
 
 @pytest.mark.parametrize("shape", ["llama", "untied"])
 def test_adapters_of_an_embedding_change_its_table_wherever_it_is_used(shape: str) -> None:
-    """Held against a decoder whose table is W + alpha / rank * B A, written out: loss, gradients, and merged."""
+    """Held against a decoder whose table is W + alpha / rank * B A, written out: loss, gradients,
+    and merged.
+    """
     model, before = adapted(shape, targets=["embed_tokens"], rank=3, alpha=6.0), decoder(shape)
     low, high = trained(model).values()
     plain = decoder(shape)
@@ -398,7 +504,9 @@ def test_adapters_of_an_embedding_change_its_table_wherever_it_is_used(shape: st
     assert table is not None and low.grad is not None and high.grad is not None
     torch.testing.assert_close(high.grad, 2.0 * table @ low.detach().T, atol=1e-3, rtol=1e-4)
     torch.testing.assert_close(low.grad, 2.0 * high.detach().T @ table, atol=1e-3, rtol=1e-4)
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is not None] == list(trained(model))
+    assert [
+        name for name, parameter in model.named_parameters() if parameter.grad is not None
+    ] == list(trained(model))
     with adapters_off(model) as reference:
         torch.testing.assert_close(logits(reference), logits(before), atol=0, rtol=0)
     merge(model)

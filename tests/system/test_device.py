@@ -1,4 +1,6 @@
-"""Choices for machines that we have and those that we do not: python -m pytest tests/system/test_device.py."""
+"""Choices for machines that we have and those that we do not: python -m pytest
+tests/system/test_device.py.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,19 @@ class Machine:
         self.monkeypatch, self.cpuinfo = monkeypatch, cpuinfo
         self(cuda=None)
 
-    def __call__(self, cuda: tuple[int, int] | None = None, mps: bool = False, cpu: str = "sse avx2") -> None:
+    def __call__(
+        self, cuda: tuple[int, int] | None = None, mps: bool = False, cpu: str = "sse avx2"
+    ) -> None:
         patch = self.monkeypatch.setattr
         patch(torch.cuda, "is_available", lambda: cuda is not None)
-        patch(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True if cuda else forbidden())
-        patch(torch.cuda, "get_device_capability", (lambda device=None: cuda) if cuda else forbidden)
+        patch(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True: True if cuda else forbidden(),
+        )
+        patch(
+            torch.cuda, "get_device_capability", (lambda device=None: cuda) if cuda else forbidden
+        )
         patch(torch.backends.mps, "is_available", lambda: mps)
         self.cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {cpu}\n")
         patch(device, "CPUINFO", self.cpuinfo)
@@ -60,22 +70,44 @@ def test_a_device_that_is_there_can_be_asked_for(machine: Machine) -> None:
         assert device.choose_device(option) == option
 
 
-def test_a_device_that_is_absent_is_a_config_error_that_says_what_there_is(machine: Machine) -> None:
-    with pytest.raises(ConfigError, match=r"^trainer\.device: torch finds no cuda here, only cpu; write auto, or cpu$"):
+def test_a_device_that_is_absent_is_a_config_error_that_says_what_there_is(
+    machine: Machine,
+) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"^trainer\.device: torch finds no cuda here, only cpu; write auto, or cpu$",
+    ):
         device.choose_device("cuda")
     machine(mps=True)
-    with pytest.raises(ConfigError, match=r"^trainer\.device: torch finds no cuda here, only mps and cpu; write auto, or mps or cpu$"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"^trainer\.device: torch finds no cuda here, only mps and cpu; write auto, or mps or"
+            r" cpu$"
+        ),
+    ):
         device.choose_device("cuda")
     machine(cuda=(8, 0))
-    with pytest.raises(ConfigError, match=r"^trainer\.device: torch finds no mps here, only cuda and cpu"):
+    with pytest.raises(
+        ConfigError, match=r"^trainer\.device: torch finds no mps here, only cuda and cpu"
+    ):
         device.choose_device("mps")
 
 
 @pytest.mark.parametrize(
     ("capability", "expected"),
-    [((6, 1), "fp16"), ((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((8, 9), "bf16"), ((12, 0), "bf16")],
+    [
+        ((6, 1), "fp16"),
+        ((7, 0), "fp16"),
+        ((7, 5), "fp16"),
+        ((8, 0), "bf16"),
+        ((8, 9), "bf16"),
+        ((12, 0), "bf16"),
+    ],
 )
-def test_cuda_takes_bf16_only_where_it_is_native(machine: Machine, capability: tuple[int, int], expected: str) -> None:
+def test_cuda_takes_bf16_only_where_it_is_native(
+    machine: Machine, capability: tuple[int, int], expected: str
+) -> None:
     machine(cuda=capability)
     assert device.choose_precision("auto", "cuda") == expected
 
@@ -91,7 +123,9 @@ def test_cuda_takes_bf16_only_where_it_is_native(machine: Machine, capability: t
         ("svebf16", "fp32"),
     ],
 )
-def test_a_cpu_takes_bf16_only_where_it_is_native(machine: Machine, cpu: str, expected: str) -> None:
+def test_a_cpu_takes_bf16_only_where_it_is_native(
+    machine: Machine, cpu: str, expected: str
+) -> None:
     machine(cpu=cpu)
     assert device.choose_precision("auto", "cpu") == expected
 
@@ -119,20 +153,40 @@ def test_what_is_asked_for_and_possible_is_taken(machine: Machine) -> None:
 
 
 def test_what_is_impossible_is_a_config_error(machine: Machine) -> None:
-    with pytest.raises(ConfigError, match=r"^trainer\.precision: fp16 cannot be trained on a CPU; write auto, fp32 or bf16$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^trainer\.precision: fp16 cannot be trained on a CPU; write auto, fp32 or bf16$",
+    ):
         device.choose_precision("fp16", "cpu")
     machine(cuda=(7, 5))
-    with pytest.raises(ConfigError, match=r"^trainer\.precision: bf16 needs .* 8\.0, and this one has 7\.5; write auto, fp16 or fp32$"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"^trainer\.precision: bf16 needs .* 8\.0, and this one has 7\.5; write auto, fp16 or"
+            r" fp32$"
+        ),
+    ):
         device.choose_precision("bf16", "cuda")
 
 
 class Accelerator:
-    """A device of a known speed whose products are queued and take their time only when someone waits, as on CUDA."""
+    """A device of a known speed whose products are queued and take their time only when someone
+    waits, as on CUDA.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, flops: float):
-        self.flops, self.now, self.queued, self.dtypes, self.sizes, self.calls = flops, 0.0, 0.0, set(), [], []
+        self.flops, self.now, self.queued, self.dtypes, self.sizes, self.calls = (
+            flops,
+            0.0,
+            0.0,
+            set(),
+            [],
+            [],
+        )
         monkeypatch.setattr(torch, "randn", lambda rows, columns, device: Matrix(self, rows))
-        monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(synchronize=self.synchronize))
+        monkeypatch.setattr(
+            torch, "get_device_module", lambda device: SimpleNamespace(synchronize=self.synchronize)
+        )
         monkeypatch.setattr(device.time, "perf_counter", lambda: self.now)
         for name in ("empty_cache", "reset_peak_memory_stats"):
             monkeypatch.setattr(torch.cuda, name, lambda name=name: self.calls.append(name))
@@ -150,13 +204,18 @@ class Matrix:
         return self
 
     def __matmul__(self, other: Matrix) -> None:
-        self.accelerator.now += 1e-5 if self.accelerator.sizes else 0.4  # the launch; the first one loads libraries
+        # the launch; the first one loads libraries
+        self.accelerator.now += 1e-5 if self.accelerator.sizes else 0.4
         self.accelerator.queued += 2 * self.size**3 / self.accelerator.flops
         self.accelerator.sizes.append(self.size)
 
 
-@pytest.mark.parametrize(("flops", "largest"), [(1e10, 1024), (1e11, 1024), (8e12, 4096), (7e14, 8192)])
-def test_matmul_peak_is_the_speed_of_the_device(monkeypatch: pytest.MonkeyPatch, flops: float, largest: int) -> None:
+@pytest.mark.parametrize(
+    ("flops", "largest"), [(1e10, 1024), (1e11, 1024), (8e12, 4096), (7e14, 8192)]
+)
+def test_matmul_peak_is_the_speed_of_the_device(
+    monkeypatch: pytest.MonkeyPatch, flops: float, largest: int
+) -> None:
     accelerator = Accelerator(monkeypatch, flops)
     assert device.matmul_peak("cuda", "bf16") == pytest.approx(flops, rel=0.01)
     assert max(accelerator.sizes) == largest
@@ -193,7 +252,8 @@ def test_peak_memory_of_this_process() -> None:
     before = device.peak_memory_mb("cpu")
     assert 50 < before < 100_000
     held = []
-    while device.peak_memory_mb("cpu") == before:  # an earlier test may have held more than is held now
+    # an earlier test may have held more than is held now
+    while device.peak_memory_mb("cpu") == before:
         held.append(b"x" * 32_000_000)
         assert sum(map(len, held)) < before * 1e6 + 64e6
     assert before < device.peak_memory_mb("cpu") < before + 64
@@ -201,20 +261,29 @@ def test_peak_memory_of_this_process() -> None:
 
 def test_a_frozen_matrix_needs_no_gradient_of_its_own() -> None:
     """LoRA: 4 for each weight of the base, 6 for each of the adapters."""
-    with_adapters = device.flops_per_token(1_000_000 + 10_000, n_layers=1, context=8, d_model=16, n_frozen=1_000_000)
+    with_adapters = device.flops_per_token(
+        1_000_000 + 10_000, n_layers=1, context=8, d_model=16, n_frozen=1_000_000
+    )
     assert with_adapters == 4_000_000 + 60_000 + 12 * 8 * 16
 
 
 def test_flops_per_token_of_gpt2() -> None:
-    """124M at T = 1024 by hand: 12 blocks of 12 d^2 weights and a head of 50,257 d; attention has 12 * 12 * 1024 * 768 = 113.2 MFLOP."""
+    """124M at T = 1024 by hand: 12 blocks of 12 d^2 weights and a head of 50,257 d; attention has
+    12 * 12 * 1024 * 768 = 113.2 MFLOP.
+    """
     matrices = 12 * 12 * 768**2 + 50_257 * 768
     assert matrices == 123_532_032
-    assert device.flops_per_token(matrices, n_layers=12, context=1024, d_model=768) == 741_192_192 + 113_246_208
+    assert (
+        device.flops_per_token(matrices, n_layers=12, context=1024, d_model=768)
+        == 741_192_192 + 113_246_208
+    )
     # nanoGPT counts 124M's norms too and pads the vocabulary to 50,304: 854.8 MFLOP
     assert round(device.flops_per_token(123_587_328, 12, 1024, 768) / 1e6, 1) == 854.8
 
 
 def test_importing_this_does_not_load_torch() -> None:
     code = "import sys, lm.system.device; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "False\n"

@@ -17,13 +17,22 @@ from tests.support.faults import ROOT
 
 def command(main: str, *, before: str = "") -> list[str]:
     """A Python program whose `main` has this body."""
-    return [sys.executable, "-c", f"import sys, os\nfrom lm.system import errors\n{before}\ndef main():\n    {main}\nerrors.run(main)"]
+    return [
+        sys.executable,
+        "-c",
+        (
+            f"import sys, os\nfrom lm.system import errors\n{before}\ndef main():\n   "
+            f" {main}\nerrors.run(main)"
+        ),
+    ]
 
 
 def left(main: str, tmp_path: Path, before: str = "") -> tuple[int, str, str]:
     """Exit code, stdout and stderr of such a program, and its traceback files are in `tmp_path`."""
     environment = os.environ | {"TMPDIR": str(tmp_path)}
-    done = subprocess.run(command(main, before=before), cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command(main, before=before), cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -32,7 +41,11 @@ def left(main: str, tmp_path: Path, before: str = "") -> tuple[int, str, str]:
     [
         ("print('fine')", 0, ""),
         ("raise errors.UserError('x.yaml: it went wrong')", 1, "x.yaml: it went wrong\n"),
-        ("raise errors.ConfigError('x.yaml:3: model.d_model: é')", 2, "x.yaml:3: model.d_model: é\n"),
+        (
+            "raise errors.ConfigError('x.yaml:3: model.d_model: é')",
+            2,
+            "x.yaml:3: model.d_model: é\n",
+        ),
         ("raise errors.ConfigError('one\\ntwo')", 2, "one\ntwo\n"),
         ("raise errors.DataError('x.txt: no text')", 3, "x.txt: no text\n"),
         ("raise errors.NonFiniteError('step 3')", 4, "step 3\n"),
@@ -43,8 +56,16 @@ def left(main: str, tmp_path: Path, before: str = "") -> tuple[int, str, str]:
         ("raise KeyboardInterrupt", 130, "stopped by Ctrl-C\n"),
         ("sys.exit(2)", 2, ""),
         ("sys.exit()", 0, ""),
-        ("raise OSError(28, 'No space left on device', 'metrics.csv')", 5, "metrics.csv could not be written: No space left on device\n"),
-        ("raise OSError(30, 'Read-only file system', 'x')", 5, "x could not be written: Read-only file system\n"),
+        (
+            "raise OSError(28, 'No space left on device', 'metrics.csv')",
+            5,
+            "metrics.csv could not be written: No space left on device\n",
+        ),
+        (
+            "raise OSError(30, 'Read-only file system', 'x')",
+            5,
+            "x could not be written: Read-only file system\n",
+        ),
     ],
 )
 def test_every_exit_code_and_one_message(main: str, code: int, said: str, tmp_path: Path) -> None:
@@ -56,34 +77,71 @@ def test_every_exit_code_and_one_message(main: str, code: int, said: str, tmp_pa
     ("main", "said"),
     [
         ("{}['lost']", "internal error: KeyError: 'lost' ("),
-        ("raise ValueError('first line\\nsecond line')", "internal error: ValueError: first line ("),
+        (
+            "raise ValueError('first line\\nsecond line')",
+            "internal error: ValueError: first line (",
+        ),
         ("raise ValueError", "internal error: ValueError:  ("),
-        ("open('/nowhere/x')", "internal error: FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/x' ("),
-        ("raise BrokenPipeError(32, 'a worker is gone')", "internal error: BrokenPipeError: [Errno 32] a worker is gone ("),
-        ("raise MemoryError", "out of memory; in training, a smaller trainer.micro_batch_size needs less ("),
-        ("raise RuntimeError('CUDA out of memory. Tried to allocate')", "out of memory; in training"),
-        ('raise RuntimeError("DefaultCPUAllocator: can\'t allocate memory: you tried")', "out of memory; in training"),
+        (
+            "open('/nowhere/x')",
+            (
+                "internal error: FileNotFoundError: [Errno 2] No such file or directory:"
+                " '/nowhere/x' ("
+            ),
+        ),
+        (
+            "raise BrokenPipeError(32, 'a worker is gone')",
+            "internal error: BrokenPipeError: [Errno 32] a worker is gone (",
+        ),
+        (
+            "raise MemoryError",
+            "out of memory; in training, a smaller trainer.micro_batch_size needs less (",
+        ),
+        (
+            "raise RuntimeError('CUDA out of memory. Tried to allocate')",
+            "out of memory; in training",
+        ),
+        (
+            'raise RuntimeError("DefaultCPUAllocator: can\'t allocate memory: you tried")',
+            "out of memory; in training",
+        ),
         ("raise OSError(12, 'Cannot allocate memory')", "out of memory; in training"),
     ],
 )
-def test_an_internal_error_is_one_line_that_names_the_traceback(main: str, said: str, tmp_path: Path) -> None:
+def test_an_internal_error_is_one_line_that_names_the_traceback(
+    main: str, said: str, tmp_path: Path
+) -> None:
     code, out, message = left(main, tmp_path)
     [file] = tmp_path.iterdir()
     assert (code, out) == (1, "") and message.startswith(said) and message.count("\n") == 1
     assert message.endswith(f"(the traceback is in {file})\n")
-    assert file.read_text().startswith("Traceback (most recent call last):") and "in main" in file.read_text()
+    assert (
+        file.read_text().startswith("Traceback (most recent call last):")
+        and "in main" in file.read_text()
+    )
 
 
 def test_what_was_printed_before_a_mistake_is_not_lost(tmp_path: Path) -> None:
-    assert left("print('half'); raise errors.DataError('rest')", tmp_path) == (3, "half\n", "rest\n")
+    assert left("print('half'); raise errors.DataError('rest')", tmp_path) == (
+        3,
+        "half\n",
+        "rest\n",
+    )
 
 
 def test_a_traceback_that_finds_no_room_is_shown_instead(tmp_path: Path) -> None:
-    refuse = "import tempfile\ndef refuse(**_): raise OSError(28, 'No space left on device')\ntempfile.mkstemp = refuse"
+    refuse = (
+        "import tempfile\ndef refuse(**_): raise OSError(28, 'No space left on"
+        " device')\ntempfile.mkstemp = refuse"
+    )
     code, _, message = left("1 / 0", tmp_path, refuse)
     first, second, *_ = message.splitlines()
     assert code == 1
-    assert first == "internal error: ZeroDivisionError: division by zero (the traceback could not be saved: No space left on device)"
+    assert (
+        first
+        == "internal error: ZeroDivisionError: division by zero (the traceback could not be saved:"
+        " No space left on device)"
+    )
     assert second == "Traceback (most recent call last):"
 
 
@@ -105,7 +163,14 @@ def test_text_that_is_no_unicode_can_be_said(tmp_path: Path) -> None:
 def test_a_reader_that_leaves_is_not_answered(main: str, merged: bool) -> None:
     stderr = subprocess.STDOUT if merged else subprocess.PIPE
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
-    process = subprocess.Popen(command(main), cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
+    process = subprocess.Popen(
+        command(main),
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+    )
     assert process.stdout is not None and process.stdin is not None
     process.stdout.close()
     process.stdin.close()
@@ -116,7 +181,9 @@ def test_a_reader_that_leaves_is_not_answered(main: str, merged: bool) -> None:
 
 
 def test_a_reader_of_stderr_alone_may_leave_too() -> None:
-    with subprocess.Popen(command("while True: print('x', file=sys.stderr)"), cwd=ROOT, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command("while True: print('x', file=sys.stderr)"), cwd=ROOT, stderr=subprocess.PIPE
+    ) as process:
         assert process.stderr is not None
         process.stderr.close()
     assert process.returncode == 141
@@ -125,8 +192,13 @@ def test_a_reader_of_stderr_alone_may_leave_too() -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
 def test_output_onto_a_full_disk(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(command("print('x')"), cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (5, "a file could not be written: No space left on device\n")
+        done = subprocess.run(
+            command("print('x')"), cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (
+        5,
+        "a file could not be written: No space left on device\n",
+    )
 
 
 def test_a_file_size_limit_is_a_disk_that_refuses(tmp_path: Path) -> None:
@@ -140,16 +212,25 @@ def test_a_file_size_limit_is_a_disk_that_refuses(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (5, "a file could not be written: File too large\n")
 
 
-@pytest.mark.parametrize(("error", "shown"), [("OSError(28, 'full')", False), ("ValueError('odd')", True)])
-def test_what_the_disk_refuses_to_a_thread_is_told_by_its_owner(error: str, shown: bool, tmp_path: Path) -> None:
-    main = f"import threading\n    def fail(): raise {error}\n    thread = threading.Thread(target=fail); thread.start(); thread.join()"
+@pytest.mark.parametrize(
+    ("error", "shown"), [("OSError(28, 'full')", False), ("ValueError('odd')", True)]
+)
+def test_what_the_disk_refuses_to_a_thread_is_told_by_its_owner(
+    error: str, shown: bool, tmp_path: Path
+) -> None:
+    main = (
+        f"import threading\n    def fail(): raise {error}\n    thread ="
+        " threading.Thread(target=fail); thread.start(); thread.join()"
+    )
     code, _, said = left(main, tmp_path)
     assert code == 0 and (("Exception in thread" in said) if shown else said == "")
 
 
 def test_ctrl_c_as_the_terminal_sends_it() -> None:
     main = "print('here', flush=True); import time; time.sleep(60)"
-    with subprocess.Popen(command(main), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command(main), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None and process.stdout.readline() == "here\n"
         process.send_signal(signal.SIGINT)
         assert process.communicate() == ("", "stopped by Ctrl-C\n")
@@ -157,9 +238,23 @@ def test_ctrl_c_as_the_terminal_sends_it() -> None:
 
 
 def test_the_table_of_codes_is_the_truth() -> None:
-    kinds = {errors.ConfigError: 2, errors.DataError: 3, errors.NonFiniteError: 4, errors.CheckpointError: 5, errors.CheckFailed: 6}
-    table = {line.split("|")[1].strip() for line in (errors.__doc__ or "").splitlines() if line.startswith("| ")}
+    kinds = {
+        errors.ConfigError: 2,
+        errors.DataError: 3,
+        errors.NonFiniteError: 4,
+        errors.CheckpointError: 5,
+        errors.CheckFailed: 6,
+    }
+    table = {
+        line.split("|")[1].strip()
+        for line in (errors.__doc__ or "").splitlines()
+        if line.startswith("| ")
+    }
     assert {kind.exit_code for kind in kinds} == set(kinds.values())
     assert table == {"code", "0", "1", "2", "3", "4", "5", "6", "130, 143, 138", "141"}
     assert all(kind.exit_code == code for kind, code in kinds.items())
-    assert [128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == [130, 143, 138]
+    assert [128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == [
+        130,
+        143,
+        138,
+    ]

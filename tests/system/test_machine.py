@@ -10,9 +10,17 @@ from lm.system import machine
 
 
 def git(folder: Path, *arguments: str) -> str:
-    identity = {f"GIT_{who}_{what}": "x@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    identity = {
+        f"GIT_{who}_{what}": "x@example.org"
+        for who in ("AUTHOR", "COMMITTER")
+        for what in ("NAME", "EMAIL")
+    }
     return subprocess.run(
-        ["git", "-C", folder, *arguments], env=os.environ | identity, check=True, capture_output=True, text=True
+        ["git", "-C", folder, *arguments],
+        env=os.environ | identity,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout.strip()
 
 
@@ -57,7 +65,9 @@ def test_without_git_nothing_is_said(tmp_path, monkeypatch):
 def test_the_machine_has_parts(monkeypatch, tmp_path):
     found = machine.hardware("cpu")
     assert found["cores"] >= 1 and found["gpu"] is None and found["system"]
-    (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: Some CPU @ 2 GHz\nprocessor : 1\nmodel name\t: Other\n")
+    (tmp_path / "cpuinfo").write_text(
+        "processor : 0\nmodel name\t: Some CPU @ 2 GHz\nprocessor : 1\nmodel name\t: Other\n"
+    )
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     assert machine.hardware("cpu")["processor"] == "Some CPU @ 2 GHz"
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "none")

@@ -39,7 +39,9 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return result
 
 
-def test_without_a_terminal_plain_lines_come_every_ten_seconds(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_plain_lines_come_every_ten_seconds(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     display = Progress(max_steps=1000, step=0)
     for step in range(1, 26):
         clock.now += 1
@@ -48,13 +50,15 @@ def test_without_a_terminal_plain_lines_come_every_ten_seconds(clock: Clock, cap
     display.close()
     output = capsys.readouterr()
     assert output.err == ""
-    assert output.out == (
-        "step 10/1,000  loss 4.0000  lr 3.00e-04  12,346 tok/s  16:30 left\n"
+    assert (
+        output.out == "step 10/1,000  loss 4.0000  lr 3.00e-04  12,346 tok/s  16:30 left\n"
         "step 20/1,000  loss 3.0000  lr 3.00e-04  12,346 tok/s  16:20 left\n"
     )
 
 
-def test_a_line_is_due_before_the_first_figures_are_there(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_is_due_before_the_first_figures_are_there(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     display = Progress(max_steps=3, step=0)
     for step in (1, 2):
         clock.now += 60
@@ -70,7 +74,9 @@ def test_the_last_step_is_always_shown(clock: Clock, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == "step 2/2  loss 1.5000  lr 1.00e-03\n"
 
 
-def test_time_left_counts_from_the_first_step_and_not_from_before_it(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_time_left_counts_from_the_first_step_and_not_from_before_it(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     display = Progress(max_steps=101, step=0)
     clock.now += 500  # loading, compiling, the validation at step 0
     display.advance(1)
@@ -79,7 +85,9 @@ def test_time_left_counts_from_the_first_step_and_not_from_before_it(clock: Cloc
     assert capsys.readouterr().out.splitlines()[-1].endswith("1:00:00 left")
 
 
-def test_a_resumed_run_counts_only_its_own_steps(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_run_counts_only_its_own_steps(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     display = Progress(max_steps=5000, step=4000)
     for step in (4001, 4002, 4003):
         clock.now += 30
@@ -88,7 +96,9 @@ def test_a_resumed_run_counts_only_its_own_steps(clock: Clock, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(("max_steps", "step"), [(1, 1), (5, 5), (5, 1)])
-def test_no_division_by_zero(max_steps: int, step: int, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_division_by_zero(
+    max_steps: int, step: int, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A run of one step, one that is resumed at its end, and one whose clock stands still."""
     display = Progress(max_steps, step - 1)
     clock.now += progress.LINE_SECONDS
@@ -106,7 +116,9 @@ def test_a_nan_is_shown_as_one(clock: Clock, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == "step 1/1  loss nan  lr 0.00e+00\n"
 
 
-def test_silent_when_disabled(clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_silent_when_disabled(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     terminal = on_terminal(monkeypatch)
     display = Progress(2, 0, enabled=False)
     display.say("anything")
@@ -137,14 +149,17 @@ def test_on_a_terminal_a_bar_with_the_same_figures(
     assert capsys.readouterr().out == ""  # no plain lines beside the bar
 
 
-def test_lines_do_not_tear_the_bar(clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_do_not_tear_the_bar(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     terminal = on_terminal(monkeypatch)
     display = Progress(max_steps=40, step=0)
     display.advance(1)
     before = len(terminal.getvalue())
     display.say("step 1: validation loss 2.5000")
     assert capsys.readouterr().out == "step 1: validation loss 2.5000\n"
-    assert terminal.getvalue()[before:].startswith("\r ")  # the bar was wiped away before the line was printed ...
+    # the bar was wiped away before the line was printed ...
+    assert terminal.getvalue()[before:].startswith("\r ")
     assert "1/40" in terminal.getvalue()[before:]  # ... and drawn again after it
     display.close()
     display.say("done")
@@ -154,9 +169,13 @@ def test_lines_do_not_tear_the_bar(clock: Clock, monkeypatch: pytest.MonkeyPatch
 # --- reading text
 
 
-def test_reading_is_told_in_lines_where_there_is_no_terminal(clock: Clock, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_reading_is_told_in_lines_where_there_is_no_terminal(
+    clock: Clock, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     (tmp_path / "a.txt").write_bytes(bytes(30_000_000))
-    with ReadingProgress("tokenising", [str(tmp_path / "a.txt")], 5_000_000, quiet=False) as display:
+    with ReadingProgress(
+        "tokenising", [str(tmp_path / "a.txt")], 5_000_000, quiet=False
+    ) as display:
         for _ in range(5):
             clock.now += 4
             display.advance(2_000_000)
@@ -168,7 +187,9 @@ def test_reading_is_told_in_lines_where_there_is_no_terminal(clock: Clock, capsy
     assert output.err == ""
 
 
-def test_reading_is_a_bar_on_a_terminal_that_goes_away(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reading_is_a_bar_on_a_terminal_that_goes_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     terminal = on_terminal(monkeypatch)
     with ReadingProgress("tokenising", [], 0, quiet=False) as display:
         display.advance(5_000_000)
@@ -177,7 +198,9 @@ def test_reading_is_a_bar_on_a_terminal_that_goes_away(monkeypatch: pytest.Monke
     assert capsys.readouterr().out == ""
 
 
-def test_quiet_reading_says_nothing(clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_reading_says_nothing(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     terminal = on_terminal(monkeypatch)
     with ReadingProgress("tokenising", [], 0, quiet=True) as display:
         clock.now += 60

@@ -1,4 +1,6 @@
-"""lm/tokenizer/fast_bpe.py gives the ids that `tokenizers` gives, or refuses; and what lm/tokenizer/tokenizer.py makes of it."""
+"""lm/tokenizer/fast_bpe.py gives the ids that `tokenizers` gives, or refuses; and what
+lm/tokenizer/tokenizer.py makes of it.
+"""
 
 from __future__ import annotations
 
@@ -22,24 +24,36 @@ from lm.tokenizer.tokenizer import ByteTokenizer, FastTokenizer
 # Written out as they stand in the published files.
 PATTERNS = {
     "GPT-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "Llama 3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "Qwen 2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "GPT-4o": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "Llama 3": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "Qwen 2": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "GPT-4o": (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
 }
 CUTS = ["ByteLevel", "none", *PATTERNS]
 END = "<|endoftext|>"
 CORPUS = (
-    "The cat's sat on the mat; they'll've gone, I'D say.  In 1984, 12345 dogs ran!!!\n\n\tdef f(x):\n        return x + 1\r\n"
-    "naïve café — 東京の塔 — Москва, שלום, हिन्दी, 😀😀 👩‍👩‍👧 e\u0301 ½ ٣٤ <|endoftext|> <|pad|>   \u00a0\u3000 end "
-) * 4
+    "The cat's sat on the mat; they'll've gone, I'D say.  In 1984, 12345 dogs ran!!!\n\n\tdef"
+    " f(x):\n        return x + 1\r\nnaïve café — 東京の塔 — Москва, שלום, हिन्दी, 😀😀 👩‍👩‍👧"
+    " e\u0301 ½ ٣٤ <|endoftext|> <|pad|>   \u00a0\u3000 end " * 4
+)
 ODD = [
     "",
     "'",
     "''s '' 'S 'ſ 'LL 'lL 'Ve 've'd'm't're 'r 'l",
     "I'm she'd we'll they've it's don't you're I'M SHE'D WE'LL THEY'VE IT'S DON'T YOU'RE ’s",
-    " a  b   c    \n d \n\n e\r\nf\r\rg \t h\u00a0i\u00a0\u00a0j\u3000k\u2028l\u0085m\x0bn\x0co\u200bp\u180eq\ufeffr ",
+    (
+        " a  b   c    \n d \n\n e\r\nf\r\rg \t"
+        " h\u00a0i\u00a0\u00a0j\u3000k\u2028l\u0085m\x0bn\x0co\u200bp\u180eq\ufeffr "
+    ),
     "   ",
     "\n",
     " \n \n  x",
@@ -55,7 +69,10 @@ ODD = [
 
 def split(pattern: str, behavior: str = "isolated", invert: bool = False) -> Any:
     return pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(pattern), behavior, invert), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior, invert),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
 
 
@@ -71,15 +88,27 @@ def trained(cut: str, first: str = END) -> str:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizer(cut)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, special_tokens=[first, "<|pad|>"], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        initial_alphabet=alphabet,
+        special_tokens=[first, "<|pad|>"],
+        show_progress=False,
+    )
     backend.train_from_iterator(CORPUS.splitlines(keepends=True), trainer)
     return str(backend.to_str())
 
 
-def with_merges(*merges: str, cut: str = "none", more: tuple[str, ...] = (), ignore_merges: bool = False) -> str:
-    """The tokenizer.json of a byte-level BPE of these merges, written as "a b"; then `more` tokens that no merge makes."""
+def with_merges(
+    *merges: str, cut: str = "none", more: tuple[str, ...] = (), ignore_merges: bool = False
+) -> str:
+    """The tokenizer.json of a byte-level BPE of these merges, written as "a b"; then `more` tokens
+    that no merge makes.
+    """
     pairs = [tuple(merge.split()) for merge in merges]
-    vocab = {token: i for i, token in enumerate(dict.fromkeys([*byte_symbols(), *map("".join, pairs), *more]))}
+    vocab = {
+        token: i
+        for i, token in enumerate(dict.fromkeys([*byte_symbols(), *map("".join, pairs), *more]))
+    }
     backend = Tokenizer(models.BPE(vocab, pairs, ignore_merges=ignore_merges))
     backend.pre_tokenizer = pre_tokenizer(cut)
     backend.add_special_tokens([END])
@@ -141,7 +170,9 @@ CACHED = functools.cache(both)
 
 @pytest.mark.parametrize("cut", CUTS)
 @settings(max_examples=150, deadline=None)
-@given(text=st.text() | st.lists(st.sampled_from(PIECES) | st.characters(codec="utf-8")).map("".join))
+@given(
+    text=st.text() | st.lists(st.sampled_from(PIECES) | st.characters(codec="utf-8")).map("".join)
+)
 @example(text=" \n")
 def test_any_text_has_the_same_ids(cut: str, text: str) -> None:
     fast, slow = CACHED(trained(cut))
@@ -160,7 +191,9 @@ def test_any_text_has_the_same_ids(cut: str, text: str) -> None:
 def test_any_merges_are_the_same_or_refused(
     numbers: list[tuple[int, int]], ignore: bool, more: list[str], texts: list[str], backwards: bool
 ) -> None:
-    """Lists that no training makes: two pairs for one token, pairs that never meet, tokens out of reach, ids in another order."""
+    """Lists that no training makes: two pairs for one token, pairs that never meet, tokens out of
+    reach, ids in another order.
+    """
     tokens, merges = ["a", "b", "c"], []
     for a, b in numbers:
         pair = tokens[a % len(tokens)], tokens[b % len(tokens)]
@@ -170,13 +203,18 @@ def test_any_merges_are_the_same_or_refused(
     definition = with_merges(*map(" ".join, merges), more=tuple(more), ignore_merges=ignore)
     if backwards:
         vocab = json.loads(definition)["model"]["vocab"]
-        definition = changed(definition, vocab={token: i if i < 256 else len(vocab) + 255 - i for token, i in vocab.items()})
+        definition = changed(
+            definition,
+            vocab={token: i if i < 256 else len(vocab) + 255 - i for token, i in vocab.items()},
+        )
     try:
         fast, slow = both(definition)
     except NotTheSame:
         return
     words = [*texts, *tokens, *more]
-    assert [ids.tolist() for ids in map(fast.encode, words) if ids is not None] == [ids.tolist() for ids in slow.encode_batch(words)]
+    assert [ids.tolist() for ids in map(fast.encode, words) if ids is not None] == [
+        ids.tolist() for ids in slow.encode_batch(words)
+    ]
 
 
 def all_characters() -> list[str]:
@@ -186,27 +224,37 @@ def all_characters() -> list[str]:
 
 @functools.cache
 def bordering() -> tuple[str, ...]:
-    """Merges of a few characters with whatever byte may begin or end another: ids then tell where a text was cut."""
+    """Merges of a few characters with whatever byte may begin or end another: ids then tell where a
+    text was cut.
+    """
     symbol = byte_symbols()
     near = [symbol[byte] for byte in b"a 1!'\n"]
     firsts = [symbol[byte] for byte in (*range(128), *range(0xC2, 0xF5))]
     lasts = [symbol[byte] for byte in (*range(128), *range(0x80, 0xC0))]
-    pairs = [*((a, b) for a in near for b in firsts), *((a, b) for a in lasts for b in near), *((a, b) for a in lasts for b in firsts)]
+    pairs = [
+        *((a, b) for a in near for b in firsts),
+        *((a, b) for a in lasts for b in near),
+        *((a, b) for a in lasts for b in firsts),
+    ]
     return tuple(dict.fromkeys(f"{a} {b}" for a, b in pairs))
 
 
 @pytest.mark.parametrize("cut", PATTERNS)
 def test_every_character_is_cut_alike(cut: str) -> None:
-    """Alone, repeated, between letters, digits and signs, after a space, behind an apostrophe and in a contraction.
+    """Alone, repeated, between letters, digits and signs, after a space, behind an apostrophe and
+    in a contraction.
 
-    Ideographs and other letters without case, private use and what is not assigned are a million: a shorter context does.
+    Ideographs and other letters without case, private use and what is not assigned are a million: a
+    shorter context does.
     """
     characters = all_characters()
     rare = [c for c in characters if unicodedata.category(c) in ("Lo", "Co", "Cn")]
     plain = sorted(set(characters) - set(rare))
     around = "a{0}a {0}{0}1{0}1!{0}!\n{0}\n {0} '{0} 'l{0} '{0}e'{0}"
     texts = characters[:0x3000]
-    texts += ["".join(around.format(c) for c in plain[i : i + 64]) for i in range(0, len(plain), 64)]
+    texts += [
+        "".join(around.format(c) for c in plain[i : i + 64]) for i in range(0, len(plain), 64)
+    ]
     texts += ["".join([f"a{c}1" for c in rare[i : i + 256]]) for i in range(0, len(rare), 256)]
     assert_same(with_merges(*bordering(), cut=cut), texts)
 
@@ -249,7 +297,9 @@ def test_added_tokens_that_text_may_have_are_left_to_tokenizers() -> None:
     quick = fast_tokenizer(backend.to_str())
     quick.MUCH = 0  # type: ignore[misc]
     texts = ["one", "a <think> b", "", "it sat", "two", "satin", END]
-    assert [ids.tolist() for ids in quick.encode_batch(texts)] == [ids.tolist() for ids in slow.encode_batch(texts)]
+    assert [ids.tolist() for ids in quick.encode_batch(texts)] == [
+        ids.tolist() for ids in slow.encode_batch(texts)
+    ]
     assert slow._backend.token_to_id("<think>") in quick.encode("a <think> b")
 
 
@@ -314,13 +364,25 @@ BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False)
 REFUSED: dict[str, tuple[str, Callable[[], str]]] = {
     "words": ("its model is WordLevel", lambda: changed(type="WordLevel")),
     "dropout": ("its model has a dropout", lambda: changed(dropout=0.5)),
-    "prefix": ("its model has a continuing_subword_prefix", lambda: changed(continuing_subword_prefix="##")),
+    "prefix": (
+        "its model has a continuing_subword_prefix",
+        lambda: changed(continuing_subword_prefix="##"),
+    ),
     "suffix": ("its model has a end_of_word_suffix", lambda: changed(end_of_word_suffix="</w>")),
-    "normalizer": ("its normalizer is Lowercase", lambda: changed(normalizer={"type": "Lowercase"})),
+    "normalizer": (
+        "its normalizer is Lowercase",
+        lambda: changed(normalizer={"type": "Lowercase"}),
+    ),
     "no pre_tokenizer": ("does not end in a plain ByteLevel", lambda: changed(pre_tokenizer=None)),
     "no steps": ("does not end in a plain ByteLevel", lambda: cut_by(pre_tokenizers.Sequence([]))),
-    "a space in front": ("does not end in a plain ByteLevel", lambda: cut_by(pre_tokenizers.ByteLevel(add_prefix_space=True))),
-    "ByteLevel first": ("does not end in a plain ByteLevel", lambda: cut_by(BYTE_LEVEL, pre_tokenizers.Digits(True))),
+    "a space in front": (
+        "does not end in a plain ByteLevel",
+        lambda: cut_by(pre_tokenizers.ByteLevel(add_prefix_space=True)),
+    ),
+    "ByteLevel first": (
+        "does not end in a plain ByteLevel",
+        lambda: cut_by(BYTE_LEVEL, pre_tokenizers.Digits(True)),
+    ),
     "digits": ("not known to be the same", lambda: cut_by(pre_tokenizers.Digits(True), BYTE_LEVEL)),
     "two cuts": ("not known to be the same", lambda: cut_by(GPT2_CUT, BYTE_LEVEL)),
     "another pattern": ("not known to be the same", lambda: cut_by(split(r"\w+|\W+"))),
@@ -329,9 +391,15 @@ REFUSED: dict[str, tuple[str, Callable[[], str]]] = {
     "a byte is missing": ("does not have all 256 bytes", without_a_byte),
     "equal ids": ("have the same id", lambda: changed_vocab(cd=256)),
     "order": ("not in the order of its merges", lambda: changed_vocab(ab=257, cd=256)),
-    "left in two": ("its merges leave in two", lambda: with_merges("a b", more=("abc",), ignore_merges=True)),
+    "left in two": (
+        "its merges leave in two",
+        lambda: with_merges("a b", more=("abc",), ignore_merges=True),
+    ),
     "a special id from merges": ("the id of a special token", lambda: changed_vocab(cd=999)),
-    "a special id of a piece": ("the id of a special token", lambda: with_merges("a b", more=(END,), ignore_merges=True)),
+    "a special id of a piece": (
+        "the id of a special token",
+        lambda: with_merges("a b", more=(END,), ignore_merges=True),
+    ),
 }
 
 
@@ -379,7 +447,9 @@ def test_little_text_does_not_wait_for_tiktoken(monkeypatch: pytest.MonkeyPatch)
     tokenizer = fast_tokenizer(definition)
     asked: list[str] = []
     real = FastBpe.encode
-    monkeypatch.setattr(FastBpe, "encode", lambda self, text: asked.append(text) or real(self, text))
+    monkeypatch.setattr(
+        FastBpe, "encode", lambda self, text: asked.append(text) or real(self, text)
+    )
     tokenizer.MUCH = 100  # type: ignore[misc]
     expected = both(definition)[1]
     for n, fast in ((60, False), (39, False), (1, True), (5, True)):
@@ -410,8 +480,14 @@ def test_flat_is_the_batch_in_a_row(texts: list[str]) -> None:
     quick = fast_tokenizer(trained("ByteLevel"))
     quick.MUCH = 0  # type: ignore[misc]
     bytes_of = [np.frombuffer(text.encode(), np.uint8) for text in texts]
-    by_library = [encoding.ids for encoding in fast._backend.encode_batch(texts, add_special_tokens=False)]
-    for tokenizer, expected in ((ByteTokenizer(), bytes_of), (fast, by_library), (quick, by_library)):
+    by_library = [
+        encoding.ids for encoding in fast._backend.encode_batch(texts, add_special_tokens=False)
+    ]
+    for tokenizer, expected in (
+        (ByteTokenizer(), bytes_of),
+        (fast, by_library),
+        (quick, by_library),
+    ):
         ids, lengths = tokenizer.encode_flat(texts)
         assert (ids.dtype, lengths.dtype) == (tokenizer.dtype, np.int64)
         assert lengths.tolist() == [len(part) for part in expected]

@@ -1,4 +1,6 @@
-"""lm/tokenizer/tokenizer.py and lm/tokenizer/files.py: ids, definitions, refusals, streaming, and the hub through its real client."""
+"""lm/tokenizer/tokenizer.py and lm/tokenizer/files.py: ids, definitions, refusals, streaming, and
+the hub through its real client.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +21,57 @@ import pyarrow.parquet
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from lm.system.errors import ConfigError, DataError
 from lm.tokenizer.stream import TextStream
-from lm.tokenizer.tokenizer import ByteTokenizer, FastTokenizer, from_definition, load_tokenizer, require_same, resolve
+from lm.tokenizer.tokenizer import (
+    ByteTokenizer,
+    FastTokenizer,
+    from_definition,
+    load_tokenizer,
+    require_same,
+    resolve,
+)
 from lm.tokenizer.tokenizer import Tokenizer as OurTokenizer
 from tests.support.hub import Hub, client_environment
 
 ROOT = Path(__file__).parents[2]
-LETTERS = ("The cat sat on the mat. The dog sat on the log, and the naïve café — 東京の塔 — was 100 % full! 😀 <|a|> ") * 3
+LETTERS = (
+    "The cat sat on the mat. The dog sat on the log, and the naïve café — 東京の塔 — was 100 %"
+    " full! 😀 <|a|> " * 3
+)
 HEX_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
-def byte_level(merges: list[tuple[str, str]] | None = None, eos: str | None = "<|endoftext|>") -> Tokenizer:
-    """A byte-level BPE in the manner of GPT-2: trained on LETTERS, or with the given merges and no word borders."""
+def byte_level(
+    merges: list[tuple[str, str]] | None = None, eos: str | None = "<|endoftext|>"
+) -> Tokenizer:
+    """A byte-level BPE in the manner of GPT-2: trained on LETTERS, or with the given merges and no
+    word borders.
+    """
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=merges is None)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=merges is None
+    )
     backend.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if merges is None:
-        trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=[eos] if eos else [], show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=400,
+            initial_alphabet=alphabet,
+            special_tokens=[eos] if eos else [],
+            show_progress=False,
+        )
         backend.train_from_iterator([LETTERS], trainer)
     else:
         tokens = [*alphabet, *("".join(pair) for pair in merges), *([eos] if eos else [])]
@@ -49,22 +81,49 @@ def byte_level(merges: list[tuple[str, str]] | None = None, eos: str | None = "<
 
 
 def sentencepiece() -> Tokenizer:
-    """BPE in the manner of Llama 2: a space is part of its word, the first is not shown, and rare characters fall back to bytes."""
-    pieces = ["<unk>", "<s>", "</s>", *HEX_BYTES, "▁", *"abcdehlot", "▁a", "he", "▁the", "lo", "▁he"]
+    """BPE in the manner of Llama 2: a space is part of its word, the first is not shown, and rare
+    characters fall back to bytes.
+    """
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *HEX_BYTES,
+        "▁",
+        *"abcdehlot",
+        "▁a",
+        "he",
+        "▁the",
+        "lo",
+        "▁he",
+    ]
     merges = [("▁", "a"), ("h", "e"), ("l", "o"), ("▁", "he")]
     vocab = {piece: i for i, piece in enumerate(pieces)}
-    backend = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend = Tokenizer(
+        models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    steps = [
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
     backend.decoder = decoders.Sequence(steps)
     backend.add_special_tokens(["<unk>", "<s>", "</s>"])
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
     return backend
 
 
 def words() -> Tokenizer:
     """Whole words, with the special ones among them."""
-    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "[EOS]": 1, "[PAD]": 2, "a": 3, "b": 4}, unk_token="[UNK]"))
+    backend = Tokenizer(
+        models.WordLevel({"[UNK]": 0, "[EOS]": 1, "[PAD]": 2, "a": 3, "b": 4}, unk_token="[UNK]")
+    )
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens(["[UNK]", "[EOS]", "[PAD]"])
     return backend
@@ -91,7 +150,9 @@ def save_vocabulary(backend: Tokenizer, folder: Path) -> Path:
 
 
 def crossing() -> Tokenizer:
-    """Its one merge joins the last byte of an é to the first of the next, so a row of é is never whole before its end."""
+    """Its one merge joins the last byte of an é to the first of the next, so a row of é is never
+    whole before its end.
+    """
     return byte_level([("©", "Ã")])
 
 
@@ -110,7 +171,12 @@ TOY = {name: make() for name, make in STREAMED.items()}
 def test_byte_tokenizer_has_the_documented_ids() -> None:
     tokenizer = load_tokenizer("byte")
     assert isinstance(tokenizer, ByteTokenizer)
-    assert (tokenizer.name, tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id) == ("byte", 260, 256, 258)
+    assert (tokenizer.name, tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id) == (
+        "byte",
+        260,
+        256,
+        258,
+    )
     assert tokenizer.encode("aé\n\0") == [97, 0xC3, 0xA9, 10, 0]
     assert tokenizer.encode("") == []
     assert tokenizer.encode_batch(["a", "", "bc"])[2].dtype == np.uint16
@@ -133,8 +199,16 @@ def test_byte_definition_is_a_hugging_face_tokenizer() -> None:
         "the library would write it in other words, so its hash would not be found"
     )
     assert backend.get_vocab_size() == 260
-    assert [backend.id_to_token(i) for i in range(256, 260)] == ["<|pad|>", "<|bos|>", "<|eos|>", "<|sep|>"]
-    assert backend.encode("a<|eos|>").ids == [97, 258], "read by others, the special tokens are special"
+    assert [backend.id_to_token(i) for i in range(256, 260)] == [
+        "<|pad|>",
+        "<|bos|>",
+        "<|eos|>",
+        "<|sep|>",
+    ]
+    assert backend.encode("a<|eos|>").ids == [
+        97,
+        258,
+    ], "read by others, the special tokens are special"
 
 
 @given(st.text(), st.lists(st.integers(0, 259)))
@@ -184,7 +258,9 @@ def test_file_folder_and_vocabulary_are_one_tokenizer(tmp_path: Path) -> None:
     folder = save(backend, tmp_path / "fast")
     vocabulary = save_vocabulary(backend, tmp_path / "vocabulary")
     assert sorted(path.name for path in vocabulary.iterdir()) == ["merges.txt", "vocab.json"]
-    found = [load_tokenizer(str(place)) for place in (folder, folder / "tokenizer.json", vocabulary)]
+    found = [
+        load_tokenizer(str(place)) for place in (folder, folder / "tokenizer.json", vocabulary)
+    ]
     for tokenizer in found:
         assert tokenizer.vocab_size == backend.get_vocab_size()
         assert tokenizer.eos_id == tokenizer.pad_id == backend.token_to_id("<|endoftext|>")
@@ -195,7 +271,10 @@ def test_file_folder_and_vocabulary_are_one_tokenizer(tmp_path: Path) -> None:
 
 
 def test_light_packages_suffice_for_files(tmp_path: Path) -> None:
-    places = [str(save(byte_level(), tmp_path / "fast")), str(save_vocabulary(byte_level(), tmp_path / "vocabulary"))]
+    places = [
+        str(save(byte_level(), tmp_path / "fast")),
+        str(save_vocabulary(byte_level(), tmp_path / "vocabulary")),
+    ]
     script = f"""if True:
         import sys
         from lm.tokenizer.tokenizer import from_definition, load_tokenizer
@@ -209,9 +288,19 @@ def test_light_packages_suffice_for_files(tmp_path: Path) -> None:
 
 def test_a_checkpoint_keeps_definition_and_hash(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(save(byte_level(), tmp_path / "fast")))
-    again = from_definition(tokenizer.definition, tokenizer.name, tokenizer.eos_id, tokenizer.pad_id)
-    assert (again.definition, again.sha256, again.name) == (tokenizer.definition, tokenizer.sha256, tokenizer.name)
-    assert (again.vocab_size, again.eos_id, again.pad_id) == (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id)
+    again = from_definition(
+        tokenizer.definition, tokenizer.name, tokenizer.eos_id, tokenizer.pad_id
+    )
+    assert (again.definition, again.sha256, again.name) == (
+        tokenizer.definition,
+        tokenizer.sha256,
+        tokenizer.name,
+    )
+    assert (again.vocab_size, again.eos_id, again.pad_id) == (
+        tokenizer.vocab_size,
+        tokenizer.eos_id,
+        tokenizer.pad_id,
+    )
     assert again.encode(LETTERS) == tokenizer.encode(LETTERS)
 
 
@@ -226,17 +315,32 @@ def test_a_damaged_definition_is_a_value_error(definition: str) -> None:
     [
         (["</s>", "<|endoftext|>"], {}, "<|endoftext|>", "<|endoftext|>"),
         (["</s>", "<pad>"], {"model_max_length": 5}, "</s>", "<pad>"),
-        (["</s>", "<|endoftext|>", "<end>"], {"eos_token": "<end>", "pad_token": "</s>"}, "<end>", "</s>"),
-        (["</s>", "<end>"], {"eos_token": {"content": "<end>", "lstrip": False}, "pad_token": None}, "<end>", "<end>"),
+        (
+            ["</s>", "<|endoftext|>", "<end>"],
+            {"eos_token": "<end>", "pad_token": "</s>"},
+            "<end>",
+            "</s>",
+        ),
+        (
+            ["</s>", "<end>"],
+            {"eos_token": {"content": "<end>", "lstrip": False}, "pad_token": None},
+            "<end>",
+            "<end>",
+        ),
     ],
 )
-def test_choice_of_eos_and_pad(tmp_path: Path, names: list[str], config: dict[str, Any], eos: str, pad: str) -> None:
+def test_choice_of_eos_and_pad(
+    tmp_path: Path, names: list[str], config: dict[str, Any], eos: str, pad: str
+) -> None:
     backend = byte_level([], eos=None)
     backend.add_special_tokens(names)
     folder = save(backend, tmp_path, **config)
     for place in (folder, folder / "tokenizer.json"):
         tokenizer = load_tokenizer(str(place))
-        assert (tokenizer.eos_id, tokenizer.pad_id) == (backend.token_to_id(eos), backend.token_to_id(pad))
+        assert (tokenizer.eos_id, tokenizer.pad_id) == (
+            backend.token_to_id(eos),
+            backend.token_to_id(pad),
+        )
 
 
 def test_older_settings_name_the_eos_too(tmp_path: Path) -> None:
@@ -258,9 +362,13 @@ def refusal(name: Path | str) -> str:
 
 
 def test_refusals_are_one_line_that_names_the_place(tmp_path: Path) -> None:
-    assert "no end-of-text token" in (message := refusal(save(byte_level([], eos=None), tmp_path / "no eos")))
+    assert "no end-of-text token" in (
+        message := refusal(save(byte_level([], eos=None), tmp_path / "no eos"))
+    )
     assert "<|endoftext|>" in message and "[EOS]" in message and "tokenizer_config.json" in message
-    assert "searched for <end>:" in refusal(save(byte_level([]), tmp_path / "other", eos_token="<end>"))
+    assert "searched for <end>:" in refusal(
+        save(byte_level([]), tmp_path / "other", eos_token="<end>")
+    )
     (tmp_path / "empty").mkdir()
     assert "neither tokenizer.json nor vocab.json with merges.txt" in refusal(tmp_path / "empty")
     for missing in (tmp_path / "absent", "./absent", "absent/tokenizer.json", "a/b/c", "two words"):
@@ -292,7 +400,9 @@ def test_special_strings_in_text_are_plain_text(name: str, text: str) -> None:
     tokenizer = TOY[name]
     backend = Tokenizer.from_str(tokenizer.definition)
     text = text.replace("{}", str(backend.id_to_token(tokenizer.eos_id)))
-    assert tokenizer.eos_id in backend.encode(text, add_special_tokens=False).ids, "as the library is set by default"
+    assert tokenizer.eos_id in backend.encode(text, add_special_tokens=False).ids, (
+        "as the library is set by default"
+    )
     backend.encode_special_tokens = True
     ids = tokenizer.encode(text)
     assert ids == backend.encode(text, add_special_tokens=False).ids
@@ -318,7 +428,9 @@ def test_special_words_of_the_model_itself_are_no_text() -> None:
     assert tokenizer.encode("a b zz a") == [3, 4, 0, 3], "an unknown word is one unknown token"
     for text in ("a [EOS] b", "[EOS] [EOS] [PAD]", " ".join(["[EOS]"] * 3000)):
         assert not {1, 2} & set(tokenizer.encode(text)), text
-    unigram = Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", 0.0), *((c, -5.0) for c in "▁ab<>/s")], unk_id=0))
+    unigram = Tokenizer(
+        models.Unigram([("<unk>", 0.0), ("</s>", 0.0), *((c, -5.0) for c in "▁ab<>/s")], unk_id=0)
+    )
     unigram.pre_tokenizer = pre_tokenizers.Metaspace()
     unigram.add_special_tokens(["<unk>", "</s>"])
     tokenizer = ours(unigram, eos="</s>")
@@ -342,7 +454,9 @@ def test_nothing_is_added_cut_or_random(tmp_path: Path) -> None:
 def test_a_post_processor_adds_nothing() -> None:
     backend = byte_level([])
     b = backend.token_to_id("b")
-    backend.post_processor = processors.TemplateProcessing(single="b $A b", special_tokens=[("b", b)])
+    backend.post_processor = processors.TemplateProcessing(
+        single="b $A b", special_tokens=[("b", b)]
+    )
     assert backend.encode("a").ids == [b, backend.token_to_id("a"), b]
     assert ours(backend).encode("a") == [backend.token_to_id("a")]
 
@@ -375,7 +489,10 @@ def test_resolve_and_require_same(tmp_path: Path) -> None:
             resolve(option, stored)
         given_ = load_tokenizer(option)
         for tokenizer in (given_, stored):
-            assert f"{tokenizer.name} ({tokenizer.vocab_size:,} ids, {tokenizer.sha256[:12]})" in str(caught.value)
+            assert (
+                f"{tokenizer.name} ({tokenizer.vocab_size:,} ids, {tokenizer.sha256[:12]})"
+                in str(caught.value)
+            )
     with pytest.raises(ConfigError):
         require_same(stored, ByteTokenizer())
 
@@ -386,7 +503,9 @@ def test_same_tokenizer_in_an_older_librarys_words() -> None:
     older = json.loads(json.dumps(today))
     older["model"]["merges"] = [" ".join(pair) for pair in today["model"]["merges"]]
     del older["model"]["ignore_merges"]
-    given_, stored = (from_definition(json.dumps(definition), "x", 0, 0) for definition in (today, older))
+    given_, stored = (
+        from_definition(json.dumps(definition), "x", 0, 0) for definition in (today, older)
+    )
     assert given_.sha256 != stored.sha256
     require_same(given_, stored)
     older["model"]["merges"].pop()
@@ -399,14 +518,19 @@ def test_same_tokenizer_in_an_older_librarys_words() -> None:
 
 @pytest.mark.parametrize("name", TOY)
 @settings(max_examples=150)
-@given(text=st.text() | st.text("éa 東😀\ufffd") | st.lists(st.sampled_from(["the", " he", "  ", "a", "\n", "é", "😀", "lo"])).map("".join))
+@given(
+    text=st.text()
+    | st.text("éa 東😀\ufffd")
+    | st.lists(st.sampled_from(["the", " he", "  ", "a", "\n", "é", "😀", "lo"])).map("".join)
+)
 @example(text="é" * 100)
 @example(text="\ufffd" * 100 + "b")
 @example(text="\ufffd" * 5 + "b")
 @example(text="   the  he a")
 @example(text="😀" * 30 + "東京 \ufffd é")
 def test_stream_is_the_text_and_never_half_a_character(name: str, text: str) -> None:
-    # Where bytes are the fallback, a row of undecodable bytes and a row of genuine U+FFFD look the same.
+    # Where bytes are the fallback, a row of undecodable bytes and a row of genuine U+FFFD look the
+    # same.
     assume(name != "sentencepiece" or "\ufffd" * 6 not in text)
     tokenizer = TOY[name]
     stream, ids = TextStream(tokenizer), tokenizer.encode(text)
@@ -417,7 +541,10 @@ def test_stream_is_the_text_and_never_half_a_character(name: str, text: str) -> 
 
 
 @settings(max_examples=300)
-@given(st.lists(st.integers(0, 299), max_size=80) | st.lists(st.sampled_from([0xF0, 0x9F, 0x98, 0x80, 0xFF, 97, 0xE2, 256]), max_size=80))
+@given(
+    st.lists(st.integers(0, 299), max_size=80)
+    | st.lists(st.sampled_from([0xF0, 0x9F, 0x98, 0x80, 0xFF, 97, 0xE2, 256]), max_size=80)
+)
 @example([0x80] * 60 + [97])
 @example([0xF0, 0x9F] * 30)
 def test_stream_of_any_bytes_is_their_text(ids: list[int]) -> None:
@@ -452,14 +579,18 @@ def test_stream_keeps_spaces_behind_special_tokens_and_a_prompt() -> None:
         assert [stream.push(i) for i in (a, nothing, he)] == ["a", "", " he"]
     stream = TextStream(tokenizer)
     assert [stream.push(i) for i in (a, *[tokenizer.eos_id] * 50, he)] == ["a", *[""] * 50, " he"]
-    assert TextStream(tokenizer).push(he) == "he", "as decode does, the first space of all is not shown"
+    assert TextStream(tokenizer).push(he) == "he", (
+        "as decode does, the first space of all is not shown"
+    )
     assert TextStream(tokenizer, context=[a]).push(he) == " he", "behind a prompt it is"
     assert TextStream(tokenizer, context=[a, tokenizer.eos_id]).flush() == ""
 
 
 @pytest.mark.parametrize("name", TOY)
 @pytest.mark.parametrize("text", ["é" * 500, "\ufffd" * 500, "the a he 東京 😀 " * 50])
-def test_stream_decodes_only_a_window(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_decodes_only_a_window(
+    name: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer = STREAMED[name]()
     ids, decode, longest = tokenizer.encode(text), tokenizer.decode, 0
 
@@ -482,7 +613,14 @@ def test_stream_decodes_only_a_window(name: str, text: str, monkeypatch: pytest.
 def python(script: str, **environment: str) -> str:
     """What a fresh interpreter prints."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -523,8 +661,12 @@ def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_vocabulary(byte_level(), root / "models/published")
     bert = root / "models/tiny/wordpiece"
     bert.mkdir()
-    (bert / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a"]))
-    (bert / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": true, "eos_token": "[SEP]"}')
+    (bert / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a"])
+    )
+    (bert / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "BertTokenizer", "do_lower_case": true, "eos_token": "[SEP]"}'
+    )
     (root / "models/tiny/weights").mkdir()
     (root / "models/tiny/weights/config.json").write_text("{}")
     data = root / "datasets/tiny/stories"
@@ -533,40 +675,63 @@ def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         table = pyarrow.table({"text": [f"{split} story {i}" for i in range(count)]})
         pyarrow.parquet.write_table(table, data / f"{split}-00000-of-00001.parquet")
     files = [f"  - split: {split}\n    path: {split}-*\n" for split in ("train", "validation")]
-    (data / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files:\n" + "".join(files) + "---\n")
+    (data / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n" + "".join(files) + "---\n"
+    )
     return root
 
 
 def test_hub_ids(hub_folder: Path, tmp_path: Path) -> None:
-    expected, gpt2 = (summary(load_tokenizer(str(hub_folder / "models" / name))) for name in ("tiny/fast", "published"))
+    expected, gpt2 = (
+        summary(load_tokenizer(str(hub_folder / "models" / name)))
+        for name in ("tiny/fast", "published")
+    )
     names = ["tiny/fast", "published", "tiny/none", "tiny/gated", "tiny/weights"]
     with Hub(hub_folder, gated=["tiny/gated"]) as hub:
-        fast, published, none, gated, weights, transformers_used = load_in_process(names, **hub.environment(tmp_path))
+        fast, published, none, gated, weights, transformers_used = load_in_process(
+            names, **hub.environment(tmp_path)
+        )
         asked = len(hub.requests)
         assert (fast, published) == (expected, gpt2)
-        assert none.startswith("tokenizer tiny/none: no such file or folder, and the Hugging Face hub has no such model")
+        assert none.startswith(
+            "tokenizer tiny/none: no such file or folder, and the Hugging Face hub has no such"
+            " model"
+        )
         assert "gated" in gated and "HF_TOKEN" in gated and "\n" not in gated
         assert "holds no tokenizer" in weights
         assert not transformers_used
-        assert not [path for _, path in hub.requests if path.endswith(".safetensors")], "weights are not fetched"
+        assert not [path for _, path in hub.requests if path.endswith(".safetensors")], (
+            "weights are not fetched"
+        )
 
-        cached, offline, _ = load_in_process(["tiny/fast", "tiny/fast"], **hub.environment(tmp_path))
+        cached, offline, _ = load_in_process(
+            ["tiny/fast", "tiny/fast"], **hub.environment(tmp_path)
+        )
         assert cached == offline == expected
         assert len(hub.requests) == asked, "what is in the cache is not asked for again"
 
     offline = {**client_environment("https://huggingface.co", tmp_path), "HF_HUB_OFFLINE": "1"}
     fast, published, absent, _ = load_in_process(["tiny/fast", "published", "gpt2"], **offline)
     assert (fast, published) == (expected, gpt2)
-    assert absent.startswith("tokenizer gpt2: ") and "HF_HUB_OFFLINE" in absent and "give a folder or a tokenizer.json" in absent
+    assert (
+        absent.startswith("tokenizer gpt2: ")
+        and "HF_HUB_OFFLINE" in absent
+        and "give a folder or a tokenizer.json" in absent
+    )
     assert "\n" not in absent
 
 
 def test_a_cache_without_the_settings_is_completed(hub_folder: Path, tmp_path: Path) -> None:
-    first = "from huggingface_hub import hf_hub_download; hf_hub_download('tiny/fast', 'tokenizer.json')"
+    first = (
+        "from huggingface_hub import hf_hub_download; hf_hub_download('tiny/fast',"
+        " 'tokenizer.json')"
+    )
     with Hub(hub_folder) as hub:
         python(first, **hub.environment(tmp_path))
         found, _ = load_in_process(["tiny/fast"], **hub.environment(tmp_path))
-    assert found == summary(load_tokenizer(str(hub_folder / "models/tiny/fast"))), "its EOS is named in tokenizer_config.json alone"
+    assert found == summary(load_tokenizer(str(hub_folder / "models/tiny/fast"))), (
+        "its EOS is named in tokenizer_config.json alone"
+    )
 
 
 @pytest.mark.parametrize("kind", ["refuses", "never answers"])
@@ -575,10 +740,15 @@ def test_a_hub_that_cannot_be_reached(kind: str, tmp_path: Path) -> None:
         port = server.getsockname()[1]
         if kind == "refuses":
             server.close()
-        script = LOAD.replace("def load(", "import lm.tokenizer.files as files; files.TIMEOUT = 0.2\n    def load(").format(names=["gpt2"])
+        script = LOAD.replace(
+            "def load(", "import lm.tokenizer.files as files; files.TIMEOUT = 0.2\n    def load("
+        ).format(names=["gpt2"])
         printed = python(script, **client_environment(f"http://127.0.0.1:{port}", tmp_path))
     message, _ = json.loads(printed)
-    assert message.startswith("tokenizer gpt2: ") and "cannot be reached: give a folder or a tokenizer.json" in message
+    assert (
+        message.startswith("tokenizer gpt2: ")
+        and "cannot be reached: give a folder or a tokenizer.json" in message
+    )
     assert "\n" not in message
 
 
@@ -602,7 +772,10 @@ def test_the_stand_in_serves_the_real_clients(hub_folder: Path, tmp_path: Path) 
     with Hub(hub_folder) as hub:
         printed = python(script, **hub.environment(tmp_path))
         local = load_tokenizer(str(hub_folder / "models/tiny/fast"))
-        assert printed.splitlines()[-1] == f"{len(local.encode('the a'))}|validation story 1|train story 0"
+        assert (
+            printed.splitlines()[-1]
+            == f"{len(local.encode('the a'))}|validation story 1|train story 0"
+        )
         asked = len(hub.requests)
         found, _ = load_in_process(["tiny/fast"], **hub.environment(tmp_path))
         assert found == summary(local)

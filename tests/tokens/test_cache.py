@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from lm.tokens.tokenise import cache
-from lm.tokens.cache import JOURNAL, damaged, open_or_build, read_manifest
 from lm.system.errors import CheckpointError, DataError
+from lm.tokens.cache import JOURNAL, damaged, open_or_build, read_manifest
 from lm.tokens.store import TokenStore
+from lm.tokens.tokenise import cache
 from tests.tokens.test_store import EOS, write
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,9 @@ def test_a_damaged_cache_is_built_again_and_that_is_said(tmp_path, damage):
     assert read_manifest(folder) is None
     cached, said = open_cache(folder, build)
     assert cached is False
-    assert said == [f"{folder} is damaged (its files are not as its manifest.json says): building it again"]
+    assert said == [
+        f"{folder} is damaged (its files are not as its manifest.json says): building it again"
+    ]
     assert open_cache(folder, never) == (True, [])
 
 
@@ -98,7 +100,9 @@ def build_half_and_wait(folder):
 
 
 def test_killed_half_way_leaves_nothing_that_is_used(tmp_path):
-    process = multiprocessing.get_context("fork").Process(target=open_cache, args=(tmp_path / "f1", build_half_and_wait))
+    process = multiprocessing.get_context("fork").Process(
+        target=open_cache, args=(tmp_path / "f1", build_half_and_wait)
+    )
     process.start()
     while not (tmp_path / "half").exists():
         time.sleep(0.01)
@@ -107,7 +111,9 @@ def test_killed_half_way_leaves_nothing_that_is_used(tmp_path):
     assert (tmp_path / "f1.tmp" / "train-00000.bin").exists(), "the killed process left its files"
     assert not (tmp_path / "f1").exists()
     assert open_cache(tmp_path / "f1", build) == (False, [])
-    assert TokenStore(tmp_path / "f1", "train", read_manifest(tmp_path / "f1")).tokens == 5, "not on top of the old files"
+    assert TokenStore(tmp_path / "f1", "train", read_manifest(tmp_path / "f1")).tokens == 5, (
+        "not on top of the old files"
+    )
     assert not (tmp_path / "f1.tmp").exists()
 
 
@@ -129,7 +135,9 @@ def test_processes_at_once_all_end_well_and_one_builds(tmp_path):
         tokens = TokenStore(folder, "train", manifest).read(0, 9).tolist()
         (tmp_path / f"result-{number}").write_text(json.dumps([cached, tokens]))
 
-    processes = [multiprocessing.get_context("fork").Process(target=use, args=(i,)) for i in range(3)]
+    processes = [
+        multiprocessing.get_context("fork").Process(target=use, args=(i,)) for i in range(3)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -137,7 +145,10 @@ def test_processes_at_once_all_end_well_and_one_builds(tmp_path):
     results = [json.loads((tmp_path / f"result-{i}").read_text()) for i in range(3)]
     assert sorted(results) == [[False, [EOS, 1, 2, 3, EOS]]] + 2 * [[True, [EOS, 1, 2, 3, EOS]]]
     assert log.read_text().count("building") == 1
-    assert f"another process is preparing the same tokens in {tmp_path}: waiting for it\n" in log.read_text()
+    assert (
+        f"another process is preparing the same tokens in {tmp_path}: waiting for it\n"
+        in log.read_text()
+    )
 
 
 def test_a_cache_that_is_there_needs_no_right_to_write(tmp_path, monkeypatch):
@@ -153,7 +164,10 @@ def full(_):
 def test_a_full_disk(tmp_path):
     with pytest.raises(CheckpointError) as error:
         open_cache(tmp_path / "f1", full)
-    expected = f"data.cache_dir: {tmp_path} cannot be written (No space left on device); free some space there or name another folder"
+    expected = (
+        f"data.cache_dir: {tmp_path} cannot be written (No space left on device); free some space"
+        " there or name another folder"
+    )
     assert str(error.value) == expected
     assert not (tmp_path / "f1.tmp").exists()
 
@@ -161,13 +175,18 @@ def test_a_full_disk(tmp_path):
 def test_a_disk_that_really_fills_up(tmp_path):
     """The system call fails, not a stand-in: files may not grow past 4 kB in that process."""
     program = (
-        "import resource, sys, pathlib, signal; from tests.tokens.test_cache import open_cache, write; from lm.system.errors import CheckpointError\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "try: open_cache(pathlib.Path(sys.argv[1]) / 'f1', lambda folder: write(folder, [[[1] * 9000]]))\n"
-        "except CheckpointError as error: print(error)"
+        "import resource, sys, pathlib, signal; from tests.tokens.test_cache import open_cache,"
+        " write; from lm.system.errors import CheckpointError\nsignal.signal(signal.SIGXFSZ,"
+        " signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\ntry:"
+        " open_cache(pathlib.Path(sys.argv[1]) / 'f1', lambda folder: write(folder, [[[1] *"
+        " 9000]]))\nexcept CheckpointError as error: print(error)"
     )
-    result = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, cwd=ROOT)
-    assert result.stdout.startswith(f"data.cache_dir: {tmp_path} cannot be written (File too large);"), result.stderr
+    result = subprocess.run(
+        [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.stdout.startswith(
+        f"data.cache_dir: {tmp_path} cannot be written (File too large);"
+    ), result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["f1.lock"]
 
 
@@ -181,7 +200,15 @@ def test_a_folder_that_cannot_be_made(tmp_path, name):
 # --- what was stopped goes on
 
 
-@pytest.mark.parametrize("failure", [KeyboardInterrupt(), CheckpointError("disk"), RuntimeError("bug"), OSError(errno.ENOSPC, "full")])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        KeyboardInterrupt(),
+        CheckpointError("disk"),
+        RuntimeError("bug"),
+        OSError(errno.ENOSPC, "full"),
+    ],
+)
 def test_a_journal_is_kept_with_what_belongs_to_it(tmp_path, failure):
     folder = tmp_path / "f1"
 
@@ -198,9 +225,16 @@ def test_a_journal_is_kept_with_what_belongs_to_it(tmp_path, failure):
     with pytest.raises((type(failure), CheckpointError)) as error:
         open_cache(folder, fail)
     if isinstance(failure, OSError):
-        assert str(error.value).endswith(f"; {tmp_path}/f1.tmp keeps what is done, and it goes on from there")
+        assert str(error.value).endswith(
+            f"; {tmp_path}/f1.tmp keeps what is done, and it goes on from there"
+        )
     assert open_cache(folder, go_on) == (False, [])
-    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "train-00000.bin", "train-hashes.bin", "train-starts.bin"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "manifest.json",
+        "train-00000.bin",
+        "train-hashes.bin",
+        "train-starts.bin",
+    ]
     assert not (tmp_path / "f1.tmp").exists()
 
 

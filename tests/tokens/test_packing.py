@@ -19,7 +19,13 @@ def best_fit(lengths, capacity):
     return rows
 
 
-@given(st.integers(1, 40).flatmap(lambda capacity: st.tuples(st.just(capacity), st.lists(st.integers(1, capacity), max_size=60))))
+@given(
+    st.integers(1, 40).flatmap(
+        lambda capacity: st.tuples(
+            st.just(capacity), st.lists(st.integers(1, capacity), max_size=60)
+        )
+    )
+)
 def test_each_sequence_is_in_one_row_and_rows_are_as_full_as_best_fit_makes_them(case):
     capacity, lengths = case
     rows = pack(np.array(lengths, np.int64), capacity)
@@ -31,7 +37,9 @@ def test_each_sequence_is_in_one_row_and_rows_are_as_full_as_best_fit_makes_them
 
 def test_the_same_lengths_give_the_same_rows():
     lengths = np.random.default_rng(0).integers(1, 100, 1000)
-    assert [row.tolist() for row in pack(lengths, 128)] == [row.tolist() for row in pack(lengths.copy(), 128)]
+    assert [row.tolist() for row in pack(lengths, 128)] == [
+        row.tolist() for row in pack(lengths.copy(), 128)
+    ]
 
 
 def test_little_is_padding():

@@ -1,4 +1,6 @@
-"""The shuffle: one-to-one for every size and key, different in every epoch, the same on every machine. And how sources are mixed."""
+"""The shuffle: one-to-one for every size and key, different in every epoch, the same on every
+machine. And how sources are mixed.
+"""
 
 import math
 import sys
@@ -24,13 +26,43 @@ def test_every_row_once(n, key):
     assert sorted(shuffled(n, key)) == list(range(n))
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 16, 17, 63, 64, 65, 255, 256, 257, 4095, 4096, 4097, 65537])
+@pytest.mark.parametrize(
+    "n",
+    [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+        9,
+        10,
+        12,
+        15,
+        16,
+        17,
+        63,
+        64,
+        65,
+        255,
+        256,
+        257,
+        4095,
+        4096,
+        4097,
+        65537,
+    ],
+)
 def test_every_row_once_at_squares_and_powers_of_two_and_beside_them(n):
     assert sorted(shuffled(n, 7)) == list(range(n))
 
 
 @given(
-    index=st.lists(st.integers(0, 2**40 - 1), min_size=1, max_size=50, unique=True), n=st.integers(2**39, 2**40), key=st.integers(0, 2**63)
+    index=st.lists(st.integers(0, 2**40 - 1), min_size=1, max_size=50, unique=True),
+    n=st.integers(2**39, 2**40),
+    key=st.integers(0, 2**63),
 )
 @settings(max_examples=50, deadline=None)
 def test_large_ranges(index, n, key):
@@ -41,7 +73,9 @@ def test_large_ranges(index, n, key):
 
 
 def test_one_position_at_a_time_is_the_same_as_all_at_once():
-    one_by_one = [int(permute(np.array([i], np.uint64), 100, np.array([3], np.uint64))[0]) for i in range(100)]
+    one_by_one = [
+        int(permute(np.array([i], np.uint64), 100, np.array([3], np.uint64))[0]) for i in range(100)
+    ]
     assert one_by_one == shuffled(100, 3)
 
 
@@ -52,7 +86,9 @@ def test_each_position_has_its_own_key_and_any_shape():
 
 @pytest.mark.parametrize("n", [2, 3, 5, 7, 20])
 def test_the_shuffle_is_fair(n):
-    """Over many keys each pair of rows is as often at the first two places. 6 standard deviations: a false alarm once in 10^6 tests."""
+    """Over many keys each pair of rows is as often at the first two places. 6 standard deviations:
+    a false alarm once in 10^6 tests.
+    """
     trials = 40_000
     places, keys = np.meshgrid(np.arange(n, dtype=np.uint64), np.arange(trials, dtype=np.uint64))
     first, second = permute(places[:, :2], n, keys[:, :2]).astype(np.int64).T
@@ -73,7 +109,9 @@ def rows_of_step(step, batch_size, n_rows, seed):
     """The rows of a step where there is one source, whose epochs begin where the plan's do."""
     part, epoch, row = Plan((n_rows,), seed=seed).of_step(step, batch_size).T
     assert not part.any()
-    assert epoch.tolist() == [position // n_rows for position in range(step * batch_size, (step + 1) * batch_size)]
+    assert epoch.tolist() == [
+        position // n_rows for position in range(step * batch_size, (step + 1) * batch_size)
+    ]
     return row
 
 
@@ -87,7 +125,12 @@ def slow_rows(first, last, n_rows, seed):
     return endless[first:last]
 
 
-@given(step=st.integers(0, 40), batch_size=st.integers(1, 20), n_rows=st.integers(1, 30), seed=st.integers(0, 2**63 - 1))
+@given(
+    step=st.integers(0, 40),
+    batch_size=st.integers(1, 20),
+    n_rows=st.integers(1, 30),
+    seed=st.integers(0, 2**63 - 1),
+)
 @settings(max_examples=80, deadline=None)
 def test_steps_are_windows_of_the_endless_sequence(step, batch_size, n_rows, seed):
     rows = rows_of_step(step, batch_size, n_rows, seed)
@@ -96,7 +139,8 @@ def test_steps_are_windows_of_the_endless_sequence(step, batch_size, n_rows, see
 
 
 def test_an_epoch_holds_each_row_once_even_where_batches_straddle_its_border():
-    rows = np.concatenate([rows_of_step(step, 4, 10, seed=1) for step in range(5)])  # two epochs of 10 rows
+    # two epochs of 10 rows
+    rows = np.concatenate([rows_of_step(step, 4, 10, seed=1) for step in range(5)])
     assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
 
 
@@ -110,7 +154,11 @@ def test_epochs_and_seeds_differ():
 def test_the_order_never_changes():
     """Runs are resumed with later versions of this code, so the order itself is a promise."""
     assert rows_of_step(0, 8, 1000, seed=1337).tolist() == [155, 836, 27, 975, 626, 26, 56, 993]
-    assert rows_of_step(2**33, 3, 2**40, seed=2**63 - 1).tolist() == [1407983705, 655909106909, 1053549220399]
+    assert rows_of_step(2**33, 3, 2**40, seed=2**63 - 1).tolist() == [
+        1407983705,
+        655909106909,
+        1053549220399,
+    ]
 
 
 def test_memory_does_not_grow_with_the_range():
@@ -124,7 +172,8 @@ def test_memory_does_not_grow_with_the_range():
 # --- several sources
 
 SEEDS = st.integers(0, 2**63 - 1)
-PARTS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 12)), min_size=1, max_size=5)  # sizes and weights
+# sizes and weights
+PARTS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 12)), min_size=1, max_size=5)
 
 
 def plan_of(parts, when_one_ends, seed=1):
@@ -137,7 +186,9 @@ def first_rows(plan, n):
 
 
 def slow_blocks(plan):
-    """How many rows of each part follow each other, in any order: block after block, without an end."""
+    """How many rows of each part follow each other, in any order: block after block, without an
+    end.
+    """
     weights = [weight // math.gcd(*plan.weights) for weight in plan.weights]
     left = list(plan.sizes)
     while True:
@@ -145,20 +196,34 @@ def slow_blocks(plan):
         if plan.when_one_ends == "go_on":
             if not any(left):
                 left = list(plan.sizes)
-            # Less than its share of a block is kept for the end, where what is left of all parts makes one last block.
-            block = [weight if size >= weight else 0 for size, weight in zip(left, weights, strict=True)]
+            # Less than its share of a block is kept for the end, where what is left of all parts
+            # makes one last block.
+            block = [
+                weight if size >= weight else 0 for size, weight in zip(left, weights, strict=True)
+            ]
             block = block if any(block) else left
             left = [size - taken for size, taken in zip(left, block, strict=True)]
         yield block
 
 
 def slow_mixture(plan, n):
-    """At least n rows in blocks: each takes as many rows of each part as it should, the next ones of that part's own shuffled epochs."""
-    alone = [iter(first_rows(Plan((size,), seed=plan.seed + i * 2**32), n + 100)) for i, size in enumerate(plan.sizes)]
+    """At least n rows in blocks: each takes as many rows of each part as it should, the next ones
+    of that part's own shuffled epochs.
+    """
+    alone = [
+        iter(first_rows(Plan((size,), seed=plan.seed + i * 2**32), n + 100))
+        for i, size in enumerate(plan.sizes)
+    ]
     blocks = []
     shares = slow_blocks(plan)
     while sum(map(Counter.total, blocks)) < n:
-        blocks.append(Counter((i, *next(alone[i])[1:]) for i, taken in enumerate(next(shares)) for _ in range(taken)))
+        blocks.append(
+            Counter(
+                (i, *next(alone[i])[1:])
+                for i, taken in enumerate(next(shares))
+                for _ in range(taken)
+            )
+        )
     return blocks
 
 
@@ -170,7 +235,12 @@ def check(plan, rows):
         assert found == block if place <= len(rows) else found <= block
 
 
-@given(parts=PARTS, seed=SEEDS, when_one_ends=st.sampled_from(["repeat", "stop"]), n=st.integers(1, 300))
+@given(
+    parts=PARTS,
+    seed=SEEDS,
+    when_one_ends=st.sampled_from(["repeat", "stop"]),
+    n=st.integers(1, 300),
+)
 @settings(max_examples=150, deadline=None)
 @example(parts=[(7, 4), (3, 4), (11, 2)], seed=0, when_one_ends="repeat", n=100)
 def test_blocks_have_exact_shares_and_parts_their_own_epochs(parts, seed, when_one_ends, n):
@@ -180,8 +250,11 @@ def test_blocks_have_exact_shares_and_parts_their_own_epochs(parts, seed, when_o
     for i, size in enumerate(plan.sizes):  # the same without `Plan` as its own judge
         mine = [(epoch, row) for part, epoch, row in rows if part == i]
         assert len(set(mine)) == len(mine)
-        done = (len(mine) - max(plan.weights)) // size  # what is in the last block may be of this epoch or of the one before
-        assert sorted(address for address in mine if address[0] < done) == [(e, row) for e in range(done) for row in range(size)]
+        # what is in the last block may be of this epoch or of the one before
+        done = (len(mine) - max(plan.weights)) // size
+        assert sorted(address for address in mine if address[0] < done) == [
+            (e, row) for e in range(done) for row in range(size)
+        ]
 
 
 @given(parts=PARTS, seed=SEEDS, epochs=st.integers(1, 3))
@@ -211,23 +284,39 @@ def test_stop_ends_with_the_last_block_in_which_nothing_comes_twice(parts):
     assert any(epoch for _, epoch, _ in rows[plan.n_rows :]), "one more block would not do"
 
 
-@given(parts=PARTS, seed=SEEDS, when_one_ends=st.sampled_from(["repeat", "stop", "go_on"]), positions=st.lists(st.integers(0, 500)))
+@given(
+    parts=PARTS,
+    seed=SEEDS,
+    when_one_ends=st.sampled_from(["repeat", "stop", "go_on"]),
+    positions=st.lists(st.integers(0, 500)),
+)
 @settings(max_examples=100, deadline=None)
 def test_any_position_can_be_asked_for_alone(parts, seed, when_one_ends, positions):
     plan = plan_of(parts, when_one_ends, seed)
     all_at_once = first_rows(plan, 501)
-    assert [tuple(address) for address in plan.rows(np.array(positions, np.int64)).tolist()] == [all_at_once[p] for p in positions]
-    assert [tuple(plan.rows(np.array([p]))[0].tolist()) for p in positions[:10]] == [all_at_once[p] for p in positions[:10]]
-    assert [tuple(address) for step in range(5) for address in plan.of_step(step, 7).tolist()] == all_at_once[:35]
+    assert [tuple(address) for address in plan.rows(np.array(positions, np.int64)).tolist()] == [
+        all_at_once[p] for p in positions
+    ]
+    assert [tuple(plan.rows(np.array([p]))[0].tolist()) for p in positions[:10]] == [
+        all_at_once[p] for p in positions[:10]
+    ]
+    assert [
+        tuple(address) for step in range(5) for address in plan.of_step(step, 7).tolist()
+    ] == all_at_once[:35]
 
 
 def test_weights_are_shares_not_sizes():
-    assert first_rows(plan_of([(9, 4), (9, 4), (9, 2)], "repeat"), 100) == first_rows(plan_of([(9, 2), (9, 2), (9, 1)], "repeat"), 100)
+    assert first_rows(plan_of([(9, 4), (9, 4), (9, 2)], "repeat"), 100) == first_rows(
+        plan_of([(9, 2), (9, 2), (9, 1)], "repeat"), 100
+    )
 
 
 def test_a_mixture_of_one_is_that_one():
     alone = first_rows(Plan((50,), seed=3), 180)
-    assert [first_rows(Plan((50,), (7,), when_one_ends, 3), 180) for when_one_ends in ("repeat", "stop", "go_on")] == [alone] * 3
+    assert [
+        first_rows(Plan((50,), (7,), when_one_ends, 3), 180)
+        for when_one_ends in ("repeat", "stop", "go_on")
+    ] == [alone] * 3
 
 
 def test_blocks_are_shuffled_each_in_its_own_way():
@@ -237,29 +326,53 @@ def test_blocks_are_shuffled_each_in_its_own_way():
     counts = Counter(map(tuple, parts.tolist()))
     assert len(counts) == 12
     assert max(abs(count - n / 12) for count in counts.values()) < 6 * math.sqrt(n / 12)
-    assert all(n / 12**2 / 2 < count for count in Counter(pairwise(map(tuple, parts.tolist()))).values()), "whatever came before"
+    assert all(
+        n / 12**2 / 2 < count for count in Counter(pairwise(map(tuple, parts.tolist()))).values()
+    ), "whatever came before"
 
 
 def test_sources_and_seeds_of_a_mixture_differ():
     rows = first_rows(Plan((40, 40), (1, 1), seed=1), 80)
     first, second = ([row for part, _, row in rows if part == i] for i in (0, 1))
     assert first != second
-    assert len({tuple(first_rows(Plan((40, 40), (1, 1), seed=seed), 80)) for seed in range(20)}) == 20
-    assert len({tuple(part for part, _, _ in first_rows(Plan((40, 40), (1, 1), seed=seed), 80)) for seed in range(20)}) == 20
+    assert (
+        len({tuple(first_rows(Plan((40, 40), (1, 1), seed=seed), 80)) for seed in range(20)}) == 20
+    )
+    assert (
+        len(
+            {
+                tuple(part for part, _, _ in first_rows(Plan((40, 40), (1, 1), seed=seed), 80))
+                for seed in range(20)
+            }
+        )
+        == 20
+    )
 
 
 def test_the_order_of_mixtures_never_changes():
     """As for one source: resumed runs must find it as it was."""
     mixed = Plan((1000, 50, 7), (4, 4, 2), seed=1337)
-    assert " ".join(f"{part}:{row}" for part, _, row in first_rows(mixed, 10)) == "1:10 0:836 0:155 1:28 2:3 0:27 0:975 1:43 1:25 2:0"
-    assert mixed.of_step(2**33, 3).tolist() == [[1, 206158430, 3], [1, 206158430, 28], [0, 10307921, 831]]
+    assert (
+        " ".join(f"{part}:{row}" for part, _, row in first_rows(mixed, 10))
+        == "1:10 0:836 0:155 1:28 2:3 0:27 0:975 1:43 1:25 2:0"
+    )
+    assert mixed.of_step(2**33, 3).tolist() == [
+        [1, 206158430, 3],
+        [1, 206158430, 28],
+        [0, 10307921, 831],
+    ]
     last = first_rows(Plan((5, 3, 7), (3, 1, 2), "go_on", 2**63 - 1), 15)
-    assert " ".join(f"{part}:{row}" for part, _, row in last) == "0:2 0:3 0:1 1:1 2:1 2:4 1:2 2:2 2:5 2:6 1:0 2:0 2:3 0:4 0:0"
+    assert (
+        " ".join(f"{part}:{row}" for part, _, row in last)
+        == "0:2 0:3 0:1 1:1 2:1 2:4 1:2 2:2 2:5 2:6 1:0 2:0 2:3 0:4 0:0"
+    )
 
 
 @pytest.mark.parametrize("when_one_ends", ["repeat", "stop", "go_on"])
 def test_no_amount_of_text_makes_a_step_slower_or_larger(when_one_ends):
-    """10^12 tokens in rows of 1,024, four sources: a step costs what one of a small plan costs, in memory and in calls."""
+    """10^12 tokens in rows of 1,024, four sources: a step costs what one of a small plan costs, in
+    memory and in calls.
+    """
 
     def cost(sizes, step):
         plan = Plan(sizes, (40, 30, 20, 10), when_one_ends, seed=1)
@@ -281,12 +394,18 @@ def test_no_amount_of_text_makes_a_step_slower_or_larger(when_one_ends):
         return memory, calls
 
     cost((400, 300, 200, 100), 3)
-    small, large = cost((400, 300, 200, 100), 3), cost((400_000_000, 300_000_007, 200_000_000, 100_000_000), 31_000_001)
+    small, large = (
+        cost((400, 300, 200, 100), 3),
+        cost((400_000_000, 300_000_007, 200_000_000, 100_000_000), 31_000_001),
+    )
     assert large[0] < 2 * small[0] < 200_000
     assert large[1] < 2 * small[1]
 
 
-@given(sizes=st.lists(st.integers(2**38, 2**40), min_size=2, max_size=4), weights=st.lists(st.integers(1, 1000), min_size=4, max_size=4))
+@given(
+    sizes=st.lists(st.integers(2**38, 2**40), min_size=2, max_size=4),
+    weights=st.lists(st.integers(1, 1000), min_size=4, max_size=4),
+)
 @settings(max_examples=40, deadline=None)
 @pytest.mark.parametrize("when_one_ends", ["repeat", "go_on"])
 def test_large_mixtures(when_one_ends, sizes, weights):
@@ -294,7 +413,9 @@ def test_large_mixtures(when_one_ends, sizes, weights):
     block = sum(weight // math.gcd(*plan.weights) for weight in plan.weights)
     start = 10**9 // block * block
     part, epoch, row = plan.rows(np.arange(start, start + block)).T
-    assert Counter(part.tolist()) == Counter({i: weight // math.gcd(*plan.weights) for i, weight in enumerate(plan.weights)})
+    assert Counter(part.tolist()) == Counter(
+        {i: weight // math.gcd(*plan.weights) for i, weight in enumerate(plan.weights)}
+    )
     assert not epoch.any()
     assert len(set(zip(part.tolist(), row.tolist(), strict=True))) == block
     assert (row < np.array(sizes)[part]).all()

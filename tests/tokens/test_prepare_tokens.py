@@ -1,4 +1,6 @@
-"""Documents to shards: equal bytes from any number of processes, after any number of kills, and from one document after the other."""
+"""Documents to shards: equal bytes from any number of processes, after any number of kills, and
+from one document after the other.
+"""
 
 import contextlib
 import errno
@@ -22,26 +24,45 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from lm.tokens.tokenise import engines
-from lm.documents import parquet
-from lm.tokens.tokenise import prepare as preparation
+from lm.config.schema.source import SingleSource
+from lm.documents import files, parquet
 from lm.documents import reader as sources
-from lm.documents import files
+from lm.documents.reader import Reader, hash_of_text
+from lm.system.errors import CheckpointError, DataError, UserError
+from lm.tokenizer.tokenizer import ByteTokenizer
 from lm.tokens.cache import JOURNAL, open_or_build, read_manifest
 from lm.tokens.engines import here, on_this_machine
-from lm.system.errors import CheckpointError, DataError, UserError
 from lm.tokens.prepare import Split, prepare
-from lm.config.schema.source import SingleSource
 from lm.tokens.store import TokenStore
-from lm.documents.reader import Reader, hash_of_text
-from lm.tokenizer.tokenizer import ByteTokenizer
+from lm.tokens.tokenise import engines
+from lm.tokens.tokenise import prepare as preparation
 from tests.support.slow_split import split_slowly
 
 ROOT = Path(__file__).parents[2]
 BYTES = ByteTokenizer()
-HASH, TAIL, NONE, ALL, TESTED = Split("hash", 0.3), Split("tail", 0.3), Split("none"), Split("all"), Split("hash", 0.3, test=0.3)
+HASH, TAIL, NONE, ALL, TESTED = (
+    Split("hash", 0.3),
+    Split("tail", 0.3),
+    Split("none"),
+    Split("all"),
+    Split("hash", 0.3, test=0.3),
+)
 SPLITS = {"hash": HASH, "tail": TAIL, "none": NONE, "all": ALL, "tested": TESTED}
-WORDS = ["the", "model", "reads", "a", "token", "and", "looks", "back", "at", "every", "earlier", "one", "ü"]
+WORDS = [
+    "the",
+    "model",
+    "reads",
+    "a",
+    "token",
+    "and",
+    "looks",
+    "back",
+    "at",
+    "every",
+    "earlier",
+    "one",
+    "ü",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +83,11 @@ def texts_of(count, seed=0):
     found = []
     for _ in range(count):
         again = found and chance.random() < 0.1
-        found.append(chance.choice(found) if again else " ".join(chance.choices(WORDS, k=chance.randint(1, 12))))
+        found.append(
+            chance.choice(found)
+            if again
+            else " ".join(chance.choices(WORDS, k=chance.randint(1, 12)))
+        )
     return found
 
 
@@ -112,20 +137,32 @@ def test_any_number_of_processes_writes_the_same(tmp_path, split, format):
     expected = build(tmp_path / "here", section, SPLITS[split])
     assert len(list(reader(section).pieces())) > engines.FEW + 3
     for processes in (1, 2, 3) if (split, format) == ("tail", "jsonl") else (2,):
-        assert build(tmp_path / str(processes), section, SPLITS[split], functools.partial(on_this_machine, processes=processes)) == expected
+        assert (
+            build(
+                tmp_path / str(processes),
+                section,
+                SPLITS[split],
+                functools.partial(on_this_machine, processes=processes),
+            )
+            == expected
+        )
 
 
 def test_few_pieces_start_no_process(tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "_in_processes", None)
     section = source_in(tmp_path, texts=texts_of(10))
-    assert build(tmp_path / "some", section, HASH, on_this_machine) == build(tmp_path / "here", section, HASH)
+    assert build(tmp_path / "some", section, HASH, on_this_machine) == build(
+        tmp_path / "here", section, HASH
+    )
 
 
 # --- the slow, obvious version
 
 
 def slow(texts, split, filters):
-    """(documents to train on, documents to validate on, what is left out and how often), one document after the other."""
+    """(documents to train on, documents to validate on, what is left out and how often), one
+    document after the other.
+    """
     removed, kept, seen, tokens = Counter(), [], set(), 0
     for text in texts:
         if filters.get("ascii_only"):
@@ -160,7 +197,9 @@ some_filters = st.fixed_dictionaries(
         "deduplicate": st.booleans(),
     },
 )
-some_texts = st.lists(st.text("ab ü\n", max_size=9) | st.sampled_from(["abc", "bb", "abü"]), min_size=1, max_size=25)
+some_texts = st.lists(
+    st.text("ab ü\n", max_size=9) | st.sampled_from(["abc", "bb", "abü"]), min_size=1, max_size=25
+)
 
 
 @given(
@@ -171,7 +210,9 @@ some_texts = st.lists(st.text("ab ü\n", max_size=9) | st.sampled_from(["abc", "
     size=st.integers(1, 200),
 )
 @settings(max_examples=250, deadline=None)
-def test_it_is_what_one_document_after_the_other_gives(tmp_path_factory, texts, filters, split, fraction, size):
+def test_it_is_what_one_document_after_the_other_gives(
+    tmp_path_factory, texts, filters, split, fraction, size
+):
     if split == "tail":
         filters.pop("max_tokens", None)  # refused by the configuration
     folder = tmp_path_factory.mktemp("slow")
@@ -194,7 +235,9 @@ def test_it_is_what_one_document_after_the_other_gives(tmp_path_factory, texts, 
 
 
 def test_tail_at_the_border_of_documents(tmp_path):
-    section = source_in(tmp_path, texts=["a" * 7, "b" * 3, "c" * 5, "b" * 3, "d" * 5], deduplicate=True)
+    section = source_in(
+        tmp_path, texts=["a" * 7, "b" * 3, "c" * 5, "b" * 3, "d" * 5], deduplicate=True
+    )
     _, manifest = build(tmp_path / "cache", section, Split("tail", 0.5))
     assert documents(tmp_path / "cache", manifest, "train") == ["a" * 7, "b" * 3]
     assert documents(tmp_path / "cache", manifest, "val") == ["c" * 5, "d" * 5]
@@ -222,7 +265,10 @@ def test_a_bad_row_in_a_later_piece_names_its_line(tmp_path, format, processes):
     engine = functools.partial(on_this_machine, processes=processes)
     with pytest.raises(DataError) as error:
         build(tmp_path / "stop", section, HASH, engine, policy="stop")
-    assert str(error.value).startswith(f"{file}:121: not UTF-8: byte 0xff; a text in another encoding can be converted; mend it, or")
+    assert str(error.value).startswith(
+        f"{file}:121: not UTF-8: byte 0xff; a text in another encoding can be converted; mend"
+        " it, or"
+    )
     assert build(tmp_path / "skip", section, HASH, engine)[1]["removed"] == {"not UTF-8": 1}
 
 
@@ -231,7 +277,10 @@ def test_an_empty_file_is_named(tmp_path):
     (tmp_path / "ab.jsonl").write_text("\n \n")
     with pytest.raises(DataError, match=r"ab\.jsonl: empty file: there is no text in it"):
         build(tmp_path / "stop", section, HASH, policy="stop")
-    assert build(tmp_path / "skip", section, HASH)[1]["removed"] == {"empty file": 1, "empty document": 2}
+    assert build(tmp_path / "skip", section, HASH)[1]["removed"] == {
+        "empty file": 1,
+        "empty document": 2,
+    }
 
 
 def test_a_file_that_changes_meanwhile_is_noticed(tmp_path):
@@ -242,7 +291,9 @@ def test_a_file_that_changes_meanwhile_is_noticed(tmp_path):
             file.write('{"text": "more"}\n')
         return here(function, pieces)
 
-    with pytest.raises(DataError, match=r"data\.source: its files changed while they were read; start again"):
+    with pytest.raises(
+        DataError, match=r"data\.source: its files changed while they were read; start again"
+    ):
         build(tmp_path / "cache", section, HASH, engine)
 
 
@@ -265,12 +316,19 @@ def killed_after(pieces, while_measuring=False):
     return act
 
 
-@given(data=st.data(), split=st.sampled_from(["hash", "tail", "tested"]), filters=some_filters, seed=st.integers(0, 99))
+@given(
+    data=st.data(),
+    split=st.sampled_from(["hash", "tail", "tested"]),
+    filters=some_filters,
+    seed=st.integers(0, 99),
+)
 @settings(max_examples=60, deadline=None)
 def test_stopped_anywhere_and_gone_on_is_the_same(tmp_path_factory, data, split, filters, seed):
     if split == "tail":
         filters.pop("max_tokens", None)
-    filters = {key: value * 20 if key.startswith("max") else value for key, value in filters.items()}
+    filters = {
+        key: value * 20 if key.startswith("max") else value for key, value in filters.items()
+    }
     folder = tmp_path_factory.mktemp("killed")
     section = source_in(folder, texts=texts_of(120, seed), **filters)
     with pytest.MonkeyPatch.context() as patch:
@@ -280,17 +338,34 @@ def test_stopped_anywhere_and_gone_on_is_the_same(tmp_path_factory, data, split,
         killed.mkdir()
         for pieces in data.draw(st.lists(st.integers(0, 12), max_size=4)):
             with contextlib.suppress(Killed):
-                prepare(killed, reader(section), BYTES, SPLITS[split], killed_after(pieces, data.draw(st.booleans())), quiet=True)
+                prepare(
+                    killed,
+                    reader(section),
+                    BYTES,
+                    SPLITS[split],
+                    killed_after(pieces, data.draw(st.booleans())),
+                    quiet=True,
+                )
         manifest = prepare(killed, reader(section), BYTES, SPLITS[split], here, quiet=True)
     assert (content(killed), manifest) == expected
 
 
 @pytest.mark.parametrize("filters", [{"deduplicate": True}, {"max_documents": 60}])
-def test_a_document_that_tail_has_parted_is_one_document_after_a_kill(tmp_path, monkeypatch, filters):
+def test_a_document_that_tail_has_parted_is_one_document_after_a_kill(
+    tmp_path, monkeypatch, filters
+):
     monkeypatch.setattr(preparation, "JOURNAL_TOKENS", 1)
     parted = "parted " * 200
     section = source_in(
-        tmp_path, texts=[parted, *(f"text {i}" for i in range(50)), parted, "parted ", *(f"text {i}" for i in range(20))], **filters
+        tmp_path,
+        texts=[
+            parted,
+            *(f"text {i}" for i in range(50)),
+            parted,
+            "parted ",
+            *(f"text {i}" for i in range(20)),
+        ],
+        **filters,
     )
     split = Split("tail", 0.9)
     expected = build(tmp_path / "straight", section, split)
@@ -302,7 +377,9 @@ def test_a_document_that_tail_has_parted_is_one_document_after_a_kill(tmp_path, 
     assert (content(folder), manifest) == expected
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", "{}", "null", "\xff", "cut", "missing", "other pieces"])
+@pytest.mark.parametrize(
+    "damage", ["{", "[]", "{}", "null", "\xff", "cut", "missing", "other pieces"]
+)
 def test_a_journal_that_is_not_true_is_not_believed(tmp_path, damage, monkeypatch):
     section = source_in(tmp_path)
     expected = build(tmp_path / "straight", section, HASH)
@@ -358,10 +435,20 @@ if __name__ == "__main__":
 def start(folder, section, split, processes=1, pause=0.0):
     script = folder.parent / "build.py"
     script.write_text(BUILD)
-    command = [sys.executable, str(script), json.dumps([str(folder), section, split, processes, pause])]
+    command = [
+        sys.executable,
+        str(script),
+        json.dumps([str(folder), section, split, processes, pause]),
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -394,7 +481,9 @@ def test_kill_9_at_random_points(tmp_path, split, amount):
         process.communicate()
         assert not folder.exists()
         journal = json.loads((folder.parent / "f.tmp" / JOURNAL).read_text())
-        assert finish(start(folder, section, split)) == total - journal["pieces"] < total, "the journal is used"
+        assert finish(start(folder, section, split)) == total - journal["pieces"] < total, (
+            "the journal is used"
+        )
         assert content(folder) == expected
         assert read_manifest(folder) == read_manifest(tmp_path / "straight" / "f")
         assert sorted(path.name for path in folder.parent.iterdir()) == ["build.py", "f", "f.lock"]
@@ -402,14 +491,22 @@ def test_kill_9_at_random_points(tmp_path, split, amount):
 
 def children(process):
     """The processes that one has started and that are alive."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,pgid=,stat=,args="], capture_output=True, text=True).stdout
+    listed = subprocess.run(
+        ["ps", "-eo", "pid=,ppid=,pgid=,stat=,args="], capture_output=True, text=True
+    ).stdout
     rows = [line.split(None, 4) for line in listed.splitlines()]
-    return [int(row[0]) for row in rows if int(row[2]) == process.pid and int(row[0]) != process.pid and row[3][0] != "Z"]
+    return [
+        int(row[0])
+        for row in rows
+        if int(row[2]) == process.pid and int(row[0]) != process.pid and row[3][0] != "Z"
+    ]
 
 
 def workers(process):
     """Of those, the ones that tokenise."""
-    return [pid for pid in children(process) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return [
+        pid for pid in children(process) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
 
 
 def gone(process):
@@ -421,21 +518,25 @@ def gone(process):
 
 
 def test_a_worker_that_is_killed_ends_in_one_line(tmp_path):
-    process = start(tmp_path / "f", source_in(tmp_path, texts=texts_of(3000)), "hash", processes=2, pause=0.05)
+    process = start(
+        tmp_path / "f", source_in(tmp_path, texts=texts_of(3000)), "hash", processes=2, pause=0.05
+    )
     pieces_done(process, 8)
     os.kill(workers(process)[0], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert err == (
-        "a process that tokenises was killed from outside, most often because memory did not suffice; start again with fewer: "
-        "python -m tools.prepare --processes 1\n"
+    assert (
+        err == "a process that tokenises was killed from outside, most often because memory did not"
+        " suffice; start again with fewer: python -m tools.prepare --processes 1\n"
     )
     assert gone(process)
     assert (tmp_path / "f.tmp" / JOURNAL).exists(), "and goes on from there"
 
 
 def test_a_parent_that_is_killed_leaves_no_worker(tmp_path):
-    process = start(tmp_path / "f", source_in(tmp_path, texts=texts_of(3000)), "hash", processes=2, pause=0.05)
+    process = start(
+        tmp_path / "f", source_in(tmp_path, texts=texts_of(3000)), "hash", processes=2, pause=0.05
+    )
     pieces_done(process, 8)
     assert len(workers(process)) == 2
     process.kill()
@@ -444,7 +545,9 @@ def test_a_parent_that_is_killed_leaves_no_worker(tmp_path):
 
 
 def test_ctrl_c_leaves_no_worker_and_keeps_the_journal(tmp_path):
-    process = start(tmp_path / "f", source_in(tmp_path, texts=texts_of(3000)), "hash", processes=2, pause=0.02)
+    process = start(
+        tmp_path / "f", source_in(tmp_path, texts=texts_of(3000)), "hash", processes=2, pause=0.02
+    )
     pieces_done(process, 8)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, err = process.communicate(timeout=60)
@@ -473,9 +576,11 @@ def test_a_disk_that_fills_up_keeps_what_is_done(tmp_path, monkeypatch):
         patch.setattr(preparation, "JOURNAL_TOKENS", 300)
         with pytest.raises(CheckpointError) as error:
             open_or_build(folder, make, print)
-    assert str(error.value) == (
-        f"data.cache_dir: {folder.parent} cannot be written (No space left on device); free some space there or name another folder; "
-        f"{folder}.tmp keeps what is done, and it goes on from there"
+    assert (
+        str(error.value)
+        == f"data.cache_dir: {folder.parent} cannot be written (No space left on device); free some"
+        f" space there or name another folder; {folder}.tmp keeps what is done, and it goes on"
+        " from there"
     )
     assert open_or_build(folder, make, print)[1] is False
     assert content(folder) == expected
@@ -528,10 +633,16 @@ def test_only_some_pieces_wait(monkeypatch):
 
 
 def test_the_numbers_of_a_hash_are_words_of_its_own(tmp_path):
-    """A text's hash decides where it goes; it is stored beside the tokens, so that equal texts can be found."""
+    """A text's hash decides where it goes; it is stored beside the tokens, so that equal texts can
+    be found.
+    """
     section = source_in(tmp_path, texts=["Grüße", "a"])
     _, manifest = build(tmp_path / "cache", section, NONE)
     hashes = np.fromfile(tmp_path / "cache" / "train-hashes.bin", np.uint64).tolist()
-    assert hashes == [hash_of_text("Grüße"), hash_of_text("a")] == [10566448050427439878, 3405396810240292928]
+    assert (
+        hashes
+        == [hash_of_text("Grüße"), hash_of_text("a")]
+        == [10566448050427439878, 3405396810240292928]
+    )
     assert re.fullmatch("[0-9a-f]{64}", manifest["splits"]["train"]["sha256"])
     assert issubclass(DataError, UserError)

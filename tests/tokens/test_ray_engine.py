@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from lm.tokens.engines import here
-from lm.system.errors import DataError
-from lm.tokens.prepare import Split, prepare
 from lm.config.schema.source import JsonlSource
 from lm.documents.reader import Reader
+from lm.system.errors import DataError
 from lm.tokenizer.tokenizer import ByteTokenizer
+from lm.tokens.engines import here
+from lm.tokens.prepare import Split, prepare
 
 
 @pytest.fixture(scope="module", params=[1, 2])
@@ -35,14 +35,20 @@ def write(folder: Path, rows: int = 4000) -> Reader:
     return Reader(JsonlSource(format="jsonl", files=[str(folder / "*.jsonl")]))
 
 
-def test_the_same_bytes_as_alone(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_bytes_as_alone(
+    tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lm.documents.files.SPAN_BYTES", 20_000)  # the pieces are cut here
     reader = write(tmp_path)
     contents = []
     for name, by in (("alone", here), ("ray", engine)):
         (tmp_path / name).mkdir()
-        manifest = prepare(tmp_path / name, reader, ByteTokenizer(), Split("hash", 0.1), by, quiet=True)
-        contents.append((manifest, {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.bin")}))
+        manifest = prepare(
+            tmp_path / name, reader, ByteTokenizer(), Split("hash", 0.1), by, quiet=True
+        )
+        contents.append(
+            (manifest, {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.bin")})
+        )
     assert contents[0] == contents[1]
     assert contents[0][0]["splits"]["train"]["documents"] > 5000
 
@@ -52,5 +58,7 @@ def test_a_wrong_row_is_named_by_its_line(tmp_path: Path, engine: Any) -> None:
     with (tmp_path / "1.jsonl").open("a") as file:
         file.write("\nnot JSON")
     (tmp_path / "out").mkdir()
-    with pytest.raises(DataError, match=r"1\.jsonl:21: broken JSON: Expecting value at column 1; mend it"):
+    with pytest.raises(
+        DataError, match=r"1\.jsonl:21: broken JSON: Expecting value at column 1; mend it"
+    ):
         prepare(tmp_path / "out", reader, ByteTokenizer(), Split("hash", 0.1), engine, quiet=True)

@@ -1,4 +1,6 @@
-"""Conversations in rows: every label where it belongs, each conversation alone, and nothing invented where one is cut."""
+"""Conversations in rows: every label where it belongs, each conversation alone, and nothing
+invented where one is cut.
+"""
 
 import json
 import re
@@ -11,22 +13,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import PackedDataModule, Rows
-from lm.tokens.rows import ConversationRows
-from lm.tokens.corpus import held_out_conversations
-from lm.system.errors import DataError
-from lm.checks.xray import read_rows
-from lm.optim.loss import IGNORE_INDEX
 from lm.checks.overlap import StoredDocuments
+from lm.checks.xray import read_rows
 from lm.config.schema.config import Config, ModelConfig
-from lm.tokens.store import SplitWriter, TokenStore
 from lm.documents.templates import BEGINS, LEARNED
+from lm.optim.loss import IGNORE_INDEX
+from lm.system.errors import DataError
 from lm.tokenizer.tokenizer import ByteTokenizer
+from lm.tokens.corpus import held_out_conversations
+from lm.tokens.rows import ConversationRows
+from lm.tokens.store import SplitWriter, TokenStore
 from model import Decoder
 
 BYTES = ByteTokenizer()
 EOS, PAD, END = BYTES.eos_id, BYTES.pad_id, 259
 # A conversation here: the ids behind its EOS, and a flag for each.
-conversations = st.lists(st.lists(st.tuples(st.integers(0, 255), st.sampled_from([0, LEARNED])), min_size=1, max_size=14), max_size=8)
+conversations = st.lists(
+    st.lists(
+        st.tuples(st.integers(0, 255), st.sampled_from([0, LEARNED])), min_size=1, max_size=14
+    ),
+    max_size=8,
+)
 
 
 def make_store(folder, given):
@@ -42,17 +49,28 @@ def expected(given, length, too_long):
     """What each conversation that is kept gives: pairs of an input and its label."""
     result = []
     for conversation in given:
-        if len(conversation) > length and (too_long == "drop" or not any(flag for _, flag in conversation[:length])):
+        if len(conversation) > length and (
+            too_long == "drop" or not any(flag for _, flag in conversation[:length])
+        ):
             continue
         inputs = [EOS, *(i for i, _ in conversation)]
-        result.append([(token, i if flag else IGNORE_INDEX) for token, (i, flag) in zip(inputs, conversation[:length], strict=False)])
+        result.append(
+            [
+                (token, i if flag else IGNORE_INDEX)
+                for token, (i, flag) in zip(inputs, conversation[:length], strict=False)
+            ]
+        )
     return result
 
 
 @settings(max_examples=150)
 @given(conversations, st.integers(4, 16), st.booleans(), st.sampled_from(["drop", "cut"]))
-def test_rows_hold_every_conversation_once_token_for_token(tmp_path_factory, given, length, packed, too_long):
-    part = ConversationRows(make_store(tmp_path_factory.mktemp("store"), given), length, packed, too_long)
+def test_rows_hold_every_conversation_once_token_for_token(
+    tmp_path_factory, given, length, packed, too_long
+):
+    part = ConversationRows(
+        make_store(tmp_path_factory.mktemp("store"), given), length, packed, too_long
+    )
     wanted, found = expected(given, length, too_long), []
     for number in range(len(part)):
         inputs, labels, begins = part.row(number)
@@ -62,7 +80,9 @@ def test_rows_hold_every_conversation_once_token_for_token(tmp_path_factory, giv
         found += [pairs[a:b] for a, b in pairwise(borders)]
     assert sorted(found) == sorted(wanted)
     assert part.n_inputs == sum(map(len, wanted))
-    assert sum(part.left_out.values()) == sum(len(conversation) > length for conversation in given), "each is counted once"
+    assert sum(part.left_out.values()) == sum(
+        len(conversation) > length for conversation in given
+    ), "each is counted once"
     assert packed or len(part) == len(wanted)
 
 
@@ -72,23 +92,51 @@ def test_a_cut_answer_keeps_its_beginning_and_gets_no_end_of_its_own(tmp_path):
     part = ConversationRows(make_store(tmp_path, [prompt + answer, fills_the_row]), 8, True, "cut")
     [row] = [part.row(number) for number in range(len(part))]
     assert row[0].tolist() == [EOS, 1, 1, 1, 1, 2, 2, 2]
-    assert row[1].tolist() == [IGNORE_INDEX] * 4 + [2] * 4, "the fourth label of the answer is the last, and no END follows"
-    assert dict(part.left_out) == {"conversation cut at a row's end": 1, "conversation whose prompt fills a row": 1}
+    assert row[1].tolist() == [IGNORE_INDEX] * 4 + [2] * 4, (
+        "the fourth label of the answer is the last, and no END follows"
+    )
+    assert dict(part.left_out) == {
+        "conversation cut at a row's end": 1,
+        "conversation whose prompt fills a row": 1,
+    }
 
 
 def test_a_pair_is_two_sequences_of_one_row(tmp_path):
-    pair = [(1, 0), (2, LEARNED), (END, LEARNED), (EOS, BEGINS), (1, 0), (3, LEARNED), (END, LEARNED)]
-    rows = Rows([ConversationRows(make_store(tmp_path, [pair, pair]), 16, True, "drop")], PAD, document_mask=True)
+    pair = [
+        (1, 0),
+        (2, LEARNED),
+        (END, LEARNED),
+        (EOS, BEGINS),
+        (1, 0),
+        (3, LEARNED),
+        (END, LEARNED),
+    ]
+    rows = Rows(
+        [ConversationRows(make_store(tmp_path, [pair, pair]), 16, True, "drop")],
+        PAD,
+        document_mask=True,
+    )
     batch = rows[np.array([[0, 0, 0]])]
     ids, labels = batch["document_ids"][0].tolist(), batch["labels"][0].tolist()
     assert ids == [0] * 4 + [1] * 3 + [2] * 4 + [3] * 3 + [4] * 2
-    by_document = [[label for i, label in zip(ids, labels, strict=True) if i == n and label != IGNORE_INDEX] for n in range(5)]
+    by_document = [
+        [label for i, label in zip(ids, labels, strict=True) if i == n and label != IGNORE_INDEX]
+        for n in range(5)
+    ]
     assert by_document == [[2, END], [3, END], [2, END], [3, END], []]
 
 
 def make_decoder(dropout=0.0):
     torch.manual_seed(0)
-    shape = {"vocab_size": 260, "context_length": 64, "n_layers": 2, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "init_std": 0.2}
+    shape = {
+        "vocab_size": 260,
+        "context_length": 64,
+        "n_layers": 2,
+        "d_model": 32,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "init_std": 0.2,
+    }
     return Decoder(ModelConfig(**shape, dropout=dropout))
 
 
@@ -101,13 +149,24 @@ def loss_and_gradients(decoder, rows):
 
 def test_packed_conversations_are_learnt_as_if_each_were_alone(tmp_path):
     chance = np.random.default_rng(1)
-    given = [[(int(chance.integers(256)), int(flag)) for flag in chance.integers(0, 2, chance.integers(2, 30))] for _ in range(9)]
+    given = [
+        [
+            (int(chance.integers(256)), int(flag))
+            for flag in chance.integers(0, 2, chance.integers(2, 30))
+        ]
+        for _ in range(9)
+    ]
     store, decoder = make_store(tmp_path, given), make_decoder()
     results = []
     for packed in (True, False):
         part = ConversationRows(store, 64, packed, "drop")
         addresses = np.array([[0, 0, number] for number in range(len(part))])
-        results.append((len(part), *loss_and_gradients(decoder, Rows([part], PAD, document_mask=True)[addresses])))
+        results.append(
+            (
+                len(part),
+                *loss_and_gradients(decoder, Rows([part], PAD, document_mask=True)[addresses]),
+            )
+        )
     (few, loss, gradients), (many, loss_apart, gradients_apart) = results
     assert few < many == 9
     assert loss == pytest.approx(loss_apart, rel=1e-5)
@@ -118,10 +177,24 @@ def test_packed_conversations_are_learnt_as_if_each_were_alone(tmp_path):
 def config_of(folder, rows, length=64, **source):
     """A configuration over conversations of (prompt, answer)."""
     path = folder / "chats.jsonl"
-    path.write_text("".join(json.dumps({"prompt": prompt, "completion": answer}) + "\n" for prompt, answer in rows))
+    path.write_text(
+        "".join(
+            json.dumps({"prompt": prompt, "completion": answer}) + "\n" for prompt, answer in rows
+        )
+    )
     source = {"format": "chat", "files": str(path), "template": "instruction-output"} | source
-    data = {"source": source, "document_mask": True, "val_fraction": 0.3, "cache_dir": str(folder / "cache")}
-    return Config(model={"context_length": length}, data=data, optimizer={"warmup_steps": 0}, trainer={"max_steps": 4, "batch_size": 4})
+    data = {
+        "source": source,
+        "document_mask": True,
+        "val_fraction": 0.3,
+        "cache_dir": str(folder / "cache"),
+    }
+    return Config(
+        model={"context_length": length},
+        data=data,
+        optimizer={"warmup_steps": 0},
+        trainer={"max_steps": 4, "batch_size": 4},
+    )
 
 
 def labels_of(data):
@@ -139,13 +212,17 @@ def test_only_the_answers_and_their_ends_are_labels(tmp_path):
     store = data.rows["train"].parts[0].store
     learned = bytes(label if label < 256 else ord("$") for label in labels_of(data)).decode()
     answers = [f" It is {n * n}.\n$" for n in range(20)]
-    assert sorted(learned.split("$")[:-1]) == sorted(answer[:-1] for answer in answers if answer[:-1] in learned.split("$"))
+    assert sorted(learned.split("$")[:-1]) == sorted(
+        answer[:-1] for answer in answers if answer[:-1] in learned.split("$")
+    )
     assert learned.count("$") == store.documents
     assert "What" not in learned
 
 
 def test_what_cannot_be_learnt_does_not_matter(tmp_path):
-    """The guard that the mask is used: other labels at the prompt's positions would change the loss, and there are none."""
+    """The guard that the mask is used: other labels at the prompt's positions would change the
+    loss, and there are none.
+    """
     data = PackedDataModule(config_of(tmp_path, CHATS, length=128), BYTES, lambda line: None)
     rows = data.rows["train"][np.array([[0, 0, 0]])]
     decoder = make_decoder()
@@ -155,7 +232,9 @@ def test_what_cannot_be_learnt_does_not_matter(tmp_path):
     loss, _ = loss_and_gradients(decoder, rows)
     assert loss == pytest.approx(total.item(), rel=1e-5)
     assert 0 < learned.float().mean() < 0.5
-    everything = PackedDataModule(config_of(tmp_path, CHATS, length=128, mask_prompt=False), BYTES, lambda line: None)
+    everything = PackedDataModule(
+        config_of(tmp_path, CHATS, length=128, mask_prompt=False), BYTES, lambda line: None
+    )
     assert len(labels_of(everything)) > 2 * len(labels_of(data))
 
 
@@ -169,7 +248,9 @@ def test_padding_is_never_learnt_even_where_it_is_the_end(tmp_path):
     for number in range(len(rows)):
         row = rows[rows.addresses(np.array([number]))]
         ids, labels = row["input_ids"][0].tolist(), row["labels"][0].tolist()
-        assert labels.count(EOS) == ids.count(EOS) - (len(ids) - data.rows["train"].parts[0].row(number)[0].size)
+        assert labels.count(EOS) == ids.count(EOS) - (
+            len(ids) - data.rows["train"].parts[0].row(number)[0].size
+        )
 
 
 def test_bits_per_byte_count_the_bytes_of_the_answers(tmp_path):
@@ -177,19 +258,26 @@ def test_bits_per_byte_count_the_bytes_of_the_answers(tmp_path):
     data.rows  # noqa: B018 - made by the first question
     assert data.text_bytes_per_token == 1.0
     [corpus] = data.corpora
-    assert corpus.val.text_bytes == sum(len(f" It is {n * n}.\n") for n in range(20)) - corpus.train.text_bytes
+    assert (
+        corpus.val.text_bytes
+        == sum(len(f" It is {n * n}.\n") for n in range(20)) - corpus.train.text_bytes
+    )
 
 
 def test_what_is_left_out_is_said(tmp_path):
     said = []
-    data = PackedDataModule(config_of(tmp_path, [*CHATS, ("long " * 40, "yes")], length=80), BYTES, said.append)
+    data = PackedDataModule(
+        config_of(tmp_path, [*CHATS, ("long " * 40, "yes")], length=80), BYTES, said.append
+    )
     assert len(data.rows["train"]) > 0
     assert any("1 x conversation longer than a row" in line for line in said)
 
 
 def test_rows_that_hold_no_conversation_are_refused(tmp_path):
     data = PackedDataModule(config_of(tmp_path, CHATS, length=16), BYTES, lambda line: None)
-    with pytest.raises(DataError, match="no conversation of the train split fits a row of 16 tokens"):
+    with pytest.raises(
+        DataError, match="no conversation of the train split fits a row of 16 tokens"
+    ):
         data.rows  # noqa: B018
 
 
@@ -198,43 +286,73 @@ def test_text_beside_conversations_keeps_nothing_for_the_report(tmp_path):
     texts = [f"text number {n}" for n in range(60)]
     (tmp_path / "text.txt").write_text("\n\n".join(texts))
     chat = config_of(tmp_path, CHATS).data.source
-    parts = [{"weight": 1, "source": chat}, {"weight": 1, "source": {"format": "txt", "files": str(tmp_path / "text.txt")}}]
+    parts = [
+        {"weight": 1, "source": chat},
+        {"weight": 1, "source": {"format": "txt", "files": str(tmp_path / "text.txt")}},
+    ]
     config = config_of(tmp_path, CHATS)
     data = config.data.model_dump() | {"test_fraction": 0.5}
     for order in (parts, parts[::-1]):
-        mixed = Config.model_validate(config.model_dump() | {"data": data | {"source": {"format": "mixture", "parts": order}}})
+        mixed = Config.model_validate(
+            config.model_dump() | {"data": data | {"source": {"format": "mixture", "parts": order}}}
+        )
         corpora = PackedDataModule(mixed, BYTES, lambda line: None).corpora
-        documents = {corpus.reader.source.format: corpus.train.documents + corpus.val.documents for corpus in corpora}
+        documents = {
+            corpus.reader.source.format: corpus.train.documents + corpus.val.documents
+            for corpus in corpora
+        }
         assert documents["txt"] == len(texts)
         assert documents["chat"] < len(CHATS)
 
 
 def test_the_report_reads_what_is_kept_for_it_and_that_alone(tmp_path):
     path = tmp_path / "more.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"other {n}", "completion": "yes"}) + "\n" for n in range(9)))
+    path.write_text(
+        "".join(json.dumps({"prompt": f"other {n}", "completion": "yes"}) + "\n" for n in range(9))
+    )
     validation = {"format": "chat", "files": str(path), "template": "instruction-output"}
     given = config_of(tmp_path, CHATS).model_dump(exclude={"data": {"val_fraction"}})
 
     def held_out(test_fraction):
-        config = Config.model_validate(given | {"data": given["data"] | {"validation": validation, "test_fraction": test_fraction}})
-        return [conversation.prompt[0].content for conversation in held_out_conversations(config, BYTES)[1]]
+        config = Config.model_validate(
+            given
+            | {"data": given["data"] | {"validation": validation, "test_fraction": test_fraction}}
+        )
+        return [
+            conversation.prompt[0].content
+            for conversation in held_out_conversations(config, BYTES)[1]
+        ]
 
-    assert sorted(held_out(0.0)) == [f"other {n}" for n in range(9)], "what is validated on, where nothing else is held out"
+    assert sorted(held_out(0.0)) == [f"other {n}" for n in range(9)], (
+        "what is validated on, where nothing else is held out"
+    )
     tested = held_out(0.4)
     assert 0 < len(tested) < len(CHATS)
     assert set(tested) <= {prompt for prompt, _ in CHATS}
 
 
 def test_conversations_that_two_sources_have_are_asked_once(tmp_path):
-    """As where one learns the answers alone and the other the prompts too; what stands twice in one source is there twice."""
+    """As where one learns the answers alone and the other the prompts too; what stands twice in one
+    source is there twice.
+    """
     twice = [*CHATS, CHATS[0], CHATS[0]]
     config = config_of(tmp_path, twice)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"val_fraction": 0.9})})
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update={"val_fraction": 0.9})}
+    )
     alone = held_out_conversations(config, BYTES)[1]
     assert len(alone) == len(set(alone)) + 2
-    sources = [{**config.data.source.model_dump(), "mask_prompt": mask_prompt} for mask_prompt in (False, True)]
-    mixture = {"format": "mixture", "parts": [{"weight": 1, "source": source} for source in sources]}
-    mixed = Config.model_validate(config.model_dump() | {"data": config.data.model_dump() | {"source": mixture}})
+    sources = [
+        {**config.data.source.model_dump(), "mask_prompt": mask_prompt}
+        for mask_prompt in (False, True)
+    ]
+    mixture = {
+        "format": "mixture",
+        "parts": [{"weight": 1, "source": source} for source in sources],
+    }
+    mixed = Config.model_validate(
+        config.model_dump() | {"data": config.data.model_dump() | {"source": mixture}}
+    )
     assert held_out_conversations(mixed, BYTES)[1] == alone
 
 
@@ -247,8 +365,13 @@ def test_a_row_ends_with_its_last_conversation(tmp_path):
 
 
 def test_what_a_template_puts_around_answers_is_not_compared(tmp_path):
-    given = [[(ord("q"), 0), (ord("a"), LEARNED), (ord("b"), LEARNED), (END, LEARNED)], [(ord("q"), 0), (ord("c"), LEARNED)]]
-    texts = [document.text for document in StoredDocuments("train", [make_store(tmp_path, given)], BYTES)]
+    given = [
+        [(ord("q"), 0), (ord("a"), LEARNED), (ord("b"), LEARNED), (END, LEARNED)],
+        [(ord("q"), 0), (ord("c"), LEARNED)],
+    ]
+    texts = [
+        document.text for document in StoredDocuments("train", [make_store(tmp_path, given)], BYTES)
+    ]
     assert [text.rstrip() for text in texts] == [BYTES.decode([ord("a"), ord("b"), END]), "c"]
 
 
@@ -266,15 +389,29 @@ def test_a_source_without_a_conversation_that_fits_is_refused_beside_others(tmp_
     text = {"format": "txt", "files": str(tmp_path / "text.txt")}
     parts = [{"weight": 1, "source": text}, {"weight": 1, "source": config.data.source}]
     given = config.model_dump()
-    mixed = Config.model_validate(given | {"data": given["data"] | {"source": {"format": "mixture", "parts": parts}}})
-    with pytest.raises(DataError, match=r"parts\[1\].source: no conversation of the train split fits a row of 16 tokens"):
+    mixed = Config.model_validate(
+        given | {"data": given["data"] | {"source": {"format": "mixture", "parts": parts}}}
+    )
+    with pytest.raises(
+        DataError,
+        match=r"parts\[1\].source: no conversation of the train split fits a row of 16 tokens",
+    ):
         PackedDataModule(mixed, BYTES, lambda line: None).rows  # noqa: B018
 
 
 WRONG = [
-    ({"source": {"layout": "preferences"}}, "data.source.layout preferences does not go with finetune.objective sft"),
-    ({"source": {"template": "base"}}, "data.source.template base is that of finetune.base, and this run has none"),
-    ({"source": {"filter": {"min_length": 9}}}, "filter.min_length counts the characters of a text"),
+    (
+        {"source": {"layout": "preferences"}},
+        "data.source.layout preferences does not go with finetune.objective sft",
+    ),
+    (
+        {"source": {"template": "base"}},
+        "data.source.template base is that of finetune.base, and this run has none",
+    ),
+    (
+        {"source": {"filter": {"min_length": 9}}},
+        "filter.min_length counts the characters of a text",
+    ),
     ({"document_mask": False}, "document_mask false would let a conversation see those beside it"),
 ]
 
@@ -288,13 +425,22 @@ def test_what_conversations_need_is_asked_of_all_of_them(tmp_path, wrong, messag
     chat = data.pop("source") | wrong.get("source", {})
     text = {"format": "txt", "files": "text.txt"}
     data |= {"source": chat} if place == "source" else {"source": text, "validation": chat}
-    with pytest.raises(ValueError, match=re.escape(message.replace("data.source", f"data.{place}"))):
+    with pytest.raises(
+        ValueError, match=re.escape(message.replace("data.source", f"data.{place}"))
+    ):
         Config.model_validate(given | {"data": data})
 
 
 def test_a_model_speaks_in_one_template(tmp_path):
     given = config_of(tmp_path, CHATS).model_dump()
     source = given["data"]["source"]
-    parts = [{"weight": 1, "source": source}, {"weight": 1, "source": source | {"template": "alpaca"}}]
-    with pytest.raises(ValueError, match="in the templates alpaca and instruction-output; a model speaks in one"):
-        Config.model_validate(given | {"data": given["data"] | {"source": {"format": "mixture", "parts": parts}}})
+    parts = [
+        {"weight": 1, "source": source},
+        {"weight": 1, "source": source | {"template": "alpaca"}},
+    ]
+    with pytest.raises(
+        ValueError, match="in the templates alpaca and instruction-output; a model speaks in one"
+    ):
+        Config.model_validate(
+            given | {"data": given["data"] | {"source": {"format": "mixture", "parts": parts}}}
+        )

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.tokens.tokenise import open_files
 from lm.tokens.store import SplitWriter, TokenStore
+from lm.tokens.tokenise import open_files
 
 EOS = 9
 
@@ -20,7 +20,9 @@ def add(writer, documents, dtype=np.uint16):
     """Documents as lists of ids; the hash of each is its length."""
     lengths = [len(ids) for ids in documents]
     flat = np.array([i for ids in documents for i in ids], dtype)
-    writer.add(flat, np.array(lengths, np.int64), np.array(lengths, np.uint64), text_bytes=sum(lengths))
+    writer.add(
+        flat, np.array(lengths, np.int64), np.array(lengths, np.uint64), text_bytes=sum(lengths)
+    )
 
 
 def write(folder, batches, dtype=np.uint16, shard_tokens=2**26):
@@ -34,7 +36,11 @@ def write(folder, batches, dtype=np.uint16, shard_tokens=2**26):
 documents = st.lists(st.lists(st.integers(0, 8), max_size=12), min_size=1, max_size=6)
 
 
-@given(batches=st.lists(documents, min_size=1, max_size=4), shard_tokens=st.integers(1, 30), data=st.data())
+@given(
+    batches=st.lists(documents, min_size=1, max_size=4),
+    shard_tokens=st.integers(1, 30),
+    data=st.data(),
+)
 @settings(max_examples=60, deadline=None)
 def test_any_span_reads_back(tmp_path_factory, batches, shard_tokens, data):
     folder = tmp_path_factory.mktemp("cache")
@@ -62,7 +68,10 @@ def test_the_largest_id_survives(tmp_path, dtype):
     largest = int(np.iinfo(dtype).max)
     manifest = write(tmp_path, [[[0, largest]]], dtype)
     assert TokenStore(tmp_path, "train", manifest).read(1, 2).tolist() == [0, largest]
-    assert manifest["splits"]["train"]["files"]["train-00000.bin"]["bytes"] == 4 * np.dtype(dtype).itemsize
+    assert (
+        manifest["splits"]["train"]["files"]["train-00000.bin"]["bytes"]
+        == 4 * np.dtype(dtype).itemsize
+    )
 
 
 def test_ids_of_another_type_are_not_squeezed_in(tmp_path):
@@ -73,9 +82,17 @@ def test_ids_of_another_type_are_not_squeezed_in(tmp_path):
 
 def test_the_hash_is_of_the_tokens_not_of_how_they_are_cut(tmp_path):
     hashes = []
-    for i, (batches, shard_tokens) in enumerate([([[[1, 2], [3]]], 100), ([[[1, 2]], [[3]]], 2), ([[[1, 2], [4]]], 100)]):
+    for i, (batches, shard_tokens) in enumerate(
+        [([[[1, 2], [3]]], 100), ([[[1, 2]], [[3]]], 2), ([[[1, 2], [4]]], 100)]
+    ):
         (tmp_path / str(i)).mkdir()
-        hashes.append(TokenStore(tmp_path / str(i), "train", write(tmp_path / str(i), batches, shard_tokens=shard_tokens)).sha256)
+        hashes.append(
+            TokenStore(
+                tmp_path / str(i),
+                "train",
+                write(tmp_path / str(i), batches, shard_tokens=shard_tokens),
+            ).sha256
+        )
     assert hashes[0] == hashes[1] != hashes[2]
 
 
@@ -85,7 +102,12 @@ def test_beyond_five_digits_shards_are_hashed_in_the_order_of_their_numbers(tmp_
     for number in numbers:
         np.array([number % 251], np.uint16).tofile(tmp_path / f"train-{number:05d}.bin")
     entry = writer.close()
-    assert entry["sha256"] == hashlib.sha256(np.array([256, *(number % 251 for number in numbers)], np.uint16).tobytes()).hexdigest()
+    assert (
+        entry["sha256"]
+        == hashlib.sha256(
+            np.array([256, *(number % 251 for number in numbers)], np.uint16).tobytes()
+        ).hexdigest()
+    )
 
 
 def test_a_store_is_sent_to_workers_without_its_content(tmp_path):
@@ -97,7 +119,10 @@ def test_a_store_is_sent_to_workers_without_its_content(tmp_path):
 
 
 def test_a_split_without_documents(tmp_path):
-    manifest = {"dtype": "uint16", "splits": {"train": SplitWriter(tmp_path, "train", EOS, np.uint16).close()}}
+    manifest = {
+        "dtype": "uint16",
+        "splits": {"train": SplitWriter(tmp_path, "train", EOS, np.uint16).close()},
+    }
     store = TokenStore(tmp_path, "train", manifest)
     assert (store.tokens, store.documents, store.text_tokens, store.text_bytes) == (1, 0, 0, 0)
     assert store.read(0, 5).tolist() == [EOS]
@@ -124,7 +149,11 @@ def test_a_cache_that_was_made_again_is_not_read_from_the_old_files(tmp_path):
         assert store.read(1, 2).tolist() == content
 
 
-@given(batches=st.lists(documents, min_size=1, max_size=5), shard_tokens=st.integers(1, 30), data=st.data())
+@given(
+    batches=st.lists(documents, min_size=1, max_size=5),
+    shard_tokens=st.integers(1, 30),
+    data=st.data(),
+)
 @settings(max_examples=80, deadline=None)
 def test_another_writer_goes_on_from_any_state(tmp_path_factory, batches, shard_tokens, data):
     """What the first one wrote after its state was asked for is garbage to the second."""
@@ -143,7 +172,9 @@ def test_another_writer_goes_on_from_any_state(tmp_path_factory, batches, shard_
     for batch in batches[known:]:
         add(second, batch)
     assert second.close() == expected["splits"]["train"]
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {path.name: path.read_bytes() for path in straight.iterdir()}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in straight.iterdir()
+    }
 
 
 @pytest.mark.parametrize("name", ["00000", "00001", "starts", "hashes"])

@@ -1,4 +1,6 @@
-"""A stream's windows are one sequence of tokens, whatever interrupted it; and a streamed run is the same run, killed or not."""
+"""A stream's windows are one sequence of tokens, whatever interrupted it; and a streamed run is the
+same run, killed or not.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,17 @@ import pytest
 import yaml
 from hub import COMMIT, Hub
 
-from lm.system import errors
-from lm.documents import hub
 from lm.config.reader import load
-from lm.tokens.corpus import open_corpora
-from lm.system.errors import CheckpointError, ConfigError, DataError
-from lm.tokens.prepare import Split
 from lm.config.schema.source import HubSource
+from lm.documents import hub
 from lm.documents.reader import Reader, hash_of_text
+from lm.system import errors
+from lm.system.errors import CheckpointError, ConfigError, DataError
+from lm.tokenizer.tokenizer import ByteTokenizer
+from lm.tokens.corpus import open_corpora
+from lm.tokens.prepare import Split
 from lm.tokens.producer import Producer, await_window
 from lm.tokens.stream import Stream, choose_revision
-from lm.tokenizer.tokenizer import ByteTokenizer
 
 ROOT = Path(__file__).parents[2]
 BYTES = ByteTokenizer()
@@ -44,7 +46,9 @@ REAL_STREAM = hub.stream
 
 
 def fake_hub(texts: list[object]) -> Any:
-    def stream(source: HubSource, revision: str, state: int | None) -> Iterator[tuple[list[object], int]]:
+    def stream(
+        source: HubSource, revision: str, state: int | None
+    ) -> Iterator[tuple[list[object], int]]:
         for start in range(state or 0, len(texts), BATCH):
             yield texts[start : start + BATCH], start + BATCH
 
@@ -57,9 +61,23 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "stream", fake_hub(TEXTS))
 
 
-def make_stream(folder: Path, rows: int = 5, length: int = 16, split: Split | None = None, on_bad_row: str = "stop") -> Stream:
+def make_stream(
+    folder: Path,
+    rows: int = 5,
+    length: int = 16,
+    split: Split | None = None,
+    on_bad_row: str = "stop",
+) -> Stream:
     source = HubSource(format="hub", dataset="a/b", streaming=True)
-    return Stream(folder, Reader(source, on_bad_row=on_bad_row), BYTES, split or Split("hash", 0.2), rows, length, COMMIT)
+    return Stream(
+        folder,
+        Reader(source, on_bad_row=on_bad_row),
+        BYTES,
+        split or Split("hash", 0.2),
+        rows,
+        length,
+        COMMIT,
+    )
 
 
 def make_all(stream: Stream, last: int) -> None:
@@ -68,7 +86,9 @@ def make_all(stream: Stream, last: int) -> None:
         stream.make(window)
 
 
-def slow_sequence(tokens: int, texts: list[str], fraction: float = 0.2) -> tuple[list[int], list[int]]:
+def slow_sequence(
+    tokens: int, texts: list[str], fraction: float = 0.2
+) -> tuple[list[int], list[int]]:
     """The endless sequence's first tokens, and where its documents begin."""
     sequence: list[int] = []
     starts = []
@@ -81,7 +101,9 @@ def slow_sequence(tokens: int, texts: list[str], fraction: float = 0.2) -> tuple
 
 
 @pytest.mark.parametrize(("rows", "length"), [(5, 16), (3, 7), (40, 16), (2, 300)])
-def test_windows_are_the_sequence_cut_and_overlap_by_the_token_that_is_only_predicted(tmp_path: Path, rows: int, length: int) -> None:
+def test_windows_are_the_sequence_cut_and_overlap_by_the_token_that_is_only_predicted(
+    tmp_path: Path, rows: int, length: int
+) -> None:
     """Also beyond the end of the dataset, and where a window is larger than all of it."""
     stream, size, n = make_stream(tmp_path, rows, length), rows * length, 9
     make_all(stream, n - 1)
@@ -89,7 +111,11 @@ def test_windows_are_the_sequence_cut_and_overlap_by_the_token_that_is_only_pred
     for window in range(n):
         store = stream.window(window)
         assert store.read(0, size + 1).tolist() == expected[window * size : (window + 1) * size + 1]
-        begin = [start - window * size for start in starts if window * size <= start <= (window + 1) * size]
+        begin = [
+            start - window * size
+            for start in starts
+            if window * size <= start <= (window + 1) * size
+        ]
         assert store.document_starts.tolist() == begin
 
 
@@ -101,7 +127,11 @@ def test_windows_that_are_passed_are_closed(tmp_path: Path) -> None:
         stream.window(window).read(0, 9)
         stream.clear(before=window)
     held = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-    assert [path for path in held if str(tmp_path) in path and "deleted" in path and "window-000004" not in path] == []
+    assert [
+        path
+        for path in held
+        if str(tmp_path) in path and "deleted" in path and "window-000004" not in path
+    ] == []
 
 
 def test_a_window_is_made_again_from_what_was_kept(tmp_path: Path) -> None:
@@ -112,7 +142,11 @@ def test_a_window_is_made_again_from_what_was_kept(tmp_path: Path) -> None:
     assert [stream.is_whole(window) for window in range(7)] == [False] * 6 + [True]
     again = make_stream(tmp_path)
     again.make(4)
-    assert [stream.is_whole(window) for window in range(7)] == [False] * 4 + [True, False, True], "and not those before it"
+    assert [stream.is_whole(window) for window in range(7)] == [False] * 4 + [
+        True,
+        False,
+        True,
+    ], "and not those before it"
     stream.make(3)
     shutil.rmtree(tmp_path / "window-000001")
     shutil.rmtree(tmp_path / "window-000002")
@@ -123,16 +157,24 @@ def test_a_window_is_made_again_from_what_was_kept(tmp_path: Path) -> None:
 
 
 def test_windows_on_the_way_to_one_leave_no_tokens(tmp_path: Path) -> None:
-    """A run whose cache was lost goes on far inside the stream, and the disk holds a few windows, not all before."""
+    """A run whose cache was lost goes on far inside the stream, and the disk holds a few windows,
+    not all before.
+    """
     stream = make_stream(tmp_path)
     stream.make(6)
-    assert [path.parent.name for path in tmp_path.glob("window-*/train-*.bin")] == ["window-000006"] * 2
+    assert [path.parent.name for path in tmp_path.glob("window-*/train-*.bin")] == [
+        "window-000006"
+    ] * 2
 
 
-def test_a_dataset_that_has_changed_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_that_has_changed_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_stream(tmp_path).make(3)
     monkeypatch.setattr(hub, "stream", fake_hub([text.upper() for text in TEXTS]))
-    with pytest.raises(DataError, match="a/b: what was read before comes out otherwise now; start anew"):
+    with pytest.raises(
+        DataError, match="a/b: what was read before comes out otherwise now; start anew"
+    ):
         make_stream(tmp_path).make(2)
 
 
@@ -148,31 +190,60 @@ def test_held_out_documents_are_never_trained_on(tmp_path: Path) -> None:
 
 
 def test_more_validation_rows_than_before_are_held_out_anew(tmp_path: Path) -> None:
-    assert make_stream(tmp_path).validation(30).tokens < 90 < make_stream(tmp_path).validation(90).tokens
+    assert (
+        make_stream(tmp_path).validation(30).tokens
+        < 90
+        < make_stream(tmp_path).validation(90).tokens
+    )
 
 
-def test_a_stream_of_which_nothing_is_held_out_is_not_read_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_of_which_nothing_is_held_out_is_not_read_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`data.validation` names other text: reading all of Wikipedia to find nothing would take days."""
     monkeypatch.setattr(hub, "stream", lambda *_: pytest.fail("the stream was read"))
     assert make_stream(tmp_path, split=Split("none")).validation(0).documents == 0
 
 
-def test_what_a_stream_leaves_out_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_stream_leaves_out_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hub, "stream", fake_hub(["a good text", "", "no", None, "über uns alle"]))
-    source = HubSource(format="hub", dataset="a/b", streaming=True, filter={"min_length": 3, "ascii_only": True})  # type: ignore[arg-type]
+    source = HubSource(
+        format="hub", dataset="a/b", streaming=True, filter={"min_length": 3, "ascii_only": True}
+    )  # type: ignore[arg-type]
     with pytest.raises(DataError, match="a/b:4: text is not a string: it is None"):
         Stream(tmp_path, Reader(source), BYTES, Split("none"), 1, 8, COMMIT).make(0)
-    stream = Stream(tmp_path, Reader(source, on_bad_row="skip"), BYTES, Split("none"), 1, 24, COMMIT)
+    stream = Stream(
+        tmp_path, Reader(source, on_bad_row="skip"), BYTES, Split("none"), 1, 24, COMMIT
+    )
     stream.make(0)
-    removed = Counter(json.loads((tmp_path / "window-000000" / "manifest.json").read_text())["removed"])
-    assert removed == {"empty document": 1, "document under 3 characters": 1, "text is not a string": 1, "character beyond ASCII": 1}
+    removed = Counter(
+        json.loads((tmp_path / "window-000000" / "manifest.json").read_text())["removed"]
+    )
+    assert removed == {
+        "empty document": 1,
+        "document under 3 characters": 1,
+        "text is not a string": 1,
+        "character beyond ASCII": 1,
+    }
     assert BYTES.decode(stream.window(0).read(0, 24)) == "a good text" + "ber uns all"
 
 
-def test_a_run_that_a_bad_row_stopped_goes_on_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the windows that it has: what they hold does not depend on `data.on_bad_row`, which may change."""
+def test_a_run_that_a_bad_row_stopped_goes_on_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the windows that it has: what they hold does not depend on `data.on_bad_row`, which may
+    change.
+    """
     [stop], [skip] = (
-        open_corpora(load(config(tmp_path, "run"), ["--tokenizer.name=byte", f"--data.on_bad_row={word}"]).config, BYTES, print)
+        open_corpora(
+            load(
+                config(tmp_path, "run"), ["--tokenizer.name=byte", f"--data.on_bad_row={word}"]
+            ).config,
+            BYTES,
+            print,
+        )
         for word in ("stop", "skip")
     )
     assert stop.folder == skip.folder
@@ -184,11 +255,15 @@ def test_a_run_that_a_bad_row_stopped_goes_on_without_it(tmp_path: Path, monkeyp
     make_all(skipping, 20)
     assert 3 < len(begun) < 20
     expected, _ = slow_sequence(21 * 80 + 1, TEXTS)
-    assert [skipping.window(n).read(0, 81).tolist() for n in range(21)] == [expected[n * 80 : n * 80 + 81] for n in range(21)]
+    assert [skipping.window(n).read(0, 81).tolist() for n in range(21)] == [
+        expected[n * 80 : n * 80 + 81] for n in range(21)
+    ]
 
 
 def test_the_commit_of_a_run_is_its_checkpoints(tmp_path: Path) -> None:
-    """Whatever was found before, by another command say; and that is kept for those without a checkpoint."""
+    """Whatever was found before, by another command say; and that is kept for those without a
+    checkpoint.
+    """
     source = HubSource(format="hub", dataset="a/b", streaming=True)
     newest = hub.newest_revision(source)
     assert choose_revision(tmp_path / "new", source, None) == newest
@@ -196,17 +271,23 @@ def test_the_commit_of_a_run_is_its_checkpoints(tmp_path: Path) -> None:
     assert choose_revision(tmp_path / "new", source, None) == COMMIT
 
 
-def test_a_dataset_without_text_is_refused_and_not_read_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_without_text_is_refused_and_not_read_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hub, "stream", fake_hub([" ", ""]))
     with pytest.raises(DataError, match=r"data\.source: a/b has no text to train on"):
         make_stream(tmp_path).make(0)
 
 
-def test_each_loss_of_the_connection_is_waited_for_from_one_second_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_loss_of_the_connection_is_waited_for_from_one_second_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     waits: list[float] = []
     faults = iter([1, 1, 1, 0, 1, 1, 0])
 
-    def batches(source: HubSource, revision: str, state: int | None) -> Iterator[tuple[list[object], int]]:
+    def batches(
+        source: HubSource, revision: str, state: int | None
+    ) -> Iterator[tuple[list[object], int]]:
         for number in range(state or 0, 2):
             if next(faults):
                 raise ConnectionError("cut")
@@ -214,7 +295,12 @@ def test_each_loss_of_the_connection_is_waited_for_from_one_second_on(monkeypatc
 
     monkeypatch.setattr(hub, "_batches", batches)
     monkeypatch.setattr(hub.time, "sleep", waits.append)
-    assert [values for values, _ in REAL_STREAM(HubSource(format="hub", dataset="a/b", streaming=True), "0123", None)] == [[0], [1]]
+    assert [
+        values
+        for values, _ in REAL_STREAM(
+            HubSource(format="hub", dataset="a/b", streaming=True), "0123", None
+        )
+    ] == [[0], [1]]
     assert waits == [1, 2, 4, 1, 2]
 
 
@@ -227,17 +313,37 @@ def serve(root: Path, files: int = 3, documents: int = 400) -> None:
     split = "  data_files:\n  - split: train\n    path: 20231101.en/train-*\n"
     (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: 20231101.en\n{split}---\n")
     for i in range(files):
-        texts = [f"Article {i}.{j}. " + f"It tells of {j * 7919 % 1000}. " * (j % 9) for j in range(documents)]
-        pq.write_table(pa.table({"text": texts}), folder / "20231101.en" / f"train-{i:05d}-of-{files:05d}.parquet", row_group_size=100)
+        texts = [
+            f"Article {i}.{j}. " + f"It tells of {j * 7919 % 1000}. " * (j % 9)
+            for j in range(documents)
+        ]
+        pq.write_table(
+            pa.table({"text": texts}),
+            folder / "20231101.en" / f"train-{i:05d}-of-{files:05d}.parquet",
+            row_group_size=100,
+        )
 
 
 def config(folder: Path, name: str, **trainer: Any) -> Path:
-    source = {"format": "hub", "dataset": "wikimedia/wikipedia", "config": "20231101.en", "streaming": True, "window_tokens": 8000}
+    source = {
+        "format": "hub",
+        "dataset": "wikimedia/wikipedia",
+        "config": "20231101.en",
+        "streaming": True,
+        "window_tokens": 8000,
+    }
     content = {
         "data": {"source": source, "val_fraction": 0.05, "cache_dir": str(folder / "cache")},
         "model": {"context_length": 32, "n_layers": 1, "d_model": 16, "n_heads": 2},
         "optimizer": {"warmup_steps": 1},
-        "trainer": {"max_steps": 60, "batch_size": 16, "validation_rows": 8, "validate_every": 30, "device": "cpu", **trainer},
+        "trainer": {
+            "max_steps": 60,
+            "batch_size": 16,
+            "validation_rows": 8,
+            "validate_every": 30,
+            "device": "cpu",
+            **trainer,
+        },
         "checkpoint": {"directory": str(folder / name), "save_every": 10},
     }
     path = folder / f"{name}.yaml"
@@ -258,61 +364,105 @@ def test_a_killed_streamed_run_sees_the_batches_of_a_straight_one(tmp_path: Path
     serve(tmp_path / "root")
     with Hub(tmp_path / "root", cut_every=3) as server:
         environment = os.environ | server.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
-        straight = subprocess.run(command(config(tmp_path, "straight")), cwd=ROOT, env=environment, capture_output=True, text=True)
+        straight = subprocess.run(
+            command(config(tmp_path, "straight")),
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         assert straight.returncode == 0, straight.stderr
         assert "train as it comes" in straight.stdout
         assert server.cuts > 1
         killed = config(tmp_path, "killed")
         for checkpoint in ("step-00000020.ckpt", "step-00000040.ckpt"):
-            process = subprocess.Popen(command(killed), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                command(killed),
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
             while not (tmp_path / "killed" / checkpoint).exists():
                 assert process.poll() is None
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
             process.wait()
             shutil.rmtree(tmp_path / "cache") if checkpoint.endswith("40.ckpt") else None
-        last = subprocess.run(command(killed), cwd=ROOT, env=environment, capture_output=True, text=True)
+        last = subprocess.run(
+            command(killed), cwd=ROOT, env=environment, capture_output=True, text=True
+        )
         assert last.returncode == 0, last.stderr
     assert weights(tmp_path / "killed") == weights(tmp_path / "straight")
     assert "Traceback" not in last.stderr
-    windows = [len(list(folder.glob("train-00000.bin"))) for folder in sorted((tmp_path / "cache").glob(f"*/{COMMIT}/window-*"))]
+    windows = [
+        len(list(folder.glob("train-00000.bin")))
+        for folder in sorted((tmp_path / "cache").glob(f"*/{COMMIT}/window-*"))
+    ]
     assert sum(windows) <= 3 < len(windows)
 
 
 def test_a_run_that_was_moved_goes_on_in_the_commit_that_it_began_with(tmp_path: Path) -> None:
     """The dataset has a newer one by then; and where the old one is gone, that is said."""
     serve(tmp_path / "root")
-    began, moved, again = (config(tmp_path, name, max_steps=steps) for name, steps in (("began", 10), ("moved", 20), ("again", 30)))
+    began, moved, again = (
+        config(tmp_path, name, max_steps=steps)
+        for name, steps in (("began", 10), ("moved", 20), ("again", 30))
+    )
     with Hub(tmp_path / "root") as server:
 
         def train(path: Path, home: str) -> subprocess.CompletedProcess[str]:
-            environment = os.environ | server.environment(tmp_path / home) | {"OMP_NUM_THREADS": "1"}
-            return subprocess.run(command(path), cwd=ROOT, env=environment, capture_output=True, text=True)
+            environment = (
+                os.environ | server.environment(tmp_path / home) | {"OMP_NUM_THREADS": "1"}
+            )
+            return subprocess.run(
+                command(path), cwd=ROOT, env=environment, capture_output=True, text=True
+            )
 
         assert train(began, "home").returncode == 0
         (tmp_path / "began").rename(tmp_path / "moved")
         server.commits.append(COMMIT[::-1])
         there = train(moved, "other home")
         assert there.returncode == 0, there.stderr
-        assert json.loads((tmp_path / "moved" / "final.ckpt" / "meta.json").read_text())["revisions"] == {"data.source": COMMIT}
+        assert json.loads((tmp_path / "moved" / "final.ckpt" / "meta.json").read_text())[
+            "revisions"
+        ] == {"data.source": COMMIT}
         (tmp_path / "moved").rename(tmp_path / "again")
         server.commits.remove(COMMIT)
         gone = train(again, "home")
     assert gone.returncode == DataError.exit_code
-    assert f"dataset_split 'train', revision: {COMMIT}: the hub no longer has this commit" in gone.stderr
+    assert (
+        f"dataset_split 'train', revision: {COMMIT}: the hub no longer has this commit"
+        in gone.stderr
+    )
     assert gone.stderr.count("\n") == 1, gone.stderr
 
 
-def test_a_checkpoint_of_a_streamed_run_is_scored_on_what_the_run_validates_on(tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_streamed_run_is_scored_on_what_the_run_validates_on(
+    tmp_path: Path,
+) -> None:
     serve(tmp_path / "root")
     path = config(tmp_path, "run", max_steps=3)
     with Hub(tmp_path / "root") as server:
         environment = os.environ | server.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
         subprocess.run(command(path), cwd=ROOT, env=environment, check=True, capture_output=True)
-        score = [sys.executable, "eval_val.py", "--ckpt", str(tmp_path / "run" / "final.ckpt"), "--config", str(path), "--json"]
-        done = subprocess.run([*score, "--device", "cpu"], cwd=ROOT, env=environment, capture_output=True, text=True)
+        score = [
+            sys.executable,
+            "eval_val.py",
+            "--ckpt",
+            str(tmp_path / "run" / "final.ckpt"),
+            "--config",
+            str(path),
+            "--json",
+        ]
+        done = subprocess.run(
+            [*score, "--device", "cpu"], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
     assert done.returncode == 0, done.stderr
-    scored, last = json.loads(done.stdout), json.loads((tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()[-1])
+    scored, last = (
+        json.loads(done.stdout),
+        json.loads((tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()[-1]),
+    )
     assert scored["tokens"] == 8 * 32
     assert {key: scored[key] for key in ("step", "loss", "bits_per_byte", "tokens")} == {
         key: last[key] for key in ("step", "loss", "bits_per_byte", "tokens")
@@ -320,27 +470,52 @@ def test_a_checkpoint_of_a_streamed_run_is_scored_on_what_the_run_validates_on(t
 
 
 def test_config_yaml_as_it_is_shipped(tmp_path: Path) -> None:
-    """Its data as they are, from a hub that cuts connections; smaller in the model, the window and the budget."""
+    """Its data as they are, from a hub that cuts connections; smaller in the model, the window and
+    the budget.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     serve(tmp_path / "root")
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     backend.train_from_iterator(["It tells of an article."], trainer)
     (tmp_path / "root" / "models" / "gpt2").mkdir(parents=True)
     backend.save(str(tmp_path / "root" / "models" / "gpt2" / "tokenizer.json"))
-    (tmp_path / "root" / "models" / "gpt2" / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
-    small = ["--model.vocab_size=null", "--model.n_layers=1", "--model.d_model=32", "--model.n_heads=2", "--model.n_kv_heads=1"]
-    short = ["--model.context_length=64", "--trainer.max_steps=8", "--optimizer.warmup_steps=1", "--trainer.validation_rows=4"]
+    (tmp_path / "root" / "models" / "gpt2" / "tokenizer_config.json").write_text(
+        '{"eos_token": "<|endoftext|>"}'
+    )
+    small = [
+        "--model.vocab_size=null",
+        "--model.n_layers=1",
+        "--model.d_model=32",
+        "--model.n_heads=2",
+        "--model.n_kv_heads=1",
+    ]
+    short = [
+        "--model.context_length=64",
+        "--trainer.max_steps=8",
+        "--optimizer.warmup_steps=1",
+        "--trainer.validation_rows=4",
+    ]
     short += ["--data.source.window_tokens=20000", "--trainer.device=cpu"]
-    folders = [f"--data.cache_dir={tmp_path / 'cache'}", f"--checkpoint.directory={tmp_path / 'run'}"]
+    folders = [
+        f"--data.cache_dir={tmp_path / 'cache'}",
+        f"--checkpoint.directory={tmp_path / 'run'}",
+    ]
     with Hub(tmp_path / "root", cut_every=3) as server:
         environment = os.environ | server.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            command(ROOT / "config.yaml", *small, *short, *folders), cwd=ROOT, env=environment, capture_output=True, text=True
+            command(ROOT / "config.yaml", *small, *short, *folders),
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
     assert done.returncode == 0, done.stderr
     assert "312 rows of 64 shuffled together" in done.stdout
@@ -353,12 +528,20 @@ def test_a_hub_that_stays_away_and_offline_mode(tmp_path: Path) -> None:
     with Hub(tmp_path / "root") as server:
         environment = os.environ | server.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
         nothing = environment | {"HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(command(config(tmp_path, "offline")), cwd=ROOT, env=nothing, capture_output=True, text=True)
+        done = subprocess.run(
+            command(config(tmp_path, "offline")),
+            cwd=ROOT,
+            env=nothing,
+            capture_output=True,
+            text=True,
+        )
     assert done.returncode == DataError.exit_code, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert "dataset 'wikimedia/wikipedia'" in done.stderr
     assert "python -m tools.prepare" in done.stderr
-    away = subprocess.run(command(config(tmp_path, "away")), cwd=ROOT, env=environment, capture_output=True, text=True)
+    away = subprocess.run(
+        command(config(tmp_path, "away")), cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert away.returncode == DataError.exit_code
     assert "Traceback" not in away.stderr
 
@@ -366,14 +549,20 @@ def test_a_hub_that_stays_away_and_offline_mode(tmp_path: Path) -> None:
 # --- the process that makes the windows
 
 
-def test_a_producer_that_is_gone_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_producer_that_is_gone_ends_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lm.tokens.producer.STALE", 0.2)
     with pytest.raises(DataError, match="the process that reads the stream has ended"):
         await_window(make_stream(tmp_path), 0)
 
 
-def test_who_waits_does_not_pass_for_a_producer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many processes that wait, one would always see another's look at the lock, and none would ever give up."""
+def test_who_waits_does_not_pass_for_a_producer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many processes that wait, one would always see another's look at the lock, and none would
+    ever give up.
+    """
     monkeypatch.setattr("lm.tokens.producer.STALE", 0.2)
     with (tmp_path / "producer.lock").open("wb") as other:
         fcntl.flock(other, fcntl.LOCK_SH)
@@ -385,30 +574,41 @@ def test_who_waits_does_not_pass_for_a_producer(tmp_path: Path, monkeypatch: pyt
 def limited(calls: int) -> Any:
     """`time.sleep`, so often."""
     left, sleep = iter(range(calls)), time.sleep
-    return lambda seconds: sleep(seconds) if next(left, None) is not None else pytest.fail("waits for ever")
+    return lambda seconds: (
+        sleep(seconds) if next(left, None) is not None else pytest.fail("waits for ever")
+    )
 
 
 def test_another_process_that_reads_the_same_stream_is_an_error(tmp_path: Path) -> None:
-    """Such as a training run, while the data are looked at: its windows may never come to those that are wanted here."""
+    """Such as a training run, while the data are looked at: its windows may never come to those
+    that are wanted here.
+    """
     stream = make_stream(tmp_path)
     make_all(stream, 5)
     running = Producer(stream, 4, 4)
     try:
-        with pytest.raises(ConfigError, match=r"checkpoint.directory: another process reads data\.source for this run"):
+        with pytest.raises(
+            ConfigError,
+            match=r"checkpoint.directory: another process reads data\.source for this run",
+        ):
             Producer(stream, 0, 0)
         Producer(stream, 4, 4, shared=True).close()
     finally:
         running.close()
 
 
-def test_a_disk_that_refuses_a_window_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_refuses_a_window_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stream = make_stream(tmp_path)
 
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("lm.tokens.stream.sync", full)
-    with pytest.raises(CheckpointError, match=r"window-000000 could not be written: No space left on device"):
+    with pytest.raises(
+        CheckpointError, match=r"window-000000 could not be written: No space left on device"
+    ):
         stream.make(0)
 
 
@@ -416,20 +616,27 @@ def test_windows_have_to_hold_what_is_loaded_ahead(tmp_path: Path) -> None:
     """With less, a batch would want a window that its stream makes only when the batch is done."""
     settings = load(config(tmp_path, "run"), ["--data.source.window_tokens=1536"]).config
     assert settings.data.streams
-    with pytest.raises(ConfigError, match=r"window_tokens: 1535 is less than what may be loaded at once; write 1536"):
+    with pytest.raises(
+        ConfigError,
+        match=r"window_tokens: 1535 is less than what may be loaded at once; write 1536",
+    ):
         load(config(tmp_path, "run"), ["--data.source.window_tokens=1535"])
     with pytest.raises(ConfigError, match=r"write 2560"):
         load(config(tmp_path, "run"), ["--data.source.window_tokens=1536", "--data.workers=1"])
 
 
-def test_what_goes_wrong_in_the_producer_is_raised_where_the_window_is_awaited(tmp_path: Path) -> None:
+def test_what_goes_wrong_in_the_producer_is_raised_where_the_window_is_awaited(
+    tmp_path: Path,
+) -> None:
     """In its process there is no stand-in for the hub, and so no such dataset."""
     stream = make_stream(tmp_path)
     environment = pytest.MonkeyPatch()
     environment.setenv("HF_HUB_OFFLINE", "1")
     producer = Producer(stream, 0, 3)
     try:
-        with pytest.raises(DataError, match="dataset 'a/b', config None, dataset_split 'train': cannot be read on"):
+        with pytest.raises(
+            DataError, match="dataset 'a/b', config None, dataset_split 'train': cannot be read on"
+        ):
             await_window(stream, 0)
     finally:
         producer.close()
@@ -454,8 +661,12 @@ def test_windows_are_made_one_ahead_and_removed_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [DataError, CheckpointError])
-def test_what_the_producer_leaves_keeps_its_exit_code(tmp_path: Path, kind: type[DataError | CheckpointError]) -> None:
-    (tmp_path / "failed.json").write_text(json.dumps({"message": "what went wrong", "exit_code": kind.exit_code}))
+def test_what_the_producer_leaves_keeps_its_exit_code(
+    tmp_path: Path, kind: type[DataError | CheckpointError]
+) -> None:
+    (tmp_path / "failed.json").write_text(
+        json.dumps({"message": "what went wrong", "exit_code": kind.exit_code})
+    )
     os.utime(tmp_path / "failed.json", (0, 0))  # the clock of a disk in a network is another one
     with pytest.raises(kind, match="what went wrong"):
         await_window(make_stream(tmp_path), 0)
@@ -480,7 +691,10 @@ def test_a_mistake_in_the_producer_is_an_internal_error_of_the_run(
         producer.close()
     [file] = (tmp_path / "run").iterdir()
     assert left.value.code == 1
-    said = "internal error: ChildProcessError: in the process that reads the stream: KeyError: 'position'"
+    said = (
+        "internal error: ChildProcessError: in the process that reads the stream: KeyError:"
+        " 'position'"
+    )
     assert capsys.readouterr().err == f"{said} (the traceback is in {file})\n"
     assert "in _behind" in file.read_text()
 
@@ -489,14 +703,28 @@ def test_a_run_before_leaves_no_windows_elsewhere_and_no_fault(tmp_path: Path) -
     stream = make_stream(tmp_path)
     for window in range(8):
         stream.make(window)
-    (tmp_path / "failed.json").write_text(json.dumps({"message": "what went wrong before", "exit_code": 3}))
+    (tmp_path / "failed.json").write_text(
+        json.dumps({"message": "what went wrong before", "exit_code": 3})
+    )
     producer = Producer(stream, 3, 6)
     assert not (tmp_path / "failed.json").exists()
     try:
         deadline = time.monotonic() + 30
-        while any(stream.is_whole(window) for window in (0, 1, 5, 6, 7)) and time.monotonic() < deadline:
+        while (
+            any(stream.is_whole(window) for window in (0, 1, 5, 6, 7))
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.01)
-        assert [stream.is_whole(window) for window in range(8)] == [False, False, True, True, True, False, False, False]
+        assert [stream.is_whole(window) for window in range(8)] == [
+            False,
+            False,
+            True,
+            True,
+            True,
+            False,
+            False,
+            False,
+        ]
     finally:
         producer.close()
 
@@ -508,7 +736,9 @@ def test_what_a_session_left_out_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     producer = Producer(stream, 16, 19)
     try:
         producer.advance(18)
-        assert producer.left_out() == sum((stream.left_out(window) for window in (16, 17, 18)), start=Counter())
+        assert producer.left_out() == sum(
+            (stream.left_out(window) for window in (16, 17, 18)), start=Counter()
+        )
         assert sum(stream.left_out(window)["empty document"] for window in range(20)) > 0
         (tmp_path / "window-000018" / "train-00000.bin").unlink(missing_ok=True)  # not there yet
         assert producer.left_out() == stream.left_out(16) + stream.left_out(17)

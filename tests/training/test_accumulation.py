@@ -1,4 +1,5 @@
-"""T1: a step is the same step however it is cut into micro-batches and processes, to the gradient, with uneven masks.
+"""T1: a step is the same step however it is cut into micro-batches and processes, to the gradient,
+with uneven masks.
 
 Gradients are compared and not losses, because AdamW hides a wrong scale.
 """
@@ -22,7 +23,9 @@ from tests.support.runs import launched
 def assert_close(result: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert result.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(result[name], value, atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            result[name], value, atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +37,35 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 
 
 def test_the_gradient_is_that_of_the_mean_over_all_targets(whole: dict[str, Tensor]) -> None:
-    """Against a plain computation without Lightning, and against the wrong one: the mean of the rows' means."""
+    """Against a plain computation without Lightning, and against the wrong one: the mean of the
+    rows' means.
+    """
     from lm.optim.randomness import fold, seed_all
 
     seed_all(fold(1337))
-    config = {"context_length": 12, "n_layers": 2, "d_model": 16, "n_heads": 2, "vocab_size": 50, "init_std": 0.2}
+    config = {
+        "context_length": 12,
+        "n_layers": 2,
+        "d_model": 16,
+        "n_heads": 2,
+        "vocab_size": 50,
+        "init_std": 0.2,
+    }
     decoder = Decoder(ModelConfig(**config))  # type: ignore[arg-type]
     data = one_step.OneStep(8, 0, 1)
     logits, labels = decoder(data.input_ids[0]), data.labels[0]
-    F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100).backward(retain_graph=True)
+    F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100).backward(
+        retain_graph=True
+    )
     for name, parameter in decoder.named_parameters():
         torch.testing.assert_close(whole[name], parameter.grad, atol=1e-6, rtol=1e-5)
     right = decoder.lm_head.weight.grad.clone()
     decoder.zero_grad()
-    means = [F.cross_entropy(row, targets) for row, targets in zip(logits, labels, strict=True) if (targets != -100).any()]
+    means = [
+        F.cross_entropy(row, targets)
+        for row, targets in zip(logits, labels, strict=True)
+        if (targets != -100).any()
+    ]
     torch.stack(means).mean().backward()
     assert not torch.allclose(decoder.lm_head.weight.grad, right, atol=1e-3)
 
@@ -58,17 +76,32 @@ def test_accumulated(whole: dict[str, Tensor], tmp_path: Path, micro_batch: int)
     assert_close(torch.load(tmp_path / "out.pt", weights_only=True), whole)
 
 
-@pytest.mark.parametrize(("processes", "cases"), [(2, ("4", "2", "2-fsdp")), (4, ("2", "1", "1-fsdp"))])
+@pytest.mark.parametrize(
+    ("processes", "cases"), [(2, ("4", "2", "2-fsdp")), (4, ("2", "1", "1-fsdp"))]
+)
 def test_many_processes(
-    whole: dict[str, Tensor], tmp_path: Path, processes: int, cases: tuple[str, ...], figure: Callable[[str], None]
+    whole: dict[str, Tensor],
+    tmp_path: Path,
+    processes: int,
+    cases: tuple[str, ...],
+    figure: Callable[[str], None],
 ) -> None:
-    """Over gloo: the eight rows as 2 x 4, 2 x 2 x 2, 4 x 2 and 4 x 2 x 1, where some processes have nothing but ignored labels."""
+    """Over gloo: the eight rows as 2 x 4, 2 x 2 x 2, 4 x 2 and 4 x 2 x 1, where some processes have
+    nothing but ignored labels.
+    """
     launched(processes, "tests.support.one_step", str(tmp_path), *cases)
     worst = 0.0
     for case in cases:
         result = torch.load(tmp_path / f"{case}.pt", weights_only=True)
         assert_close(result, whole)
-        gradients = [name for name in whole if not name.startswith("after") and name not in ("loss", "grad_norm")]
+        gradients = [
+            name
+            for name in whole
+            if not name.startswith("after") and name not in ("loss", "grad_norm")
+        ]
         worst = max(worst, *((result[name] - whole[name]).abs().max().item() for name in gradients))
     assert worst < 1e-6
-    figure(f"{processes} processes, micro-batches of {', '.join(cases)}: gradients differ by at most {worst:.1e}")
+    figure(
+        f"{processes} processes, micro-batches of {', '.join(cases)}: gradients differ by at most"
+        f" {worst:.1e}"
+    )

@@ -1,4 +1,6 @@
-"""What a run will take, said before it starts, and what is refused then: python -m pytest tests/training/test_forecast.py."""
+"""What a run will take, said before it starts, and what is refused then: python -m pytest
+tests/training/test_forecast.py.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,10 @@ import torch
 from torch import nn
 
 from lm.checkpoints.folder import read_manifest
+from lm.config.schema.config import Config
 from lm.system.disk import in_bytes
 from lm.system.errors import CheckpointError, ConfigError
 from lm.training.forecast import Forecast, Trial, footprint, in_time, try_out
-from lm.config.schema.config import Config
 from model import Decoder
 from tests.support.runs import config_file, train
 from tests.training.test_train import ROOT
@@ -30,7 +32,13 @@ def config(**trainer: Any) -> Config:
     return Config.model_validate(
         {
             "data": {"source": {"format": "txt", "files": "unused"}},
-            "model": {"context_length": 16, "n_layers": 1, "d_model": 16, "n_heads": 2, "vocab_size": 50},
+            "model": {
+                "context_length": 16,
+                "n_layers": 1,
+                "d_model": 16,
+                "n_heads": 2,
+                "vocab_size": 50,
+            },
             "optimizer": {"warmup_steps": 0},
             "trainer": values,
         }
@@ -52,52 +60,95 @@ def test_the_footprint_is_that_of_the_real_thing(tmp_path: Path) -> None:
     taken = footprint(decoder, averaged=True)
     assert taken.weights == taken.gradients == taken.averages == 4 * meta["n_parameters"]
     optimizer = torch.load(checkpoint / "train_state.pt", weights_only=True)["optimizer"]["state"]
-    moments = sum(state[name].nbytes for state in optimizer.values() for name in ("exp_avg", "exp_avg_sq"))
+    moments = sum(
+        state[name].nbytes for state in optimizer.values() for name in ("exp_avg", "exp_avg_sq")
+    )
     assert taken.optimizer == moments
-    files = sum(file["bytes"] for name, file in read_manifest(checkpoint)["files"].items() if name != "tokenizer.json")
+    files = sum(
+        file["bytes"]
+        for name, file in read_manifest(checkpoint)["files"].items()
+        if name != "tokenizer.json"
+    )
     assert taken.checkpoint <= files <= 1.1 * taken.checkpoint
     assert taken.memory == 5 * taken.weights
 
 
 def test_activations_are_what_the_backward_pass_keeps() -> None:
-    """Two layers by hand: the input of each, and what ReLU keeps; a view counts once, a weight not at all."""
-    model = nn.Sequential(nn.Linear(8, 32, bias=False), nn.ReLU(), nn.Unflatten(1, (2, 16)), nn.Flatten(), nn.Linear(32, 4, bias=False))
+    """Two layers by hand: the input of each, and what ReLU keeps; a view counts once, a weight not
+    at all.
+    """
+    model = nn.Sequential(
+        nn.Linear(8, 32, bias=False),
+        nn.ReLU(),
+        nn.Unflatten(1, (2, 16)),
+        nn.Flatten(),
+        nn.Linear(32, 4, bias=False),
+    )
     rows = torch.randn(10, 8)
-    trial = try_out(model, torch.optim.AdamW(model.parameters()), lambda: model(rows).mean(), contextlib.nullcontext)
+    trial = try_out(
+        model,
+        torch.optim.AdamW(model.parameters()),
+        lambda: model(rows).mean(),
+        contextlib.nullcontext,
+    )
     assert trial.activations == 4 * (10 * 8 + 10 * 32)
     assert trial.seconds > 0
     assert trial.update_seconds > 0
 
 
-def test_what_is_said_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_said_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, 2_500_000_000))
     model, run, disk = forecast(max_steps=1000).lines(tmp_path)
     count = sum(parameter.numel() for parameter in forecast().decoder.parameters())
-    assert model == (
-        f"model: {count:,} parameters, fp32 on cpu; weights {in_bytes(4 * count)}, gradients {in_bytes(4 * count)}, "
-        f"optimiser {in_bytes(8 * count)}"
+    assert (
+        model
+        == f"model: {count:,} parameters, fp32 on cpu; weights {in_bytes(4 * count)}, gradients"
+        f" {in_bytes(4 * count)}, optimiser {in_bytes(8 * count)}"
     )
-    assert run.startswith("run: 1,000 steps of 8 rows of 16 tokens, as 4 x 2 rows: 128,000 tokens, 10.00 passes over the data, ")
-    assert disk == f"disk: {in_bytes(12 * count)} a checkpoint, up to {in_bytes(48 * count)} in all; 2.5 GB free"
+    assert run.startswith(
+        "run: 1,000 steps of 8 rows of 16 tokens, as 4 x 2 rows: 128,000 tokens, 10.00 passes over"
+        " the data, "
+    )
+    assert (
+        disk
+        == f"disk: {in_bytes(12 * count)} a checkpoint, up to {in_bytes(48 * count)} in all; 2.5 GB"
+        " free"
+    )
 
 
 def test_what_a_trial_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lm.training.forecast.memory", lambda device: (8 * 10**9, 5 * 10**9))
     plan = forecast(max_steps=1000, start=400, validate_every=200)
     needed = in_bytes(plan.footprint.memory + 3_000_000)
-    memory, time = plan.measured(Trial(3_000_000, seconds=0.2, update_seconds=0.2), validation_tokens=1280)
-    assert memory == f"memory: activations 3 MB for 2 rows at once, {needed} in all; cpu has 8 GB, 5 GB of it free"
-    # A step is 4 micro-batches and an update, 1 s for 128 tokens; 600 steps are left, and 3 validations of a third of 10 s.
+    memory, time = plan.measured(
+        Trial(3_000_000, seconds=0.2, update_seconds=0.2), validation_tokens=1280
+    )
+    assert (
+        memory
+        == f"memory: activations 3 MB for 2 rows at once, {needed} in all; cpu has 8 GB, 5 GB of it"
+        " free"
+    )
+    # A step is 4 micro-batches and an update, 1 s for 128 tokens; 600 steps are left, and 3
+    # validations of a third of 10 s.
     assert time == "time: 128 tokens/s; 600 steps in 10 min, 3 validations in 10 s"
 
 
-@pytest.mark.parametrize(("max_steps", "start"), [(200, 0), (250, 0), (99, 0), (1, 0), (250, 150), (250, 200), (300, 200), (201, 200)])
+@pytest.mark.parametrize(
+    ("max_steps", "start"),
+    [(200, 0), (250, 0), (99, 0), (1, 0), (250, 150), (250, 200), (300, 200), (201, 200)],
+)
 def test_validations_are_counted(max_steps: int, start: int) -> None:
-    """One by one: step 0, every hundredth, and the last; a resumed run has done that of its first step."""
+    """One by one: step 0, every hundredth, and the last; a resumed run has done that of its first
+    step.
+    """
     due = [step for step in range(max_steps + 1) if step in (0, max_steps) or step % 100 == 0]
     wanted = sum(step > start or step == 0 == start for step in due)
-    time = forecast(max_steps=max_steps, start=start, validate_every=100).measured(Trial(1, 0.2, 0.2), 0)[1]
+    time = forecast(max_steps=max_steps, start=start, validate_every=100).measured(
+        Trial(1, 0.2, 0.2), 0
+    )[1]
     assert f", {wanted} validations in " in time
 
 
@@ -105,54 +156,99 @@ def test_validations_are_counted(max_steps: int, start: int) -> None:
     ("devices", "micro_batch", "said"), [(1, 8, ""), (1, 2, ", as 4 x 2 rows"), (2, 4, ", as 4 rows on each of 2 devices"),
                                          (2, 2, ", as 2 x 2 rows on each of 2 devices")],
 )  # fmt: skip
-def test_a_step_s_rows_and_where_they_go(tmp_path: Path, devices: int, micro_batch: int, said: str) -> None:
+def test_a_step_s_rows_and_where_they_go(
+    tmp_path: Path, devices: int, micro_batch: int, said: str
+) -> None:
     run = forecast(devices=devices, micro_batch_size=micro_batch).lines(tmp_path)[1]
     assert f"steps of 8 rows of 16 tokens{said}: " in run
 
 
 def test_processes_on_a_cpu_share_its_cores() -> None:
-    alone, two = (forecast(devices=devices).measured(Trial(1, 0.2, 0.0), 0)[1] for devices in (1, 2))
+    alone, two = (
+        forecast(devices=devices).measured(Trial(1, 0.2, 0.0), 0)[1] for devices in (1, 2)
+    )
     assert alone == two, "half as many micro-batches each, at half the speed"
 
 
 def test_more_passes_than_allowed_are_refused(tmp_path: Path) -> None:
     forecast(epochs_per_step=0.05, max_epochs=5).check(tmp_path)
     with pytest.raises(
-        ConfigError, match=r"^trainer.max_epochs: 100 steps would pass over the text 6.00 times, .* more than 5; write .*: 83,"
+        ConfigError,
+        match=(
+            r"^trainer.max_epochs: 100 steps would pass over the text 6.00 times, .* more than 5;"
+            r" write .*: 83,"
+        ),
     ):
         forecast(epochs_per_step=0.06, max_epochs=5).check(tmp_path)
-    with pytest.raises(ConfigError, match=r"^trainer.max_epochs: 12 steps would pass over the text"):
+    with pytest.raises(
+        ConfigError, match=r"^trainer.max_epochs: 12 steps would pass over the text"
+    ):
         (tmp_path / "a").mkdir()
         train(config_file(tmp_path / "a"), "--trainer.max_epochs=1")
-    assert not list((tmp_path / "a" / "run").glob("*")) or not list((tmp_path / "a" / "run").glob("*.ckpt"))
+    assert not list((tmp_path / "a" / "run").glob("*")) or not list(
+        (tmp_path / "a" / "run").glob("*.ckpt")
+    )
 
 
-def test_room_for_the_checkpoints_that_are_still_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two for a new run. One that goes on has the first on the disk: it must not be refused for what it has itself written."""
+def test_room_for_the_checkpoints_that_are_still_to_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two for a new run. One that goes on has the first on the disk: it must not be refused for
+    what it has itself written.
+    """
     usage, one = namedtuple("usage", "total used free"), forecast().footprint.checkpoint
-    for free, start, refused in ((2 * one, 0, False), (2 * one - 1, 0, True), (one, 40, False), (one - 1, 40, True), (0, 100, False)):
+    for free, start, refused in (
+        (2 * one, 0, False),
+        (2 * one - 1, 0, True),
+        (one, 40, False),
+        (one - 1, 40, True),
+        (0, 100, False),
+    ):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage(10**12, 0, free))
-        with pytest.raises(CheckpointError, match="and a checkpoint of this run takes") if refused else contextlib.nullcontext():
+        with (
+            pytest.raises(CheckpointError, match="and a checkpoint of this run takes")
+            if refused
+            else contextlib.nullcontext()
+        ):
             forecast(start=start).check(tmp_path)
 
 
-def test_a_model_that_cannot_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_fit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     taken = forecast().footprint.memory
     monkeypatch.setattr("lm.training.forecast.memory", lambda device: (taken - 1, 0))
-    with pytest.raises(ConfigError, match=r"^model: its weights, gradients and optimiser state take .* on each device, and cpu has "):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"^model: its weights, gradients and optimiser state take .* on each device, and cpu"
+            r" has "
+        ),
+    ):
         forecast().check(tmp_path)
     forecast(strategy="fsdp", devices=2).check(tmp_path)
     monkeypatch.setattr("lm.training.forecast.memory", lambda device: (None, None))
     forecast().check(tmp_path)
 
 
-@pytest.mark.parametrize(("given", "allowed"), [(None, True), (257, True), (260, True), (384, True), (385, False), (50_000, False)])
+@pytest.mark.parametrize(
+    ("given", "allowed"),
+    [(None, True), (257, True), (260, True), (384, True), (385, False), (50_000, False)],
+)
 def test_a_vocabulary_is_the_tokenizers_or_a_round_number(given: int | None, allowed: bool) -> None:
-    values = config().model_copy(update={"model": config().model.model_copy(update={"vocab_size": given})})
+    values = config().model_copy(
+        update={"model": config().model.model_copy(update={"vocab_size": given})}
+    )
     if allowed:
         assert values.with_vocabulary(257).model.vocab_size == (given or 257)
     else:
-        with pytest.raises(ConfigError, match=rf"^model.vocab_size: {given} is larger than the tokenizer's 257; write null, or 384 for"):
+        with pytest.raises(
+            ConfigError,
+            match=(
+                rf"^model.vocab_size: {given} is larger than the tokenizer's 257; write null, or"
+                r" 384 for"
+            ),
+        ):
             values.with_vocabulary(257)
 
 
@@ -161,11 +257,38 @@ def test_the_plan_writes_nothing_but_the_token_cache(tmp_path: Path) -> None:
     command = [sys.executable, "train.py", "--config", str(file), "--plan"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["data", "model", "run", "disk", "memory", "time"]
-    assert re.search(r"^time: [\d,]+ tokens/s; 12 steps in \d+ s, 4 validations in \d+ s$", done.stdout, re.MULTILINE)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "config.yaml", "corpus.txt"]
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == [
+        "data",
+        "model",
+        "run",
+        "disk",
+        "memory",
+        "time",
+    ]
+    assert re.search(
+        r"^time: [\d,]+ tokens/s; 12 steps in \d+ s, 4 validations in \d+ s$",
+        done.stdout,
+        re.MULTILINE,
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "cache",
+        "config.yaml",
+        "corpus.txt",
+    ]
 
 
 def test_units() -> None:
-    assert [in_bytes(size) for size in (0, 999, 1000, 1_536_000_000, 2.5e15)] == ["0 B", "999 B", "1 kB", "1.54 GB", "2.5e+03 TB"]
-    assert [in_time(seconds) for seconds in (0.4, 89, 91, 5_000, 200_000)] == ["0 s", "89 s", "2 min", "1 h 23 min", "2 d 7 h"]
+    assert [in_bytes(size) for size in (0, 999, 1000, 1_536_000_000, 2.5e15)] == [
+        "0 B",
+        "999 B",
+        "1 kB",
+        "1.54 GB",
+        "2.5e+03 TB",
+    ]
+    assert [in_time(seconds) for seconds in (0.4, 89, 91, 5_000, 200_000)] == [
+        "0 s",
+        "89 s",
+        "2 min",
+        "1 h 23 min",
+        "2 d 7 h",
+    ]

@@ -1,4 +1,5 @@
-"""fp16 with a gradient scaler, on the CPU: the command refuses it there for its slowness, but the arithmetic is the GPU's.
+"""fp16 with a gradient scaler, on the CPU: the command refuses it there for its slowness, but the
+arithmetic is the GPU's.
 
 One optimiser step after another, as `trainer.fit` makes them on a GPU without bf16.
 """
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lm.checkpoints.folder import FORMAT, write_checkpoint, write_json
-from lm.system.errors import NonFiniteError
-from lm.runs.incidents import Incidents
 from lm.config.schema.config import Config
 from lm.config.schema.model import ModelConfig
+from lm.runs.incidents import Incidents
+from lm.system.errors import NonFiniteError
 from lm.training.module import LanguageModel
 from model import Decoder
 
@@ -34,12 +35,16 @@ class Steps(Dataset[dict[str, object]]):
         return STEPS
 
     def __getitem__(self, step: int) -> dict[str, object]:
-        ids = torch.randint(0, VOCABULARY, (1, ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(step))
+        ids = torch.randint(
+            0, VOCABULARY, (1, ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(step)
+        )
         return {"step": step, "input_ids": ids[..., :-1], "labels": ids[..., 1:]}
 
 
 class Recorder(LanguageModel):
-    """Keeps what the optimiser was given, and the weights and averages after each step; saves after step 3 if asked to."""
+    """Keeps what the optimiser was given, and the weights and averages after each step; saves after
+    step 3 if asked to.
+    """
 
     save: Path | None = None
 
@@ -49,15 +54,29 @@ class Recorder(LanguageModel):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
-        self.norms.append(nn.utils.get_total_norm([parameter.grad for parameter in self.decoder.parameters()]).item())
+        self.norms.append(
+            nn.utils.get_total_norm(
+                [parameter.grad for parameter in self.decoder.parameters()]
+            ).item()
+        )
 
     def on_train_batch_end(self, *arguments: object) -> None:
         assert self.average is not None
-        state = {name: parameter.detach().clone() for name, parameter in self.decoder.named_parameters()}
+        state = {
+            name: parameter.detach().clone() for name, parameter in self.decoder.named_parameters()
+        }
         if self.save is not None and self.step == 3:
             meta = {"format": FORMAT, "step": self.step, "model": {}, "tokenizer": {}, "config": {}}
-            write_checkpoint(self.save, self.writers() | {"meta.json": lambda path: write_json(path, meta)})
-        self.states.append(state | {f"average of {name}": tensor.clone() for name, tensor in self.average.weights.items()})
+            write_checkpoint(
+                self.save, self.writers() | {"meta.json": lambda path: write_json(path, meta)}
+            )
+        self.states.append(
+            state
+            | {
+                f"average of {name}": tensor.clone()
+                for name, tensor in self.average.weights.items()
+            }
+        )
 
 
 def fit(
@@ -73,7 +92,14 @@ def fit(
     config = Config.model_validate(
         {
             "data": {"source": {"format": "txt", "files": "unused"}},
-            "model": {"context_length": LENGTH, "n_layers": 2, "d_model": 16, "n_heads": 2, "vocab_size": VOCABULARY, "init_std": 0.2},
+            "model": {
+                "context_length": LENGTH,
+                "n_layers": 2,
+                "d_model": 16,
+                "n_heads": 2,
+                "vocab_size": VOCABULARY,
+                "init_std": 0.2,
+            },
             "optimizer": {"warmup_steps": 0, "grad_clip": 0.5, "ema_decay": 0.5},
             "trainer": {"max_steps": STEPS, "batch_size": ROWS},
         }
@@ -113,7 +139,11 @@ def test_an_overflow_skips_the_update_and_is_counted() -> None:
     start = Decoder(module.decoder.config)
     skipped = [line for line in said if "skipped the update" in line]
     assert len(skipped) == STEPS
-    assert skipped[1] == f"step 2: fp16 gradients overflowed, so the scaler skipped the update; scale now {TOO_HIGH / 4:g}"
+    assert (
+        skipped[1]
+        == "step 2: fp16 gradients overflowed, so the scaler skipped the update; scale now"
+        f" {TOO_HIGH / 4:g}"
+    )
     assert module.step == STEPS
     assert start.state_dict().keys() == module.decoder.state_dict().keys()
     for name, tensor in module.states[-1].items():
@@ -122,13 +152,20 @@ def test_an_overflow_skips_the_update_and_is_counted() -> None:
 
 
 def test_overflows_without_an_end_stop_the_run() -> None:
-    with pytest.raises(NonFiniteError, match=r"^step 3: 3 updates in a row had to be left out \(trainer.nonfinite_limit\)") as stopped:
+    with pytest.raises(
+        NonFiniteError,
+        match=r"^step 3: 3 updates in a row had to be left out \(trainer.nonfinite_limit\)",
+    ) as stopped:
         fit(TOO_HIGH, limit=3)
     assert stopped.value.exit_code == 4
 
 
-def test_a_step_that_is_left_out_leaves_the_scale_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A resumed run does not compute it, and must have the same scale behind it as the run that found it out."""
+def test_a_step_that_is_left_out_leaves_the_scale_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A resumed run does not compute it, and must have the same scale behind it as the run that
+    found it out.
+    """
     accumulate = LanguageModel._accumulate
 
     def poisoned(self: LanguageModel, batch: dict[str, object]) -> Tensor:
@@ -142,10 +179,14 @@ def test_a_step_that_is_left_out_leaves_the_scale_alone(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(LanguageModel, "_accumulate", broken)
     found = fit(CALM, growth=2, policy="skip")
-    assert found.trainer.precision_plugin.scaler.get_scale() == CALM * 2**2, "doubled after steps 2 and 5"
+    assert found.trainer.precision_plugin.scaler.get_scale() == CALM * 2**2, (
+        "doubled after steps 2 and 5"
+    )
     monkeypatch.setattr(Incidents, "skipped", {2})
     known = fit(CALM, growth=2, policy="skip")
-    assert found.trainer.precision_plugin.state_dict() == known.trainer.precision_plugin.state_dict()
+    assert (
+        found.trainer.precision_plugin.state_dict() == known.trainer.precision_plugin.state_dict()
+    )
     for name, tensor in known.states[-1].items():
         assert torch.equal(found.states[-1][name], tensor), name
 
@@ -154,6 +195,8 @@ def test_the_scale_is_saved_and_resumed(tmp_path: Path) -> None:
     straight = fit(CALM, growth=2, save=tmp_path / "step-00000003.ckpt")
     resumed = fit(1.0, growth=2, resume=tmp_path / "step-00000003.ckpt")
     for module in (straight, resumed):
-        assert module.trainer.precision_plugin.scaler.get_scale() == CALM * 2**3, "doubled after steps 2, 4 and 6"
+        assert module.trainer.precision_plugin.scaler.get_scale() == CALM * 2**3, (
+            "doubled after steps 2, 4 and 6"
+        )
     for name, tensor in straight.states[-1].items():
         assert torch.equal(resumed.states[-1][name], tensor), name

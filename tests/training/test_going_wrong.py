@@ -15,17 +15,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm.system.errors import CheckpointError, NonFiniteError, Stopped, UserError
 from lm.runs.incidents import Incidents, SpikeWatch
+from lm.system.errors import CheckpointError, NonFiniteError, Stopped, UserError
 from lm.system.progress import Progress
 from lm.training.module import LanguageModel
 from model import Decoder
 from tests.support.runs import config_file, train
-from tests.training.test_train import assert_same, assert_same_run, evaluations, metrics, steps, weights
+from tests.training.test_train import (
+    assert_same,
+    assert_same_run,
+    evaluations,
+    metrics,
+    steps,
+    weights,
+)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, *at: int) -> list[int]:
-    """Let the loss of these steps (updates done before) be NaN. Returns the steps that are computed, as they come."""
+    """Let the loss of these steps (updates done before) be NaN. Returns the steps that are
+    computed, as they come.
+    """
     accumulate, computed = LanguageModel._accumulate, []
 
     def poisoned(self: LanguageModel, batch: dict[str, Any]) -> Tensor:
@@ -40,7 +49,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, *at: int) -> list[int]:
 def left_out(folder: Path, *at: int) -> None:
     """As if these steps had been given up before."""
     folder.mkdir(parents=True)
-    (folder / "incidents.jsonl").write_text("".join(json.dumps({"step": step, "kind": "skipped", "message": ""}) + "\n" for step in at))
+    (folder / "incidents.jsonl").write_text(
+        "".join(json.dumps({"step": step, "kind": "skipped", "message": ""}) + "\n" for step in at)
+    )
 
 
 def incidents(run: Path) -> list[dict[str, Any]]:
@@ -59,26 +70,45 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_stop_shows_what_there_was_to_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, 7)
     with pytest.raises(
-        NonFiniteError, match=r"^step 8: loss nan, .*no checkpoint has anything of it; what there was to see is in .*; "
+        NonFiniteError,
+        match=(
+            r"^step 8: loss nan, .*no checkpoint has anything of it; what there was to see is in"
+            r" .*; "
+        ),
     ) as stopped:
         train(config_file(tmp_path))
     assert stopped.value.exit_code == 4
     run = tmp_path / "run"
     assert steps(run) == [3, 4, 6]
-    report = json.loads((run / "nonfinite-step-00000008" / "report.json").read_text(), parse_constant=pytest.fail)
-    assert (report["step"], report["loss"], report["last_checkpoint"]) == (8, "nan", str(run / "step-00000006.ckpt"))
+    report = json.loads(
+        (run / "nonfinite-step-00000008" / "report.json").read_text(), parse_constant=pytest.fail
+    )
+    assert (report["step"], report["loss"], report["last_checkpoint"]) == (
+        8,
+        "nan",
+        str(run / "step-00000006.ckpt"),
+    )
     assert report["learning_rate"] > 0
     assert report["grad_norms"].keys() == weights(run, "last.ckpt").keys()
     assert all(norm > 0 for name, norm in report["grad_norms"].items() if "norm" not in name)
-    assert report["grad_norm"] == pytest.approx(sum(norm**2 for norm in report["grad_norms"].values()) ** 0.5, rel=1e-4)
-    rows = [json.loads(line) for line in (run / "nonfinite-step-00000008" / "batch.jsonl").read_text().splitlines()]
+    assert report["grad_norm"] == pytest.approx(
+        sum(norm**2 for norm in report["grad_norms"].values()) ** 0.5, rel=1e-4
+    )
+    rows = [
+        json.loads(line)
+        for line in (run / "nonfinite-step-00000008" / "batch.jsonl").read_text().splitlines()
+    ]
     assert len(rows) == 8
     assert all(len(row["input_ids"]) == len(row["labels"]) == 16 for row in rows)
     assert rows[0]["input_ids"][1:] == rows[0]["labels"][:-1]
-    assert rows[0]["text"] == bytes(i for i in rows[0]["input_ids"] if i < 256).decode(errors="replace")
+    assert rows[0]["text"] == bytes(i for i in rows[0]["input_ids"] if i < 256).decode(
+        errors="replace"
+    )
 
 
-def test_skip_is_the_run_without_that_update(without: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skip_is_the_run_without_that_update(
+    without: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     computed = poison(monkeypatch, 7)
     train(config_file(tmp_path), "--trainer.on_nonfinite=skip")
     run = tmp_path / "run"
@@ -96,25 +126,36 @@ def test_a_skipped_step_changes_nothing(without: Path) -> None:
     left_out(run, 7)
     train(folder / "config.yaml", "--checkpoint.save_every=1", f"--checkpoint.directory={run}")
     for file in ("model.safetensors", "ema.safetensors"):
-        assert_same(weights(run, "step-00000007.ckpt", file), weights(run, "step-00000008.ckpt", file))
-    before, after = (torch.load(run / f"step-0000000{step}.ckpt" / "train_state.pt", weights_only=True) for step in (7, 8))
+        assert_same(
+            weights(run, "step-00000007.ckpt", file), weights(run, "step-00000008.ckpt", file)
+        )
+    before, after = (
+        torch.load(run / f"step-0000000{step}.ckpt" / "train_state.pt", weights_only=True)
+        for step in (7, 8)
+    )
     assert_same(before["optimizer"]["state"], after["optimizer"]["state"])
     assert_same(weights(run), weights(without))
 
 
-def test_a_resumed_run_skips_them_too(without: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_skips_them_too(
+    without: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not because the number comes out NaN again: it is not computed."""
     config = config_file(tmp_path)
     with monkeypatch.context() as patched:
         poison(patched, 7)
         train(config, "--trainer.on_nonfinite=skip")
     computed = poison(monkeypatch)
-    train(config, "--trainer.on_nonfinite=skip", resume=str(tmp_path / "run" / "step-00000006.ckpt"))
+    train(
+        config, "--trainer.on_nonfinite=skip", resume=str(tmp_path / "run" / "step-00000006.ckpt")
+    )
     assert computed == [6, 8, 9, 10, 11]
     assert_same_run(without, tmp_path / "run")
 
 
-def test_rollback_goes_back_and_does_without_it(without: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rollback_goes_back_and_does_without_it(
+    without: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     computed = poison(monkeypatch, 7)
     train(config_file(tmp_path), "--trainer.on_nonfinite=rollback")
     assert computed == [*range(8), 6, *range(8, 12)]
@@ -123,20 +164,32 @@ def test_rollback_goes_back_and_does_without_it(without: Path, tmp_path: Path, m
 
 def test_rollback_needs_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, 1)
-    with pytest.raises(NonFiniteError, match=r"^step 2: going back .* but it has none yet: checkpoint.save_every is 3$"):
+    with pytest.raises(
+        NonFiniteError,
+        match=r"^step 2: going back .* but it has none yet: checkpoint.save_every is 3$",
+    ):
         train(config_file(tmp_path), "--trainer.on_nonfinite=rollback")
 
 
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
-def test_too_many_in_a_row_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
+def test_too_many_in_a_row_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
     poison(monkeypatch, 4, 6, 7, 8)
-    with pytest.raises(NonFiniteError, match=r"^step 9: 3 updates in a row had to be left out \(trainer.nonfinite_limit\)") as stopped:
-        train(config_file(tmp_path), f"--trainer.on_nonfinite={policy}", "--trainer.nonfinite_limit=3")
+    with pytest.raises(
+        NonFiniteError,
+        match=r"^step 9: 3 updates in a row had to be left out \(trainer.nonfinite_limit\)",
+    ) as stopped:
+        train(
+            config_file(tmp_path), f"--trainer.on_nonfinite={policy}", "--trainer.nonfinite_limit=3"
+        )
     assert stopped.value.exit_code == 4
 
 
 @pytest.mark.parametrize("where", ["gradient", "weight"])
-def test_whatever_is_not_finite_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_whatever_is_not_finite_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     """An infinite gradient behind a finite loss; a weight that is NaN."""
     accumulate = LanguageModel._accumulate
 
@@ -154,13 +207,20 @@ def test_whatever_is_not_finite_is_found(tmp_path: Path, monkeypatch: pytest.Mon
         train(config_file(tmp_path))
 
 
-def test_a_report_that_cannot_be_written_does_not_hide_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_that_cannot_be_written_does_not_hide_the_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(path: Path, text: str) -> None:
         raise CheckpointError(f"{path} could not be written: No space left on device")
 
     monkeypatch.setattr("lm.runs.incidents.replace", refuse)
     kept = Incidents(tmp_path, str, "stop", 10, print)
-    with pytest.raises(NonFiniteError, match=r"^step 8: loss nan, .* could not be kept: .*report.json could not be written: No space"):
+    with pytest.raises(
+        NonFiniteError,
+        match=(
+            r"^step 8: loss nan, .* could not be kept: .*report.json could not be written: No space"
+        ),
+    ):
         kept.give_up(7, "loss nan", {}, [[1]], [[2]])
 
 
@@ -200,17 +260,23 @@ def test_a_line_of_incidents_that_was_cut_is_left_out_and_not_glued_to(tmp_path:
 
 
 def test_a_rollback_leaves_no_book_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sessions of one process would pile up TensorBoard's threads and files, and progress bars on the screen."""
+    """The sessions of one process would pile up TensorBoard's threads and files, and progress bars
+    on the screen.
+    """
     poison(monkeypatch, 7, 8)
     closed: list[Progress] = []
     monkeypatch.setattr(Progress, "close", lambda self: closed.append(self))
     train(config_file(tmp_path), "--trainer.on_nonfinite=rollback", "--logging.tensorboard=true")
-    assert not [thread for thread in threading.enumerate() if "tensorboard" in type(thread).__module__]
+    assert not [
+        thread for thread in threading.enumerate() if "tensorboard" in type(thread).__module__
+    ]
     assert len({id(progress) for progress in closed}) == 3
 
 
 def test_only_overflows_of_the_way_that_the_run_has_come_count(tmp_path: Path) -> None:
-    """Three in a row ended it; it goes on from step 10 with a lower rate. What would have been 11 and 12 is ahead of it again."""
+    """Three in a row ended it; it goes on from step 10 with a lower rate. What would have been 11
+    and 12 is ahead of it again.
+    """
     ended = Incidents(tmp_path, str, "stop", 3, print)
     ended.recall(10, lambda value: value)
     with pytest.raises(NonFiniteError):
@@ -220,13 +286,18 @@ def test_only_overflows_of_the_way_that_the_run_has_come_count(tmp_path: Path) -
     lower.recall(10, lambda value: value)
     lower.note(13, "overflow", "")
     lower.note(10, "overflow", "")
-    with pytest.raises(NonFiniteError, match=r"^step 12: 3 updates in a row"):  # 9, which is behind it, 10 and 11
+    # 9, which is behind it, 10 and 11
+    with pytest.raises(NonFiniteError, match=r"^step 12: 3 updates in a row"):
         lower.note(11, "overflow", "")
     assert len(incidents(tmp_path)) == 5, "and what is written down already is not written twice"
 
 
-def test_the_time_limit_does_not_start_anew_with_a_rollback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two hours pass in the step that is given up: the run that goes on from step 6 is past its limit of one."""
+def test_the_time_limit_does_not_start_anew_with_a_rollback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hours pass in the step that is given up: the run that goes on from step 6 is past its
+    limit of one.
+    """
     poison(monkeypatch, 7)
     give_up, monotonic = Incidents.give_up, time.monotonic
 
@@ -239,7 +310,9 @@ def test_the_time_limit_does_not_start_anew_with_a_rollback(tmp_path: Path, monk
     assert steps(tmp_path / "run")[-1] == 7
 
 
-def test_a_signal_after_a_rollback_is_not_answered_with_another_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_after_a_rollback_is_not_answered_with_another_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     computed, recall = poison(monkeypatch, 7), Incidents.recall
 
     def interrupted(self: Incidents, *arguments: Any) -> None:
@@ -266,17 +339,24 @@ def test_a_spike_is_flagged_and_noise_is_not() -> None:
     assert watch.take(2.0) is None
     assert SpikeWatch(list(watch.recent)).take(3.4) == watch.take(3.4)
     assert SpikeWatch([3.0] * 49).take(30.0) is None, "too few to tell"
-    assert SpikeWatch([3.0] * 50).take(3.05) is None, "two hundredths are no spike, however calm it was"
+    assert SpikeWatch([3.0] * 50).take(3.05) is None, (
+        "two hundredths are no spike, however calm it was"
+    )
 
 
-def test_spikes_are_written_down_and_the_watch_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spikes_are_written_down_and_the_watch_survives_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     accumulate = LanguageModel._accumulate
 
     def spiking(self: LanguageModel, batch: dict[str, Any]) -> Tensor:
         return accumulate(self, batch) * (3 if self.step == 70 else 1)
 
     monkeypatch.setattr(LanguageModel, "_accumulate", spiking)
-    config = config_file(tmp_path, trainer={"max_steps": 72, "batch_size": 2, "micro_batch_size": None, "validate_every": 100})
+    config = config_file(
+        tmp_path,
+        trainer={"max_steps": 72, "batch_size": 2, "micro_batch_size": None, "validate_every": 100},
+    )
     train(config, "--checkpoint.save_every=60")
     assert [(line["step"], line["kind"]) for line in incidents(tmp_path / "run")] == [(70, "spike")]
     (tmp_path / "run" / "incidents.jsonl").unlink()
@@ -301,12 +381,29 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, rows: int, message: str) ->
     monkeypatch.setattr(Decoder, "forward", limited)
 
 
-CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+CPU_MESSAGE = (
+    "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you"
+    " tried to allocate 9 bytes."
+)
 
 
-def test_out_of_memory_is_done_again_with_fewer_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From step 3 (the second of its two micro-batches) one row at a time; the same run but for rounding."""
-    plain = config_file(tmp_path, model={"context_length": 16, "n_layers": 2, "d_model": 32, "n_heads": 2, "dropout": 0.0, "init_std": 0.1})
+def test_out_of_memory_is_done_again_with_fewer_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From step 3 (the second of its two micro-batches) one row at a time; the same run but for
+    rounding.
+    """
+    plain = config_file(
+        tmp_path,
+        model={
+            "context_length": 16,
+            "n_layers": 2,
+            "d_model": 32,
+            "n_heads": 2,
+            "dropout": 0.0,
+            "init_std": 0.1,
+        },
+    )
     train(plain)
     short_of_memory(monkeypatch, 1, CPU_MESSAGE)
     short = tmp_path / "short"
@@ -321,10 +418,16 @@ def test_out_of_memory_is_done_again_with_fewer_rows(tmp_path: Path, monkeypatch
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
 
 
-def test_a_single_row_that_is_too_much_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_row_that_is_too_much_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     short_of_memory(monkeypatch, 0, CPU_MESSAGE)
     with pytest.raises(
-        UserError, match=r"^out of memory on device 0 with 1 row at once; write model.gradient_checkpointing: true"
+        UserError,
+        match=(
+            r"^out of memory on device 0 with 1 row at once; write model.gradient_checkpointing:"
+            r" true"
+        ),
     ) as stopped:
         train(config_file(tmp_path))
     assert stopped.value.exit_code == 1
@@ -339,7 +442,13 @@ def test_other_errors_are_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.M
 def test_several_devices_are_told_the_numbers_to_change() -> None:
     from lm.system.device import smaller_micro_batch
 
-    with pytest.raises(UserError, match=r"^out of memory on device 3 with 8 rows at once; write trainer.micro_batch_size: 4 \(it is 8 now"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"^out of memory on device 3 with 8 rows at once; write trainer.micro_batch_size: 4"
+            r" \(it is 8 now"
+        ),
+    ):
         smaller_micro_batch(8, 4, 3, "CUDA out of memory")
 
 
@@ -353,10 +462,16 @@ def test_an_evaluation_that_fails_is_not_worth_a_run(
     def broken(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("no such kernel\nmore")
 
-    monkeypatch.setattr("lm.training.session.evaluate" if what == "validation" else "lm.training.session.write", broken)
+    monkeypatch.setattr(
+        "lm.training.session.evaluate" if what == "validation" else "lm.training.session.write",
+        broken,
+    )
     train(config_file(tmp_path))
     said = capsys.readouterr().out
-    line = f"{what} failed, and the run goes on without: RuntimeError: no such kernel (the traceback is in {tmp_path / 'run'}/error-"
+    line = (
+        f"{what} failed, and the run goes on without: RuntimeError: no such kernel (the traceback"
+        f" is in {tmp_path / 'run'}/error-"
+    )
     assert said.count(line) == 4
     assert "no such kernel" in next((tmp_path / "run").glob("error-*.txt")).read_text()
     assert steps(tmp_path / "run")[-1] == 12
@@ -364,7 +479,9 @@ def test_an_evaluation_that_fails_is_not_worth_a_run(
     assert (tmp_path / "run" / "evaluations.jsonl").exists() == (what == "the sample")
 
 
-def test_a_picture_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_picture_that_fails_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def broken(*arguments: Any) -> None:
         raise RuntimeError("no fonts")
 
@@ -376,7 +493,9 @@ def test_a_picture_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
 # --- the disk
 
 
-def test_a_disk_that_is_nearly_full_stops_the_run_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_nearly_full_stops_the_run_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = namedtuple("usage", "total used free")
     config = config_file(tmp_path)
     looks = []
@@ -388,7 +507,11 @@ def test_a_disk_that_is_nearly_full_stops_the_run_saved(tmp_path: Path, monkeypa
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", filling)
         with pytest.raises(
-            CheckpointError, match=r"saved at step \d+, and stopped before the disk is full: the next checkpoint takes \d+ kB, and 50 kB"
+            CheckpointError,
+            match=(
+                r"saved at step \d+, and stopped before the disk is full: the next checkpoint takes"
+                r" \d+ kB, and 50 kB"
+            ),
         ):
             train(config)
     assert 3 <= steps(tmp_path / "run")[-1] < 12
@@ -396,9 +519,17 @@ def test_a_disk_that_is_nearly_full_stops_the_run_saved(tmp_path: Path, monkeypa
     assert steps(tmp_path / "run")[-1] == 12
 
 
-def test_a_disk_that_is_too_small_is_refused_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_too_small_is_refused_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
-    with pytest.raises(CheckpointError, match=r"checkpoint.directory: .* has 1 kB free, and a checkpoint of this run takes .* kB, twice"):
+    with pytest.raises(
+        CheckpointError,
+        match=(
+            r"checkpoint.directory: .* has 1 kB free, and a checkpoint of this run takes .* kB,"
+            r" twice"
+        ),
+    ):
         train(config_file(tmp_path))
     assert not steps(tmp_path / "run")

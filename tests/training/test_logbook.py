@@ -12,12 +12,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from lm.training.module import logbook
+from lm.evaluation.validation import Evaluation
 from lm.runs import metrics
 from lm.system.errors import CheckpointError
-from lm.evaluation.validation import Evaluation
-from lm.training.logbook import Logbook, StepWork, Stopwatch
 from lm.system.progress import Progress
+from lm.training.logbook import Logbook, StepWork, Stopwatch
+from lm.training.module import logbook
 
 WORK = StepWork(tokens=1000, epochs=0.25, flops=6e9)
 
@@ -37,7 +37,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return result
 
 
-def opened(folder: Path, step: int = 0, seconds: float = 0.0, peak_flops: float = 1e12, tensorboard: bool = True) -> Logbook:
+def opened(
+    folder: Path,
+    step: int = 0,
+    seconds: float = 0.0,
+    peak_flops: float = 1e12,
+    tensorboard: bool = True,
+) -> Logbook:
     return Logbook(folder, step, seconds, WORK, peak_flops, "cpu", Progress(100, step), tensorboard)
 
 
@@ -61,7 +67,8 @@ def test_rows_of_training(tmp_path: Path, clock: Clock) -> None:
     book = opened(tmp_path)
     train(book, clock, 1, 2)
     first, second = metrics.read(tmp_path / "metrics.csv")
-    assert (first["tokens_per_second"], first["mfu"]) == (None, None)  # the first pace includes warming up
+    # the first pace includes warming up
+    assert (first["tokens_per_second"], first["mfu"]) == (None, None)
     assert second.pop("timestamp").endswith("+00:00")
     assert 50 < second.pop("peak_memory_mb") < 100_000
     assert second == {
@@ -80,14 +87,25 @@ def test_rows_of_training(tmp_path: Path, clock: Clock) -> None:
     }
 
 
-def test_rows_of_validation(tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_of_validation(
+    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     book = opened(tmp_path)
     book.validation(0, Evaluation(loss=math.log(5), bits_per_byte=1.25, tokens=12_345), None)
     [row] = metrics.read(tmp_path / "metrics.csv")
-    assert (row["step"], row["split"], row["seconds"], row["lr"], row["mfu"]) == (0, "val", 0.0, None, None)
+    assert (row["step"], row["split"], row["seconds"], row["lr"], row["mfu"]) == (
+        0,
+        "val",
+        0.0,
+        None,
+        None,
+    )
     assert row["loss"] == pytest.approx(math.log(5), abs=1e-6)
     assert (row["perplexity"], row["bits_per_byte"]) == (pytest.approx(5), 1.25)
-    assert capsys.readouterr().out == "step 0: validation loss 1.6094, perplexity 5.00, 1.2500 bits per byte (12,345 tokens)\n"
+    assert (
+        capsys.readouterr().out
+        == "step 0: validation loss 1.6094, perplexity 5.00, 1.2500 bits per byte (12,345 tokens)\n"
+    )
 
 
 def test_a_validation_of_nothing_is_written_down_as_nan(tmp_path: Path, clock: Clock) -> None:
@@ -104,7 +122,9 @@ def test_an_unknown_peak_leaves_mfu_empty(tmp_path: Path, clock: Clock) -> None:
     assert [row["mfu"] for row in metrics.read(tmp_path / "metrics.csv")] == [None, None]
 
 
-def test_tensorboard_has_the_same_figures_at_once(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_has_the_same_figures_at_once(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without close(), and however slow the writing thread is: a killed run has them all."""
     write = RecordWriter.write
 
@@ -115,7 +135,11 @@ def test_tensorboard_has_the_same_figures_at_once(tmp_path: Path, clock: Clock, 
     monkeypatch.setattr(RecordWriter, "write", slow_write)
     book = opened(tmp_path)
     train(book, clock, 1, 3)
-    assert logged(tmp_path, "loss/train") == [(1, pytest.approx(3.01)), (2, pytest.approx(3.02)), (3, pytest.approx(3.03))]
+    assert logged(tmp_path, "loss/train") == [
+        (1, pytest.approx(3.01)),
+        (2, pytest.approx(3.02)),
+        (3, pytest.approx(3.03)),
+    ]
     assert logged(tmp_path, "lr/train") == [(step, pytest.approx(1e-3)) for step in (1, 2, 3)]
     assert logged(tmp_path, "tokens_per_second/train") == [(2, 500.0), (3, 500.0)]
     book.validation(3, Evaluation(2.0, 1.0, 10), "once\nupon")
@@ -135,8 +159,12 @@ def test_without_tensorboard_there_is_no_file_of_it(tmp_path: Path, clock: Clock
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
-def test_a_resumed_run_takes_later_rows_out(tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first run got to step 8 and its last checkpoint is of step 5: 6, 7 and 8 are written again, 1 to 5 are history."""
+def test_a_resumed_run_takes_later_rows_out(
+    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first run got to step 8 and its last checkpoint is of step 5: 6, 7 and 8 are written
+    again, 1 to 5 are history.
+    """
     first = opened(tmp_path)
     first.validation(0, Evaluation(4.0, 2.0, 10), None)
     train(first, clock, 1, 5)
@@ -146,7 +174,10 @@ def test_a_resumed_run_takes_later_rows_out(tmp_path: Path, clock: Clock, capsys
     capsys.readouterr()
 
     second = opened(tmp_path, step=5, seconds=10.0)
-    assert capsys.readouterr().out == "metrics.csv: lines taken out that come after step 5 or are damaged: 3\n"
+    assert (
+        capsys.readouterr().out
+        == "metrics.csv: lines taken out that come after step 5 or are damaged: 3\n"
+    )
     assert (tmp_path / "metrics.csv").read_text().splitlines() == history
     train(second, clock, 6, 7, loss=1.0)
     second.close()
@@ -155,9 +186,12 @@ def test_a_resumed_run_takes_later_rows_out(tmp_path: Path, clock: Clock, capsys
     assert [row["step"] for row in rows if row["split"] == "val"] == [0, 5]
     assert [row["loss"] for row in rows[-2:]] == [1.06, 1.07]
     assert [row["seconds"] for row in rows[-2:]] == [12.0, 14.0]
-    assert [row["tokens_per_second"] for row in rows[-2:]] == [None, 500.0]  # again the first pace includes warming up
+    # again the first pace includes warming up
+    assert [row["tokens_per_second"] for row in rows[-2:]] == [None, 500.0]
     expected = [3.01, 3.02, 3.03, 3.04, 3.05, 1.06, 1.07]
-    assert logged(tmp_path, "loss/train") == [(step, pytest.approx(loss)) for step, loss in enumerate(expected, start=1)]
+    assert logged(tmp_path, "loss/train") == [
+        (step, pytest.approx(loss)) for step, loss in enumerate(expected, start=1)
+    ]
     assert [step for step, _ in logged(tmp_path, "loss/val")] == [0, 5]
 
 
@@ -168,10 +202,14 @@ def test_resumed_twice_in_a_row(tmp_path: Path, clock: Clock) -> None:
         book.close()
     expected = [3.01, 3.02, 2.03, 1.04, 1.05, 1.06]
     assert [row["loss"] for row in metrics.read(tmp_path / "metrics.csv")] == expected
-    assert logged(tmp_path, "loss/train") == [(step, pytest.approx(loss)) for step, loss in enumerate(expected, start=1)]
+    assert logged(tmp_path, "loss/train") == [
+        (step, pytest.approx(loss)) for step, loss in enumerate(expected, start=1)
+    ]
 
 
-def test_nothing_is_said_where_nothing_was_taken_out(tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_said_where_nothing_was_taken_out(
+    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(opened(tmp_path), clock, 1, 3)
     opened(tmp_path, step=3)
     assert capsys.readouterr().out == ""
@@ -209,14 +247,17 @@ def test_the_newest_figures_are_shown(tmp_path: Path, clock: Clock) -> None:
     assert shown == [(3.01, 1e-3, None), (3.02, 1e-3, 500.0)]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread says it too
+# TensorBoard's thread says it too
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_is_one_plain_error(tmp_path: Path, clock: Clock) -> None:
     """Event files grow to 4 KB and no further; the sample does not fit."""
     book = opened(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
-        with pytest.raises(CheckpointError, match="TensorBoard's files cannot be written: File too large"):
+        with pytest.raises(
+            CheckpointError, match="TensorBoard's files cannot be written: File too large"
+        ):
             book.validation(1, Evaluation(1.0, 1.0, 10), "x" * 10_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,4 +1,6 @@
-"""Many processes are one run: python -m pytest tests/training/test_processes.py. All of it with torchrun and gloo, on the CPU."""
+"""Many processes are one run: python -m pytest tests/training/test_processes.py. All of it with
+torchrun and gloo, on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,20 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import (
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from safetensors.torch import load_file
 
-from lm.training.module import processes
 from lm.checkpoints.folder import step_directories, step_of, verify
-from lm.system.errors import ConfigError
-from lm.training.trainer import make_trainer
-from lm.runs.folder import RunFolder
 from lm.config.schema.trainer import TrainerConfig
+from lm.runs.folder import RunFolder
+from lm.system.errors import ConfigError
 from lm.system.signals import StopSignals
+from lm.training.module import processes
+from lm.training.trainer import make_trainer
 from tests.support.runs import ROOT, TORCHRUN, config_file, launched, slurm_tasks, train
 from tests.support.witnessed import rows, witness
 
@@ -33,22 +39,56 @@ STEPS = 40
 
 
 def configured(folder: Path, **trainer: object) -> Path:
-    """40 steps without dropout, whose random numbers follow the micro-batches; validated on fewer rows than there are processes."""
+    """40 steps without dropout, whose random numbers follow the micro-batches; validated on fewer
+    rows than there are processes.
+    """
     folder.mkdir(exist_ok=True)
-    settings = {"max_steps": STEPS, "batch_size": 8, "micro_batch_size": 4, "validate_every": 25, "device": "cpu", "precision": "fp32"}
-    model = {"context_length": 16, "n_layers": 2, "d_model": 32, "n_heads": 2, "dropout": 0.0, "init_std": 0.1}
+    settings = {
+        "max_steps": STEPS,
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "validate_every": 25,
+        "device": "cpu",
+        "precision": "fp32",
+    }
+    model = {
+        "context_length": 16,
+        "n_layers": 2,
+        "d_model": 32,
+        "n_heads": 2,
+        "dropout": 0.0,
+        "init_std": 0.1,
+    }
     checkpoint = {"directory": str(folder / "run"), "save_every": 3, "keep": 3}
-    return config_file(folder, model=model, checkpoint=checkpoint, trainer=settings | {"validation_rows": 1} | trainer)
+    return config_file(
+        folder,
+        model=model,
+        checkpoint=checkpoint,
+        trainer=settings | {"validation_rows": 1} | trainer,
+    )
 
 
-def started(folder: Path, config: Path, *keys: str, fault: str = "none", processes: int = 2, **options: Any) -> str:
+def started(
+    folder: Path, config: Path, *keys: str, fault: str = "none", processes: int = 2, **options: Any
+) -> str:
     """Two witnessed processes under torchrun; what they and it wrote to stderr."""
-    return launched(processes, "tests.support.witnessed", str(folder), fault, "--config", str(config), *keys, **options).stderr
+    return launched(
+        processes,
+        "tests.support.witnessed",
+        str(folder),
+        fault,
+        "--config",
+        str(config),
+        *keys,
+        **options,
+    ).stderr
 
 
 def losses(run: Path) -> dict[tuple[str, int], float]:
     with (run / "metrics.csv").open() as file:
-        return {(row["split"], int(row["step"])): float(row["loss"]) for row in csv.DictReader(file)}
+        return {
+            (row["split"], int(row["step"])): float(row["loss"]) for row in csv.DictReader(file)
+        }
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:
@@ -68,7 +108,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     for mine, theirs in zip(evaluations(one), evaluations(other), strict=True):
         assert (mine["step"], mine["tokens"]) == (theirs["step"], theirs["tokens"])
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
-    assert distance(one, other) < 1e-4  # AdamW turns a gradient that is nothing but rounding into a step
+    # AdamW turns a gradient that is nothing but rounding into a step
+    assert distance(one, other) < 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +122,12 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_stopped_and_resumed_on_two_processes_one_and_two(straight: Path, tmp_path: Path, figure: Callable[[str], None]) -> None:
-    """2 processes until the launcher gets a SIGTERM, then 1, then 2: the rows, losses, scores and weights of one that never stopped."""
+def test_stopped_and_resumed_on_two_processes_one_and_two(
+    straight: Path, tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    """2 processes until the launcher gets a SIGTERM, then 1, then 2: the rows, losses, scores and
+    weights of one that never stopped.
+    """
     config = configured(tmp_path / "many")
     sessions = [tmp_path / name for name in ("first", "second", "third")]
     for session in sessions:
@@ -94,17 +139,30 @@ def test_stopped_and_resumed_on_two_processes_one_and_two(straight: Path, tmp_pa
     assert f"stopped by SIGTERM after step {saved}, saved" in said and 3 < saved < STEPS - 2
     with witness(sessions[1]):
         train(config, "--trainer.max_minutes=1e-9", resume="auto")  # one step
-    codes, said_last = slurm_tasks(sessions[2], "none", "--config", str(config), *TWO, "--resume", "auto")
+    codes, said_last = slurm_tasks(
+        sessions[2], "none", "--config", str(config), *TWO, "--resume", "auto"
+    )
     assert codes == [0, 0], said_last
 
-    first, second, third = (rows(session, count) for session, count in zip(sessions, (2, 1, 2), strict=True))
+    first, second, third = (
+        rows(session, count) for session, count in zip(sessions, (2, 1, 2), strict=True)
+    )
     assert (max(first) + 1, list(second), min(third)) == (saved, [saved], saved + 1)
     assert first | second | third == rows(straight, 1)
     assert_same_run(run, straight / "run")
-    assert {line["tokens"] for line in evaluations(run)} == {16}, "one row, and none of the padding, which is more"
-    figure(f"2, 1 and 2 processes, one run of {STEPS} steps: the same rows, weights within {distance(run, straight / 'run'):.1e}")
+    assert {line["tokens"] for line in evaluations(run)} == {16}, (
+        "one row, and none of the padding, which is more"
+    )
+    figure(
+        f"2, 1 and 2 processes, one run of {STEPS} steps: the same rows, weights within"
+        f" {distance(run, straight / 'run'):.1e}"
+    )
 
-    wrote = [[path for path in writes(session, rank) if "/many/" in path] for session in (sessions[0], sessions[2]) for rank in (0, 1)]
+    wrote = [
+        [path for path in writes(session, rank) if "/many/" in path]
+        for session in (sessions[0], sessions[2])
+        for rank in (0, 1)
+    ]
     assert len(wrote[0]) > 20 and len(wrote[2]) > 20 and wrote[1] == wrote[3] == []
 
 
@@ -117,8 +175,14 @@ def test_an_error_of_one_process_is_its_own_message_first(tmp_path: Path) -> Non
     """The others learn of it by the connection that breaks, and say less; all of them end."""
     config = configured(tmp_path)
     said = started(tmp_path, config, *TWO, fault="raise:1:5", succeeds=False).splitlines()
-    own = next(number for number, line in enumerate(said) if line == "step 5: the row cannot be read")
-    others = [number for number, line in enumerate(said) if "another process of this run has ended" in line or "torch/distributed" in line]
+    own = next(
+        number for number, line in enumerate(said) if line == "step 5: the row cannot be read"
+    )
+    others = [
+        number
+        for number, line in enumerate(said)
+        if "another process of this run has ended" in line or "torch/distributed" in line
+    ]
     assert others and own < min(others)
     assert "Traceback" not in "".join(said[: others[0]]) and "internal error" not in "".join(said)
     assert_resumable(tmp_path / "run", 3)
@@ -126,7 +190,10 @@ def test_an_error_of_one_process_is_its_own_message_first(tmp_path: Path) -> Non
 
 def test_a_killed_process_is_named_by_the_launcher(tmp_path: Path) -> None:
     said = started(tmp_path, configured(tmp_path), *TWO, fault="kill:0:5", succeeds=False)
-    assert "rank      : 0 (local_rank: 0)" in said.partition("Root Cause")[2] and "exitcode  : -9" in said
+    assert (
+        "rank      : 0 (local_rank: 0)" in said.partition("Root Cause")[2]
+        and "exitcode  : -9" in said
+    )
     assert_resumable(tmp_path / "run", 3)
 
 
@@ -138,11 +205,18 @@ def assert_resumable(run: Path, step: int) -> None:
 
 @pytest.mark.parametrize(
     ("size", "said", "saved"),
-    [("900k", "a checkpoint of this run takes", None), ("1400k", "stopped before the disk is full: the next checkpoint takes", 6)],
+    [
+        ("900k", "a checkpoint of this run takes", None),
+        ("1400k", "stopped before the disk is full: the next checkpoint takes", 6),
+    ],
     ids=["too small for two checkpoints", "too small for three"],
 )
-def test_a_full_disk_ends_both_processes(tmp_path: Path, size: str, said: str, saved: int | None) -> None:
-    """Only the first one writes, and only it can meet it; the other must not wait for it for ever. No launcher is there to kill it."""
+def test_a_full_disk_ends_both_processes(
+    tmp_path: Path, size: str, said: str, saved: int | None
+) -> None:
+    """Only the first one writes, and only it can meet it; the other must not wait for it for ever.
+    No launcher is there to kill it.
+    """
     config = configured(tmp_path)
     (tmp_path / "run").mkdir()
     with file_system(tmp_path / "run", size):
@@ -156,24 +230,51 @@ def test_a_full_disk_ends_both_processes(tmp_path: Path, size: str, said: str, s
 
 @pytest.mark.parametrize("launcher", ["srun", "Lightning"])
 def test_several_processes_go_back_together(tmp_path: Path, launcher: str) -> None:
-    """trainer.on_nonfinite: rollback. The second session is the same processes', with the decision of the first among them."""
+    """trainer.on_nonfinite: rollback. The second session is the same processes', with the decision
+    of the first among them.
+    """
     config = configured(tmp_path)
     (tmp_path / "session").mkdir()
-    keys = ["--config", str(config), "--trainer.on_nonfinite=rollback", "--trainer.max_steps=12", *TWO]
+    keys = [
+        "--config",
+        str(config),
+        "--trainer.on_nonfinite=rollback",
+        "--trainer.max_steps=12",
+        *TWO,
+    ]
     if launcher == "srun":
         codes, said = slurm_tasks(tmp_path / "session", "nan:all:7", *keys)
     else:
-        command = [sys.executable, "-m", "tests.support.witnessed", str(tmp_path / "session"), "nan:all:7", *keys]
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240)
+        command = [
+            sys.executable,
+            "-m",
+            "tests.support.witnessed",
+            str(tmp_path / "session"),
+            "nan:all:7",
+            *keys,
+        ]
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
         codes, said = [done.returncode], [done.stdout, done.stderr]
     assert not any(codes), said
     assert "".join(said).count("going back to the newest checkpoint") == 1
     for rank in (0, 1):
         lines = (tmp_path / "session" / f"rows-{rank}.jsonl").read_text().splitlines()
         steps = [json.loads(line)["step"] for line in lines]
-        assert steps == [*range(8), *range(6, 12)], "from step 6 again; step 7 is passed by without its update"
+        assert steps == [
+            *range(8),
+            *range(6, 12),
+        ], "from step 6 again; step 7 is passed by without its update"
     assert_resumable(tmp_path / "run", 12)
-    [incident] = [json.loads(line) for line in (tmp_path / "run" / "incidents.jsonl").read_text().splitlines()]
+    [incident] = [
+        json.loads(line) for line in (tmp_path / "run" / "incidents.jsonl").read_text().splitlines()
+    ]
     assert (incident["step"], incident["kind"]) == (7, "skipped")
     rows = (tmp_path / "run" / "nonfinite-step-00000008" / "batch.jsonl").read_text().splitlines()
     assert len(rows) == 8, "of both processes"
@@ -195,7 +296,13 @@ def test_two_hosts(straight: Path, tmp_path: Path, figure: Callable[[str], None]
     with hosts() as names:
         agents = []
         for name in names:
-            meeting = ["--nnodes=2", f"--node-rank={len(agents)}", "--master-addr=10.77.0.1", "--master-port=29511", "--nproc-per-node=1"]
+            meeting = [
+                "--nnodes=2",
+                f"--node-rank={len(agents)}",
+                "--master-addr=10.77.0.1",
+                "--master-port=29511",
+                "--nproc-per-node=1",
+            ]
             command = [*TORCHRUN, *meeting, "-m", "tests.support.witnessed", str(tmp_path), "none"]
             agents.append(
                 subprocess.Popen(
@@ -213,7 +320,10 @@ def test_two_hosts(straight: Path, tmp_path: Path, figure: Callable[[str], None]
     assert min(sent) > 100, "the two spoke through the cable"
     assert rows(tmp_path, 2) == rows(straight, 1)
     assert_same_run(tmp_path / "run", straight / "run")
-    figure(f"two network namespaces: {min(sent):,} packets each way, weights within {distance(tmp_path / 'run', straight / 'run'):.1e}")
+    figure(
+        f"two network namespaces: {min(sent):,} packets each way, weights within"
+        f" {distance(tmp_path / 'run', straight / 'run'):.1e}"
+    )
 
 
 @contextlib.contextmanager
@@ -224,9 +334,28 @@ def hosts() -> Iterator[dict[str, str]]:
     try:
         for name in names:
             subprocess.run(["ip", "netns", "add", name], check=True)
-        subprocess.run(["ip", "-n", one, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", two], check=True)
+        subprocess.run(
+            [
+                "ip",
+                "-n",
+                one,
+                "link",
+                "add",
+                "cable",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "cable",
+                "netns",
+                two,
+            ],
+            check=True,
+        )
         for name, address in names.items():
-            subprocess.run(["ip", "-n", name, "addr", "add", f"{address}/24", "dev", "cable"], check=True)
+            subprocess.run(
+                ["ip", "-n", name, "addr", "add", f"{address}/24", "dev", "cable"], check=True
+            )
             for interface in ("lo", "cable"):
                 subprocess.run(["ip", "-n", name, "link", "set", interface, "up"], check=True)
         yield names
@@ -238,13 +367,23 @@ def hosts() -> Iterator[dict[str, str]]:
 def packets(name: str) -> int:
     """How many this host has sent through the cable."""
     file = "/sys/class/net/cable/statistics/tx_packets"
-    return int(subprocess.run(["ip", "netns", "exec", name, "cat", file], capture_output=True, text=True, check=True).stdout)
+    return int(
+        subprocess.run(
+            ["ip", "netns", "exec", name, "cat", file], capture_output=True, text=True, check=True
+        ).stdout
+    )
 
 
 # Launchers, as they look from inside
 
 TORCHRUN_SAYS = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
-BATCH_SCRIPT = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "0"}
+BATCH_SCRIPT = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_NTASKS": "4",
+    "SLURM_NNODES": "2",
+    "SLURM_NTASKS_PER_NODE": "2",
+    "SLURM_PROCID": "0",
+}
 SLURM_SAYS = BATCH_SCRIPT | {"SLURM_STEP_NUM_TASKS": "4"}
 
 
@@ -272,19 +411,31 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         (BATCH_SCRIPT, None, True),
     ],
 )
-def test_who_started_this(bare: pytest.MonkeyPatch, environment: dict[str, str], expected: str | None, first: bool) -> None:
-    """A batch script that starts train.py without srun has one process, and none of the tasks that it asked for ever comes."""
+def test_who_started_this(
+    bare: pytest.MonkeyPatch, environment: dict[str, str], expected: str | None, first: bool
+) -> None:
+    """A batch script that starts train.py without srun has one process, and none of the tasks that
+    it asked for ever comes.
+    """
     for name, value in environment.items():
         bare.setenv(name, value)
     assert (processes.launcher(), processes.is_first()) == (expected, first)
-    lightnings = {"torchrun": TorchElasticEnvironment, "srun": SLURMEnvironment, None: LightningEnvironment}
+    lightnings = {
+        "torchrun": TorchElasticEnvironment,
+        "srun": SLURMEnvironment,
+        None: LightningEnvironment,
+    }
     trainer = make_trainer(TrainerConfig(max_steps=1), "cpu", "fp32", Callback())
     assert type(trainer._accelerator_connector.cluster_environment) is lightnings[expected]
 
 
 def test_lightning_leaves_slurm_s_signal_to_us(bare: pytest.MonkeyPatch) -> None:
-    """It would put the job into the queue again; it does not where somebody has the signal already, and we have it from the start."""
-    for name, value in (SLURM_SAYS | {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "1"}).items():
+    """It would put the job into the queue again; it does not where somebody has the signal already,
+    and we have it from the start.
+    """
+    for name, value in (
+        SLURM_SAYS | {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "1"}
+    ).items():
         bare.setenv(name, value)
     trainer = make_trainer(TrainerConfig(max_steps=1), "cpu", "fp32", Callback())
     with StopSignals(speaks=False) as signals:
@@ -294,14 +445,21 @@ def test_lightning_leaves_slurm_s_signal_to_us(bare: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("environment", [TORCHRUN_SAYS, SLURM_SAYS])
-@pytest.mark.parametrize(("devices", "num_nodes", "right"), [(2, 2, True), (4, 1, False), (1, 4, False), (2, 1, False), (1, 1, False)])
+@pytest.mark.parametrize(
+    ("devices", "num_nodes", "right"),
+    [(2, 2, True), (4, 1, False), (1, 4, False), (2, 1, False), (1, 1, False)],
+)
 def test_the_launcher_must_start_what_the_configuration_says(
     bare: pytest.MonkeyPatch, environment: dict[str, str], devices: int, num_nodes: int, right: bool
 ) -> None:
     for name, value in environment.items():
         bare.setenv(name, value)
     trainer = TrainerConfig(max_steps=1, devices=devices, num_nodes=num_nodes)
-    with contextlib.nullcontext() if right else pytest.raises(ConfigError, match=r"write --trainer\.devices 2 --trainer\.num_nodes 2$"):
+    with (
+        contextlib.nullcontext()
+        if right
+        else pytest.raises(ConfigError, match=r"write --trainer\.devices 2 --trainer\.num_nodes 2$")
+    ):
         processes.check_launcher(trainer)
 
 
@@ -309,7 +467,9 @@ def test_a_step_is_divided_over_all_machines() -> None:
     trainer = TrainerConfig(max_steps=1, batch_size=24, devices=2, num_nodes=3, micro_batch_size=2)
     assert (trainer.processes, trainer.micro_batch, trainer.accumulation) == (6, 2, 2)
     assert TrainerConfig(max_steps=1, batch_size=24, devices=2, num_nodes=3).micro_batch == 4
-    with pytest.raises(ValueError, match="batch_size 8 is not divisible by devices 2 x num_nodes 3"):
+    with pytest.raises(
+        ValueError, match="batch_size 8 is not divisible by devices 2 x num_nodes 3"
+    ):
         TrainerConfig(max_steps=1, batch_size=8, devices=2, num_nodes=3)
 
 
@@ -318,7 +478,10 @@ def test_a_process_of_an_unknown_launcher_is_refused(bare: pytest.MonkeyPatch) -
     bare.setenv("LOCAL_RANK", "1")
     bare.delenv(processes.DECIDED, raising=False)
     with pytest.raises(ConfigError, match="start the processes with torchrun or srun"):
-        processes.first_decides(lambda: pytest.fail("only the first process looks"), TrainerConfig(max_steps=1, devices=2, batch_size=8))
+        processes.first_decides(
+            lambda: pytest.fail("only the first process looks"),
+            TrainerConfig(max_steps=1, devices=2, batch_size=8),
+        )
 
 
 def test_many_machines_need_a_launcher(bare: pytest.MonkeyPatch) -> None:
@@ -336,7 +499,9 @@ def test_slurm_s_signal_before_the_time_limit_stops_all(straight: Path, tmp_path
 
 
 def test_what_the_first_process_refuses_ends_the_others(tmp_path: Path) -> None:
-    """They wait for what it finds in the run's folder: it tells them that there will be nothing, and why, once."""
+    """They wait for what it finds in the run's folder: it tells them that there will be nothing,
+    and why, once.
+    """
     config = configured(tmp_path)
     busy = RunFolder(tmp_path / "run")
     codes, said = slurm_tasks(tmp_path, "none", "--config", str(config), *TWO)

@@ -1,4 +1,6 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 in every phase of a run, and what the run is when it goes on: python -m pytest tests/training/test_stops.py."""
+"""Ctrl-C, SIGTERM and SIGUSR1 in every phase of a run, and what the run is when it goes on: python
+-m pytest tests/training/test_stops.py.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ from lm.system.signals import StopSignals
 from lm.training.module import LanguageModel
 from model import Decoder
 from tests.support.runs import config_file, train
-from tests.training.test_train import ROOT, assert_same_run, evaluations, steps, straight  # noqa: F401 (a fixture)
+from tests.training.test_train import (
+    ROOT,
+    assert_same_run,
+    evaluations,
+    steps,
+    straight,
+)  # noqa: F401 (a fixture)
 
 Phase = Callable[[pytest.MonkeyPatch, Callable[[], None]], None]
 
@@ -56,20 +64,47 @@ def in_validation(number: int) -> Phase:
     return calling(Decoder, "forward", second_batch)
 
 
-# phase -> (how to send the signal in it, the step that the newest checkpoint then has, None for none)
+# phase -> (how to send the signal in it, the step that the newest checkpoint then has, None for
+# none)
 PHASES: dict[str, tuple[Callable[[], Phase], int | None]] = {
     "start-up": (lambda: calling(lm.training.session, "choose_precision", lambda *_: True), None),
-    "Lightning's start-up": (lambda: calling(LanguageModel, "configure_optimizers", lambda *_: True), None),
+    "Lightning's start-up": (
+        lambda: calling(LanguageModel, "configure_optimizers", lambda *_: True),
+        None,
+    ),
     "first validation": (lambda: in_validation(1), None),
-    "step": (lambda: calling(LanguageModel, "_accumulate", lambda module, batch: module.step == 4), 5),
+    "step": (
+        lambda: calling(LanguageModel, "_accumulate", lambda module, batch: module.step == 4),
+        5,
+    ),
     "update": (lambda: calling(LanguageModel, "_update", lambda module, *_: module.step == 4), 5),
-    "last step": (lambda: calling(LanguageModel, "_accumulate", lambda module, batch: module.step == 11), 12),
-    "save": (lambda: calling(lm.checkpoints.folder, "sync", lambda path: path.name == "train_state.pt" and "00000006" in str(path)), 6),
-    "retention": (lambda: calling(lm.training.callbacks, "retain", lambda folder, keep: (folder / lm.checkpoints.folder.step_name(6)).exists()), 6),
+    "last step": (
+        lambda: calling(LanguageModel, "_accumulate", lambda module, batch: module.step == 11),
+        12,
+    ),
+    "save": (
+        lambda: calling(
+            lm.checkpoints.folder,
+            "sync",
+            lambda path: path.name == "train_state.pt" and "00000006" in str(path),
+        ),
+        6,
+    ),
+    "retention": (
+        lambda: calling(
+            lm.training.callbacks,
+            "retain",
+            lambda folder, keep: (folder / lm.checkpoints.folder.step_name(6)).exists(),
+        ),
+        6,
+    ),
     "validation": (lambda: in_validation(2), 4),
     "last validation": (lambda: in_validation(4), 12),
     "sample": (lambda: calling(lm.training.session, "open_prompt", lambda *_: True), None),
-    "waiting for data": (lambda: calling(data.TrainingSteps, "__getitem__", lambda rows, step: step == 5), 5),
+    "waiting for data": (
+        lambda: calling(data.TrainingSteps, "__getitem__", lambda rows, step: step == 5),
+        5,
+    ),
 }
 
 
@@ -82,7 +117,9 @@ def test_a_signal_in_every_phase(
     phase: str,
     number: signal.Signals,
 ) -> None:
-    """It stops, with the documented exit code; nothing is half done; and the run that goes on is the run that never stopped."""
+    """It stops, with the documented exit code; nothing is half done; and the run that goes on is
+    the run that never stopped.
+    """
     make, newest = PHASES[phase]
     sent: list[int] = []
 
@@ -99,13 +136,19 @@ def test_a_signal_in_every_phase(
     assert sent
     assert stopped.value.exit_code == 128 + number
     assert signal.getsignal(number) == before
-    assert steps(tmp_path / "run")[-1:] == [newest] if newest is not None else steps(tmp_path / "run")[-1:] in ([], [1])
+    assert (
+        steps(tmp_path / "run")[-1:] == [newest]
+        if newest is not None
+        else steps(tmp_path / "run")[-1:] in ([], [1])
+    )
     assert not list((tmp_path / "run").glob(".*tmp*"))
     train(config, resume="auto")
     assert_same_run(straight, tmp_path / "run")
 
 
-def test_validation_is_cut_short_and_made_up_for(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_validation_is_cut_short_and_made_up_for(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # noqa: F811
     """The result of a part of the text is never written down."""
     config = config_file(tmp_path)
     with monkeypatch.context() as patched:
@@ -117,8 +160,12 @@ def test_validation_is_cut_short_and_made_up_for(straight: Path, tmp_path: Path,
     assert_same_run(straight, tmp_path / "run")
 
 
-def test_a_second_sigterm_does_not_keep_the_step_from_being_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Schedulers send it twice. The first one comes while the run waits for data, the second on the way out."""
+def test_a_second_sigterm_does_not_keep_the_step_from_being_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Schedulers send it twice. The first one comes while the run waits for data, the second on the
+    way out.
+    """
     on_exception = lm.training.callbacks.Milestones.on_exception
 
     def again(*arguments: Any) -> None:
@@ -145,7 +192,9 @@ def test_workers_do_not_answer_signals(tmp_path: Path, monkeypatch: pytest.Monke
 
 def start(config: Path, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-u", "train.py", "--config", str(config), *overrides]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def wait_for(process: subprocess.Popen[str], words: str) -> None:
@@ -155,14 +204,19 @@ def wait_for(process: subprocess.Popen[str], words: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_the_command_leaves_with_the_documented_code(tmp_path: Path, number: signal.Signals) -> None:
+def test_the_command_leaves_with_the_documented_code(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     process = start(config_file(tmp_path), "--trainer.max_steps=100000")
     wait_for(process, "step 4: validation")
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + number
     lines = errors.strip().splitlines()
-    assert lines[0] == f"{number.name}: finishing this step and saving (Ctrl-C again stops at once)" or len(lines) == 1
+    assert (
+        lines[0] == f"{number.name}: finishing this step and saving (Ctrl-C again stops at once)"
+        or len(lines) == 1
+    )
     assert lines[-1].startswith(f"stopped by {number.name}")
     assert "--resume auto" in lines[-1]
     assert "Traceback" not in errors
@@ -191,7 +245,9 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
         "lm.system.errors.run(train.main)\n"
     )
     command = [sys.executable, "-c", slow, "--config", str(config_file(tmp_path))]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     wait_for(process, "in the step")
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None

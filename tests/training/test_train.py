@@ -1,4 +1,6 @@
-"""Whole runs in this process: resumed ones equal straight ones to the bit, and nothing but training changes a model."""
+"""Whole runs in this process: resumed ones equal straight ones to the bit, and nothing but training
+changes a model.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +28,26 @@ TIMES = {"timestamp", "tokens_per_second", "mfu", "peak_memory_mb", "seconds"}
 ONE_STEP = "--trainer.max_minutes=1e-9"  # the limit has passed when the first step ends
 
 
-def weights(run: Path, name: str = "final.ckpt", file: str = "model.safetensors") -> dict[str, torch.Tensor]:
+def weights(
+    run: Path, name: str = "final.ckpt", file: str = "model.safetensors"
+) -> dict[str, torch.Tensor]:
     return load_file(run / name / file)
 
 
 def metrics(run: Path) -> list[dict[str, str]]:
     with (run / "metrics.csv").open() as file:
-        return [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
+        return [
+            {key: value for key, value in row.items() if key not in TIMES}
+            for row in csv.DictReader(file)
+        ]
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("seconds", "manifest_sha256")} for line in lines]
+    return [
+        {key: value for key, value in line.items() if key not in ("seconds", "manifest_sha256")}
+        for line in lines
+    ]
 
 
 def optimizer_state(run: Path) -> dict[str, Any]:
@@ -109,7 +119,9 @@ def test_the_resolved_configuration_is_saved(straight: Path) -> None:
 
 
 def test_stopped_and_resumed_after_every_step(straight: Path, tmp_path: Path) -> None:
-    """T39: twelve sessions of one step each: mid-epoch, across epochs, before and after validations, inside and outside of saves."""
+    """T39: twelve sessions of one step each: mid-epoch, across epochs, before and after
+    validations, inside and outside of saves.
+    """
     config = config_file(tmp_path)
     for _ in range(12):
         train(config, ONE_STEP, resume="auto")
@@ -118,16 +130,22 @@ def test_stopped_and_resumed_after_every_step(straight: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("step", [3, 4, 8, 9])
 def test_resumed_from_an_older_checkpoint(straight: Path, tmp_path: Path, step: int) -> None:
-    """As after a kill: rows, results and checkpoints of the lost future are gone, and come again the same."""
+    """As after a kill: rows, results and checkpoints of the lost future are gone, and come again
+    the same.
+    """
     config = config_file(tmp_path)
     train(config)
     run = tmp_path / "run"
     train(config, resume=str(run / f"step-{step:08d}.ckpt"))
     assert_same_run(straight, run)
-    later = [path.name for path in (run / f"after-step-{step:08d}-1").iterdir() if path.suffix == ".ckpt"]
+    later = [
+        path.name for path in (run / f"after-step-{step:08d}-1").iterdir() if path.suffix == ".ckpt"
+    ]
     assert later, "later checkpoints are moved aside, not deleted"
     moved = metrics(run / f"after-step-{step:08d}-1")
-    assert [row for row in metrics(straight) if int(row["step"]) > step] == moved, "and so are the rows of metrics.csv"
+    assert [row for row in metrics(straight) if int(row["step"]) > step] == moved, (
+        "and so are the rows of metrics.csv"
+    )
 
 
 def test_a_validation_that_a_kill_prevented_is_made_up_for(straight: Path, tmp_path: Path) -> None:
@@ -138,23 +156,46 @@ def test_a_validation_that_a_kill_prevented_is_made_up_for(straight: Path, tmp_p
     lines = (run / "evaluations.jsonl").read_text().splitlines(keepends=True)
     (run / "evaluations.jsonl").write_text("".join(lines[:2]))
     rows = (run / "metrics.csv").read_text().splitlines(keepends=True)
-    (run / "metrics.csv").write_text("".join(row for row in rows if not row.startswith("8,") or ",train," in row))
+    (run / "metrics.csv").write_text(
+        "".join(row for row in rows if not row.startswith("8,") or ",train," in row)
+    )
     train(config, resume=str(run / "step-00000008.ckpt"))
     assert_same_run(straight, run)
 
 
 @pytest.mark.parametrize(
-    "change", ["--data.workers=2", "--trainer.validate_every=100", "--logging.sample_tokens=0", "--checkpoint.save_every=1"]
+    "change",
+    [
+        "--data.workers=2",
+        "--trainer.validate_every=100",
+        "--logging.sample_tokens=0",
+        "--checkpoint.save_every=1",
+    ],
 )
-def test_nothing_but_training_changes_the_weights(straight: Path, tmp_path: Path, change: str) -> None:
+def test_nothing_but_training_changes_the_weights(
+    straight: Path, tmp_path: Path, change: str
+) -> None:
     """T41: validation, sampling, saving and worker processes leave no trace in the weights."""
     train(config_file(tmp_path), change)
     assert_same(weights(straight), weights(tmp_path / "run"))
 
 
 def test_intervals_count_optimiser_steps(straight: Path, tmp_path: Path) -> None:
-    """T42: the same steps are logged, saved and validated without accumulation (the straight run has two micro-batches a step)."""
-    train(config_file(tmp_path, trainer={"max_steps": 12, "batch_size": 8, "validate_every": 4, "device": "cpu", "precision": "fp32"}))
+    """T42: the same steps are logged, saved and validated without accumulation (the straight run
+    has two micro-batches a step).
+    """
+    train(
+        config_file(
+            tmp_path,
+            trainer={
+                "max_steps": 12,
+                "batch_size": 8,
+                "validate_every": 4,
+                "device": "cpu",
+                "precision": "fp32",
+            },
+        )
+    )
     run = tmp_path / "run"
     assert steps(run) == steps(straight)
     for one, other in zip(metrics(run), metrics(straight), strict=True):
@@ -202,7 +243,9 @@ def test_a_signal_stops_after_the_step_and_saves(
     assert_same_run(straight, tmp_path / "run")
 
 
-def test_a_signal_in_the_last_step_leaves_only_its_validation(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_in_the_last_step_leaves_only_its_validation(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config_file(tmp_path)
     step = LanguageModel.training_step
 
@@ -220,7 +263,9 @@ def test_a_signal_in_the_last_step_leaves_only_its_validation(straight: Path, tm
     assert_same_run(straight, tmp_path / "run")
 
 
-def test_a_finished_run_stays_finished_until_it_gets_a_longer_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_stays_finished_until_it_gets_a_longer_budget(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = config_file(tmp_path)
     train(config)
     for name in ("final.ckpt", "curves.png"):
@@ -237,7 +282,9 @@ def test_a_finished_run_stays_finished_until_it_gets_a_longer_budget(tmp_path: P
     assert "trainer.max_steps 12 -> 14" in capsys.readouterr().out
 
 
-def test_a_fresh_run_moves_the_old_one_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fresh_run_moves_the_old_one_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = config_file(tmp_path)
     train(config)
     old = weights(tmp_path / "run")
@@ -247,20 +294,32 @@ def test_a_fresh_run_moves_the_old_one_aside(tmp_path: Path, capsys: pytest.Capt
     assert not torch.equal(weights(tmp_path / "run")["norm.weight"], old["norm.weight"])
 
 
-def test_the_rows_up_to_a_checkpoint_are_on_the_disk_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rows_up_to_a_checkpoint_are_on_the_disk_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Or a power cut would leave a checkpoint whose rows nobody writes again."""
     flushed: list[int] = []
-    monkeypatch.setattr("lm.training.logbook.sync", lambda path: flushed.append(len(path.read_text().splitlines()) - 1))
-    monkeypatch.setattr("lm.training.callbacks.write_checkpoint", lambda path, *_: flushed.append(-step_of(path)) or write_checkpoint(path, *_))
+    monkeypatch.setattr(
+        "lm.training.logbook.sync",
+        lambda path: flushed.append(len(path.read_text().splitlines()) - 1),
+    )
+    monkeypatch.setattr(
+        "lm.training.callbacks.write_checkpoint",
+        lambda path, *_: flushed.append(-step_of(path)) or write_checkpoint(path, *_),
+    )
     train(config_file(tmp_path))
-    assert flushed == [4, -3, 5, -4, 8, -6, 10, -8, 12, -9, 15, -12]  # steps, and validations at 0, 4 and 8
+    # steps, and validations at 0, 4 and 8
+    assert flushed == [4, -3, 5, -4, 8, -6, 10, -8, 12, -9, 15, -12]
 
 
 def test_a_run_that_came_to_no_checkpoint_begins_again_in_its_place(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twice: no run-1, no run-2, and nothing stands twice in TensorBoard."""
-    config, run = config_file(tmp_path, logging={"every": 1, "sample_tokens": 8, "tensorboard": True}), tmp_path / "run"
+    config, run = (
+        config_file(tmp_path, logging={"every": 1, "sample_tokens": 8, "tensorboard": True}),
+        tmp_path / "run",
+    )
     accumulate = LanguageModel._accumulate
 
     def ended(self: LanguageModel, batch: dict[str, Any]) -> torch.Tensor:
@@ -285,19 +344,30 @@ def test_a_run_that_came_to_no_checkpoint_begins_again_in_its_place(
 
 @pytest.mark.parametrize(
     ("change", "key"),
-    [("--model.n_layers=3", "model.n_layers"), ("--trainer.seed=2", "trainer.seed"), ("--trainer.batch_size=16", "trainer.batch_size")],
+    [
+        ("--model.n_layers=3", "model.n_layers"),
+        ("--trainer.seed=2", "trainer.seed"),
+        ("--trainer.batch_size=16", "trainer.batch_size"),
+    ],
 )
-def test_another_run_cannot_be_resumed(straight: Path, tmp_path: Path, change: str, key: str) -> None:
+def test_another_run_cannot_be_resumed(
+    straight: Path, tmp_path: Path, change: str, key: str
+) -> None:
     config = config_file(tmp_path)
     train(config, ONE_STEP)
     with pytest.raises(ConfigError, match=key):
         train(config, change, resume="auto")
 
 
-def test_a_run_goes_on_with_its_own_text_and_precision_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_with_its_own_text_and_precision_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config_file(tmp_path)
     train(config, ONE_STEP)
-    with monkeypatch.context() as patched, pytest.raises(ConfigError, match="computes in fp32, this session would in bf16"):
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(ConfigError, match="computes in fp32, this session would in bf16"),
+    ):
         patched.setattr("lm.training.session.choose_precision", lambda option, device: "bf16")
         train(config, resume="auto")
     with (tmp_path / "corpus.txt").open("a") as file:
@@ -310,18 +380,32 @@ def test_a_new_run_from_old_weights(tmp_path: Path) -> None:
     config = config_file(tmp_path)
     train(config)
     parent = tmp_path / "run" / "final.ckpt"
-    train(config, f"--checkpoint.directory={tmp_path / 'child'}", "--optimizer.lr=1e-4", init_from=str(parent))
+    train(
+        config,
+        f"--checkpoint.directory={tmp_path / 'child'}",
+        "--optimizer.lr=1e-4",
+        init_from=str(parent),
+    )
     recorded = read_meta(tmp_path / "child" / "final.ckpt")["parent"]
     assert recorded["step"] == 12
-    assert recorded["manifest_sha256"] == json.loads((parent / "manifest.json").read_text())["sha256"]
-    assert evaluations(tmp_path / "child")[0]["loss"] == pytest.approx(evaluations(tmp_path / "run")[-1]["loss"], abs=1e-6)
+    assert (
+        recorded["manifest_sha256"] == json.loads((parent / "manifest.json").read_text())["sha256"]
+    )
+    assert evaluations(tmp_path / "child")[0]["loss"] == pytest.approx(
+        evaluations(tmp_path / "run")[-1]["loss"], abs=1e-6
+    )
     assert read_meta(tmp_path / "run" / "final.ckpt")["parent"] is None
 
 
-def test_a_run_from_old_weights_that_was_killed_early_begins_again_from_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_from_old_weights_that_was_killed_early_begins_again_from_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config_file(tmp_path)
     train(config)
-    child, parent = f"--checkpoint.directory={tmp_path / 'child'}", str(tmp_path / "run" / "final.ckpt")
+    child, parent = (
+        f"--checkpoint.directory={tmp_path / 'child'}",
+        str(tmp_path / "run" / "final.ckpt"),
+    )
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
         patched.setattr("lm.training.callbacks.Milestones._save", killed)
         train(config, child, init_from=parent)
@@ -330,7 +414,10 @@ def test_a_run_from_old_weights_that_was_killed_early_begins_again_from_them(tmp
     straight = f"--checkpoint.directory={tmp_path / 'straight'}"
     train(config, straight, init_from=parent)
     assert read_meta(tmp_path / "child" / "final.ckpt")["parent"]["step"] == 12
-    weights = [(tmp_path / name / "final.ckpt" / "model.safetensors").read_bytes() for name in ("child", "straight", "run")]
+    weights = [
+        (tmp_path / name / "final.ckpt" / "model.safetensors").read_bytes()
+        for name in ("child", "straight", "run")
+    ]
     assert weights[0] == weights[1] != weights[2]
 
 
@@ -338,7 +425,9 @@ def killed(*_: object) -> None:
     raise RuntimeError("killed")
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_stops_before_the_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from model import Decoder
 
     forward, calls = Decoder.forward, []
@@ -353,12 +442,19 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path, monke
         train(config_file(tmp_path))
     assert stopped.value.exit_code == 4
     assert steps(tmp_path / "run") == [3]
-    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run", "last.ckpt").values())
+    assert all(
+        tensor.isfinite().all() for tensor in weights(tmp_path / "run", "last.ckpt").values()
+    )
 
 
 def test_early_stopping_counts_validations(tmp_path: Path) -> None:
     config = config_file(tmp_path, optimizer={"lr": 1.0, "warmup_steps": 0, "schedule": "constant"})
-    train(config, "--trainer.validate_every=1", "--trainer.early_stopping=3", "--trainer.max_steps=500")
+    train(
+        config,
+        "--trainer.validate_every=1",
+        "--trainer.early_stopping=3",
+        "--trainer.max_steps=500",
+    )
     losses = [line["loss"] for line in evaluations(tmp_path / "run")]
     assert len(losses) < 500
     assert losses.index(min(losses)) == len(losses) - 4
@@ -367,9 +463,15 @@ def test_early_stopping_counts_validations(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scored", [False, True])
 def test_killed_when_early_stopping_was_about_to_end_it(tmp_path: Path, scored: bool) -> None:
-    """Before or after the result was written; and of a result that was half written, the row in metrics.csv comes once."""
+    """Before or after the result was written; and of a result that was half written, the row in
+    metrics.csv comes once.
+    """
     config = config_file(tmp_path, optimizer={"lr": 1.0, "warmup_steps": 0, "schedule": "constant"})
-    overrides = ("--trainer.validate_every=1", "--trainer.early_stopping=3", "--trainer.max_steps=500")
+    overrides = (
+        "--trainer.validate_every=1",
+        "--trainer.early_stopping=3",
+        "--trainer.max_steps=500",
+    )
     train(config, *overrides)
     run = tmp_path / "run"
     whole = steps(run), metrics(run), evaluations(run)
@@ -387,8 +489,12 @@ def test_a_budget_in_tokens(tmp_path: Path) -> None:
     assert steps(tmp_path / "run")[-1] == 700 // (8 * 16)
 
 
-def test_compiled_and_plain_runs_share_checkpoints(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """T34: no _orig_mod. in any name; each continues the other's run. The compiler's back end is left out for speed."""
+def test_compiled_and_plain_runs_share_checkpoints(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T34: no _orig_mod. in any name; each continues the other's run. The compiler's back end is
+    left out for speed.
+    """
     compiled = []
 
     def compile_with_nothing(module: torch.nn.Module) -> None:
@@ -399,7 +505,9 @@ def test_compiled_and_plain_runs_share_checkpoints(straight: Path, tmp_path: Pat
     config = config_file(tmp_path)
     for session in range(3):
         mode = "on" if session % 2 == 0 else "off"
-        train(config, f"--trainer.compile={mode}", *([ONE_STEP] if session < 2 else []), resume="auto")
+        train(
+            config, f"--trainer.compile={mode}", *([ONE_STEP] if session < 2 else []), resume="auto"
+        )
     assert len(compiled) == 2
     assert weights(tmp_path / "run").keys() == weights(straight).keys()
     for name, tensor in weights(straight).items():
@@ -407,7 +515,10 @@ def test_compiled_and_plain_runs_share_checkpoints(straight: Path, tmp_path: Pat
 
 
 def test_what_cannot_compile_runs_uncompiled_and_says_so(
-    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    straight: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def compile_badly(module: torch.nn.Module) -> None:
         def fail(*args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,6 @@
-"""The configuration: what each key means, its type, range and default. One file per section; nothing here imports torch."""
+"""The configuration: what each key means, its type, range and default. One file per section;
+nothing here imports torch.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,6 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from lm.system.errors import ConfigError
 from lm.config.schema.checkpoint import CheckpointConfig
 from lm.config.schema.data import DataConfig
 from lm.config.schema.finetune import FinetuneConfig
@@ -17,6 +18,7 @@ from lm.config.schema.section import Section
 from lm.config.schema.source import HubSource, MixtureSource
 from lm.config.schema.tokenizer import TokenizerConfig
 from lm.config.schema.trainer import TrainerConfig
+from lm.system.errors import ConfigError
 
 __all__ = ["Config", "ModelConfig"]
 
@@ -25,13 +27,25 @@ class Config(Section):
     """One training run, whole."""
 
     model: ModelConfig = Field(default_factory=ModelConfig, description="The decoder's shape.")
-    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="How text becomes token ids.")
+    tokenizer: TokenizerConfig = Field(
+        default_factory=TokenizerConfig, description="How text becomes token ids."
+    )
     data: DataConfig = Field(description="Where the text comes from and how it is cut into rows.")
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="The optimiser and its learning-rate schedule.")
-    trainer: TrainerConfig = Field(description="Budget, batch, device and intervals. Every interval counts optimiser steps.")
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What is saved, where, and for how long.")
-    logging: LoggingConfig = Field(default_factory=LoggingConfig, description="What is written down while the run goes.")
-    finetune: FinetuneConfig | None = Field(None, description="What finetune.py turns a base checkpoint into. null: a run of train.py.")
+    optimizer: OptimizerConfig = Field(
+        default_factory=OptimizerConfig, description="The optimiser and its learning-rate schedule."
+    )
+    trainer: TrainerConfig = Field(
+        description="Budget, batch, device and intervals. Every interval counts optimiser steps."
+    )
+    checkpoint: CheckpointConfig = Field(
+        default_factory=CheckpointConfig, description="What is saved, where, and for how long."
+    )
+    logging: LoggingConfig = Field(
+        default_factory=LoggingConfig, description="What is written down while the run goes."
+    )
+    finetune: FinetuneConfig | None = Field(
+        None, description="What finetune.py turns a base checkpoint into. null: a run of train.py."
+    )
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -41,17 +55,22 @@ class Config(Section):
         row = self.data.sequence_length
         if row is not None and row > self.model.context_length:
             raise ValueError(
-                f"data.sequence_length {row} is longer than model.context_length {self.model.context_length}; "
-                "make the rows shorter or the context longer"
+                f"data.sequence_length {row} is longer than model.context_length"
+                f" {self.model.context_length}; make the rows shorter or the context longer"
             )
-        if self.trainer.validation_rows is None and self.data.validation is None and self.data.streams:
+        if (
+            self.trainer.validation_rows is None
+            and self.data.validation is None
+            and self.data.streams
+        ):
             raise ValueError(
-                "trainer.validation_rows null means the whole validation split, but a streamed text has no end; write how many rows"
+                "trainer.validation_rows null means the whole validation split, but a streamed text"
+                " has no end; write how many rows"
             )
         if self.trainer.max_epochs is not None and self.data.streams:
             raise ValueError(
-                f"trainer.max_epochs {self.trainer.max_epochs:g} limits the passes over the text, and of a streaming source nobody knows "
-                "how long it is; remove it"
+                f"trainer.max_epochs {self.trainer.max_epochs:g} limits the passes over the text,"
+                " and of a streaming source nobody knows how long it is; remove it"
             )
         for key, part in self.data.parts:
             if isinstance(part.source, HubSource) and part.source.streaming:
@@ -59,62 +78,95 @@ class Config(Section):
         stride = self.data.stride
         if stride is not None and stride > self.row_length:
             raise ValueError(
-                f"data.stride {stride} is longer than a row, {self.row_length} tokens, so that text between rows would never be read; "
-                "make it smaller"
+                f"data.stride {stride} is longer than a row, {self.row_length} tokens, so that text"
+                " between rows would never be read; make it smaller"
             )
         if self.optimizer.warmup_steps >= self.max_steps:
             raise ValueError(
-                f"optimizer.warmup_steps {self.optimizer.warmup_steps} leaves nothing of the run's {self.max_steps} steps; make it smaller"
+                f"optimizer.warmup_steps {self.optimizer.warmup_steps} leaves nothing of the run's"
+                f" {self.max_steps} steps; make it smaller"
             )
         return self
 
     def _check_finetune(self) -> None:
-        """Preferences are for dpo, and dpo is for preferences alone; what is the base's needs a base."""
+        """Preferences are for dpo, and dpo is for preferences alone; what is the base's needs a
+        base.
+        """
         chats, finetune = self.data.conversations, self.finetune
         dpo = finetune is not None and finetune.objective == "dpo"
         for key, chat in chats:
             if finetune is None and chat.template == "base":
-                raise ValueError(f"{key}.template base is that of finetune.base, and this run has none; name one, such as alpaca")
+                raise ValueError(
+                    f"{key}.template base is that of finetune.base, and this run has none; name"
+                    " one, such as alpaca"
+                )
             if dpo != (chat.layout == "preferences"):
                 wanted = "layout preferences" if dpo else "finetune.objective: dpo"
                 objective = finetune.objective if finetune is not None else "sft"
-                raise ValueError(f"{key}.layout {chat.layout} does not go with finetune.objective {objective}; write {wanted}")
+                raise ValueError(
+                    f"{key}.layout {chat.layout} does not go with finetune.objective {objective};"
+                    f" write {wanted}"
+                )
         if dpo and len(chats) < len(self.data.parts) + (self.data.validation is not None):
-            raise ValueError("finetune.objective dpo learns from preferences alone, and data has other text too; remove that")
+            raise ValueError(
+                "finetune.objective dpo learns from preferences alone, and data has other text too;"
+                " remove that"
+            )
         if finetune is None or not finetune.replay:
             return
         if dpo:
-            raise ValueError("finetune.replay is for objective sft: dpo stays near its base by dpo_beta; remove it")
-        if isinstance(self.data.source, MixtureSource) and self.data.source.when_one_ends != "repeat":
+            raise ValueError(
+                "finetune.replay is for objective sft: dpo stays near its base by dpo_beta;"
+                " remove it"
+            )
+        if (
+            isinstance(self.data.source, MixtureSource)
+            and self.data.source.when_one_ends != "repeat"
+        ):
             ends = self.data.source.when_one_ends
-            raise ValueError(f"finetune.replay is a share of all rows, and data.source.when_one_ends: {ends} ends it; write repeat")
+            raise ValueError(
+                f"finetune.replay is a share of all rows, and data.source.when_one_ends: {ends}"
+                " ends it; write repeat"
+            )
 
     def _check_window(self, key: str, window_tokens: int, weight: int) -> None:
-        """Two windows of a stream are there at a time: they have to hold what is loaded ahead, wherever its rows begin."""
-        ahead = (2 * self.data.workers + 3) * self.trainer.batch_size  # rows: PackedDataModule tells a stream of steps so much later
+        """Two windows of a stream are there at a time: they have to hold what is loaded ahead,
+        wherever its rows begin.
+        """
+        # rows: PackedDataModule tells a stream of steps so much later
+        ahead = (2 * self.data.workers + 3) * self.trainer.batch_size
         blocks = ahead // sum(part.weight for _, part in self.data.parts) + 2
         least = min(ahead, blocks * weight) * self.row_length
         if window_tokens < least:
             raise ValueError(
-                f"{key}.window_tokens {window_tokens} is less than what may be loaded at once; write {least} or more, or make batches "
-                "smaller"
+                f"{key}.window_tokens {window_tokens} is less than what may be loaded at once;"
+                f" write {least} or more, or make batches smaller"
             )
 
     def with_vocabulary(self, size: int) -> Config:
         """The same configuration with model.vocab_size filled in from a tokenizer's."""
         given = self.model.vocab_size
         if given is not None and given < size:
-            raise ConfigError(f"model.vocab_size: {given} is smaller than the tokenizer's {size}; write null, or {size} or more")
-        round_number = -(-size // 128) * 128
-        if given is not None and given > round_number:  # up to there it is a round number for the sake of the hardware, not a mistake
             raise ConfigError(
-                f"model.vocab_size: {given} is larger than the tokenizer's {size}; write null, or {round_number} for a multiple of 128"
+                f"model.vocab_size: {given} is smaller than the tokenizer's {size}; write null, or"
+                f" {size} or more"
             )
-        return self.model_copy(update={"model": self.model.model_copy(update={"vocab_size": given or size})})
+        round_number = -(-size // 128) * 128
+        # up to there it is a round number for the sake of the hardware, not a mistake
+        if given is not None and given > round_number:
+            raise ConfigError(
+                f"model.vocab_size: {given} is larger than the tokenizer's {size}; write null, or"
+                f" {round_number} for a multiple of 128"
+            )
+        return self.model_copy(
+            update={"model": self.model.model_copy(update={"vocab_size": given or size})}
+        )
 
     def with_tokenizer(self, name: str) -> Config:
         """The same configuration with another tokenizer."""
-        return self.model_copy(update={"tokenizer": self.tokenizer.model_copy(update={"name": name})})
+        return self.model_copy(
+            update={"tokenizer": self.tokenizer.model_copy(update={"name": name})}
+        )
 
     @property
     def row_length(self) -> int:
@@ -128,7 +180,9 @@ class Config(Section):
 
     @property
     def max_steps(self) -> int:
-        """The run's length in optimiser steps: `max_steps` or what `max_tokens` pays for, whichever is smaller."""
+        """The run's length in optimiser steps: `max_steps` or what `max_tokens` pays for, whichever
+        is smaller.
+        """
         limits = []
         if self.trainer.max_steps is not None:
             limits.append(self.trainer.max_steps)

@@ -15,53 +15,104 @@ class DataConfig(Section):
     """Documents in, rows out."""
 
     source: Source = Field(description="The text to learn from.")
-    validation: SingleSource | None = Field(None, description="Text to validate on. null: a part of `source` is held out as `split` says.")
+    validation: SingleSource | None = Field(
+        None,
+        description="Text to validate on. null: a part of `source` is held out as `split` says.",
+    )
     split: Literal["hash", "tail"] = Field(
-        "hash", description="Hold out documents by the hash of their text, or the last `val_fraction` of all characters."
+        "hash",
+        description=(
+            "Hold out documents by the hash of their text, or the last `val_fraction` of all"
+            " characters."
+        ),
     )
     val_fraction: float = Field(0.05, gt=0, lt=1, description="The share held out for validation.")
     test_fraction: float = Field(
-        0.0, ge=0, lt=1, description="Of conversations: the share kept from both, for the closing report of finetune.py."
+        0.0,
+        ge=0,
+        lt=1,
+        description=(
+            "Of conversations: the share kept from both, for the closing report of finetune.py."
+        ),
     )
-    sequence_length: int | None = Field(None, ge=2, description="Tokens in a row. null: model.context_length.")
+    sequence_length: int | None = Field(
+        None, ge=2, description="Tokens in a row. null: model.context_length."
+    )
     rows: Literal["packed", "document"] = Field(
-        "packed", description="Cut rows from the stream of all documents, or begin a row with each document and pad it."
+        "packed",
+        description=(
+            "Cut rows from the stream of all documents, or begin a row with each document and"
+            " pad it."
+        ),
     )
     stride: int | None = Field(
-        None, ge=1, description="Tokens from one packed row's start to the next, in training. null: the row's length, so that none overlap."
+        None,
+        ge=1,
+        description=(
+            "Tokens from one packed row's start to the next, in training. null: the row's length,"
+            " so that none overlap."
+        ),
     )
     document_mask: StrictBool = Field(
-        False, description="A token attends only to its own document, and positions start at 0 in each. Off: rows are one stream of text."
+        False,
+        description=(
+            "A token attends only to its own document, and positions start at 0 in each. Off: rows"
+            " are one stream of text."
+        ),
     )
-    on_bad_row: Literal["stop", "skip"] = Field("stop", description="A row that cannot be read: stop and name it, or skip and count it.")
-    cache_dir: str = Field(".cache/tokens", min_length=1, description="Token shards are kept here, by fingerprint of text and tokenizer.")
-    workers: int = Field(0, ge=0, le=64, description="Processes that load batches. 0 is right for memory-mapped shards on one machine.")
+    on_bad_row: Literal["stop", "skip"] = Field(
+        "stop", description="A row that cannot be read: stop and name it, or skip and count it."
+    )
+    cache_dir: str = Field(
+        ".cache/tokens",
+        min_length=1,
+        description="Token shards are kept here, by fingerprint of text and tokenizer.",
+    )
+    workers: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description=(
+            "Processes that load batches. 0 is right for memory-mapped shards on one machine."
+        ),
+    )
 
     @property
     def parts(self) -> list[tuple[str, Part]]:
         """The sources with the keys that name them: of a mixture all, else the one there is."""
         if isinstance(self.source, MixtureSource):
-            return [(f"data.source.parts[{i}].source", part) for i, part in enumerate(self.source.parts)]
+            return [
+                (f"data.source.parts[{i}].source", part) for i, part in enumerate(self.source.parts)
+            ]
         return [("data.source", Part(weight=1, source=self.source))]
 
     @property
     def conversations(self) -> list[tuple[str, ChatSource]]:
-        """Those of the sources that are conversations, and of `validation`, with the keys that name them."""
-        sources = [(key, part.source) for key, part in self.parts] + [("data.validation", self.validation)]
+        """Those of the sources that are conversations, and of `validation`, with the keys that name
+        them.
+        """
+        sources = [(key, part.source) for key, part in self.parts] + [
+            ("data.validation", self.validation)
+        ]
         return [(key, source) for key, source in sources if isinstance(source, ChatSource)]
 
     @property
     def streams(self) -> bool:
         """Whether a source is read over the network while training goes."""
-        return any(isinstance(part.source, HubSource) and part.source.streaming for _, part in self.parts)
+        return any(
+            isinstance(part.source, HubSource) and part.source.streaming for _, part in self.parts
+        )
 
     @model_validator(mode="after")
     def _separate_validation(self) -> Self:
         fields = type(self).model_fields
-        changed = [key for key in ("split", "val_fraction") if getattr(self, key) != fields[key].default]
+        changed = [
+            key for key in ("split", "val_fraction") if getattr(self, key) != fields[key].default
+        ]
         if self.validation is not None and changed:
             raise ValueError(
-                f"{' and '.join(changed)} would hold out a part of `source`, but `validation` names text of its own; remove one of the two"
+                f"{' and '.join(changed)} would hold out a part of `source`, but `validation` names"
+                " text of its own; remove one of the two"
             )
         return self
 
@@ -69,14 +120,19 @@ class DataConfig(Section):
     def _possible_splits(self) -> Self:
         sources = [part.source for _, part in self.parts]
         if self.split == "tail" and self.streams:
-            raise ValueError("split tail needs to know where the text ends, and a streamed one has no end; write split: hash")
+            raise ValueError(
+                "split tail needs to know where the text ends, and a streamed one has no end; write"
+                " split: hash"
+            )
         if self.split == "tail" and any(source.filter.max_tokens for source in sources):
             raise ValueError(
-                "split tail measures the text in characters before it is tokenised, and max_tokens in tokens; write split: hash"
+                "split tail measures the text in characters before it is tokenised, and max_tokens"
+                " in tokens; write split: hash"
             )
         if isinstance(self.validation, HubSource) and self.validation.streaming:
             raise ValueError(
-                "validation is scored as a whole, and a streamed text has no end; write streaming: false and filter.max_documents"
+                "validation is scored as a whole, and a streamed text has no end; write streaming:"
+                " false and filter.max_documents"
             )
         return self
 
@@ -85,26 +141,46 @@ class DataConfig(Section):
         chats = [chat for _, chat in self.conversations]
         learnt = any(isinstance(part.source, ChatSource) for _, part in self.parts)
         if chats and not self.document_mask:
-            raise ValueError("document_mask false would let a conversation see those beside it in a row; write document_mask: true")
+            raise ValueError(
+                "document_mask false would let a conversation see those beside it in a row; write"
+                " document_mask: true"
+            )
         if learnt and self.stride is not None:
             raise ValueError("stride is for text, and conversations are kept whole; remove it")
         if learnt and self.split == "tail":
             raise ValueError("split tail would cut a conversation in two; write split: hash")
         if self.test_fraction and not learnt:
-            raise ValueError("test_fraction is for conversations (format: chat), and there are none; remove it")
+            raise ValueError(
+                "test_fraction is for conversations (format: chat), and there are none; remove it"
+            )
         if self.test_fraction + self.val_fraction >= 1:
-            raise ValueError(f"test_fraction {self.test_fraction} and val_fraction {self.val_fraction} leave nothing to train on")
+            raise ValueError(
+                f"test_fraction {self.test_fraction} and val_fraction {self.val_fraction} leave"
+                " nothing to train on"
+            )
         if len({chat.layout == "preferences" for chat in chats}) > 1:
-            raise ValueError("source mixes conversations with preferences, which are learnt in different ways; take one of the two")
+            raise ValueError(
+                "source mixes conversations with preferences, which are learnt in different ways;"
+                " take one of the two"
+            )
         if len(templates := {chat.template for chat in chats} - {"base"}) > 1:
-            raise ValueError(f"source has conversations in the templates {' and '.join(sorted(templates))}; a model speaks in one: name it")
+            raise ValueError(
+                f"source has conversations in the templates {' and '.join(sorted(templates))}; a"
+                " model speaks in one: name it"
+            )
         return self
 
     @model_validator(mode="after")
     def _rows_that_can_be_cut(self) -> Self:
         if self.rows == "document" and self.stride is not None:
-            raise ValueError("stride is for rows: packed; with rows: document every row begins where a document does")
+            raise ValueError(
+                "stride is for rows: packed; with rows: document every row begins where a document"
+                " does"
+            )
         if self.streams and (self.rows == "document" or self.stride is not None):
             key = "rows: document" if self.rows == "document" else "stride"
-            raise ValueError(f"{key} needs text that is stored, and a stream's rows are packed, one behind the other; remove it")
+            raise ValueError(
+                f"{key} needs text that is stored, and a stream's rows are packed, one behind the"
+                " other; remove it"
+            )
         return self

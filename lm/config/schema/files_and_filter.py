@@ -13,7 +13,10 @@ SomeTexts = Annotated[list[Text], Field(min_length=1)]
 # A lone text is a list of one.
 OneOrMore = Annotated[
     SomeTexts,
-    BeforeValidator(lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=Text | SomeTexts),
+    BeforeValidator(
+        lambda value: [value] if isinstance(value, str) else value,
+        json_schema_input_type=Text | SomeTexts,
+    ),
 ]
 Files = OneOrMore  # with or without wildcards
 FORMAT = "What the text is stored as."
@@ -23,11 +26,17 @@ FILES = "A path, a glob, or a list of them; what gzip has packed is unpacked."
 class Filter(Section):
     """What a source leaves out. It is counted and said."""
 
-    max_documents: int | None = Field(None, ge=1, description="Take this many documents, the first ones. null: all.")
-    max_tokens: int | None = Field(None, ge=1, description="Take documents until they hold this many tokens. null: all.")
+    max_documents: int | None = Field(
+        None, ge=1, description="Take this many documents, the first ones. null: all."
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="Take documents until they hold this many tokens. null: all."
+    )
     min_length: int = Field(0, ge=0, description="Leave out documents of fewer characters.")
     ascii_only: StrictBool = Field(False, description="Remove every character beyond ASCII.")
-    deduplicate: StrictBool = Field(False, description="Leave out documents whose text was there before, to the letter.")
+    deduplicate: StrictBool = Field(
+        False, description="Leave out documents whose text was there before, to the letter."
+    )
 
 
 def filter_field() -> Any:

@@ -12,7 +12,9 @@ Pattern = Annotated[str, Field(min_length=1)]
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (Hu et al. 2021): a frozen matrix W becomes W + alpha / rank * B A, and only A and B are trained."""
+    """Low-rank adapters (Hu et al. 2021): a frozen matrix W becomes W + alpha / rank * B A, and
+    only A and B are trained.
+    """
 
     rank: int = Field(8, ge=1, le=2**12, description="Rows of A and columns of B.")
     alpha: float = Field(16.0, gt=0, le=2**16, description="The adapters' weight is alpha / rank.")
@@ -20,30 +22,61 @@ class LoraConfig(Section):
     targets: list[Pattern] = Field(
         ["layers.*"],
         min_length=1,
-        description="Which layers get adapters, by patterns of their names, such as '*.q_proj', 'layers.*.mlp.*' or embed_tokens. "
-        "The output head gets none but those of an embedding that it shares.",
+        description=(
+            "Which layers get adapters, by patterns of their names, such as '*.q_proj',"
+            " 'layers.*.mlp.*' or embed_tokens. The output head gets none but those of an embedding"
+            " that it shares."
+        ),
     )
 
 
 class FinetuneConfig(Section):
     """What `finetune.py` does; model and tokenizer are the base's."""
 
-    base: str = Field(min_length=1, description="The checkpoint to start from, such as checkpoints/best.ckpt.")
+    base: str = Field(
+        min_length=1, description="The checkpoint to start from, such as checkpoints/best.ckpt."
+    )
     method: Literal["full", "lora", "qlora"] = Field(
-        "full", description="Train all weights, or low-rank adapters beside frozen ones, which qlora keeps in 4 bits."
+        "full",
+        description=(
+            "Train all weights, or low-rank adapters beside frozen ones, which qlora keeps in 4"
+            " bits."
+        ),
     )
     objective: Literal["sft", "dpo"] = Field(
-        "sft", description="Learn the answers (sft), or of two answers which is preferred (dpo, Rafailov et al. 2023)."
+        "sft",
+        description=(
+            "Learn the answers (sft), or of two answers which is preferred (dpo, Rafailov et al."
+            " 2023)."
+        ),
     )
-    dpo_beta: float = Field(0.1, gt=0, le=100, description="dpo: how much staying near the base weighs.")
+    dpo_beta: float = Field(
+        0.1, gt=0, le=100, description="dpo: how much staying near the base weighs."
+    )
     replay: float = Field(
-        0.0, ge=0, le=0.9, description="The share of the rows that comes from the text the base was trained on, so that it forgets less."
+        0.0,
+        ge=0,
+        le=0.9,
+        description=(
+            "The share of the rows that comes from the text the base was trained on, so that it"
+            " forgets less."
+        ),
     )
-    lora: LoraConfig = Field(default_factory=LoraConfig, description="The adapters of lora and qlora.")
+    lora: LoraConfig = Field(
+        default_factory=LoraConfig, description="The adapters of lora and qlora."
+    )
     choices: list[Pattern] = Field(
-        [], description="Answers among which the closing report lets the model choose, by their likelihood: [ham, spam], say."
+        [],
+        description=(
+            "Answers among which the closing report lets the model choose, by their likelihood:"
+            " [ham, spam], say."
+        ),
     )
-    report_prompts: int = Field(200, ge=0, description="How many held-out prompts the closing report has answered. 0: no report.")
+    report_prompts: int = Field(
+        200,
+        ge=0,
+        description="How many held-out prompts the closing report has answered. 0: no report.",
+    )
     report_tokens: int = Field(128, ge=1, description="The longest answer in it, in tokens.")
 
     @model_validator(mode="after")

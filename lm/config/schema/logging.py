@@ -12,6 +12,13 @@ class LoggingConfig(Section):
 
     every: int = Field(10, ge=1, description="Steps between rows of metrics.csv.")
     tensorboard: StrictBool = Field(True, description="Write TensorBoard event files too.")
-    sample_prompt: str = Field("", description="Text that the model continues at every validation. Empty: it starts from nothing.")
+    sample_prompt: str = Field(
+        "",
+        description=(
+            "Text that the model continues at every validation. Empty: it starts from nothing."
+        ),
+    )
     sample_tokens: int = Field(100, ge=0, description="Length of that sample. 0: no samples.")
-    sample_temperature: float = Field(0.8, ge=0, le=10, description="Temperature of that sample. 0: greedy.")
+    sample_temperature: float = Field(
+        0.8, ge=0, le=10, description="Temperature of that sample. 0: greedy."
+    )

@@ -1,4 +1,6 @@
-"""`model`: the decoder's shape. The default is Llama-shaped; `qk_norm` makes it Qwen3-shaped; the last keys make it GPT-2-shaped."""
+"""`model`: the decoder's shape. The default is Llama-shaped; `qk_norm` makes it Qwen3-shaped; the
+last keys make it GPT-2-shaped.
+"""
 
 from __future__ import annotations
 
@@ -16,41 +18,88 @@ class ModelConfig(Section):
         None,
         ge=2,
         le=2**24,
-        description="Rows of the embedding. null: the tokenizer's size. Larger is allowed (a multiple of 64 is fast on GPUs).",
+        description=(
+            "Rows of the embedding. null: the tokenizer's size. Larger is allowed (a multiple of 64"
+            " is fast on GPUs)."
+        ),
     )
-    context_length: int = Field(256, ge=2, le=2**24, description="The longest sequence, in tokens, that the model is made for.")
+    context_length: int = Field(
+        256,
+        ge=2,
+        le=2**24,
+        description="The longest sequence, in tokens, that the model is made for.",
+    )
     n_layers: int = Field(4, ge=1, le=1024, description="Number of blocks.")
     d_model: int = Field(128, ge=2, le=2**16, description="Width of the residual stream.")
     n_heads: int = Field(4, ge=1, description="Query heads; d_model is divided among them.")
-    n_kv_heads: int | None = Field(None, ge=1, description="Key and value heads (grouped-query attention). null: as many as query heads.")
-    d_ff: int | None = Field(
-        None, ge=1, le=2**20, description="Hidden width of the MLP. null: 8/3 d_model for swiglu, 4 d_model for gelu, up to the next 16."
+    n_kv_heads: int | None = Field(
+        None,
+        ge=1,
+        description="Key and value heads (grouped-query attention). null: as many as query heads.",
     )
-    qk_norm: StrictBool = Field(False, description="Normalise queries and keys per head, before RoPE (Qwen3).")
-    tie_embeddings: StrictBool = Field(True, description="The output head shares the embedding's weights.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="On the embedding and on both residual branches of every block.")
-    rope_theta: float = Field(10_000.0, gt=1, description="RoPE's base; larger for longer contexts.")
+    d_ff: int | None = Field(
+        None,
+        ge=1,
+        le=2**20,
+        description=(
+            "Hidden width of the MLP. null: 8/3 d_model for swiglu, 4 d_model for gelu, up to the"
+            " next 16."
+        ),
+    )
+    qk_norm: StrictBool = Field(
+        False, description="Normalise queries and keys per head, before RoPE (Qwen3)."
+    )
+    tie_embeddings: StrictBool = Field(
+        True, description="The output head shares the embedding's weights."
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="On the embedding and on both residual branches of every block.",
+    )
+    rope_theta: float = Field(
+        10_000.0, gt=1, description="RoPE's base; larger for longer contexts."
+    )
     norm_eps: float = Field(1e-6, gt=0, lt=1, description="Added to the variance inside the norms.")
     init_std: float = Field(0.02, gt=0, description="Standard deviation of the initial weights.")
     residual_init: Literal["scaled", "zero"] = Field(
-        "scaled", description="The two projections that write to the residual stream start at init_std / sqrt(2 n_layers), or at zero."
+        "scaled",
+        description=(
+            "The two projections that write to the residual stream start at init_std / sqrt(2"
+            " n_layers), or at zero."
+        ),
     )
     gradient_checkpointing: StrictBool = Field(
-        False, description="Recompute each block in the backward pass: less memory, about a third more time."
+        False,
+        description=(
+            "Recompute each block in the backward pass: less memory, about a third more time."
+        ),
     )
     norm: Literal["rmsnorm", "layernorm"] = Field("rmsnorm", description="Kind of normalisation.")
-    positions: Literal["rope", "learned"] = Field("rope", description="Rotary positions, or a learned table of context_length rows.")
-    mlp: Literal["swiglu", "gelu"] = Field("swiglu", description="Gated SiLU, or GPT-2's GELU (tanh form).")
-    bias: StrictBool = Field(False, description="Biases in every linear layer but the head, and in layernorm.")
+    positions: Literal["rope", "learned"] = Field(
+        "rope", description="Rotary positions, or a learned table of context_length rows."
+    )
+    mlp: Literal["swiglu", "gelu"] = Field(
+        "swiglu", description="Gated SiLU, or GPT-2's GELU (tanh form)."
+    )
+    bias: StrictBool = Field(
+        False, description="Biases in every linear layer but the head, and in layernorm."
+    )
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}")
         if self.positions == "rope" and self.head_dim % 2:
-            raise ValueError(f"rope needs an even head width, and d_model {self.d_model} / n_heads {self.n_heads} is {self.head_dim}")
+            raise ValueError(
+                f"rope needs an even head width, and d_model {self.d_model} / n_heads"
+                f" {self.n_heads} is {self.head_dim}"
+            )
         if self.n_heads % self.kv_heads:
-            raise ValueError(f"n_heads {self.n_heads} is not divisible by n_kv_heads {self.kv_heads}")
+            raise ValueError(
+                f"n_heads {self.n_heads} is not divisible by n_kv_heads {self.kv_heads}"
+            )
         return self
 
     @property
