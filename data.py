@@ -7,8 +7,9 @@
       -> step k: which rows of which source      lm/tokens/plan.py
       -> batches                                 TrainingSteps, ValidationBatches
 
-Everything behind the shards is a function of the step's number, the seed and the shards: there is no state to save, so a resumed run, more
-workers or more processes see the same rows in the same steps.
+Everything behind the shards is a function of the step's number, the seed and the shards: there is
+no state to save, so a resumed run, more workers or more processes see the same rows in the same
+steps.
 
 Shapes are written in these letters:
     A  micro-batches of this process in one optimiser step (accumulation)

@@ -1,7 +1,8 @@
 """Let a checkpoint write: `python infer.py --ckpt checkpoints/final.ckpt --prompt "Attention is"`.
 With --chat, speak with it.
 
-The text goes to stdout, everything about it to stderr. torch is the only heavy import, and comes after all checks that do without it.
+The text goes to stdout, everything about it to stderr. torch is the only heavy import, and comes
+after all checks that do without it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 python list.py [FOLDER] [--json] [--sort val_loss]
 
-Reads the JSON files with the standard library alone: no torch, and no weights, whose damage only those find who load them.
+Reads the JSON files with the standard library alone: no torch, and no weights, whose damage only
+those find who load them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The decoder, read from the top: `Decoder` is the whole model, then its parts, largest first.
 
-A decoder-only transformer predicts each next token from the tokens before it. The default is Llama-shaped: RMSNorm before each branch,
-rotary positions, grouped-query attention, a SwiGLU MLP, no biases. A few fields of `ModelConfig` turn it into a Qwen3 or a GPT-2
-(tests/model/test_model.py holds all three against `transformers`, weight for weight).
+A decoder-only transformer predicts each next token from the tokens before it. The default is
+Llama-shaped: RMSNorm before each branch, rotary positions, grouped-query attention, a SwiGLU MLP,
+no biases. A few fields of `ModelConfig` turn it into a Qwen3 or a GPT-2 (tests/model/test_model.py
+holds all three against `transformers`, weight for weight).
 
 Shapes are written in these letters:
     B  rows in the batch                D  width of the residual stream (d_model)

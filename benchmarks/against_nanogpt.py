@@ -3,9 +3,10 @@
     git clone https://github.com/karpathy/nanoGPT python benchmarks/against_nanogpt.py --nanogpt
     nanoGPT --text PATH/TO/tinyshakespeare/input.txt [--repeat 2]
 
-nanoGPT runs its README's CPU command (4 layers, d 128, context 64, batch 12, 2,000 steps: 1,536,000 tokens) in a copy of its folder, ours
-configs/tinyshakespeare_cpu.yaml with as many tokens, in turn, A B A B. Both losses are over the whole last tenth of the text, in windows of
-64, in nats per character; the text is ASCII, so a byte is a character. Prints a Markdown table.
+nanoGPT runs its README's CPU command (4 layers, d 128, context 64, batch 12, 2,000 steps: 1,536,000
+tokens) in a copy of its folder, ours configs/tinyshakespeare_cpu.yaml with as many tokens, in turn,
+A B A B. Both losses are over the whole last tenth of the text, in windows of 64, in nats per
+character; the text is ASCII, so a byte is a character. Prints a Markdown table.
 """
 
 from __future__ import annotations

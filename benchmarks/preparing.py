@@ -1,8 +1,9 @@
 """How fast text becomes tokens, and tokens batches: `python benchmarks/preparing.py TOKENIZER
 FILE.jsonl`.
 
-TOKENIZER is GPT-2's, a folder or tokenizer.json; FILE has a few megabytes of {"text": ...} lines, which are repeated. All ways get the same
-text, take turns, and the best of each counts: other work on the machine only ever adds. Exits 1 where a promise is broken.
+TOKENIZER is GPT-2's, a folder or tokenizer.json; FILE has a few megabytes of {"text": ...} lines,
+which are repeated. All ways get the same text, take turns, and the best of each counts: other work
+on the machine only ever adds. Exits 1 where a promise is broken.
 """
 
 from __future__ import annotations

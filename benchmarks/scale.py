@@ -1,7 +1,8 @@
 """What a step costs where the corpus has 10^12 tokens: `python benchmarks/scale.py`. Exits 1 where
 a promise is broken.
 
-The shards are sparse files of the true size and number: nothing but holes, which take no room, but every file is opened and read.
+The shards are sparse files of the true size and number: nothing but holes, which take no room, but
+every file is opened and read.
 """
 
 from __future__ import annotations

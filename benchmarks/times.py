@@ -1,7 +1,8 @@
 """How long the things take that should feel instant, and the smoke run: `python
 benchmarks/times.py`. Exits 1 where a promise is broken.
 
-Whole processes, as a person waits for them; the best of several, because other work on the machine only ever adds.
+Whole processes, as a person waits for them; the best of several, because other work on the machine
+only ever adds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """How fast text becomes ids, and how much faster than by `tokenizers`: `python
 benchmarks/tokenising.py --text FILE --tokenizer FOLDER`.
 
-Each way in turn encodes the same documents in one thread, for several rounds; its best round counts, in seconds of the processor, because
-other work on the machine only ever adds. Without --tokenizer, one is trained on the text. That the ids are the same is checked first.
+Each way in turn encodes the same documents in one thread, for several rounds; its best round
+counts, in seconds of the processor, because other work on the machine only ever adds. Without
+--tokenizer, one is trained on the text. That the ids are the same is checked first.
 """
 
 from __future__ import annotations

@@ -4,9 +4,11 @@ the difference with its interval.
 python -m tools.ablate --config config_smoke.yaml --change optimizer.lr=3e-3 --seeds 3
 python -m tools.ablate --config config_smoke.yaml --change model.n_layers=8 --change model.d_model=96 --trainer.max_steps 100
 
-Several --change make one variant that has them all; for several variants, run it again. Any key of the configuration can be changed for
-both, as in train.py. Each run is one of train.py (or finetune.py) with a seed and a folder of its own below --out; the same command again
-goes on where it was interrupted, and with more --seeds adds to what is there. A run that diverges is reported, and the others go on.
+Several --change make one variant that has them all; for several variants, run it again. Any key of
+the configuration can be changed for both, as in train.py. Each run is one of train.py (or
+finetune.py) with a seed and a folder of its own below --out; the same command again goes on where
+it was interrupted, and with more --seeds adds to what is there. A run that diverges is reported,
+and the others go on.
 """
 
 from __future__ import annotations

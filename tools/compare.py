@@ -5,9 +5,10 @@ python -m tools.compare runs/a runs/b
 python -m tools.compare runs/a runs/b --out comparison.html
 python -m tools.compare runs/a runs/b --json --no-model
 
-The best checkpoint of each is scored on the same text, which is A's validation text and, where B was validated on another, B's too: in
-nats per token on the same rows where both have the same tokenizer, else in bits per byte on the same passages. The interval of the
-difference says what another such text could have shown. --no-model leaves that out, and needs no torch.
+The best checkpoint of each is scored on the same text, which is A's validation text and, where B
+was validated on another, B's too: in nats per token on the same rows where both have the same
+tokenizer, else in bits per byte on the same passages. The interval of the difference says what
+another such text could have shown. --no-model leaves that out, and needs no torch.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ fsdp).
 python -m tools.consolidate checkpoints/step-00001000.ckpt
 python -m tools.consolidate checkpoints/last.ckpt --out runs/whole
 
-The result is written into the folder `consolidated` beside it, or into the one that --out names, under the same name; the sharded one
-stays. Every other command reads it, and `train.py --checkpoint.directory THAT_FOLDER --resume auto` goes on from it.
+The result is written into the folder `consolidated` beside it, or into the one that --out names,
+under the same name; the sharded one stays. Every other command reads it, and `train.py
+--checkpoint.directory THAT_FOLDER --resume auto` goes on from it.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ python -m tools.export_tokens --config config.yaml --out exported --force
 
     d1 EOS d2 EOS ... dn EOS        uint16, or uint32 for a tokenizer of more than 65,536 ids; lowest byte first, no header
 
-meta.json beside them says what the ids mean. Any key of the configuration can be given as --section.key VALUE. A source of `format: bin`
-reads such files.
+meta.json beside them says what the ids mean. Any key of the configuration can be given as
+--section.key VALUE. A source of `format: bin` reads such files.
 """
 
 from __future__ import annotations

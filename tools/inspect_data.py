@@ -5,12 +5,15 @@ python -m tools.inspect_data --config config_smoke.yaml
 python -m tools.inspect_data --config config_smoke.yaml --step 100 --rows 2 --html rows.html
 python -m tools.inspect_data --config config_smoke.yaml --against cases.json questions.jsonl notes.txt
 
-The validation text, and any further one named by --against, is compared with the training text: which documents share 13 words in a row
-with it, without regard to case and punctuation (as in GPT-3's paper, appendix C). That goes through the training text once for each 32
-million characters of the other, and takes some hundred megabytes of memory; --ngram 0 leaves it out. Text that is streamed is not stored:
-it is neither counted nor compared, only shown; its windows up to the step are made, in the run's cache.
+The validation text, and any further one named by --against, is compared with the training text:
+which documents share 13 words in a row with it, without regard to case and punctuation (as in
+GPT-3's paper, appendix C). That goes through the training text once for each 32 million characters
+of the other, and takes some hundred megabytes of memory; --ngram 0 leaves it out. Text that is
+streamed is not stored: it is neither counted nor compared, only shown; its windows up to the step
+are made, in the run's cache.
 
-Of conversations only what is learnt is compared; --sample N shows the N-th of the files instead, whole, with what is learnt of it.
+Of conversations only what is learnt is compared; --sample N shows the N-th of the files instead,
+whole, with what is learnt of it.
 """
 
 from __future__ import annotations

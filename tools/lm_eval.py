@@ -4,8 +4,9 @@ lm-eval==0.4.13`.
 python -m tools.lm_eval --ckpt checkpoints/best.ckpt --tasks blimp lambada_openai
 python -m tools.lm_eval --ckpt checkpoints/best.ckpt --tasks mine --include-path tasks --json
 
-The table goes to stdout, everything else to stderr. A task's data come from the Hugging Face hub, or from files that its YAML file names.
-Tasks may bring Python code along, which the harness runs: give --include-path only folders whose files you trust.
+The table goes to stdout, everything else to stderr. A task's data come from the Hugging Face hub,
+or from files that its YAML file names. Tasks may bring Python code along, which the harness runs:
+give --include-path only folders whose files you trust.
 """
 
 from __future__ import annotations

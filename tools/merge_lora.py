@@ -3,9 +3,10 @@
 python -m tools.merge_lora --ckpt checkpoints/best.ckpt --out runs/merged
 python -m tools.merge_lora --ckpt checkpoints/best.ckpt --base /elsewhere/base.ckpt --out runs/merged
 
-The result is written into the folder that --out names, under the name of the adapters' step; both others stay. It holds the averaged
-weights where the run kept them, and needs no base any more. Every command reads it, and other runs can start from it (finetune.base,
---init-from); the run itself cannot be resumed from it, since it holds weights alone.
+The result is written into the folder that --out names, under the name of the adapters' step; both
+others stay. It holds the averaged weights where the run kept them, and needs no base any more.
+Every command reads it, and other runs can start from it (finetune.base, --init-from); the run
+itself cannot be resumed from it, since it holds weights alone.
 """
 
 from __future__ import annotations

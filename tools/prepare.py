@@ -5,7 +5,8 @@ python -m tools.prepare --config config.yaml
 python -m tools.prepare --config config.yaml --processes 4 --verify
 python -m tools.prepare --config config.yaml --ray
 
-Any key of the configuration can be given as --section.key VALUE. What was stopped goes on where it was when it is started again.
+Any key of the configuration can be given as --section.key VALUE. What was stopped goes on where it
+was when it is started again.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@ from, what it took.
 python -m tools.report checkpoints
 python -m tools.report runs/small --out small.html --no-model
 
-With the model (the best checkpoint), the validation split is scored once more, as a validation of the run does it: for a text that is
-coloured by surprisal, and the loss by place in the context. The text has to be where the configuration says: run it where the run was
-started. --no-model leaves that out and takes a second.
+With the model (the best checkpoint), the validation split is scored once more, as a validation of
+the run does it: for a text that is coloured by surprisal, and the loss by place in the context. The
+text has to be where the configuration says: run it where the run was started. --no-model leaves
+that out and takes a second.
 """
 
 from __future__ import annotations

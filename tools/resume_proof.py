@@ -4,9 +4,10 @@ that was not.
 python -m tools.resume_proof --config config_smoke.yaml
 python -m tools.resume_proof --config config_smoke.yaml --kill --steps 40 --data.workers 2
 
-Trains twice (with finetune.py where the configuration is for that), straight and interrupted, for a few steps in a temporary folder, and
-compares batches, losses, learning rates, gradient norms, and every tensor of every checkpoint. Any key of the configuration can be
-changed, as in train.py. Exit code 6: they are not identical.
+Trains twice (with finetune.py where the configuration is for that), straight and interrupted, for a
+few steps in a temporary folder, and compares batches, losses, learning rates, gradient norms, and
+every tensor of every checkpoint. Any key of the configuration can be changed, as in train.py. Exit
+code 6: they are not identical.
 """
 
 from __future__ import annotations

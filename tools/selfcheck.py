@@ -4,9 +4,10 @@ should be.
 python -m tools.selfcheck --config config_smoke.yaml
 python -m tools.selfcheck --config config_smoke.yaml --model.n_layers 8 --only future --only cache
 
-Builds the model and the first batch as train.py (or finetune.py) would, and makes seven checks in float32, a line each. The last one trains
-for four small steps in a temporary folder, straight and interrupted. The run's own folder is not touched. Exit code 0: none fails; 6: one
-does. Any key of the configuration can be changed, as in train.py.
+Builds the model and the first batch as train.py (or finetune.py) would, and makes seven checks in
+float32, a line each. The last one trains for four small steps in a temporary folder, straight and
+interrupted. The run's own folder is not touched. Exit code 0: none fails; 6: one does. Any key of
+the configuration can be changed, as in train.py.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def main() -> None:
         excerpt,
         learn,
     )
-    from lm.tokens.tokenise import corpus
+    from lm.tokens import corpus
 
     specials = arguments.special
     check_specials(specials)

@@ -5,13 +5,15 @@
         step-00001000.ckpt/   ...
         best.ckpt, ranked-best.ckpt -> step-00000500.ckpt        last.ckpt, final.ckpt -> step-00001000.ckpt
 
-Only the step directories are the truth; the names are relative links for people, never read by `--resume auto`. A directory is written
-under a temporary name in the same folder, every file is flushed to the disk, a manifest with their hashes is added, and one rename makes
-it visible: whenever the power goes, what stands there under a final name is whole. The manifest finds flipped bits, which neither torch nor
-safetensors would notice; it proves integrity, not who wrote the file.
+Only the step directories are the truth; the names are relative links for people, never read by
+`--resume auto`. A directory is written under a temporary name in the same folder, every file is
+flushed to the disk, a manifest with their hashes is added, and one rename makes it visible:
+whenever the power goes, what stands there under a final name is whole. The manifest finds flipped
+bits, which neither torch nor safetensors would notice; it proves integrity, not who wrote the file.
 
-Only the standard library, so that `list.py` starts at once. lm/checkpoints/weights.py reads and writes the tensors, lm/surgery/fsdp.py those of many
-processes, which have other files (lm/checkpoints/files.py).
+Only the standard library, so that `list.py` starts at once. lm/checkpoints/weights.py reads and
+writes the tensors, lm/surgery/fsdp.py those of many processes, which have other files
+(lm/checkpoints/files.py).
 """
 
 from __future__ import annotations

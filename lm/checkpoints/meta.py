@@ -1,7 +1,8 @@
 """What a checkpoint says of itself beyond lm/checkpoints/folder.py's own fields, held against what
 this version of the project knows.
 
-A hash proves that a file is as it was written, not who wrote it: each value is checked here before anything is built from it. No torch.
+A hash proves that a file is as it was written, not who wrote it: each value is checked here before
+anything is built from it. No torch.
 """
 
 from __future__ import annotations

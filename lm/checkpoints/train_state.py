@@ -1,8 +1,8 @@
 """What a checkpoint holds of a run in training: written here, and read so that nothing in it can
 run.
 
-torch takes whatever fits its containers: moments of other shapes, which the fused kernel then reads past their end. So every value is
-looked at here, before anything of the run is touched.
+torch takes whatever fits its containers: moments of other shapes, which the fused kernel then reads
+past their end. So every value is looked at here, before anything of the run is touched.
 """
 
 from __future__ import annotations

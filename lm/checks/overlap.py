@@ -1,9 +1,10 @@
 """Which held-out text the model is trained on: documents that share runs of words with the training
 text.
 
-This is the measure of GPT-3 (Brown et al. 2020, "Language Models are Few-Shot Learners", appendix C): a document is suspect if any 13
-words in a row are in the training text too, without regard to case, punctuation and white space. Words and not tokens, so that the answer
-does not depend on the tokenizer, and 13 bytes in common would mean nothing.
+This is the measure of GPT-3 (Brown et al. 2020, "Language Models are Few-Shot Learners", appendix
+C): a document is suspect if any 13 words in a row are in the training text too, without regard to
+case, punctuation and white space. Words and not tokens, so that the answer does not depend on the
+tokenizer, and 13 bytes in common would mean nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rows of tokens for people: in the terminal, and as one HTML file that needs nothing else.
 
-Text from elsewhere reaches neither as it is: what cannot be seen, or could command the terminal, is shown by a sign or by its code point
-(lm/display/html.py).
+Text from elsewhere reaches neither as it is: what cannot be seen, or could command the terminal, is
+shown by a sign or by its code point (lm/display/html.py).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What must hold of any decoder, before a long run is spent on it: each check is handed one with
 real rows, and says what it measured.
 
-The first three are about who may look at whom, and are made on `lively` weights: at the start of a run the projections that write to the
-residual stream may be zero, and then a token sees nobody, and every mask looks right.
+The first three are about who may look at whom, and are made on `lively` weights: at the start of a
+run the projections that write to the residual stream may be zero, and then a token sees nobody, and
+every mask looks right.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The configuration reader: a YAML file and command-line overrides in, a checked `Config` and every
 value's origin out.
 
-Every problem is reported at once, one line each: `file:line: section.key: what is wrong, got what, what to write`, or
-`command line: --section.key: ...`. Nothing heavy is imported, so a mistake is answered in a fraction of a second.
+Every problem is reported at once, one line each: `file:line: section.key: what is wrong, got what,
+what to write`, or `command line: --section.key: ...`. Nothing heavy is imported, so a mistake is
+answered in a fraction of a second.
 """
 
 from __future__ import annotations

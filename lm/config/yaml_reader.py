@@ -1,9 +1,10 @@
 """The YAML of configuration files: read with the line of every key, and written one value at a
 time.
 
-Read as YAML 1.2, like the editors that check these files: `on`, `no`, `010`, `1:30` and dates are text, `3e-5` is a number. PyYAML alone
-reads YAML 1.1 (`no` is False, `010` is 8, `1:30` is 90, `3e-5` is text), lets the last of two equal keys win, and recurses until Python
-gives up. What a configuration does without is refused here: duplicate keys, anchors, aliases, merge keys, tags.
+Read as YAML 1.2, like the editors that check these files: `on`, `no`, `010`, `1:30` and dates are
+text, `3e-5` is a number. PyYAML alone reads YAML 1.1 (`no` is False, `010` is 8, `1:30` is 90,
+`3e-5` is text), lets the last of two equal keys win, and recurses until Python gives up. What a
+configuration does without is refused here: duplicate keys, anchors, aliases, merge keys, tags.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Line charts as inline SVG: they take their colours from the page (`--c0` ... of
 lm/display/html.py), need no script, and are read out as a text.
 
-chart(Chart("Loss", "tokens", "nats per token", [Series("train", points), Series("validation", more, kind="dots")]))
+chart(Chart("Loss", "tokens", "nats per token", [Series("train", points), Series("validation", more,
+kind="dots")]))
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """HTML pages that are one file and need nothing else: no script, nothing from elsewhere, light and
 dark, narrow, on paper.
 
-Markup is only ever made by `element`, which escapes whatever is not markup already: so text of models and of data can be handed to it as it
-is. What cannot be seen, or could turn the direction of what follows, is shown by a sign or by its code point.
+Markup is only ever made by `element`, which escapes whatever is not markup already: so text of
+models and of data can be handed to it as it is. What cannot be seen, or could turn the direction of
+what follows, is shown by a sign or by its code point.
 
     page = document("A run", element("h1", name), table([["step", "loss"], ["100", "1.8214"]],
     "Validations"))

@@ -1,8 +1,8 @@
 """What people wrote down as prompts and answers, in one form: turns of a system, a user and an
 assistant.
 
-Each layout of a row is a function from its keys to a `Conversation`, or to the `Fault` that keeps it from being one; a new layout is a
-function and a table row.
+Each layout of a row is a function from its keys to a `Conversation`, or to the `Fault` that keeps
+it from being one; a new layout is a function and a table row.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Text files as bytes: found, unpacked, and as lines or paragraphs, also from the middle so that
 several processes can share one file.
 
-A span is a pair of bytes' numbers: its first, and the one behind its last. Each line, and each paragraph, lies in exactly one of the
-spans that a file is cut into, wherever the cuts are.
+A span is a pair of bytes' numbers: its first, and the one behind its last. Each line, and each
+paragraph, lies in exactly one of the spans that a file is cut into, wherever the cuts are.
 """
 
 from __future__ import annotations

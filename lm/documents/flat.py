@@ -3,8 +3,9 @@ and the like.
 
     d1 EOS d2 EOS ... dn EOS        ids of one type, lowest byte first, without a header
 
-This is the stream of a split (`lm/tokens/store.py`) without its first EOS, so each can be made of the other and nothing is lost. What others
-have written may do without the last EOS, or without any: then it is one document.
+This is the stream of a split (`lm/tokens/store.py`) without its first EOS, so each can be made of
+the other and nothing is lost. What others have written may do without the last EOS, or without any:
+then it is one document.
 """
 
 from __future__ import annotations

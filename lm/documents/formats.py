@@ -1,8 +1,9 @@
 """The formats that text comes in: one generator each, from a file (or a dataset's id) to its rows.
 
-A generator yields for each row its number, as a person would count it, and its text, or the `Fault` that keeps it from being one. It
-holds few rows at a time. Some formats can also be read from the middle (`spans`); rows are then counted from the span's beginning. A new
-format is a generator, a row in `FORMATS` and a section in `lm/config/schema/source.py`.
+A generator yields for each row its number, as a person would count it, and its text, or the `Fault`
+that keeps it from being one. It holds few rows at a time. Some formats can also be read from the
+middle (`spans`); rows are then counted from the span's beginning. A new format is a generator, a
+row in `FORMATS` and a section in `lm/config/schema/source.py`.
 """
 
 from __future__ import annotations

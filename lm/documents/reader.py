@@ -1,8 +1,9 @@
 """Documents from sources: which files, in which order, what is left out, and the pieces that
 several processes can share out.
 
-A document passes what needs no other document (bad rows, ASCII, length: `Reader.read`), and then what does (repeats, the number of
-documents: `Selection`). Everything that is left out is counted by what it is.
+A document passes what needs no other document (bad rows, ASCII, length: `Reader.read`), and then
+what does (repeats, the number of documents: `Selection`). Everything that is left out is counted by
+what it is.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """How the turns of a conversation become one sequence of tokens, in training, in `infer.py --chat`
 and in reports alike.
 
-A template is data: a text for each kind of turn, with places for what is said and for special tokens. A turn is tokenised by itself, and
-so is an answer, so the border of what is learnt is a border between tokens, wherever the tokenizer would have drawn one; and the ids of a
-prompt are the first ids of the conversation that it becomes. Text never turns into a special token, so nobody can end a turn by writing so.
+A template is data: a text for each kind of turn, with places for what is said and for special
+tokens. A turn is tokenised by itself, and so is an answer, so the border of what is learnt is a
+border between tokens, wherever the tokenizer would have drawn one; and the ids of a prompt are the
+first ids of the conversation that it becomes. Text never turns into a special token, so nobody can
+end a turn by writing so.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ import numpy as np
 from lm.config.schema.finetune import FinetuneConfig
 from lm.documents.conversations import Conversation
 from lm.documents.templates import LEARNED, ChatFormat, Encoded
+from lm.evaluation import scoring
 from lm.evaluation.scoring import ROWS, Row, batches
-from lm.evaluation.validation import scoring
 from lm.generation.sampling import Sampling, generate, left_padded
 from lm.tokenizer.stream import text_behind
 

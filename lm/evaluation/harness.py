@@ -1,12 +1,14 @@
 """A checkpoint as the subject of EleutherAI's lm-evaluation-harness, and the harness's tasks, found
 and loaded with plain answers.
 
-The harness decides what is asked and how answers are counted; the numbers are those of lm/evaluation/scoring.py and lm/generation/continuation.py, so that a
-standard test and this project's own ranking find the same text equally likely. Importing this module needs `lm_eval`.
+The harness decides what is asked and how answers are counted; the numbers are those of
+lm/evaluation/scoring.py and lm/generation/continuation.py, so that a standard test and this
+project's own ranking find the same text equally likely. Importing this module needs `lm_eval`.
 
-Where the harness leaves a choice, it is made as the harness's own adapter for `transformers` makes it, so that results can be compared:
-white space at a context's end is moved to what follows it, a text that is longer than the context is scored in parts that follow each
-other, and a prompt loses its beginning to leave room for the answer. But every context is opened by one EOS, as in training.
+Where the harness leaves a choice, it is made as the harness's own adapter for `transformers` makes
+it, so that results can be compared: white space at a context's end is moved to what follows it, a
+text that is longer than the context is scored in parts that follow each other, and a prompt loses
+its beginning to leave room for the answer. But every context is opened by one EOS, as in training.
 """
 
 from __future__ import annotations

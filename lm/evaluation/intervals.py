@@ -1,8 +1,9 @@
 """How far a mean over cases can be trusted: the cases are drawn again, with replacement, ten
 thousand times (the bootstrap, Efron 1979).
 
-All models are scored on the same drawn cases, so what makes a case hard for all of them cancels in their differences. A quotient of sums
-(nats by bytes, right answers by weights) is drawn as a whole, never as a mean of quotients.
+All models are scored on the same drawn cases, so what makes a case hard for all of them cancels in
+their differences. A quotient of sums (nats by bytes, right answers by weights) is drawn as a whole,
+never as a mean of quotients.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """How much of what a model wrote stands in the text that it was trained on.
 
-Two figures, after RAVEN (McCoy et al. 2021, "How much do language models copy from their training data?"): the longest run of tokens that
-was copied, and the share of n-grams that are novel. The training text is read once, in pieces, and nothing rests on hashes: they only tell
-where it pays to compare tokens.
+Two figures, after RAVEN (McCoy et al. 2021, "How much do language models copy from their training
+data?"): the longest run of tokens that was copied, and the share of n-grams that are novel. The
+training text is read once, in pieces, and nothing rests on hashes: they only tell where it pays to
+compare tokens.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """Two models on the same text: how far apart they are, and whether that is more than the text alone
 could bring about.
 
-Where both have the same tokenizer they score the same rows, in nats per token. Else they score the same passages of text, each read by
-itself behind an EOS and cut by each model's own tokenizer, in bits per byte. Rows or passages are then drawn again (lm/evaluation/intervals.py):
-another text of the same kind would have other ones. They are taken for independent, which neighbours of one document are not quite.
+Where both have the same tokenizer they score the same rows, in nats per token. Else they score the
+same passages of text, each read by itself behind an EOS and cut by each model's own tokenizer, in
+bits per byte. Rows or passages are then drawn again (lm/evaluation/intervals.py): another text of
+the same kind would have other ones. They are taken for independent, which neighbours of one
+document are not quite.
 """
 
 from __future__ import annotations

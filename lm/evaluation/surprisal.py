@@ -1,7 +1,8 @@
 """How surprised a decoder is by each token of a validation text: over places in the context, over
 sources, and token by token.
 
-The numbers are the validation's own: the same rows, the same losses, only not summed at once (`lm.evaluation.validation.evaluate`).
+The numbers are the validation's own: the same rows, the same losses, only not summed at once
+(`lm.evaluation.validation.evaluate`).
 """
 
 from __future__ import annotations

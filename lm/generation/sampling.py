@@ -1,9 +1,11 @@
 """Which token comes next: the filters, the draw, and the decode loop.
 
-The filters are pure functions of scores and options; the loop asks for one token at a time and keeps nothing between calls. Nothing here
-prints, touches the global random state or leaves the decoder in another mode, so training can sample at a validation and go on unchanged.
+The filters are pure functions of scores and options; the loop asks for one token at a time and
+keeps nothing between calls. Nothing here prints, touches the global random state or leaves the
+decoder in another mode, so training can sample at a validation and go on unchanged.
 
-torch is imported where the loop starts and nowhere else: the commands check their options before they wait for it.
+torch is imported where the loop starts and nowhere else: the commands check their options before
+they wait for it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The loss, token by token.
 
-Whoever needs one number sums the tokens and divides by how many were scored, over the whole optimiser step or the whole validation split.
-Means of batches cannot be averaged: a batch with one target would weigh as much as a batch with a thousand.
+Whoever needs one number sums the tokens and divides by how many were scored, over the whole
+optimiser step or the whole validation split. Means of batches cannot be averaged: a batch with one
+target would weigh as much as a batch with a thousand.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What a row of tokens is learnt for: each next token, or which of two answers is the better one.
 
-An objective gives sums, and what to divide them by. The division comes last, over all micro-batches and processes of a step or all
-batches of a validation, so it does not matter how the rows were cut into them.
+An objective gives sums, and what to divide them by. The division comes last, over all micro-batches
+and processes of a step or all batches of a validation, so it does not matter how the rows were cut
+into them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Randomness is computed from where it is used, not carried along.
 
-Before each micro-batch all generators are seeded from (seed, step, micro-batch). So nothing needs to be saved, and neither validation nor
-sampling nor the number of workers can shift what dropout does next: a resumed run repeats a straight one.
+Before each micro-batch all generators are seeded from (seed, step, micro-batch). So nothing needs
+to be saved, and neither validation nor sampling nor the number of workers can shift what dropout
+does next: a resumed run repeats a straight one.
 """
 
 from __future__ import annotations

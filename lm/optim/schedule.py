@@ -1,6 +1,7 @@
 """The learning rate as a pure function of the step.
 
-A scheduler object would be saved with the run and bring its old rates back on resume, whatever the configuration says by then.
+A scheduler object would be saved with the run and bring its old rates back on resume, whatever the
+configuration says by then.
 """
 
 from __future__ import annotations

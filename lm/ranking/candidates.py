@@ -151,9 +151,9 @@ def _matches(pattern: str) -> list[Path]:
         return [Path(pattern)]
     matches = [
         path
-        for path in map(Path, sorted(glob.glob(pattern, recursive=True)))
+        for path in map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207 (as the shell does it)
         if _looks_like_one(path)
-    ]  # noqa: PTH207 - relative only
+    ]
     if not matches:
         raise _nothing(pattern)
     return matches

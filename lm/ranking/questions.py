@@ -1,8 +1,9 @@
 """A case as a decoder reads it: the ids of its prompt, and of each continuation whose probability
 is asked for.
 
-They are put together as in training. A text opens with one EOS, and a continuation has the ids that it has in the whole text. A message is
-put into the template, and its answer is tokenised apart, with the end of the turn.
+They are put together as in training. A text opens with one EOS, and a continuation has the ids that
+it has in the whole text. A message is put into the template, and its answer is tokenised apart,
+with the end of the turn.
 """
 
 from __future__ import annotations

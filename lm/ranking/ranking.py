@@ -1,10 +1,12 @@
 """Which of several checkpoints is better on the same cases, by how much, and how certain that is.
 
-A claim that one is better is made where the interval of their difference, over cases drawn again, leaves out 0. All claims of one ranking
-hold together with 95 % confidence: of m checkpoints there are m (m - 1) / 2 pairs, and if each had 5 % to err, of ten equally good
-checkpoints two or three pairs would seem to differ (Bonferroni's correction). Ranks are counted from these claims, as in Mogstad, Romano,
-Shaikh and Wilhelm (2024, "Inference for Ranks with Applications to Mobility across Neighbourhoods and Academic Achievement across
-Countries"): at best one more than there are better checkpoints, at worst one less for each that is worse.
+A claim that one is better is made where the interval of their difference, over cases drawn again,
+leaves out 0. All claims of one ranking hold together with 95 % confidence: of m checkpoints there
+are m (m - 1) / 2 pairs, and if each had 5 % to err, of ten equally good checkpoints two or three
+pairs would seem to differ (Bonferroni's correction). Ranks are counted from these claims, as in
+Mogstad, Romano, Shaikh and Wilhelm (2024, "Inference for Ranks with Applications to Mobility across
+Neighbourhoods and Academic Achievement across Countries"): at best one more than there are better
+checkpoints, at worst one less for each that is worse.
 """
 
 from __future__ import annotations

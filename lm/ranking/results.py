@@ -1,7 +1,8 @@
 """What one decoder makes of one set of cases: how likely it finds the targets, what it chooses, and
 what it writes.
 
-Each different question is asked once, and those of like lengths together, which changes the time and none of the numbers.
+Each different question is asked once, and those of like lengths together, which changes the time
+and none of the numbers.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Change one thing and see what helps: two configurations, several seeds, and the difference with
 its uncertainty.
 
-Each seed is a pair: the same seed gives both runs the same order of rows and, where shapes allow, the same first weights and dropout. What
-chance does to one it does to the other, and the difference within pairs varies less than the runs do. No torch.
+Each seed is a pair: the same seed gives both runs the same order of rows and, where shapes allow,
+the same first weights and dropout. What chance does to one it does to the other, and the difference
+within pairs varies less than the runs do. No torch.
 """
 
 from __future__ import annotations

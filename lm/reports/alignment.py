@@ -1,9 +1,10 @@
 """Curves of two runs at the same numbers of tokens trained on, and when each reached what the other
 came to.
 
-Where both runs were validated at three numbers of tokens or more that are the same, those are taken and nothing else. Else each validation
-of either stands beside a value of the other on the straight line between its neighbours, and is marked as such. Nothing is ever carried on
-beyond a run's last validation.
+Where both runs were validated at three numbers of tokens or more that are the same, those are taken
+and nothing else. Else each validation of either stands beside a value of the other on the straight
+line between its neighbours, and is marked as such. Nothing is ever carried on beyond a run's last
+validation.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A run as one HTML file: how good it is, how it was made, its curves, what it writes, what it
 took.
 
-Every number is one of the run's files. What is not recorded is said; the parts that need the model are handed in.
+Every number is one of the run's files. What is not recorded is said; the parts that need the model
+are handed in.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@
         after-step-*-1         what came after a step to which the run went back
         .lock                  held while a run writes here
 
-Nothing is ever deleted but old checkpoints beyond `checkpoint.keep`, and log lines that the same run is going to write again: what is in
-the way of a new run is moved aside, and that is said.
-Only the standard library, so that listing and refusing are instant.
+Nothing is ever deleted but old checkpoints beyond `checkpoint.keep`, and log lines that the same
+run is going to write again: what is in the way of a new run is moved aside, and that is said. Only
+the standard library, so that listing and refusing are instant.
 """
 
 from __future__ import annotations

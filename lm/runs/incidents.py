@@ -4,8 +4,8 @@ numbers that are not finite.
     incidents.jsonl              a line each: step, kind, message
     nonfinite-step-00000005/     what there was to see: report.json, batch.jsonl
 
-The steps whose update was left out are read back from here when a run is resumed or goes back to a checkpoint, and left out again: the
-checkpoint that it starts from was saved before it came to them.
+The steps whose update was left out are read back from here when a run is resumed or goes back to a
+checkpoint, and left out again: the checkpoint that it starts from was saved before it came to them.
 """
 
 from __future__ import annotations

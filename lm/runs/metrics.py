@@ -1,8 +1,10 @@
 """metrics.csv: the run's own record, one row for every logged step and every validation.
 
-Lightning's CSVLogger deletes the old file when a run is started again in the same folder. This log only ever appends, one write for each
-row, so that a killed run leaves at most one cut line. Resuming takes away the rows that the resumed run is going to write again; nothing
-else ever does. Where the run goes back behind saved or validated steps, `RunFolder.rewind` has put a copy of them aside.
+Lightning's CSVLogger deletes the old file when a run is started again in the same folder. This log
+only ever appends, one write for each row, so that a killed run leaves at most one cut line.
+Resuming takes away the rows that the resumed run is going to write again; nothing else ever does.
+Where the run goes back behind saved or validated steps, `RunFolder.rewind` has put a copy of them
+aside.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """All that a run's folder tells about the run, for those who show it: read without torch, and as
 much of it as is whole.
 
-A part that is missing, cut or damaged is left out and named in `problems`; nothing here changes the folder, which may belong to a run that
-is still going. Values come from files, so each has its type checked here: who shows them only has to escape texts.
+A part that is missing, cut or damaged is left out and named in `problems`; nothing here changes the
+folder, which may belong to a run that is still going. Values come from files, so each has its type
+checked here: who shows them only has to escape texts.
 """
 
 from __future__ import annotations

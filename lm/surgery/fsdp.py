@@ -1,10 +1,12 @@
 """A model shared out over processes: FSDP2, and the files of its checkpoints.
 
-Each process holds its rows of every weight, gradient and optimiser tensor (DTensors, split along their first dimension), and puts a layer
-together from all processes just before it is used. A checkpoint has one safetensors file of each kind from each process (the names are in
-lm/checkpoints/files.py): joined along the first dimension in the order of their numbers they are the whole tensors. What is not shared out,
-such as the optimiser's counters, is in the first file alone. So any number of processes can read what any other number wrote, and nothing
-in the files can run code, which torch.distributed.checkpoint's `.metadata` could.
+Each process holds its rows of every weight, gradient and optimiser tensor (DTensors, split along
+their first dimension), and puts a layer together from all processes just before it is used. A
+checkpoint has one safetensors file of each kind from each process (the names are in
+lm/checkpoints/files.py): joined along the first dimension in the order of their numbers they are
+the whole tensors. What is not shared out, such as the optimiser's counters, is in the first file
+alone. So any number of processes can read what any other number wrote, and nothing in the files can
+run code, which torch.distributed.checkpoint's `.metadata` could.
 """
 
 from __future__ import annotations

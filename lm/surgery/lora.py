@@ -3,8 +3,8 @@ weights in 4 bits (Dettmers et al. 2023).
 
     y = W x + alpha / rank * B A dropout(x)         W frozen, (out, in)     A (rank, in)    B (out, rank), zero at first
 
-The weights must be loaded before adapters are added: a layer `q_proj` becomes `q_proj.base` with `q_proj.lora_A` and `q_proj.lora_B`
-beside it. `merge` brings the ordinary names back.
+The weights must be loaded before adapters are added: a layer `q_proj` becomes `q_proj.base` with
+`q_proj.lora_A` and `q_proj.lora_B` beside it. `merge` brings the ordinary names back.
 """
 
 from __future__ import annotations

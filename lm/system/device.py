@@ -1,8 +1,8 @@
 """What is chosen for the machine: device, precision; and what is measured on it: matmul peak, peak
 memory.
 
-Nothing here asks a CUDA question on a machine without CUDA. torch is imported inside the functions, so that a configuration error does
-not wait for it.
+Nothing here asks a CUDA question on a machine without CUDA. torch is imported inside the functions,
+so that a configuration error does not wait for it.
 """
 
 from __future__ import annotations

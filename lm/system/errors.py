@@ -1,7 +1,7 @@
 """What a person is told when something is wrong, and the exit code that a script gets to see.
 
-Every mistake that a user can make ends in one `UserError`: a message that names the file and the key, what was wrong and what to write
-instead. `run` is the one place that prints them and leaves.
+Every mistake that a user can make ends in one `UserError`: a message that names the file and the
+key, what was wrong and what to write instead. `run` is the one place that prints them and leaves.
 
 | code | meaning |
 |---|---|

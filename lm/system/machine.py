@@ -32,7 +32,7 @@ def code(root: Path = ROOT) -> dict[str, Any] | None:
         command = [git, "--no-optional-locks", "-C", str(root), *question]
         try:
             answers.append(
-                subprocess.run(
+                subprocess.run(  # noqa: S603 (git, with arguments of our own)
                     command,
                     env=surroundings,
                     capture_output=True,
@@ -40,7 +40,7 @@ def code(root: Path = ROOT) -> dict[str, Any] | None:
                     check=True,
                     timeout=10,
                 ).stdout.strip()
-            )  # noqa: S603
+            )
         except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
             return None
     return {"commit": answers[0], "changed": bool(answers[1])}

@@ -1,9 +1,10 @@
 """Signals that ask a run to stop: Ctrl-C, SIGTERM, and SIGUSR1, which SLURM sends before the time
 is up.
 
-Between steps (while a run starts, compiles or waits for data) a signal raises `Stopped` on the spot. Inside a step and what follows it
-(saving, validating) it is only noted, and the run stops where nothing is half done. On the way out the next ones are only noted too: a
-step that was done may still have to be saved. A second Ctrl-C stops at once wherever it is.
+Between steps (while a run starts, compiles or waits for data) a signal raises `Stopped` on the
+spot. Inside a step and what follows it (saving, validating) it is only noted, and the run stops
+where nothing is half done. On the way out the next ones are only noted too: a step that was done
+may still have to be saved. A second Ctrl-C stops at once wherever it is.
 """
 
 from __future__ import annotations
@@ -100,9 +101,9 @@ def child(
     """Another command of ours, which does not outlive the block: a signal to this process alone
     would leave it running, in folders that are then gone. Its stderr is a pipe.
     """
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603 (our own command)
         command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment
-    )  # noqa: S603 (our own command)
+    )
     try:
         yield process
     finally:

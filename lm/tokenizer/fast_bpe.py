@@ -1,18 +1,24 @@
 """Byte-level BPE by the library tiktoken, several times as fast as `tokenizers` and only where the
 ids are certain to be the same.
 
-Both libraries cut a text into pieces by a regular expression and merge the bytes of each piece, pair by pair. They differ in what says
-which pair may merge, and when: `tokenizers` has a list of pairs, tiktoken merges any two neighbours whose bytes together are a token, the
-lowest id first, and looks a whole piece up before that. `FastBpe` refuses every definition for which that is not one and the same.
+Both libraries cut a text into pieces by a regular expression and merge the bytes of each piece,
+pair by pair. They differ in what says which pair may merge, and when: `tokenizers` has a list of
+pairs, tiktoken merges any two neighbours whose bytes together are a token, the lowest id first, and
+looks a whole piece up before that. `FastBpe` refuses every definition for which that is not one and
+the same.
 
-Why it is the same where it is not refused. Say that a token is regular if the list of pairs makes it out of its own bytes. Neighbours that
-together are the bytes of a token t were made by merges within these bytes alone: no merge crossed their borders, which are still there. So
-the same neighbours appear when t's bytes are merged alone, where the steps from bytes to two neighbours are the only ones there are. If t
-is regular, these two are its pair in the list, and both libraries may merge them. If t is not regular and yet a token of tiktoken's (for
-whole pieces: `ignore_merges`), its bytes alone end as three tokens or more, and no such neighbours exist. Hence both always choose from
-the same pairs; they choose alike as ids ascend in the order of the list; and a whole piece that is a regular token merges to that token.
+Why it is the same where it is not refused. Say that a token is regular if the list of pairs makes
+it out of its own bytes. Neighbours that together are the bytes of a token t were made by merges
+within these bytes alone: no merge crossed their borders, which are still there. So the same
+neighbours appear when t's bytes are merged alone, where the steps from bytes to two neighbours are
+the only ones there are. If t is regular, these two are its pair in the list, and both libraries may
+merge them. If t is not regular and yet a token of tiktoken's (for whole pieces: `ignore_merges`),
+its bytes alone end as three tokens or more, and no such neighbours exist. Hence both always choose
+from the same pairs; they choose alike as ids ascend in the order of the list; and a whole piece
+that is a regular token merges to that token.
 
-That leaves the regular expression, of which only those below are known to cut alike, and what Unicode calls a letter.
+That leaves the regular expression, of which only those below are known to cut alike, and what
+Unicode calls a letter.
 """
 
 from __future__ import annotations

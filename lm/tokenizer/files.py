@@ -1,9 +1,9 @@
 """Where a tokenizer's definition comes from: a tokenizer.json, a folder, or a repository of the
 Hugging Face hub.
 
-Whatever is found becomes the text of a fast `tokenizer.json` and the ids of its end-of-text and padding tokens, or is refused in one
-line. The file itself is read where there is one, because it is the truth about the ids; `transformers` is asked only to convert what has
-another form.
+Whatever is found becomes the text of a fast `tokenizer.json` and the ids of its end-of-text and
+padding tokens, or is refused in one line. The file itself is read where there is one, because it is
+the truth about the ids; `transformers` is asked only to convert what has another form.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A byte-level BPE vocabulary that is learnt from text, and what it makes of a text.
 
-The ids are those of the byte tokenizer, with merges in between, so that no tokenizer of this project is a special case:
+The ids are those of the byte tokenizer, with merges in between, so that no tokenizer of this
+project is a special case:
 
     0 - 255      the bytes, each its own id: any text can be written, whatever the vocabulary was learnt from
     256 - ...    the merges, the earliest first: id - 256 is a merge's rank, which is what other encoders (tiktoken) want to know

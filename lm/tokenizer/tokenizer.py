@@ -1,11 +1,12 @@
 """Text to token ids and back: the byte tokenizer, and any Hugging Face tokenizer that has a fast
 form.
 
-Whatever its source, a tokenizer here is the content of one Hugging Face `tokenizer.json` (`definition`) and two ids (end of text and
-padding). That is what a checkpoint carries, so a model is always read with the tokenizer that it was trained with, network or not, and
-any other program of that family reads the file too. The heavy libraries are imported by what needs them: nothing for bytes, the small
-`tokenizers` package for a file or a folder, `tiktoken` where there is much text, `huggingface_hub` for a hub id, `transformers` only to
-convert what is in no fast form yet.
+Whatever its source, a tokenizer here is the content of one Hugging Face `tokenizer.json`
+(`definition`) and two ids (end of text and padding). That is what a checkpoint carries, so a model
+is always read with the tokenizer that it was trained with, network or not, and any other program of
+that family reads the file too. The heavy libraries are imported by what needs them: nothing for
+bytes, the small `tokenizers` package for a file or a folder, `tiktoken` where there is much text,
+`huggingface_hub` for a hub id, `transformers` only to convert what is in no fast form yet.
 
 Text never turns into a special id: `<|endoftext|>` in a document or a prompt is thirteen characters like any others. Only the program
 itself places EOS and padding.

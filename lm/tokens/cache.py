@@ -1,8 +1,8 @@
 """The folder of a token cache: built once, under a lock, resumed where it was interrupted, and used
 only if it is whole.
 
-A folder is written under another name and renamed when it is whole, so what bears the right name can be used. Deleting a cache costs
-nothing but time.
+A folder is written under another name and renamed when it is whole, so what bears the right name
+can be used. Deleting a cache costs nothing but time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The sources of a configuration as tokens: each has a cache of its own, made when it is first
 wanted.
 
-So a mixture's weights can change, and other mixtures can use the same sources, without anything being tokenised again.
+So a mixture's weights can change, and other mixtures can use the same sources, without anything
+being tokenised again.
 """
 
 from __future__ import annotations

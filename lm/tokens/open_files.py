@@ -1,6 +1,7 @@
 """Reading from the middle of many files, of which only the latest stay open.
 
-Not through memory maps: thousands of them would be open at once, and their pages would count as the process's memory.
+Not through memory maps: thousands of them would be open at once, and their pages would count as the
+process's memory.
 """
 
 from __future__ import annotations

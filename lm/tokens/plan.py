@@ -1,12 +1,15 @@
 """Which rows a step trains on: a computed shuffle of each epoch, with no state but the step's
 number.
 
-Shuffling a list of n row numbers needs the list. Here the shuffled order is a function instead: a small block cipher, keyed by seed and
-epoch, turns position p of the epoch into a row, and as ciphers are one-to-one each row comes up once an epoch. Any position can be asked
-for at any time in constant memory, so a resumed run needs to remember nothing, and any number of workers and processes agree.
+Shuffling a list of n row numbers needs the list. Here the shuffled order is a function instead: a
+small block cipher, keyed by seed and epoch, turns position p of the epoch into a row, and as
+ciphers are one-to-one each row comes up once an epoch. Any position can be asked for at any time in
+constant memory, so a resumed run needs to remember nothing, and any number of workers and processes
+agree.
 
-Several sources are mixed in blocks: with weights 4 : 4 : 2, or 2 : 2 : 1, each block of 5 rows has the next 2, 2 and 1 of theirs, in a
-shuffled order. Packed rows have equal lengths, so these are shares of the tokens too.
+Several sources are mixed in blocks: with weights 4 : 4 : 2, or 2 : 2 : 1, each block of 5 rows has
+the next 2, 2 and 1 of theirs, in a shuffled order. Packed rows have equal lengths, so these are
+shares of the tokens too.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@
       -> which documents stay     Selection, Split        one process again, in the order of the pieces
       -> shards                   SplitWriter
 
-What a process makes of a piece depends on nothing else, and what depends on other documents is decided in their order: so the files are
-the same, byte for byte, however many processes there are and however often they were stopped.
+What a process makes of a piece depends on nothing else, and what depends on other documents is
+decided in their order: so the files are the same, byte for byte, however many processes there are
+and however often they were stopped.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The process that makes the windows of a stream, one ahead of the training; it ends with the
 process that started it.
 
-Of several processes on a machine the first starts it; where machines share a disk, one of theirs is enough, and a lock says whose. All wait
-for the windows' files. What goes wrong is left in `failed.json`, for all to raise.
+Of several processes on a machine the first starts it; where machines share a disk, one of theirs is
+enough, and a lock says whose. All wait for the windows' files. What goes wrong is left in
+`failed.json`, for all to raise.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Ray's processes, on one machine or many, as an engine (lm/tokens/engines.py): `pip install ray`,
 and `tools.prepare --ray`.
 
-Actors of Ray itself, not its Ray Data: that holds results as rows of Arrow tables and in whatever order suits it, and would have to be
-talked out of both; here each actor has its tokenizer, pieces are dealt out in turn, and results come in the order of the pieces.
+Actors of Ray itself, not its Ray Data: that holds results as rows of Arrow tables and in whatever
+order suits it, and would have to be talked out of both; here each actor has its tokenizer, pieces
+are dealt out in turn, and results come in the order of the pieces.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ A cache is one folder, named after a fingerprint of everything that its content 
         val-...                                 the same for the validation split
         manifest.json                           type, counts, and each file's size and SHA-256
 
-The stream of a split is `EOS d1 EOS d2 ... EOS dn EOS`: each document is opened by an EOS, and one closes the last.
+The stream of a split is `EOS d1 EOS d2 ... EOS dn EOS`: each document is opened by an EOS, and one
+closes the last.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """A dataset that is larger than the disk: tokenised into windows while the run goes, a few of them
 kept at a time.
 
-The documents of the stream, in their order, are one endless sequence of tokens, EOS d1 EOS d2 ..., as in a cache; at the dataset's end it
-begins anew. Window w is a fixed stretch of it, rows are shuffled within their window (lm/tokens/plan.py), and what is needed to go on behind a
-window is stored with it: the position in the dataset and the tokens that are left over. So each window can be made again, and the rows of
-step k are the same in a run that was stopped as in one that was not; a buffer that is shuffled in passing cannot promise that.
+The documents of the stream, in their order, are one endless sequence of tokens, EOS d1 EOS d2 ...,
+as in a cache; at the dataset's end it begins anew. Window w is a fixed stretch of it, rows are
+shuffled within their window (lm/tokens/plan.py), and what is needed to go on behind a window is
+stored with it: the position in the dataset and the tokens that are left over. So each window can be
+made again, and the rows of step k are the same in a run that was stopped as in one that was not; a
+buffer that is shuffled in passing cannot promise that.
 
     <cache_dir>/<fingerprint>/
         stream.json               the dataset's commit, for a run that has no checkpoint yet to name it

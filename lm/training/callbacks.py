@@ -1,6 +1,7 @@
 """What happens between two optimiser steps, in this order: log, save, validate, sample, stop.
 
-A checkpoint is on the disk before anything else is done with its weights: an evaluation that fails costs an evaluation, not a run.
+A checkpoint is on the disk before anything else is done with its weights: an evaluation that fails
+costs an evaluation, not a run.
 """
 
 from __future__ import annotations

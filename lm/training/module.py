@@ -1,8 +1,10 @@
 """The LightningModule: what one optimiser step is.
 
-One Lightning batch is one optimiser step. The loader hands over all micro-batches of the step that this process has to do, so the number
-of supervised tokens is known before the first backward pass and every token weighs the same, however the step is cut into micro-batches
-and processes. Lightning's own accumulation averages the means of micro-batches, which is another number as soon as the masks differ.
+One Lightning batch is one optimiser step. The loader hands over all micro-batches of the step that
+this process has to do, so the number of supervised tokens is known before the first backward pass
+and every token weighs the same, however the step is cut into micro-batches and processes.
+Lightning's own accumulation averages the means of micro-batches, which is another number as soon as
+the masks differ.
 
 The module is handed a function that builds the decoder, and does not know what is in it.
 """

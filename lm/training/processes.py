@@ -1,10 +1,12 @@
 """The processes of one run: who started them, and what the first of them decides for all.
 
-torchrun and SLURM start every process at once. Only the first looks at the run's folder, which it may be about to move aside; the others
-wait for what it found. Where Lightning starts the others itself (`trainer.devices` without a launcher), it does so when the first has
-long decided, and they find the answer in their environment.
+torchrun and SLURM start every process at once. Only the first looks at the run's folder, which it
+may be about to move aside; the others wait for what it found. Where Lightning starts the others
+itself (`trainer.devices` without a launcher), it does so when the first has long decided, and they
+find the answer in their environment.
 
-torch is imported only where there are several processes, so that a wrong configuration is refused at once.
+torch is imported only where there are several processes, so that a wrong configuration is refused
+at once.
 """
 
 from __future__ import annotations

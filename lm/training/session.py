@@ -1,6 +1,7 @@
 """A training session, from a configuration to a run that is finished or safely stopped.
 
-Pretraining and fine-tuning differ in what they hand in: data, a function that builds the decoder, and where the weights come from.
+Pretraining and fine-tuning differ in what they hand in: data, a function that builds the decoder,
+and where the weights come from.
 """
 
 from __future__ import annotations

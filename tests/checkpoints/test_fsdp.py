@@ -335,7 +335,7 @@ def test_a_manifest_without_a_shard_is_not_whole() -> None:
 
 
 def test_fsdp_refuses_fp16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lm.training.module import session
+    from lm.training import session
 
     def half(*_: Any) -> str:
         return "fp16"

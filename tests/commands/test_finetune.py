@@ -14,7 +14,7 @@ from lm.checkpoints.base import open_base, tokenizer_of
 from lm.checkpoints.folder import read_meta
 from lm.config.reader import load
 from lm.system.errors import CheckpointError, ConfigError, DataError
-from lm.training.module import command as training_command
+from lm.training import command as training_command
 from tests.commands.test_resume_proof import proof
 from tests.support import runs
 

@@ -536,7 +536,7 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
 DEAF = """
 import pathlib, threading, time
 from lm.system import errors
-from lm.tokenizer.tokenizer import learn as tokenizer_training
+from lm.tokenizer import learn as tokenizer_training
 from tools import train_tokenizer
 def learn(texts, vocab_size, specials):
     pathlib.Path({marker!r}).write_text(str(threading.current_thread() is threading.main_thread()))

@@ -23,9 +23,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from lm.config import keys
 from lm.config.describe import describe, to_yaml
 from lm.config.keys import help_text
-from lm.config.reader import Loaded, keys, load
+from lm.config.reader import Loaded, load
 from lm.config.schema.config import Config, ModelConfig
 from lm.config.yaml_reader import flow, plain, read_file, read_text, shown
 from lm.system.errors import CheckpointError, ConfigError
@@ -1203,12 +1204,12 @@ def test_a_configuration_is_answered_without_anything_heavy(write) -> None:
     program = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from lm.config.reader import reader as config
-from lm.config.reader import keys
-from lm.config.reader import describe as config_text
+from lm.config import reader as config
+from lm.config import keys
+from lm.config import describe
 from lm.system import errors
 loaded = config.load({str(Path(write(BASE)).resolve())!r})
-config_text.describe(loaded.config, loaded.origins), config_keys.help_text()
+describe.describe(loaded.config, loaded.origins), keys.help_text()
 try:
     config.load("nothing.yaml")
 except errors.ConfigError:
@@ -1223,7 +1224,7 @@ def test_a_mistake_leaves_with_exit_code_2_and_no_traceback(write) -> None:
     program = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from lm.config.reader import reader as config
+from lm.config import reader as config
 from lm.system import errors
 errors.run(lambda: config.load("c.yaml", sys.argv[1:]))
 """

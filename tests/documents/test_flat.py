@@ -23,10 +23,10 @@ from lm.documents.reader import Reader, hash_of_text
 from lm.system.disk import in_bytes
 from lm.system.errors import CheckpointError, ConfigError, DataError
 from lm.tokenizer.tokenizer import ByteTokenizer
+from lm.tokens import prepare as preparation
 from lm.tokens.engines import here, on_this_machine
 from lm.tokens.prepare import Split, prepare
 from lm.tokens.store import TokenStore
-from lm.tokens.tokenise import prepare as preparation
 from tests.support import runs
 from tests.support.slow_split import split_slowly
 

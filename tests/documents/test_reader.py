@@ -12,7 +12,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub import Hub, client_environment
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
@@ -21,6 +20,7 @@ from lm.config.schema.source import SingleSource as Source
 from lm.documents.files import find_files
 from lm.documents.reader import Reader
 from lm.system.errors import DataError
+from tests.support.hub import Hub, client_environment
 
 
 def reader(policy="stop", **section):

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from lm.evaluation import intervals
 from lm.evaluation.intervals import difference_interval, interval, mean_of, resample, share_interval
-from lm.evaluation.validation import intervals
 
 SIMULATIONS = 1000
 

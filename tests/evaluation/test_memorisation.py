@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from data import PackedDataModule
 from lm.config.reader import load
 from lm.config.schema.config import Config
+from lm.evaluation import memorisation
 from lm.evaluation.memorisation import PIECE, Memorised, memorised
 from lm.evaluation.training_text import TrainingText, training_text
-from lm.evaluation.validation import memorisation
 from lm.tokenizer.tokenizer import load_tokenizer
 from lm.tokens.corpus import Corpus, open_corpora
 from lm.tokens.store import SplitWriter, TokenStore

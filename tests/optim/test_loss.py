@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lm.optim import loss
 from lm.optim.loss import IGNORE_INDEX, count_targets, token_losses
-from lm.optim.optimizers import loss
 
 
 def inputs(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lm.config.schema.cases import Case
-from lm.evaluation.validation import intervals
+from lm.evaluation import intervals
 from lm.ranking.cases import CaseSet
 from lm.ranking.measures import ACCURACY, BITS_PER_BYTE
 from lm.ranking.picture import picture

@@ -25,9 +25,9 @@ from lm.documents.conversations import Turn
 from lm.documents.templates import ChatFormat
 from lm.evaluation.scoring import split
 from lm.evaluation.training_text import TrainingText
+from lm.ranking import results
 from lm.ranking.cases import CaseSet
 from lm.ranking.questions import Asking
-from lm.ranking.ranking import results
 from lm.ranking.results import (
     CaseResult,
     SetResult,

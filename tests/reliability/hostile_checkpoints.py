@@ -1,7 +1,8 @@
 """Checkpoints as nobody should load them: each a small change to a good one, and who has to refuse
 it.
 
-Whoever means harm can compute hashes, so the manifest is made right again after the change, unless the damage itself is what is looked for.
+Whoever means harm can compute hashes, so the manifest is made right again after the change, unless
+the damage itself is what is looked for.
 """
 
 from __future__ import annotations

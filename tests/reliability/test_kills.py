@@ -129,7 +129,6 @@ def test_killed_ten_times_within_one_pass_over_the_data(
                 "micro_batch_size": 4,
                 "validate_every": 7,
             },
-            # fmt: skip
             checkpoint={"directory": str(folder / "run"), "save_every": 1, "keep": 2},
         )
         corpus(folder, documents=200)

@@ -1,7 +1,8 @@
 """The command train.py in processes that are forked from one that has imported everything: a start
 costs no seconds.
 
-Otherwise they are what a shell would start: their own process, arguments, environment, streams and exit code.
+Otherwise they are what a shell would start: their own process, arguments, environment, streams and
+exit code.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ network.
     with Hub(tmp_path) as hub:      # models/<id>/..., datasets/<owner>/<name>/...
         subprocess.run(..., env={**os.environ, **hub.environment(tmp_path / "home")})
 
-Every repository has the same commits, all of them with the same files. Repositories in `gated` refuse their files, as the hub does to
-people who have not accepted their terms.
-The clients read their settings when they are imported, so only a process of its own talks to this server.
+Every repository has the same commits, all of them with the same files. Repositories in `gated`
+refuse their files, as the hub does to people who have not accepted their terms. The clients read
+their settings when they are imported, so only a process of its own talks to this server.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def train(
 ) -> None:
     """What `python train.py` does once its arguments are read."""
     from lm.config.reader import load
-    from lm.training.module import command as training_command
+    from lm.training import command as training_command
     from train import build_session
 
     training_command.train(load(config, list(overrides)), build_session, resume, init_from)

@@ -2,12 +2,14 @@
 
 python -m tests.support.witnessed FOLDER FAULT --config ... (the arguments of train.py)
 
-FOLDER/rows-RANK.jsonl gets a line for each step: the tokens that this process trained on. FOLDER/writes-RANK.txt gets the path of each
-file and folder that this process made, opened to write, or renamed. FAULT is `none`, or KIND:RANK:STEP: in that step that process raises
-an error (raise), is killed (kill), or gets a SIGUSR1 (usr1), or the launcher gets a SIGTERM (stop), or from then on its disk is full for
-shards (full), or it fails in the middle of a sample (unwritten) or of a validation (unscored), of a decoder that is shared out; the rank
-of these may be `all`. nan:all:STEP makes that step's loss NaN.
-gather:all:STEP writes what all processes hold together before that step into FOLDER/gathered.pt.
+FOLDER/rows-RANK.jsonl gets a line for each step: the tokens that this process trained on.
+FOLDER/writes-RANK.txt gets the path of each file and folder that this process made, opened to
+write, or renamed. FAULT is `none`, or KIND:RANK:STEP: in that step that process raises an error
+(raise), is killed (kill), or gets a SIGUSR1 (usr1), or the launcher gets a SIGTERM (stop), or from
+then on its disk is full for shards (full), or it fails in the middle of a sample (unwritten) or of
+a validation (unscored), of a decoder that is shared out; the rank of these may be `all`.
+nan:all:STEP makes that step's loss NaN. gather:all:STEP writes what all processes hold together
+before that step into FOLDER/gathered.pt.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import Any
 
 import torch
 
-from lm.evaluation.validation import validation
+from lm.evaluation import validation
 from lm.surgery import fsdp
 from lm.system import errors
 from lm.training.module import LanguageModel

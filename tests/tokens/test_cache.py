@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from lm.system.errors import CheckpointError, DataError
+from lm.tokens import cache
 from lm.tokens.cache import JOURNAL, damaged, open_or_build, read_manifest
 from lm.tokens.store import TokenStore
-from lm.tokens.tokenise import cache
 from tests.tokens.test_store import EOS, write
 
 ROOT = Path(__file__).parents[2]

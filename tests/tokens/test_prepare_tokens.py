@@ -30,12 +30,12 @@ from lm.documents import reader as sources
 from lm.documents.reader import Reader, hash_of_text
 from lm.system.errors import CheckpointError, DataError, UserError
 from lm.tokenizer.tokenizer import ByteTokenizer
+from lm.tokens import engines
+from lm.tokens import prepare as preparation
 from lm.tokens.cache import JOURNAL, open_or_build, read_manifest
 from lm.tokens.engines import here, on_this_machine
 from lm.tokens.prepare import Split, prepare
 from lm.tokens.store import TokenStore
-from lm.tokens.tokenise import engines
-from lm.tokens.tokenise import prepare as preparation
 from tests.support.slow_split import split_slowly
 
 ROOT = Path(__file__).parents[2]
@@ -404,9 +404,9 @@ def test_a_journal_that_is_not_true_is_not_believed(tmp_path, damage, monkeypatc
 BUILD = """
 import json, sys
 from pathlib import Path
-from lm.tokens.tokenise import engines
+from lm.tokens import engines
 from lm.documents import parquet
-from lm.tokens.tokenise import prepare as preparation
+from lm.tokens import prepare as preparation
 from lm.documents import reader as sources
 from lm.documents import files
 from tests.tokens.test_prepare_tokens import BYTES, SPLITS, reader

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lm.tokens import open_files
 from lm.tokens.store import SplitWriter, TokenStore
-from lm.tokens.tokenise import open_files
 
 EOS = 9
 

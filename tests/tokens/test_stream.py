@@ -24,7 +24,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hub import COMMIT, Hub
 
 from lm.config.reader import load
 from lm.config.schema.source import HubSource
@@ -37,6 +36,7 @@ from lm.tokens.corpus import open_corpora
 from lm.tokens.prepare import Split
 from lm.tokens.producer import Producer, await_window
 from lm.tokens.stream import Stream, choose_revision
+from tests.support.hub import COMMIT, Hub
 
 ROOT = Path(__file__).parents[2]
 BYTES = ByteTokenizer()

@@ -16,8 +16,8 @@ from lm.evaluation.validation import Evaluation
 from lm.runs import metrics
 from lm.system.errors import CheckpointError
 from lm.system.progress import Progress
+from lm.training import logbook
 from lm.training.logbook import Logbook, StepWork, Stopwatch
-from lm.training.module import logbook
 
 WORK = StepWork(tokens=1000, epochs=0.25, flops=6e9)
 

@@ -29,7 +29,7 @@ from lm.config.schema.trainer import TrainerConfig
 from lm.runs.folder import RunFolder
 from lm.system.errors import ConfigError
 from lm.system.signals import StopSignals
-from lm.training.module import processes
+from lm.training import processes
 from lm.training.trainer import make_trainer
 from tests.support.runs import ROOT, TORCHRUN, config_file, launched, slurm_tasks, train
 from tests.support.witnessed import rows, witness

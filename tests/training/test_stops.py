@@ -29,8 +29,7 @@ from tests.training.test_train import (
     assert_same_run,
     evaluations,
     steps,
-    straight,
-)  # noqa: F401 (a fixture)
+)
 
 Phase = Callable[[pytest.MonkeyPatch, Callable[[], None]], None]
 
@@ -111,7 +110,7 @@ PHASES: dict[str, tuple[Callable[[], Phase], int | None]] = {
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_signal_in_every_phase(
-    straight: Path,  # noqa: F811
+    straight: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     phase: str,
@@ -148,7 +147,7 @@ def test_a_signal_in_every_phase(
 
 def test_validation_is_cut_short_and_made_up_for(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # noqa: F811
+) -> None:
     """The result of a part of the text is never written down."""
     config = config_file(tmp_path)
     with monkeypatch.context() as patched:
