@@ -18,8 +18,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lm.checkpoints.files import ORDINARY  # noqa: E402
-from lm.checkpoints.folder import step_name, write_checkpoint, write_json  # noqa: E402
+from lm.checkpoints.folder import (  # noqa: E402
+    ORDINARY,
+    step_name,
+    write_checkpoint,
+    write_json,
+)
 
 
 def main() -> None:

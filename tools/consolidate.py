@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.checkpoints import folder as checkpoint
-from lm.checkpoints.files import shard_count
+from lm.checkpoints.folder import shard_count
 from lm.system import errors
 
 

@@ -1,19 +1,32 @@
-"""Checkpoints on disk: directories that are either whole or absent.
+"""Checkpoints on disk: a checkpoint is a directory that is either complete or absent.
 
     checkpoints/
-        step-00000500.ckpt/   model.safetensors  train_state.pt  tokenizer.json  meta.json  manifest.json  [ema.safetensors]
-        step-00001000.ckpt/   ...
-        best.ckpt, ranked-best.ckpt -> step-00000500.ckpt        last.ckpt, final.ckpt -> step-00001000.ckpt
+        step-00000500.ckpt/                            model.safetensors, meta.json, ...: see below
+        step-00001000.ckpt/
+        best.ckpt, ranked-best.ckpt                    -> step-00000500.ckpt
+        last.ckpt, final.ckpt                          -> step-00001000.ckpt
 
-Only the step directories are the truth; the names are relative links for people, never read by
-`--resume auto`. A directory is written under a temporary name in the same folder, every file is
-flushed to the disk, a manifest with their hashes is added, and one rename makes it visible:
-whenever the power goes, what stands there under a final name is whole. The manifest finds flipped
-bits, which neither torch nor safetensors would notice; it proves integrity, not who wrote the file.
+Only the step directories count. The names are relative links for people; `--resume auto` never
+reads them. A checkpoint is written under a temporary name in the same folder. Every file is flushed
+to the disk, a manifest with the hashes of all files is added, and one rename makes the checkpoint
+visible. Whenever the power goes, a directory under a final name is complete. The manifest detects
+flipped bits, which neither torch nor safetensors would notice. It proves integrity, not who wrote
+the file.
 
-Only the standard library, so that `list.py` starts at once. lm/checkpoints/weights.py reads and
-writes the tensors, lm/surgery/fsdp.py those of many processes, which have other files
-(lm/checkpoints/files.py).
+The files of a checkpoint. Each also has tokenizer.json, meta.json and manifest.json.
+
+    ordinary    model.safetensors  train_state.pt  [ema.safetensors]
+    sharded     model-00001-of-00002.safetensors       model-00002-of-00002.safetensors
+                optimizer-00001-of-00002.safetensors   ...
+                [ema-00001-of-00002.safetensors        ...]
+                train_state.json
+    merged      model.safetensors
+
+A single process writes the ordinary form, several FSDP processes write shards, and tools/merge_lora
+writes the merged form, which holds weights alone and cannot be resumed.
+
+This file needs only the standard library, so that `list.py` starts at once. checkpoints/weights.py
+and checkpoints/fsdp.py read and write the tensors.
 """
 
 from __future__ import annotations
@@ -26,9 +39,8 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from lm.checkpoints.files import Begun, required
 from lm.system.disk import fingerprint, read_json, refusals, sync
 from lm.system.errors import CheckpointError
 
@@ -36,7 +48,21 @@ FORMAT = 1
 # links; the last is set by evaluate_checkpoints.py
 NAMES = ("best.ckpt", "last.ckpt", "final.ckpt", "ranked-best.ckpt")
 STEP_NAME = re.compile(r"step-([0-9]{8,18})\.ckpt")
+ORDINARY = ("model.safetensors", "train_state.pt", "tokenizer.json", "meta.json")
+# nothing can be resumed from it, but it can be begun from
+MERGED = ("model.safetensors", "tokenizer.json", "meta.json")
+SHARDED = ("train_state.json", "tokenizer.json", "meta.json")
+SHARD_NAME = re.compile(r"([a-z]+)-([0-9]{5})-of-([0-9]{5})\.safetensors")
 META_TYPES = {"step": int, "model": dict, "tokenizer": dict, "config": dict}
+
+
+class Begun(NamedTuple):
+    """A checkpoint that several processes have begun: the temporary folder, and what the manifest
+    is to say of the files in it.
+    """
+
+    folder: Path
+    files: dict[str, Any]
 
 
 def step_name(step: int) -> str:
@@ -68,6 +94,28 @@ def step_directories(folder: str | Path) -> list[Path]:
     return sorted(
         (path for path in found if step_of(path) >= 0), key=lambda path: (step_of(path), path.name)
     )
+
+
+def shard_names(kind: str, count: int) -> list[str]:
+    """The files of a kind of tensors ("model", "optimizer", "ema") that `count` processes wrote."""
+    return [f"{kind}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def shard_count(names: Iterable[str]) -> int:
+    """Return how many processes wrote the checkpoint with these files; 0 for an ordinary one."""
+    return max((int(match[3]) for match in map(SHARD_NAME.fullmatch, names) if match), default=0)
+
+
+def required(names: Iterable[str]) -> set[str]:
+    """The files that must be there for those to be a whole checkpoint."""
+    names = list(names)
+    count = shard_count(names)
+    if count == 0:
+        return set(MERGED if set(names) == set(MERGED) else ORDINARY)
+    kinds = {"model", "optimizer"} | {
+        match[1] for match in map(SHARD_NAME.fullmatch, names) if match
+    }
+    return {*SHARDED, *(name for kind in kinds for name in shard_names(kind, count))}
 
 
 def open_checkpoint(path: str | Path) -> Path:

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lm.checkpoints.files import Begun
-from lm.checkpoints.folder import read_meta
+from lm.checkpoints.folder import Begun, read_meta
 from lm.checkpoints.weights import trained, write_state, write_weights
 from lm.config.schema.optimizer import OptimizerConfig
 from lm.optim.averaging import WeightAverage

@@ -13,8 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lm.checkpoints.files import shard_count
-from lm.checkpoints.folder import read_manifest, verify
+from lm.checkpoints.folder import read_manifest, shard_count, verify
 from lm.system.errors import CheckpointError
 
 

@@ -3,7 +3,7 @@
 Each process holds its rows of every weight, gradient and optimiser tensor (DTensors, split along
 their first dimension), and puts a layer together from all processes just before it is used. A
 checkpoint has one safetensors file of each kind from each process (the names are in
-lm/checkpoints/files.py): joined along the first dimension in the order of their numbers they are
+lm/checkpoints/folder.py): joined along the first dimension in the order of their numbers they are
 the whole tensors. What is not shared out, such as the optimiser's counters, is in the first file
 alone. So any number of processes can read what any other number wrote, and nothing in the files can
 run code, which torch.distributed.checkpoint's `.metadata` could.
@@ -28,8 +28,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from lm.checkpoints.files import Begun, shard_count, shard_names
-from lm.checkpoints.folder import read_manifest, verify
+from lm.checkpoints.folder import Begun, read_manifest, shard_count, shard_names, verify
 from lm.checkpoints.weights import read_weights, require_fitting, write_weights
 from lm.system.disk import fingerprint, read_json, refusals, sync
 from lm.system.errors import CheckpointError

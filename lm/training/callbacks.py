@@ -19,8 +19,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from lm.checkpoints.files import Begun
 from lm.checkpoints.folder import (
+    Begun,
     point,
     read_manifest,
     retain,

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from lm.checkpoints.files import Begun
+from lm.checkpoints.folder import Begun
 from lm.checkpoints.train_state import Saved, begin_shards, load_into, read_saved, tensor_writers
 from lm.config.schema.config import Config
 from lm.optim.averaging import WeightAverage

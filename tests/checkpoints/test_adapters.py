@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 
 import eval_val
 import finetune as command
-from lm.checkpoints.files import MERGED, ORDINARY, required
-from lm.checkpoints.folder import read_manifest, read_meta, verify
+from lm.checkpoints.folder import MERGED, ORDINARY, read_manifest, read_meta, required, verify
 from lm.checkpoints.meta import read_adapters
 from lm.checkpoints.weights import trained
 from lm.config.reader import load as load_config

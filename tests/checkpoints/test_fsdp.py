@@ -15,8 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lm.checkpoints.files import required, shard_count, shard_names
-from lm.checkpoints.folder import newest_whole, read_meta, step_directories, step_of, verify
+from lm.checkpoints.folder import (
+    newest_whole,
+    read_meta,
+    required,
+    shard_count,
+    shard_names,
+    step_directories,
+    step_of,
+    verify,
+)
 from lm.surgery import fsdp
 from lm.system.errors import CheckpointError, ConfigError
 from model import load
