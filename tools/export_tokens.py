@@ -64,7 +64,7 @@ def main() -> None:
 
 def export(corpora: list[Corpus], tokenizer: Tokenizer, folder: Path) -> None:
     """Write the files, and meta.json last: where it is, all are whole."""
-    from lm.documents.flat import write_flat
+    from lm.tokens.export import write_flat
     from lm.tokens.store import TokenStore
 
     with disk.refusals(folder):

@@ -4,15 +4,13 @@ and the like.
     d1 EOS d2 EOS ... dn EOS        ids of one type, lowest byte first, without a header
 
 This is the stream of a split (`lm/tokens/store.py`) without its first EOS, so each can be made of
-the other and nothing is lost. What others have written may do without the last EOS, or without any:
+the other and nothing is lost; `lm/tokens/export.py` writes such files. What others have written may do without the last EOS, or without any:
 then it is one document.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,8 @@ from numpy.typing import NDArray
 from lm.config.schema.source import BinSource
 from lm.documents.faults import Fault
 from lm.documents.files import Span, byte_spans
-from lm.system.disk import refusals, sync
 from lm.system.errors import DataError
 from lm.tokenizer.tokenizer import Tokenizer
-from lm.tokens.store import TokenStore
 
 CHUNK = 2**20  # ids that are read at a time, where it is not known how many are wanted
 SPECIAL = "special id"
@@ -84,30 +80,6 @@ def read_flat(
             )
             yield first + start, fault or ids[start:end]
             start = end + 1
-
-
-def write_flat(store: TokenStore, file: Path) -> dict[str, Any]:
-    """Write a split as a flat file, whole or not at all, and return its size and hash: {"bytes",
-    "sha256"}.
-
-    Raises:
-        CheckpointError: the disk refuses it.
-    """
-    digest, size = hashlib.sha256(), (store.tokens - 1) * store.dtype.itemsize
-    temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
-    with refusals(file, size):
-        try:
-            with temporary.open("wb") as stream:
-                for start in range(1, store.tokens, CHUNK):  # from behind the first EOS
-                    ids = store.read(start, CHUNK).astype(store.dtype.newbyteorder("<"), copy=False)
-                    digest.update(ids.data)
-                    stream.write(ids.data)
-            sync(temporary)
-            temporary.replace(file)
-            sync(file.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def _require_flat(file: str, source: BinSource, dtype: np.dtype[Any]) -> None:

@@ -1,6 +1,5 @@
 """Flat files of token ids, read and written: python -m pytest tests/documents/test_flat.py."""
 
-import errno
 import functools
 import hashlib
 import itertools
@@ -21,7 +20,7 @@ from lm.documents import files as text_files
 from lm.documents import flat as flat_tokens
 from lm.documents.reader import Reader, hash_of_text
 from lm.system.disk import in_bytes
-from lm.system.errors import CheckpointError, ConfigError, DataError
+from lm.system.errors import ConfigError, DataError
 from lm.tokenizer.tokenizer import ByteTokenizer
 from lm.tokens import prepare as preparation
 from lm.tokens.engines import here, on_this_machine
@@ -438,23 +437,6 @@ def test_what_is_there_is_written_over_only_when_told(tmp_path):
     export("--config", config, "--out", out, "--force")
     assert flat(out) == written
     assert sorted(path.name for path in out.iterdir()) == ["meta.json", "train.bin", "val.bin"]
-
-
-def test_a_disk_that_refuses_leaves_what_was_there(tmp_path, monkeypatch):
-    _, stores = build(tmp_path / "cache", reader(write(tmp_path / "a.bin", stream("text"))))
-    (tmp_path / "train.bin").write_bytes(b"mine")
-
-    def refuse(path):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(flat_tokens, "sync", refuse)
-    with pytest.raises(
-        CheckpointError,
-        match=r"train\.bin could not be written: No space left on device \(\d+ B needed, ",
-    ):
-        flat_tokens.write_flat(stores["train"], tmp_path / "train.bin")
-    assert (tmp_path / "train.bin").read_bytes() == b"mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "cache", "train.bin"]
 
 
 def test_what_cannot_be_exported(tmp_path):
