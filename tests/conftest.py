@@ -6,9 +6,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -46,6 +50,15 @@ def figure(record_property: Callable[[str, object], None]) -> Callable[[str], No
     quotes it.
     """
     return lambda text: record_property("figure", text)
+
+
+@pytest.fixture(scope="session")
+def tracked() -> dict[str, str]:
+    """Return the files that git tracks: their modes by path."""
+    command = ["git", "-c", "core.quotePath=off", "ls-files", "-s", "-z"]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    fields = [line.split("\t") for line in lines.split("\0") if line]
+    return {path: described.split()[0] for described, path in fields}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
