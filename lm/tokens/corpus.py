@@ -30,9 +30,10 @@ from lm.system.errors import DataError
 from lm.tokenizer.tokenizer import Tokenizer
 from lm.tokens.cache import open_or_build
 from lm.tokens.engines import on_this_machine
-from lm.tokens.prepare import SPLITS, Engine, Split, prepare
+from lm.tokens.prepare import SPLITS, Split, prepare
 from lm.tokens.store import FORMAT, Manifest, TokenStore
 from lm.tokens.stream import Stream, choose_revision
+from lm.tokens.tokenise import Engine
 
 
 @dataclass(frozen=True)

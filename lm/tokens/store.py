@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm.system.disk import fingerprint, sync
-from lm.tokens.open_files import let_go, read_at
 
 FORMAT = 2  # Part of the fingerprint: raise it when the same text would give other files.
 SHARD_TOKENS = 2**26  # 128 MB at two bytes.
+MOST_OPEN = 128  # files at a time: a process may have 1,024, and a large corpus has more shards.
 
 Manifest = dict[str, Any]
 
@@ -216,8 +216,6 @@ class TokenStore:
         parts = []
         for shard in range(start // size, (end - 1) // size + 1):
             first, last = max(start - shard * size, 0), min(end - shard * size, size)
-            # Not through a memory map: thousands of them would be open at once, and their pages
-            # would count as this process's memory.
             parts.append(
                 read_at(f"{self._prefix}-{shard:05d}.bin", first * item, (last - first) * item)
             )
@@ -261,3 +259,38 @@ def _spread(values: NDArray[np.uint8], places: NDArray[np.bool_]) -> NDArray[np.
     result = np.zeros(len(places), np.uint8)
     result[places] = values
     return result
+
+
+# Reading from the middle of many files, of which only the latest stay open. Not through memory maps:
+# thousands of them would be open at once, and their pages would count as the process's memory.
+_descriptors: dict[str, int] = {}
+
+
+def read_at(path: str, start: int, size: int) -> bytes:
+    """`size` bytes of a file from `start` on; fewer at its end."""
+    return os.pread(_descriptor(path), size, start)
+
+
+def let_go(prefix: str) -> None:
+    """Close the files whose paths begin so: the room of one that was removed is free only when
+    nobody has it open.
+    """
+    for path in [path for path in _descriptors if path.startswith(prefix)]:
+        os.close(_descriptors.pop(path))
+
+
+def _descriptor(path: str) -> int:
+    """A file's descriptor, for reading: the last `MOST_OPEN` that were asked for stay open,
+    whichever stores they belong to.
+    """
+    descriptor = _descriptors.pop(path, None)
+    # removed since, and perhaps made again
+    if descriptor is not None and os.fstat(descriptor).st_nlink == 0:
+        os.close(descriptor)
+        descriptor = None
+    if descriptor is None:
+        if len(_descriptors) >= MOST_OPEN:
+            os.close(_descriptors.pop(next(iter(_descriptors))))
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    _descriptors[path] = descriptor  # the latest is last
+    return descriptor

@@ -38,8 +38,9 @@ from lm.system.disk import fingerprint, read_json, refusals, replace, sync
 from lm.system.errors import DataError
 from lm.tokenizer.tokenizer import Tokenizer
 from lm.tokens.cache import open_or_build
-from lm.tokens.prepare import SPLITS, Split, Tokenise, Tokens
+from lm.tokens.prepare import SPLITS, Split
 from lm.tokens.store import Manifest, SplitWriter, TokenStore
+from lm.tokens.tokenise import Tokenise, Tokens
 
 Position = dict[str, Any]
 # how often it was read, rows read since, the library's own state

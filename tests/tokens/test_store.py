@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.tokens import open_files
+from lm.tokens import store as token_store
 from lm.tokens.store import SplitWriter, TokenStore
 
 EOS = 9
@@ -132,7 +132,7 @@ def test_a_split_without_documents(tmp_path):
 
 
 def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(open_files, "MOST_OPEN", 3)
+    monkeypatch.setattr(token_store, "MOST_OPEN", 3)
     ids = [i % 9 for i in range(500)]
     store = TokenStore(tmp_path, "train", write(tmp_path, [[ids]], shard_tokens=7))
     before = len([*Path("/proc/self/fd").iterdir()])
