@@ -51,10 +51,8 @@ KNOWN: dict[str, list[str]] = {
     "order": [
         "lm.config.reader (config) imports lm.checkpoints.base (checkpoints)",
         "lm.display.tables (display) imports lm.checks.rendering (checks)",
-        "lm.documents.flat (documents) imports lm.tokens.store (tokens)",
         "lm.optim.averaging (optim) imports lm.checkpoints.weights (checkpoints)",
         "lm.ranking.words (ranking) imports lm.checks.rendering (checks)",
-        "lm.surgery.fsdp (surgery) imports lm.checkpoints.files (checkpoints)",
         "lm.surgery.fsdp (surgery) imports lm.checkpoints.folder (checkpoints)",
         "lm.surgery.fsdp (surgery) imports lm.checkpoints.weights (checkpoints)",
         "model (model) imports lm.checkpoints.adapters (checkpoints)",
