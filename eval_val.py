@@ -14,7 +14,7 @@ import time
 
 from lm.checkpoints.folder import open_checkpoint, read_meta
 from lm.checkpoints.meta import read_model
-from lm.config.reader import load as load_config
+from lm.commands import add_flag, command_parser, load_config
 from lm.system import errors
 from lm.system.errors import ConfigError
 
@@ -107,22 +107,11 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The flags; any key of the configuration is one more."""
-    result = argparse.ArgumentParser(
-        prog="eval_val.py",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    result.add_argument(
-        "--ckpt",
-        required=True,
-        metavar="CKPT",
-        help="the checkpoint, such as checkpoints/best.ckpt",
-    )
-    result.add_argument(
+    result = command_parser("eval_val.py", __doc__)
+    add_flag(result, "--ckpt")
+    add_flag(
+        result,
         "--config",
-        required=True,
-        metavar="FILE",
         help=(
             "the YAML file whose validation split is scored; its keys can be changed, as in"
             " train.py"
@@ -134,8 +123,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="auto|NAME",
         help="auto takes the checkpoint's own; any other must be the same",
     )
-    result.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    result.add_argument("--json", action="store_true", help="print one JSON object")
+    add_flag(result, "--device")
+    add_flag(result, "--json")
     return result
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm.checkpoints.folder import point, read_manifest
+from lm.commands import add_flag, command_parser
 from lm.system import errors
 from lm.system.disk import refusals
 from lm.system.errors import CheckpointError, ConfigError
@@ -30,13 +31,7 @@ first is linked as ranked-best.ckpt beside it. docs/EVALUATION.md says what the 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate_checkpoints.py",
-        description=__doc__,
-        epilog=EPILOG,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("evaluate_checkpoints.py", __doc__, EPILOG)
     parser.add_argument(
         "--checkpoints",
         required=True,
@@ -67,21 +62,14 @@ def parse() -> argparse.Namespace:
         metavar="NAME",
         help="of cases that are chats: another one than a checkpoint was fine-tuned with",
     )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        choices=["auto", "cpu", "cuda", "mps"],
-        help="where to compute (auto)",
-    )
+    add_flag(parser, "--device")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
         help="write ranking.md, ranking.csv, ranking.png and ranking.json there",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object, each case's answers in it"
-    )
+    add_flag(parser, "--json", help="print one JSON object, each case's answers in it")
     parser.add_argument("--no-link", action="store_true", help="do not set ranked-best.ckpt")
     return parser.parse_args()
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from lm.checkpoints.base import Base, chat_source, open_base, tokenizer_of
 from lm.checkpoints.folder import pointed, read_meta
 from lm.checkpoints.meta import check_session, read_tokenizer
-from lm.config.reader import Loaded, load
+from lm.commands import load_config
+from lm.config.reader import Loaded
 from lm.config.schema.config import Config
 from lm.runs.folder import RunFolder
 from lm.runs.origin import Origin
@@ -38,7 +39,7 @@ def main() -> None:
     arguments, overrides = training_parser(
         "finetune.py", __doc__, init_from=False
     ).parse_known_args()
-    loaded = load(arguments.config, overrides)
+    loaded = load_config(arguments.config, overrides)
     if loaded.config.finetune is None:
         raise ConfigError(
             f"{arguments.config}: finetune: missing; write the section, with at least base, or run"

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lm.checkpoints.folder import open_checkpoint
+from lm.commands import add_flag
 from lm.generation.prompt import open_prompt, read_prompt
 from lm.generation.sampling import Sampling
 from lm.system import errors
@@ -38,12 +39,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Let a checkpoint write.", epilog=EPILOG, allow_abbrev=False
     )
-    parser.add_argument(
-        "--ckpt",
-        required=True,
-        metavar="PATH",
-        help="the checkpoint, such as checkpoints/best.ckpt",
-    )
+    add_flag(parser, "--ckpt")
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
     prompt.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 file that holds it")
@@ -96,15 +92,8 @@ def parse() -> argparse.Namespace:
         metavar="NAME",
         help="the checkpoint's own, or one that must equal it (auto)",
     )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        choices=["auto", "cpu", "cuda", "mps"],
-        help="where to compute (auto)",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object when all is written"
-    )
+    add_flag(parser, "--device")
+    add_flag(parser, "--json", help="print one JSON object when all is written")
     parser.add_argument("--no-stream", action="store_true", help="print when all is written")
     arguments = parser.parse_args()
     for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("seed", 0)):

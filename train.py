@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lm.checkpoints.meta import read_tokenizer
-from lm.config.reader import Loaded, load
+from lm.commands import load_config
+from lm.config.reader import Loaded
 from lm.runs.folder import RunFolder
 from lm.runs.origin import Origin
 from lm.system import errors
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Read the command line; refuse or answer what needs no model; then train."""
     arguments, overrides = training_parser("train.py", __doc__, init_from=True).parse_known_args()
-    loaded = load(arguments.config, overrides)
+    loaded = load_config(arguments.config, overrides)
     if loaded.config.finetune is not None:
         raise ConfigError(
             f"{arguments.config}: finetune: this configuration is for finetune.py; run it with"

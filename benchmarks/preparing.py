@@ -28,7 +28,7 @@ import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from tiktoken import Encoding  # noqa: E402
 
-from lm.config.reader import load  # noqa: E402
+from lm.commands import load_config  # noqa: E402
 from lm.config.schema.source import JsonlSource  # noqa: E402
 from lm.documents.reader import Reader  # noqa: E402
 from lm.tokenizer.fast_bpe import GPT2, SPACES, FastBpe  # noqa: E402
@@ -249,7 +249,7 @@ def loader_share(folder: Path) -> bool:
     # not above: the processes that tokenise import this file again, and it brings torch
     from data import PackedDataModule
 
-    config = load("config_smoke.yaml").config
+    config = load_config("config_smoke.yaml").config
     step = config.tokens_per_step / rates[len(rates) // 2]
     loader = PackedDataModule(config, ByteTokenizer(), lambda line: None).train_dataloader()
     started = time.perf_counter()

@@ -19,8 +19,8 @@ import re
 import sys
 from pathlib import Path
 
+from lm.commands import add_flag, command_parser, load_config
 from lm.config.describe import to_yaml
-from lm.config.reader import load
 from lm.config.schema.config import Config
 from lm.reports.ablation import Outcome, kept, outcome
 from lm.reports.ablation_report import Ablation
@@ -46,8 +46,8 @@ def main() -> None:
     if arguments.seeds < 1:
         raise ConfigError(f"--seeds: {arguments.seeds} is not a number of pairs; write 1 or more")
     baseline, variant = (
-        load(arguments.config, overrides).config,
-        load(arguments.config, [*without(overrides, keys), *changes]).config,
+        load_config(arguments.config, overrides).config,
+        load_config(arguments.config, [*without(overrides, keys), *changes]).config,
     )
     if (baseline.finetune is None, unit_of(baseline)) != (
         variant.finetune is None,
@@ -119,13 +119,8 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The flags; any key of the configuration is one more, for both runs."""
-    result = argparse.ArgumentParser(
-        prog="python -m tools.ablate",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    result.add_argument("--config", required=True, metavar="FILE", help="the baseline's YAML file")
+    result = command_parser("python -m tools.ablate", __doc__)
+    add_flag(result, "--config", help="the baseline's YAML file")
     result.add_argument(
         "--change",
         required=True,
@@ -142,11 +137,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the runs go (default: runs/ablate- and what is changed)",
     )
-    result.add_argument(
-        "--json",
-        action="store_true",
-        help="print one JSON object; what goes on meanwhile goes to stderr",
-    )
+    add_flag(result, "--json", help="print one JSON object; what goes on meanwhile goes to stderr")
     return result
 
 

@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from lm.commands import add_flag, command_parser
 from lm.reports.comparison import Comparison, compare
 from lm.reports.comparison_page import page
 from lm.reports.comparison_views import as_json, terminal
@@ -181,18 +182,13 @@ def verdict_on(owner: Model, a: Model, b: Model, most: int) -> Verdict:
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    result = argparse.ArgumentParser(
-        prog="python -m tools.compare",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    result = command_parser("python -m tools.compare", __doc__)
     result.add_argument(
         "run_a", metavar="RUN_A", type=Path, help="a run's folder, such as checkpoints/"
     )
     result.add_argument("run_b", metavar="RUN_B", type=Path, help="another one's")
     result.add_argument("--out", metavar="FILE", type=Path, help="write an HTML page, one file")
-    result.add_argument("--json", action="store_true", help="print one JSON object")
+    add_flag(result, "--json")
     result.add_argument(
         "--no-model", action="store_true", help="score nothing: only what the folders tell"
     )
@@ -203,7 +199,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="score at most N rows or passages (default: 500)",
     )
-    result.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    add_flag(result, "--device")
     return result
 
 

@@ -11,24 +11,19 @@ under the same name; the sharded one stays. Every other command reads it, and `t
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lm.checkpoints import folder as checkpoint
 from lm.checkpoints.folder import shard_count
+from lm.commands import command_parser
 from lm.system import errors
 
 
 def main() -> None:
     """Refuse what is no sharded checkpoint, then load torch and join the shards."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.consolidate",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m tools.consolidate", __doc__)
     parser.add_argument("ckpt", metavar="CKPT", help="the sharded checkpoint")
     parser.add_argument(
         "--out",

@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm.config.reader import load
+from lm.commands import add_flag, command_parser, load_config
 from lm.system import disk, errors
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Refuse what cannot be written, make the tokens where they are missing, and write them."""
     arguments, overrides = parser().parse_known_args()
-    config = load(arguments.config, overrides).config
+    config = load_config(arguments.config, overrides).config
     if len(config.data.parts) > 1:
         raise errors.ConfigError(
             "data.source.format: the rows of a mixture are mixed as training goes, and flat files"
@@ -99,13 +99,8 @@ def export(corpora: list[Corpus], tokenizer: Tokenizer, folder: Path) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    result = argparse.ArgumentParser(
-        prog="python -m tools.export_tokens",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    result.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file")
+    result = command_parser("python -m tools.export_tokens", __doc__)
+    add_flag(result, "--config")
     result.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="the folder that gets the files"
     )

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm.checkpoints.base import tokenizer_of
-from lm.config.reader import load as load_config
+from lm.commands import add_flag, command_parser, load_config
 from lm.system import errors
 from lm.system.disk import replace
 
@@ -163,18 +163,8 @@ def show_sample(config: Config, tokenizer: Tokenizer, number: int) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The flags; any key of the configuration is one more."""
-    result = argparse.ArgumentParser(
-        prog="python -m tools.inspect_data",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    result.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE",
-        help="the YAML file; its keys can be changed, as in train.py",
-    )
+    result = command_parser("python -m tools.inspect_data", __doc__)
+    add_flag(result, "--config", help="the YAML file; its keys can be changed, as in train.py")
     result.add_argument(
         "--step",
         type=int,
@@ -212,9 +202,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="how many words in a row (default: 13; 0: compare nothing)",
     )
-    result.add_argument(
-        "--json", action="store_true", help="print the numbers as one JSON object, and no rows"
-    )
+    add_flag(result, "--json", help="print the numbers as one JSON object, and no rows")
     return result
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.checkpoints.folder import open_checkpoint, read_manifest, read_meta
+from lm.commands import add_flag, command_parser
 from lm.system import disk, errors
 
 KEPT = (
@@ -77,18 +78,8 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """Read the command line; numbers that make no sense are refused."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.lm_eval",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--ckpt",
-        metavar="CKPT",
-        required=True,
-        help="the checkpoint, such as checkpoints/best.ckpt",
-    )
+    parser = command_parser("python -m tools.lm_eval", __doc__)
+    add_flag(parser, "--ckpt")
     parser.add_argument(
         "--tasks",
         metavar="NAME",
@@ -124,13 +115,8 @@ def parse() -> argparse.Namespace:
         help="put questions in the template that the checkpoint was fine-tuned with",
     )
     parser.add_argument("--template", metavar="NAME", help="--chat: another template")
-    parser.add_argument(
-        "--device",
-        default="auto",
-        choices=["auto", "cpu", "cuda", "mps"],
-        help="where to compute (auto)",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_flag(parser, "--device")
+    add_flag(parser, "--json")
     parser.add_argument(
         "--out", metavar="FILE", type=Path, help="write the JSON object into this file as well"
     )

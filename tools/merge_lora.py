@@ -11,7 +11,6 @@ itself cannot be resumed from it, since it holds weights alone.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,20 +18,14 @@ from typing import Any
 
 from lm.checkpoints import folder as checkpoint
 from lm.checkpoints.meta import read_adapters, read_model
+from lm.commands import add_flag, command_parser
 from lm.system import errors
 
 
 def main() -> None:
     """Refuse what holds no adapters, then load torch and merge."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.merge_lora",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--ckpt", metavar="CKPT", required=True, help="the checkpoint of the adapters"
-    )
+    parser = command_parser("python -m tools.merge_lora", __doc__)
+    add_flag(parser, "--ckpt", help="the checkpoint of the adapters")
     parser.add_argument(
         "--base",
         metavar="CKPT",

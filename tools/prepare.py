@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lm.config.reader import load
+from lm.commands import add_flag, command_parser, load_config
 from lm.system import errors
 from lm.system.disk import in_bytes, refusals
 from lm.system.signals import StopSignals
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Read the command line, make what is missing, and say what there is."""
     arguments, overrides = parser().parse_known_args()
-    config = load(arguments.config, overrides).config
+    config = load_config(arguments.config, overrides).config
     if streamed := [
         key for key, part in config.data.parts if getattr(part.source, "streaming", False)
     ]:
@@ -66,13 +66,8 @@ def _engine(ray: bool, processes: int | None) -> Engine:
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    result = argparse.ArgumentParser(
-        prog="python -m tools.prepare",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    result.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file")
+    result = command_parser("python -m tools.prepare", __doc__)
+    add_flag(result, "--config")
     where = result.add_mutually_exclusive_group()
     where.add_argument(
         "--processes",

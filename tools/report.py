@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lm.commands import command_parser
 from lm.system import errors
 from lm.system.disk import replace
 
@@ -132,12 +133,7 @@ def batches(data: PackedDataModule) -> Iterator[Batch]:
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    result = argparse.ArgumentParser(
-        prog="python -m tools.report",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    result = command_parser("python -m tools.report", __doc__)
     result.add_argument("run", metavar="RUN", type=Path, help="a run's folder, such as checkpoints")
     result.add_argument(
         "--out",

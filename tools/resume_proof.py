@@ -25,7 +25,7 @@ import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from lm.config.reader import load
+from lm.commands import add_flag, command_parser, load_config
 from lm.system import errors
 from lm.system.signals import StopSignals, child
 
@@ -37,7 +37,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--traced"]:
         return traced(Path(sys.argv[2]), sys.argv[3:])
     arguments, overrides = parser().parse_known_args()
-    config = load(arguments.config, overrides).config
+    config = load_config(arguments.config, overrides).config
     steps = min(arguments.steps, config.max_steps)
     if not 0 < arguments.stops < steps:
         raise errors.ConfigError(
@@ -74,13 +74,8 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The flags; any key of the configuration is one more."""
-    result = argparse.ArgumentParser(
-        prog="python -m tools.resume_proof",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    result.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file")
+    result = command_parser("python -m tools.resume_proof", __doc__)
+    add_flag(result, "--config")
     result.add_argument(
         "--kill", action="store_true", help="kill -9, wherever it is, instead of asking it to stop"
     )

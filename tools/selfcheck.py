@@ -23,8 +23,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lm.commands import add_flag, command_parser, load_config
 from lm.config.describe import to_yaml
-from lm.config.reader import Loaded, load
+from lm.config.reader import Loaded
 from lm.config.schema.config import Config
 from lm.runs.origin import Origin
 from lm.system import errors
@@ -51,7 +52,7 @@ SIGNS = {True: ("ok  ", "32"), False: ("FAIL", "31"), None: ("--  ", "33")}
 def main() -> None:
     """Check what was asked for, a line each."""
     arguments, overrides = parser().parse_known_args()
-    loaded = load(arguments.config, overrides)
+    loaded = load_config(arguments.config, overrides)
     names = [name for name in CHECKS if name in (arguments.only or CHECKS)]
 
     started = time.perf_counter()
@@ -81,13 +82,8 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The flags; any key of the configuration is one more."""
-    result = argparse.ArgumentParser(
-        prog="python -m tools.selfcheck",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    result.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file")
+    result = command_parser("python -m tools.selfcheck", __doc__)
+    add_flag(result, "--config")
     names = ", ".join(CHECKS)
     result.add_argument(
         "--only",
@@ -96,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"this check alone, repeatable: {names}",
     )
-    result.add_argument("--json", action="store_true", help="print one JSON list")
+    add_flag(result, "--json", help="print one JSON list")
     return result
 
 

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm.config.reader import load
+from lm.commands import add_flag, command_parser, load_config
 from lm.config.schema.data import DataConfig
 from lm.system import disk, errors
 
@@ -43,7 +43,7 @@ SAMPLE = 10_000_000  # bytes of each side of each source that the report is abou
 def main() -> None:
     """Refuse what cannot work, then learn, write and measure."""
     arguments, overrides = parser().parse_known_args()
-    data = load(arguments.config, overrides).config.data
+    data = load_config(arguments.config, overrides).config.data
 
     from lm.tokenizer.learn import (
         LEAST_VOCABULARY,
@@ -138,18 +138,8 @@ def report(file: Path, asked: int, train: Texts, val: Texts) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The flags; any key of the configuration is one more."""
-    result = argparse.ArgumentParser(
-        prog="python -m tools.train_tokenizer",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    result.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE",
-        help="the YAML file that names the text and its split",
-    )
+    result = command_parser("python -m tools.train_tokenizer", __doc__)
+    add_flag(result, "--config", help="the YAML file that names the text and its split")
     result.add_argument(
         "--vocab-size",
         required=True,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ except ModuleNotFoundError as missing:  # this comes before a command's `errors.
     print(not_installed(missing), file=sys.stderr)
     sys.exit(ConfigError.exit_code)
 
-from lm.checkpoints.base import filled
 from lm.config.complaints import in_words, nearest
 from lm.config.describe import yaml_lines
 from lm.config.keys import advice, keys, name_of
@@ -42,6 +41,9 @@ from lm.config.yaml_reader import (
     unprintable,
 )
 
+# Takes a configuration that has `finetune`; returns its sections with those of the base checkpoint.
+Complete = Callable[[Config], dict[str, Any]]
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -53,16 +55,22 @@ class Loaded:
     origins: dict[str, str]
 
 
-def load(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
+def load(
+    path: Path | str, overrides: Sequence[str] = (), complete: Complete | None = None
+) -> Loaded:
     """Read a YAML file, apply `--section.key value` or `--section.key=value` arguments, and check
-    the whole.
+    the result.
 
-    With `finetune` the base checkpoint fills in model and tokenizer. Paths are relative to the
-    current directory, not to the file.
+    Paths in the file are relative to the current directory, not to the file.
+
+    Args:
+        path: the YAML file.
+        overrides: the arguments.
+        complete: completes a configuration that has `finetune`; None leaves it as it is written.
+            The commands call `lm.commands.load_config`, which asks the base checkpoint.
 
     Raises:
-        ConfigError: with a line for each problem.
-        CheckpointError: the base checkpoint is not there.
+        ConfigError: the configuration is wrong; one line for each problem.
     """
     document = read_file(path)
     draft = _Draft(
@@ -77,13 +85,13 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
         draft.problems.append((1, f"{path}:1: {empty}, write the sections data: and trainer:"))
         document.whole = False
     draft.override(overrides)
-    config = draft.check() if document.whole else None
+    config = draft.check(complete) if document.whole else None
     if config is None or draft.problems:
         raise ConfigError(
             "\n".join(line for _, line in sorted(draft.problems, key=lambda problem: problem[0]))
         )
     origins = {dotted(key): draft.origin(key) for key, _ in yaml_lines(config) if key}
-    if config.finetune is not None:
+    if config.finetune is not None and complete is not None:
         of_base = {
             key
             for key, origin in origins.items()
@@ -197,13 +205,15 @@ class _Draft:
         self.marks = {old: mark for old, mark in self.marks.items() if old[: len(path)] != path}
         self.marks |= {(*path, *within): path for within in [(), *inner]}
 
-    def check(self) -> Config | None:
-        """The configuration, or None with all of its problems noted."""
+    def check(self, complete: Complete | None) -> Config | None:
+        """Return the configuration, or note all of its problems and return None."""
         try:
             # From JSON, because pydantic's strict mode there takes a list for a tuple, and still no
             # bool or text for a number.
             config = Config.model_validate_json(json.dumps(self.tree), strict=True)
-            return config if config.finetune is None else Config.model_validate(filled(config))
+            if config.finetune is None or complete is None:
+                return config
+            return Config.model_validate(complete(config))
         except ValidationError as error:
             for details in error.errors(include_url=False):
                 self.complain(*self._explain(details))

@@ -21,7 +21,7 @@ import finetune as command
 from lm.checkpoints.folder import MERGED, ORDINARY, read_manifest, read_meta, required, verify
 from lm.checkpoints.meta import read_adapters
 from lm.checkpoints.weights import trained
-from lm.config.reader import load as load_config
+from lm.commands import load_config
 from lm.config.schema.finetune import LoraConfig
 from lm.surgery.lora import Adapted, add_adapters
 from lm.system.errors import CheckpointError, ConfigError

@@ -21,7 +21,7 @@ from typing import IO, Any
 import pytest
 import torch
 
-from lm.config.reader import load
+from lm.commands import load_config
 from lm.config.schema.config import Config
 from lm.optim.randomness import fold, seed_all
 from lm.reports.ablation import Difference, Outcome, difference, in_words, kept
@@ -132,7 +132,7 @@ def test_in_words(found: Difference | None, words: str) -> None:
 
 def start(folder: Path, *flags: str) -> tuple[Any, dict[str, torch.Tensor], list[torch.Tensor]]:
     """A run's configuration, its first weights, and the rows of its first steps."""
-    loaded = load(config_file(folder), list(flags))
+    loaded = load_config(config_file(folder), list(flags))
     session = session_of(loaded)
     seed_all(fold(loaded.config.trainer.seed))
     weights = dict(session.make_decoder().named_parameters())
@@ -183,7 +183,10 @@ def of(loss: float, bits: float = 1.0, seconds: float = 10.0) -> Outcome:
 def ablation(
     folder: Path, baseline: list[Outcome], variant: list[Outcome], *flags: str
 ) -> Ablation:
-    one, other = load(config_file(folder)).config, load(config_file(folder), list(flags)).config
+    one, other = (
+        load_config(config_file(folder)).config,
+        load_config(config_file(folder), list(flags)).config,
+    )
     seeds = list(range(len(baseline)))
     return Ablation(
         "c.yaml",
@@ -415,7 +418,7 @@ def test_a_file_that_is_edited_while_the_runs_go_on_changes_nothing(
 
 def test_what_is_learnt_for_other_ends_does_not_compare(tmp_path: Path) -> None:
     base = config_file(tmp_path)
-    session = session_of(load(base))
+    session = session_of(load_config(base))
     trained = write_trained(
         tmp_path, session.make_decoder(), session.tokenizer, session.config.model_dump(mode="json")
     )
@@ -427,7 +430,7 @@ def test_what_is_learnt_for_other_ends_does_not_compare(tmp_path: Path) -> None:
 def test_conversations_that_fit_one_row_length_and_not_the_other_are_other_text(
     tmp_path: Path,
 ) -> None:
-    config = load(config_file(tmp_path)).config
+    config = load_config(config_file(tmp_path)).config
     chat = {"format": "chat", "files": "x.jsonl", "template": "instruction-output"}
     talk = Config.model_validate(
         config.model_dump() | {"data": {"source": chat, "document_mask": True}}

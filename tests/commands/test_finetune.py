@@ -12,7 +12,7 @@ import yaml
 from data import PackedDataModule
 from lm.checkpoints.base import open_base, tokenizer_of
 from lm.checkpoints.folder import read_meta
-from lm.config.reader import load
+from lm.commands import load_config
 from lm.system.errors import CheckpointError, ConfigError, DataError
 from lm.training import command as training_command
 from tests.commands.test_resume_proof import proof
@@ -87,9 +87,9 @@ def tune(path, *overrides, resume=None):
     """What `python finetune.py` does once its arguments are read."""
     from finetune import build_session
 
-    loaded = load(path, list(overrides))
+    loaded = load_config(path, list(overrides))
     training_command.train(loaded, build_session, resume, loaded.config.finetune.base)
-    return load(path, list(overrides)).config
+    return load_config(path, list(overrides)).config
 
 
 def weights_of(checkpoint):
@@ -141,7 +141,7 @@ def test_the_checkpoint_says_where_it_comes_from(tmp_path, base):
 
 def test_its_own_resolved_configuration_is_one(tmp_path, base):
     config = tune(config_file(tmp_path, base))
-    assert load(tmp_path / "tuned" / "config.yaml").config == config
+    assert load_config(tmp_path / "tuned" / "config.yaml").config == config
 
 
 def test_auto_without_a_checkpoint_starts_from_the_base(tmp_path, base):
@@ -168,7 +168,7 @@ def test_another_base_is_refused_on_resume(tmp_path, base):
 
 
 def test_replay_mixes_in_the_text_of_the_base(tmp_path, base):
-    config = load(config_file(tmp_path, base, finetune={"replay": 0.25})).config
+    config = load_config(config_file(tmp_path, base, finetune={"replay": 0.25})).config
     data = PackedDataModule(config, tokenizer_of(config), lambda line: None)
     parts = data.plan.rows(np.arange(400))[:, 0]
     assert (parts == 1).mean() == pytest.approx(0.25, abs=0.01)
@@ -183,7 +183,7 @@ def test_replay_mixes_in_the_text_of_the_base(tmp_path, base):
 def test_rows_of_a_replay_say_where_they_come_from(tmp_path, base):
     from tools.inspect_data import rows_of
 
-    config = load(config_file(tmp_path, base, finetune={"replay": 0.5})).config
+    config = load_config(config_file(tmp_path, base, finetune={"replay": 0.5})).config
     said = []
     rows = rows_of(PackedDataModule(config, tokenizer_of(config), said.append), 0, 8)
     assert {row.name.split(", ")[-1] for row in rows} == {"chat chats.jsonl", "txt corpus.txt"}
@@ -206,7 +206,7 @@ def test_conversations_of_the_base_are_replayed_apart_or_not_at_all(tmp_path, ba
     source = {"format": "txt", "files": str(runs.corpus(tmp_path))}
     second = {"base": str(tmp_path / "tuned" / "final.ckpt"), "replay": 0.2}
     for mask in (False, True):
-        config = load(
+        config = load_config(
             config_file(
                 tmp_path, base, data={"source": source, "document_mask": mask}, finetune=second
             )
@@ -401,7 +401,7 @@ WRONG = [
 @pytest.mark.parametrize(("sections", "error", "message"), WRONG)
 def test_what_cannot_be_is_refused_in_one_line(tmp_path, base, sections, error, message):
     with pytest.raises(error) as caught:
-        load(config_file(tmp_path, base, **sections))
+        load_config(config_file(tmp_path, base, **sections))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -538,7 +538,7 @@ def test_a_bad_row_stops_the_run_with_its_place_or_is_counted(tmp_path, base, ro
     said = []
 
     def data(*overrides):
-        config = load(config_file(tmp_path, base), list(overrides)).config
+        config = load_config(config_file(tmp_path, base), list(overrides)).config
         return PackedDataModule(config, tokenizer_of(config), said.append)
 
     with pytest.raises(DataError) as caught:

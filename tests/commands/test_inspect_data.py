@@ -27,7 +27,7 @@ from data import PackedDataModule
 from lm.checks import overlap, rendering
 from lm.checks.overlap import StoredDocuments, find_overlaps, read_held_out
 from lm.checks.xray import RowStatistics, SourceStatistics, read_rows
-from lm.config.reader import load
+from lm.commands import load_config
 from lm.documents import hub
 from lm.documents.reader import Document, hash_of_text
 from lm.system.errors import ConfigError, DataError
@@ -546,7 +546,7 @@ def inspect(monkeypatch, capsys) -> Iterator:
 def test_the_rows_shown_are_those_of_the_steps(tmp_path, inspect):
     config = config_file(tmp_path)
     printed = inspect("--config", config, "--step", 3, "--rows", 10, "--ngram", 0)
-    data = PackedDataModule(load(config).config, BYTES, say=lambda line: None)
+    data = PackedDataModule(load_config(config).config, BYTES, say=lambda line: None)
     steps = data.train_dataloader().dataset
     expected = []
     for step in (3, 4):
@@ -709,7 +709,9 @@ def test_beside_a_stream_what_is_stored_is_compared(tmp_path, inspect, monkeypat
     val = {"format": "jsonl", "files": write_texts(tmp_path / "val.jsonl", [f"well, {numbers}"])}
     source = {"format": "mixture", "parts": [{"weight": 1, "source": source} for source in sources]}
     config = config_file(tmp_path, data={"source": source, "validation": val, "val_fraction": 0.05})
-    stream = PackedDataModule(load(config).config, BYTES, say=lambda line: None).corpora[0].train
+    stream = (
+        PackedDataModule(load_config(config).config, BYTES, say=lambda line: None).corpora[0].train
+    )
     for window in range(2):  # the process that would make them knows nothing of this one's hub
         stream.make(window)
     html_file = tmp_path / "rows.html"

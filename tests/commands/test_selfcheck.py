@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lm.checks import selfchecks
 from lm.checks.subject import Subject, shortened
-from lm.config.reader import load
+from lm.commands import load_config
 from lm.config.schema.finetune import LoraConfig
 from lm.config.schema.optimizer import OptimizerConfig
 from lm.optim.objectives import NEXT_TOKEN, NextToken, Preference
@@ -40,7 +40,7 @@ QUICK = tuple(CHECKS)[:-1]  # all but resume
 def subject(folder: Path, *overrides: str, **changes: Any) -> Subject:
     """The tests' small run, with another decoder or objective."""
     session = session_of(
-        load(
+        load_config(
             config_file(folder),
             ["--model.tie_embeddings=false", "--data.document_mask=true", *overrides],
         )
@@ -85,7 +85,7 @@ def test_a_right_decoder_passes(overrides: list[str], tmp_path: Path) -> None:
         for flag in ("--model.tie_embeddings=false", "--data.document_mask=true")
         if flag.partition("=")[0] not in flags
     ]
-    tried = Subject(session_of(load(config_file(tmp_path), [*rest, *overrides])))
+    tried = Subject(session_of(load_config(config_file(tmp_path), [*rest, *overrides])))
     results = {name: tried.check(name) for name in QUICK}
     assert [name for name, result in results.items() if result.ok is False] == [], results
     assert "largest change 0 in" in results["future"].figure
@@ -344,7 +344,7 @@ def test_a_finetuning_configuration(
 ) -> None:
     """Its base was trained on nothing, so its loss is that of chance: red, and the others green."""
     base = config_file(tmp_path)
-    session = session_of(load(base))
+    session = session_of(load_config(base))
     torch.manual_seed(0)
     trained = write_trained(
         tmp_path, session.make_decoder(), session.tokenizer, session.config.model_dump(mode="json")
@@ -429,7 +429,7 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_run_of_one_step_has_nothing_to_resume(tmp_path: Path) -> None:
     assert (
         resume(
-            load(
+            load_config(
                 config_file(tmp_path, trainer={"max_steps": 1}, optimizer={"warmup_steps": 0})
             ).config
         ).ok
@@ -466,7 +466,7 @@ def test_colour_is_for_terminals() -> None:
 
 
 def test_a_shortened_run_keeps_what_it_is(tmp_path: Path) -> None:
-    config = load(config_file(tmp_path), ["--trainer.batch_size=32"]).config
+    config = load_config(config_file(tmp_path), ["--trainer.batch_size=32"]).config
     short = shortened(config)
     assert (
         short.trainer.batch_size,

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.config.reader import load
+from lm.commands import load_config
 from lm.documents.templates import ChatFormat
 from lm.system.errors import ConfigError
 from lm.tokenizer.learn import (
@@ -333,7 +333,7 @@ def test_only_the_training_side_is_learnt_from(tmp_path: Path, split: str) -> No
     written, said = made(tmp_path, config)
     stores = [
         store
-        for corpus in open_corpora(load(config).config, ByteTokenizer(), lambda line: None)
+        for corpus in open_corpora(load_config(config).config, ByteTokenizer(), lambda line: None)
         for store in corpus.stores
     ]
     by_side = {
@@ -357,7 +357,7 @@ def test_the_budget_on_the_command_line(tmp_path: Path) -> None:
     config = config_file(tmp_path)
     written, said = made(tmp_path, config, "--bytes", "500")
     assert "learnt from 500 bytes of the training text" in said
-    [(_, reader, split)] = readers(load(config).config.data)
+    [(_, reader, split)] = readers(load_config(config).config.data)
     train = [text for side, text in documents_by_split(reader, split) if side == "train"]
     assert written.decode() == learn(excerpt(train, 500), 300)[0]
 

@@ -23,10 +23,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from lm.commands import load_config
 from lm.config import keys
 from lm.config.describe import describe, to_yaml
 from lm.config.keys import help_text
-from lm.config.reader import Loaded, load
+from lm.config.reader import Loaded
 from lm.config.schema.config import Config, ModelConfig
 from lm.config.yaml_reader import flow, plain, read_file, read_text, shown
 from lm.system.errors import CheckpointError, ConfigError
@@ -84,7 +85,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def complaints(path: str, *overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        load(path, overrides)
+        load_config(path, overrides)
     assert caught.value.exit_code == 2
     return str(caught.value).split("\n")
 
@@ -121,7 +122,7 @@ READ = [
 
 @pytest.mark.parametrize(("text", "key", "expected"), READ)
 def test_values_are_read_as_yaml_1_2(write, text: str, key: str, expected: object) -> None:
-    value = value_of(load(write(BASE + text)).config, key)
+    value = value_of(load_config(write(BASE + text)).config, key)
     assert value == expected
     assert type(value) is type(expected)
 
@@ -148,12 +149,12 @@ def test_values_in_messages_are_short() -> None:
 
 @pytest.mark.parametrize("word", ["on", "off", "auto"])
 def test_compile_takes_its_words_without_quotes(write, word: str) -> None:
-    assert load(write(BASE + f"  compile: {word}")).config.trainer.compile == word
+    assert load_config(write(BASE + f"  compile: {word}")).config.trainer.compile == word
 
 
 def test_whole_numbers(write) -> None:
     assert (
-        load(
+        load_config(
             write(BASE + "  max_tokens: 1e9\n  seed: 9223372036854775807")
         ).config.trainer.max_tokens
         == 10**9
@@ -169,7 +170,7 @@ def test_whole_numbers(write) -> None:
 
 
 def test_one_file_is_a_list_of_one(write) -> None:
-    assert load(write(BASE)).config.data.source.files == ["a.txt"]
+    assert load_config(write(BASE)).config.data.source.files == ["a.txt"]
 
 
 # ---------------------------------------------------------------- files that are not a
@@ -614,7 +615,7 @@ def test_no_message_speaks_pydantic(write) -> None:
         {"x": 1},
     ]
     good = {
-        several: load(write(MIXTURE if several else BASE)).config.model_dump_json()
+        several: load_config(write(MIXTURE if several else BASE)).config.model_dump_json()
         for several in (True, False)
     }
     for key in keys.keys().values():
@@ -688,14 +689,14 @@ SET = [
 def test_an_override_takes_the_place_of_the_file(
     write, overrides: list[str], key: str, expected: object
 ) -> None:
-    loaded = load(write(BASE), overrides)
+    loaded = load_config(write(BASE), overrides)
     assert value_of(loaded.config, key) == expected
     # data.source.config was left out of one override: a default then, and not the file's either
     assert loaded.origins[key] == "command line"
 
 
 def test_the_parts_of_a_mixture_are_set_as_a_whole(write) -> None:
-    loaded = load(
+    loaded = load_config(
         write(MIXTURE),
         [
             "--data.source.parts",
@@ -727,7 +728,9 @@ def test_the_parts_of_a_mixture_are_set_as_a_whole(write) -> None:
 
 def test_an_override_of_null_in_the_file_opens_the_section(write) -> None:
     text = BASE.replace("data:\n", "data:\n  validation: null\n")
-    loaded = load(write(text), ["--data.validation.format=txt", "--data.validation.files=v.txt"])
+    loaded = load_config(
+        write(text), ["--data.validation.format=txt", "--data.validation.files=v.txt"]
+    )
     assert loaded.config.data.validation.files == ["v.txt"]
     assert loaded.origins["data.validation.files"] == "command line"
 
@@ -735,12 +738,14 @@ def test_an_override_of_null_in_the_file_opens_the_section(write) -> None:
 @pytest.mark.parametrize(("given", "expected"), [("null", None), ("Null", "Null"), ("x", "x")])
 def test_null_is_none_for_text_that_may_be_null(write, given: str, expected: str | None) -> None:
     path = write(BASE.replace("txt", "hub", 1).replace("files: a.txt", "dataset: a"))
-    assert load(path, ["--data.source.config", given]).config.data.source.config == expected
-    assert load(path, ["--tokenizer.name", given]).config.tokenizer.name == given
+    assert load_config(path, ["--data.source.config", given]).config.data.source.config == expected
+    assert load_config(path, ["--tokenizer.name", given]).config.tokenizer.name == given
 
 
 def test_a_whole_section_by_override_leaves_nothing_of_the_files(write) -> None:
-    loaded = load(write(BASE + "optimizer: {lr: 1e-2, eps: 1e-7}"), ["--optimizer", "{lr: 1e-4}"])
+    loaded = load_config(
+        write(BASE + "optimizer: {lr: 1e-2, eps: 1e-7}"), ["--optimizer", "{lr: 1e-4}"]
+    )
     assert (loaded.config.optimizer.lr, loaded.config.optimizer.eps) == (1e-4, 1e-8)
     assert (loaded.origins["optimizer.lr"], loaded.origins["optimizer.eps"]) == (
         "command line",
@@ -872,7 +877,7 @@ def test_flags_are_judged_even_where_the_file_cannot_be_read_through(write) -> N
 
 
 def test_origins(write) -> None:
-    loaded = load(write(BASE), ["--optimizer.lr", "3e-5"])
+    loaded = load_config(write(BASE), ["--optimizer.lr", "3e-5"])
     assert loaded.origins["trainer.max_steps"] == "c.yaml:6"
     assert loaded.origins["data.source.files"] == "c.yaml:4"
     assert loaded.origins["optimizer.lr"] == "command line"
@@ -888,7 +893,7 @@ def test_origins(write) -> None:
 def test_origins_inside_a_mixture(write) -> None:
     origins = {
         name.removeprefix("data.source."): origin
-        for name, origin in load(write(MIXTURE)).origins.items()
+        for name, origin in load_config(write(MIXTURE)).origins.items()
         if "source" in name
     }
     assert {name: origin for name, origin in origins.items() if origin != "default"} == {
@@ -911,7 +916,7 @@ def test_origins_inside_a_mixture(write) -> None:
 
 
 def test_a_mixture_is_written_as_people_write_it(write) -> None:
-    loaded = load(write(MIXTURE))
+    loaded = load_config(write(MIXTURE))
     lines = [
         line.partition("  #")[0].rstrip()
         for line in describe(loaded.config, loaded.origins).splitlines()
@@ -934,9 +939,9 @@ def test_a_mixture_is_written_as_people_write_it(write) -> None:
 
 @pytest.mark.parametrize("text", [BASE, BOTH, MIXTURE])
 def test_what_is_written_loads_again_as_the_same(write, text: str) -> None:
-    loaded = load(write(text), ["--trainer.max_steps=200", "--optimizer.eps=1e-12"])
+    loaded = load_config(write(text), ["--trainer.max_steps=200", "--optimizer.eps=1e-12"])
     for written in (to_yaml(loaded.config), describe(loaded.config, loaded.origins)):
-        again = load(write(written))
+        again = load_config(write(written))
         assert again.config == loaded.config
         assert all(origin.startswith("c.yaml:") for origin in again.origins.values())
         # and for readers of YAML 1.1 too
@@ -944,7 +949,7 @@ def test_what_is_written_loads_again_as_the_same(write, text: str) -> None:
 
 
 def test_describe_names_each_origin_in_line(write) -> None:
-    loaded = load(write(BASE), ["--optimizer.lr", "3e-5"])
+    loaded = load_config(write(BASE), ["--optimizer.lr", "3e-5"])
     lines = describe(loaded.config, loaded.origins).splitlines()
     by_key = {line.split(":")[0].strip(): line for line in lines}
     assert re.fullmatch(r"  max_steps: 1000 +# c\.yaml:6", by_key["max_steps"])
@@ -1089,7 +1094,10 @@ def test_check_names_what_is_stale_and_writing_mends_it(
 
 def test_the_reference_shows_true_examples(write) -> None:
     text = config_docs.reference()
-    assert load(write(text.split("```yaml\n")[1].split("```")[0])).config.trainer.max_steps == 500
+    assert (
+        load_config(write(text.split("```yaml\n")[1].split("```")[0])).config.trainer.max_steps
+        == 500
+    )
     for line in re.findall(r"^(?:config\.yaml:\d+|command line): (.*)$", text, re.MULTILINE):
         said = complaints(
             write(BASE + "  lr: 3e-5\noptimizer: {lr: fast}"), "--trainer.max_steps", "-3"
@@ -1126,7 +1134,7 @@ def editor(text: str) -> list[str]:
 
 
 def test_the_json_schema_accepts_what_the_reader_accepts(write) -> None:
-    written = [to_yaml(load(write(text)).config) for text in (BASE, BOTH, MIXTURE)]
+    written = [to_yaml(load_config(write(text)).config) for text in (BASE, BOTH, MIXTURE)]
     for text in (BASE, BOTH, MIXTURE, *written, *(BASE + text for text, _, _ in READ)):
         assert editor(text) == []
 
@@ -1169,7 +1177,7 @@ def check_shipped(path: Path) -> Loaded:
     assert named, f"{path.name}: the first line names no schema: {first}"
     assert (path.parent / named[1]).resolve() == ROOT / "docs/config.schema.json"
     assert editor(path.read_text(encoding="utf-8")) == []
-    return load(path)
+    return load_config(path)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
@@ -1178,11 +1186,11 @@ def test_every_shipped_yaml_loads_and_names_its_schema(
 ) -> None:
     # A fine-tuning configuration names a checkpoint that another run makes first.
     monkeypatch.setattr(
-        "lm.config.reader.filled",
+        "lm.checkpoints.base.filled",
         lambda config: config.model_dump() | {"model": ModelConfig(vocab_size=260).model_dump()},
     )
     loaded = check_shipped(path)
-    assert load(path).config == loaded.config
+    assert load_config(path).config == loaded.config
     assert read_file(path).value
 
 
@@ -1204,14 +1212,14 @@ def test_a_configuration_is_answered_without_anything_heavy(write) -> None:
     program = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from lm.config import reader as config
+from lm.commands import load_config
 from lm.config import keys
 from lm.config import describe
 from lm.system import errors
-loaded = config.load({str(Path(write(BASE)).resolve())!r})
+loaded = load_config({str(Path(write(BASE)).resolve())!r})
 describe.describe(loaded.config, loaded.origins), keys.help_text()
 try:
-    config.load("nothing.yaml")
+    load_config("nothing.yaml")
 except errors.ConfigError:
     pass
 heavy = {{"torch", "numpy", "lightning", "transformers", "datasets", "matplotlib"}} & set(sys.modules)
@@ -1224,9 +1232,9 @@ def test_a_mistake_leaves_with_exit_code_2_and_no_traceback(write) -> None:
     program = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from lm.config import reader as config
+from lm.commands import load_config
 from lm.system import errors
-errors.run(lambda: config.load("c.yaml", sys.argv[1:]))
+errors.run(lambda: load_config("c.yaml", sys.argv[1:]))
 """
     write(BASE + "  sed: 1\n")
     done = subprocess.run(
@@ -1260,7 +1268,7 @@ def test_no_key_without_a_reader() -> None:
     read: set[str] = set()
     for file in files:
         scopes: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
-        if file.is_relative_to(ROOT / "lm/schema"):
+        if file.is_relative_to(ROOT / "lm/config/schema"):
             functions = [node for node in ast.walk(scopes[0]) if isinstance(node, ast.FunctionDef)]
             scopes = [
                 node
@@ -1350,11 +1358,11 @@ def test_anything_is_a_configuration_or_a_list_of_complaints(
 ) -> None:
     if long:
         one_file.write_text(given)
-        given = to_yaml(load(one_file).config)
+        given = to_yaml(load_config(one_file).config)
     text = mutated(given, mutations)
     one_file.write_bytes(text.encode("utf-8", "surrogatepass"))
     try:
-        loaded = load(one_file, flags)
+        loaded = load_config(one_file, flags)
     except ConfigError as error:
         for line in str(error).split("\n"):
             assert re.fullmatch(rf"({re.escape(str(one_file))}:\d+|command line): \S.*", line), line
@@ -1363,4 +1371,4 @@ def test_anything_is_a_configuration_or_a_list_of_complaints(
         assert "no such checkpoint" in str(error)
     else:
         one_file.write_text(describe(loaded.config, loaded.origins))
-        assert load(one_file).config == loaded.config
+        assert load_config(one_file).config == loaded.config

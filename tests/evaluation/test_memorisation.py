@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import PackedDataModule
-from lm.config.reader import load
+from lm.commands import load_config
 from lm.config.schema.config import Config
 from lm.evaluation import memorisation
 from lm.evaluation.memorisation import PIECE, Memorised, memorised
@@ -197,7 +197,7 @@ def test_nothing_written() -> None:
 
 def opened(path: Path) -> tuple[Config, list[Corpus]]:
     """A configuration, and its caches, which are made."""
-    config = load(path).config
+    config = load_config(path).config
     return config, open_corpora(config, BYTE, lambda _: None)
 
 
@@ -218,7 +218,7 @@ def test_the_training_split_of_a_run_is_found(tmp_path: Path) -> None:
 
 
 def test_nothing_is_prepared(tmp_path: Path) -> None:
-    config = load(config_file(tmp_path)).config
+    config = load_config(config_file(tmp_path)).config
     assert "data.source: its tokens are not in " in str(training_text(config, BYTE))
     assert not (tmp_path / "cache").exists()
 
@@ -254,7 +254,7 @@ def test_of_a_mixture_what_is_here_and_what_is_not(tmp_path: Path) -> None:
 
 def test_a_stream_is_not_kept(tmp_path: Path) -> None:
     source = {"format": "hub", "dataset": "some/stories", "streaming": True}
-    config = load(
+    config = load_config(
         config_file(
             tmp_path, data={"source": source}, trainer={"max_steps": 12, "validation_rows": 4}
         )
@@ -288,7 +288,7 @@ def test_the_only_source_of_a_run_is_known_by_the_hash_of_its_tokens(
         "source": {"format": "hub", "dataset": "some/stories"},
         "cache_dir": str(tmp_path / "cache"),
     }
-    config = load(config_file(tmp_path, data=hub)).config
+    config = load_config(config_file(tmp_path, data=hub)).config
     assert prefixes(training_text(config, BYTE, data_sha256)) == [str(corpus.folder / "train")]
     assert "cannot be told without asking the hub" in str(training_text(config, BYTE, "0" * 64))
 
@@ -313,7 +313,7 @@ def test_what_the_base_was_trained_on_counts_too(tmp_path: Path) -> None:
         f"trainer: {{max_steps: 200}}\nfinetune: {{base: {base}}}\n",
         encoding="utf-8",
     )
-    config = load(tuned).config
+    config = load_config(tuned).config
     found = training_text(config, BYTE)
     assert prefixes(found) == [str(before.folder / "train")]
     assert (

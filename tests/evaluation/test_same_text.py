@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from data import PackedDataModule
-from lm.config.reader import load
+from lm.commands import load_config
 from lm.config.schema.model import ModelConfig
 from lm.evaluation.same_text import (
     Sums,
@@ -141,7 +141,7 @@ def test_equal_and_single() -> None:
 
 def data(folder: Path, *overrides: str) -> PackedDataModule:
     return PackedDataModule(
-        load(config_file(folder), list(overrides)).config, ByteTokenizer(), lambda line: None
+        load_config(config_file(folder), list(overrides)).config, ByteTokenizer(), lambda line: None
     )
 
 

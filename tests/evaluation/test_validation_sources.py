@@ -16,7 +16,7 @@ import torch
 
 import eval_val
 from data import PackedDataModule
-from lm.config.reader import load
+from lm.commands import load_config
 from lm.documents.reader import hash_of_text
 from lm.evaluation.validation import Evaluation, evaluate
 from lm.runs.folder import Evaluated, read_evaluations
@@ -96,7 +96,9 @@ def test_a_source_scores_what_it_scores_alone(run: Path) -> None:
     recorded = read_evaluations(run)[-1].sources
     decoder, tokenizer, _ = load_model(run / "final.ckpt")
     for name, part in zip(NAMES, parts(run.parent), strict=True):
-        config = load(mixed(run.parent), ["--data.source", json.dumps(part["source"])]).config
+        config = load_config(
+            mixed(run.parent), ["--data.source", json.dumps(part["source"])]
+        ).config
         data = PackedDataModule(config, tokenizer, lambda line: None)
         assert data.validation_sources == {}
         batches = list(data.val_dataloader())
@@ -109,7 +111,7 @@ def test_a_source_scores_what_it_scores_alone(run: Path) -> None:
 
 
 def test_rows_know_their_source(tmp_path: Path) -> None:
-    config = load(mixed(tmp_path, validation_rows=7, micro_batch_size=2), []).config
+    config = load_config(mixed(tmp_path, validation_rows=7, micro_batch_size=2), []).config
     data = PackedDataModule(config, ByteTokenizer(), lambda line: None)
     assert list(data.validation_sources) == NAMES
     rows = data.rows["val"]
@@ -130,7 +132,7 @@ def test_a_source_without_validation_text_has_no_number(tmp_path: Path) -> None:
     sources.insert(
         1, {"weight": 1, "source": {"format": "jsonl", "files": str(tmp_path / "none.jsonl")}}
     )
-    config = load(
+    config = load_config(
         mixed(tmp_path), ["--data.source", json.dumps({"format": "mixture", "parts": sources})]
     ).config
     data = PackedDataModule(config, ByteTokenizer(), lambda line: None)

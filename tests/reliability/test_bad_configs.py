@@ -16,8 +16,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lm.commands import load_config
 from lm.config.keys import leaves
-from lm.config.reader import load
 from lm.system.errors import CheckpointError, ConfigError
 from tests.reliability.answers import Answer, answer, picture
 from tests.support.faults import ROOT, not_root
@@ -952,7 +952,7 @@ def test_anything_loads_or_is_refused_in_lines(
     def mutations(data: bytes, flags: list[str]) -> None:
         Path("c.yaml").write_bytes(data)
         try:
-            load("c.yaml", flags)
+            load_config("c.yaml", flags)
         except ConfigError as error:
             count["refused"] += 1
             for line in str(error).split("\n"):

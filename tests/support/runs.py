@@ -98,11 +98,11 @@ def train(
     config: Path, *overrides: str, resume: str | None = None, init_from: str | None = None
 ) -> None:
     """What `python train.py` does once its arguments are read."""
-    from lm.config.reader import load
+    from lm.commands import load_config
     from lm.training import command as training_command
     from train import build_session
 
-    training_command.train(load(config, list(overrides)), build_session, resume, init_from)
+    training_command.train(load_config(config, list(overrides)), build_session, resume, init_from)
 
 
 def launched(

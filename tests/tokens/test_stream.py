@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from lm.config.reader import load
+from lm.commands import load_config
 from lm.config.schema.source import HubSource
 from lm.documents import hub
 from lm.documents.reader import Reader, hash_of_text
@@ -238,7 +238,7 @@ def test_a_run_that_a_bad_row_stopped_goes_on_without_it(
     """
     [stop], [skip] = (
         open_corpora(
-            load(
+            load_config(
                 config(tmp_path, "run"), ["--tokenizer.name=byte", f"--data.on_bad_row={word}"]
             ).config,
             BYTES,
@@ -614,15 +614,17 @@ def test_a_disk_that_refuses_a_window_is_said(
 
 def test_windows_have_to_hold_what_is_loaded_ahead(tmp_path: Path) -> None:
     """With less, a batch would want a window that its stream makes only when the batch is done."""
-    settings = load(config(tmp_path, "run"), ["--data.source.window_tokens=1536"]).config
+    settings = load_config(config(tmp_path, "run"), ["--data.source.window_tokens=1536"]).config
     assert settings.data.streams
     with pytest.raises(
         ConfigError,
         match=r"window_tokens: 1535 is less than what may be loaded at once; write 1536",
     ):
-        load(config(tmp_path, "run"), ["--data.source.window_tokens=1535"])
+        load_config(config(tmp_path, "run"), ["--data.source.window_tokens=1535"])
     with pytest.raises(ConfigError, match=r"write 2560"):
-        load(config(tmp_path, "run"), ["--data.source.window_tokens=1536", "--data.workers=1"])
+        load_config(
+            config(tmp_path, "run"), ["--data.source.window_tokens=1536", "--data.workers=1"]
+        )
 
 
 def test_what_goes_wrong_in_the_producer_is_raised_where_the_window_is_awaited(

@@ -111,10 +111,10 @@ def test_a_run_leaves_what_it_should(straight: Path) -> None:
 
 
 def test_the_resolved_configuration_is_saved(straight: Path) -> None:
-    from lm.config.reader import load
+    from lm.commands import load_config
 
-    saved = load(straight / "config.yaml", []).config
-    assert saved == load(straight.parent / "config.yaml", []).config
+    saved = load_config(straight / "config.yaml", []).config
+    assert saved == load_config(straight.parent / "config.yaml", []).config
     assert read_meta(straight / "final.ckpt")["config"] == saved.model_dump(mode="json")
 
 
