@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.checkpoints import folder as checkpoint
-from lm.runs import results as evaluations
+from lm.runs import results
 from lm.system import errors
 
 
@@ -91,7 +91,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     """One row for each checkpoint, oldest first. What is unknown is None; `damage` says why a
     damaged one has little else.
     """
-    results = evaluations.read_results(folder / "evaluations.jsonl")
+    validations = results.read_by_checkpoint(folder)
     rows = []
     for path in checkpoint.step_directories(folder):
         step, links = checkpoint.step_of(path), checkpoint.links_to(path)
@@ -104,10 +104,11 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
         }
         try:
             meta, manifest = checkpoint.read_meta(path), checkpoint.read_manifest(path)
+            validation = validations.get((step, manifest["sha256"]))
             row |= {
                 "epoch": float(meta["epoch"]),
                 "tokens": count(meta["tokens"]),
-                "val_loss": results.get((step, manifest["sha256"]), evaluations.NOTHING).loss,
+                "val_loss": results.finite(validation.loss) if validation else None,
                 "parameters": count(meta["n_parameters"]),
                 "adapters": count(meta["adapters"]["n_parameters"]) if "adapters" in meta else None,
                 "size": count(sum(file["bytes"] for file in manifest["files"].values())),

@@ -22,7 +22,7 @@ from lm.checkpoints.folder import (
 )
 from lm.checkpoints.meta import read_config, read_tokenizer
 from lm.documents.templates import TEMPLATES, ChatFormat
-from lm.runs.results import NOTHING, Recorded, read_results
+from lm.runs.results import RecordedValidation, read_by_checkpoint
 from lm.system.errors import CheckpointError, ConfigError, DataError, printable
 
 # for a checkpoint that was never taught one, if its tokenizer has what that needs
@@ -37,7 +37,7 @@ class Contender(NamedTuple):
         name: as much of the path as tells it from the others, without its ending; safe to show.
         links: names beside it that mean it, such as "best".
         meta: its meta.json.
-        recorded: what the run's own validation said of it.
+        recorded: what the run's own validation measured; None: nothing.
         sha256: of its manifest, which stands for all of its files.
     """
 
@@ -45,7 +45,7 @@ class Contender(NamedTuple):
     name: str
     links: tuple[str, ...]
     meta: dict[str, Any]
-    recorded: Recorded
+    recorded: RecordedValidation | None
     sha256: str
 
 
@@ -66,8 +66,8 @@ def find(patterns: Sequence[str]) -> tuple[list[Contender], list[Failure]]:
     Raises:
         CheckpointError: a path or glob means no checkpoint. It says what is there.
     """
-    found: dict[Path, tuple[dict[str, Any], Recorded, str]] = {}
-    results = functools.cache(read_results)  # so that what is damaged in one is said once
+    found: dict[Path, tuple[dict[str, Any], RecordedValidation | None, str]] = {}
+    results = functools.cache(read_by_checkpoint)  # so that what is damaged in one is said once
     failures: dict[str, Failure] = {}
     for pattern in map(os.path.expanduser, patterns):
         for named in _matches(pattern):
@@ -79,9 +79,7 @@ def find(patterns: Sequence[str]) -> tuple[list[Contender], list[Failure]]:
                         meta, sha256 = read_meta(path), read_manifest(path)["sha256"]
                         found[path] = (
                             meta,
-                            results(path.parent / "evaluations.jsonl").get(
-                                (meta["step"], sha256), NOTHING
-                            ),
+                            results(path.parent).get((meta["step"], sha256)),
                             sha256,
                         )
                 except CheckpointError as error:

@@ -31,7 +31,7 @@ from lm.evaluation.intervals import (
 from lm.ranking.cases import CaseSet
 from lm.ranking.measures import ACCURACY, BITS_PER_BYTE, CENTRED, MEASURES, Measure
 from lm.ranking.results import SetResult
-from lm.runs.results import Recorded
+from lm.runs.results import RecordedValidation
 
 CONFIDENCE = 0.95
 
@@ -44,7 +44,7 @@ class Entrant:
         name: as short as it can be told from the others by.
         links: names that mean it, such as "best".
         tokenizer: its name; `tokenizer_sha256` is of its definition.
-        recorded: what the run's own validation said.
+        recorded: what the run's own validation measured; None: nothing.
         results: of each set of cases; None: it cannot be asked.
         not_searched: why the text that it was trained on was not searched for what it writes; None:
             it was.
@@ -58,7 +58,7 @@ class Entrant:
     parameters: int
     tokenizer: str
     tokenizer_sha256: str
-    recorded: Recorded
+    recorded: RecordedValidation | None
     results: tuple[SetResult | None, ...]
     not_searched: str | None = None
     manifest_sha256: str = ""

@@ -13,6 +13,7 @@ from lm.display.html import visible
 from lm.evaluation.intervals import RESAMPLES, Interval
 from lm.ranking.measures import CENTRED, FIGURES, MEASURES, Kind
 from lm.ranking.ranking import CONFIDENCE, Entrant, Pair, Ranking
+from lm.runs.results import finite
 from lm.system.errors import printable
 
 WIDTH = 100  # cells of the terminal's table
@@ -94,13 +95,14 @@ def columns(ranking: Ranking) -> list[Column]:
         if any(value is not None for value in values):
             found.append(Column(figure.key, figure.label, figure.kind, values))
     validated = [entrant.recorded for entrant in ranking.entrants]
-    found.append(Column("val_loss", "val loss", "number", [each.loss for each in validated]))
+    losses = [finite(v.loss) if v else None for v in validated]
+    found.append(Column("val_loss", "val loss", "number", losses))
     found.append(
         Column(
             "val_bits_per_byte",
             "val bits/byte",
             "number",
-            [each.bits_per_byte for each in validated],
+            [finite(v.bits_per_byte) if v else None for v in validated],
         )
     )
     return sorted(

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from lm.checkpoints.base import OWN
 from lm.checkpoints.folder import open_checkpoint, read_meta
 from lm.config.schema.config import Config
-from lm.runs.folder import read_evaluations
+from lm.runs.results import read_validations
 from lm.system.errors import CheckpointError
 
 CONFIDENCE = 0.95
@@ -57,7 +57,10 @@ def outcome(folder: Path) -> Outcome:
             f"{folder}: the run was stopped before its end (trainer.max_minutes?); the same command"
             " goes on with it"
         )
-    meta, lines = read_meta(open_checkpoint(folder / "final.ckpt")), read_evaluations(folder)
+    meta, (lines, _) = (
+        read_meta(open_checkpoint(folder / "final.ckpt")),
+        read_validations(folder),
+    )
     losses = [line.loss for line in lines if math.isfinite(line.loss)]
     if not lines:
         raise CheckpointError(

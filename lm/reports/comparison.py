@@ -15,7 +15,7 @@ from lm.evaluation.same_text import Verdict
 from lm.reports.alignment import Place, Reached, Value, aligned, first_reached
 from lm.runs.changes import is_harmless, leaves
 from lm.runs.record import RunRecord
-from lm.runs.results import Validation
+from lm.runs.results import RecordedValidation
 from lm.system.json_values import found, text, whole
 
 LINEAGE = (
@@ -119,7 +119,9 @@ class Comparison:
         """The last loss of each source that both or one of them were validated on, where there are
         several.
         """
-        last = [run.validations[-1].sources if run.validations else {} for run in self.runs]
+        last = [
+            run.validations[-1].losses_by_source if run.validations else {} for run in self.runs
+        ]
         losses = [{name: loss for name, (loss, _) in each.items()} for each in last]
         return [
             (name, losses[0].get(name), losses[1].get(name)) for name in {**losses[0], **losses[1]}
@@ -246,7 +248,7 @@ def _samples(a: RunRecord, b: RunRecord) -> list[tuple[Sample, Sample]]:
     return list(dict.fromkeys((first, second) for first, second in pairs))
 
 
-def _sample(run: RunRecord, validation: Validation) -> Sample | None:
+def _sample(run: RunRecord, validation: RecordedValidation) -> Sample | None:
     known = {row["step"]: row["tokens"] for row in run.rows}
     tokens = known.get(validation.step)
     return (

@@ -9,7 +9,7 @@ from lm.display.charts import Chart, Point, Series, chart
 from lm.display.curves import smooth
 from lm.display.html import Html, element, folded, joined, table
 from lm.runs.record import RunRecord
-from lm.runs.results import Validation
+from lm.runs.results import RecordedValidation
 from lm.system.json_values import number, whole
 
 TALL = 12  # lines of a table that is not folded
@@ -33,21 +33,23 @@ def curves(run: RunRecord) -> Html:
 
 def sources(run: RunRecord) -> Html | None:
     """The validation loss of each source; None where it was not measured."""
-    measured = [validation for validation in run.validations if validation.sources]
+    measured = [v for v in run.validations if v.losses_by_source]
     if not measured:
         return None
     last, per_step = measured[-1], _tokens_per_step(run)
-    names = list(dict.fromkeys(name for validation in measured for name in validation.sources))
+    names = list(dict.fromkeys(name for v in measured for name in v.losses_by_source))
     lines = [["source", "loss", "lowest", "perplexity", "tokens scored"]]
     series = []
     for colour, name in enumerate(names):
         points = [
-            (v.step * (per_step or 1), v.sources[name][0]) for v in measured if name in v.sources
+            (v.step * (per_step or 1), v.losses_by_source[name][0])
+            for v in measured
+            if name in v.losses_by_source
         ]
         lowest = min(points, key=lambda point: point[1])
         series.append(Series(name, points, "dots", colour, lowest))
-        if name in last.sources:
-            loss, tokens = last.sources[name]
+        if name in last.losses_by_source:
+            loss, tokens = last.losses_by_source[name]
             lines.append(
                 [
                     name,
@@ -192,7 +194,7 @@ def _validations(run: RunRecord) -> Iterator[Html]:
     )
 
 
-def _line(v: Validation, best: bool) -> Sequence[str]:
+def _line(v: RecordedValidation, best: bool) -> Sequence[str]:
     loss = f"{v.loss:.4f}" if math.isfinite(v.loss) else "not finite"
     cells = [
         loss,

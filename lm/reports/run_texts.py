@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lm.display.html import Html, element, folded, joined, lines_of, table
 from lm.runs.record import RunRecord
-from lm.runs.results import Validation
+from lm.runs.results import RecordedValidation
 from lm.system.json_values import found, number, text
 
 MOMENTS = (0.1, 0.5, 1.0)  # of the run so far
@@ -54,7 +54,7 @@ def timeline(run: RunRecord) -> Html:
     return joined(parts)
 
 
-def moments(samples: Sequence[Validation], last: int) -> list[Validation]:
+def moments(samples: Sequence[RecordedValidation], last: int) -> list[RecordedValidation]:
     """Those nearest to each of the moments, in order; no one twice."""
     near = {
         min(
@@ -109,7 +109,7 @@ def answers(run: RunRecord) -> Html | None:
     )
 
 
-def _sample(run: RunRecord, validation: Validation, prompt: str) -> Html:
+def _sample(run: RunRecord, validation: RecordedValidation, prompt: str) -> Html:
     sample = validation.sample or ""
     shown = lines_of(sample)
     if prompt and sample.startswith(prompt):

@@ -18,11 +18,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lm.checkpoints.folder import (
@@ -34,33 +31,15 @@ from lm.checkpoints.folder import (
     step_of,
     sweep,
 )
-from lm.runs import metrics
-from lm.system.disk import append, read_text, refusals, replace
+from lm.runs import metrics, results
+from lm.runs.results import RecordedValidation
+from lm.system.disk import read_text, refusals, replace
 from lm.system.errors import CheckpointError, ConfigError
 from lm.system.locks import claim
 
-RECORDS = ("metrics.csv", "evaluations.jsonl")
+RECORDS = ("metrics.csv", results.FILE)
 # the checkpoint that the run started from, for a start that comes to no checkpoint of its own
 PARENT = "init-from.txt"
-MOST_RESULTS = 2**30  # bytes of evaluations.jsonl; a million validations have less
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """One line of evaluations.jsonl: the score of the weights after `step` updates. Step 0 has no
-    checkpoint and no manifest.
-    """
-
-    step: int
-    manifest_sha256: str | None
-    loss: float
-    perplexity: float
-    bits_per_byte: float
-    tokens: int
-    seconds: float
-    sample: str | None = None
-    # `Evaluation.figures_by_source`
-    sources: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
 
 class RunFolder:
@@ -185,8 +164,9 @@ class RunFolder:
                 for path in reversed(later):
                     path.rename(aside / path.name)
             if undone:
-                _write_evaluations(aside, undone)
-                _write_evaluations(self.path, [line for line in evaluations if line.step <= step])
+                results.write_validations(aside, undone)
+                kept = [line for line in evaluations if line.step <= step]
+                results.write_validations(self.path, kept)
             said = (
                 f"{_count(later, 'later checkpoint')} and {_count(undone, 'later result')} moved to"
                 f" {aside}"
@@ -201,15 +181,15 @@ class RunFolder:
         self.point_to_best()
         return said
 
-    def evaluations(self) -> list[Evaluated]:
+    def evaluations(self) -> list[RecordedValidation]:
         """Every recorded validation, oldest first."""
-        return read_evaluations(self.path)
+        return results.read_validations(self.path)[0]
 
-    def record(self, evaluated: Evaluated) -> None:
+    def record(self, validation: RecordedValidation) -> None:
         """Append a validation's result, durably, and let best.ckpt follow it. Raises
         CheckpointError.
         """
-        append(self.path / "evaluations.jsonl", _line(evaluated))
+        results.append_validation(self.path, validation)
         self.point_to_best()
 
     def point_to_best(self) -> None:
@@ -251,70 +231,11 @@ def parent_of_start(folder: Path) -> str | None:
         return None
 
 
-def read_evaluations(folder: Path) -> list[Evaluated]:
-    """The lines of a run's evaluations.jsonl; one that a kill cut short is left out, and so was
-    never a result.
-    """
-    path = folder / "evaluations.jsonl"
-    try:
-        texts = read_text(path, MOST_RESULTS, errors="replace").split("\n")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    lines = []
-    for text in texts:
-        try:
-            values = json.loads(text)
-            line = Evaluated(
-                **values
-                | {
-                    key: math.nan
-                    for key in ("loss", "perplexity", "bits_per_byte")
-                    if values[key] is None
-                }
-            )
-        except (ValueError, TypeError, KeyError, RecursionError):
-            continue
-        if (
-            isinstance(line.step, int)
-            and isinstance(line.loss, int | float)
-            and isinstance(line.sources, dict)
-        ):
-            lines.append(line)
-    return lines
-
-
-def validations_without_progress(lines: list[Evaluated]) -> int:
-    """How many validations have passed since the lowest loss; early stopping compares it with its
-    patience.
-    """
-    losses = [math.inf if math.isnan(line.loss) else line.loss for line in lines]
-    return len(losses) - 1 - losses.index(min(losses)) if losses else 0
-
-
-def _write_evaluations(folder: Path, lines: Iterable[Evaluated]) -> None:
-    replace(folder / "evaluations.jsonl", "".join(_line(line) + "\n" for line in lines))
-
-
-def _line(evaluated: Evaluated) -> str:
-    """Strict JSON, which has no NaN and no infinity: they become null."""
-    values = asdict(evaluated)
-    if not values["sources"]:
-        del values["sources"]
-    return json.dumps(
-        {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in values.items()
-        }
-    )
-
-
 def _first_free(path: Path) -> Path:
     """`path-1`, or the next number of which nothing has the name."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(1))
     return next(candidate for candidate in numbered if not os.path.lexists(candidate))
 
 
-def _count(things: list[Path] | list[Evaluated], name: str) -> str:
+def _count(things: list[Path] | list[RecordedValidation], name: str) -> str:
     return f"{len(things)} {name}{'s' * (len(things) != 1)}"

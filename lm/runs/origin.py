@@ -22,12 +22,8 @@ from lm.checkpoints.folder import (
 from lm.checkpoints.meta import check_session
 from lm.config.schema.config import Config
 from lm.runs.changes import changes, start_flag
-from lm.runs.folder import (
-    RunFolder,
-    parent_of_start,
-    read_evaluations,
-    validations_without_progress,
-)
+from lm.runs.folder import RunFolder, parent_of_start
+from lm.runs.results import read_validations, validations_without_progress
 from lm.system.errors import CheckpointError, ConfigError, printable
 
 
@@ -192,14 +188,14 @@ def is_finished(config: Config, folder: Path, step: int) -> bool:
     """
     if step > config.max_steps:
         return True
-    evaluations = [line for line in read_evaluations(folder) if line.step <= step]
+    validations = [line for line in read_validations(folder)[0] if line.step <= step]
     if pointed(folder, "final.ckpt") != folder / step_name(step) or not any(
-        line.step == step for line in evaluations
+        line.step == step for line in validations
     ):
         return False
     patience = config.trainer.early_stopping
     return step == config.max_steps or (
-        patience is not None and validations_without_progress(evaluations) >= patience
+        patience is not None and validations_without_progress(validations) >= patience
     )
 
 

@@ -19,7 +19,7 @@ from lm.checkpoints.folder import pointed, read_manifest, read_meta, step_direct
 from lm.runs import metrics
 from lm.runs.folder import NAMES, PARENT
 from lm.runs.incidents import read_incidents
-from lm.runs.results import Validation, read_validations
+from lm.runs.results import RecordedValidation, read_validations
 from lm.system.disk import read_json, read_text
 from lm.system.errors import CheckpointError
 from lm.system.json_values import WITHIN, number, text, whole
@@ -69,7 +69,7 @@ class RunRecord:
     folder: Path
     problems: tuple[str, ...]
     rows: tuple[Mapping[str, Any], ...]
-    validations: tuple[Validation, ...]
+    validations: tuple[RecordedValidation, ...]
     checkpoints: tuple[Saved, ...]
     config: Mapping[str, Any]
     meta: Mapping[str, Any]
@@ -86,7 +86,7 @@ class RunRecord:
         return self.folder.resolve().name or str(self.folder)
 
     @property
-    def best(self) -> Validation | None:
+    def best(self) -> RecordedValidation | None:
         """The validation with the lowest loss, the first of several."""
         scored = [validation for validation in self.validations if math.isfinite(validation.loss)]
         return min(scored, key=lambda validation: validation.loss, default=None)
@@ -166,7 +166,7 @@ class RunRecord:
             if x is not None and y is not None and math.isfinite(x) and math.isfinite(y)
         ]
 
-    def checkpoint_of(self, validation: Validation) -> Saved | None:
+    def checkpoint_of(self, validation: RecordedValidation) -> Saved | None:
         """The checkpoint whose very bytes were validated, if it is still here."""
         wanted = validation.manifest_sha256
         return next(
@@ -264,10 +264,11 @@ def _rows(file: Path, problems: list[str]) -> tuple[Mapping[str, Any], ...]:
     )
 
 
-def _validations(file: Path, problems: list[str]) -> tuple[Validation, ...]:
-    validations, damaged = read_validations(file)
+def _validations(file: Path, problems: list[str]) -> tuple[RecordedValidation, ...]:
+    validations, damaged = read_validations(file.parent)
     problems += _left_out(file, damaged)
-    return tuple(validations)
+    latest = {validation.step: validation for validation in validations}
+    return tuple(latest[step] for step in sorted(latest))
 
 
 def _left_out(file: Path, lines: list[int]) -> list[str]:

@@ -1,5 +1,8 @@
-"""What a run recorded of its validations, as evaluations.jsonl has it: by the bytes that were
-measured, or all of it. Only the standard library.
+"""evaluations.jsonl, the record of a run's validations: its one class, its reader and its writer.
+
+One line of strict JSON for each validation. JSON has no NaN and no infinity: a figure that was not
+finite is null in the file. This file needs only the standard library, because list.py and refusing
+a run must be instant.
 """
 
 from __future__ import annotations
@@ -7,119 +10,160 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import NoneType
 
-from lm.runs.folder import MOST_RESULTS
-from lm.system.disk import read_text
-from lm.system.errors import printable
+from lm.system.disk import append, read_text, replace
+from lm.system.errors import CheckpointError, printable
 from lm.system.json_values import number, text, whole
 
-
-class Recorded(NamedTuple):
-    """A validation's result; None: it was not finite, or the run has no such number.
-
-    Attributes:
-        loss: nats per token.
-        bits_per_byte: of the text.
-    """
-
-    loss: float | None
-    bits_per_byte: float | None
-
-
-NOTHING = Recorded(None, None)
+FILE = "evaluations.jsonl"
+MOST_BYTES = 2**30  # a million validations have less
 
 
 @dataclass(frozen=True)
-class Validation:
-    """A line of evaluations.jsonl. `loss` and `bits_per_byte` are NaN where they were not finite,
-    `perplexity` is infinite then.
+class RecordedValidation:
+    """One line of evaluations.jsonl: the score of the weights after `step` updates.
 
     Attributes:
-        sources: name -> (nats per token, tokens), where it was measured for each source.
+        manifest_sha256: names the checkpoint that was scored; None at step 0, which has none.
+        loss: nats per token (per pair of answers for DPO); NaN if it was not finite.
+        perplexity: infinite if it was not finite.
+        bits_per_byte: NaN if it was not finite or not recorded.
+        tokens: the number of tokens that were scored; None if it was not recorded.
+        seconds: the time that the validation took; None if it was not recorded.
+        sample: a text that the model wrote at this step.
+        sources: the figures of each data source, as they stand in the file.
     """
 
     step: int
+    manifest_sha256: str | None
     loss: float
     perplexity: float
     bits_per_byte: float
     tokens: int | None
     seconds: float | None
-    sample: str | None
-    manifest_sha256: str | None
-    sources: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    sample: str | None = None
+    sources: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+
+    @property
+    def losses_by_source(self) -> dict[str, tuple[float, int]]:
+        """The loss and the number of tokens of each source for which both are known."""
+        figures = {
+            name: (number(values, "loss"), whole(values, "tokens"))
+            for name, values in self.sources.items()
+        }
+        return {
+            name: (loss, tokens)
+            for name, (loss, tokens) in figures.items()
+            if loss is not None and tokens is not None
+        }
 
 
-def read_results(file: Path) -> dict[tuple[int, str], Recorded]:
-    """(step, manifest hash) -> the latest result of an evaluations.jsonl. Only the very bytes that
-    were measured have it.
+def read_validations(run: Path) -> tuple[list[RecordedValidation], list[int]]:
+    """Return a run's recorded validations, oldest first, and the numbers of damaged lines.
 
-    Said on stderr: a line that is damaged, and so not used.
+    A line that a kill cut short is damaged. Its validation does not count; a resumed run repeats
+    it. A step that was validated twice has two entries. A run without the file has none.
+
+    Raises:
+        CheckpointError: the file cannot be read.
     """
-    results = {}
-    lines = (
-        file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-    )
-    for place, line in enumerate(lines, start=1):
-        try:
-            result = json.loads(line)
-            recorded = Recorded(_finite(result["loss"]), _finite(result.get("bits_per_byte")))
-            results[int(result["step"]), str(result["manifest_sha256"])] = recorded
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            print(
-                f"{printable(str(file))}:{place}: this line is damaged and not used",
-                file=sys.stderr,
-            )
-    return results
-
-
-def read_validations(file: Path) -> tuple[list[Validation], list[int]]:
-    """The validations, by step, and the numbers of damaged lines, which are left out. Raises
-    OSError, ValueError.
-    """
-    by_step, damaged = {}, []
-    for line, content in enumerate(
-        read_text(file, MOST_RESULTS, errors="replace").split("\n"), start=1
-    ):
-        if not content:
+    try:
+        lines = read_text(run / FILE, MOST_BYTES, errors="replace").split("\n")
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        raise CheckpointError(f"{run / FILE} cannot be read: {error.strerror}") from error
+    validations, damaged = [], []
+    for line_number, line in enumerate(lines, start=1):
+        if not line:
             continue
-        try:
-            values = json.loads(content)
-        except (ValueError, RecursionError):
-            values = None
-        if (step := whole(values, "step")) is None or "loss" not in values:
-            damaged.append(line)
+        validation = _parse(line)
+        if validation is None:
+            damaged.append(line_number)
         else:
-            by_step[step] = _validation(step, values)  # of one that was done again the later
-    return [by_step[step] for step in sorted(by_step)], damaged
+            validations.append(validation)
+    return validations, damaged
 
 
-def _validation(step: int, values: Mapping[str, Any]) -> Validation:
-    loss, perplexity, bits = (
-        number(values, key) for key in ("loss", "perplexity", "bits_per_byte")
-    )
-    sources = values.get("sources")
-    each = (
-        {str(name): (number(of, "loss"), whole(of, "tokens")) for name, of in sources.items()}
-        if isinstance(sources, Mapping)
-        else {}
-    )
-    return Validation(
+def read_by_checkpoint(run: Path) -> dict[tuple[int, str], RecordedValidation]:
+    """Return the latest validation of each (step, manifest hash); report damaged lines on stderr.
+
+    The hash makes sure that a result belongs to the very bytes that were scored.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    if not (run / FILE).is_file():
+        return {}
+    validations, damaged = read_validations(run)
+    for line_number in damaged:
+        place = f"{printable(str(run / FILE))}:{line_number}"
+        print(f"{place}: this line is damaged and not used", file=sys.stderr)
+    return {(v.step, v.manifest_sha256): v for v in validations if v.manifest_sha256 is not None}
+
+
+def append_validation(run: Path, validation: RecordedValidation) -> None:
+    """Add a line durably. Raises CheckpointError."""
+    append(run / FILE, _to_json(validation))
+
+
+def write_validations(run: Path, validations: Iterable[RecordedValidation]) -> None:
+    """Replace the file. Raises CheckpointError."""
+    replace(run / FILE, "".join(_to_json(validation) + "\n" for validation in validations))
+
+
+def validations_without_progress(validations: Sequence[RecordedValidation]) -> int:
+    """Count the validations since the lowest loss; early stopping compares it with its patience."""
+    losses = [math.inf if math.isnan(v.loss) else v.loss for v in validations]
+    return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+
+def finite(value: float) -> float | None:
+    """Return the value, or None (null in JSON) if it is NaN or infinite."""
+    return value if math.isfinite(value) else None
+
+
+def _parse(line: str) -> RecordedValidation | None:
+    """Return the validation of a line; None if the line is damaged.
+
+    Step and loss must be usable. Keys that this version does not know are ignored, as are other
+    values of a wrong type.
+    """
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = whole(values, "step")  # None also for a line that is not an object
+    if step is None or "loss" not in values or type(values["loss"]) not in (int, float, NoneType):
+        return None
+    loss, sources = number(values, "loss"), values.get("sources", {})
+    if (loss is None and isinstance(values["loss"], int)) or not isinstance(sources, dict):
+        return None  # an integer beyond all numbers, or figures in a place that nobody knows
+    perplexity, bits_per_byte = number(values, "perplexity"), number(values, "bits_per_byte")
+    return RecordedValidation(
         step=step,
+        manifest_sha256=text(values, "manifest_sha256"),
         loss=math.nan if loss is None else loss,
         perplexity=math.inf if perplexity is None else perplexity,
-        bits_per_byte=math.nan if bits is None else bits,
+        bits_per_byte=math.nan if bits_per_byte is None else bits_per_byte,
         tokens=whole(values, "tokens"),
         seconds=number(values, "seconds"),
         sample=text(values, "sample"),
-        manifest_sha256=text(values, "manifest_sha256"),
-        sources={name: (a, b) for name, (a, b) in each.items() if a is not None and b is not None},
+        sources=sources,
     )
 
 
-def _finite(value: Any) -> float | None:
-    """A number; null is what was not finite, as JSON has it."""
-    return None if value is None or not math.isfinite(as_float := float(value)) else as_float
+def _to_json(validation: RecordedValidation) -> str:
+    values = asdict(validation)
+    if not values["sources"]:
+        del values["sources"]
+    return json.dumps(
+        {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+    )

@@ -30,8 +30,9 @@ from lm.checkpoints.folder import (
 )
 from lm.config.schema.config import Config
 from lm.evaluation.validation import Evaluation
-from lm.runs.folder import Evaluated, RunFolder, validations_without_progress
+from lm.runs.folder import RunFolder
 from lm.runs.incidents import GoBack
+from lm.runs.results import RecordedValidation, validations_without_progress
 from lm.surgery.compilation import compile_if_wanted
 from lm.surgery.fsdp import meet
 from lm.system.disk import require_room
@@ -294,7 +295,7 @@ class Milestones(Callback):
             manifest = read_manifest(checkpoint)["sha256"] if checkpoint.exists() else None
             loss, perplexity, sources = result.loss, result.perplexity, result.figures_by_source
             record.logbook.validation(module.step, result, sample)
-            line = Evaluated(
+            line = RecordedValidation(
                 module.step,
                 manifest,
                 loss,

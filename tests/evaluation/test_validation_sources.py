@@ -19,7 +19,7 @@ from data import PackedDataModule
 from lm.commands import load_config
 from lm.documents.reader import hash_of_text
 from lm.evaluation.validation import Evaluation, evaluate
-from lm.runs.folder import Evaluated, read_evaluations
+from lm.runs.results import RecordedValidation, read_validations
 from lm.tokenizer.tokenizer import ByteTokenizer
 from model import load as load_model
 from tests.support.runs import TEXT, config_file, train
@@ -84,7 +84,7 @@ def test_each_validation_of_a_run_says_what_each_source_scores(
 ) -> None:
     lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 3, 6]
-    for line, read in zip(lines, read_evaluations(run), strict=True):
+    for line, read in zip(lines, read_validations(run)[0], strict=True):
         assert list(line["sources"]) == NAMES
         assert_parts_make_up(line)
         assert read.sources == line["sources"]
@@ -93,7 +93,7 @@ def test_each_validation_of_a_run_says_what_each_source_scores(
 
 def test_a_source_scores_what_it_scores_alone(run: Path) -> None:
     """The slow and obvious version: a configuration that has nothing but this source."""
-    recorded = read_evaluations(run)[-1].sources
+    recorded = read_validations(run)[0][-1].sources
     decoder, tokenizer, _ = load_model(run / "final.ckpt")
     for name, part in zip(NAMES, parts(run.parent), strict=True):
         config = load_config(
@@ -154,7 +154,10 @@ def test_resumed_it_says_the_same(run: Path, tmp_path: Path) -> None:
         resume=str(again / "step-00000003.ckpt"),
     )
     figures = [
-        [vars(line) | {"seconds": 0, "manifest_sha256": None} for line in read_evaluations(folder)]
+        [
+            vars(line) | {"seconds": 0, "manifest_sha256": None}
+            for line in read_validations(folder)[0]
+        ]
         for folder in (run, again)
     ]
     assert figures[0] == figures[1]
@@ -168,7 +171,7 @@ def test_eval_val_says_it_too(
     monkeypatch.setattr(sys, "argv", [*command, "--json"])
     eval_val.main()
     report = json.loads(capsys.readouterr().out)
-    recorded = read_evaluations(run)[-1].sources
+    recorded = read_validations(run)[0][-1].sources
     assert_parts_make_up(report)
     for name in NAMES:
         assert report["sources"][name] == pytest.approx(recorded[name], rel=1e-5)
@@ -191,14 +194,14 @@ def test_one_source_says_nothing_of_sources(tmp_path: Path) -> None:
     }
     train(config_file(tmp_path, trainer=settings))
     assert "sources" not in (tmp_path / "run" / "evaluations.jsonl").read_text()
-    assert [line.sources for line in read_evaluations(tmp_path / "run")] == [{}, {}]
+    assert [line.sources for line in read_validations(tmp_path / "run")[0]] == [{}, {}]
 
 
 def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
     result = Evaluation(1.0, 1.0, 4, {"a": Evaluation(float("inf"), float("nan"), 4)})
     assert result.figures_by_source == {"a": {"loss": None, "bits_per_byte": None, "tokens": 4}}
-    line = vars(Evaluated(1, None, 1.0, 2.7, 1.0, 4, 0.1, None, result.figures_by_source))
+    line = vars(RecordedValidation(1, None, 1.0, 2.7, 1.0, 4, 0.1, None, result.figures_by_source))
     (tmp_path / "evaluations.jsonl").write_text(
         json.dumps(line) + "\n" + json.dumps(line | {"sources": 3}) + "\n"
     )
-    assert [read.sources for read in read_evaluations(tmp_path)] == [result.figures_by_source]
+    assert [read.sources for read in read_validations(tmp_path)[0]] == [result.figures_by_source]

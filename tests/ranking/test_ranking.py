@@ -20,7 +20,6 @@ from lm.ranking.picture import picture
 from lm.ranking.ranking import Entrant, Ranking, order_of, rank_set, rank_together
 from lm.ranking.results import CaseResult, SetResult
 from lm.ranking.words import notes, summary
-from lm.runs.results import NOTHING
 
 
 def result(right: bool | None = None, nats: float | None = 2.0, size: int = 4) -> CaseResult:
@@ -50,7 +49,7 @@ def entrant(name: str, results: Sequence[CaseResult]) -> Entrant:
         scored_per_second=None,
         generated_per_second=None,
     )
-    return Entrant(name, Path("/runs") / name, (), 1, 1000, "byte", "ab", NOTHING, (whole,))
+    return Entrant(name, Path("/runs") / name, (), 1, 1000, "byte", "ab", None, (whole,))
 
 
 def cases(

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from lm.checkpoints.folder import point, pointed, read_manifest, step_directories, step_of, verify
-from lm.runs.folder import Evaluated, RunFolder, read_evaluations, validations_without_progress
+from lm.runs.folder import RunFolder
 from lm.runs.metrics import MetricsLog, read
+from lm.runs.results import RecordedValidation, read_validations, validations_without_progress
 from lm.system import disk
 from lm.system.errors import CheckpointError, ConfigError
 from tests.support.faults import ROOT, kill_everywhere, not_root, save
@@ -30,9 +31,9 @@ def steps(folder: Path) -> list[int]:
     return [step_of(path) for path in step_directories(folder)]
 
 
-def evaluated(step: int, loss: float, path: Path | None = None) -> Evaluated:
+def evaluated(step: int, loss: float, path: Path | None = None) -> RecordedValidation:
     manifest = read_manifest(path)["sha256"] if path is not None else None
-    return Evaluated(
+    return RecordedValidation(
         step,
         manifest,
         loss,
@@ -61,7 +62,7 @@ def trained(folder: Path, losses: dict[int, float]) -> Path:
 
 
 def losses(folder: Path) -> dict[int, float]:
-    return {line.step: line.loss for line in read_evaluations(folder)}
+    return {line.step: line.loss for line in read_validations(folder)[0]}
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -582,7 +583,7 @@ def test_best_follows_the_lowest_loss_of_the_checkpoints_that_exist(tmp_path: Pa
     run.point_to_best()
     assert links(tmp_path)["best"] == "step-00000002.ckpt"
     run.record(evaluated(8, -1.0))
-    run.record(Evaluated(2, "0" * 64, -1.0, 1.0, 1.0, 1, 1.0))
+    run.record(RecordedValidation(2, "0" * 64, -1.0, 1.0, 1.0, 1, 1.0))
     assert links(tmp_path)["best"] == "step-00000002.ckpt", (
         "a loss counts for the bytes that were measured"
     )

@@ -23,8 +23,9 @@ from lm.checkpoints.folder import (
 )
 from lm.config.schema.config import Config
 from lm.runs.changes import HARMLESS, INEXACT, SETTLED_LATER, changes, machine_changes
-from lm.runs.folder import Evaluated, RunFolder, read_evaluations
+from lm.runs.folder import RunFolder
 from lm.runs.origin import Origin, find_origin, is_finished, make_room
+from lm.runs.results import RecordedValidation, read_validations
 from lm.system.errors import CheckpointError, ConfigError
 from tests.support.faults import ROOT, save, sealed
 
@@ -56,7 +57,9 @@ def trained(folder: Path, *steps: int, **meta: Any) -> Path:
         )
         point(folder, "last.ckpt", path)
         run.record(
-            Evaluated(step, read_manifest(path)["sha256"], 5 - step / 1000, 1.0, 1.0, 1, 1.0)
+            RecordedValidation(
+                step, read_manifest(path)["sha256"], 5 - step / 1000, 1.0, 1.0, 1, 1.0
+            )
         )
     run.close()
     return folder
@@ -558,8 +561,8 @@ def test_a_parent_that_is_missing_or_damaged(tmp_path: Path, damage: str) -> Non
 # The end
 
 
-def result(step: int, loss: float = 1.0) -> Evaluated:
-    return Evaluated(step, None, loss, 1.0, 1.0, 1, 1.0)
+def result(step: int, loss: float = 1.0) -> RecordedValidation:
+    return RecordedValidation(step, None, loss, 1.0, 1.0, 1, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -694,7 +697,7 @@ def test_a_finished_run_that_goes_on_has_no_final_checkpoint(tmp_path: Path) -> 
     assert longer.said == [
         f"changed since step-00001000.ckpt: trainer.max_steps 1000 -> 2000{INEXACT_END}"
     ]
-    assert [line.step for line in read_evaluations(folder)] == [500, 1000]
+    assert [line.step for line in read_validations(folder)[0]] == [500, 1000]
 
 
 def test_nothing_heavy_is_imported() -> None:

@@ -95,7 +95,7 @@ def test_sources_of_a_validation(tmp_path):
             + "\n"
         )
     run = read_run(folder)
-    assert run.validations[-1].sources == {"a.txt": (3.0, 7)} and run.best.step == 30
+    assert run.validations[-1].losses_by_source == {"a.txt": (3.0, 7)} and run.best.step == 30
     assert run.validations[-1].tokens is None and math.isnan(run.validations[-1].bits_per_byte)
 
 
