@@ -18,25 +18,16 @@ from typing import Any
 from lm.checkpoints import folder as checkpoint
 from lm.runs import results
 from lm.system import errors
+from lm.system.units import in_bytes, short
 
-
-def human(number: float, units: tuple[str, ...] = ("", "k", "M", "B", "T")) -> str:
-    """1_536_000 -> 1.5M."""
-    power = 0
-    while round(number, 1) >= 1000 and power < len(units) - 1:
-        number, power = number / 1000, power + 1
-    return f"{number:.1f}{units[power]}" if power else f"{number}{units[0]}"
-
-
-BYTES = (" B", " kB", " MB", " GB", " TB")
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {  # key -> heading, how it is shown
     "step": ("step", str),
     "epoch": ("epoch", "{:.2f}".format),
-    "tokens": ("tokens", human),
+    "tokens": ("tokens", short),
     "val_loss": ("val loss", "{:.4f}".format),
-    "parameters": ("parameters", human),
-    "adapters": ("in adapters", human),
-    "size": ("size", lambda size: human(size, BYTES)),
+    "parameters": ("parameters", short),
+    "adapters": ("in adapters", short),
+    "size": ("size", in_bytes),
     "date": ("date (UTC)", lambda date: date[:16].replace("T", " ")),
     "links": ("links", lambda links: ", ".join(links) or "-"),
     "parent": ("parent", str),

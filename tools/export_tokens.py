@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from lm.commands import add_flag, command_parser, load_config
 from lm.system import disk, errors
+from lm.system.units import in_bytes
 
 if TYPE_CHECKING:
     from lm.tokenizer.tokenizer import Tokenizer
@@ -84,7 +85,7 @@ def export(corpora: list[Corpus], tokenizer: Tokenizer, folder: Path) -> None:
         splits[store.split] = {"file": file.name, **counts, **written}
         print(
             f"{file}: {store.tokens - 1:,} tokens, {store.documents:,} documents,"
-            f" {disk.in_bytes(written['bytes'])}"
+            f" {in_bytes(written['bytes'])}"
         )
     meta = {
         "layout": "d1 EOS d2 EOS ... dn EOS, without a header, lowest byte first",

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 from lm.commands import add_flag, command_parser, load_config
 from lm.system import errors
-from lm.system.disk import in_bytes, refusals
+from lm.system.disk import refusals
 from lm.system.signals import StopSignals
+from lm.system.units import in_bytes
 
 if TYPE_CHECKING:
     from lm.config.schema.config import Config

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from lm.commands import command_parser
 from lm.system import errors
 from lm.system.disk import replace
+from lm.system.units import in_bytes
 
 if TYPE_CHECKING:
     from data import PackedDataModule
@@ -54,7 +55,7 @@ def main() -> None:
     replace(out, report(run, out, parts, style, arguments.watts))
     for problem in run.problems:
         print(f"left out: {problem}")
-    print(f"written: {out} ({out.stat().st_size / 1000:,.0f} kB)")
+    print(f"written: {out} ({in_bytes(out.stat().st_size)})")
 
 
 def of_model(run: RunRecord, without: bool) -> tuple[dict[str, Html], str]:

@@ -18,7 +18,8 @@ from lm.config.schema.config import Config
 from lm.optim.loss import IGNORE_INDEX
 from lm.optim.optimizers import make_optimizer
 from lm.optim.randomness import fold, seed_all
-from lm.training.forecast import in_time, try_out
+from lm.system.units import duration
+from lm.training.forecast import try_out
 from lm.training.session import Session
 
 ROWS = 4  # of the first step
@@ -129,7 +130,7 @@ class Subject:
         total = sum(seconds[name] for name in names)
         return (
             f"{decoder.n_parameters():,} parameters, float32 on {self.session.device}: this will"
-            f" take about {in_time(total)}"
+            f" take about {duration(total)}"
         )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from lm.display.html import Html, element
+from lm.system.units import short
 
 Point = tuple[float, float]
 
@@ -166,17 +167,6 @@ def described(what: Chart) -> str:
             f" {lowest}, highest {highest}"
         )
     return f"{what.title}: {what.y_label} over {what.x_label}. {'; '.join(lines)}."
-
-
-def short(value: float) -> str:
-    """1234567 -> 1.23M, 0.00012 -> 1.2e-4: three digits, for places with little room."""
-    for power, sign in (12, "T"), (9, "B"), (6, "M"), (3, "k"):
-        if 0.9995 * 10**power <= abs(value) < 1e15:
-            return f"{value / 10**power:.3g}{sign}"
-    if value and (abs(value) < 0.001 or abs(value) >= 1e15):
-        digits, _, exponent = f"{value:.2e}".partition("e")
-        return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
-    return f"{value:.3g}"
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:

@@ -4,11 +4,12 @@ drawings, and samples side by side.
 
 from __future__ import annotations
 
-from lm.display.charts import STYLE, Chart, Series, chart, short
+from lm.display.charts import STYLE, Chart, Series, chart
 from lm.display.curves import smooth
 from lm.display.html import Html, document, element, lines_of, table
 from lm.reports.comparison import Comparison, Sample
 from lm.reports.comparison_views import sections
+from lm.system.units import short
 
 OWN_STYLE = """
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20em), 1fr)); gap: .8em 2em; margin: .5em 0 1.8em }

@@ -11,14 +11,13 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from lm.display.charts import short
 from lm.display.curves import BLOCKS
 from lm.display.html import visible
 from lm.reports.alignment import Reached, at
 from lm.reports.comparison import Comparison, Difference
-from lm.reports.run_cost import duration
 from lm.runs.record import RunRecord
 from lm.system.json_values import whole
+from lm.system.units import duration, short
 
 WIDTH = 100
 MOST_PLACES = 12  # lines of the table of losses; JSON and the page's drawing have all of them

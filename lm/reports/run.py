@@ -19,14 +19,14 @@ from lm.display import charts
 from lm.display.html import Html, document, element, joined, table
 from lm.reports import run_texts
 from lm.reports.run_config import configuration, lineage
-from lm.reports.run_cost import cost, duration
+from lm.reports.run_cost import cost
 from lm.reports.run_curves import curves, perplexity_text, sources
 from lm.reports.run_ranking import ranking
 from lm.runs.ancestors import Ancestor, ancestors
 from lm.runs.record import RunRecord
-from lm.system.disk import in_bytes
 from lm.system.errors import CheckpointError
 from lm.system.json_values import found, text, whole
+from lm.system.units import duration, in_bytes, short
 
 STYLE = """
 .lead { font-size: 1.06em; max-width: 44em } .state { font-weight: 600 }
@@ -279,22 +279,18 @@ def _tiles(run: RunRecord) -> Html:
         ),
         (
             "trained on",
-            charts.short(tokens) if tokens is not None else "–",
+            short(tokens) if tokens is not None else "–",
             f"{tokens:,} tokens" if tokens is not None else unknown,
         ),
         (
             "parameters",
-            charts.short(parameters) if parameters else "–",
+            short(parameters) if parameters else "–",
             f"{parameters:,}" if parameters else unknown,
         ),
         (
             "training time",
-            _about(seconds),
-            (
-                f"{duration(seconds)} without validating and saving"
-                if seconds is not None
-                else unknown
-            ),
+            duration(seconds) if seconds is not None else "–",
+            "without validating and saving" if seconds is not None else unknown,
         ),
     ]
     return element(
@@ -304,17 +300,6 @@ def _tiles(run: RunRecord) -> Html:
             for a, b, c in tiles
         ),
         class_="tiles",
-    )
-
-
-def _about(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    units = ((172_800, 86_400, "days"), (7200, 3600, "h"), (60, 60, "min"), (0, 1, "s"))
-    return next(
-        f"{seconds / size:.3g} {unit}"
-        for least, size, unit in units
-        if seconds >= least or not least
     )
 
 

@@ -15,8 +15,8 @@ from lm.display.html import Html, element, folded, joined, table
 from lm.runs.ancestors import Ancestor
 from lm.runs.changes import leaves
 from lm.runs.record import RunRecord
-from lm.system.disk import in_bytes
 from lm.system.json_values import found, number, text, whole
+from lm.system.units import in_bytes
 
 NOT_RECORDED = "not recorded"
 CHANGED = "●"

@@ -10,6 +10,7 @@ from datetime import datetime
 from lm.display.html import Html, element, joined, table
 from lm.runs.record import RunRecord
 from lm.system.json_values import number, text
+from lm.system.units import duration
 
 # What a device is taken to draw while it trains. Nobody measured it: --watts does better.
 WATTS = {"cpu": 65.0, "mps": 40.0, "cuda": 350.0}
@@ -69,20 +70,6 @@ def cost(run: RunRecord, watts: float | None) -> Html:
             *_energy(run, watts, validating),
         ]
     )
-
-
-def duration(seconds: float) -> str:
-    """75 -> 1 min 15 s: two units at most."""
-    if seconds < 59.95:
-        return f"{seconds:.3g} s"
-    minutes, left = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min" + f" {left} s" * bool(left)
-    hours, minutes = divmod(round(seconds / 60), 60)
-    if hours < 48:
-        return f"{hours} h" + f" {minutes} min" * bool(minutes)
-    days, hours = divmod(round(seconds / 3600), 24)
-    return f"{days} d" + f" {hours} h" * bool(hours)
 
 
 def _speed(run: RunRecord) -> Iterator[list[str]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.system.errors import CheckpointError
+from lm.system.units import in_bytes
 
 MOST_JSON = 2**24  # bytes; what we write has some kilobytes
 
@@ -141,15 +142,6 @@ def require_room(folder: Path, size: int, situation: str) -> None:
             f"{folder}: {situation}: the next checkpoint takes {in_bytes(size)}, and"
             f" {in_bytes(free)} are free; make room and go on with --resume auto"
         )
-
-
-def in_bytes(size: float) -> str:
-    """1_536_000_000 -> 1.54 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
 
 
 def _room(path: Path, needed: int) -> str:

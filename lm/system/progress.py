@@ -10,7 +10,7 @@ from typing import Self
 
 from tqdm import tqdm
 
-from lm.system.disk import in_bytes
+from lm.system.units import duration, in_bytes
 
 LINE_SECONDS = 10.0  # where there is no terminal a line is due this often
 
@@ -77,15 +77,8 @@ class Progress:
         first_step, since = self._first
         if not first_step < step < self._max_steps:
             return ""
-        minutes, seconds = divmod(
-            round((now - since) / (step - first_step) * (self._max_steps - step)), 60
-        )
-        hours, minutes = divmod(minutes, 60)
-        return (
-            f"{hours}:{minutes:02d}:{seconds:02d} left"
-            if hours
-            else f"{minutes}:{seconds:02d} left"
-        )
+        seconds = (now - since) / (step - first_step) * (self._max_steps - step)
+        return f"{duration(round(seconds))} left"
 
 
 class ReadingProgress:

@@ -25,8 +25,8 @@ from lm.config.schema.source import HubSource, dataset_of, files_of
 from lm.documents.conversations import Conversation
 from lm.documents.reader import Reader, hash_of_text
 from lm.documents.templates import ChatFormat
-from lm.system.disk import in_bytes
 from lm.system.errors import DataError
+from lm.system.units import in_bytes
 from lm.tokenizer.tokenizer import Tokenizer
 from lm.tokens.cache import open_or_build
 from lm.tokens.engines import on_this_machine

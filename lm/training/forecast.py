@@ -19,8 +19,8 @@ from torch.optim import Optimizer
 from lm.checkpoints.weights import trained
 from lm.config.schema.config import Config
 from lm.system.device import Device, Precision, memory
-from lm.system.disk import in_bytes
 from lm.system.errors import CheckpointError, ConfigError
+from lm.system.units import duration, in_bytes
 
 
 @dataclass(frozen=True)
@@ -246,18 +246,7 @@ class Forecast:
                 f" at once, {in_bytes(needed)} in all{room}"
             ),
             (
-                f"time: {speed:,.0f} tokens/s; {steps:,} steps in {in_time(steps * step)},"
-                f" {validations} validations in {in_time(validating)}"
+                f"time: {speed:,.0f} tokens/s; {steps:,} steps in {duration(steps * step)},"
+                f" {validations} validations in {duration(validating)}"
             ),
         ]
-
-
-def in_time(seconds: float) -> str:
-    """5_000 -> 1 h 23 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    days, hours = divmod(minutes // 60, 24)
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"

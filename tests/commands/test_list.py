@@ -126,11 +126,11 @@ def test_table(run: Path) -> None:
     )
     assert lines == [
         (
-            " 500   1.25  384.0k    2.2500      834.9k   1.3 kB  2026-11-21 03:50  -           "
+            " 500   1.25    384k    2.2500        835k  1.28 kB  2026-11-21 03:50  -           "
             " runs/base/step-00009000.ckpt"
         ),
-        "1000   2.50  768.0k    1.7500      834.9k  34.5 MB  2026-11-21 03:50  best         -",
-        "1500   3.75    1.2M    1.8750      834.9k   1.2 kB  2026-11-21 03:50  last, final  -",
+        "1000   2.50    768k    1.7500        835k  34.5 MB  2026-11-21 03:50  best         -",
+        "1500   3.75   1.15M    1.8750        835k   1.2 kB  2026-11-21 03:50  last, final  -",
     ]
 
 
@@ -139,8 +139,8 @@ def test_of_adapters_the_weights_in_them_are_shown(run: Path) -> None:
     heading, *lines = list_py(run).stdout.splitlines()
     assert heading.split("  ")[4:8] == ["parameters", "in adapters", "", " size"]
     assert [line.split()[4:6] for line in (lines[0], lines[3])] == [
-        ["834.9k", "-"],
-        ["834.9k", "12.3k"],
+        ["835k", "-"],
+        ["835k", "12.3k"],
     ]
     assert [row["adapters"] for row in listed(run, "--sort", "adapters")] == [
         12_288,
@@ -214,9 +214,9 @@ def test_units(tmp_path: Path) -> None:
     save(tmp_path, 3, tokens=300_000_000_000, n_parameters=7_000_000_000)
     cells = [line.split() for line in list_py(tmp_path).stdout.splitlines()[1:]]
     assert [(row[2], row[4]) for row in cells] == [
-        ("999", "1.0M"),
-        ("1.0k", "124.4M"),
-        ("300.0B", "7.0B"),
+        ("999", "1M"),
+        ("1k", "124M"),
+        ("300B", "7B"),
     ]
 
 

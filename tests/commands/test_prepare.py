@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lm.system.disk import in_bytes
+from lm.system.units import in_bytes
 from lm.tokens.cache import read_manifest
 from tests.support.hub import Hub, client_environment
 from tests.support.runs import ROOT, WORDS, config_file

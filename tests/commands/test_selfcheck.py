@@ -453,7 +453,7 @@ def test_text_that_is_prepared_first_is_not_counted_for_each_run(
     monkeypatch.setattr(Subject, "rows", property(slowly))
     monkeypatch.setattr("lm.checks.subject.time.perf_counter", lambda: now + later)
     monkeypatch.setattr("lm.checks.subject.try_out", lambda *_: Trial(0, 1.0, 1.0))
-    assert "this will take about 2 min" in tried.forecast(["resume"], now)
+    assert "this will take about 1 min 48 s" in tried.forecast(["resume"], now)
 
 
 def test_colour_is_for_terminals() -> None:

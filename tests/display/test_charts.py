@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm.display import charts
-from lm.display.charts import Axis, Chart, Series, chart, described, short, thin
+from lm.display.charts import Axis, Chart, Series, chart, described, thin
 
 SUFFIXES = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 HOSTILE = '</title><script>alert(1)</script>" onload="x \u202e\x1b'
@@ -147,23 +147,6 @@ def test_it_is_read_out_and_nothing_gets_out_of_it():
         Chart("Loss", "tokens", "nats", [Series("a", [(0.0, 3.0), (5000.0, 1.0), (9000.0, 2.0)])])
     )
     assert plain == "Loss: nats over tokens. a: from 3 at 0 to 2 at 9k, lowest 1, highest 3."
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "0"),
-        (0.25, "0.25"),
-        (999.4, "999"),
-        (999.6, "1k"),
-        (1_234_567, "1.23M"),
-        (-20_000, "-20k"),
-        (0.00012, "1.2e-4"),
-        (3e20, "3e20"),
-    ],
-)
-def test_short(value, text):
-    assert short(value) == text
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9))

@@ -19,8 +19,8 @@ from lm.config.schema.source import BinSource, SingleSource
 from lm.documents import files as text_files
 from lm.documents import flat as flat_tokens
 from lm.documents.reader import Reader, hash_of_text
-from lm.system.disk import in_bytes
 from lm.system.errors import ConfigError, DataError
+from lm.system.units import in_bytes
 from lm.tokenizer.tokenizer import ByteTokenizer
 from lm.tokens import prepare as preparation
 from lm.tokens.engines import here, on_this_machine

@@ -19,9 +19,9 @@ from lm.reports.alignment import Reached, Value, aligned, at, first_reached
 from lm.reports.comparison import Comparison, choose_yardstick, compare, differences
 from lm.reports.comparison_page import page
 from lm.reports.comparison_views import as_json, terminal
-from lm.reports.run_cost import duration
 from lm.runs.metrics import MetricsLog
 from lm.runs.record import read_run
+from lm.system.units import duration
 from tools import compare as tool
 
 CONFIG: dict[str, Any] = {

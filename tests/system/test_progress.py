@@ -51,8 +51,8 @@ def test_without_a_terminal_plain_lines_come_every_ten_seconds(
     output = capsys.readouterr()
     assert output.err == ""
     assert (
-        output.out == "step 10/1,000  loss 4.0000  lr 3.00e-04  12,346 tok/s  16:30 left\n"
-        "step 20/1,000  loss 3.0000  lr 3.00e-04  12,346 tok/s  16:20 left\n"
+        output.out == "step 10/1,000  loss 4.0000  lr 3.00e-04  12,346 tok/s  16 min 30 s left\n"
+        "step 20/1,000  loss 3.0000  lr 3.00e-04  12,346 tok/s  16 min 20 s left\n"
     )
 
 
@@ -63,7 +63,7 @@ def test_a_line_is_due_before_the_first_figures_are_there(
     for step in (1, 2):
         clock.now += 60
         display.advance(step)
-    assert capsys.readouterr().out == "step 1/3\nstep 2/3  1:00 left\n"
+    assert capsys.readouterr().out == "step 1/3\nstep 2/3  1 min left\n"
 
 
 def test_the_last_step_is_always_shown(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +82,7 @@ def test_time_left_counts_from_the_first_step_and_not_from_before_it(
     display.advance(1)
     clock.now += 400  # 10 steps, with a validation among them
     display.advance(11)
-    assert capsys.readouterr().out.splitlines()[-1].endswith("1:00:00 left")
+    assert capsys.readouterr().out.splitlines()[-1].endswith("1 h left")
 
 
 def test_a_resumed_run_counts_only_its_own_steps(
@@ -92,7 +92,7 @@ def test_a_resumed_run_counts_only_its_own_steps(
     for step in (4001, 4002, 4003):
         clock.now += 30
         display.advance(step)
-    assert capsys.readouterr().out.splitlines()[-1] == "step 4,003/5,000  8:18:30 left"
+    assert capsys.readouterr().out.splitlines()[-1] == "step 4,003/5,000  8 h 18 min left"
 
 
 @pytest.mark.parametrize(("max_steps", "step"), [(1, 1), (5, 5), (5, 1)])
@@ -145,7 +145,7 @@ def test_on_a_terminal_a_bar_with_the_same_figures(
     shown = [frame for frame in frames if frame.strip()]
     assert "10/40" in shown[0]  # where the run was resumed
     assert " 25%|" in shown[0]
-    assert shown[-1].rstrip().endswith("| 39/40, loss 2.5000  lr 1.00e-03  1,000 tok/s  0:02 left")
+    assert shown[-1].rstrip().endswith("| 39/40, loss 2.5000  lr 1.00e-03  1,000 tok/s  2 s left")
     assert capsys.readouterr().out == ""  # no plain lines beside the bar
 
 

@@ -19,9 +19,9 @@ from torch import nn
 
 from lm.checkpoints.folder import read_manifest
 from lm.config.schema.config import Config
-from lm.system.disk import in_bytes
 from lm.system.errors import CheckpointError, ConfigError
-from lm.training.forecast import Forecast, Trial, footprint, in_time, try_out
+from lm.system.units import in_bytes
+from lm.training.forecast import Forecast, Trial, footprint, try_out
 from model import Decoder
 from tests.support.runs import config_file, train
 from tests.training.test_train import ROOT
@@ -266,7 +266,7 @@ def test_the_plan_writes_nothing_but_the_token_cache(tmp_path: Path) -> None:
         "time",
     ]
     assert re.search(
-        r"^time: [\d,]+ tokens/s; 12 steps in \d+ s, 4 validations in \d+ s$",
+        r"^time: [\d,]+ tokens/s; 12 steps in \d+(\.\d+)? s, 4 validations in \d+(\.\d+)? s$",
         done.stdout,
         re.MULTILINE,
     )
@@ -274,21 +274,4 @@ def test_the_plan_writes_nothing_but_the_token_cache(tmp_path: Path) -> None:
         "cache",
         "config.yaml",
         "corpus.txt",
-    ]
-
-
-def test_units() -> None:
-    assert [in_bytes(size) for size in (0, 999, 1000, 1_536_000_000, 2.5e15)] == [
-        "0 B",
-        "999 B",
-        "1 kB",
-        "1.54 GB",
-        "2.5e+03 TB",
-    ]
-    assert [in_time(seconds) for seconds in (0.4, 89, 91, 5_000, 200_000)] == [
-        "0 s",
-        "89 s",
-        "2 min",
-        "1 h 23 min",
-        "2 d 7 h",
     ]
