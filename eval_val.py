@@ -40,11 +40,11 @@ def main() -> None:
         )
 
     from data import PackedDataModule
+    from lm import load
     from lm.checks.rendering import terminal_table, visible
     from lm.evaluation.validation import evaluate
     from lm.system.device import autocast, choose_device, choose_precision
     from lm.tokenizer.tokenizer import resolve
-    from model import load
 
     device = choose_device(arguments.device, "--device")
     precision = choose_precision(config.trainer.precision, device)

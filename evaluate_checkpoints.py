@@ -88,11 +88,11 @@ def main() -> None:
             arguments.out.mkdir(parents=True, exist_ok=True)
     check_by(arguments.by, sets, {str(each.meta["tokenizer"].get("sha256")) for each in contenders})
 
+    from lm import load
     from lm.ranking.entrants import measure_all
     from lm.ranking.files import as_json, write
     from lm.ranking.ranking import rank_set, rank_together
     from lm.system.device import choose_device
-    from model import load
 
     device = choose_device(arguments.device, "--device")
     entrants, failed = measure_all(

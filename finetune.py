@@ -124,11 +124,11 @@ def report(config: Config) -> None:
     if written.exists() and written.stat().st_mtime >= final.lstat().st_mtime:
         return
 
+    from lm import load
     from lm.evaluation.answers import measure
     from lm.reports.finetune import report as compare
     from lm.system.device import choose_device
     from lm.tokens.corpus import held_out_conversations
-    from model import load as load_model
 
     device = choose_device(config.trainer.device)
     tuned = pointed(folder, "best.ckpt") or final
@@ -140,7 +140,7 @@ def report(config: Config) -> None:
         " held-out conversations",
         flush=True,
     )
-    decoders = load_model(base.folder, device)[0], load_model(tuned, device)[0]
+    decoders = load(base.folder, device).decoder, load(tuned, device).decoder
     before, after = (measure(decoder, chat, conversations, config.finetune) for decoder in decoders)
     compare(
         folder,

@@ -151,10 +151,10 @@ def main() -> None:
 
     import torch
 
+    from lm import load
     from lm.generation.continuation import write
     from lm.system.device import choose_device
     from lm.tokenizer.tokenizer import resolve
-    from model import load
 
     device = choose_device(arguments.device, "--device")
     decoder, stored, meta = load(folder, device)

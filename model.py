@@ -15,51 +15,15 @@ Shapes are written in these letters:
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from lm.checkpoints.adapters import load_whole
-from lm.checkpoints.folder import open_checkpoint, read_meta
-from lm.checkpoints.meta import read_adapters, read_model, read_tokenizer
-from lm.checkpoints.weights import read_weights
 from lm.config.schema.model import ModelConfig
 from lm.optim.loss import token_losses
-
-if TYPE_CHECKING:
-    from lm.tokenizer.tokenizer import Tokenizer
-
-
-def load(path: str | Path, device: str = "cpu") -> tuple[Decoder, Tokenizer, dict[str, Any]]:
-    """Open a checkpoint for use: `decoder, tokenizer, meta = load("checkpoints/best.ckpt")`.
-
-    The decoder is in evaluation mode and holds the averaged (EMA) weights where the run kept them;
-    adapters are merged into the weights of their base. Reads JSON and safetensors only, so a
-    hostile file cannot run code.
-
-    Raises:
-        CheckpointError: the path is missing, is not a checkpoint, or its weights do not fit its own
-            configuration; or the base of its adapters is missing or another.
-    """
-    folder = open_checkpoint(path)
-    meta = read_meta(folder)
-    tokenizer = read_tokenizer(folder, meta)
-    with torch.device("meta"):
-        decoder = Decoder(read_model(folder, meta), initialise=False)
-    if read_adapters(folder, meta) is not None:
-        load_whole(decoder, folder)
-    else:
-        # strict=False only because a tied head has a second name in state_dict(); read_weights has
-        # held every name against the model.
-        decoder.load_state_dict(
-            read_weights(folder, dict(decoder.named_parameters())), strict=False, assign=True
-        )
-        decoder.tie_weights()
-    return decoder.to(device).eval(), tokenizer, meta
 
 
 class Decoder(nn.Module):
@@ -431,3 +395,9 @@ def make_norm(config: ModelConfig, width: int) -> nn.Module:
     if config.norm == "rmsnorm":
         return RMSNorm(width, eps=config.norm_eps)
     return nn.LayerNorm(width, eps=config.norm_eps, bias=config.bias)
+
+
+def __getattr__(name: str) -> NoReturn:
+    if name == "load":
+        raise ImportError("load has moved out of model.py: write `from lm import load`")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -101,9 +101,9 @@ def opened(name: str, folder: Path, rows: int, device: Device | Literal["auto"])
     it.
     """
     from data import PackedDataModule
+    from lm import load
     from lm.checkpoints.meta import check_session, read_config
     from lm.system.device import choose_device
-    from model import load
 
     decoder, tokenizer, meta = load(folder, choose_device(device, "--device"))
     check_session(folder, meta)

@@ -53,9 +53,9 @@ def main() -> None:
 
         form = chat_format(folder, arguments.template)
     with contextlib.redirect_stdout(sys.stderr):  # the harness prints, too
+        from lm import load
         from lm.evaluation.harness import Subject, find_tasks, load_tasks
         from lm.system.device import choose_device
-        from model import load
 
         device = choose_device(arguments.device, "--device")
         manager, names = find_tasks(arguments.tasks, arguments.include_path)

@@ -102,9 +102,9 @@ def measured(run: RunRecord) -> tuple[Surprisal, Tokenizer, str, float | None]:
         )
 
     from data import PackedDataModule
+    from lm import load
     from lm.evaluation.surprisal import measure
     from lm.system.device import autocast, choose_device, choose_precision
-    from model import load
 
     device = choose_device("auto")
     decoder, tokenizer, _ = load(saved.path, device)

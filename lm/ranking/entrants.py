@@ -32,7 +32,7 @@ def measure_all(
     """Ask each checkpoint all sets.
 
     Args:
-        load: `model.load`.
+        load: `lm.load`.
         tokenizer: "auto", or one that has to be the same as every checkpoint's own.
         template: of chats; None: each checkpoint's own.
         say: is told of each.

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import eval_val
 import finetune as command
+from lm import load
 from lm.checkpoints.folder import MERGED, ORDINARY, read_manifest, read_meta, required, verify
 from lm.checkpoints.meta import read_adapters
 from lm.checkpoints.weights import trained
@@ -27,7 +28,7 @@ from lm.surgery.lora import Adapted, add_adapters
 from lm.system.errors import CheckpointError, ConfigError
 from lm.training.command import train as train_command
 from lm.training.forecast import footprint
-from model import Decoder, load
+from model import Decoder
 from tests.support.faults import sealed
 from tests.support.runs import config_file, launched, train
 from tools import merge_lora

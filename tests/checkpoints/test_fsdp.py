@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lm import load
 from lm.checkpoints.folder import (
     newest_whole,
     read_meta,
@@ -27,7 +28,6 @@ from lm.checkpoints.folder import (
 )
 from lm.surgery import fsdp
 from lm.system.errors import CheckpointError, ConfigError
-from model import load
 from tests.support.runs import config_file, slurm_tasks, train
 from tests.support.witnessed import rows, witness
 from tools import consolidate

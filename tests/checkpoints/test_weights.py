@@ -19,12 +19,13 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from lm import load
 from lm.checkpoints.folder import read_manifest, write_checkpoint, write_json
 from lm.checkpoints.weights import read_weights, write_state, write_weights
 from lm.config.schema.model import ModelConfig
 from lm.system.errors import CheckpointError
 from lm.tokenizer.tokenizer import ByteTokenizer
-from model import Decoder, load
+from model import Decoder
 from tests.support.faults import ROOT, sealed
 
 EXPECTED = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}

@@ -93,9 +93,9 @@ def tune(path, *overrides, resume=None):
 
 
 def weights_of(checkpoint):
-    from model import load as load_model
+    from lm import load
 
-    decoder, _, _ = load_model(checkpoint)
+    decoder, _, _ = load(checkpoint)
     return {name: parameter.detach().clone() for name, parameter in decoder.named_parameters()}
 
 

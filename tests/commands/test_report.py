@@ -484,7 +484,7 @@ def test_a_start_from_other_weights_is_no_start_from_random_ones(tmp_path):
 
 def test_a_stream_is_read_at_the_commit_that_the_run_read(tmp_path, monkeypatch):
     import data
-    import model
+    from lm.checkpoints import load
     from lm.system.errors import DataError
 
     folder = write_run(tmp_path / "run", revisions={"data.source": "c0ffee"})
@@ -495,7 +495,7 @@ def test_a_stream_is_read_at_the_commit_that_the_run_read(tmp_path, monkeypatch)
         raise DataError("enough")
 
     monkeypatch.setattr(data, "PackedDataModule", asked)
-    monkeypatch.setattr(model, "load", lambda path, device: (None, None, {}))
+    monkeypatch.setattr(load, "load", lambda path, device: (None, None, {}))
     assert "enough" in command.of_model(read_run(folder), without=False)[0]["surprise"]
     assert seen == [{"data.source": "c0ffee"}]
 

@@ -23,12 +23,13 @@ import yaml
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from lm import load
 from lm.documents.templates import ChatFormat
 from lm.evaluation.scoring import continued, score, split
 from lm.generation.sampling import Sampling
 from lm.system.errors import ConfigError, DataError, NonFiniteError
 from lm.tokenizer.tokenizer import Tokenizer, from_definition, load_tokenizer
-from model import Decoder, load
+from model import Decoder
 from tests.model.test_model import decoder as make_decoder
 from tests.model.test_model import llama_like
 from tests.support.runs import ROOT, write_trained

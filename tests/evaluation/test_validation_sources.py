@@ -16,12 +16,12 @@ import torch
 
 import eval_val
 from data import PackedDataModule
+from lm import load
 from lm.commands import load_config
 from lm.documents.reader import hash_of_text
 from lm.evaluation.validation import Evaluation, evaluate
 from lm.runs.results import RecordedValidation, read_validations
 from lm.tokenizer.tokenizer import ByteTokenizer
-from model import load as load_model
 from tests.support.runs import TEXT, config_file, train
 
 NAMES = [
@@ -94,7 +94,7 @@ def test_each_validation_of_a_run_says_what_each_source_scores(
 def test_a_source_scores_what_it_scores_alone(run: Path) -> None:
     """The slow and obvious version: a configuration that has nothing but this source."""
     recorded = read_validations(run)[0][-1].sources
-    decoder, tokenizer, _ = load_model(run / "final.ckpt")
+    decoder, tokenizer, _ = load(run / "final.ckpt")
     for name, part in zip(NAMES, parts(run.parent), strict=True):
         config = load_config(
             mixed(run.parent), ["--data.source", json.dumps(part["source"])]

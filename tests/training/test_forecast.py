@@ -54,7 +54,7 @@ def test_the_footprint_is_that_of_the_real_thing(tmp_path: Path) -> None:
     """Held against AdamW's own state, and against the files of a checkpoint."""
     train(config_file(tmp_path), "--trainer.max_steps=3")
     checkpoint = tmp_path / "run" / "final.ckpt"
-    from model import load
+    from lm import load
 
     decoder, _, meta = load(checkpoint)
     taken = footprint(decoder, averaged=True)
