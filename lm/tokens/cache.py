@@ -7,15 +7,14 @@ can be used. Deleting a cache costs nothing but time.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from lm.system.disk import fingerprint, sync
 from lm.system.errors import CheckpointError, DataError
+from lm.system.locks import hold
 from lm.tokens.store import Manifest
 
 JOURNAL = "journal.json"  # in a folder that is being built: how far it is
@@ -42,9 +41,10 @@ def open_or_build(
     """
     if manifest := read_manifest(folder):
         return manifest, True
+    waiting = f"another process is preparing the same tokens in {folder.parent}: waiting for it"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.with_suffix(".lock"), say):
+        with hold(folder.with_suffix(".lock"), lambda: say(waiting)):
             if manifest := read_manifest(folder):  # built by another process while this one waited
                 return manifest, True
             if folder.exists():
@@ -122,15 +122,3 @@ def damaged(folder: Path, manifest: Manifest) -> list[str]:
         if not whole:
             found.append(name)
     return found
-
-
-@contextlib.contextmanager
-def _lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold a lock that ends with the process, however that ends."""
-    with path.open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another process is preparing the same tokens in {path.parent}: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -9,14 +9,12 @@ enough, and a lock says whose. All wait for the windows' files. What goes wrong 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import multiprocessing
 import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from multiprocessing.util import Finalize
@@ -25,6 +23,7 @@ from tqdm import tqdm
 
 from lm.system.disk import read_json, replace
 from lm.system.errors import CheckpointError, ConfigError, DataError, UserError
+from lm.system.locks import try_hold
 from lm.tokens.engines import leave_stopping_to_parent
 from lm.tokens.store import TokenStore
 from lm.tokens.stream import Stream
@@ -35,6 +34,7 @@ POLL = 0.02  # seconds
 # end
 STALE = 10.0
 FAILED = "failed.json"
+LOCK = "producer.lock"
 READY = "ready"
 
 
@@ -107,7 +107,7 @@ def await_window(stream: Stream, number: int) -> TokenStore:
     alone_since = None
     while not stream.is_whole(number):
         # Shared: those who wait must not take each other for a producer.
-        with _lock(stream, fcntl.LOCK_SH) as alone:
+        with try_hold(stream.folder / LOCK, shared=True) as alone:
             failed = stream.folder / FAILED
             if alone and failed.exists():
                 told = read_json(failed)
@@ -128,7 +128,7 @@ def _produce(stream: Stream, first: int, last: int, pipe: Connection) -> None:
     tqdm.set_lock(threading.RLock())
     deadline = time.monotonic() + STALE
     while True:
-        with _lock(stream, fcntl.LOCK_EX) as ours:
+        with try_hold(stream.folder / LOCK) as ours:
             if ours:
                 try:
                     # those of a run that was here before, at other places
@@ -170,16 +170,3 @@ def _with_traceback(error: Exception) -> str:
         f"in the process that reads the stream: {type(error).__name__}:"
         f" {error}\n{traceback.format_exc()}"
     )
-
-
-@contextlib.contextmanager
-def _lock(stream: Stream, kind: int) -> Iterator[bool]:
-    """Whether the lock is ours, in here; it ends with the process that has it, however that ends."""
-    # disks in a network want it open for both
-    with (stream.folder / "producer.lock").open("a+b") as file:
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True

@@ -153,7 +153,7 @@ def test_processes_at_once_all_end_well_and_one_builds(tmp_path):
 
 def test_a_cache_that_is_there_needs_no_right_to_write(tmp_path, monkeypatch):
     open_cache(tmp_path / "f1", build)
-    monkeypatch.setattr(cache, "_lock", never)
+    monkeypatch.setattr(cache, "hold", never)
     assert open_cache(tmp_path / "f1", never) == (True, [])
 
 

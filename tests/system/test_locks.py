@@ -1,0 +1,72 @@
+"""The locks that are not a run folder's claim; tests/runs/test_folder.py has that one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lm.system.locks import claim, hold, is_claimed, try_hold
+from tests.support.runs import ROOT
+
+
+@contextmanager
+def other_process(held: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that enters a lock, given as an expression, until its stdin is closed."""
+    code = (
+        "import sys; from pathlib import Path; from lm.system.locks import *\n"
+        f"with {held}: print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield process
+
+
+def test_hold_waits_and_reports_it_once(tmp_path: Path) -> None:
+    path, waits = tmp_path / "lock", []
+    with hold(path, lambda: pytest.fail("nobody holds it")):
+        pass
+    with other_process(f"hold(Path({str(path)!r}), print)") as process:
+
+        def end_it() -> None:
+            waits.append(time.monotonic())
+            process.kill()
+
+        with hold(path, end_it):
+            assert process.wait() == -9
+    assert len(waits) == 1
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "free"),
+    [(False, False, False), (False, True, False), (True, False, False), (True, True, True)],
+)
+def test_only_shared_locks_go_together(
+    tmp_path: Path, theirs: bool, ours: bool, free: bool
+) -> None:
+    path = tmp_path / "lock"
+    with other_process(f"try_hold(Path({str(path)!r}), shared={theirs})") as process:
+        with try_hold(path, shared=ours) as got:
+            assert got is free
+        process.kill()
+        process.wait()
+        with try_hold(path, shared=ours) as got:
+            assert got
+
+
+def test_asking_for_a_claim_changes_nothing(tmp_path: Path) -> None:
+    assert not is_claimed(tmp_path) and not [*tmp_path.iterdir()]
+    with claim(tmp_path):
+        assert is_claimed(tmp_path)
+    assert not is_claimed(tmp_path)
