@@ -226,11 +226,10 @@ class Windows:
             equal = self._equal(ids, at, self.places[number])
             found.append((at[equal], number[equal]))
             at, number, hashes = at[~equal], number[~equal] + 1, hashes[~equal]
-        return (
-            tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
-            if found
-            else (at, at)
-        )  # type: ignore[return-value]
+        if not found:
+            return at, at
+        starts, numbers = zip(*found, strict=True)
+        return np.concatenate(starts), np.concatenate(numbers)
 
     def _keep(self, places: Places, counts: Places, hashes: Ids) -> None:
         self.places, self.counts, self._hashes = places, counts, hashes
