@@ -41,7 +41,8 @@ def main() -> None:
 
     from data import PackedDataModule
     from lm import load
-    from lm.checks.rendering import terminal_table, visible
+    from lm.display.html import visible
+    from lm.display.tables import terminal_table
     from lm.evaluation.validation import evaluate
     from lm.system.device import autocast, choose_device, choose_precision
     from lm.tokenizer.tokenizer import resolve

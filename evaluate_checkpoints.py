@@ -128,7 +128,7 @@ def main() -> None:
 
 def show(rankings: Sequence[Ranking]) -> None:
     """The tables, the first lines of them loud in a terminal, and what they say in words."""
-    from lm.checks.rendering import terminal_table
+    from lm.display.tables import terminal_table
     from lm.ranking.words import WIDTH, general_notes, heading, notes, summary, table
 
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -107,7 +107,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(ablation.as_json(), indent=1))
     else:
-        from lm.checks.rendering import terminal_table
+        from lm.display.tables import terminal_table
 
         print(
             f"\n{terminal_table(ablation.table())}\n",

@@ -11,18 +11,15 @@ import json
 import os
 import shutil
 import sys
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lm.checks.xray import Row
-from lm.display.html import SIGNS, Html, document, element, escape, table, visible
+from lm.display.html import SIGNS, Html, document, element, escape, visible
+from lm.display.tables import Table, cell_width, html_table, terminal_table
 from lm.optim.loss import IGNORE_INDEX
 from lm.tokenizer.stream import TextStream
 from lm.tokenizer.tokenizer import Tokenizer
-
-# the headings, then the lines; words in the first column, numbers in the others
-Table = list[list[str]]
 
 SHOWN = 10  # lines of a note that the terminal has; the HTML file and --json have all
 PART = "·"  # a token that is a part of a character
@@ -120,16 +117,16 @@ def terminal_row(row: Row, tokens: Sequence[Token], width: int, colour: bool) ->
             else ""
         )
         style = style if token.labelled else QUIET + ";4" * (striped and token.position % 2)
-        pieces = [text] if _cells(text) <= room else list(text)
+        pieces = [text] if cell_width(text) <= room else list(text)
         for piece in pieces:
-            if line and (used + _cells(piece) > room or (token.begins and piece is pieces[0])):
+            if line and (used + cell_width(piece) > room or (token.begins and piece is pieces[0])):
                 yield lead + line
                 line, used = "", 0
             if not line:
                 mark = "├" if token.begins and piece is pieces[0] else "│"
                 lead = _paint(f"{token.position:>{digits}} {mark} ", QUIET, colour)
             line += _paint(piece, style, colour)
-            used += _cells(piece)
+            used += cell_width(piece)
     yield lead + line
 
 
@@ -177,39 +174,10 @@ def show_tables(tables: Mapping[str, Table], notes: Mapping[str, Sequence[str]])
         print(f"\n{heading}", *(visible(item) for item in [*items[:SHOWN], *rest]), sep="\n  ")
 
 
-def terminal_table(table: Table) -> str:
-    """Aligned columns: the first is words, to the left, the others numbers, to the right."""
-    widths = [max(map(_cells, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for line in table:
-        gaps = [" " * (width - _cells(cell)) for cell, width in zip(line, widths, strict=True)]
-        lines.append(
-            "  ".join(
-                gap + cell if i else cell + gap
-                for i, (cell, gap) in enumerate(zip(line, gaps, strict=True))
-            ).rstrip()
-        )
-    return "\n".join(lines)
-
-
 def are_words(tokens: Sequence[Token]) -> bool:
     """Tokens have to be told apart, unless nearly each is a single character."""
     lengths = [len(token.text) for token in tokens if not token.special]
     return sum(lengths) > 1.5 * len(lengths)
-
-
-def _cells(text: str) -> int:
-    """How wide a terminal shows a text: East Asian characters take two cells, accents none."""
-    return sum(
-        (
-            0
-            if unicodedata.category(character) in ("Mn", "Me")
-            else 2
-            if unicodedata.east_asian_width(character) in "WF"
-            else 1
-        )
-        for character in text
-    )
 
 
 def _paint(text: str, style: str, colour: bool) -> str:
@@ -245,7 +213,7 @@ def html_page(
     """
     parts = [element("h1", title)]
     for heading, lines in tables.items():
-        parts += [element("h2", heading), table(lines)]
+        parts += [element("h2", heading), html_table(lines)]
     hints = "underlined: no label, what follows is not taught"
     more = (
         "a dashed line: a document begins; hover over a token for its position, id, label and"

@@ -5,14 +5,13 @@ Markup is only ever made by `element`, which escapes whatever is not markup alre
 models and of data can be handed to it as it is. What cannot be seen, or could turn the direction of
 what follows, is shown by a sign or by its code point.
 
-    page = document("A run", element("h1", name), table([["step", "loss"], ["100", "1.8214"]],
-    "Validations"))
+    page = document("A run", element("h1", name), element("p", text_of_a_model))
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 SIGNS = {chr(code): chr(0x2400 + code) for code in range(32)} | {"\x7f": "␡", "\n": "↵", "\t": "⇥"}
 WITHOUT_END = ("br", "meta")
@@ -100,30 +99,6 @@ def element(tag: str, *children: str, **attributes: object) -> Html:
         if value is not None and value is not False
     )
     return Html(f"<{tag}{given}>" + ("" if tag in WITHOUT_END else f"{joined(children)}</{tag}>"))
-
-
-def table(lines: Sequence[Sequence[str]], caption: str = "", words: bool = False) -> Html:
-    """A table: the headings, then the lines. The first column is words, the others are numbers,
-    unless `words` says that all are words.
-    """
-    head = element("thead", element("tr", *(element("th", cell, scope="col") for cell in lines[0])))
-    body = (
-        # a row is called by its first cell
-        element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in rest))
-        for first, *rest in lines[1:]
-    )
-    captions = [element("caption", caption)] if caption else []
-    inner = element(
-        "table", *captions, head, element("tbody", *body), class_="words" if words else None
-    )
-    return element(
-        "div",
-        inner,
-        class_="scroll",
-        tabindex="0",
-        role="region",
-        aria_label=caption or " / ".join(lines[0]),
-    )
 
 
 def folded(summary: str, *parts: str, opened: bool = False) -> Html:

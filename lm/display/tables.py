@@ -1,29 +1,131 @@
-"""Markdown in which text from elsewhere is nothing but text."""
+"""Tables for the terminal, for Markdown and for HTML, and paragraphs for the terminal.
+
+A table is a list of lines of cells; the first line holds the headings. Cells may come from models,
+data or folder names: each writer shows them as text and never as markup or terminal commands.
+
+    print(terminal_table([["step", "loss"], ["100", "1.8214"]]))
+"""
 
 from __future__ import annotations
 
 import html
 import re
+import sys
+import textwrap
+import unicodedata
+from collections.abc import Container, Sequence
 
-from lm.checks.rendering import Table
-from lm.display.html import visible
+from lm.display.html import Html, element, visible
 
-MARKDOWN = re.compile(r"[\\`*_~\[\]()#|$@!:]|(?<=www)\.")  # what could be more than a sign
+Table = list[list[str]]
+
+TERMINAL_WIDTH = 100  # cells
+# The columns that hold words and are aligned to the left. The others hold numbers.
+FIRST: Container[int] = (0,)
+EVERY: Container[int] = range(sys.maxsize)
+MARKDOWN = re.compile(r"[\\`*_~\[\]()#|$@!:]|(?<=www)\.")  # characters that could be markup
+
+
+def terminal_table(
+    table: Sequence[Sequence[str]],
+    words: Container[int] = FIRST,
+    *,
+    width: int | None = None,
+    indent: str = "",
+) -> str:
+    """Return the table as aligned lines, two spaces between its columns.
+
+    Args:
+        table: the headings, then the lines; without a line, the result is empty.
+        words: the columns that are aligned to the left.
+        width: cuts cells of the widest columns until the lines, with their indent, take at most
+            this many terminal cells.
+        indent: precedes every line.
+    """
+    cells = [[visible(cell) for cell in line] for line in table]
+    widths = [max(map(cell_width, column)) for column in zip(*cells, strict=True)]
+    while width is not None and len(indent) + sum(widths) + 2 * (len(widths) - 1) > width:
+        widths[widths.index(max(widths))] -= 1
+    lines = []
+    for line in cells:
+        padded = []
+        for i, (cell, room) in enumerate(zip(line, widths, strict=True)):
+            text = cut(cell, room)
+            gap = " " * (room - cell_width(text))
+            padded.append(text + gap if i in words else gap + text)
+        lines.append(f"{indent}{'  '.join(padded)}".rstrip())
+    return "\n".join(lines)
+
+
+def markdown_table(table: Sequence[Sequence[str]], words: Container[int] = FIRST) -> str:
+    """Return the table as Markdown; columns that are not `words` are aligned to the right."""
+    rule = ["---" if i in words else "---:" for i in range(len(table[0]))]
+    lines = [[safe(cell) for cell in line] for line in table]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], rule, *lines[1:]))
+
+
+def html_table(
+    table: Sequence[Sequence[str]], caption: str = "", words: Container[int] = FIRST
+) -> Html:
+    """Return the table as HTML that scrolls sideways where its column is narrow.
+
+    `words` is FIRST or EVERY; the style of lm/display/html.py knows these two.
+    """
+    headings, *lines = table
+    head = element("thead", element("tr", *(element("th", cell, scope="col") for cell in headings)))
+    body = (
+        # The first cell names its row.
+        element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in rest))
+        for first, *rest in lines
+    )
+    captions = [element("caption", caption)] if caption else []
+    inner = element(
+        "table",
+        *captions,
+        head,
+        element("tbody", *body),
+        class_="words" if words is EVERY else None,
+    )
+    return element(
+        "div",
+        inner,
+        class_="scroll",
+        tabindex="0",
+        role="region",
+        aria_label=caption or " / ".join(headings),
+    )
 
 
 def safe(text: str) -> str:
-    """Text on one line of Markdown that is nothing but itself: no markup, no link, no tag, nothing
-    that cannot be seen.
-    """
+    """Escape text for one line of Markdown: no markup, no link, no tag, no invisible character."""
     return MARKDOWN.sub(r"\\\g<0>", html.escape(visible(text), quote=False))
 
 
-def markdown_table(table: Table, numbers: bool = True) -> str:
-    """A table; `numbers`: all but the first column are, and stand to the right."""
-    rule = ["---", *(["---:" if numbers else "---"] * (len(table[0]) - 1))]
-    lines = [
-        [safe(cell) for cell in table[0]],
-        rule,
-        *([safe(cell) for cell in line] for line in table[1:]),
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def wrapped(text: str, indent: str = "") -> list[str]:
+    """Return a paragraph as indented lines of at most TERMINAL_WIDTH characters."""
+    return textwrap.wrap(
+        visible(text), TERMINAL_WIDTH, initial_indent=indent, subsequent_indent=indent
+    )
+
+
+def cut(text: str, width: int) -> str:
+    """Shorten text to `width` terminal cells; an ellipsis marks the cut."""
+    if cell_width(text) <= width:
+        return text
+    while text and cell_width(text) > width - 1:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def cell_width(text: str) -> int:
+    """Count the terminal cells of a text: East Asian characters take two, combining accents none."""
+    return sum(
+        (
+            0
+            if unicodedata.category(character) in ("Mn", "Me")
+            else 2
+            if unicodedata.east_asian_width(character) in "WF"
+            else 1
+        )
+        for character in text
+    )

@@ -8,8 +8,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from lm.checks.rendering import Table, terminal_table
 from lm.display.html import visible
+from lm.display.tables import Table, terminal_table
 from lm.evaluation.intervals import RESAMPLES, Interval
 from lm.ranking.measures import CENTRED, FIGURES, MEASURES, Kind
 from lm.ranking.ranking import CONFIDENCE, Entrant, Pair, Ranking

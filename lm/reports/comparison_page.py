@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from lm.display.charts import STYLE, Chart, Series, chart
 from lm.display.curves import smooth
-from lm.display.html import Html, document, element, lines_of, table
+from lm.display.html import Html, document, element, lines_of
+from lm.display.tables import EVERY, FIRST, html_table
 from lm.reports.comparison import Comparison, Sample
 from lm.reports.comparison_views import sections
 from lm.system.units import short
@@ -36,7 +37,7 @@ def page(c: Comparison) -> str:
         if section.drawn:
             body.append(element("div", *map(chart, charts(c)), class_="charts"))
         if section.table:
-            body.append(table(section.table, words=section.words))
+            body.append(html_table(section.table, words=EVERY if section.words else FIRST))
     if c.samples:
         body.append(element("h2", "Samples"))
     for pair in c.samples:

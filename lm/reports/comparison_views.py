@@ -7,19 +7,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lm.display.curves import BLOCKS
 from lm.display.html import visible
+from lm.display.tables import EVERY, FIRST, TERMINAL_WIDTH, cut, terminal_table, wrapped
 from lm.reports.alignment import Reached, at
 from lm.reports.comparison import Comparison, Difference
 from lm.runs.record import RunRecord
 from lm.system.json_values import whole
 from lm.system.units import duration, short
 
-WIDTH = 100
 MOST_PLACES = 12  # lines of the table of losses; JSON and the page's drawing have all of them
 MOST_SAMPLE = 500  # characters in a terminal
 COURSE = 60  # blocks
@@ -103,14 +102,17 @@ def terminal(c: Comparison) -> Iterator[str]:
     for section in sections(c):
         yield f"\n{section.title}"
         for said in (*section.loud, *section.said):
-            yield from _wrapped(said, "  ")
+            yield from wrapped(said, "  ")
         yield from _course(c) if section.drawn else ()
-        yield from _aligned(section)
+        if section.table:
+            columns = EVERY if section.words else FIRST
+            shown = terminal_table(section.table, columns, width=TERMINAL_WIDTH, indent="  ")
+            yield from shown.split("\n")
     for pair in c.samples:
         yield f"\nSamples at {short(pair[0].tokens)} and {short(pair[1].tokens)} tokens"
         for name, sample in zip(c.names, pair, strict=True):
             yield visible(f"  {name}, step {sample.step:,}, {short(sample.tokens)} tokens")
-            yield from _wrapped(
+            yield from wrapped(
                 (
                     sample.text
                     if len(sample.text) <= MOST_SAMPLE
@@ -281,33 +283,8 @@ def _course(c: Comparison) -> Iterator[str]:
             "" if v is None else BLOCKS[round((v - low) / ((high - low) or 1) * (len(BLOCKS) - 1))]
             for v in values
         ]
-        yield f"  {_short(visible(name), wide):<{wide}}  {''.join(blocks)}"
+        yield f"  {cut(visible(name), wide):<{wide}}  {''.join(blocks)}"
     yield f"  {'':{wide}}  one scale: {low:.3f} to {high:.3f}, over {short(end)} tokens"
-
-
-def _aligned(section: Section) -> Iterator[str]:
-    """The table in columns; long cells are cut, so that it is no wider than the terminal."""
-    if not section.table:
-        return
-    cells = [[visible(cell) for cell in line] for line in section.table]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    while sum(widths) + 2 * len(widths) > WIDTH:
-        widths[widths.index(max(widths))] -= 1
-    for line in cells:
-        shown = [_short(cell, width) for cell, width in zip(line, widths, strict=True)]
-        padded = (
-            cell.ljust(width) if i == 0 or section.words else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(shown, widths, strict=True))
-        )
-        yield f"  {'  '.join(padded)}".rstrip()
-
-
-def _short(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: max(0, width - 1)]}…"
-
-
-def _wrapped(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(visible(text), WIDTH, initial_indent=indent, subsequent_indent=indent)
 
 
 def _finite(value: Any) -> Any:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm.checks.rendering import Table, terminal_table
 from lm.config.schema.finetune import FinetuneConfig
 from lm.display.html import visible
-from lm.display.tables import markdown_table, safe
+from lm.display.tables import EVERY, Table, markdown_table, safe, terminal_table
 from lm.documents.conversations import Conversation, Turn
 from lm.evaluation.answers import Answer, Loss, Measured, evenly
 from lm.reports.finetune_figures import (
@@ -233,7 +232,7 @@ def page(
             ["reference", each.conversation.answer],
         ]
         lines += [["before", _told(each.before)], ["after", _told(each.after)]]
-        parts.append(markdown_table(lines, numbers=False))
+        parts.append(markdown_table(lines, EVERY))
     return "\n".join(parts)
 
 

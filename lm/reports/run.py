@@ -16,7 +16,8 @@ from urllib.parse import quote
 
 from lm.checkpoints.meta import read_config
 from lm.display import charts
-from lm.display.html import Html, document, element, joined, table
+from lm.display.html import Html, document, element, joined
+from lm.display.tables import EVERY, html_table
 from lm.reports import run_texts
 from lm.reports.run_config import configuration, lineage
 from lm.reports.run_cost import cost
@@ -148,7 +149,7 @@ def checkpoints(run: RunRecord, out: Path) -> Html:
         ]
         cells += [", ".join(name.removesuffix(".ckpt") for name in saved.links) or "–"]
         lines.append([link, *cells, element("code", (saved.manifest_sha256 or "")[:12])])
-    return table(lines, "– where a validation of just these bytes is not on record")
+    return html_table(lines, "– where a validation of just these bytes is not on record")
 
 
 def incidents(run: RunRecord, out: Path) -> Html | None:
@@ -163,7 +164,7 @@ def incidents(run: RunRecord, out: Path) -> Html | None:
             ["step", "kind", "what"],
             *([f"{step + 1:,}", kind, message] for step, kind, message in run.incidents),
         ]
-        parts.append(table(lines, "As incidents.jsonl has them", words=True))
+        parts.append(html_table(lines, "As incidents.jsonl has them", words=EVERY))
     links = [
         element("li", element("a", path.name, href=_relative(path, out))) for path in run.traces
     ]

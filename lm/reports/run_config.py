@@ -11,7 +11,8 @@ from typing import Any
 
 from lm.config.keys import keys
 from lm.config.yaml_reader import flow
-from lm.display.html import Html, element, folded, joined, table
+from lm.display.html import Html, element, folded, joined
+from lm.display.tables import EVERY, html_table
 from lm.runs.ancestors import Ancestor
 from lm.runs.changes import leaves
 from lm.runs.record import RunRecord
@@ -60,11 +61,11 @@ def configuration(run: RunRecord, line: Sequence[Ancestor]) -> Html:
     for key, value in own.items():
         name = element("span", f"{key} {CHANGED}", class_="mark") if key in changed else key
         lines.append([name, _default(key) or "not a key of this version", _written(value)])
-    parts.append(table(lines, f"Different from the defaults{mark}", words=True))
-    everything = table(
+    parts.append(html_table(lines, f"Different from the defaults{mark}", words=EVERY))
+    everything = html_table(
         [["key", "value"], *([key, _written(value)] for key, value in here.items())],
         "All keys",
-        words=True,
+        words=EVERY,
     )
     parts.append(folded(f"The whole configuration: {len(here)} keys", everything))
     return joined(parts)
@@ -96,8 +97,8 @@ def lineage(run: RunRecord, line: Sequence[Ancestor]) -> Html:
         lines.append([name, joined([step, element("br"), _hash("manifest", each.manifest_sha256)])])
     if not line:
         lines.append(["parent", "none: it began with random weights"])
-    return table(
-        lines, "As the newest checkpoint's meta.json has it; hashes are SHA-256", words=True
+    return html_table(
+        lines, "As the newest checkpoint's meta.json has it; hashes are SHA-256", words=EVERY
     )
 
 
@@ -180,7 +181,7 @@ def _differences(
         [key, *(_written(side[key]) if key in side else absent for side in (before, here))]
         for key in differing
     ]
-    made = table(lines, f"Different from {whom}; {absent}: it has no such key", words=True)
+    made = html_table(lines, f"Different from {whom}; {absent}: it has no such key", words=EVERY)
     return (
         made if len(lines) <= 25 else folded(f"Different from {whom}: {len(differing)} keys", made)
     )

@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Iterator
 from datetime import datetime
 
-from lm.display.html import Html, element, joined, table
+from lm.display.html import Html, element, joined
+from lm.display.tables import html_table
 from lm.runs.record import RunRecord
 from lm.system.json_values import number, text
 from lm.system.units import duration
@@ -65,8 +66,8 @@ def cost(run: RunRecord, watts: float | None) -> Html:
     )
     return joined(
         [
-            table(lines, "Time, as recorded"),
-            table([["speed and memory", ""], *_speed(run)]),
+            html_table(lines, "Time, as recorded"),
+            html_table([["speed and memory", ""], *_speed(run)]),
             *_energy(run, watts, validating),
         ]
     )

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from lm.display.charts import Chart, Point, Series, chart
 from lm.display.curves import smooth
-from lm.display.html import Html, element, folded, joined, table
+from lm.display.html import Html, element, folded, joined
+from lm.display.tables import html_table
 from lm.runs.record import RunRecord
 from lm.runs.results import RecordedValidation
 from lm.system.json_values import number, whole
@@ -65,7 +66,7 @@ def sources(run: RunRecord) -> Html | None:
     return joined(
         [
             element("div", chart(what), class_="charts"),
-            table(lines, f"At step {last.step:,}, and the lowest of all validations"),
+            html_table(lines, f"At step {last.step:,}, and the lowest of all validations"),
         ]
     )
 
@@ -179,7 +180,7 @@ def _validations(run: RunRecord) -> Iterator[Html]:
         if i % every == 0 or v is best or v is run.validations[-1]
     ]
     lines += [_line(validation, validation is best) for validation in shown]
-    made = table(lines, f"Validations, as evaluations.jsonl has them; {run.unit}")
+    made = html_table(lines, f"Validations, as evaluations.jsonl has them; {run.unit}")
     yield (
         made
         if len(lines) <= TALL + 1

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from lm.checks.rendering import LEGEND, are_words, special_names, tokens_of, with_line_ends
 from lm.checks.xray import Row, read_rows
 from lm.display.charts import Chart, Series, chart
-from lm.display.html import Html, element, joined, table, visible
+from lm.display.html import Html, element, joined, visible
+from lm.display.tables import html_table
 from lm.evaluation.surprisal import Guessed, Surprisal
 from lm.tokenizer.tokenizer import Tokenizer
 
@@ -116,7 +117,7 @@ def positions(found: Surprisal) -> Html:
         " middle of their places; those of few "
     )
     about += "tokens say little."
-    numbers = table(lines, "By how many tokens the model could see")
+    numbers = html_table(lines, "By how many tokens the model could see")
     return joined(
         [
             element("p", about, class_="quiet"),
@@ -135,7 +136,7 @@ def by_source(found: Surprisal) -> Html | None:
         for name, (nats, tokens) in found.sources.items()
     ]
     lines.append(["together", f"{found.loss:.4f}", f"{int(found.tokens.sum()):,}"])
-    return table(lines, "Validation loss of the best checkpoint, measured for this report")
+    return html_table(lines, "Validation loss of the best checkpoint, measured for this report")
 
 
 def shade(bits: float) -> int:

@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lm.display.html import Html, element, folded, joined, table
+from lm.display.html import Html, element, folded, joined
+from lm.display.tables import html_table
 from lm.runs.record import RunRecord
 from lm.system.json_values import found, number, text, whole
 
@@ -61,7 +62,7 @@ def _one(each: Mapping[str, Any]) -> Iterator[Html]:
     cases, by = whole(each, "cases"), text(each, "by")
     of = f"{cases:,} cases; " if cases is not None else ""
     order = f"ordered by {by.replace('_', ' ')}; " if by else ""
-    yield table(
+    yield html_table(
         lines, f"{of}{order}ranks as far as they are certain, intervals in brackets, shares of one"
     )
     words = [

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
-from lm.display.html import Html, element, folded, joined, lines_of, table
+from lm.display.html import Html, element, folded, joined, lines_of
+from lm.display.tables import EVERY, html_table
 from lm.runs.record import RunRecord
 from lm.runs.results import RecordedValidation
 from lm.system.json_values import found, number, text
@@ -56,13 +58,13 @@ def timeline(run: RunRecord) -> Html:
 
 def moments(samples: Sequence[RecordedValidation], last: int) -> list[RecordedValidation]:
     """Those nearest to each of the moments, in order; no one twice."""
-    near = {
-        min(
-            samples, key=lambda sample, share=share: (abs(sample.step - share * last), sample.step)
-        ).step
-        for share in MOMENTS
-    }  # type: ignore[misc]
+    steps = [sample.step for sample in samples]
+    near = {min(steps, key=partial(_distance, share * last)) for share in MOMENTS}
     return [sample for sample in samples if sample.step in near]
+
+
+def _distance(moment: float, step: int) -> tuple[float, int]:
+    return abs(step - moment), step
 
 
 def answers(run: RunRecord) -> Html | None:
@@ -78,9 +80,11 @@ def answers(run: RunRecord) -> Html | None:
         for side in ("before", "after")
     )
     lines = table_of(before, after)
-    parts = [table(lines, "Held-out conversations, before and after")] if len(lines) > 1 else []
+    parts = (
+        [html_table(lines, "Held-out conversations, before and after")] if len(lines) > 1 else []
+    )
     counts = _counts(found(run.answers, "after", "confusion"))
-    parts += [table(confusion_table(counts))] if counts else []
+    parts += [html_table(confusion_table(counts))] if counts else []
     notes = found(run.answers, "notes")
     if isinstance(notes, list):
         parts.append(
@@ -144,7 +148,7 @@ def _conversation(title: str, each: Mapping[str, object]) -> Html:
         [title, ""],
         *([who, element("span", lines_of(what), class_="text")] for who, what in said),
     ]
-    return element("div", table(lines, words=True), class_="answer")
+    return element("div", html_table(lines, words=EVERY), class_="answer")
 
 
 def _keys(values: Mapping[str, object], side: str) -> Iterator[str]:

@@ -28,6 +28,7 @@ from lm.checks import overlap, rendering
 from lm.checks.overlap import StoredDocuments, find_overlaps, read_held_out
 from lm.checks.xray import RowStatistics, SourceStatistics, read_rows
 from lm.commands import load_config
+from lm.display.tables import terminal_table
 from lm.documents import hub
 from lm.documents.reader import Document, hash_of_text
 from lm.system.errors import ConfigError, DataError
@@ -412,7 +413,7 @@ def test_tokens_that_are_words_are_told_apart():
 
 def test_tables_are_aligned():
     assert (
-        rendering.terminal_table([["name", "n"], ["日本", "1,000"], ["x", "2"]])
+        terminal_table([["name", "n"], ["日本", "1,000"], ["x", "2"]])
         == "name      n\n日本  1,000\nx         2"
     )
 

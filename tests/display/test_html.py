@@ -18,9 +18,9 @@ from lm.display.html import (
     folded,
     joined,
     lines_of,
-    table,
     visible,
 )
+from lm.display.tables import html_table
 
 HOSTILE = (
     "</title></style><script>alert(\"1\")</script><img src=x onerror=alert(1)>' onload='x & &amp;"
@@ -49,7 +49,7 @@ def test_text_is_never_markup():
     content = document(
         HOSTILE,
         element("h1", HOSTILE, id=HOSTILE, title=HOSTILE),
-        table([[HOSTILE, HOSTILE], [HOSTILE, HOSTILE]], HOSTILE),
+        html_table([[HOSTILE, HOSTILE], [HOSTILE, HOSTILE]], HOSTILE),
         folded(HOSTILE, HOSTILE),
         joined([HOSTILE, element("b", HOSTILE)]),
     )
@@ -82,7 +82,7 @@ def test_markup_is_escaped_once_and_text_each_time():
 
 
 def test_a_table_can_be_read_out():
-    read = Read(table([["step", "loss"], ["100", "1.5"]], "Validations"))
+    read = Read(html_table([["step", "loss"], ["100", "1.5"]], "Validations"))
     assert [tag for tag, _ in read.tags] == [
         "div",
         "table",
