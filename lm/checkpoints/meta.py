@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from lm.config.schema.config import Config, ModelConfig
+from lm.config.schema.config import Config
 from lm.config.schema.finetune import LoraConfig
+from lm.config.schema.model import ModelConfig
 from lm.config.schema.section import Section
 from lm.system.disk import read_text
 from lm.system.errors import CheckpointError

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 
 from lm.config.keys import SECTION, Key, name_of
-from lm.config.yaml_reader import KeyPath, plain, shown
+from lm.config.scalars import KeyPath, plain, shown
 
 # pydantic's error types in plain words; what to write comes from the key's own type and range.
 WRONG = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lm.config.scalars import KeyPath, dotted, flow
 from lm.config.schema.config import Config
-from lm.config.yaml_reader import KeyPath, dotted, flow
 
 COMMENT_COLUMN = 60
 

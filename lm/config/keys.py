@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from lm.config.scalars import KeyPath, dotted, flow
 from lm.config.schema.config import Config
 from lm.config.schema.section import Section
-from lm.config.yaml_reader import KeyPath, dotted, flow
 
 HELP_WIDTH = 120
 SECTION = "a section: its keys, indented, on the lines below"

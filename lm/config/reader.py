@@ -27,19 +27,9 @@ except ModuleNotFoundError as missing:  # this comes before a command's `errors.
 from lm.config.complaints import in_words, nearest
 from lm.config.describe import yaml_lines
 from lm.config.keys import advice, keys, name_of
+from lm.config.scalars import KeyPath, dotted, not_text, path_of, plain, shown, unprintable
 from lm.config.schema.config import Config
-from lm.config.yaml_reader import (
-    MAX_DEPTH,
-    KeyPath,
-    dotted,
-    not_text,
-    path_of,
-    plain,
-    read_file,
-    read_text,
-    shown,
-    unprintable,
-)
+from lm.config.yaml_reader import MAX_DEPTH, read_file, read_text
 
 # Takes a configuration that has `finetune`; returns its sections with those of the base checkpoint.
 Complete = Callable[[Config], dict[str, Any]]

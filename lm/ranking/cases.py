@@ -18,8 +18,9 @@ from pydantic_core import ErrorDetails, ValidationError
 
 from lm.config.complaints import in_words, nearest
 from lm.config.keys import advice, keys
+from lm.config.scalars import KeyPath, dotted, shown
 from lm.config.schema.cases import Case, CaseFile
-from lm.config.yaml_reader import KeyPath, dotted, read_file, shown
+from lm.config.yaml_reader import read_file
 from lm.system.errors import ConfigError, printable
 
 Problem = tuple[KeyPath, str]

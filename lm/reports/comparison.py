@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from lm.config.schema.section import flattened
 from lm.evaluation.same_text import Verdict
 from lm.reports.alignment import Place, Reached, Value, aligned, first_reached
-from lm.runs.changes import is_harmless, leaves
+from lm.runs.changes import is_harmless
 from lm.runs.record import RunRecord
 from lm.runs.results import RecordedValidation
 from lm.system.json_values import found, text, whole
@@ -157,7 +158,7 @@ def compare(a: RunRecord, b: RunRecord) -> Comparison:
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
     """The keys of nested sections that differ, those that matter first."""
-    old, new = dict(leaves(a)), dict(leaves(b))
+    old, new = flattened(a), flattened(b)
     # null, and no such key, come to the same
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     shown = [
@@ -183,7 +184,8 @@ def choose_yardstick(a: RunRecord, b: RunRecord) -> Yardstick:
     column = "loss" if tokenizers[0] == tokenizers[1] else "bits_per_byte"
     if texts[0] is None or texts[0] != texts[1]:
         told = [
-            {key: value for key, value in leaves(run.config) if _is_of_text(key)} for run in (a, b)
+            {key: value for key, value in flattened(run.config).items() if _is_of_text(key)}
+            for run in (a, b)
         ]
         if told[0] != told[1] or not told[0] or (column == "loss" and None not in texts):
             return Yardstick(

@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lm.config.schema.section import flattened
 from lm.config.keys import keys
-from lm.config.yaml_reader import flow
+from lm.config.scalars import flow
 from lm.display.html import Html, element, folded, joined
 from lm.display.tables import EVERY, html_table
 from lm.runs.ancestors import Ancestor
-from lm.runs.changes import leaves
 from lm.runs.record import RunRecord
 from lm.system.json_values import found, number, text, whole
 from lm.system.units import in_bytes
@@ -32,13 +32,13 @@ def configuration(run: RunRecord, line: Sequence[Ancestor]) -> Html:
             " one.",
             class_="quiet",
         )
-    here = dict(leaves(run.config))
+    here = flattened(run.config)
     parts: list[Html] = []
     changed: set[str] = set()
     if line:
         parent = found(line[0].meta, "config")
         if isinstance(parent, Mapping):
-            before = dict(leaves(parent))
+            before = flattened(parent)
             changed = {
                 key
                 for key in {**before, **here}

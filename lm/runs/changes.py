@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.checkpoints.meta import read_config
+from lm.config.schema.section import flattened
 from lm.config.schema.config import Config
 from lm.system.errors import ConfigError, printable
 
@@ -86,8 +87,8 @@ def changes(config: Config, stored: Mapping[str, Any], checkpoint: Path) -> Iter
     """
     before = read_config(checkpoint, stored)
     old, new = (
-        dict(leaves(before.model_dump(mode="json"))),
-        dict(leaves(config.model_dump(mode="json"))),
+        flattened(before.model_dump(mode="json")),
+        flattened(config.model_dump(mode="json")),
     )
     differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if refused := [key for key in differing if not _may_change(key, old.get(key), new.get(key))]:
@@ -151,20 +152,8 @@ def start_flag(config: Config) -> str:
     return "--init-from" if config.finetune is None else "--finetune.base"
 
 
-def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys with their values, those in sections and in lists of sections too."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from leaves(inner, f"{name}.{key}".lstrip("."))
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        for i, item in enumerate(value):
-            yield from leaves(item, f"{name}[{i}]")
-    else:
-        yield name, value
-
-
 def is_harmless(key: str) -> bool:
-    """Whether a key, as `leaves` names it, says nothing about what a run computes."""
+    """Whether a key, as `flattened` names it, says nothing about what a run computes."""
     return _is_among(key, HARMLESS)
 
 

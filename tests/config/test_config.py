@@ -28,8 +28,10 @@ from lm.config import keys
 from lm.config.describe import describe, to_yaml
 from lm.config.keys import help_text
 from lm.config.reader import Loaded
-from lm.config.schema.config import Config, ModelConfig
-from lm.config.yaml_reader import flow, plain, read_file, read_text, shown
+from lm.config.scalars import flow, plain, shown
+from lm.config.schema.config import Config
+from lm.config.schema.model import ModelConfig
+from lm.config.yaml_reader import read_file, read_text
 from lm.system.errors import CheckpointError, ConfigError
 from tools import config_docs
 
@@ -1257,6 +1259,7 @@ def test_no_key_without_a_reader() -> None:
     treats_all_alike = {
         ROOT / "lm/config/reader.py",
         ROOT / "lm/config/keys.py",
+        ROOT / "lm/config/scalars.py",
         ROOT / "lm/config/yaml_reader.py",
         ROOT / "tools/config_docs.py",
     }

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lm.config.schema.config import ModelConfig
+from lm.config.schema.model import ModelConfig
 from lm.evaluation.validation import evaluate
 from lm.optim.loss import IGNORE_INDEX
 from lm.optim.objectives import NextToken, Preference, kept

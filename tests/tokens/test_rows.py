@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from data import PackedDataModule, Rows
 from lm.checks.overlap import StoredDocuments
 from lm.checks.xray import read_rows
-from lm.config.schema.config import Config, ModelConfig
+from lm.config.schema.config import Config
+from lm.config.schema.model import ModelConfig
 from lm.documents.templates import BEGINS, LEARNED
 from lm.optim.loss import IGNORE_INDEX
 from lm.system.errors import DataError

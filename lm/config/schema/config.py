@@ -20,8 +20,6 @@ from lm.config.schema.tokenizer import TokenizerConfig
 from lm.config.schema.trainer import TrainerConfig
 from lm.system.errors import ConfigError
 
-__all__ = ["Config", "ModelConfig"]
-
 
 class Config(Section):
     """One training run, whole."""

@@ -1,11 +1,36 @@
-"""What every section of the configuration has in common."""
+"""The base class of every section, and the values of nested sections by their dotted keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """Immutable, closed to unknown keys, finite numbers only. Not pydantic's strict mode: PyYAML
-    reads `3e-5` as a string.
-    """
+    """An immutable section, closed to unknown keys, with finite numbers only."""
 
+    # Without pydantic's strict mode: a stored configuration has lists where the schema has tuples.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def flattened(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of dumped sections by dotted key, such as `optimizer.betas`.
+
+    Sections in a list have their index: `data.source.parts[0].weight`.
+    """
+    values: dict[str, Any] = {}
+
+    def collect(value: Any, name: str) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                collect(inner, f"{name}.{key}".lstrip("."))
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            for index, item in enumerate(value):
+                collect(item, f"{name}[{index}]")
+        else:
+            values[name] = value
+
+    collect(sections, "")
+    return values
