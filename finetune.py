@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm.checkpoints.base import Base, chat_source, open_base, tokenizer_of
+from lm.checkpoints.base import Base, open_base, tokenizer_of
 from lm.checkpoints.folder import pointed, read_meta
 from lm.checkpoints.meta import check_session, read_tokenizer
 from lm.commands import load_config
@@ -119,7 +119,7 @@ def report(config: Config) -> None:
     folder = Path(config.checkpoint.directory)
     final, written = folder / "final.ckpt", folder / "answers.json"
     assert config.finetune is not None
-    if not final.exists() or not config.finetune.report_prompts or chat_source(config) is None:
+    if not final.exists() or not config.finetune.report_prompts or config.data.chat is None:
         return
     if written.exists() and written.stat().st_mtime >= final.lstat().st_mtime:
         return

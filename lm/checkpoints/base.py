@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lm.checkpoints.folder import open_checkpoint, read_manifest, read_meta
 from lm.checkpoints.meta import read_config, read_model, read_tokenizer
-from lm.config.schema.chat import ChatSource
 from lm.config.schema.config import Config
 from lm.system.errors import ConfigError
 
@@ -70,23 +69,9 @@ def filled(config: Config) -> dict[str, Any]:
     source, validation = sections["data"]["source"], sections["data"]["validation"] or {}
     for single in [source, *(part["source"] for part in source.get("parts", [])), validation]:
         if single.get("template") == "base":
-            single["template"] = template_of(base.config) or _no_template(base)
+            chat = base.config.data.chat
+            single["template"] = chat.template if chat is not None else _no_template(base)
     return sections
-
-
-def chat_source(config: Config) -> ChatSource | None:
-    """The conversations that a configuration trains on, the first of several; None where it has
-    none.
-    """
-    return next(
-        (part.source for _, part in config.data.parts if isinstance(part.source, ChatSource)), None
-    )
-
-
-def template_of(config: Config) -> str | None:
-    """The template of the conversations that a configuration trains on; None where it has none."""
-    source = chat_source(config)
-    return source.template if source else None
 
 
 def tokenizer_of(config: Config) -> Tokenizer:

@@ -7,7 +7,6 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm.checkpoints.base import chat_source
 from lm.checkpoints.folder import read_meta
 from lm.checkpoints.meta import read_config, read_tokenizer
 from lm.documents.conversations import Turn
@@ -35,7 +34,7 @@ def chat_format(folder: Path, template: str | None = None, system: str | None = 
     if template is not None and template not in TEMPLATES:
         raise ConfigError(f"--template {template}: there is {', '.join(sorted(TEMPLATES))}")
     meta = read_meta(folder)
-    source = chat_source(read_config(folder, meta["config"]))
+    source = read_config(folder, meta["config"]).data.chat
     if template is None and source is None:
         raise ConfigError(
             f"{folder} was not fine-tuned on conversations, so it has no template; give --template"

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm.checkpoints.base import template_of
 from lm.checkpoints.folder import (
     links_to,
     open_checkpoint,
@@ -128,7 +127,7 @@ def format_of(path: Path, meta: dict[str, Any], template: str | None) -> ChatFor
     """
     from lm.generation.chat import chat_format
 
-    untaught = template is None and template_of(read_config(path, meta["config"])) is None
+    untaught = template is None and read_config(path, meta["config"]).data.chat is None
     if untaught and not set(TEMPLATES[DEFAULT_TEMPLATE].specials) <= set(
         read_tokenizer(path, meta).specials
     ):

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lm.config.schema.section import flattened
 from lm.config.keys import keys
 from lm.config.scalars import flow
+from lm.config.schema.section import flattened
 from lm.display.html import Html, element, folded, joined
 from lm.display.tables import EVERY, html_table
 from lm.runs.ancestors import Ancestor

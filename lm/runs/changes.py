@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lm.checkpoints.meta import read_config
-from lm.config.schema.section import flattened
 from lm.config.schema.config import Config
+from lm.config.schema.section import flattened
 from lm.system.errors import ConfigError, printable
 
 # What may change when a run goes on without changing what it computes: where it writes, how long it

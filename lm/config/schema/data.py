@@ -97,6 +97,13 @@ class DataConfig(Section):
         return [(key, source) for key, source in sources if isinstance(source, ChatSource)]
 
     @property
+    def chat(self) -> ChatSource | None:
+        """The conversations to train on, the first of several; None if there are none."""
+        return next(
+            (part.source for _, part in self.parts if isinstance(part.source, ChatSource)), None
+        )
+
+    @property
     def streams(self) -> bool:
         """Whether a source is read over the network while training goes."""
         return any(
@@ -139,7 +146,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _conversations_whole(self) -> Self:
         chats = [chat for _, chat in self.conversations]
-        learnt = any(isinstance(part.source, ChatSource) for _, part in self.parts)
+        learnt = self.chat is not None
         if chats and not self.document_mask:
             raise ValueError(
                 "document_mask false would let a conversation see those beside it in a row; write"
