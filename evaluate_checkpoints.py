@@ -22,7 +22,8 @@ from lm.system.disk import refusals
 from lm.system.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from lm.ranking.ranking import Entrant, Ranking
+    from lm.ranking.entrants import Entrant
+    from lm.ranking.ranking import Ranking
 
 EPILOG = """Quoted or not, globs are expanded; a link and its target are one checkpoint; a run's folder means all checkpoints in it.
 A checkpoint that cannot be loaded is named, and the others are ranked: the exit code is 0, or 5 where none is left. Of two or more the
@@ -82,11 +83,11 @@ def main() -> None:
     from lm.ranking.measures import check_by
 
     sets = [read_cases(file) for file in case_files(arguments.cases)]
-    contenders, damaged = find(arguments.checkpoints)
+    candidates, damaged = find(arguments.checkpoints)
     if arguments.out is not None:
         with refusals(arguments.out):
             arguments.out.mkdir(parents=True, exist_ok=True)
-    check_by(arguments.by, sets, {str(each.meta["tokenizer"].get("sha256")) for each in contenders})
+    check_by(arguments.by, sets, {str(each.meta["tokenizer"].get("sha256")) for each in candidates})
 
     from lm import load
     from lm.ranking.entrants import measure_all
@@ -96,7 +97,7 @@ def main() -> None:
 
     device = choose_device(arguments.device, "--device")
     entrants, failed = measure_all(
-        contenders, sets, load, device, arguments.tokenizer, arguments.template, say
+        candidates, sets, load, device, arguments.tokenizer, arguments.template, say
     )
     failed = [*damaged, *failed]
     for failure in failed:

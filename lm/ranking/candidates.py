@@ -28,7 +28,7 @@ from lm.system.errors import CheckpointError, ConfigError, DataError, printable
 DEFAULT_TEMPLATE = "instruction-output"
 
 
-class Contender(NamedTuple):
+class Candidate(NamedTuple):
     """A checkpoint that says what it is; whether its weights can be loaded is not known yet.
 
     Attributes:
@@ -55,7 +55,7 @@ class Failure(NamedTuple):
     reason: str
 
 
-def find(patterns: Sequence[str]) -> tuple[list[Contender], list[Failure]]:
+def find(patterns: Sequence[str]) -> tuple[list[Candidate], list[Failure]]:
     """The checkpoints that paths and globs mean, in the order of their paths; of a run's folder,
     all in it.
 
@@ -85,11 +85,11 @@ def find(patterns: Sequence[str]) -> tuple[list[Contender], list[Failure]]:
                     failures[os.path.realpath(one)] = Failure(printable(str(one)), str(error))
     paths = sorted(found)
     names = _told_apart(paths)
-    contenders = [
-        Contender(path, name, tuple(links_to(path)), *found[path])
+    candidates = [
+        Candidate(path, name, tuple(links_to(path)), *found[path])
         for path, name in zip(paths, names, strict=True)
     ]
-    return contenders, list(failures.values())
+    return candidates, list(failures.values())
 
 
 def case_files(named: Sequence[str]) -> list[Path]:

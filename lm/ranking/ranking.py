@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -29,39 +28,11 @@ from lm.evaluation.intervals import (
     share_interval,
 )
 from lm.ranking.cases import CaseSet
+from lm.ranking.entrants import Entrant
 from lm.ranking.measures import ACCURACY, BITS_PER_BYTE, CENTRED, MEASURES, Measure
 from lm.ranking.results import SetResult
-from lm.runs.results import RecordedValidation
 
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Entrant:
-    """A checkpoint that takes part.
-
-    Attributes:
-        name: as short as it can be told from the others by.
-        links: names that mean it, such as "best".
-        tokenizer: its name; `tokenizer_sha256` is of its definition.
-        recorded: what the run's own validation measured; None: nothing.
-        results: of each set of cases; None: it cannot be asked.
-        not_searched: why the text that it was trained on was not searched for what it writes; None:
-            it was.
-        manifest_sha256: stands for all its files, as they were measured.
-    """
-
-    name: str
-    path: Path
-    links: tuple[str, ...]
-    step: int
-    parameters: int
-    tokenizer: str
-    tokenizer_sha256: str
-    recorded: RecordedValidation | None
-    results: tuple[SetResult | None, ...]
-    not_searched: str | None = None
-    manifest_sha256: str = ""
 
 
 class Pair(NamedTuple):

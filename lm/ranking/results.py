@@ -113,11 +113,6 @@ class SetResult:
         """Cases whose prompt was cut."""
         return sum(result.cut for result in self.results)
 
-    @property
-    def unfit(self) -> int:
-        """Cases of which something could not be measured, for want of room in the context."""
-        return sum(not result.fits for result in self.results)
-
 
 def measure(
     decoder: Any, tokenizer: Tokenizer, chat: ChatFormat | None, cases: CaseSet, rows: int = ROWS

@@ -11,8 +11,9 @@ from typing import NamedTuple
 from lm.display.html import visible
 from lm.display.tables import Table, terminal_table
 from lm.evaluation.intervals import RESAMPLES, Interval
+from lm.ranking.entrants import Entrant
 from lm.ranking.measures import CENTRED, FIGURES, MEASURES, Kind
-from lm.ranking.ranking import CONFIDENCE, Entrant, Pair, Ranking
+from lm.ranking.ranking import CONFIDENCE, Pair, Ranking
 from lm.runs.results import finite
 from lm.system.errors import printable
 

@@ -659,7 +659,11 @@ def test_the_shipped_minimal_pairs_as_a_task(tmp_path: Path) -> None:
         pytest.importorskip("lm.ranking.cases").read_cases(ROOT / "cases" / "grammar.yaml").cases
     )
     rows = [
-        {"q": case.prompt, "choices": case.choices, "answer": case.choices.index(case.right_choice)}
+        {
+            "q": case.prompt,
+            "choices": case.choices,
+            "answer": next(i for i, text in enumerate(case.choices) if text in case.targets),
+        }
         for case in cases
     ]
     decoder, tokenizer = (

@@ -15,9 +15,10 @@ import pytest
 from lm.config.schema.cases import Case
 from lm.evaluation import intervals
 from lm.ranking.cases import CaseSet
+from lm.ranking.entrants import Entrant
+from lm.ranking.files import picture
 from lm.ranking.measures import ACCURACY, BITS_PER_BYTE
-from lm.ranking.picture import picture
-from lm.ranking.ranking import Entrant, Ranking, order_of, rank_set, rank_together
+from lm.ranking.ranking import Ranking, order_of, rank_set, rank_together
 from lm.ranking.results import CaseResult, SetResult
 from lm.ranking.words import notes, summary
 
@@ -173,7 +174,7 @@ def test_a_picture_of_very_many_can_still_be_written(monkeypatch: pytest.MonkeyP
     few = ranked(
         rank_set(cases(6), 0, [entrant("a", [result(True)] * 6), entrant("b", [result(False)] * 6)])
     )
-    monkeypatch.setattr("lm.ranking.picture._draw", lambda *_: None)
+    monkeypatch.setattr("lm.ranking.files._draw", lambda *_: None)
     many = dataclasses.replace(few, entrants=few.entrants * 1000)
     _, height = picture([many] * 6).get_size_inches()
     assert height * 150 < 2**16

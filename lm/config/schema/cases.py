@@ -58,11 +58,6 @@ class Case(Section):
         """The accepted continuations; none where the case asks by `contains` or `regex` alone."""
         return tuple(self.target or ())
 
-    @property
-    def right_choice(self) -> str | None:
-        """The accepted target that is among the choices; None where there are no choices."""
-        return next((choice for choice in self.choices if choice in self.targets), None)
-
 
 class CaseFile(Section):
     """A file of cases."""
