@@ -1,8 +1,7 @@
-"""What is chosen for the machine: device, precision; and what is measured on it: matmul peak, peak
-memory.
+"""The device and the precision of a run, and measurements on the device: matmul peak and memory.
 
-Nothing here asks a CUDA question on a machine without CUDA. torch is imported inside the functions,
-so that a configuration error does not wait for it.
+On a machine without CUDA no function calls a CUDA function. Functions import torch themselves, so
+that configuration errors do not wait for it.
 """
 
 from __future__ import annotations
@@ -21,37 +20,40 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
-NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is ARM's name
+NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # CPU flags; the last one is ARM's
 
 
 def choose_device(
     option: Literal["auto", "cuda", "mps", "cpu"], asked_by: str = "trainer.device"
 ) -> Device:
-    """The device that an option means here: with `auto` CUDA, else MPS, else the CPU.
+    """Return the device that an option selects. `auto` selects CUDA, else MPS, else the CPU.
+
+    Args:
+        asked_by: the key or flag of the option, for messages.
 
     Raises:
-        ConfigError: what was asked for is not there; it names `asked_by`, the key or flag.
+        ConfigError: this machine does not have the device.
     """
     import torch
 
-    there: list[Device] = ["cpu"]
+    available: list[Device] = ["cpu"]
     if torch.backends.mps.is_available():
-        there.insert(0, "mps")
+        available.insert(0, "mps")
     if torch.cuda.is_available():
-        there.insert(0, "cuda")
+        available.insert(0, "cuda")
     if option == "auto":
-        return there[0]
-    if option not in there:
+        return available[0]
+    if option not in available:
         raise ConfigError(
-            f"{asked_by}: torch finds no {option} here, only {' and '.join(there)}; write auto, or"
-            f" {' or '.join(there)}"
+            f"{asked_by}: torch finds no {option} here, only {' and '.join(available)}; write auto,"
+            f" or {' or '.join(available)}"
         )
     return option
 
 
 def check_devices(count: int, device: Device) -> None:
-    """Raises ConfigError where `trainer.devices` asks for more than there are. CPU processes share
-    the cores.
+    """Raise ConfigError if the machine has fewer devices than `trainer.devices`. Any number of CPU
+    processes may share the cores.
     """
     import torch
 
@@ -64,15 +66,15 @@ def check_devices(count: int, device: Device) -> None:
 
 
 def choose_precision(option: Literal["auto", "fp32", "bf16", "fp16"], device: Device) -> Precision:
-    """The precision of the matrix products that `trainer.precision` means on `device`.
+    """Return the precision of matrix products that `trainer.precision` selects on a device.
 
-    auto: bf16 where the device computes it natively, else fp16 on CUDA, else fp32. bf16 on a CPU
-    without it is slow, and done when asked for.
+    `auto` selects bf16 if the device computes it natively, else fp16 on CUDA, else fp32. Every CPU
+    accepts an explicit bf16; without native support it is slow.
 
     Raises:
-        ConfigError: the device cannot do what was asked for.
+        ConfigError: the device does not support the precision.
     """
-    # Not torch.cuda.is_bf16_supported(): it says yes where bf16 is only emulated.
+    # torch.cuda.is_bf16_supported() does not help: it also returns True for emulated bf16.
     capability = (0, 0)
     if device == "cuda":
         import torch
@@ -96,8 +98,10 @@ def choose_precision(option: Literal["auto", "fp32", "bf16", "fp16"], device: De
 
 
 def _cpu_has_bf16() -> bool:
-    """As Linux says. On macOS the answer is no: torch multiplies fp32 with Apple's Accelerate
-    there, whose BLAS knows no bf16.
+    """Return whether Linux reports native bf16.
+
+    macOS has no cpuinfo, and the result is False. That is right: torch multiplies with Apple's
+    Accelerate there, and its BLAS has no bf16.
     """
     try:
         words = CPUINFO.read_text(encoding="utf-8", errors="replace").split()
@@ -107,7 +111,7 @@ def _cpu_has_bf16() -> bool:
 
 
 def autocast(device: Device, precision: Precision) -> AbstractContextManager[object]:
-    """Compute matrix products in `precision` within the block."""
+    """Return a context that computes matrix products in `precision`."""
     import torch
 
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
@@ -115,12 +119,11 @@ def autocast(device: Device, precision: Precision) -> AbstractContextManager[obj
 
 
 def matmul_peak(device: Device, precision: Precision) -> float:
-    """The FLOP/s that this machine reaches on square matrix products, measured in about 0.2 s: what
-    MFU is a share of.
+    """Measure the FLOP/s of square matrix products in about 0.2 s. MFU is a share of this peak.
 
-    The products grow until one takes 5 ms, and the best time counts. fp32 on CUDA uses TF32 exactly
-    if the process does at this moment. Resets CUDA's peak memory, so that the measurement does not
-    count as the run's.
+    The matrices grow until one product takes 5 ms; the best time counts. fp32 on CUDA uses TF32 if
+    the process currently does. The function resets CUDA's peak memory, so that the measurement does
+    not count as the run's.
     """
     import torch
 
@@ -128,7 +131,7 @@ def matmul_peak(device: Device, precision: Precision) -> float:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     best, size = 0.0, 1024
     matrix = torch.randn(size, size, device=device).to(dtype)
-    matrix @ matrix  # the first one also loads the libraries
+    matrix @ matrix  # The first product also loads the libraries.
     synchronize()
     deadline = time.perf_counter() + 0.2
     while True:
@@ -150,13 +153,13 @@ def matmul_peak(device: Device, precision: Precision) -> float:
 
 
 def peak_memory_mb(device: Device) -> float:
-    """The most memory that this process has held so far, in MB (10^6 bytes).
+    """Return this process's peak memory so far, in MB (10^6 bytes).
 
-    CUDA: tensors at their peak. MPS: what the driver holds now, which hardly ever shrinks. CPU: the
-    whole process at its peak.
+    On CUDA it is the peak of all tensors, and on the CPU that of the whole process. MPS records no
+    peak: the result is the driver's current memory, which rarely shrinks.
     """
     if device == "cpu":
-        unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
+        unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
     import torch
@@ -169,8 +172,8 @@ def peak_memory_mb(device: Device) -> float:
 
 
 def memory(device: Device) -> tuple[int, int] | tuple[None, None]:
-    """Bytes of memory that the device has, and that are free now; (None, None) where the machine
-    does not say.
+    """Return a device's total and free memory in bytes, or (None, None) if the system does not
+    report them.
     """
     if device == "cuda":
         import torch
@@ -179,17 +182,18 @@ def memory(device: Device) -> tuple[int, int] | tuple[None, None]:
         return total, free
     try:
         fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
-        return tuple(int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))  # type: ignore[return-value]
+        total, free = (int(fields[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
+        return 1024 * total, 1024 * free
     except (OSError, ValueError, KeyError):
         return None, None
 
 
 def smaller_micro_batch(rows: int, processes: int, rank: int, problem: str) -> int:
-    """How many rows to try at once where `rows` were too many for the memory.
+    """Return the number of rows to try at once after `rows` did not fit the memory.
 
     Raises:
-        UserError: on several devices, where the others have exchanged a part of the step that
-            cannot be taken back; or a single row is too much.
+        UserError: a single row does not fit. Or there are several devices: the others have already
+            exchanged a part of the step, and that cannot be undone.
     """
     if processes == 1 and rows > 1:
         return rows // 2
@@ -207,21 +211,21 @@ def smaller_micro_batch(rows: int, processes: int, rank: int, problem: str) -> i
 def flops_per_token(
     n_matmul_parameters: int, n_layers: int, context: int, d_model: int, n_frozen: int = 0
 ) -> int:
-    """FLOP of one token's forward and backward pass: 6 N + 12 L T d (PaLM, appendix B; Chowdhery et
-    al. 2022, arXiv:2204.02311).
+    """Return the FLOP of one token's forward and backward pass: 6 N + 12 L T d (PaLM, appendix B;
+    Chowdhery et al. 2022, arXiv:2204.02311).
 
-    Of the 6, 2 are the forward pass, 2 the gradient of what a matrix reads, and 2 its own, which a
-    frozen one does without.
+    A weight costs 2 FLOP in the forward pass, 2 for the gradient of its input, and 2 for its own
+    gradient. A frozen weight has no gradient of its own.
 
-    Attention counts in full although half of it is masked, as PaLM and nanoGPT have it, so that
-    utilisations compare.
+    Attention counts in full although half of it is masked. PaLM and nanoGPT count so too, and their
+    utilisations are therefore comparable.
 
     Args:
-        n_matmul_parameters: N, the weights that are multiplied: all matrices with the output head
-            (tied or not), without lookup tables.
+        n_matmul_parameters: N, the weights of all matrix products. The output head counts, tied or
+            not; lookup tables do not.
         n_layers: L.
-        context: T, tokens in a row.
-        d_model: d, heads times head width.
+        context: T, the tokens in a row.
+        d_model: d, the number of heads times their width.
         n_frozen: how many of N are not trained.
     """
     return 6 * n_matmul_parameters - 2 * n_frozen + 12 * n_layers * context * d_model

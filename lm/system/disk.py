@@ -1,5 +1,6 @@
-"""Files on a disk that may be full, fail, or lose power in the middle of a write. Only the standard
-library.
+"""Reading and writing of files on a disk that may be full, fail, or lose power during a write.
+
+The module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ from typing import Any
 from lm.system.errors import CheckpointError
 from lm.system.units import in_bytes
 
-MOST_JSON = 2**24  # bytes; what we write has some kilobytes
+MOST_JSON = 2**24  # bytes; our own files have some kilobytes
 
 
 @contextlib.contextmanager
 def refusals(path: Path, needed: int = 0) -> Iterator[None]:
-    """While `path` is written: what the disk refuses becomes a CheckpointError that says how much
-    room there is, and is `needed`.
+    """Turn a disk's refusal to write `path`, inside a `with` block, into a CheckpointError.
+
+    The message contains the free space and, if it is given, the `needed` space in bytes.
     """
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch.save tells of a full disk by one that names its zip writer; any other is a device's,
-        # and not the disk's fault.
+        # torch.save reports a full disk by a RuntimeError that names its zip writer. Other
+        # RuntimeErrors come from a device, not from the disk.
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
@@ -41,7 +43,7 @@ def refusals(path: Path, needed: int = 0) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has it. Directories too: a file's name lives there."""
+    """Wait until the disk has stored a file, or a directory: it holds the names of its files."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -50,9 +52,7 @@ def sync(path: Path) -> None:
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a text file whole: whoever looks, whenever the power goes, finds the old content or the
-    new.
-    """
+    """Write a text file atomically: after a crash it has either the old content or the new."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with refusals(path):
         try:
@@ -65,8 +65,8 @@ def replace(path: Path, text: str) -> None:
 
 
 def append(path: Path, line: str) -> None:
-    """Add a line to a text file, durably. Where a kill has cut the last one, this one is not glued
-    to it.
+    """Append a line to a text file and wait until it is stored. If a crash has cut the last line,
+    the new one still begins on a line of its own.
     """
     content = line.encode() + b"\n"
     with refusals(path), path.open("a+b") as file:
@@ -80,7 +80,7 @@ def append(path: Path, line: str) -> None:
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """A file's size and hash: {"bytes", "sha256"}."""
+    """Return a file's size and hash: {"bytes", "sha256"}."""
     with path.open("rb") as file:
         return {
             "bytes": path.stat().st_size,
@@ -89,11 +89,11 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 def read_start(path: Path | str, most: int) -> bytes:
-    """The first bytes of what a person named, a pipe (`<(command)`) or device too; of what is
-    longer, one more than `most`. Raises OSError.
+    """Return the content of a file, pipe (`<(command)`) or device, but at most `most` + 1 bytes.
+    Raises OSError.
 
-    Opened without waiting: into a pipe of which nobody has the other end, nobody will write. What
-    has a writer is waited for.
+    The path is opened without waiting, because a pipe may have no writer. If it has one, reading
+    waits for it.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     os.set_blocking(descriptor, True)
@@ -102,14 +102,14 @@ def read_start(path: Path | str, most: int) -> bytes:
 
 
 def read_text(path: Path, most: int = MOST_JSON, errors: str = "strict") -> str:
-    """A UTF-8 file of at most so many bytes, and nothing else under its name: a pipe would be
-    waited for, /dev/zero never ends.
+    """Return the text of a regular UTF-8 file of at most `most` bytes. Pipes and devices are
+    refused: they may block or never end.
 
     Raises:
-        OSError: it cannot be read, or is not such a file.
-        UnicodeDecodeError: it is not UTF-8, unless `errors` lets that pass.
+        OSError: the file cannot be read, is not a regular file, or is larger.
+        UnicodeDecodeError: the file is not UTF-8, and `errors` is "strict".
     """
-    # Without O_NONBLOCK a pipe could not even be opened before someone writes into it.
+    # Without O_NONBLOCK even opening a pipe would wait for a writer.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -120,7 +120,7 @@ def read_text(path: Path, most: int = MOST_JSON, errors: str = "strict") -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds. Raises CheckpointError."""
+    """Return the JSON object in a file. Raises CheckpointError."""
     try:
         value = json.loads(read_text(path))
     except FileNotFoundError:
@@ -135,7 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def require_room(folder: Path, size: int, situation: str) -> None:
-    """Raises CheckpointError where a folder's disk has not room for another `size` bytes."""
+    """Raise CheckpointError if a folder's disk has no room for `size` more bytes."""
     free = shutil.disk_usage(folder).free
     if free < size:
         raise CheckpointError(
@@ -145,6 +145,7 @@ def require_room(folder: Path, size: int, situation: str) -> None:
 
 
 def _room(path: Path, needed: int) -> str:
+    """Return the needed and the free space, in parentheses; empty if the disk does not tell."""
     wanted = f"{in_bytes(needed)} needed, " if needed else ""
     try:
         return f" ({wanted}{in_bytes(shutil.disk_usage(path.parent).free)} free)"

@@ -1,7 +1,7 @@
-"""What a person is told when something is wrong, and the exit code that a script gets to see.
+"""The messages and exit codes of failed commands.
 
-Every mistake that a user can make ends in one `UserError`: a message that names the file and the
-key, what was wrong and what to write instead. `run` is the one place that prints them and leaves.
+Every mistake that a user can make raises a `UserError`. Its message names the file and the key, the
+problem, and the value to write instead. Only `run` prints these messages and ends the process.
 
 | code | meaning |
 |---|---|
@@ -30,15 +30,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-_places: list[Path] = []
-# What gloo and NCCL say when a process at the other end of a connection is gone.
-LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# Some failures are plain RuntimeErrors, and only their wording identifies them. Torch has an
+# exception class for memory on GPUs only; gloo and NCCL have none for a lost peer.
+OUT_OF_MEMORY = ("out of memory", "allocate memory")
+LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+DEAD_WORKER = "DataLoader worker"
+
+_places: list[Path] = []  # folders for tracebacks, the newest first
 
 
 class UserError(Exception):
-    """A mistake outside the program. The message is the whole answer that the user gets: one line,
-    without anything that could command the terminal, whatever a file from elsewhere put into it.
+    """A mistake outside the program. The command prints only the message.
+
+    The message is one line of printable characters. Names and texts from other people's files
+    therefore cannot send commands to the terminal.
+
+    Attributes:
+        exit_code: the exit code of the command.
+        line_ends: unprintable characters that the message may contain.
     """
 
     exit_code = 1
@@ -49,14 +59,14 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A wrong key, value or flag; a line for each."""
+    """Wrong keys, values or flags, with one line for each."""
 
     exit_code = 2
     line_ends = "\n"
 
 
 class DataError(UserError):
-    """Text that cannot be read, or that is not enough."""
+    """Unreadable or insufficient text."""
 
     exit_code = 3
 
@@ -68,22 +78,23 @@ class NonFiniteError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged or of another kind, or a disk that refuses one."""
+    """A missing, damaged or unsuitable checkpoint, or a disk that cannot be written."""
 
     exit_code = 5
 
 
 class CheckFailed(UserError):
-    """A command was asked whether something holds, and it does not."""
+    """A check that did not hold."""
 
     exit_code = 6
 
 
 class Stopped(BaseException):
-    """A signal asked the run to stop. `exit_code` is 128 + the signal's number, as shells have it.
+    """A signal that asked the run to stop. Its `exit_code` is 128 + the signal's number, as in
+    shells.
 
-    Not an Exception: it may come at any moment, and whoever lives with any error must not live with
-    this one.
+    It is not an Exception: it may arrive at any moment, and code that survives every Exception must
+    not survive this one.
     """
 
     def __init__(self, message: str, signal_number: int):
@@ -93,40 +104,40 @@ class Stopped(BaseException):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command's `main` and leave with a documented exit code: one plain message, never a
-    traceback on the screen.
+    """Run a command's `main` and exit with a documented code. A failure prints one plain message
+    and no traceback.
     """
     threading.excepthook = _on_failed_thread
     try:
         main()
-        # while a failure can still be answered: at its own exit Python would complain and return
-        # 120
+        # Flush while a failure can still be handled. Python's own flush at exit would print a
+        # warning and exit with 120.
         sys.stdout.flush()
     except (UserError, Stopped) as error:
         _leave(str(error), error.exit_code)
     except KeyboardInterrupt:
         _leave("stopped by Ctrl-C", 130)
     except Exception as error:
-        _leave(*_unexpected(error))
+        _leave(*_explain(error))
     finally:
-        _let_go_of_dead_output()
+        _silence_closed_outputs()
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Torch has a class for it on GPUs only; on a CPU it is a RuntimeError like many others."""
+    """Return whether an error means that the memory of a CPU or GPU did not suffice."""
     return isinstance(error, MemoryError) or any(
-        words in str(error).lower() for words in ("out of memory", "allocate memory")
+        words in str(error).lower() for words in OUT_OF_MEMORY
     )
 
 
 def is_lost_process(error: Exception) -> bool:
-    """Whether another process of the run went away, and this one found out by the connection."""
+    """Return whether an error means that the connection to another process of the run broke."""
     return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST_PROCESS)
 
 
 def printable(text: str, kept: str = "") -> str:
-    """Text for a person: what is not printable (line ends too) becomes U+FFFD, but for the
-    characters in `kept`.
+    """Return text with U+FFFD in place of unprintable characters, including line ends. Characters
+    in `kept` stay.
     """
     return "".join(
         character if character.isprintable() or character in kept else "\N{REPLACEMENT CHARACTER}"
@@ -135,8 +146,8 @@ def printable(text: str, kept: str = "") -> str:
 
 
 def not_installed(error: ModuleNotFoundError) -> str:
-    """The answer to the commonest first mistake: another Python than the one that `make setup`
-    filled.
+    """Return the message for a missing package. The usual cause is another Python than the one that
+    `make setup` installed into.
     """
     return (
         f"{sys.executable} has no {error.name}: run `make setup` once, then `source"
@@ -145,15 +156,13 @@ def not_installed(error: ModuleNotFoundError) -> str:
 
 
 def keep_tracebacks_in(folder: Path) -> None:
-    """What goes wrong in this process from here on belongs to a run: tracebacks are written into
-    its folder.
-    """
+    """Write later tracebacks of this process into a run's folder."""
     _places.insert(0, folder)
 
 
 def write_traceback() -> Path:
-    """Write the current exception's traceback to a new file: in the run's folder, else in the
-    system's temporary one.
+    """Write the current exception's traceback to a new file, in the run's folder or else in the
+    system's temporary one, and return its path.
     """
     for place in _places:
         with contextlib.suppress(OSError):
@@ -167,16 +176,16 @@ def write_traceback() -> Path:
 
 
 def _on_failed_thread(failure: threading.ExceptHookArgs) -> None:
-    """What the disk refuses to a thread, its owner gets to hear: TensorBoard's writer hands it on
-    with the next call. It is told once.
+    """Print the traceback of a thread that failed, unless the disk refused a write: TensorBoard's
+    writer raises that error again in the thread that calls it next.
     """
     if not isinstance(failure.exc_value, OSError):
         threading.__excepthook__(failure)
 
 
-def _unexpected(error: Exception) -> tuple[str, int]:
-    """What to say about an exception that nobody turned into a UserError, and the exit code."""
-    # else it was a pipe of our own, such as a worker's
+def _explain(error: Exception) -> tuple[str, int]:
+    """Return the message and the exit code for an exception that is not a UserError."""
+    # A broken pipe may also be one of our own, such as a worker's: that is an internal error.
     if isinstance(error, BrokenPipeError) and _reader_is_gone():
         return "", 141
     if isinstance(error, OSError) and error.errno in DISK_REFUSALS:
@@ -185,47 +194,48 @@ def _unexpected(error: Exception) -> tuple[str, int]:
             CheckpointError.exit_code,
         )
     if is_out_of_memory(error):
-        summary = "out of memory; in training, a smaller trainer.micro_batch_size needs less"
-    elif is_lost_process(error):
+        return _with_traceback(
+            "out of memory; in training, a smaller trainer.micro_batch_size needs less"
+        )
+    if is_lost_process(error):
         return (
-            (
-                "another process of this run has ended, and this one cannot go on alone; that one's"
-                " message, or its launcher's, says why"
-            ),
-            1,
-        )
-    elif isinstance(error, ModuleNotFoundError):
+            "another process of this run has ended, and this one cannot go on alone; that one's"
+            " message, or its launcher's, says why"
+        ), 1
+    if isinstance(error, ModuleNotFoundError):
         return not_installed(error), ConfigError.exit_code
-    elif "DataLoader worker" in (cause := _told_by_torch(error)):
-        summary = (
-            f"{cause.partition('.')[0]}; most often memory did not suffice: try data.workers: 0"
+    if DEAD_WORKER in (message := _first_runtime_error(error)):
+        return _with_traceback(
+            f"{message.partition('.')[0]}; most often memory did not suffice: try data.workers: 0"
         )
-    else:
-        summary = f"internal error: {type(error).__name__}: {error}".splitlines()[0]
+    return _with_traceback(f"internal error: {type(error).__name__}: {error}".splitlines()[0])
+
+
+def _with_traceback(summary: str) -> tuple[str, int]:
+    """Save the traceback. Return the summary with the place of the traceback, and exit code 1."""
     try:
         return f"{summary} (the traceback is in {write_traceback()})", 1
-    except OSError as refusal:  # no room for it: better on the screen than lost
-        return (
-            (
-                f"{summary} (the traceback could not be saved:"
-                f" {refusal.strerror})\n{traceback.format_exc()}"
-            ),
-            1,
-        )
+    except OSError as refusal:
+        # The disk has no room. A traceback on the screen is better than none.
+        reason = f"the traceback could not be saved: {refusal.strerror}"
+        return f"{summary} ({reason})\n{traceback.format_exc()}", 1
 
 
-def _told_by_torch(error: BaseException | None) -> str:
-    """The message of the first RuntimeError behind an error. Torch raises it wherever the main
-    thread is when a worker dies, and whoever is interrupted there makes an error of its own of it.
+def _first_runtime_error(error: BaseException | None) -> str:
+    """Return the message of the first RuntimeError in an exception's chain of causes.
+
+    When a worker dies, torch raises a RuntimeError wherever the main thread is at that moment. The
+    code that it interrupts may turn it into an error of its own.
     """
-    told = ""
+    message = ""
     while error is not None:
-        told = str(error) if isinstance(error, RuntimeError) else told
+        message = str(error) if isinstance(error, RuntimeError) else message
         error = error.__cause__ or error.__context__
-    return told
+    return message
 
 
 def _leave(message: str, code: int) -> NoReturn:
+    """Print a message to stderr, if there is one, and exit."""
     if message:
         with contextlib.suppress(OSError):
             print(printable(message, "\n\t"), file=sys.stderr, flush=True)
@@ -233,15 +243,16 @@ def _leave(message: str, code: int) -> NoReturn:
 
 
 def _reader_is_gone() -> bool:
+    """Return whether nobody reads this process's stdout or stderr any more."""
     outputs = select.poll()
     for descriptor in (1, 2):
         outputs.register(descriptor, 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in outputs.poll(0))
 
 
-def _let_go_of_dead_output() -> None:
-    """Point a stream that nobody takes any more at nothing, so that Python's flush at the exit
-    stays quiet.
+def _silence_closed_outputs() -> None:
+    """Redirect an output that nobody reads to the null device. Python's flush at exit would
+    otherwise print a warning.
     """
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -1,5 +1,7 @@
-"""Values of JSON files that anyone may have written: found in nested mappings, and None unless they
-are of the wanted type.
+"""Values from JSON files that may have been edited or damaged.
+
+A reader looks a value up under nested keys. It returns None if the value is missing or has another
+type.
 """
 
 from __future__ import annotations
@@ -7,30 +9,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-WITHIN = 2**53  # a larger number is no count, and some could not even be shown
+WITHIN = 2**53  # No count is larger. Python may refuse to print much larger integers.
 
 
 def found(values: Any, *keys: str) -> Any:
-    """What stands under keys, one inside the other; None where it does not."""
+    """Return the value under nested keys, or None."""
     for key in keys:
         values = values.get(key) if isinstance(values, Mapping) else None
     return values
 
 
 def number(values: Any, *keys: str) -> float | None:
-    """A finite number of a size that can be shown."""
+    """Return the number under nested keys, or None if it is not finite or exceeds WITHIN."""
     value = found(values, *keys)
-    # Not isinstance: True is an int. NaN is not within anything.
+    # type() and not isinstance(): True is an int. A comparison with NaN is False.
     return value if type(value) in (int, float) and abs(value) <= WITHIN else None
 
 
 def whole(values: Any, *keys: str) -> int | None:
-    """A count: a whole number from 0."""
+    """Return the count under nested keys, or None if it is not an integer from 0."""
     value = number(values, *keys)
     return int(value) if value is not None and value >= 0 and value == int(value) else None
 
 
 def text(values: Any, *keys: str) -> str | None:
-    """A text."""
+    """Return the text under nested keys, or None."""
     value = found(values, *keys)
     return value if isinstance(value, str) else None

@@ -1,6 +1,4 @@
-"""What a run was made with that no file of its own says: the state of the code, and the machine's
-parts by name.
-"""
+"""The code's commit and the machine's hardware, for the record of a run."""
 
 from __future__ import annotations
 
@@ -17,24 +15,23 @@ ROOT = Path(__file__).parents[2]
 
 
 def code(root: Path = ROOT) -> dict[str, Any] | None:
-    """The commit of a git checkout, and whether files that git knows were changed since. None: it
-    is none, or git does not tell.
+    """Return the commit of a git checkout, and whether tracked files have changed since. Return
+    None if the folder is no checkout or git fails.
     """
     git = shutil.which("git")
-    # an installed package may lie within somebody else's checkout
+    # The folder itself must be the checkout: an installed package may lie inside another one.
     if git is None or not (root / ".git").exists():
         return None
     answers = []
-    surroundings = {
-        name: value for name, value in os.environ.items() if not name.startswith("GIT_")
-    }  # a hook's GIT_DIR is another checkout
+    # A git hook sets GIT_DIR, which may name another checkout.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     for question in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
         command = [git, "--no-optional-locks", "-C", str(root), *question]
         try:
             answers.append(
                 subprocess.run(  # noqa: S603 (git, with arguments of our own)
                     command,
-                    env=surroundings,
+                    env=environment,
                     capture_output=True,
                     text=True,
                     check=True,
@@ -47,8 +44,8 @@ def code(root: Path = ROOT) -> dict[str, Any] | None:
 
 
 def hardware(device: Device) -> dict[str, Any]:
-    """The processor, its cores, memory in bytes, the GPU if it is one, and the operating system;
-    None where the machine does not say.
+    """Return the names of the processor, the GPU and the operating system, the number of cores, and
+    the memory in bytes. Unknown values are None.
     """
     gpu = None
     if device == "cuda":
@@ -67,10 +64,10 @@ def hardware(device: Device) -> dict[str, Any]:
 
 
 def _processor() -> str | None:
-    """As Linux names it; elsewhere as Python does."""
+    """Return the processor's name from Linux's cpuinfo, or else from Python's `platform`."""
     try:
         lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, None) or platform.processor() or platform.machine() or None
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, None) or platform.processor() or platform.machine() or None

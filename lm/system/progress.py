@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: a bar on a terminal, plain lines in a file."""
+"""Progress of a run: a bar on a terminal, plain lines everywhere else."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from tqdm import tqdm
 
 from lm.system.units import duration, in_bytes
 
-LINE_SECONDS = 10.0  # where there is no terminal a line is due this often
+LINE_SECONDS = 10.0  # between two plain lines
 
 
 class Progress:
-    """Shows how far the run is, its loss, its speed and the time it has left. On all processes but
-    the first it is silent.
+    """Display of a run's step, loss, speed and remaining time.
 
     Args:
-        max_steps: where the run ends.
-        step: where it starts; more than 0 when it is resumed.
-        enabled: False for silence.
+        max_steps: the last step of the run.
+        step: the step at which this process starts, more than 0 after a resume.
+        enabled: False prints nothing; only the first process of a run prints.
     """
 
     def __init__(self, max_steps: int, step: int, enabled: bool = True):
@@ -30,32 +29,32 @@ class Progress:
         self._enabled = enabled
         self._figures = ""
         self._last_line = time.monotonic()
-        self._first: tuple[int, float] | None = None  # the first step that was done here, and when
+        self._first: tuple[int, float] | None = None  # this process's first step, and its time
         self._bar = None
         if enabled and sys.stderr.isatty():
             layout = "{l_bar}{bar}| {n}/{total}{postfix}"
             self._bar = tqdm(total=max_steps, initial=step, dynamic_ncols=True, bar_format=layout)
 
     def advance(self, step: int) -> None:
-        """Step `step` is done."""
+        """Show that a step is done."""
         if not self._enabled:
             return
         now = time.monotonic()
-        news = [part for part in (self._figures, self._left(step, now)) if part]
+        parts = [part for part in (self._figures, self._time_left(step, now)) if part]
         if self._bar is not None:
-            self._bar.set_postfix_str("  ".join(news), refresh=False)
+            self._bar.set_postfix_str("  ".join(parts), refresh=False)
             self._bar.update(step - self._bar.n)
         elif now - self._last_line >= LINE_SECONDS or step == self._max_steps:
             self._last_line = now
-            self.say("  ".join([f"step {step:,}/{self._max_steps:,}", *news]))
+            self.say("  ".join([f"step {step:,}/{self._max_steps:,}", *parts]))
 
     def show(self, loss: float, learning_rate: float, tokens_per_second: float | None) -> None:
-        """The newest figures; they appear with the next step that is done."""
+        """Set the figures that appear with the next `advance`."""
         speed = f"  {tokens_per_second:,.0f} tok/s" if tokens_per_second is not None else ""
         self._figures = f"loss {loss:.4f}  lr {learning_rate:.2e}{speed}"
 
     def say(self, text: str) -> None:
-        """Print a line without tearing the bar."""
+        """Print a line above the bar."""
         if not self._enabled:
             return
         if self._bar is not None:
@@ -64,13 +63,15 @@ class Progress:
             print(text, flush=True)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Stop updating the bar and leave it on the screen."""
         if self._bar is not None:
             self._bar.close()
 
-    def _left(self, step: int, now: float) -> str:
-        """Validations and saves count, since more of them are to come; what came before the first
-        step (set-up, compiling) does not.
+    def _time_left(self, step: int, now: float) -> str:
+        """Return the estimated remaining time, or nothing before the second step.
+
+        The estimate includes validations and saves, because more of them follow. It excludes the
+        time before the first step (set-up, compiling).
         """
         if self._first is None:
             self._first = step, now
@@ -82,12 +83,13 @@ class Progress:
 
 
 class ReadingProgress:
-    """Shows how much text has been read, in a `with` block.
+    """Display of how much text has been read, as a context manager.
 
     Args:
-        what: what is done to it, as a verb with -ing.
-        files: what is read; the size of a dataset of the hub is not known.
-        done: bytes of text that an earlier process has read.
+        what: the activity, such as "tokenising".
+        files: the sources. The size of a dataset on the hub is unknown.
+        done: the bytes of text that an earlier process has read.
+        quiet: whether to print nothing.
     """
 
     def __init__(self, what: str, files: Sequence[str], done: int, quiet: bool):
@@ -111,7 +113,7 @@ class ReadingProgress:
         return self
 
     def advance(self, size: int) -> None:
-        """So many bytes more."""
+        """Show that `size` more bytes have been read."""
         self._done += size
         now = time.monotonic()
         if self._bar is not None:

@@ -1,10 +1,10 @@
 """Signals that ask a run to stop: Ctrl-C, SIGTERM, and SIGUSR1, which SLURM sends before the time
 is up.
 
-Between steps (while a run starts, compiles or waits for data) a signal raises `Stopped` on the
-spot. Inside a step and what follows it (saving, validating) it is only noted, and the run stops
-where nothing is half done. On the way out the next ones are only noted too: a step that was done
-may still have to be saved. A second Ctrl-C stops at once wherever it is.
+Between steps (while a run starts, compiles or waits for data) a signal raises `Stopped` at once.
+During a step, and while the run saves or validates after it, the handler only records the signal.
+The run then stops after that work is complete. While the run ends, later signals are only recorded
+too, because a finished step may still have to be saved. A second Ctrl-C always stops at once.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ RESUME = "go on with --resume auto"
 
 
 class StopSignals:
-    """Handles the signals inside a `with` block.
+    """Handler of the signals inside a `with` block.
 
     Args:
-        speaks: whether this process tells the user; one of a run's processes does.
-        advice: how to go on after a stop.
+        speaks: whether this process prints messages; only one of a run's processes does.
+        advice: the end of the message: how to continue after a stop.
 
     Attributes:
-        requested: the number of the first signal that came, or 0.
-        sheltered: a signal is only noted.
-        since: when this was made (time.monotonic), for the time limit, which a run that goes back
-            to a checkpoint does not start anew.
+        requested: the number of the first signal that arrived, or 0.
+        sheltered: whether a signal is only recorded, and does not raise.
+        since: the time (time.monotonic) at which the time limit of the run begins. A run that
+            returns to an earlier checkpoint keeps it.
     """
 
     def __init__(self, speaks: bool, advice: str = RESUME):
@@ -62,44 +62,45 @@ class StopSignals:
             signal.signal(number, handler)
 
     def take(self) -> None:
-        """Put the handlers in place, once more after Lightning has put its own there."""
+        """Install the handlers. Call it again after Lightning has installed its own."""
         for number in SIGNALS:
             signal.signal(number, self._note)
 
     def leave_shelter(self) -> None:
-        """From here on a signal raises; one that came in the meantime raises now. Raises Stopped."""
-        self.sheltered = False  # first: one that comes between these lines raises by itself
+        """Let signals raise again. If one arrived in the meantime, raise Stopped now."""
+        # Clear the flag first: a signal between these lines then raises by itself.
+        self.sheltered = False
         if self.requested:
             self.sheltered = True
             raise stopped(self.requested, advice=self._advice)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # a worker, forked with these handlers: the run tells it when to end
+        # A forked worker inherits these handlers. The run itself ends its workers.
         if os.getpid() != self._process:
             return
         if self.requested and number == signal.SIGINT:
-            os._exit(128 + number)  # the checkpoints on the disk are whole at every moment
+            os._exit(128 + number)  # Checkpoints on the disk are complete at every moment.
         first, self.requested = not self.requested, self.requested or number
         if not self.sheltered:
             self.sheltered = True
             raise stopped(number, advice=self._advice)
         if first and self._speaks:
-            # Through os.write: what is interrupted here may be a print, which must not be entered
-            # again.
+            # The signal may interrupt a print, which is not reentrant; os.write is.
+            message = (
+                f"\n{signal.Signals(number).name}: finishing this step and saving (Ctrl-C again"
+                " stops at once)\n"
+            )
             with contextlib.suppress(OSError):
-                os.write(
-                    2,
-                    f"\n{signal.Signals(number).name}: finishing this step and saving (Ctrl-C again"
-                    " stops at once)\n".encode(),
-                )
+                os.write(2, message.encode())
 
 
 @contextlib.contextmanager
 def child(
     command: Sequence[str], stdout: Any, environment: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """Another command of ours, which does not outlive the block: a signal to this process alone
-    would leave it running, in folders that are then gone. Its stderr is a pipe.
+    """Run another command of this project, and end it with the `with` block. Its stderr is a pipe.
+
+    Without this, a signal to the parent alone would leave the command running.
     """
     process = subprocess.Popen(  # noqa: S603 (our own command)
         command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment
@@ -113,5 +114,5 @@ def child(
 
 
 def stopped(number: int, after: str = "", advice: str = RESUME) -> Stopped:
-    """What to raise for a signal."""
+    """Return the exception for a signal."""
     return Stopped(f"stopped by {signal.Signals(number).name}{after}; {advice}", number)
