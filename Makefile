@@ -1,58 +1,77 @@
-# make smoke and make test set up .venv by themselves; both work as the first command ever typed.
+# Every target sets up .venv by itself, so `make smoke` works as the first command ever typed.
+#
+#   make smoke TORCH_INDEX=https://download.pytorch.org/whl/cpu   torch without CUDA's gigabytes
 
-PYTHON ?= python3
-VENV   := .venv
-RUN    := $(VENV)/bin/python
-READY  := $(VENV)/.ready
+PYTHON      ?= python3
+TORCH_INDEX ?=
+VENV        := .venv
+RUN         := $(VENV)/bin/python
+# What a run needs (requirements.txt), and what tests need besides (requirements-dev.txt).
+RUN_READY   := $(VENV)/.run-ready
+DEV_READY   := $(VENV)/.dev-ready
+INSTALL      = $(RUN) -m tools.install
 
-.PHONY: help setup smoke test reliability lint docs clean
+.PHONY: help setup setup-dev smoke check test reliability lint docs clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make smoke   train a small model on the bundled corpus and let it write (about a minute after set-up)"
-	@echo "make test    run the tests"
-	@echo "make reliability   run the long batteries of docs/RELIABILITY.md (about 20 minutes)"
-	@echo "make lint    check style and types"
-	@echo "make docs    write docs/CONFIG_REFERENCE.md and docs/config.schema.json from the schema"
-	@echo "make setup   only set up $(VENV), which the others do when it is missing"
-	@echo "make clean   remove $(VENV) and all caches; runs are kept"
+	@echo "make smoke         train a small model on the bundled corpus and let it write"
+	@echo "make check         style, types and the quick tests: while you work"
+	@echo "make test          all tests: before you send a change"
+	@echo "make lint          style and types"
+	@echo "make reliability   the long batteries of docs/RELIABILITY.md (about 20 minutes)"
+	@echo "make docs          write docs/CONFIG_REFERENCE.md and docs/config.schema.json"
+	@echo "make setup         only set up $(VENV) for runs; setup-dev: for tests, too"
+	@echo "make clean         remove $(VENV) and all caches; runs are kept"
 
-setup: $(READY)
+setup: $(RUN_READY)
+setup-dev: $(DEV_READY)
 
 # torch goes first and alone, so that nothing else pulls another build of it.
-$(READY): requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer is needed; $$($(PYTHON) --version) was found. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+$(RUN_READY): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed; $$($(PYTHON) --version) was found."; \
+		echo "Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "setting up $(VENV), once; this downloads packages and takes a few minutes"
-	@$(PYTHON) -m venv $(VENV) || { echo "no venv here: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "no venv here: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
 	@echo "  1/2 torch"
-	@$(RUN) -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
-	@echo "  2/2 everything else in requirements.txt"
-	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	@touch $(READY)
-	@echo "set up"
+	@$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+		"$$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements.txt)"
+	@echo "  2/2 the rest of requirements.txt"
+	@$(INSTALL) -r requirements.txt
+	@touch $@
 
-smoke: $(READY)
+$(DEV_READY): $(RUN_READY) requirements-dev.txt
+	@echo "packages for tests: requirements-dev.txt"
+	@$(INSTALL) -r requirements-dev.txt
+	@touch $@
+
+smoke: $(RUN_READY)
 	@echo "== training config_smoke.yaml"
 	@$(RUN) train.py --config config_smoke.yaml
 	@echo
-	@echo "== what it writes: infer.py --ckpt checkpoints/final.ckpt --prompt 'Attention is'"
-	@$(RUN) infer.py --ckpt checkpoints/final.ckpt --prompt "Attention is" --max-new-tokens 200 --temperature 0.7 --seed 1
+	@echo "== sampling: infer.py --ckpt checkpoints/final.ckpt --prompt 'Attention is'"
+	@$(RUN) infer.py --ckpt checkpoints/final.ckpt --prompt "Attention is" \
+		--max-new-tokens 200 --temperature 0.7 --seed 1
 
-test: $(READY)
+check: lint
+	$(RUN) -m pytest -q -n auto -m "not slow"
+
+test: $(DEV_READY)
 	@echo "== running the tests (several minutes on 2 cores)"
 	@$(RUN) -m pytest -n auto
 
-reliability: $(READY)
+reliability: $(DEV_READY)
 	@echo "== kill, cut, flip, fill and mistype (about 20 minutes on 2 cores)"
 	@$(RUN) -m pytest --long tests/reliability
 
-lint: $(READY)
+lint: $(DEV_READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-docs: $(READY)
+docs: $(RUN_READY)
 	$(RUN) -m tools.config_docs
 
 clean:

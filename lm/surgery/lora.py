@@ -269,6 +269,6 @@ def _bitsandbytes() -> Any:
         from bitsandbytes import functional
     except ImportError as error:
         raise ConfigError(
-            "finetune.method: qlora needs a package that is missing: pip install bitsandbytes"
+            "finetune.method: qlora needs a package that is missing: pip install -e '.[qlora]'"
         ) from error
     return functional

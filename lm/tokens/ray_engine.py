@@ -30,7 +30,7 @@ def on_ray(function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise ConfigError("--ray: Ray is not installed; pip install ray") from error
+        raise ConfigError("--ray: Ray is not installed; pip install -e '.[cluster]'") from error
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)
     shared = ray.put(function)

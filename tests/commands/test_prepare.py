@@ -111,7 +111,7 @@ def test_without_ray_it_is_said_what_to_install(tmp_path):
     done = command("-c", code, "--config", config_file(tmp_path), "--ray")
     assert (done.returncode, done.stderr.splitlines()[-1]) == (
         2,
-        "--ray: Ray is not installed; pip install ray",
+        "--ray: Ray is not installed; pip install -e '.[cluster]'",
     )
     assert caches(tmp_path) == []
 

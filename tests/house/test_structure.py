@@ -9,6 +9,7 @@ import ast
 import functools
 import gc
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -385,6 +386,26 @@ def test_pyproject_agrees_with_the_tree() -> None:
     assert set(find_packages(str(ROOT), **setuptools["packages"]["find"])) == packages
     checked = sorted(project["tool"]["mypy"]["files"])
     assert checked == sorted([*(f"{name}.py" for name in commands), "lm", "tools"])
+
+
+def test_every_package_is_pinned_once() -> None:
+    """requirements.txt pins what the project depends on; requirements-dev.txt pins the extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [name for names in project["optional-dependencies"].values() for name in names]
+    assert pinned("requirements.txt") == packages(project["dependencies"])
+    assert pinned("requirements-dev.txt") == packages(extras)
+
+
+def packages(requirements: Iterable[str]) -> list[str]:
+    names = [re.split(r"[<>=\[ ]", requirement)[0] for requirement in requirements]
+    return sorted(name.lower().replace("_", "-") for name in names)
+
+
+def pinned(name: str) -> list[str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    lines = [line for line in lines if line and not line.startswith(("#", "-r "))]
+    assert [line for line in lines if not re.match(r"[\w-]+==[\d.]+(  # |$)", line)] == []
+    return packages(lines)
 
 
 def test_the_core_path_is_short() -> None:

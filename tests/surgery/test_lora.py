@@ -422,7 +422,8 @@ def test_without_bitsandbytes_one_line_says_so(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(
         ConfigError,
         match=(
-            r"^finetune\.method: qlora needs a package that is missing: pip install bitsandbytes$"
+            r"^finetune\.method: qlora needs a package that is missing:"
+            r" pip install -e '\.\[qlora\]'$"
         ),
     ):
         add_adapters(decoder(), LoraConfig(), four_bits=True)
