@@ -1,8 +1,7 @@
-"""Rank checkpoints by what they make of cases: which is best, by how much, and whether that could
-be chance.
+"""Rank checkpoints on files of cases: which is best, by how much, and whether that could be chance.
 
 python evaluate_checkpoints.py --checkpoints 'checkpoints/*.ckpt' --cases cases/wiki_basics.yaml
-python evaluate_checkpoints.py --checkpoints runs/a runs/b/best.ckpt --cases cases --out runs/ranking
+python evaluate_checkpoints.py --checkpoints runs/a runs/b/best.ckpt --cases cases --out ranking
 """
 
 from __future__ import annotations
@@ -25,9 +24,12 @@ if TYPE_CHECKING:
     from lm.ranking.entrants import Entrant
     from lm.ranking.ranking import Ranking
 
-EPILOG = """Quoted or not, globs are expanded; a link and its target are one checkpoint; a run's folder means all checkpoints in it.
-A checkpoint that cannot be loaded is named, and the others are ranked: the exit code is 0, or 5 where none is left. Of two or more the
-first is linked as ranked-best.ckpt beside it. docs/EVALUATION.md says what the numbers mean."""
+EPILOG = """\
+Globs are expanded, quoted or not. A link and its target are one checkpoint. A run's folder means
+all checkpoints in it. If a checkpoint cannot be loaded, its name and the reason are printed and the
+others are ranked. The exit code is then 0, or 5 if no checkpoint is left. With two or more
+checkpoints, ranked-best.ckpt in the winner's folder becomes a link to the winner.
+docs/EVALUATION.md explains the numbers."""
 
 
 def parse() -> argparse.Namespace:
@@ -45,23 +47,23 @@ def parse() -> argparse.Namespace:
         required=True,
         nargs="+",
         metavar="PATH",
-        help="files of cases; a folder means all *.yaml in it",
+        help="files of cases; a folder means all *.yaml files in it",
     )
     parser.add_argument(
         "--by",
         metavar="MEASURE",
-        help="accuracy (where all cases have choices), bits_per_byte (else), exact, contains, ...",
+        help="accuracy (if all cases have choices), bits_per_byte (else), exact, contains, ...",
     )
     parser.add_argument(
         "--tokenizer",
         default="auto",
         metavar="NAME",
-        help="each checkpoint's own, or one that must equal it (auto)",
+        help="a tokenizer that must equal each checkpoint's own, or auto for any (auto)",
     )
     parser.add_argument(
         "--template",
         metavar="NAME",
-        help="of cases that are chats: another one than a checkpoint was fine-tuned with",
+        help="the template of chats, instead of the one that a checkpoint was fine-tuned with",
     )
     add_flag(parser, "--device")
     parser.add_argument(
@@ -70,13 +72,13 @@ def parse() -> argparse.Namespace:
         metavar="DIR",
         help="write ranking.md, ranking.csv, ranking.png and ranking.json there",
     )
-    add_flag(parser, "--json", help="print one JSON object, each case's answers in it")
+    add_flag(parser, "--json", help="print one JSON object, with the answers to each case")
     parser.add_argument("--no-link", action="store_true", help="do not set ranked-best.ckpt")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Refuse what cannot work, then load what is heavy, ask all checkpoints, and rank them."""
+    """Check the arguments, then import torch, measure all checkpoints, and rank them."""
     arguments = parse()
     from lm.ranking.candidates import case_files, find
     from lm.ranking.cases import read_cases
@@ -87,7 +89,7 @@ def main() -> None:
     if arguments.out is not None:
         with refusals(arguments.out):
             arguments.out.mkdir(parents=True, exist_ok=True)
-    check_by(arguments.by, sets, {str(each.meta["tokenizer"].get("sha256")) for each in candidates})
+    check_by(arguments.by, sets, {str(c.meta["tokenizer"].get("sha256")) for c in candidates})
 
     from lm import load
     from lm.ranking.entrants import measure_all
@@ -120,7 +122,7 @@ def main() -> None:
         print(as_json(rankings, failed), flush=True)
     else:
         show(rankings)
-    if arguments.out is not None:  # what was measured has been shown, should the disk refuse it
+    if arguments.out is not None:  # after printing: the disk may refuse the files
         write(arguments.out, rankings, failed)
         say(f"written: {arguments.out}/ranking.md, ranking.csv, ranking.png, ranking.json")
     if not arguments.no_link and len(rankings[0].entrants) > 1:
@@ -128,13 +130,13 @@ def main() -> None:
 
 
 def show(rankings: Sequence[Ranking]) -> None:
-    """The tables, the first lines of them loud in a terminal, and what they say in words."""
+    """Print the tables and their sentences. On a terminal the best checkpoint is bold."""
     from lm.display.tables import terminal_table
     from lm.ranking.words import WIDTH, general_notes, heading, notes, summary, table
 
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
-    loud = (
+        sys.stdout.reconfigure(errors="replace")  # for terminals that are not UTF-8
+    bold = (
         sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     )
     for ranking in rankings:
@@ -142,15 +144,15 @@ def show(rankings: Sequence[Ranking]) -> None:
             table(ranking, WIDTH, links=ranking is rankings[0])
         ).splitlines()
         print(
-            heading(ranking), names, f"\x1b[1m{first}\x1b[0m" if loud else first, *others, sep="\n"
+            heading(ranking), names, f"\x1b[1m{first}\x1b[0m" if bold else first, *others, sep="\n"
         )
         print(*summary(ranking), *notes(ranking), "", sep="\n")
     print(*general_notes(rankings), sep="\n", flush=True)
 
 
 def link(winner: Entrant) -> None:
-    """Let ranked-best.ckpt beside the winner mean it, if it is still what was ranked: its run may
-    go on meanwhile. Else that is said.
+    """Link ranked-best.ckpt to the winner. If its run has replaced the winner meanwhile, or the
+    disk refuses, print the reason.
     """
     try:
         if read_manifest(winner.path)["sha256"] != winner.manifest_sha256:
@@ -163,7 +165,7 @@ def link(winner: Entrant) -> None:
 
 
 def say(line: str) -> None:
-    """Progress, and what went wrong on the way."""
+    """Print a line of progress, or a problem, to stderr."""
     print(errors.printable(line), file=sys.stderr)
 
 

@@ -1,5 +1,6 @@
-"""Which checkpoints and files of cases a person means by paths and globs, each once, whatever links
-lead to it. No torch.
+"""The checkpoints and files of cases that paths and globs name. Links and their targets count once.
+
+The module imports no torch.
 """
 
 from __future__ import annotations
@@ -24,20 +25,21 @@ from lm.documents.templates import TEMPLATES, ChatFormat
 from lm.runs.results import RecordedValidation, read_by_checkpoint
 from lm.system.errors import CheckpointError, ConfigError, DataError, printable
 
-# for a checkpoint that was never taught one, if its tokenizer has what that needs
+# for checkpoints without a template of their own, if their tokenizer has its special tokens
 DEFAULT_TEMPLATE = "instruction-output"
 
 
 class Candidate(NamedTuple):
-    """A checkpoint that says what it is; whether its weights can be loaded is not known yet.
+    """A checkpoint with a readable meta.json. Its weights have not been loaded yet.
 
     Attributes:
-        path: of the folder itself, absolute, with no link in it.
-        name: as much of the path as tells it from the others, without its ending; safe to show.
-        links: names beside it that mean it, such as "best".
+        path: the folder, absolute and without links.
+        name: the shortest end of the path that differs from those of the others, without .ckpt and
+            safe to print.
+        links: names in the same folder that link to it, such as "best".
         meta: its meta.json.
-        recorded: what the run's own validation measured; None: nothing.
-        sha256: of its manifest, which stands for all of its files.
+        recorded: the run's own validation of it, or None.
+        sha256: the hash of its manifest, which contains the hashes of all its files.
     """
 
     path: Path
@@ -49,52 +51,50 @@ class Candidate(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A checkpoint that could not be measured, and why, in one line."""
+    """A checkpoint that could not be measured, and the reason in one line."""
 
     name: str
     reason: str
 
 
 def find(patterns: Sequence[str]) -> tuple[list[Candidate], list[Failure]]:
-    """The checkpoints that paths and globs mean, in the order of their paths; of a run's folder,
-    all in it.
+    """Return the checkpoints that paths and globs name, in the order of their paths, and those that
+    are damaged. The path of a run's folder names all checkpoints in it.
 
-    What a glob matches beside checkpoints is passed over: files, and folders that are none and are
-    not called *.ckpt.
+    A glob skips files, and folders that are no checkpoint and are not called *.ckpt.
 
     Raises:
-        CheckpointError: a path or glob means no checkpoint. It says what is there.
+        CheckpointError: a path or glob names no checkpoint. The message says what is there.
     """
-    found: dict[Path, tuple[dict[str, Any], RecordedValidation | None, str]] = {}
-    results = functools.cache(read_by_checkpoint)  # so that what is damaged in one is said once
+    checkpoints: dict[Path, tuple[dict[str, Any], RecordedValidation | None, str]] = {}
+    # The cache keeps the warning about a damaged file of results from being printed again.
+    validations = functools.cache(read_by_checkpoint)
     failures: dict[str, Failure] = {}
     for pattern in map(os.path.expanduser, patterns):
-        for named in _matches(pattern):
-            inside = [] if (named / "meta.json").exists() else step_directories(named)
-            for one in inside or [named]:
+        for match in _matches(pattern):
+            inside = [] if (match / "meta.json").exists() else step_directories(match)
+            for folder in inside or [match]:
                 try:
-                    path = open_checkpoint(one)
-                    if path not in found:
+                    path = open_checkpoint(folder)
+                    if path not in checkpoints:
                         meta, sha256 = read_meta(path), read_manifest(path)["sha256"]
-                        found[path] = (
-                            meta,
-                            results(path.parent).get((meta["step"], sha256)),
-                            sha256,
-                        )
+                        recorded = validations(path.parent).get((meta["step"], sha256))
+                        checkpoints[path] = meta, recorded, sha256
                 except CheckpointError as error:
-                    failures[os.path.realpath(one)] = Failure(printable(str(one)), str(error))
-    paths = sorted(found)
-    names = _told_apart(paths)
+                    failures[os.path.realpath(folder)] = Failure(printable(str(folder)), str(error))
+    paths = sorted(checkpoints)
     candidates = [
-        Candidate(path, name, tuple(links_to(path)), *found[path])
-        for path, name in zip(paths, names, strict=True)
+        Candidate(path, name, tuple(links_to(path)), *checkpoints[path])
+        for path, name in zip(paths, _distinct_names(paths), strict=True)
     ]
     return candidates, list(failures.values())
 
 
 def case_files(named: Sequence[str]) -> list[Path]:
-    """The files that paths mean, each once; of a folder, all *.yaml in it. Raises ConfigError where
-    there is none.
+    """Return the files that paths name, each once. A folder names all *.yaml files in it.
+
+    Raises:
+        ConfigError: a folder has no such file, or two files have the same name.
     """
     files: dict[Path, Path] = {}
     for path in map(Path, named):
@@ -117,23 +117,23 @@ def case_files(named: Sequence[str]) -> list[Path]:
 
 
 def format_of(path: Path, meta: dict[str, Any], template: str | None) -> ChatFormat | None:
-    """How a checkpoint is asked in a chat: as it was fine-tuned, unless another template is named.
-    None: it has none, nor what the default one needs.
+    """Return the format of chats with a checkpoint: the one of its fine-tuning, unless `template`
+    names another. Return None if it has none and its tokenizer cannot encode the default one.
 
     Raises:
-        ConfigError: there is no such template.
-        DataError: the tokenizer lacks its special tokens, which others may have.
-        CheckpointError: meta.json does not hold a configuration, or the tokenizer cannot be read.
+        ConfigError: the template does not exist.
+        DataError: this checkpoint's tokenizer lacks the template's special tokens.
+        CheckpointError: meta.json contains no configuration, or the tokenizer cannot be read.
     """
     from lm.generation.chat import chat_format
 
-    untaught = template is None and read_config(path, meta["config"]).data.chat is None
-    if untaught and not set(TEMPLATES[DEFAULT_TEMPLATE].specials) <= set(
+    use_default = template is None and read_config(path, meta["config"]).data.chat is None
+    if use_default and not set(TEMPLATES[DEFAULT_TEMPLATE].specials) <= set(
         read_tokenizer(path, meta).specials
     ):
         return None
     try:
-        return chat_format(path, DEFAULT_TEMPLATE if untaught else template)
+        return chat_format(path, DEFAULT_TEMPLATE if use_default else template)
     except ConfigError as error:
         if template not in TEMPLATES:
             raise
@@ -141,22 +141,18 @@ def format_of(path: Path, meta: dict[str, Any], template: str | None) -> ChatFor
 
 
 def _matches(pattern: str) -> list[Path]:
-    """What a path or glob means; a name with a bracket in it is first of all a name. Raises
-    CheckpointError where that is nothing.
-    """
+    """Return the paths that a path or glob names. Raises CheckpointError if there are none."""
+    # A name may contain brackets: an existing path is not a glob.
     if os.path.lexists(pattern):
         return [Path(pattern)]
-    matches = [
-        path
-        for path in map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207 (as the shell does it)
-        if _looks_like_one(path)
-    ]
+    paths = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (the shell's rules)
+    matches = [path for path in map(Path, paths) if _is_candidate(path)]
     if not matches:
-        raise _nothing(pattern)
+        raise _no_match(pattern)
     return matches
 
 
-def _looks_like_one(path: Path) -> bool:
+def _is_candidate(path: Path) -> bool:
     return (
         path.suffix == ".ckpt"
         or (path / "meta.json").exists()
@@ -164,9 +160,9 @@ def _looks_like_one(path: Path) -> bool:
     )
 
 
-def _nothing(pattern: str) -> CheckpointError:
-    """The error for a path or glob that means nothing, with what stands in the last folder of it
-    that is no pattern.
+def _no_match(pattern: str) -> CheckpointError:
+    """Return the error for a path or glob without a match. Its message describes the last folder in
+    front of the first wildcard.
     """
     if not glob.has_magic(pattern):
         try:
@@ -175,20 +171,20 @@ def _nothing(pattern: str) -> CheckpointError:
             return error
     parts = list(itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
     folder = Path(*parts)
-    there = [step.name for step in step_directories(folder)]
-    held = (
-        f"holds {', '.join(there[-3:])}"
-        if there
+    steps = [step.name for step in step_directories(folder)]
+    content = (
+        f"holds {', '.join(steps[-3:])}"
+        if steps
         else "holds no checkpoint itself"
         if folder.is_dir()
         else "does not exist"
     )
-    return CheckpointError(f"--checkpoints {pattern}: matches no checkpoint; {folder} {held}")
+    return CheckpointError(f"--checkpoints {pattern}: matches no checkpoint; {folder} {content}")
 
 
-def _told_apart(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that are all different, equally many parts of each; with the
-    folder where there are several.
+def _distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of the paths that are all different. Each has the same number of
+    parts, and includes the folder if there are several folders.
     """
     names: list[str] = []
     for parts in range(

@@ -1,5 +1,7 @@
-"""Files of cases: read, judged by the schema and by what makes a case answerable, and every problem
-said at its own line.
+"""Files of cases: reading and validation, with a message for every problem at its own line.
+
+The schema (lm/config/schema/cases.py) checks keys and types. This module also checks that each case
+can be answered.
 """
 
 from __future__ import annotations
@@ -28,17 +30,17 @@ Problem = tuple[KeyPath, str]
 
 @dataclass(frozen=True)
 class CaseSet:
-    """A file of cases that is right.
+    """A valid file of cases.
 
     Attributes:
-        name: the file's, without folder and ending; results are told apart by it.
-        path: where it was read.
+        name: the file's name without folder and ending, which identifies its results.
+        path: the file.
         about: what the cases measure.
-        chat: prompts are messages of a user, and targets whole answers.
-        max_new_tokens: how much is written after a prompt at most.
-        cases: in the file's order.
-        sha256: of what the file says, comments and layout apart: results of two days compare only
-            where it is the same.
+        chat: whether prompts are messages of a user, and targets complete answers.
+        max_new_tokens: the most tokens to generate after a prompt.
+        cases: the cases in the file's order.
+        sha256: the hash of the file's values, without comments and layout. Results of two days are
+            comparable only if it is the same.
     """
 
     name: str
@@ -54,17 +56,18 @@ def read_cases(path: Path | str) -> CaseSet:
     """Read a file of cases.
 
     Raises:
-        ConfigError: it is not there, or is wrong, with a line for each problem in the file's order.
+        ConfigError: the file is missing or invalid. The message has a line for each problem, in the
+            file's order.
     """
     document = read_file(path)
     problems = [(line, f"{path}:{line}: {message}") for line, message in document.problems]
     lines: dict[KeyPath, int] = {(): 1, **document.lines}
     file = None
     if isinstance(document.value, dict):
-        file, found = _checked(document.value, lines)
-        for key, message in found:
+        file, invalid = _validate(document.value, lines)
+        for key, message in invalid:
             if isinstance(key[-1], int) and key not in lines:
-                key = key[:-1]  # a lone text was read as a list of one
+                key = key[:-1]  # The schema reads a single text as a list of one.
             line = lines[nearest(key, lines)]
             problems.append((line, f"{path}:{line}: {dotted(key)}: {message}"))
     elif document.whole:
@@ -86,64 +89,65 @@ def read_cases(path: Path | str) -> CaseSet:
     )
 
 
-def _checked(
+def _validate(
     tree: dict[str, Any], lines: dict[KeyPath, int]
 ) -> tuple[CaseFile | None, list[Problem]]:
-    """The file as its schema has it, None where that refuses it; and all that is wrong with it."""
+    """Return the parsed file, or None if its schema refuses it, and all problems."""
     file: CaseFile | None = None
     problems: list[Problem] = []
     try:
-        # From JSON, because pydantic's strict mode there still takes no bool or number for text.
+        # From JSON: in its strict mode pydantic still accepts no bool or number as text.
         file = CaseFile.model_validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
-        problems += map(_of_schema, error.errors(include_url=False))
+        problems += map(_schema_problem, error.errors(include_url=False))
     refused = {place for place, _ in problems}
     drafts = (
         tree["cases"] if isinstance(tree.get("cases"), list) and ("cases",) not in refused else []
     )
     first: dict[object, int] = {}
     for index, draft in enumerate(drafts):
-        here = ("cases", index)
-        if here in refused:
+        case_place = ("cases", index)
+        if case_place in refused:
             continue
-        # What the schema refuses of a case is left out, so that the rest of it is judged at once.
-        bad = {place[2] for place in refused if place[:2] == here}
+        # Without the keys that the schema refuses, the rest of the case can be checked too.
+        bad = {place[2] for place in refused if place[:2] == case_place}
         case = Case.model_validate_json(
             json.dumps({key: value for key, value in draft.items() if key not in bad}), strict=True
         )
         problems += [
-            ((*here, *key), message)
-            for key, message in _problems(case, chat=tree.get("chat") is True, whole=not bad)
+            ((*case_place, *key), message)
+            for key, message in _problems(case, chat=tree.get("chat") is True, complete=not bad)
         ]
-        asked = (case.prompt, frozenset(case.targets), frozenset(case.contains or ()), case.regex)
-        if not bad and (other := first.setdefault(asked, index)) != index:
-            problems.append(
-                (
-                    here,
-                    (
-                        f"asks the same as cases[{other}] on line {lines['cases', other]}, remove"
-                        " one of the two"
-                    ),
-                )
+        question = (
+            case.prompt,
+            frozenset(case.targets),
+            frozenset(case.contains or ()),
+            case.regex,
+        )
+        if not bad and (other := first.setdefault(question, index)) != index:
+            message = (
+                f"asks the same as cases[{other}] on line {lines['cases', other]}, remove one of"
+                " the two"
             )
+            problems.append((case_place, message))
     return file, problems
 
 
-def _of_schema(error: ErrorDetails) -> Problem:
+def _schema_problem(error: ErrorDetails) -> Problem:
     place, kind, given = error["loc"], error["type"], error["input"]
     if kind == "extra_forbidden":
         return place, f"unknown key, got {shown(given)}, {advice(place, of=CaseFile)}"
     return in_words(place, kind, given, error["msg"], keys(CaseFile))
 
 
-def _problems(case: Case, chat: bool, whole: bool) -> Iterator[Problem]:
-    """What is wrong with a case whose types are right. One that is not `whole` is not told what it
-    lacks.
+def _problems(case: Case, chat: bool, complete: bool) -> Iterator[Problem]:
+    """Yield the problems of a case with valid types. If the case is not `complete`, because the
+    schema refused some of its keys, missing keys are no problem.
     """
-    if whole and not (case.target or case.contains or case.regex):
+    if complete and not (case.target or case.contains or case.regex):
         yield (), "nothing says what is right, write target, contains or regex"
-    if whole or case.prompt:
-        yield from _of_prompt(case.prompt, chat)
+    if complete or case.prompt:
+        yield from _prompt_problems(case.prompt, chat)
     for key in ("target", "choices", "contains"):
         texts = getattr(case, key) or []
         for index, text in enumerate(texts):
@@ -152,21 +156,21 @@ def _problems(case: Case, chat: bool, whole: bool) -> Iterator[Problem]:
                 yield place, f"{shown(text)} stands there twice, remove one of the two"
             elif key != "contains":
                 yield from (
-                    (place, message) for message in _of_continuation(case.prompt, text, chat)
+                    (place, message) for message in _continuation_problems(case.prompt, text, chat)
                 )
     right = sorted({choice for choice in case.choices if choice in case.targets})
-    if case.choices and not case.targets and whole:
+    if case.choices and not case.targets and complete:
         yield ("choices",), "no target says which is right, write the right one as target too"
     elif case.choices and case.targets and not right:
         wanted = f"write {shown(case.targets[0])} there, with its spaces"
         yield ("choices",), f"the target is not among them, got {shown(case.choices)}, {wanted}"
     elif len(right) > 1:
         yield ("choices",), f"several of them are right, got {shown(right)}, leave one of these"
-    if case.regex is not None and (message := _of_regex(case.regex)):
+    if case.regex is not None and (message := _regex_problem(case.regex)):
         yield ("regex",), message
 
 
-def _of_prompt(prompt: str, chat: bool) -> Iterator[Problem]:
+def _prompt_problems(prompt: str, chat: bool) -> Iterator[Problem]:
     if chat and not prompt.strip():
         yield ("prompt",), "empty, write the user's message"
     elif prompt != prompt.rstrip():
@@ -180,7 +184,7 @@ def _of_prompt(prompt: str, chat: bool) -> Iterator[Problem]:
         )
 
 
-def _of_continuation(prompt: str, text: str, chat: bool) -> Iterator[str]:
+def _continuation_problems(prompt: str, text: str, chat: bool) -> Iterator[str]:
     if not text.strip():
         yield f"only white space, got {shown(text)}, write what should be said"
     elif chat and text != text.strip():
@@ -196,16 +200,16 @@ def _of_continuation(prompt: str, text: str, chat: bool) -> Iterator[str]:
 
 
 def _in_a_word(character: str) -> bool:
-    """A digit, or a letter of a script that has capitals: those put spaces between words, and
-    Chinese or Thai do not.
+    """Return whether a character is a digit, or a letter of a script with capitals. Such scripts
+    put spaces between words; Chinese and Thai do not.
     """
     return unicodedata.category(character) in ("Ll", "Lu", "Nd")
 
 
-def _of_regex(pattern: str) -> str | None:
+def _regex_problem(pattern: str) -> str | None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what later versions of Python may read otherwise
+            warnings.simplefilter("ignore")  # about syntax that may change in later Pythons
             if re.compile(pattern).search("") is None:
                 return None
     except (re.error, OverflowError, RecursionError) as error:

@@ -1,13 +1,11 @@
-"""From checkpoints on disk to what they make of all sets of cases, one after another, so that
-memory holds one model.
-"""
+"""Measurement of checkpoints on sets of cases, one checkpoint at a time: memory holds one model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lm.checkpoints.folder import read_manifest
 from lm.checkpoints.meta import read_config
@@ -17,24 +15,24 @@ from lm.ranking.cases import CaseSet
 from lm.ranking.results import SetResult, look_for_copies, measure
 from lm.runs.results import RecordedValidation
 from lm.system.errors import CheckpointError, ConfigError, DataError, UserError, is_out_of_memory
-from lm.tokenizer.tokenizer import Tokenizer, resolve
+from lm.tokenizer.tokenizer import resolve
 
-Load = Callable[[Any, str], tuple[Any, Tokenizer, dict[str, Any]]]
+if TYPE_CHECKING:
+    from lm.checkpoints.load import Model
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """A checkpoint that takes part.
+    """A measured checkpoint, ready to be ranked.
 
     Attributes:
-        name: as short as it can be told from the others by.
-        links: names that mean it, such as "best".
-        tokenizer: its name; `tokenizer_sha256` is of its definition.
-        recorded: what the run's own validation measured; None: nothing.
-        results: of each set of cases; None: it cannot be asked.
-        not_searched: why the text that it was trained on was not searched for what it writes; None:
-            it was.
-        manifest_sha256: stands for all its files, as they were measured.
+        name: a short name that no other entrant has.
+        links: names that link to it, such as "best".
+        tokenizer: the tokenizer's name; `tokenizer_sha256` is the hash of its definition.
+        recorded: the run's own validation of it, or None.
+        results: the result on each set of cases; None if the checkpoint cannot read the set.
+        not_searched: the reason why its training text was not searched for copies; None if it was.
+        manifest_sha256: the hash of the manifest at the time of the measurement.
     """
 
     name: str
@@ -53,26 +51,26 @@ class Entrant:
 def measure_all(
     candidates: Sequence[Candidate],
     sets: Sequence[CaseSet],
-    load: Load,
+    load: Callable[[Path, str], Model],
     device: str,
     tokenizer: str = "auto",
     template: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[Entrant], list[Failure]]:
-    """Ask each checkpoint all sets.
+    """Measure every checkpoint on all sets.
 
     Args:
         load: `lm.load`.
-        tokenizer: "auto", or one that has to be the same as every checkpoint's own.
-        template: of chats; None: each checkpoint's own.
-        say: is told of each.
+        tokenizer: "auto", or a tokenizer that must equal every checkpoint's own.
+        template: the template of chats; None means each checkpoint's own.
+        say: receives a line of progress for each checkpoint.
 
     Returns:
-        Those that were measured, and those that cannot be loaded, do not fit the memory, or whose
-        numbers are not finite.
+        The measured checkpoints and the failures. A checkpoint fails if it cannot be loaded, does
+        not fit the memory, or has scores that are not finite.
 
     Raises:
-        ConfigError: the tokenizer or template is another, or a case cannot be judged.
+        ConfigError: the tokenizer differs, the template does not exist, or a case cannot be judged.
     """
     entrants: list[Entrant] = []
     failures: list[Failure] = []
@@ -80,7 +78,7 @@ def measure_all(
         say(f"{number} of {len(candidates)}: {candidate.name}")
         try:
             entrants.append(_measure(candidate, sets, load, device, tokenizer, template))
-        except ConfigError:  # what is wrong is not this checkpoint
+        except ConfigError:  # The command line or a case is wrong, not this checkpoint.
             raise
         except UserError as error:
             message = str(error)
@@ -90,7 +88,7 @@ def measure_all(
                     message if str(candidate.path) in message else f"{candidate.path}: {message}",
                 )
             )
-        except OSError as error:  # the tokens of its training text went away while they were read
+        except OSError as error:  # The cache of its training text was removed during the search.
             file = error.filename or "a file"
             failures.append(
                 Failure(
@@ -108,13 +106,13 @@ def measure_all(
 def _measure(
     candidate: Candidate,
     sets: Sequence[CaseSet],
-    load: Load,
+    load: Callable[[Path, str], Model],
     device: str,
     tokenizer_option: str,
     template: str | None,
 ) -> Entrant:
     decoder, stored, meta = load(candidate.path, device)
-    # what is recorded of it is of other weights
+    # The candidate's recorded validation would belong to other weights.
     if read_manifest(candidate.path)["sha256"] != candidate.sha256:
         raise CheckpointError(
             f"{candidate.path} was replaced while others were measured; rank again"
@@ -124,9 +122,8 @@ def _measure(
         text = training_text(
             read_config(candidate.path, meta["config"]), tokenizer, str(meta.get("data_sha256"))
         )
-    except (
-        CheckpointError
-    ) as error:  # of another version's configuration the weights may well be read
+    except CheckpointError as error:
+        # The configuration is of another version. The weights may still be readable.
         text = str(error)
     measured: dict[int, SetResult] = {}
     for i, cases in enumerate(sets):

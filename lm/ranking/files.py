@@ -1,5 +1,6 @@
-"""A ranking as files: Markdown for people, CSV and JSON for programs, a picture. All have the
-numbers that the terminal has.
+"""The files of a ranking: Markdown and a picture for people, CSV and JSON for programs.
+
+All have the numbers of the terminal's table.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from lm.system.disk import replace
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ABREAST = 2  # panels
-TALLEST = 400  # inches of the whole; matplotlib refuses 2^16 pixels, which 437 are
+PANELS_ABREAST = 2
+TALLEST = 400  # inches of the picture; matplotlib refuses 2^16 pixels, or 437 inches
 
 
 def write(folder: Path, rankings: Sequence[Ranking], failed: Sequence[Failure]) -> None:
-    """Write ranking.md, ranking.csv, ranking.png and ranking.json into a folder, each whole or not
-    at all. Raises CheckpointError.
+    """Write ranking.md, ranking.csv, ranking.png and ranking.json into a folder, each atomically.
+    Raises CheckpointError.
     """
     save(picture(rankings), folder / "ranking.png")
     replace(folder / "ranking.md", markdown(rankings, failed))
@@ -40,17 +41,17 @@ def write(folder: Path, rankings: Sequence[Ranking], failed: Sequence[Failure]) 
 
 
 def markdown(rankings: Sequence[Ranking], failed: Sequence[Failure]) -> str:
-    """Everything but the single cases, as a page."""
+    """Return the ranking as a Markdown page, without the single cases."""
     parts = ["# Ranking\n"]
     for ranking in rankings:
         parts += [
             f"## {safe(heading(ranking))}\n",
             *([safe(ranking.cases.about) + "\n"] if ranking.cases else []),
         ]
-        said = [sentence(ranking, pair) for pair in ranking.order.pairs]
+        sentences = [sentence(ranking, pair) for pair in ranking.order.pairs]
         parts += [
             markdown_table(table(ranking)),
-            "".join(f"- {safe(line)}\n" for line in [*said, *notes(ranking)]),
+            "".join(f"- {safe(line)}\n" for line in [*sentences, *notes(ranking)]),
         ]
         if ranking.tags and ranking.cases:
             lines = [
@@ -71,13 +72,13 @@ def markdown(rankings: Sequence[Ranking], failed: Sequence[Failure]) -> str:
             parts.append(markdown_table(lines))
     parts += [
         "".join(f"- {safe(note)}\n" for note in general_notes(rankings)),
-        "".join(f"- not ranked: {safe(f'{each.name}: {each.reason}')}\n" for each in failed),
+        "".join(f"- not ranked: {safe(f'{f.name}: {f.reason}')}\n" for f in failed),
     ]
     return "\n".join(part for part in parts if part)
 
 
 def as_csv(rankings: Sequence[Ranking]) -> str:
-    """A line for each checkpoint and set; shares are of one, not percent."""
+    """Return CSV with a line for each checkpoint and set. Shares are between 0 and 1."""
     rows = [
         {"set": " + ".join(ranking.parts), **row} for ranking in rankings for row in _rows(ranking)
     ]
@@ -91,34 +92,36 @@ def as_csv(rankings: Sequence[Ranking]) -> str:
 
 
 def as_json(rankings: Sequence[Ranking], failed: Sequence[Failure]) -> str:
-    """Everything, each case's results too; shares are of one, what is unknown is null."""
+    """Return JSON with all results, including those on each case. Shares are between 0 and 1, and
+    unknown values are null.
+    """
     facts = {
         "confidence": CONFIDENCE,
         "resamples": RESAMPLES,
         "rankings": [_ranking(ranking) for ranking in rankings],
         "notes": list(general_notes(rankings)),
-        "failed": [each._asdict() for each in failed],
+        "failed": [failure._asdict() for failure in failed],
     }
     return json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def _ranking(ranking: Ranking) -> dict[str, Any]:
     cases, names = ranking.cases, [entrant.name for entrant in ranking.entrants]
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "sets": list(ranking.parts),
         "by": ranking.by.key,
         "chance": ranking.chance,
         "asked": ranking.asked,
     }
     if cases is not None:
-        found |= {
+        facts |= {
             "path": str(cases.path),
             "sha256": cases.sha256,
             "about": cases.about,
             "cases": len(cases.cases),
         }
-    found["checkpoints"] = list(_rows(ranking))
-    found["pairs"] = [
+    facts["checkpoints"] = list(_rows(ranking))
+    facts["pairs"] = [
         {
             "first": names[pair.first],
             "second": names[pair.second],
@@ -130,19 +133,19 @@ def _ranking(ranking: Ranking) -> dict[str, Any]:
         }
         for pair in ranking.order.pairs
     ]
-    found["tags"] = {
+    facts["tags"] = {
         tag: {"cases": count, "values": dict(zip(names, values, strict=True))}
         for tag, (count, values) in ranking.tags.items()
     }
-    found["notes"] = list(notes(ranking))
+    facts["notes"] = list(notes(ranking))
     if cases is not None:
         results = dict(zip(names, ranking.results, strict=True))
-        found["longest_copied_text"] = {
+        facts["longest_copied_text"] = {
             name: result.memorised.longest_text
             for name, result in results.items()
             if result.memorised
         }
-        found["answers"] = [
+        facts["answers"] = [
             {
                 "prompt": case.prompt,
                 "checkpoints": {
@@ -151,11 +154,11 @@ def _ranking(ranking: Ranking) -> dict[str, Any]:
             }
             for i, case in enumerate(cases.cases)
         ]
-    return found
+    return facts
 
 
 def _rows(ranking: Ranking) -> Iterator[dict[str, Any]]:
-    """The entrants as flat objects, the best first."""
+    """Yield a flat object for each entrant, the best first."""
     for place in ranking.order.places:
         entrant, (best, worst) = ranking.entrants[place], ranking.order.ranks[place]
         row: dict[str, Any] = {
@@ -185,8 +188,8 @@ def _rows(ranking: Ranking) -> Iterator[dict[str, Any]]:
 
 
 def _cell(value: Any) -> Any:
-    """Text that a spreadsheet would take for a formula is text behind an apostrophe; numbers may
-    well be negative.
+    """Return the value of a CSV cell. An apostrophe keeps a spreadsheet from reading text as a
+    formula.
     """
     return (
         f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
@@ -202,7 +205,9 @@ def _known(limit: float) -> float | None:
 
 
 def picture(rankings: Sequence[Ranking]) -> Figure:
-    """Draw it; `lm.display.curves.save` writes it down. A checkpoint has one colour in all panels."""
+    """Draw a panel for each ranking, with a dot and an interval for each checkpoint, the best on
+    top. A checkpoint has the same colour in all panels.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -210,7 +215,7 @@ def picture(rankings: Sequence[Ranking]) -> Figure:
         dict.fromkeys(entrant.name for ranking in rankings for entrant in ranking.entrants)
     )
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
-    across = min(ABREAST, len(rankings))
+    across = min(PANELS_ABREAST, len(rankings))
     down = math.ceil(len(rankings) / across)
     height = min(1.1 + 0.32 * max(len(ranking.entrants) for ranking in rankings), TALLEST / down)
     with matplotlib.rc_context(STYLE):
@@ -256,4 +261,4 @@ def _draw(panel: Any, ranking: Ranking, colours: dict[str, str]) -> None:
     better = "" if ranking.by.higher else ", lower is better"
     panel.set_xlabel(f"{ranking.by.key.replace('_', ' ')}{', %' if scale == 100 else ''}{better}")
     for text in (title, *panel.get_yticklabels()):
-        text.set_parse_math(False)  # a dollar sign in a name is a dollar sign
+        text.set_parse_math(False)  # A dollar sign in a name does not begin a formula.

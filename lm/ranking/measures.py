@@ -1,4 +1,4 @@
-"""What is said of a decoder on a set of cases, and which of two values is the better one."""
+"""The measures of a decoder on a set of cases, and which of two values is the better one."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from lm.ranking.cases import CaseSet
 from lm.ranking.results import CaseResult, SetResult
 from lm.system.errors import ConfigError
 
-Kind = Literal["share", "number", "count"]  # shown in percent, with decimals, as a whole number
+Kind = Literal["share", "number", "count"]  # printed in percent, with decimals, as an integer
 Counted = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A quotient of sums over cases, so that its interval can be had by drawing them again.
+    """A quotient of two sums over cases. Resampling the cases gives its interval.
 
     Attributes:
         key: its name in files and in --by.
-        label: its name in tables; `words` says in sentences what a difference is in.
+        label: its name in tables.
+        words: the unit of a difference, for sentences.
         higher: whether the higher value is the better one.
-        asks: whether a case asks for it.
-        count: what a case's result adds above and below the line, None where it could not be
-            measured.
+        asks: return whether a case asks for this measure.
+        count: return what a case adds to the numerator and to the denominator, or None if it could
+            not be measured.
     """
 
     key: str
@@ -40,9 +41,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number about all continuations of a set together, or about the machine; nothing is ranked
-    by it.
-    """
+    """A number about all continuations of a set, or about the machine. No ranking uses it."""
 
     key: str
     label: str
@@ -79,7 +78,7 @@ ACCURACY = Measure(
     lambda case: bool(case.choices),
     lambda result: _yes(result.right),
 )
-# Computed from the accuracy of a set, so no case counts for it.
+# rank_set computes it from the accuracy of a set, so that single cases add nothing.
 CENTRED = Measure(
     "centred_accuracy",
     "centred",
@@ -153,14 +152,15 @@ FIGURES = (
 
 
 def check_by(by: str | None, sets: Sequence[CaseSet], tokenizers: set[str]) -> None:
-    """Refuse, before anything is measured, to rank by what cannot be compared or is not asked.
+    """Check, before anything is measured, that checkpoints can be ranked by a measure.
 
     Args:
-        by: the --by of a command.
-        tokenizers: hashes of the checkpoints' tokenizers.
+        by: the measure's key from --by, or None.
+        tokenizers: the hashes of the checkpoints' tokenizers.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: the measure does not exist, no case asks for it, or its unit differs between
+            the checkpoints.
     """
     if by is None:
         return
@@ -168,7 +168,7 @@ def check_by(by: str | None, sets: Sequence[CaseSet], tokenizers: set[str]) -> N
         raise ConfigError(
             f"--by: there is no measure {by!r} to rank by; write one of {', '.join(RANKED_BY)}"
         )
-    measure = next(each for each in MEASURES if each.key == by)
+    measure = next(measure for measure in MEASURES if measure.key == by)
     if not any(measure.asks(case) for cases in sets for case in cases.cases):
         raise ConfigError(
             f"--by {by}: no case of {', '.join(str(cases.path) for cases in sets)} asks for it;"

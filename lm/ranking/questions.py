@@ -1,8 +1,7 @@
-"""A case as a decoder reads it: the ids of its prompt, and of each continuation whose probability
-is asked for.
+"""Cases as token ids: the prompt, and each continuation whose probability is measured.
 
-They are put together as in training. A text opens with one EOS, and a continuation has the ids that
-it has in the whole text. A message is put into the template, and its answer is tokenised apart,
+The ids are those of training. A text opens with one EOS, and a continuation has the ids that it has
+in the complete text. A message is inserted into the template. Its answer is tokenised separately,
 with the end of the turn.
 """
 
@@ -24,23 +23,23 @@ Ids = tuple[int, ...]
 
 
 class Question(NamedTuple):
-    """How likely a continuation is.
+    """A continuation whose probability is measured.
 
     Attributes:
-        context: what comes before it, without the EOS that opens it.
-        continuation: one token at least.
+        context: the ids before it, without the opening EOS.
+        continuation: its ids, at least one.
     """
 
     context: Ids
     continuation: Ids
 
 
-class Asked(NamedTuple):
+class EncodedCase(NamedTuple):
     """A case in ids.
 
     Attributes:
-        prompt: what is to be continued, EOS first.
-        targets, choices: a question for each.
+        prompt: the ids of the prompt, which begin with EOS.
+        targets, choices: a question for each target and each choice.
     """
 
     prompt: Ids
@@ -48,79 +47,76 @@ class Asked(NamedTuple):
     choices: list[Question]
 
 
-class Asking:
-    """How cases are put to a decoder.
+class CaseEncoder:
+    """Encoder of cases for one decoder, and the rules for cases that exceed its context.
 
-    A text that is longer than the context loses its oldest tokens: where a continuation is scored
-    as few as can be, and where one is written all but the newest half of a context, as
-    `lm.generation.sampling.generate` has it. A message is never cut, for a template without its
-    beginning is none.
+    A text that is longer than the context loses its oldest tokens. Scoring removes as few as
+    possible. Generation keeps the newest half of a context, as `lm.generation.sampling.generate`
+    does. A message is never cut, because a template needs its beginning.
 
     Args:
-        chat: the template, of messages; None for text.
-        context: tokens that the decoder reads at once.
+        chat: the template of messages; None for text.
+        context: the number of tokens that the decoder reads at once.
 
     Attributes:
-        stop_ids: what ends a continuation.
+        stop_ids: the ids that end a continuation.
     """
 
     def __init__(self, tokenizer: Tokenizer, chat: ChatFormat | None, context: int):
         self.tokenizer, self.chat, self.context = tokenizer, chat, context
         self.stop_ids = chat.stop_ids if chat is not None else frozenset({tokenizer.eos_id})
 
-    def of(self, case: Case) -> Asked:
-        """A case's ids.
+    def encode(self, case: Case) -> EncodedCase:
+        """Return a case's ids.
 
-        The choices continue one and the same context, or their probabilities could not be compared.
-        Where a token of one of them reaches back into the prompt, that context is shorter than the
-        prompt, for all.
+        All choices continue the same context, so that their probabilities are comparable. If the
+        first token of one choice reaches back into the prompt, the context of all is shorter than
+        the prompt.
         """
         if self.chat is not None:
             prompt = self.chat.prompt([Turn("user", case.prompt)])
-            of_targets, of_choices = (
+            targets, choices = (
                 [Question(tuple(prompt[1:]), tuple(self.chat.answer(text))) for text in texts]
                 for texts in (case.targets, case.choices)
             )
-            return Asked(tuple(prompt), of_targets, of_choices)
-        targets, choices = (
+            return EncodedCase(tuple(prompt), targets, choices)
+        target_splits, choice_splits = (
             [split(self.tokenizer, case.prompt, text) for text in texts]
             for texts in (case.targets, case.choices)
         )
-        border = min((len(context) for context, _ in choices), default=0)
-        return Asked(
+        border = min((len(context) for context, _ in choice_splits), default=0)
+        return EncodedCase(
             tuple(open_prompt(self.tokenizer, case.prompt)),
-            [Question(tuple(context), tuple(continuation)) for context, continuation in targets],
+            [Question(tuple(context), tuple(target)) for context, target in target_splits],
             [
                 Question(tuple(context[:border]), (*context[border:], *continuation))
-                for context, continuation in choices
+                for context, continuation in choice_splits
             ],
         )
 
     def can_score(self, question: Question) -> bool:
-        """Whether all labels fit the context, and behind a message the message too."""
+        """Return whether a continuation, with the message before it, fits the context."""
         return (
             len(question.continuation) + (len(question.context) if self.chat is not None else 0)
             <= self.context
         )
 
     def can_continue(self, prompt: Ids) -> bool:
-        """Whether there is room for a token behind a prompt."""
+        """Return whether the context has room for a token after a prompt."""
         return self.chat is None or len(prompt) < self.context
 
-    def cuts(self, asked: Asked) -> bool:
-        """Whether a prompt loses tokens where it is continued or scored."""
+    def cuts(self, case: EncodedCase) -> bool:
+        """Return whether a prompt loses tokens when it is continued or scored."""
         rows = [
-            asked.prompt,
+            case.prompt,
             *(
                 (0, *context, *continuation[:-1])
-                for context, continuation in (*asked.targets, *asked.choices)
+                for context, continuation in (*case.targets, *case.choices)
             ),
         ]
         return self.chat is None and max(map(len, rows)) > self.context
 
     def text(self, prompt: Ids, ids: Ids) -> str:
-        """What was written behind a prompt; of an answer what is said, without white space around
-        it.
-        """
+        """Return the text of a continuation's ids. An answer has no white space around it."""
         text = text_behind(self.tokenizer, prompt, ids)
         return text if self.chat is None else self.chat.said(text).strip()

@@ -1,12 +1,14 @@
-"""Which of several checkpoints is better on the same cases, by how much, and how certain that is.
+"""The order of checkpoints on the same cases, with intervals of their differences and ranks.
 
-A claim that one is better is made where the interval of their difference, over cases drawn again,
-leaves out 0. All claims of one ranking hold together with 95 % confidence: of m checkpoints there
-are m (m - 1) / 2 pairs, and if each had 5 % to err, of ten equally good checkpoints two or three
-pairs would seem to differ (Bonferroni's correction). Ranks are counted from these claims, as in
-Mogstad, Romano, Shaikh and Wilhelm (2024, "Inference for Ranks with Applications to Mobility across
-Neighbourhoods and Academic Achievement across Countries"): at best one more than there are better
-checkpoints, at worst one less for each that is worse.
+One checkpoint is better than another if the interval of their difference, over resampled cases,
+excludes 0. All such claims of one ranking hold together with 95 % confidence (Bonferroni's
+correction). m checkpoints have m (m - 1) / 2 pairs: with a 5 % error for each pair, two or three
+pairs of ten equally good checkpoints would seem to differ.
+
+The claims also bound the ranks, as in Mogstad, Romano, Shaikh and Wilhelm (2024, "Inference for
+Ranks with Applications to Mobility across Neighbourhoods and Academic Achievement across
+Countries"). The best possible rank is one more than the number of better checkpoints. The worst is
+the number of checkpoints minus the number of worse ones.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ CONFIDENCE = 0.95
 
 
 class Pair(NamedTuple):
-    """The numbers of two entrants, the one with the better value first, and by how much it is
-    better.
+    """The difference between two entrants, given by their numbers. The first has the better value,
+    and the difference is positive.
     """
 
     first: int
@@ -46,17 +48,17 @@ class Pair(NamedTuple):
 
     @property
     def told_apart(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Return whether the interval excludes 0."""
         return self.difference.low > 0
 
 
 class Order(NamedTuple):
-    """Entrants, by their numbers, in the order of one measure.
+    """The order of entrants, given by their numbers, by one measure.
 
     Attributes:
-        places: the best value first.
-        ranks: (best, worst) of each.
-        pairs: all of them, those of the first place first.
+        places: the entrants, the best value first.
+        ranks: the best and the worst possible rank of each entrant.
+        pairs: all pairs, those of the first place first.
     """
 
     places: tuple[int, ...]
@@ -66,20 +68,20 @@ class Order(NamedTuple):
 
 @dataclass(frozen=True)
 class Ranking:
-    """Entrants on one set of cases, or on several together.
+    """A ranking of entrants on one set of cases, or on several sets together.
 
     Attributes:
-        cases: the set; None: several sets.
-        parts: the names of the set or sets.
-        by: what it is ordered by.
-        results: of each entrant on the set; of several sets, none.
-        asked: by a measure's key, how many cases it is made of: those in which it could be measured
-            for all entrants.
-        chance: what guessing makes of the accuracy; None: there are no choices.
-        scores: by a measure's key, one of each entrant.
-        drawn: by a measure's key, what the scores' limits are made of.
-        tags: by tag, how many cases have it, and the value of `by` of each entrant on those; of
-            several sets, by their names.
+        cases: the set, or None for several sets.
+        parts: the names of the sets.
+        by: the measure that orders the entrants.
+        results: each entrant's result on the set; empty for several sets.
+        asked: for each measure's key the number of cases behind it. A case counts if the measure
+            exists for all entrants.
+        chance: the accuracy of guessing, or None without choices.
+        scores: for each measure's key the interval of each entrant.
+        drawn: for each measure's key the resampled values behind the intervals.
+        tags: for each tag the number of its cases, and the value of `by` of each entrant on them.
+            For several sets the keys are their names.
     """
 
     cases: CaseSet | None
@@ -98,16 +100,18 @@ class Ranking:
 def rank_set(
     cases: CaseSet, number: int, entrants: Sequence[Entrant], by: str | None = None
 ) -> Ranking | None:
-    """Rank the entrants that could be asked a set of cases; None where that is nobody, or nothing
-    could be measured for all of them.
+    """Rank the entrants that have a result on a set of cases. Return None if there is none, or if
+    no measure exists for all of them.
 
     Args:
-        number: of the set, among each entrant's results.
-        by: a measure's key. Where the set does not ask for it, or for None, it is the accuracy if
-            every case has choices, else bits per byte.
+        number: the index of the set in each entrant's results.
+        by: a measure's key. If it is None, or the set does not ask for the measure, the set is
+            ranked by accuracy if every case has choices, else by bits per byte.
     """
-    asked = tuple(entrant for entrant in entrants if entrant.results[number] is not None)
-    results = tuple(result for entrant in asked if (result := entrant.results[number]) is not None)
+    measured = tuple(entrant for entrant in entrants if entrant.results[number] is not None)
+    results = tuple(
+        result for entrant in measured if (result := entrant.results[number]) is not None
+    )
     counted = {measure.key: _counted(measure, results) for measure in MEASURES if results}
     weights = np.array([case.weight for case in cases.cases])
     rows = {key: ~np.isnan(table).any(axis=(1, 2)) for key, table in counted.items()}
@@ -119,16 +123,16 @@ def rank_set(
     measure = _ordered_by(cases, drawn, by)
     if measure is None:
         return None
-    scores = {each.key: _scores(each, drawn[each.key]) for each in MEASURES if each.key in drawn}
+    scores = {m.key: _scores(m, drawn[m.key]) for m in MEASURES if m.key in drawn}
     chance = None
     if ACCURACY.key in drawn:
         guessed = np.array([1 / max(1, len(case.choices)) for case in cases.cases])
         chance = float(np.average(guessed[rows[ACCURACY.key]], weights=weights[rows[ACCURACY.key]]))
-        whole = drawn[ACCURACY.key]
+        accuracy = drawn[ACCURACY.key]
         drawn[CENTRED.key] = Resampled(
-            (whole.values - chance) / (1 - chance),
-            (whole.drawn - chance) / (1 - chance),
-            whole.cases,
+            (accuracy.values - chance) / (1 - chance),
+            (accuracy.drawn - chance) / (1 - chance),
+            accuracy.cases,
         )
         scores[CENTRED.key] = [
             Interval(*((limit - chance) / (1 - chance) for limit in score))
@@ -143,21 +147,33 @@ def rank_set(
     numbers = {key: int(rows[key].sum()) for key in counted if key in drawn}
     order = order_of(measure, drawn[measure.key])
     return Ranking(
-        cases, (cases.name,), measure, asked, results, numbers, chance, scores, drawn, order, tags
+        cases=cases,
+        parts=(cases.name,),
+        by=measure,
+        entrants=measured,
+        results=results,
+        asked=numbers,
+        chance=chance,
+        scores=scores,
+        drawn=drawn,
+        order=order,
+        tags=tags,
     )
 
 
 def rank_together(rankings: Sequence[Ranking], by: str | None = None) -> Ranking | None:
-    """The mean over sets, each counting alike: of the centred accuracies of those in which every
-    case has choices; if there is none, of the bits per byte.
+    """Rank entrants by the mean over sets, with equal weights.
+
+    The mean is of the centred accuracies of the sets in which every case has choices. If there is
+    no such set, it is of the bits per byte.
 
     Args:
-        by: the mean is of this measure, and over the sets that ask for it; the accuracy is centred,
-            since sets differ in what guessing makes.
+        by: the measure to use instead, over the sets that ask for it. The accuracy is centred,
+            because the accuracy of guessing differs between sets.
 
     Returns:
-        Those entrants who were asked all of these sets; None where there is nobody, or a single set
-        of cases.
+        The ranking of the entrants that have results on all of these sets. None if there is no such
+        entrant, or only one set of cases.
     """
     ordered_by = {ranking.by.key for ranking in rankings}
     key = by or (ACCURACY.key if ACCURACY.key in ordered_by else BITS_PER_BYTE.key)
@@ -165,44 +181,38 @@ def rank_together(rankings: Sequence[Ranking], by: str | None = None) -> Ranking
     if not parts or len(rankings) < 2:
         return None
     measure = CENTRED if key == ACCURACY.key else parts[0].by
-    asked = tuple(
+    entrants = tuple(
         entrant for entrant in parts[0].entrants if all(entrant in part.entrants for part in parts)
     )
-    if not asked:
+    if not entrants:
         return None
     shares, tags = [], {}
     for part in parts:
-        columns = [part.entrants.index(entrant) for entrant in asked]
-        whole = part.drawn[measure.key]
-        shares.append(Resampled(whole.values[columns], whole.drawn[:, columns], whole.cases))
+        columns = [part.entrants.index(entrant) for entrant in entrants]
+        drawn = part.drawn[measure.key]
+        shares.append(Resampled(drawn.values[columns], drawn.drawn[:, columns], drawn.cases))
         tags[part.parts[0]] = (
             part.asked[ACCURACY.key if measure is CENTRED else measure.key],
             shares[-1].values.tolist(),
         )
-    drawn = mean_of(shares)
-    counts = sum(count for count, _ in tags.values())
-    chance = 0.0 if measure is CENTRED else None
-    scores = {measure.key: _scores(measure, drawn)}
-    asked_of = {measure.key: counts}
+    mean = mean_of(shares)
     return Ranking(
-        None,
-        tuple(tags),
-        measure,
-        asked,
-        (),
-        asked_of,
-        chance,
-        scores,
-        {measure.key: drawn},
-        order_of(measure, drawn),
-        tags,
+        cases=None,
+        parts=tuple(tags),
+        by=measure,
+        entrants=entrants,
+        results=(),
+        asked={measure.key: sum(count for count, _ in tags.values())},
+        chance=0.0 if measure is CENTRED else None,
+        scores={measure.key: _scores(measure, mean)},
+        drawn={measure.key: mean},
+        order=order_of(measure, mean),
+        tags=tags,
     )
 
 
 def order_of(measure: Measure, drawn: Resampled) -> Order:
-    """Order m entrants, and say of each pair whether it can be told apart, so that all that is said
-    holds with CONFIDENCE.
-    """
+    """Order the entrants by a measure. The intervals of all pairs hold together with CONFIDENCE."""
     sign = 1 if measure.higher else -1
     places = sorted(range(len(drawn.values)), key=lambda i: -sign * drawn.values[i])
     numbers = list(itertools.combinations(places, 2))
@@ -210,13 +220,12 @@ def order_of(measure: Measure, drawn: Resampled) -> Order:
     for first, second in numbers:
         value = sign * float(drawn.values[first] - drawn.values[second])
         differences = sign * (drawn.drawn[:, first] - drawn.drawn[:, second])
-        known = value, differences, drawn.cases, 1 - (1 - CONFIDENCE) / len(numbers)
-        # Of two choices or more guessing is right in half of the cases at most, so centred a share
-        # counts twice at most.
+        arguments = value, differences, drawn.cases, 1 - (1 - CONFIDENCE) / len(numbers)
+        # With two or more choices chance is at most 1/2, so that centring at most doubles a share.
         limits = (
-            difference_interval(*known, 2 if measure is CENTRED else 1)
+            difference_interval(*arguments, 2 if measure is CENTRED else 1)
             if measure.kind == "share"
-            else interval(*known)
+            else interval(*arguments)
         )
         pairs.append(Pair(first, second, limits))
     apart = [pair for pair in pairs if pair.told_apart]
@@ -231,28 +240,23 @@ def order_of(measure: Measure, drawn: Resampled) -> Order:
 
 
 def _counted(measure: Measure, results: Sequence[SetResult]) -> np.ndarray:
-    """(cases, entrants, 2): what each case adds above and below the line; NaN where it could not be
-    measured.
+    """Return what each case adds to the numerator and the denominator of a measure, in the shape
+    (cases, entrants, 2). Cases that could not be measured are NaN.
     """
     return np.array(
         [
-            [measure.count(each) or (np.nan, np.nan) for each in case]
-            for case in zip(*(r.results for r in results), strict=True)
+            [measure.count(result) or (np.nan, np.nan) for result in case]
+            for case in zip(*(entrant.results for entrant in results), strict=True)
         ]
     )
 
 
 def _ordered_by(cases: CaseSet, drawn: dict[str, Resampled], by: str | None) -> Measure | None:
+    """Return the measure to order a set by: `by`, else the default, else any that was measured."""
     default = ACCURACY if all(case.choices for case in cases.cases) else BITS_PER_BYTE
-    return next(
-        (
-            each
-            for key in (by, default.key)
-            for each in MEASURES
-            if each.key == key and key in drawn
-        ),
-        None,
-    ) or next((each for each in MEASURES if each.key in drawn), None)
+    measured = {measure.key: measure for measure in MEASURES if measure.key in drawn}
+    keys = (by, default.key, *measured)
+    return next((measured[key] for key in keys if key in measured), None)
 
 
 def _scores(measure: Measure, drawn: Resampled) -> list[Interval]:

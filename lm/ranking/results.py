@@ -1,8 +1,8 @@
-"""What one decoder makes of one set of cases: how likely it finds the targets, what it chooses, and
-what it writes.
+"""The results of one decoder on one set of cases: the likelihood of the targets, the choices, and
+the continuations.
 
-Each different question is asked once, and those of like lengths together, which changes the time
-and none of the numbers.
+Each distinct question is scored once, in a batch with others of similar length. This changes the
+time and none of the numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lm.config.schema.cases import Case
 from lm.evaluation.answers import Written, write_greedily
@@ -23,43 +23,44 @@ from lm.evaluation.memorisation import Memorised, memorised
 from lm.evaluation.scoring import ROWS, continued, score
 from lm.evaluation.training_text import TrainingText
 from lm.ranking.cases import CaseSet
-from lm.ranking.questions import Asked, Asking, Question
+from lm.ranking.questions import CaseEncoder, EncodedCase, Question
 from lm.system.errors import ConfigError, NonFiniteError
 
 if TYPE_CHECKING:
     from lm.documents.templates import ChatFormat
     from lm.tokenizer.tokenizer import Tokenizer
+    from model import Decoder
 
-REGEX_SECONDS = 5.0  # a pattern with repeats inside of repeats may take years
+REGEX_SECONDS = 5.0  # A pattern with nested repeats may take years.
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """Of one case.
+    """The results on one case.
 
     Attributes:
-        nats: the negative log-probability of the likeliest accepted target. None: there is none, or
-            one does not fit the context.
-        target_tokens: of that target, as they are scored: in a chat with what the template puts
-            around an answer, its end included.
-        target_bytes: of the target's own text in UTF-8. Both are 0 where `nats` is None.
-        chosen: the choice with the highest total log-probability. None: there are none, or one of
-            them does not fit the context.
-        right: whether that is an accepted target.
-        continuation: what is written greedily, without its end; in a chat the answer, without white
+        nats: the negative log-probability of the likeliest accepted target. None if there is no
+            target, or one does not fit the context.
+        target_tokens: the scored tokens of that target. In a chat they include what the template
+            puts around an answer, and the end of the turn.
+        target_bytes: the UTF-8 bytes of the target's own text. Both are 0 if `nats` is None.
+        chosen: the choice with the highest total log-probability. None if there are no choices, or
+            one of them does not fit the context.
+        right: whether the chosen one is an accepted target.
+        continuation: the greedy continuation without its end; in a chat the answer without white
             space around it.
-        ids: its tokens, without its end.
-        ended: it ended by itself. None: there was no room to write anything, and what is said of
-            the continuation is nothing.
-        repetition: the share of its 4-grams of tokens that occurred earlier in it. None: it has
-            less than 5 tokens.
-        exact: in a text, whether the continuation begins with an accepted target and no letter or
-            digit follows; in a chat, whether the answer is one. None: there is no target.
-        contains, regex: whether the continuation has what the case looks for. None: it looks for
+        ids: the tokens of the continuation, without its end.
+        ended: whether the continuation ended by itself. None if the context had no room for it.
+        repetition: the share of the continuation's 4-grams that occurred earlier in it. None if it
+            has less than 5 tokens.
+        exact: whether the continuation of a text begins with an accepted target, and no letter or
+            digit follows; or whether an answer equals an accepted target. None without targets.
+        contains, regex: whether the continuation has what the case looks for. None if it looks for
             nothing.
-        cut: the prompt is longer than the context and lost its oldest tokens; never in a chat.
-        fits: False where the context has no room for the prompt, a target or a choice, and
-            something is None because of that.
+        cut: whether the prompt is longer than the context and lost its oldest tokens. Never in a
+            chat.
+        fits: False if the context has no room for the prompt, a target or a choice, and some result
+            is therefore None.
     """
 
     nats: float | None
@@ -79,24 +80,25 @@ class CaseResult:
 
     @property
     def tokens(self) -> int:
-        """How many were written."""
+        """Return the number of generated tokens."""
         return len(self.ids)
 
 
 @dataclass(frozen=True)
 class SetResult:
-    """Of all cases, in their order.
+    """The results on a set of cases.
 
     Attributes:
-        distinct_1, distinct_2: the different tokens (pairs of tokens) of all continuations, by all
-            of them. None: there are none.
-        repetition: the mean of the continuations that have one.
-        ended_share: the share of what was continued that ended by itself.
-        scored_per_second: tokens a second that were read to score targets and choices, prompts
-            included. None: nothing was asked.
-        generated_per_second: tokens a second that were written.
-        memorised: what of the continuations stands in the training text, where that was looked for
-            (`look_for_copies`).
+        results: the result on each case, in the file's order.
+        distinct_1, distinct_2: the number of distinct tokens (pairs of tokens) in all continuations
+            divided by the number of all. None without tokens.
+        repetition: the mean repetition of the continuations that have one.
+        ended_share: the share of the continuations that ended by themselves.
+        scored_per_second: the tokens read per second to score targets and choices, including
+            prompts. None if nothing was scored.
+        generated_per_second: the tokens generated per second.
+        memorised: the copies of the training text in the continuations. None before
+            `look_for_copies`.
     """
 
     results: tuple[CaseResult, ...]
@@ -110,47 +112,46 @@ class SetResult:
 
     @property
     def cut(self) -> int:
-        """Cases whose prompt was cut."""
+        """Return the number of cases whose prompt was cut."""
         return sum(result.cut for result in self.results)
 
 
 def measure(
-    decoder: Any, tokenizer: Tokenizer, chat: ChatFormat | None, cases: CaseSet, rows: int = ROWS
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    chat: ChatFormat | None,
+    cases: CaseSet,
+    rows: int = ROWS,
 ) -> SetResult:
-    """Ask a decoder all cases of a set; it is left in the mode it came in.
+    """Measure a decoder on all cases of a set. The decoder's mode (train or eval) is restored.
 
     Args:
-        decoder: a `model.Decoder`.
-        tokenizer: its own.
-        chat: how it is spoken with, where the cases are messages; else None.
-        cases: what is asked.
-        rows: how many are read together.
+        tokenizer: the decoder's own tokenizer.
+        chat: the format of the chat if the cases are messages, else None.
+        rows: how many sequences are read together.
 
     Raises:
-        NonFiniteError: its scores are NaN or infinite.
+        NonFiniteError: a score is NaN or infinite.
         ConfigError: a case's regular expression takes too long.
     """
     assert (chat is not None) == cases.chat
-    asking = Asking(tokenizer, chat, decoder.config.context_length)
-    asked = [asking.of(case) for case in cases.cases]
-    # a device's first pass takes seconds
-    score(decoder, [continued(tokenizer.eos_id, (), (tokenizer.eos_id,), asking.context)])
-    # Each different one once, in an order of their own: so that of the cases cannot matter, to the
-    # last bit.
-    prompts = sorted({each.prompt for each in asked if asking.can_continue(each.prompt)})
+    encoder = CaseEncoder(tokenizer, chat, decoder.config.context_length)
+    encoded = [encoder.encode(case) for case in cases.cases]
+    # Warm up: a device's first pass takes seconds.
+    score(decoder, [continued(tokenizer.eos_id, (), (tokenizer.eos_id,), encoder.context)])
+    # Each distinct prompt once, sorted: the order of the cases must not change a single bit.
+    prompts = sorted({case.prompt for case in encoded if encoder.can_continue(case.prompt)})
     started = time.perf_counter()
     written = write_greedily(
-        decoder, tokenizer, prompts, cases.max_new_tokens, asking.stop_ids, rows
+        decoder, tokenizer, prompts, cases.max_new_tokens, encoder.stop_ids, rows
     )
     seconds = time.perf_counter() - started
-    drawn = sum(len(each.ids) + each.ended for each in written)
-    nats, scored_per_second = _score(decoder, asking, asked, rows)
-    of_prompt = dict(zip(prompts, written, strict=True))
+    n_generated = sum(len(continuation.ids) + continuation.ended for continuation in written)
+    nats, scored_per_second = _score(decoder, encoder, encoded, rows)
+    by_prompt = dict(zip(prompts, written, strict=True))
     results = tuple(
-        _result(
-            asking, case, each, of_prompt.get(each.prompt), nats, f"{cases.path}: cases[{i}].regex"
-        )
-        for i, (case, each) in enumerate(zip(cases.cases, asked, strict=True))
+        _result(encoder, case, ids, by_prompt.get(ids.prompt), nats, f"{cases.path}: cases[{i}]")
+        for i, (case, ids) in enumerate(zip(cases.cases, encoded, strict=True))
     )
     continuations = _continuations(results)
     return SetResult(
@@ -162,50 +163,53 @@ def measure(
         ),
         ended_share=_mean([result.ended for result in results if result.ended is not None]),
         scored_per_second=scored_per_second,
-        generated_per_second=drawn / seconds if drawn else None,
+        generated_per_second=n_generated / seconds if n_generated else None,
     )
 
 
 def look_for_copies(text: TrainingText, results: Sequence[SetResult]) -> list[SetResult]:
-    """The results with `memorised`, of what one decoder has written. Raises OSError where the
-    tokens were removed.
+    """Search the training text for copies in the continuations of one decoder, and return the
+    results with `memorised`. Raises OSError if the tokens of the text were removed.
     """
-    found = memorised(text, [_continuations(each.results) for each in results])
+    copies = memorised(text, [_continuations(result.results) for result in results])
     return [
-        dataclasses.replace(each, memorised=copies)
-        for each, copies in zip(results, found, strict=True)
+        dataclasses.replace(result, memorised=copied)
+        for result, copied in zip(results, copies, strict=True)
     ]
 
 
 def repetition(ids: Sequence[int], n: int = 4) -> float | None:
-    """The share of n-grams that occurred earlier among the ids; None where there are less than two
-    of them, which could not repeat.
+    """Return the share of n-grams that occurred earlier among the ids, or None with less than two
+    n-grams.
     """
     ngrams = list(zip(*(ids[i:] for i in range(n)), strict=False))
     return (len(ngrams) - len(set(ngrams))) / len(ngrams) if len(ngrams) > 1 else None
 
 
 def begins_with(text: str, target: str) -> bool:
-    """Whether a text begins so, and no letter or digit follows: " Paris" begins " Paris.", and not
-    " Parisians".
+    """Return whether a text begins with a target, and no letter or digit follows: " Paris." begins
+    with " Paris", and " Parisians" does not.
     """
     return text.startswith(target) and not text[len(target) : len(target) + 1].isalnum()
 
 
 def search(pattern: str, text: str, place: str) -> bool:
-    """Whether a regular expression is found in a text.
+    """Return whether a regular expression matches anywhere in a text.
+
+    Args:
+        place: the place of the pattern, for messages.
 
     Raises:
-        ConfigError: that takes longer than REGEX_SECONDS; names the place. Outside the main thread
-            there is no such limit.
+        ConfigError: the search takes longer than REGEX_SECONDS. Outside the main thread there is no
+            such limit.
     """
 
-    def ring(*_: object) -> None:
+    def on_alarm(*_: object) -> None:
         raise TimeoutError
 
     if threading.current_thread() is not threading.main_thread():
         return re.search(pattern, text) is not None
-    before = signal.signal(signal.SIGALRM, ring)
+    before = signal.signal(signal.SIGALRM, on_alarm)
     try:
         signal.setitimer(signal.ITIMER_REAL, REGEX_SECONDS)
         return re.search(pattern, text) is not None
@@ -221,21 +225,21 @@ def search(pattern: str, text: str, place: str) -> bool:
 
 
 def _score(
-    decoder: Any, asking: Asking, asked: Sequence[Asked], rows: int
+    decoder: Decoder, encoder: CaseEncoder, cases: Sequence[EncodedCase], rows: int
 ) -> tuple[dict[Question, float], float | None]:
-    """The negative log-probability of each question that there is room for, and how many tokens a
-    second were read for that.
+    """Return the negative log-probability of each question that fits the context, and the number of
+    tokens read per second.
     """
     questions = sorted(
         {
             question
-            for each in asked
-            for question in (*each.targets, *each.choices)
-            if asking.can_score(question)
+            for case in cases
+            for question in (*case.targets, *case.choices)
+            if encoder.can_score(question)
         }
     )
     sequences = [
-        continued(asking.tokenizer.eos_id, *question, asking.context) for question in questions
+        continued(encoder.tokenizer.eos_id, *question, encoder.context) for question in questions
     ]
     started = time.perf_counter()
     nats = [float(scores.nats.sum()) for scores in score(decoder, sequences, rows)]
@@ -251,49 +255,54 @@ def _score(
 
 
 def _result(
-    asking: Asking,
+    encoder: CaseEncoder,
     case: Case,
-    asked: Asked,
+    encoded: EncodedCase,
     written: Written | None,
     nats: dict[Question, float],
-    regex: str,
+    place: str,
 ) -> CaseResult:
-    """`regex` is what messages call the case's."""
+    """Return the results on one case. `place` names the case in messages."""
     cost, target = min(
-        ((nats[each], i) for i, each in enumerate(asked.targets) if each in nats),
+        ((nats[question], i) for i, question in enumerate(encoded.targets) if question in nats),
         default=(None, None),
     )
-    if not all(each in nats for each in asked.targets):
+    if not all(question in nats for question in encoded.targets):
         cost = target = None
-    costs = [nats[each] for each in asked.choices if each in nats]
+    costs = [nats[question] for question in encoded.choices if question in nats]
     chosen = (
         case.choices[costs.index(min(costs))] if costs and len(costs) == len(case.choices) else None
     )
     ids = written.ids if written is not None else ()
-    said = asking.text(asked.prompt, ids)
-    looked_at = written is not None
-    matches = str.__eq__ if asking.chat is not None else begins_with
+    text = encoder.text(encoded.prompt, ids)
+    generated = written is not None
+    matches = str.__eq__ if encoder.chat is not None else begins_with
     return CaseResult(
         nats=cost,
-        target_tokens=len(asked.targets[target].continuation) if target is not None else 0,
+        target_tokens=len(encoded.targets[target].continuation) if target is not None else 0,
         target_bytes=len(case.targets[target].encode()) if target is not None else 0,
         chosen=chosen,
         right=chosen in case.targets if chosen is not None else None,
-        continuation=said,
+        continuation=text,
         ids=ids,
         ended=written.ended if written is not None else None,
         repetition=repetition(ids),
         exact=(
-            any(matches(said, each) for each in case.targets)
-            if looked_at and case.targets
+            any(matches(text, target) for target in case.targets)
+            if generated and case.targets
             else None
         ),
         contains=(
-            any(each in said for each in case.contains) if looked_at and case.contains else None
+            any(wanted in text for wanted in case.contains) if generated and case.contains else None
         ),
-        regex=search(case.regex, said, regex) if looked_at and case.regex is not None else None,
-        cut=asking.cuts(asked),
-        fits=looked_at and all(each in nats for each in (*asked.targets, *asked.choices)),
+        regex=(
+            search(case.regex, text, f"{place}.regex")
+            if generated and case.regex is not None
+            else None
+        ),
+        cut=encoder.cuts(encoded),
+        fits=generated
+        and all(question in nats for question in (*encoded.targets, *encoded.choices)),
     )
 
 

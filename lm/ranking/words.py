@@ -1,5 +1,5 @@
-"""A ranking in the terminal: a table, and what it says in words. lm/ranking/files.py writes the
-same into files.
+"""The table, sentences and notes of a ranking. The terminal prints them, and lm/ranking/files.py
+writes them into files.
 """
 
 from __future__ import annotations
@@ -17,43 +17,38 @@ from lm.ranking.ranking import CONFIDENCE, Pair, Ranking
 from lm.runs.results import finite
 from lm.system.errors import printable
 
-WIDTH = 100  # cells of the terminal's table
-LONGEST_NAME = 40
-MOST_PAIRS = 6  # sentences that the terminal has
-HOW_SURE = (
+WIDTH = 100  # columns of the terminal's table
+LONGEST_NAME = 40  # characters of a checkpoint's name in the terminal
+MOST_PAIRS = 6  # sentences about pairs in the terminal
+INTERVALS = (
     f"[low, high]: {100 * CONFIDENCE:.0f} % intervals, from {RESAMPLES:,} draws of the cases; all"
-    f" that is said of the differences in one table holds together with {100 * CONFIDENCE:.0f} %"
-    " confidence"
+    f" differences claimed under one table hold together with {100 * CONFIDENCE:.0f} % confidence"
 )
-SHOWN = {"share": "{:z.1f}", "number": "{:z.3f}", "count": "{:,.0f}"}  # z: no minus before a zero
-# What comes first is what tells most; the terminal has as many as fit.
-FIRST = [
-    *(
-        "accuracy",
-        "bits_per_byte",
-        "val_loss",
-        "exact",
-        "contains",
-        "regex",
-        "ended_share",
-        "repetition",
-        "novel_share",
-        "longest_copied",
-    ),
-    *(
-        "centred_accuracy",
-        "val_bits_per_byte",
-        "distinct_2",
-        "distinct_1",
-        "generated_per_second",
-        "scored_per_second",
-        "nats_per_token",
-    ),
+FORMATS = {"share": "{:z.1f}", "number": "{:z.3f}", "count": "{:,.0f}"}  # z: no minus before a zero
+# The columns of a table, the most informative first. The terminal has as many as fit.
+COLUMN_ORDER = [
+    "accuracy",
+    "bits_per_byte",
+    "val_loss",
+    "exact",
+    "contains",
+    "regex",
+    "ended_share",
+    "repetition",
+    "novel_share",
+    "longest_copied",
+    "centred_accuracy",
+    "val_bits_per_byte",
+    "distinct_2",
+    "distinct_1",
+    "generated_per_second",
+    "scored_per_second",
+    "nats_per_token",
 ]
 
 
 class Column(NamedTuple):
-    """A number of each entrant; `limits` is of those that have intervals."""
+    """A number for each entrant, and its interval (`limits`) if it has one."""
 
     key: str
     label: str
@@ -62,7 +57,7 @@ class Column(NamedTuple):
     limits: list[Interval] | None = None
 
     def cell(self, i: int, limited: bool) -> str:
-        """An entrant's number as a person reads it."""
+        """Return the formatted number of an entrant, with its interval if `limited`."""
         value, limits = shown(self.kind, self.values[i]), self.limits and self.limits[i]
         if not limited or not limits:
             return value
@@ -74,31 +69,35 @@ class Column(NamedTuple):
 
 
 def shown(kind: Kind, value: float | None) -> str:
-    """A share in percent; an unknown number as a dash."""
-    return "–" if value is None else SHOWN[kind].format(100 * value if kind == "share" else value)
+    """Return a formatted number: shares in percent, unknown numbers as a dash."""
+    if value is None:
+        return "–"
+    return FORMATS[kind].format(100 * value if kind == "share" else value)
 
 
 def columns(ranking: Ranking) -> list[Column]:
-    """All that is known of the entrants: what they are ordered by, then what tells most."""
-    found = [
+    """Return all numbers of the entrants. The first column orders them; the others follow
+    COLUMN_ORDER.
+    """
+    columns = [
         Column(
-            each.key,
-            each.label,
-            each.kind,
-            [score.value for score in ranking.scores[each.key]],
-            ranking.scores[each.key],
+            measure.key,
+            measure.label,
+            measure.kind,
+            [score.value for score in ranking.scores[measure.key]],
+            ranking.scores[measure.key],
         )
-        for each in (CENTRED, *MEASURES)
-        if each.key in ranking.scores
+        for measure in (CENTRED, *MEASURES)
+        if measure.key in ranking.scores
     ]
     for figure in FIGURES:
         values = [figure.read(result) for result in ranking.results]
         if any(value is not None for value in values):
-            found.append(Column(figure.key, figure.label, figure.kind, values))
+            columns.append(Column(figure.key, figure.label, figure.kind, values))
     validated = [entrant.recorded for entrant in ranking.entrants]
     losses = [finite(v.loss) if v else None for v in validated]
-    found.append(Column("val_loss", "val loss", "number", losses))
-    found.append(
+    columns.append(Column("val_loss", "val loss", "number", losses))
+    columns.append(
         Column(
             "val_bits_per_byte",
             "val bits/byte",
@@ -107,17 +106,18 @@ def columns(ranking: Ranking) -> list[Column]:
         )
     )
     return sorted(
-        found, key=lambda column: -1 if column.key == ranking.by.key else FIRST.index(column.key)
+        columns,
+        key=lambda column: -1 if column.key == ranking.by.key else COLUMN_ORDER.index(column.key),
     )
 
 
 def table(ranking: Ranking, width: int | None = None, links: bool = True) -> Table:
-    """The headings, then the entrants, the best first.
+    """Return the heading and a line for each entrant, the best first.
 
     Args:
-        width: as many columns as fit so many cells, with limits for the first alone. None: all,
-            with limits.
-        links: whether names that mean a checkpoint stand behind its own.
+        width: the width of the terminal. The table has as many columns as fit, and intervals in the
+            first one only. None means all columns with all intervals.
+        links: whether the names of links follow a checkpoint's own name.
     """
     places = ranking.order.places
     lines = [
@@ -128,11 +128,11 @@ def table(ranking: Ranking, width: int | None = None, links: bool = True) -> Tab
         ),
     ]
     first, *others = columns(ranking)
-    of_parts = [
+    parts = [
         Column(name, visible(name), ranking.by.kind, list(values))
         for name, (_, values) in ranking.tags.items()
     ]
-    for column in (first, *([] if ranking.cases else of_parts), *others):
+    for column in (first, *([] if ranking.cases else parts), *others):
         limited = column.limits is not None and (width is None or column is first)
         heading = f"{column.label}{', %' * (column.kind == 'share')}{' [low, high]' * limited}"
         cells = [heading, *(column.cell(place, limited) for place in places)]
@@ -147,7 +147,7 @@ def table(ranking: Ranking, width: int | None = None, links: bool = True) -> Tab
 
 
 def heading(ranking: Ranking) -> str:
-    """What was asked, how much of it, and what guessing would make."""
+    """Return the title of a table: the set, its number of cases, and the accuracy of guessing."""
     if ranking.cases is None:
         return (
             f"all together: the mean of {', '.join(map(visible, ranking.parts))}"
@@ -159,18 +159,19 @@ def heading(ranking: Ranking) -> str:
 
 
 def summary(ranking: Ranking) -> list[str]:
-    """What a person wants to know first: what is certain of the first place. `sentence` says it of
-    any pair.
+    """Return sentences about the first place: which entrants it is better than, and which it cannot
+    be told apart from.
     """
     pairs, count = ranking.order.pairs, len(ranking.entrants)
     if count > 2 and not any(pair.told_apart for pair in pairs):
-        most = max(abs(limit) for pair in pairs for limit in pair.difference[1:])
-        known = (
-            f": differences up to {shown(ranking.by.kind, most)} {ranking.by.words} would not show"
-            if math.isfinite(most)
+        largest = max(abs(limit) for pair in pairs for limit in pair.difference[1:])
+        limit = (
+            f": differences up to {shown(ranking.by.kind, largest)} {ranking.by.words} would not"
+            " show"
+            if math.isfinite(largest)
             else ""
         )
-        return [f"none of these {count} can be told apart on {_cases(ranking)}{known}"]
+        return [f"none of these {count} can be told apart on {_cases(ranking)}{limit}"]
     lines = [sentence(ranking, pair) for pair in pairs if pair.first == ranking.order.places[0]][
         :MOST_PAIRS
     ]
@@ -183,25 +184,27 @@ def summary(ranking: Ranking) -> list[str]:
 
 
 def sentence(ranking: Ranking, pair: Pair) -> str:
-    """ "A is better than B by ...", or that the cases do not tell."""
+    """Return the sentence about a pair: which one is better and by how much, or that the cases do
+    not tell.
+    """
     first, second = (ranking.entrants[i].name for i in pair[:2])
     value, low, high = (shown(ranking.by.kind, number) for number in pair.difference)
     difference = f"{value} {ranking.by.words} [{low}, {high}]"
     if pair.told_apart:
         return f"{first} is better than {second} by {difference}"
-    known = f"difference {difference}" if math.isfinite(pair.difference.low) else "too few"
-    return f"{first} and {second} cannot be told apart on {_cases(ranking)} ({known})"
+    reason = f"difference {difference}" if math.isfinite(pair.difference.low) else "too few"
+    return f"{first} and {second} cannot be told apart on {_cases(ranking)} ({reason})"
 
 
 def notes(ranking: Ranking) -> Iterator[str]:
-    """What has to be known to read the numbers of one set."""
+    """Yield what a reader must know about the numbers of one set."""
     if ranking.cases is not None:
         for measure in MEASURES:
-            asking = sum(measure.asks(case) for case in ranking.cases.cases)
-            if left := asking - ranking.asked.get(measure.key, 0):
+            n_cases = sum(measure.asks(case) for case in ranking.cases.cases)
+            if skipped := n_cases - ranking.asked.get(measure.key, 0):
                 yield (
-                    f"{measure.label}: {left:,} of {asking:,} cases left out, for a context that is"
-                    " too short for them"
+                    f"{measure.label}: skips {skipped:,} of {n_cases:,} cases, which are too long"
+                    " for a context"
                 )
     cut = [
         (result.cut, entrant.name)
@@ -209,16 +212,16 @@ def notes(ranking: Ranking) -> Iterator[str]:
         if result.cut
     ]
     for count in sorted({count for count, _ in cut}):
-        who = ", ".join(name for each, name in cut if each == count)
+        names = ", ".join(name for n, name in cut if n == count)
         yield (
-            f"{count:,} prompt{'s' * (count != 1)} lost the oldest tokens, longer than the context"
-            f" of {who}"
+            f"{count:,} prompt{'s' * (count != 1)} exceeded the context and lost the oldest tokens:"
+            f" {names}"
         )
 
 
 def general_notes(rankings: Sequence[Ranking]) -> Iterator[str]:
-    """What has to be known to read the numbers of all sets."""
-    yield HOW_SURE
+    """Yield what a reader must know about the numbers of all sets."""
+    yield INTERVALS
     entrants = list(
         {entrant.name: entrant for ranking in rankings for entrant in ranking.entrants}.values()
     )
@@ -229,27 +232,27 @@ def general_notes(rankings: Sequence[Ranking]) -> Iterator[str]:
         )
     for ranking in rankings:
         if ranking.cases is not None and (
-            missing := [each.name for each in entrants if each not in ranking.entrants]
+            missing := [e.name for e in entrants if e not in ranking.entrants]
         ):
             yield (
                 f"{visible(ranking.cases.name)} is a chat, not asked of {', '.join(missing)}: no"
                 " template (--template NAME gives one)"
             )
     if rankings[0].cases is None and (
-        missing := [each.name for each in entrants if each not in rankings[0].entrants]
+        missing := [e.name for e in entrants if e not in rankings[0].entrants]
     ):
-        yield f"not in the mean, for want of an answer to all of its sets: {', '.join(missing)}"
+        yield f"not in the mean, without results on all of its sets: {', '.join(missing)}"
     reasons: dict[str, list[str]] = {}
     for entrant in entrants:
-        found = next(
+        missing_texts = next(
             (result.memorised.missing for result in entrant.results if result and result.memorised),
             (),
         )
-        for reason in found or filter(None, [entrant.not_searched]):
+        for reason in missing_texts or filter(None, [entrant.not_searched]):
             reasons.setdefault(reason, []).append(entrant.name)
     for reason, names in reasons.items():
         yield (
-            f"copies from the training text were not looked for everywhere ({', '.join(names)}):"
+            f"the search for copies did not cover all training text ({', '.join(names)}):"
             f" {printable(reason)}"
         )
 

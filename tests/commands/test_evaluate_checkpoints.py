@@ -256,7 +256,7 @@ def test_words_and_table(run: Path, tmp_path: Path, rank: Any) -> None:
     )
     assert said[2] == "and 1 more pair: --json or --out has them"
     assert max(map(len, (names, first, second, third))) <= 100 and "\x1b" not in done.out
-    assert "copies from the training text were not looked for" in done.out
+    assert "the search for copies did not cover all training text" in done.out
 
 
 def test_none_can_be_told_apart(run: Path, tmp_path: Path, rank: Any) -> None:
@@ -611,7 +611,7 @@ def test_a_chat_is_asked_of_those_who_can_be_spoken_to(tmp_path: Path, rank: Any
     ]
     assert json.loads(done.out)["notes"][2:4] == [
         "chat is a chat, not asked of pairs/step-00000150: no template (--template NAME gives one)",
-        "not in the mean, for want of an answer to all of its sets: pairs/step-00000150",
+        "not in the mean, without results on all of its sets: pairs/step-00000150",
     ]
     done = rank("--checkpoints", tmp_path / "*" / "step*", "--cases", chat, "--json")
     assert (

@@ -99,9 +99,7 @@ def test_cases_that_one_cannot_be_asked_are_left_out_for_all() -> None:
     found = ranked(rank_set(cases(10), 0, [whole, short]))
     assert found.asked["bits_per_byte"] == found.asked["accuracy"] == 5
     assert found.scores["bits_per_byte"][0].value == pytest.approx(1 / math.log(2) / 4)
-    assert "bits/byte: 5 of 10 cases left out, for a context that is too short for them" in list(
-        notes(found)
-    )
+    assert "bits/byte: skips 5 of 10 cases, which are too long for a context" in list(notes(found))
 
 
 def test_the_order_of_cases_and_of_entrants_changes_no_value() -> None:

@@ -27,7 +27,7 @@ from lm.evaluation.scoring import split
 from lm.evaluation.training_text import TrainingText
 from lm.ranking import results
 from lm.ranking.cases import CaseSet
-from lm.ranking.questions import Asking
+from lm.ranking.questions import CaseEncoder
 from lm.ranking.results import (
     CaseResult,
     SetResult,
@@ -272,7 +272,7 @@ def test_choices_are_compared_behind_the_same_context() -> None:
     """ "the" and "sis" are one token together, so that "sis" alone would be asked for behind less
     than the others are.
     """
-    asked = Asking(BPE, None, CONTEXT).of(TEXTS[2])
+    asked = CaseEncoder(BPE, None, CONTEXT).encode(TEXTS[2])
     assert len({question.context for question in asked.choices}) == 1
     assert all(
         BPE.decode([*question.context, *question.continuation]).startswith("of the")
