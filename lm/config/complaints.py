@@ -1,6 +1,4 @@
-"""What is wrong with a YAML file that a pydantic schema describes: at which line, and in plain
-words that end with what to write.
-"""
+"""Put pydantic's errors into plain words that end with what to write."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from collections.abc import Container, Mapping
 from lm.config.keys import SECTION, Key, name_of
 from lm.config.scalars import KeyPath, plain, shown
 
-# pydantic's error types in plain words; what to write comes from the key's own type and range.
+# pydantic's error types in plain words. The key's type and range say what to write.
 WRONG = {
     "missing": "missing",
     "int_type": "not a whole number",
@@ -33,11 +31,12 @@ WRONG = {
 }
 
 
-def nearest(path: KeyPath, there: Container[KeyPath]) -> KeyPath:
-    """Where to point for a key: at itself or, where it is absent, at the nearest section around it
-    that is there; `()` always is.
+def nearest(path: KeyPath, given: Container[KeyPath]) -> KeyPath:
+    """Return the path of a key or, if it is absent, of the innermost given section around it.
+
+    `()`, the whole file, must be in `given`.
     """
-    while path not in there:
+    while path not in given:
         path = path[:-1]
     return path
 
@@ -45,10 +44,14 @@ def nearest(path: KeyPath, there: Container[KeyPath]) -> KeyPath:
 def in_words(
     path: KeyPath, kind: str, given: object, message: str, keys: Mapping[str, Key]
 ) -> tuple[KeyPath, str]:
-    """A pydantic error, by its type, its input and its own message, as the key that it is about and
-    a plain sentence.
+    """Return the key that a pydantic error is about, and a plain sentence.
 
-    `keys` are those of the schema (`config_keys.keys`).
+    Args:
+        path: the error's location.
+        kind: its type.
+        given: its input.
+        message: pydantic's own message, for types that `WRONG` does not have.
+        keys: the schema's keys (`lm.config.keys.keys`).
     """
     if kind == "missing" and isinstance(path[-1], int):
         path, kind = path[:-1], "too_short"
@@ -59,7 +62,7 @@ def in_words(
     if path and isinstance(path[-1], int):
         wanted = SECTION if named.several else "text" if "a list of text" in wanted else wanted
     if kind == "list_type" and wanted.startswith("text or"):
-        kind = "string_type"  # a lone text would have been taken
+        kind = "string_type"  # one text is accepted too
     got = "" if kind == "missing" else f", got {shown(given)}"
     if kind == "string_type" and isinstance(given, bool | int | float):
         wanted = wanted.replace("text", "text in quotes", 1)

@@ -1,4 +1,4 @@
-"""A configuration as YAML text, for people and for the run's folder."""
+"""Write a configuration as YAML: config.yaml in the run's folder, and `--print-config`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ COMMENT_COLUMN = 60
 
 
 def to_yaml(config: Config) -> str:
-    """The whole configuration as YAML, defaults included; loading it gives an equal one."""
+    """Return the configuration as YAML with all defaults; loading it gives an equal one."""
     return "".join(f"{line}\n" for _, line in yaml_lines(config))
 
 
 def describe(config: Config, origins: Mapping[str, str]) -> str:
-    """`to_yaml` with each value's origin in a comment beside it."""
+    """Return `to_yaml` with the origin of each value in a comment."""
     lines = list(yaml_lines(config))
     column = min(COMMENT_COLUMN, max(len(line) for path, line in lines if path))
     comments = (
@@ -27,7 +27,7 @@ def describe(config: Config, origins: Mapping[str, str]) -> str:
 
 
 def yaml_lines(config: Config) -> Iterator[tuple[KeyPath, str]]:
-    """Each line with the path of its value; a line that only opens a section has the path ()."""
+    """Yield each line with its value's path; a line that only opens a section has the path ()."""
 
     def lines(values: dict[str, Any], path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
         for key, value in values.items():

@@ -1,6 +1,4 @@
-"""The keys of a configuration, or of another schema, as one flat table: for messages, `--help`, and
-the generated reference.
-"""
+"""All keys of a schema as one flat table, for messages, `--help` and the generated reference."""
 
 from __future__ import annotations
 
@@ -24,73 +22,67 @@ class Key:
     """One key, or one section with its `children`."""
 
     name: str
-    type: str
-    """Type and range in words that finish the sentence "write ..."."""
-    default: str
-    """As YAML; "required" or, for a section that may be absent, "" ."""
+    type: str  # type and range, in words that finish the sentence "write ..."
+    default: str  # as YAML; "required"; or "" for a section that may be absent
     description: str
     text_only: bool
     children: tuple[str, ...] = ()
-    formats: tuple[str, ...] = ()
-    """For the keys of a data source: the formats that know this key. Empty: not such a key."""
-    several: bool = False
-    """A list of sections, which all have the same `children`."""
+    formats: tuple[str, ...] = ()  # in a data source: the formats that have this key
+    several: bool = False  # a list of sections that all have these `children`
 
     @property
     def of_every_format(self) -> bool:
-        """Every source that is not a mixture of others has it."""
+        """Whether every format except mixture has the key."""
         return len(self.formats) == len(keys()["data.validation.format"].formats)
 
     @property
     def inner(self) -> list[str]:
-        """The names of the keys inside a section, or inside each section of a list."""
+        """The names of the keys in this section, or in each section of this list."""
         return [f"{self.name}{'[]' * self.several}.{child}".lstrip(".") for child in self.children]
 
     @property
     def section(self) -> str:
-        """optimizer for optimizer.lr."""
+        """The section's name: optimizer for optimizer.lr."""
         return self.name.rpartition(".")[0]
 
     @property
     def short(self) -> str:
-        """The lr of optimizer.lr."""
+        """The last part of the name: lr for optimizer.lr."""
         return self.name.rpartition(".")[2]
 
 
 @cache
-def json_schema(of: type[Section] = Config) -> dict[str, Any]:
-    """The JSON Schema for editors, as draft-07: the newest one that VS Code's YAML support checks
-    in full.
-    """
-    schema = of.model_json_schema()
+def json_schema(section: type[Section] = Config) -> dict[str, Any]:
+    """Return the JSON Schema for editors in draft-07, the newest that VS Code checks fully."""
+    schema = section.model_json_schema()
     for definition in schema["$defs"].values():
         for node in definition["properties"].values():
-            if "prefixItems" in node:  # draft-07's name for the items of a tuple
+            if "prefixItems" in node:  # draft-07 has `items` for the items of a tuple
                 node["items"] = node.pop("prefixItems")
     return {"$schema": "http://json-schema.org/draft-07/schema#"} | schema
 
 
 @cache
-def keys(of: type[Section] = Config) -> dict[str, Key]:
-    """Every section and key by dotted name (see `name_of`), in the schema's order. The whole file
-    is the section named "".
+def keys(section: type[Section] = Config) -> dict[str, Key]:
+    """Return every section and key by dotted name (see `name_of`), in the schema's order.
+
+    The file itself is the section named "".
     """
-    schema = json_schema(of)
+    schema = json_schema(section)
     return {key.name: key for key in _walk("", [schema], "", True, (), schema["$defs"])}
 
 
 def name_of(path: KeyPath) -> str:
-    """The name in `keys` of what stands at a path: data.source.parts[].weight, whichever part it
-    is.
-    """
+    """Return the name in `keys` of a path; indices vanish, as in data.source.parts[].weight."""
     return dotted(tuple("[]" if isinstance(part, int) else part for part in path)).replace(
         '."[]"', "[]"
     )
 
 
 def leaves() -> list[Key]:
-    """The keys that hold a value, lists of sections among them; of the sections themselves, only
-    those that may also be null.
+    """Return the keys that hold a value: no sections, except those that may be null.
+
+    A list of sections is a value.
     """
     return [
         key for key in keys().values() if not key.children or key.several or key.default == "null"
@@ -98,7 +90,7 @@ def leaves() -> list[Key]:
 
 
 def help_text() -> str:
-    """Every key with its meaning, type and default, by section, for `--help`."""
+    """Return every key with its meaning, type and default, by section, for `--help`."""
     lines = [
         "Any key of the configuration can be given as --section.key VALUE (docs/CONFIG_REFERENCE.md"
         " says more):"
@@ -143,8 +135,9 @@ def _walk(
     formats: tuple[str, ...],
     definitions: dict[str, Any],
 ) -> Iterator[Key]:
-    """Yield the key that `nodes` describe (several where it differs by a source's format), then the
-    keys inside it.
+    """Yield the key that `nodes` describe, then the keys inside it.
+
+    There are several nodes if the key differs by a source's format.
     """
     objects = [shape for node in nodes for shape in _objects(node, definitions)]
     choices = [node["const"] for node in nodes if "const" in node]
@@ -161,7 +154,7 @@ def _walk(
     if several:
         words = (
             f"a list of {node['minItems']} to {node['maxItems']} sections with"
-            f" {' and '.join(children)}, each behind `- `"
+            f" {' and '.join(children)}, each after `- `"
         )
     yield Key(
         name, words, default, description, _text_only(node), tuple(children), formats, several
@@ -180,8 +173,9 @@ def _walk(
 
 
 def _objects(node: dict[str, Any], definitions: dict[str, Any]) -> list[dict[str, Any]]:
-    """The mappings that a value may be: one for a section, one for each format for a data source,
-    none for a plain value.
+    """Return the mappings that a value may be.
+
+    A section has one, a data source one for each format, and a plain value none.
     """
     if "$ref" in node:
         return [definitions[node["$ref"].rpartition("/")[2]]]
@@ -206,7 +200,7 @@ def _text_only(node: dict[str, Any]) -> bool:
 
 
 def _words(node: dict[str, Any]) -> str:
-    """A plain value's type and range: "a number > 0 and <= 10", "auto, on or off", "text or null"."""
+    """Return a plain value's type and range, such as "a number > 0 and <= 10" or "text or null"."""
     if "enum" in node:
         return either(node["enum"])
     if options := _options(node):
@@ -237,18 +231,18 @@ def _words(node: dict[str, Any]) -> str:
 
 
 def either(words: list[str]) -> str:
-    """`a, b or c`."""
+    """Return words joined as in `a, b or c`."""
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def advice(path: KeyPath, source_format: object = None, of: type[Section] = Config) -> str:
-    """What to write instead of an unknown key: the nearest key of its section, the same key
-    elsewhere, or the section's list.
+def advice(path: KeyPath, source_format: object = None, schema: type[Section] = Config) -> str:
+    """Return what to write instead of an unknown key.
 
-    `source_format` is the `format` that stands beside the key, where it stands in a data source.
+    It is the same key elsewhere, the most similar key, or the list of the section's keys.
+    `source_format` is the `format` of the data source that has the key.
     """
-    table, section, name = keys(of), name_of(path[:-1]), str(path[-1])
-    inner = [table[child] for child in _inside(path[:-1], of).inner]
+    table, section, name = keys(schema), name_of(path[:-1]), str(path[-1])
+    inner = [table[child] for child in _inside(path[:-1], schema).inner]
     siblings = [key.short for key in inner if not key.formats or source_format in key.formats]
     if known := table.get(name_of(path)):
         return (
@@ -261,8 +255,8 @@ def advice(path: KeyPath, source_format: object = None, of: type[Section] = Conf
             " line)"
         )
     name = name.lower().replace("-", "_")
-    # Of several keys of that name the first is meant, or one in a section around this one, or one
-    # inside it, best of this format.
+    # Later entries replace earlier ones. The order of preference, best first: inside this section
+    # and of this format, inside it, in a section around it, the first key of that name.
     others = [
         key
         for key in reversed(table.values())
@@ -271,7 +265,8 @@ def advice(path: KeyPath, source_format: object = None, of: type[Section] = Conf
     elsewhere = {key.short: key.name for key in others}
     for length in range(len(path) - 1):
         elsewhere |= {
-            child: dotted((*path[:length], child)) for child in _inside(path[:length], of).children
+            child: dotted((*path[:length], child))
+            for child in _inside(path[:length], schema).children
         }
     inside = [
         key
@@ -293,6 +288,6 @@ def advice(path: KeyPath, source_format: object = None, of: type[Section] = Conf
     return f"write {either(siblings)}"
 
 
-def _inside(path: KeyPath, of: type[Section]) -> Key:
-    """The section, or the list of sections, that has the key in a path."""
-    return keys(of)[name_of(path).removesuffix("[]")]
+def _inside(path: KeyPath, schema: type[Section]) -> Key:
+    """Return the section, or the list of sections, at a path."""
+    return keys(schema)[name_of(path).removesuffix("[]")]

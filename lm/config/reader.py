@@ -1,9 +1,7 @@
-"""The configuration reader: a YAML file and command-line overrides in, a checked `Config` and every
-value's origin out.
+"""Read a configuration: a YAML file and command-line overrides in, a checked `Config` out.
 
-Every problem is reported at once, one line each: `file:line: section.key: what is wrong, got what,
-what to write`, or `command line: --section.key: ...`. Nothing heavy is imported, so a mistake is
-answered in a fraction of a second.
+All problems are reported together, one line each, before torch is imported:
+`file:line: section.key: problem, got value, advice`, or `command line: --section.key: ...`.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from lm.system.errors import ConfigError, not_installed
 
 try:
     from pydantic_core import ErrorDetails, ValidationError
-except ModuleNotFoundError as missing:  # this comes before a command's `errors.run`
+except ModuleNotFoundError as missing:  # commands import this file before `errors.run`
     print(not_installed(missing), file=sys.stderr)
     sys.exit(ConfigError.exit_code)
 
@@ -37,12 +35,10 @@ Complete = Callable[[Config], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checked configuration, and where each of its values came from: "config.yaml:12", "command
-    line" or "default".
-    """
+    """A checked configuration, and the origin of each value."""
 
     config: Config
-    origins: dict[str, str]
+    origins: dict[str, str]  # "config.yaml:12", "command line", "default" or "finetune.base"
 
 
 def load(
@@ -70,12 +66,12 @@ def load(
     if isinstance(document.value, dict):
         draft.tree = document.value
         draft.marks |= document.lines
-    elif document.whole:
+    elif document.is_complete:
         empty = "empty" if document.value is None else f"not a mapping, got {shown(document.value)}"
         draft.problems.append((1, f"{path}:1: {empty}, write the sections data: and trainer:"))
-        document.whole = False
+        document.is_complete = False
     draft.override(overrides)
-    config = draft.check(complete) if document.whole else None
+    config = draft.check(complete) if document.is_complete else None
     if config is None or draft.problems:
         raise ConfigError(
             "\n".join(line for _, line in sorted(draft.problems, key=lambda problem: problem[0]))
@@ -93,30 +89,24 @@ def load(
 
 @dataclass
 class _Draft:
-    """What was given so far, before it is judged."""
+    """The values that the file and the flags give, before they are checked."""
 
     name: str
     tree: dict[str, Any] = field(default_factory=dict)
-    # Where each key stands: its line in the file, or the path of the flag that set it.
+    # The place of each key: its line in the file, or the path of the flag that set it.
     marks: dict[KeyPath, int | KeyPath] = field(default_factory=lambda: {(): 1})
     # (line in the file or infinity for the command line, message)
     problems: list[tuple[float, str]] = field(default_factory=list)
 
     def origin(self, path: KeyPath) -> str:
-        """Where the value of a key came from, for people."""
+        """Return the origin of a key's value as in `Loaded.origins`."""
         mark = self.marks.get(path)
-        return (
-            "default"
-            if mark is None
-            else f"{self.name}:{mark}"
-            if isinstance(mark, int)
-            else "command line"
-        )
+        if mark is None:
+            return "default"
+        return f"{self.name}:{mark}" if isinstance(mark, int) else "command line"
 
     def complain(self, path: KeyPath, message: str) -> None:
-        """Note a problem of a key at its own place or, where it is absent, at the nearest section
-        that is there.
-        """
+        """Note a problem at the place of its key or, if that is absent, of the nearest section."""
         mark = self.marks[nearest(path, self.marks)]
         if isinstance(mark, int):
             self.problems.append((mark, f"{self.name}:{mark}: {dotted(path)}: {message}"))
@@ -124,7 +114,11 @@ class _Draft:
             self._refuse(mark if mark[: len(path)] == path else path, message)
 
     def _refuse(self, flag: KeyPath, message: str) -> None:
-        self.problems.append((float("inf"), f"command line: --{dotted(flag)}: {message}"))
+        self._note(f"--{dotted(flag)}: {message}")
+
+    def _note(self, problem: str) -> None:
+        """Note a problem of the command line."""
+        self.problems.append((float("inf"), f"command line: {problem}"))
 
     def override(self, arguments: Sequence[str]) -> None:
         """Apply `--section.key value` arguments to the tree."""
@@ -133,29 +127,15 @@ class _Draft:
         while rest:
             flag, equals, text = rest.pop(0).partition("=")
             if not _is_flag(flag):
-                self.problems.append(
-                    (
-                        float("inf"),
-                        (
-                            f"command line: {shown(flag + equals + text)}: not a flag, write"
-                            " --section.key value"
-                        ),
-                    )
-                )
+                self._note(f"{shown(flag + equals + text)}: not a flag, write --section.key value")
                 continue
             path = tuple(flag[2:].split("."))
             has_value = bool(equals or (rest and not _is_flag(rest[0])))
             if has_value and not equals:
                 text = rest.pop(0)
             if len(path) > MAX_DEPTH:
-                self.problems.append(
-                    (
-                        float("inf"),
-                        (
-                            f"command line: {shown(flag)}: nested deeper than {MAX_DEPTH}, write"
-                            " --section.key value"
-                        ),
-                    )
+                self._note(
+                    f"{shown(flag)}: nested deeper than {MAX_DEPTH}, write --section.key value"
                 )
             elif len(path) == 1 and path[0] not in keys():
                 self._refuse(path, f"unknown flag, {advice(path)}; see --help")
@@ -198,8 +178,8 @@ class _Draft:
     def check(self, complete: Complete | None) -> Config | None:
         """Return the configuration, or note all of its problems and return None."""
         try:
-            # From JSON, because pydantic's strict mode there takes a list for a tuple, and still no
-            # bool or text for a number.
+            # pydantic's strict mode takes a list for a tuple only in JSON. It takes no bool or text
+            # for a number.
             config = Config.model_validate_json(json.dumps(self.tree), strict=True)
             if config.finetune is None or complete is None:
                 return config
@@ -210,7 +190,7 @@ class _Draft:
             return None
 
     def _explain(self, error: ErrorDetails) -> tuple[KeyPath, str]:
-        """A pydantic error as the key that it is about and a plain sentence."""
+        """Return the key that a pydantic error is about, and a plain sentence."""
         path, kind, given = self._without_format(error["loc"]), error["type"], error["input"]
         if kind == "value_error":
             message = str(error["ctx"]["error"])
@@ -236,8 +216,9 @@ class _Draft:
         return in_words(path, kind, given, error["msg"], keys())
 
     def _flag_among(self, section: KeyPath, message: str) -> KeyPath:
-        """The key that a flag set, of those that a check of several keys names: the flag is what to
-        change. Else the section.
+        """Return the key in a message that a flag set; if there is none, the section.
+
+        A check of several keys should point to the flag that the user has just written.
         """
         words = message.split()
         set_by_flag = (
@@ -250,9 +231,7 @@ class _Draft:
         )
 
     def _without_format(self, location: tuple[int | str, ...]) -> KeyPath:
-        """pydantic puts a source's format into the path of what is wrong inside it; no file has it
-        there.
-        """
+        """Return a location without the format that pydantic inserts after a source's key."""
         path: KeyPath = ()
         parts = iter(location)
         for part in parts:
@@ -273,11 +252,11 @@ def _is_flag(argument: str) -> bool:
 
 
 def _read_value(path: KeyPath, text: str) -> tuple[list[str], Any, list[KeyPath]]:
-    """A command-line value: its problems, the value, and the paths inside it.
+    """Return the problems of a command-line value, the value, and the paths inside it.
 
-    Text for a key that takes only text is taken as it stands, so that a prompt needs no second
-    layer of quotes. A value that begins like YAML's lists, mappings or quotes is read as YAML;
-    anything else as an unquoted scalar, in which `: ` and ` #` mean nothing.
+    A key that accepts only text takes the value as it is, so a prompt needs no second layer of
+    quotes. A value that begins like a YAML list, mapping or quote is read as YAML. Any other value
+    is an unquoted scalar, in which `: ` and ` #` have no meaning.
     """
     key = keys().get(dotted(path))
     if (start := unprintable(text)) is not None:

@@ -1,5 +1,6 @@
-"""Single YAML values and key paths as text: an unquoted scalar's value, a value on one line, and a
-key's dotted name.
+"""Single YAML values and key paths as text, and back.
+
+Values are read as YAML 1.2 and written so that YAML 1.1 reads them alike.
 """
 
 from __future__ import annotations
@@ -25,23 +26,24 @@ _PLAIN_TEXT = re.compile(r"[A-Za-z_./][A-Za-z0-9_./*-]*( [A-Za-z0-9_./*-]+)*")
 
 
 def unprintable(text: str) -> int | None:
-    """Where the first character stands that no text has: a control character other than tab and
-    line end, or half a surrogate pair.
+    """Return the index of the first character that no text has; None if there is none.
+
+    Such a character is half a surrogate pair, or a control character other than tab and line end.
     """
-    found = yaml.SafeLoader.NON_PRINTABLE.search(text)
-    return found.start() if found else None
+    match = yaml.SafeLoader.NON_PRINTABLE.search(text)
+    return match.start() if match else None
 
 
 def not_text(character: str) -> str:
-    """The complaint about what `unprintable` found."""
+    """Return the complaint about a character that `unprintable` found."""
     return f"a character that text does not have, got {shown(character)}, remove it"
 
 
 def plain(text: str) -> Any:
-    """The value of an unquoted scalar in YAML 1.2; a whole number is an int however it is written
-    (`3.0`, `1e3`).
+    """Return the value of an unquoted scalar in YAML 1.2.
 
-    Text that only looks like a number (`010`, `0x10`, `1_000`, `1:30`) stays text.
+    A whole number is an int in any notation (`3.0`, `1e3`). Text that only looks like a number
+    (`010`, `0x10`, `1_000`, `1:30`) stays text.
     """
     if text in _NAMED:
         return _NAMED[text]
@@ -49,7 +51,7 @@ def plain(text: str) -> Any:
         return float(infinite[1] + infinite[2])
     if not _FLOAT.fullmatch(text):
         return text
-    # 2**64 fits; Python's int() would refuse thousands of digits
+    # 20 digits are enough for 2**64. Python's int() refuses thousands of digits.
     if _INTEGER.fullmatch(text) and len(text) <= 20:
         return int(text)
     number = float(text)
@@ -57,9 +59,7 @@ def plain(text: str) -> Any:
 
 
 def flow(value: Any) -> str:
-    """Write a value on one line, so that both YAML 1.2 (`read_text`) and YAML 1.1
-    (`yaml.safe_load`) read it back.
-    """
+    """Return a value on one line, readable by YAML 1.2 (`read_text`) and 1.1 (`yaml.safe_load`)."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{flow(key)}: {flow(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
@@ -72,8 +72,9 @@ def flow(value: Any) -> str:
 
 
 def quoted(text: str) -> str:
-    """Text in double quotes, on one line: JSON's escapes are YAML's, and what cannot be printed is
-    escaped too.
+    """Return text in double quotes on one line, with unprintable characters escaped.
+
+    JSON's escapes are YAML's too.
     """
     return "".join(
         c if c.isprintable() else f"\\U{ord(c):08X}" for c in json.dumps(text, ensure_ascii=False)
@@ -81,13 +82,13 @@ def quoted(text: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value for a message: on one line, text in quotes, shortened where it is long."""
+    """Return a value for a message: on one line, text in quotes, shortened to MAX_SHOWN."""
     text = quoted(value) if isinstance(value, str) else flow(value)
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
 def dotted(path: KeyPath) -> str:
-    """A key's name in messages and on the command line: optimizer.betas[1]."""
+    """Return a key's name in messages and on the command line, such as optimizer.betas[1]."""
     parts = (
         (
             f"[{part}]"
@@ -100,7 +101,7 @@ def dotted(path: KeyPath) -> str:
 
 
 def path_of(name: str) -> KeyPath:
-    """The path of which `dotted` gives this, of keys in plain letters."""
+    """Return the path of a dotted name whose keys have plain letters."""
     return tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", name))
 
 
@@ -117,8 +118,7 @@ def _float_text(number: float) -> str:
     if not abs(number) < float("inf"):
         return {"inf": ".inf", "-inf": "-.inf"}.get(repr(number), ".nan")
     mantissa, _, exponent = repr(number).partition("e")
-    # YAML 1.1 sees a number only where there is a point and a signed exponent: 3.0e-5, not Python's
-    # 3e-05.
+    # For YAML 1.1, a number has a point and a signed exponent: 3.0e-5, not Python's 3e-05.
     return (
         f"{mantissa}{'' if '.' in mantissa else '.0'}e{int(exponent):+}" if exponent else mantissa
     )

@@ -1,10 +1,9 @@
-"""The YAML of configuration files: read with the line of every key, and written one value at a
-time.
+"""Read the YAML of configuration files, with the line of every key.
 
-Read as YAML 1.2, like the editors that check these files: `on`, `no`, `010`, `1:30` and dates are
-text, `3e-5` is a number. PyYAML alone reads YAML 1.1 (`no` is False, `010` is 8, `1:30` is 90,
-`3e-5` is text), lets the last of two equal keys win, and recurses until Python gives up. What a
-configuration does without is refused here: duplicate keys, anchors, aliases, merge keys, tags.
+Files are read as YAML 1.2, like the editors that check them: `on`, `no`, `010`, `1:30` and dates
+are text, `3e-5` is a number. PyYAML alone reads YAML 1.1: `no` is False, `010` is 8, `1:30` is 90,
+and `3e-5` is text. It also accepts duplicate keys, and recurses until Python gives up. Duplicate
+keys, anchors, aliases, merge keys and tags are refused, because a configuration needs none of them.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from lm.system.errors import ConfigError
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
 
-# What PyYAML says, what that means, what to do, and whether the place is where the construct began
-# rather than where it broke.
+# A part of PyYAML's message, its meaning, the advice, and whether to point to the start of the
+# construct instead of the place of the error.
 _SYNTAX = (
     (
         "mapping values are not allowed",
@@ -95,20 +94,20 @@ _SYNTAX = (
 
 @dataclass
 class Document:
-    """What was read: the value, the line of each key and list item, and what was wrong, as (line,
-    message).
-    """
+    """A YAML document: its value, the line of each key and list item, and its problems."""
 
     value: Any = None
     lines: dict[KeyPath, int] = field(default_factory=dict)
-    problems: list[tuple[int, str]] = field(default_factory=list)
-    whole: bool = True
-    """False where some value could not be read, so that judging the rest would only add wrong complaints."""
+    problems: list[tuple[int, str]] = field(default_factory=list)  # (line, message)
+    # False if a value could not be read: checking the rest would only add wrong complaints.
+    is_complete: bool = True
 
 
 def read_file(path: Path | str) -> Document:
-    """Read a YAML file of at most 1 MiB. Raises ConfigError where there is no such file, or none
-    that can be read.
+    """Read a YAML file of at most 1 MiB.
+
+    Raises:
+        ConfigError: the file does not exist or cannot be read.
     """
     try:
         data = read_start(path, MAX_BYTES)
@@ -133,7 +132,7 @@ def read_file(path: Path | str) -> Document:
 
 
 def read_text(text: str) -> Document:
-    """Read one YAML document; an empty one is None. Every problem is in the answer, none is raised."""
+    """Read one YAML document; an empty one is None. Problems are returned, never raised."""
     if (start := unprintable(text)) is not None:
         return _unreadable(text.count("\n", 0, start) + 1, not_text(text[start]))
     composer = _Composer(text)
@@ -143,7 +142,7 @@ def read_text(text: str) -> Document:
         document.value = None if node is None else _build(node, (), document)
     except yaml.MarkedYAMLError as error:
         return _unreadable(*_syntax_problem(error, text))
-    except (ValueError, OverflowError):  # "\UFFFFFFFF": PyYAML hands chr() what is no character
+    except (ValueError, OverflowError):  # "\UFFFFFFFF": chr() in PyYAML raises
         return _unreadable(
             composer.line + 1,
             'an escape in "..." that names no character, write the character itself',
@@ -152,9 +151,7 @@ def read_text(text: str) -> Document:
 
 
 class _Composer(yaml.SafeLoader):
-    """Composes nodes, which carry their lines; stops at an anchor, alias or tag, and at a depth
-    that no configuration has.
-    """
+    """A composer of nodes that stops at anchors, aliases, tags and great depth."""
 
     depth = 0
 
@@ -167,9 +164,9 @@ class _Composer(yaml.SafeLoader):
             "a tag (!)": not alias and event.tag is not None,
             f"nested deeper than {MAX_DEPTH}": self.depth == MAX_DEPTH,
         }
-        for what, found in forbidden.items():
-            if found:
-                raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
+        for problem, occurs in forbidden.items():
+            if occurs:
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -177,9 +174,9 @@ class _Composer(yaml.SafeLoader):
 
 
 def _build(node: yaml.Node, path: KeyPath, document: Document) -> Any:
-    """Turn a node into plain Python values, noting lines and duplicate keys in `document`."""
+    """Turn a node into plain Python values; note lines and duplicate keys in `document`."""
     if isinstance(node, yaml.ScalarNode):
-        # by an escape: "\0", or "\ud83d", which is half a character
+        # An escape can make it: "\0", or "\ud83d", which is half a character.
         if (start := unprintable(node.value)) is not None:
             raise yaml.MarkedYAMLError(
                 problem=f"the character {shown(node.value[start])}", problem_mark=node.start_mark
@@ -197,34 +194,29 @@ def _build(node: yaml.Node, path: KeyPath, document: Document) -> Any:
             )
         if key.value == "<<":
             raise yaml.MarkedYAMLError(problem="a merge key (<<)", problem_mark=key.start_mark)
-        here, line = (*path, key.value), key.start_mark.line + 1
+        key_path, line = (*path, key.value), key.start_mark.line + 1
         if key.value in mapping:
-            document.problems.append(
-                (
-                    line,
-                    (
-                        f"{dotted(here)}: given twice, first on line {document.lines[here]}, remove"
-                        " one of the two"
-                    ),
-                )
+            message = (
+                f"{dotted(key_path)}: given twice, first on line {document.lines[key_path]}, remove"
+                " one of the two"
             )
+            document.problems.append((line, message))
         else:
-            document.lines[here] = line
-            mapping[key.value] = _build(value, here, document)
+            document.lines[key_path] = line
+            mapping[key.value] = _build(value, key_path, document)
     return mapping
 
 
 def _unreadable(line: int, message: str) -> Document:
-    return Document(problems=[(line, message)], whole=False)
+    return Document(problems=[(line, message)], is_complete=False)
 
 
 def _syntax_problem(error: yaml.MarkedYAMLError, text: str) -> tuple[int, str]:
-    """The line and a plain sentence for what PyYAML calls a scanner, parser or composer error."""
-    said = error.problem or error.context or "not YAML"
-    row = next(
-        (row for row in _SYNTAX if row[0] in said), ("", said, "write plain `key: value`", False)
-    )
-    mark = error.context_mark if row[3] and error.context_mark else error.problem_mark
+    """Return the line and a plain sentence for PyYAML's scanner, parser or composer error."""
+    message = error.problem or error.context or "not YAML"
+    unknown = ("", message, "write plain `key: value`", False)
+    _, meaning, advice, at_start = next((row for row in _SYNTAX if row[0] in message), unknown)
+    mark = error.context_mark if at_start and error.context_mark else error.problem_mark
     lines = text.splitlines() or [""]
     line = min(mark.line, len(lines) - 1) if mark else 0
-    return line + 1, f"{row[1]}, got {shown(lines[line].strip())}, {row[2]}"
+    return line + 1, f"{meaning}, got {shown(lines[line].strip())}, {advice}"

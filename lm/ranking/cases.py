@@ -70,7 +70,7 @@ def read_cases(path: Path | str) -> CaseSet:
                 key = key[:-1]  # The schema reads a single text as a list of one.
             line = lines[nearest(key, lines)]
             problems.append((line, f"{path}:{line}: {dotted(key)}: {message}"))
-    elif document.whole:
+    elif document.is_complete:
         empty = "empty" if document.value is None else f"not a mapping, got {shown(document.value)}"
         problems.append((1, f"{path}:1: {empty}, write about: and cases:"))
     if file is None or problems:
@@ -136,7 +136,7 @@ def _validate(
 def _schema_problem(error: ErrorDetails) -> Problem:
     place, kind, given = error["loc"], error["type"], error["input"]
     if kind == "extra_forbidden":
-        return place, f"unknown key, got {shown(given)}, {advice(place, of=CaseFile)}"
+        return place, f"unknown key, got {shown(given)}, {advice(place, schema=CaseFile)}"
     return in_words(place, kind, given, error["msg"], keys(CaseFile))
 
 

@@ -345,7 +345,7 @@ WRONG = [
     (
         {"data": {"document_mask": False}},
         ConfigError,
-        "document_mask false would let a conversation see those beside it",
+        "document_mask false would let conversations in one row see each other",
     ),
     ({"data": {"split": "tail"}}, ConfigError, "split tail would cut a conversation in two"),
     (

@@ -424,9 +424,9 @@ SOURCES = [
     ("source: {format: txt, files: a}\n  rows: document\n  stride: 3",
      "1: data: stride is for rows: packed; with rows: document every row begins where a document does"),
     ("source: {format: hub, dataset: a, streaming: true}\n  rows: document",
-     "1: data: rows: document needs text that is stored, and a stream's rows are packed, one behind the other; remove it"),
+     "1: data: rows: document needs text that is stored, and a stream's rows are packed, one after the other; remove it"),
     ("source: {format: hub, dataset: a, streaming: true}\n  stride: 3",
-     "1: data: stride needs text that is stored, and a stream's rows are packed, one behind the other; remove it"),
+     "1: data: stride needs text that is stored, and a stream's rows are packed, one after the other; remove it"),
     ("source: {format: txt, files: a}\n  rows: documents",
      '3: data.rows: not one of the choices, got "documents", write packed or document'),
     ("source: {format: txt, files: a}\n  stride: 257",
@@ -435,14 +435,14 @@ SOURCES = [
      "4: data.stride: 65 is longer than a row, 64 tokens, so that text between rows would never be read; make it smaller"),
     ("source: {format: txt, files: a}\n  stride: 0", "3: data.stride: too small, got 0, write a whole number >= 1 or null"),
     ("source: {format: mixture}",
-     "2: data.source.parts: missing, write a list of 1 to 100 sections with weight and source, each behind `- `"),
+     "2: data.source.parts: missing, write a list of 1 to 100 sections with weight and source, each after `- `"),
     ("source: {format: mixture, parts: []}",
-     "2: data.source.parts: too few values, got [], write a list of 1 to 100 sections with weight and source, each behind `- `"),
+     "2: data.source.parts: too few values, got [], write a list of 1 to 100 sections with weight and source, each after `- `"),
     ("source: {format: mixture, parts: {weight: 3}}",
-     "2: data.source.parts: not a list, got {weight: 3}, write a list of 1 to 100 sections with weight and source, each behind `- `"),
+     "2: data.source.parts: not a list, got {weight: 3}, write a list of 1 to 100 sections with weight and source, each after `- `"),
     ("source: {format: mixture, parts: [" + "{weight: 1, source: {format: txt, files: a}}, " * 101 + "]}",
      "2: data.source.parts: too many values, got [{weight: 1, source: {format: txt, files: a}}, {weight: 1..., "
-     "write a list of 1 to 100 sections with weight and source, each behind `- `"),
+     "write a list of 1 to 100 sections with weight and source, each after `- `"),
     ("source: {format: txt, files: a, parts: []}",
      "2: data.source.parts: unknown key, got [], with format txt write format, files, unit or filter (parts is for mixture)"),
     ("source: {format: txt, files: a, weight: 3}", "2: data.source.weight: unknown key, got 3, did you mean data.source.parts[].weight?"),
@@ -850,7 +850,7 @@ def test_one_weight_of_the_file_is_not_set_silently(write) -> None:
 def test_a_mistake_in_parts_from_the_command_line(write) -> None:
     assert complaints(write(MIXTURE), "--data.source.parts", "a.txt") == [
         'command line: --data.source.parts: not a list, got "a.txt", '
-        "write a list of 1 to 100 sections with weight and source, each behind `- `"
+        "write a list of 1 to 100 sections with weight and source, each after `- `"
     ]
     parts = "[{weight: 1, source: {format: txt, files: a, filter: {min_length: few}}}, {weight: 1}]"
     assert complaints(write(MIXTURE), "--data.source.parts", parts) == [
@@ -1019,7 +1019,7 @@ def test_help_tells_every_key_within_120_columns() -> None:
     assert "[auto, on or off; default auto]" in unwrapped
     assert "[null, or the same keys as data.source, but no mixture; default null]" in unwrapped
     assert (
-        "[a list of 1 to 100 sections with weight and source, each behind `- `; required; only"
+        "[a list of 1 to 100 sections with weight and source, each after `- `; required; only"
         " mixture]" in unwrapped
     )
     for name in keys.keys()[""].children:
@@ -1117,11 +1117,11 @@ def test_the_reference_shows_true_examples(write) -> None:
     assert kinds["source"] == kinds["source.filter"] == "a section"
     assert (
         kinds["source.parts"]
-        == "a list of 1 to 100 sections with weight and source, each behind `- `"
+        == "a list of 1 to 100 sections with weight and source, each after `- `"
     )
     assert kinds["source.parts[].source"] == "a section with the keys of `source`, but no mixture"
     assert kinds["validation"] == "a section with the keys of `source`, but no mixture, or null"
-    assert "What is left out. It is counted and said. (every format but mixture) |" in text
+    assert "Which documents are dropped. The log counts them. (every format but mixture) |" in text
 
 
 def editor(text: str) -> list[str]:

@@ -413,7 +413,10 @@ WRONG = [
         {"source": {"filter": {"min_length": 9}}},
         "filter.min_length counts the characters of a text",
     ),
-    ({"document_mask": False}, "document_mask false would let a conversation see those beside it"),
+    (
+        {"document_mask": False},
+        "document_mask false would let conversations in one row see each other",
+    ),
 ]
 
 

@@ -1,5 +1,6 @@
-"""Files of cases: prompts, and what a checkpoint should say next. `lm.ranking.cases` reads them,
-and says what is wrong beyond types.
+"""Files of cases: prompts and the continuations that count as right.
+
+`lm.ranking.cases` reads them and checks the rules between keys.
 """
 
 from __future__ import annotations
@@ -15,62 +16,56 @@ MOST_CASES = 10_000
 
 
 class Case(Section):
-    """One prompt and what counts as right after it: at least one of `target`, `contains` and
-    `regex`.
-    """
+    """One prompt and its right answers: at least one of `target`, `contains` and `regex`."""
 
     prompt: str = Field(
         "",
         description=(
-            'What comes first; in a chat the user\'s message. "": the target begins a text.'
+            'The text to continue; in a chat the user\'s message. "": the target begins a text.'
         ),
     )
     target: OneOrMore | None = Field(
         None,
         description=(
-            "What should follow the prompt, with the space before it; in a chat the whole answer."
-            " Of several, each is right."
+            "The right continuation, with the space before it; in a chat the full answer. With"
+            " several, any of them is right."
         ),
     )
     choices: list[Text] = Field(
         default_factory=list,
         min_length=2,
-        description="What to choose among, one target and at least one wrong continuation.",
+        description="Continuations to choose from: one target and at least one wrong one.",
     )
     contains: OneOrMore | None = Field(
         None,
-        description="The continuation should have this in it, letter for letter; of several, one.",
+        description="Text that the continuation must contain exactly; with several, any of them.",
     )
     regex: Text | None = Field(
-        None, description="A Python regular expression that should be found in the continuation."
+        None, description="A Python regular expression that the continuation must match somewhere."
     )
-    weight: float = Field(
-        1.0, gt=0, description="How much the case counts in the averages of its file."
-    )
+    weight: float = Field(1.0, gt=0, description="The case's weight in the averages of its file.")
     tags: list[Text] = Field(
         default_factory=list,
         min_length=1,
-        description="What the case is about; results are shown for each tag too.",
+        description="Topics of the case; results are shown for each tag too.",
     )
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The accepted continuations; none where the case asks by `contains` or `regex` alone."""
+        """The accepted continuations; none if the case has only `contains` or `regex`."""
         return tuple(self.target or ())
 
 
 class CaseFile(Section):
     """A file of cases."""
 
-    about: Text = Field(description="What the cases measure, in a sentence or two.")
+    about: Text = Field(description="What the cases measure, in one or two sentences.")
     chat: StrictBool = Field(
         False,
-        description=(
-            "Prompts are a user's messages, and the checkpoint answers in its own template."
-        ),
+        description=("Prompts are messages of a user; the checkpoint answers in its own template."),
     )
     max_new_tokens: int = Field(
-        32, ge=1, le=4096, description="At most this many tokens are written after each prompt."
+        32, ge=1, le=4096, description="The largest number of tokens generated after each prompt."
     )
     cases: Annotated[list[Case], Field(min_length=1, max_length=MOST_CASES)] = Field(
         description="The cases, in any order."

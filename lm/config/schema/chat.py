@@ -1,6 +1,4 @@
-"""Conversations to learn from: where they are, how they are written down, and how they become
-tokens.
-"""
+"""Conversations to learn from: their place, their layout, and their way to tokens."""
 
 from __future__ import annotations
 
@@ -16,58 +14,51 @@ TemplateName = Literal["alpaca", "instruction-output", "chatml", "base"]
 
 
 class ChatSource(Section):
-    """Prompts with their answers, as `finetune.py` learns them: only what an assistant says is a
-    label.
-    """
+    """Prompts with their answers. Only the assistant's answers are labels."""
 
     format: Literal["chat"] = Field(description=FORMAT)
     files: Files | None = Field(
         None,
         description=(
-            "JSON lists or JSON lines: a path, a glob, or a list of them; what gzip has packed is"
-            " unpacked."
+            "JSON lists or JSON lines: a path, a glob, or a list of them; gzip is decompressed."
         ),
     )
     dataset: str | None = Field(
         None, min_length=1, description="A dataset of the Hugging Face hub, instead of files."
     )
-    config: str | None = Field(
-        None, description="The dataset's configuration, where it has several."
-    )
+    config: str | None = Field(None, description="The dataset's configuration, if it has several.")
     dataset_split: str = Field(
-        "train", min_length=1, description="Which of the dataset's splits to read."
+        "train", min_length=1, description="The split of the dataset to read."
     )
     revision: str | None = Field(
         None,
-        description=(
-            "The dataset's commit or branch. null: the newest when the tokens are first made."
-        ),
+        description=("The dataset's commit or branch. null: the newest when the tokens are made."),
     )
     layout: Layout = Field(
         "auto",
         description=(
-            "What a row has: instruction, input, output (alpaca); messages; prompt, completion;"
-            " prompt, chosen, rejected (preferences); a label, a tab, a message (sms). auto:"
-            " whichever of the first three its keys are."
+            "The keys of a row: instruction, input, output (alpaca); messages; prompt, completion;"
+            " prompt, chosen, rejected (preferences); or a line of label, tab, message (sms). auto:"
+            " one of the first three, by the row's keys."
         ),
     )
     template: TemplateName = Field(
         "alpaca",
         description=(
-            "How turns become one text (lm/documents/templates.py). base: as the base checkpoint's."
+            "How turns become one text (lm/documents/templates.py). base: the base checkpoint's."
         ),
     )
     system: str | None = Field(
-        None, description="The system's words where a conversation has none. null: the template's."
+        None, description="The system message of conversations without one. null: the template's."
     )
     mask_prompt: StrictBool = Field(
-        True, description="Only answers are labels. false: the whole conversation is."
+        True, description="Only answers are labels. false: every token is a label."
     )
     too_long: Literal["drop", "cut"] = Field(
         "drop",
         description=(
-            "A conversation longer than a row: leave it out, or keep its beginning, whose answer"
-            " then has no end."
+            "A conversation longer than a row: drop it, or cut it, so that its last answer has no"
+            " end."
         ),
     )
     filter: Filter = filter_field()

@@ -1,4 +1,4 @@
-"""`checkpoint`: what is saved, where, and for how long."""
+"""`checkpoint`: where and how often a run is saved, and what is kept."""
 
 from pydantic import Field
 
@@ -6,19 +6,19 @@ from lm.config.schema.section import Section
 
 
 class CheckpointConfig(Section):
-    """One run, one folder."""
+    """The run's folder and its checkpoints."""
 
     directory: str = Field(
         "checkpoints",
         min_length=1,
-        description="The run's folder: checkpoints, metrics, curves, samples.",
+        description="The run's folder: checkpoints, metrics, curves, samples. One run, one folder.",
     )
     save_every: int = Field(500, ge=1, description="Steps between saves.")
     keep: int = Field(
         3,
         ge=1,
         description=(
-            "How many of the newest checkpoints to keep; what best, last and final point to is"
+            "How many of the newest checkpoints to keep. The targets of best, last and final are"
             " never deleted."
         ),
     )

@@ -1,6 +1,4 @@
-"""The configuration: what each key means, its type, range and default. One file per section;
-nothing here imports torch.
-"""
+"""`Config`: all sections of a run, and the checks between them."""
 
 from __future__ import annotations
 
@@ -22,34 +20,35 @@ from lm.system.errors import ConfigError
 
 
 class Config(Section):
-    """One training run, whole."""
+    """The configuration of one training run."""
 
     model: ModelConfig = Field(default_factory=ModelConfig, description="The decoder's shape.")
     tokenizer: TokenizerConfig = Field(
         default_factory=TokenizerConfig, description="How text becomes token ids."
     )
-    data: DataConfig = Field(description="Where the text comes from and how it is cut into rows.")
+    data: DataConfig = Field(description="Where the text comes from and how it becomes rows.")
     optimizer: OptimizerConfig = Field(
         default_factory=OptimizerConfig, description="The optimiser and its learning-rate schedule."
     )
     trainer: TrainerConfig = Field(
-        description="Budget, batch, device and intervals. Every interval counts optimiser steps."
+        description="Budget, batch, device and intervals. Intervals count optimiser steps."
     )
     checkpoint: CheckpointConfig = Field(
-        default_factory=CheckpointConfig, description="What is saved, where, and for how long."
+        default_factory=CheckpointConfig,
+        description="Where and how often the run is saved, and what is kept.",
     )
     logging: LoggingConfig = Field(
-        default_factory=LoggingConfig, description="What is written down while the run goes."
+        default_factory=LoggingConfig, description="What is logged during the run."
     )
     finetune: FinetuneConfig | None = Field(
-        None, description="What finetune.py turns a base checkpoint into. null: a run of train.py."
+        None, description="How finetune.py trains a base checkpoint. null: a run of train.py."
     )
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         self._check_finetune()
         if self.finetune is not None and self.model.vocab_size is None:
-            return self  # the base fills in the model's shape, and then the rest is asked
+            return self  # the rest is checked after the base has set the model's shape
         row = self.data.sequence_length
         if row is not None and row > self.model.context_length:
             raise ValueError(
@@ -68,7 +67,7 @@ class Config(Section):
         if self.trainer.max_epochs is not None and self.data.streams:
             raise ValueError(
                 f"trainer.max_epochs {self.trainer.max_epochs:g} limits the passes over the text,"
-                " and of a streaming source nobody knows how long it is; remove it"
+                " and a streaming source has no known length; remove it"
             )
         for key, part in self.data.parts:
             if isinstance(part.source, HubSource) and part.source.streaming:
@@ -87,9 +86,7 @@ class Config(Section):
         return self
 
     def _check_finetune(self) -> None:
-        """Preferences are for dpo, and dpo is for preferences alone; what is the base's needs a
-        base.
-        """
+        """Check that preferences and dpo come together, and that a base named by a key exists."""
         chats, finetune = self.data.conversations, self.finetune
         dpo = finetune is not None and finetune.objective == "dpo"
         for key, chat in chats:
@@ -128,10 +125,11 @@ class Config(Section):
             )
 
     def _check_window(self, key: str, window_tokens: int, weight: int) -> None:
-        """Two windows of a stream are there at a time: they have to hold what is loaded ahead,
-        wherever its rows begin.
+        """Check that a window of a stream holds the rows that are loaded ahead.
+
+        Two windows exist at a time, and the rows may begin anywhere in the first.
         """
-        # rows: PackedDataModule tells a stream of steps so much later
+        # In rows. PackedDataModule reports a step to its stream this much later.
         ahead = (2 * self.data.workers + 3) * self.trainer.batch_size
         blocks = ahead // sum(part.weight for _, part in self.data.parts) + 2
         least = min(ahead, blocks * weight) * self.row_length
@@ -142,7 +140,7 @@ class Config(Section):
             )
 
     def with_vocabulary(self, size: int) -> Config:
-        """The same configuration with model.vocab_size filled in from a tokenizer's."""
+        """Return the configuration with model.vocab_size set for a tokenizer of `size` ids."""
         given = self.model.vocab_size
         if given is not None and given < size:
             raise ConfigError(
@@ -150,7 +148,7 @@ class Config(Section):
                 f" {size} or more"
             )
         round_number = -(-size // 128) * 128
-        # up to there it is a round number for the sake of the hardware, not a mistake
+        # A size up to this one was rounded for the hardware and is not a mistake.
         if given is not None and given > round_number:
             raise ConfigError(
                 f"model.vocab_size: {given} is larger than the tokenizer's {size}; write null, or"
@@ -168,19 +166,17 @@ class Config(Section):
 
     @property
     def row_length(self) -> int:
-        """T: the tokens that the model sees in a row."""
+        """T: the tokens of a row."""
         return self.data.sequence_length or self.model.context_length
 
     @property
     def tokens_per_step(self) -> int:
-        """Positions in one optimiser step, over all devices and micro-batches."""
+        """The positions of one optimiser step, over all devices and micro-batches."""
         return self.trainer.batch_size * self.row_length
 
     @property
     def max_steps(self) -> int:
-        """The run's length in optimiser steps: `max_steps` or what `max_tokens` pays for, whichever
-        is smaller.
-        """
+        """The run's length in optimiser steps: the smaller of `max_steps` and `max_tokens`."""
         limits = []
         if self.trainer.max_steps is not None:
             limits.append(self.trainer.max_steps)

@@ -1,4 +1,4 @@
-"""`data`: where the text comes from and how it is cut into rows."""
+"""`data`: where the text comes from and how it becomes rows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lm.config.schema.source import HubSource, MixtureSource, Part, SingleSource
 
 
 class DataConfig(Section):
-    """Documents in, rows out."""
+    """The text, its split, and its rows."""
 
     source: Source = Field(description="The text to learn from.")
     validation: SingleSource | None = Field(
         None,
-        description="Text to validate on. null: a part of `source` is held out as `split` says.",
+        description="Text to validate on. null: hold out a part of `source`, by `split`.",
     )
     split: Literal["hash", "tail"] = Field(
         "hash",
@@ -26,13 +26,16 @@ class DataConfig(Section):
             " characters."
         ),
     )
-    val_fraction: float = Field(0.05, gt=0, lt=1, description="The share held out for validation.")
+    val_fraction: float = Field(
+        0.05, gt=0, lt=1, description="The fraction held out for validation."
+    )
     test_fraction: float = Field(
         0.0,
         ge=0,
         lt=1,
         description=(
-            "Of conversations: the share kept from both, for the closing report of finetune.py."
+            "Conversations only: the fraction held out from both training and validation, for"
+            " finetune.py's final report."
         ),
     )
     sequence_length: int | None = Field(
@@ -41,45 +44,45 @@ class DataConfig(Section):
     rows: Literal["packed", "document"] = Field(
         "packed",
         description=(
-            "Cut rows from the stream of all documents, or begin a row with each document and"
-            " pad it."
+            "Cut rows from the stream of all documents (packed), or start a row with each"
+            " document and pad it."
         ),
     )
     stride: int | None = Field(
         None,
         ge=1,
         description=(
-            "Tokens from one packed row's start to the next, in training. null: the row's length,"
-            " so that none overlap."
+            "Tokens between the starts of two packed rows in training. null: the row's length, so"
+            " that rows do not overlap."
         ),
     )
     document_mask: StrictBool = Field(
         False,
         description=(
-            "A token attends only to its own document, and positions start at 0 in each. Off: rows"
-            " are one stream of text."
+            "Tokens attend only to their own document, and positions start at 0 in each. false:"
+            " a row is one stream of text."
         ),
     )
     on_bad_row: Literal["stop", "skip"] = Field(
-        "stop", description="A row that cannot be read: stop and name it, or skip and count it."
+        "stop", description="If a row cannot be read: stop and name it, or skip and count it."
     )
     cache_dir: str = Field(
         ".cache/tokens",
         min_length=1,
-        description="Token shards are kept here, by fingerprint of text and tokenizer.",
+        description="The folder of token shards, by fingerprint of text and tokenizer.",
     )
     workers: int = Field(
         0,
         ge=0,
         le=64,
         description=(
-            "Processes that load batches. 0 is right for memory-mapped shards on one machine."
+            "Processes that load batches. 0 is best for memory-mapped shards on one machine."
         ),
     )
 
     @property
     def parts(self) -> list[tuple[str, Part]]:
-        """The sources with the keys that name them: of a mixture all, else the one there is."""
+        """The sources with their keys: all parts of a mixture, or the only source."""
         if isinstance(self.source, MixtureSource):
             return [
                 (f"data.source.parts[{i}].source", part) for i, part in enumerate(self.source.parts)
@@ -88,9 +91,7 @@ class DataConfig(Section):
 
     @property
     def conversations(self) -> list[tuple[str, ChatSource]]:
-        """Those of the sources that are conversations, and of `validation`, with the keys that name
-        them.
-        """
+        """The sources that are conversations, with their keys; `validation` too."""
         sources = [(key, part.source) for key, part in self.parts] + [
             ("data.validation", self.validation)
         ]
@@ -105,7 +106,7 @@ class DataConfig(Section):
 
     @property
     def streams(self) -> bool:
-        """Whether a source is read over the network while training goes."""
+        """Whether a source is read over the network during training."""
         return any(
             isinstance(part.source, HubSource) and part.source.streaming for _, part in self.parts
         )
@@ -149,7 +150,7 @@ class DataConfig(Section):
         learnt = self.chat is not None
         if chats and not self.document_mask:
             raise ValueError(
-                "document_mask false would let a conversation see those beside it in a row; write"
+                "document_mask false would let conversations in one row see each other; write"
                 " document_mask: true"
             )
         if learnt and self.stride is not None:
@@ -187,7 +188,7 @@ class DataConfig(Section):
         if self.streams and (self.rows == "document" or self.stride is not None):
             key = "rows: document" if self.rows == "document" else "stride"
             raise ValueError(
-                f"{key} needs text that is stored, and a stream's rows are packed, one behind the"
+                f"{key} needs text that is stored, and a stream's rows are packed, one after the"
                 " other; remove it"
             )
         return self

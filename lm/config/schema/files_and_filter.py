@@ -1,4 +1,4 @@
-"""What all sources of text have in common: files, and what may be left out."""
+"""The keys that all sources of text share: files and filter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lm.config.schema.section import Section
 
 Text = Annotated[str, Field(min_length=1)]
 SomeTexts = Annotated[list[Text], Field(min_length=1)]
-# A lone text is a list of one.
+# One text is a list of one.
 OneOrMore = Annotated[
     SomeTexts,
     BeforeValidator(
@@ -19,26 +19,28 @@ OneOrMore = Annotated[
     ),
 ]
 Files = OneOrMore  # with or without wildcards
-FORMAT = "What the text is stored as."
-FILES = "A path, a glob, or a list of them; what gzip has packed is unpacked."
+FORMAT = "The format of the text."
+FILES = "A path, a glob, or a list of them; gzip is decompressed."
 
 
 class Filter(Section):
-    """What a source leaves out. It is counted and said."""
+    """Which documents of a source are dropped. The log counts them."""
 
     max_documents: int | None = Field(
-        None, ge=1, description="Take this many documents, the first ones. null: all."
+        None, ge=1, description="Take only the first so many documents. null: all."
     )
     max_tokens: int | None = Field(
-        None, ge=1, description="Take documents until they hold this many tokens. null: all."
+        None, ge=1, description="Take documents until they have this many tokens. null: all."
     )
-    min_length: int = Field(0, ge=0, description="Leave out documents of fewer characters.")
+    min_length: int = Field(0, ge=0, description="Drop documents with fewer characters.")
     ascii_only: StrictBool = Field(False, description="Remove every character beyond ASCII.")
     deduplicate: StrictBool = Field(
-        False, description="Leave out documents whose text was there before, to the letter."
+        False, description="Drop documents whose exact text occurred before."
     )
 
 
 def filter_field() -> Any:
-    """The key `filter`, which every source has."""
-    return Field(default_factory=Filter, description="What is left out. It is counted and said.")
+    """Return the key `filter` of a source."""
+    return Field(
+        default_factory=Filter, description="Which documents are dropped. The log counts them."
+    )

@@ -1,4 +1,4 @@
-"""`finetune`: what a base checkpoint is turned into, and how much of it is trained."""
+"""`finetune`: how a base checkpoint is trained further."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ Pattern = Annotated[str, Field(min_length=1)]
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (Hu et al. 2021): a frozen matrix W becomes W + alpha / rank * B A, and
-    only A and B are trained.
-    """
+    """Low-rank adapters (Hu et al. 2021): W + alpha / rank * B A; only A and B are trained."""
 
     rank: int = Field(8, ge=1, le=2**12, description="Rows of A and columns of B.")
-    alpha: float = Field(16.0, gt=0, le=2**16, description="The adapters' weight is alpha / rank.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="On what the adapters read.")
+    alpha: float = Field(
+        16.0, gt=0, le=2**16, description="The adapters are scaled by alpha / rank."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of the adapters.")
     targets: list[Pattern] = Field(
         ["layers.*"],
         min_length=1,
         description=(
-            "Which layers get adapters, by patterns of their names, such as '*.q_proj',"
-            " 'layers.*.mlp.*' or embed_tokens. The output head gets none but those of an embedding"
-            " that it shares."
+            "The layers with adapters, by patterns of their names, such as '*.q_proj',"
+            " 'layers.*.mlp.*' or embed_tokens. The output head has only those of an embedding that"
+            " it shares."
         ),
     )
 
 
 class FinetuneConfig(Section):
-    """What `finetune.py` does; model and tokenizer are the base's."""
+    """How `finetune.py` trains; model and tokenizer are the base's."""
 
     base: str = Field(
         min_length=1, description="The checkpoint to start from, such as checkpoints/best.ckpt."
@@ -39,26 +39,26 @@ class FinetuneConfig(Section):
     method: Literal["full", "lora", "qlora"] = Field(
         "full",
         description=(
-            "Train all weights, or low-rank adapters beside frozen ones, which qlora keeps in 4"
-            " bits."
+            "Train all weights (full), or low-rank adapters on frozen weights (lora), in 4 bits"
+            " (qlora)."
         ),
     )
     objective: Literal["sft", "dpo"] = Field(
         "sft",
         description=(
-            "Learn the answers (sft), or of two answers which is preferred (dpo, Rafailov et al."
+            "Learn the answers (sft), or which of two answers is preferred (dpo, Rafailov et al."
             " 2023)."
         ),
     )
     dpo_beta: float = Field(
-        0.1, gt=0, le=100, description="dpo: how much staying near the base weighs."
+        0.1, gt=0, le=100, description="dpo: how strongly the model is held near its base."
     )
     replay: float = Field(
         0.0,
         ge=0,
         le=0.9,
         description=(
-            "The share of the rows that comes from the text the base was trained on, so that it"
+            "The fraction of rows from the text that the base was trained on, so that the model"
             " forgets less."
         ),
     )
@@ -68,16 +68,18 @@ class FinetuneConfig(Section):
     choices: list[Pattern] = Field(
         [],
         description=(
-            "Answers among which the closing report lets the model choose, by their likelihood:"
-            " [ham, spam], say."
+            "Answers that the final report lets the model choose from by likelihood, such as"
+            " [ham, spam]."
         ),
     )
     report_prompts: int = Field(
         200,
         ge=0,
-        description="How many held-out prompts the closing report has answered. 0: no report.",
+        description="Held-out prompts that the final report answers. 0: no report.",
     )
-    report_tokens: int = Field(128, ge=1, description="The longest answer in it, in tokens.")
+    report_tokens: int = Field(
+        128, ge=1, description="The longest answer in the report, in tokens."
+    )
 
     @model_validator(mode="after")
     def _only_what_is_used(self) -> Self:

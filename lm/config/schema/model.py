@@ -1,5 +1,5 @@
-"""`model`: the decoder's shape. The default is Llama-shaped; `qk_norm` makes it Qwen3-shaped; the
-last keys make it GPT-2-shaped.
+"""`model`: the decoder's shape. The default is Llama's; `qk_norm` makes it Qwen3's, and the last
+four keys GPT-2's.
 """
 
 from __future__ import annotations
@@ -12,38 +12,40 @@ from lm.config.schema.section import Section
 
 
 class ModelConfig(Section):
-    """Everything that `model.Decoder` needs to be built; saved with every checkpoint."""
+    """All that `model.Decoder` needs; every checkpoint stores it."""
 
     vocab_size: int | None = Field(
         None,
         ge=2,
         le=2**24,
         description=(
-            "Rows of the embedding. null: the tokenizer's size. Larger is allowed (a multiple of 64"
-            " is fast on GPUs)."
+            "Rows of the embedding. null: the tokenizer's size. It may be larger: a multiple of 64"
+            " is fast on GPUs."
         ),
     )
     context_length: int = Field(
         256,
         ge=2,
         le=2**24,
-        description="The longest sequence, in tokens, that the model is made for.",
+        description="The longest sequence of the model, in tokens.",
     )
     n_layers: int = Field(4, ge=1, le=1024, description="Number of blocks.")
     d_model: int = Field(128, ge=2, le=2**16, description="Width of the residual stream.")
-    n_heads: int = Field(4, ge=1, description="Query heads; d_model is divided among them.")
+    n_heads: int = Field(
+        4, ge=1, description="Number of query heads; each is d_model / n_heads wide."
+    )
     n_kv_heads: int | None = Field(
         None,
         ge=1,
-        description="Key and value heads (grouped-query attention). null: as many as query heads.",
+        description="Key and value heads (grouped-query attention). null: n_heads.",
     )
     d_ff: int | None = Field(
         None,
         ge=1,
         le=2**20,
         description=(
-            "Hidden width of the MLP. null: 8/3 d_model for swiglu, 4 d_model for gelu, up to the"
-            " next 16."
+            "Hidden width of the MLP. null: 8/3 d_model for swiglu, 4 d_model for gelu, rounded up"
+            " to a multiple of 16."
         ),
     )
     qk_norm: StrictBool = Field(
@@ -56,18 +58,18 @@ class ModelConfig(Section):
         0.0,
         ge=0,
         lt=1,
-        description="On the embedding and on both residual branches of every block.",
+        description="Dropout on the embedding and on both residual branches of every block.",
     )
     rope_theta: float = Field(
-        10_000.0, gt=1, description="RoPE's base; larger for longer contexts."
+        10_000.0, gt=1, description="Base of RoPE's frequencies; longer contexts need a larger one."
     )
     norm_eps: float = Field(1e-6, gt=0, lt=1, description="Added to the variance inside the norms.")
     init_std: float = Field(0.02, gt=0, description="Standard deviation of the initial weights.")
     residual_init: Literal["scaled", "zero"] = Field(
         "scaled",
         description=(
-            "The two projections that write to the residual stream start at init_std / sqrt(2"
-            " n_layers), or at zero."
+            "The two projections into the residual stream start with standard deviation init_std /"
+            " sqrt(2 n_layers), or at zero."
         ),
     )
     gradient_checkpointing: StrictBool = Field(

@@ -12,36 +12,37 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
-    """The learning rate is a pure function of the step, so a resumed run follows the configuration
-    it is given.
-    """
+    """AdamW and its learning rate, which is a function of the step alone."""
 
     name: Literal["adamw"] = Field("adamw", description="The optimiser.")
     lr: float = Field(1e-3, gt=0, le=10, description="The highest learning rate.")
     schedule: Literal["cosine", "linear", "wsd", "constant"] = Field(
         "cosine",
         description=(
-            "What follows the warm-up: a cosine or a line down to the end, stable-then-decay (wsd),"
-            " or no decay."
+            "The learning rate after the warm-up: a cosine or linear decay to the end,"
+            " stable-then-decay (wsd), or constant."
         ),
     )
     warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up from 0 to lr.")
     final_lr_fraction: float = Field(
-        0.1, ge=0, le=1, description="The last step's learning rate, as a share of lr."
+        0.1, ge=0, le=1, description="The last step's learning rate, as a fraction of lr."
     )
     decay_fraction: float = Field(
-        0.3, gt=0, le=1, description="wsd: the share of the run over which the rate falls."
+        0.3,
+        gt=0,
+        le=1,
+        description="wsd: the fraction of the run in which the learning rate decays.",
     )
     weight_decay: float = Field(
         0.1,
         ge=0,
         lt=10,
-        description="Decoupled decay, on matrices only: never on norms and biases.",
+        description="Decoupled weight decay, on matrices only: never on norms and biases.",
     )
     betas: tuple[Beta, Beta] = Field(
         (0.9, 0.95), description="AdamW's decay rates of the two moments."
     )
-    eps: float = Field(1e-8, gt=0, lt=1, description="AdamW's divisor floor.")
+    eps: float = Field(1e-8, gt=0, lt=1, description="AdamW's term that keeps the divisor above 0.")
     grad_clip: float = Field(1.0, ge=0, description="Largest global gradient norm. 0: no clipping.")
     ema_decay: float = Field(
         0.0,

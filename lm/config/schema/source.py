@@ -1,6 +1,4 @@
-"""Where text comes from: one section per format, what may be left out of it, and mixtures of
-several.
-"""
+"""Sources of text: one section for each format, and mixtures of several."""
 
 from __future__ import annotations
 
@@ -20,15 +18,13 @@ class TextSource(Section):
     files: Files = Field(description=FILES)
     unit: Literal["line", "paragraph", "file"] = Field(
         "paragraph",
-        description=(
-            "What one document is: a line, a paragraph (up to a blank line), or the whole file."
-        ),
+        description=("A document is a line, a paragraph (up to a blank line), or the whole file."),
     )
     filter: Filter = filter_field()
 
 
 class JsonlSource(Section):
-    """One JSON object a line."""
+    """One JSON object in each line."""
 
     format: Literal["jsonl"] = Field(description=FORMAT)
     files: Files = Field(description=FILES)
@@ -47,7 +43,10 @@ class CsvSource(Section):
         "text", min_length=1, description="The key or column that holds the text."
     )
     delimiter: str = Field(
-        ",", min_length=1, max_length=1, description='What parts the columns; a tab is "\\t".'
+        ",",
+        min_length=1,
+        max_length=1,
+        description='The character between columns; a tab is "\\t".',
     )
     filter: Filter = filter_field()
 
@@ -81,9 +80,7 @@ class SmsSource(Section):
 
 
 class InstructionSource(Section):
-    """Instructions, inputs and outputs, in a JSON list or one JSON object a line, each rewritten as
-    one text.
-    """
+    """Instructions, inputs and outputs as JSON, each rewritten as one text."""
 
     format: Literal["instruction"] = Field(description=FORMAT)
     files: Files = Field(description=FILES)
@@ -91,16 +88,14 @@ class InstructionSource(Section):
 
 
 class BinSource(Section):
-    """Token ids without a header, as nanoGPT's train.bin: documents parted by the tokenizer's EOS,
-    each kept as it is.
-    """
+    """Token ids without a header, such as nanoGPT's train.bin, with EOS between documents."""
 
     format: Literal["bin"] = Field(description=FORMAT)
     files: Files = Field(description="A path, a glob, or a list of them.")
     dtype: Literal["uint16", "uint32"] | None = Field(
         None,
         description=(
-            "The type of the ids, lowest byte first. null: uint16, or uint32 for a tokenizer of"
+            "The type of the ids, lowest byte first. null: uint16, or uint32 if the tokenizer has"
             " more than 65,536 ids."
         ),
     )
@@ -116,39 +111,33 @@ class BinSource(Section):
 
 
 class HubSource(Section):
-    """A Hugging Face dataset: downloaded once into the hub's own cache, or streamed while the run
-    goes.
-    """
+    """A Hugging Face dataset, downloaded once into the hub's cache, or streamed during the run."""
 
     format: Literal["hub"] = Field(description=FORMAT)
     dataset: str = Field(
         min_length=1, description="The dataset's id, such as roneneldan/TinyStories."
     )
-    config: str | None = Field(
-        None, description="The dataset's configuration, where it has several."
-    )
+    config: str | None = Field(None, description="The dataset's configuration, if it has several.")
     dataset_split: str = Field(
-        "train", min_length=1, description="Which of the dataset's splits to read."
+        "train", min_length=1, description="The split of the dataset to read."
     )
     revision: str | None = Field(
         None,
-        description=(
-            "The dataset's commit or branch. null: the newest when the tokens are first made."
-        ),
+        description=("The dataset's commit or branch. null: the newest when the tokens are made."),
     )
     text_key: str = Field(
         "text", min_length=1, description="The key or column that holds the text."
     )
     streaming: StrictBool = Field(
         False,
-        description="Read it over the network as training goes instead of downloading it first.",
+        description="Read it over the network during training instead of downloading it first.",
     )
     window_tokens: int = Field(
         2**24,
         ge=2**10,
         description=(
-            "With streaming: tokens that are shuffled together. The disk holds three such windows"
-            " at most."
+            "With streaming: tokens that are shuffled together. The disk holds at most three such"
+            " windows."
         ),
     )
     filter: Filter = filter_field()
@@ -189,13 +178,13 @@ class Part(Section):
     weight: int = Field(
         ge=1,
         le=1000,
-        description="This source's share of the rows, beside the other weights: 4, 4 and 2, say.",
+        description="The source's share of the rows, relative to the other weights: 4, 4 and 2.",
     )
-    source: SingleSource = Field(description="Where its text comes from.")
+    source: SingleSource = Field(description="The source's text.")
 
 
 class MixtureSource(Section):
-    """Several sources, each giving its share of the tokens of every few rows."""
+    """Several sources with fixed shares of the rows."""
 
     format: Literal["mixture"] = Field(description=FORMAT)
     parts: list[Part] = Field(
@@ -204,8 +193,8 @@ class MixtureSource(Section):
     when_one_ends: Literal["stop", "repeat", "go_on"] = Field(
         "repeat",
         description=(
-            "When a source runs dry: refuse runs that need more of it (stop), shuffle it anew"
-            " (repeat), or take the others until all are dry (go_on)."
+            "If a source runs out: refuse runs that need more of it (stop), shuffle it again"
+            " (repeat), or continue with the others until all run out (go_on)."
         ),
     )
 
@@ -236,11 +225,11 @@ Source = Annotated[
 ]
 
 
-def dataset_of(source: Section) -> str | None:
-    """The dataset of the Hugging Face hub that a source is, or None where it is files."""
-    return getattr(source, "dataset", None)
+def dataset_of(source: SingleSource) -> str | None:
+    """Return the id of a source's dataset on the Hugging Face hub; None for files."""
+    return source.dataset if isinstance(source, HubSource | ChatSource) else None
 
 
-def files_of(source: Section) -> list[str]:
-    """The files that a source names; none where it is a dataset."""
-    return getattr(source, "files", None) or []
+def files_of(source: SingleSource) -> list[str]:
+    """Return the paths and globs that a source names; none for a dataset."""
+    return [] if isinstance(source, HubSource) else source.files or []

@@ -6,9 +6,7 @@ from lm.config.schema.section import Section
 
 
 class TokenizerConfig(Section):
-    """The tokenizer travels inside every checkpoint, so this section matters only to a run that
-    starts from text.
-    """
+    """The tokenizer of a new run. Every checkpoint carries its own."""
 
     name: str = Field(
         "byte",

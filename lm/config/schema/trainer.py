@@ -10,39 +10,38 @@ from lm.config.schema.section import Section
 
 
 class TrainerConfig(Section):
-    """Every interval counts optimiser steps; step k means that k updates are done."""
+    """The run's length, batch and device. At step k, k updates are done."""
 
     max_steps: int | None = Field(
         None,
         ge=1,
         description=(
-            "Optimiser steps. At least one of max_steps and max_tokens; the smaller budget ends the"
-            " run."
+            "Optimiser steps. Give max_steps, max_tokens or both; the smaller budget ends the run."
         ),
     )
-    max_tokens: int | None = Field(None, ge=1, description="Tokens to train on, repeats counted.")
+    max_tokens: int | None = Field(None, ge=1, description="Tokens to train on, with repetitions.")
     max_epochs: float | None = Field(
         None,
         gt=0,
-        description="Refuse a budget that passes over the training text more often. null: any.",
+        description="Refuse a budget of more passes over the training text. null: no limit.",
     )
     max_minutes: float | None = Field(
         None,
         gt=0,
-        description="Stop, saved and resumable, after this time. It does not shape the schedule.",
+        description="Stop and save after this time. It does not change the schedule.",
     )
     seed: int = Field(
         1337,
         ge=0,
         lt=2**63,
-        description="Initial weights, data order and dropout all follow from it.",
+        description="Determines initial weights, data order and dropout.",
     )
-    batch_size: int = Field(32, ge=1, description="Rows in one optimiser step, over all devices.")
+    batch_size: int = Field(32, ge=1, description="Rows of one optimiser step, over all devices.")
     micro_batch_size: int | None = Field(
         None,
         ge=1,
         description=(
-            "Rows that fit on a device at once; the rest is accumulated. null: all of them."
+            "Rows of one forward pass on a device; gradients accumulate. null: all of the device's."
         ),
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
@@ -55,33 +54,34 @@ class TrainerConfig(Section):
         1,
         ge=1,
         le=2**16,
-        description="Machines; more than one need torchrun or srun (docs/SCALING.md).",
+        description="Machines; more than one needs torchrun or srun (docs/SCALING.md).",
     )
     strategy: Literal["auto", "ddp", "fsdp"] = Field(
         "auto",
         description=(
-            "ddp: each process holds the whole model. fsdp: each holds a share of weights,"
-            " gradients and optimiser state. auto: ddp where there are several processes."
+            "ddp: each process holds the full model. fsdp: each holds a part of the weights,"
+            " gradients and optimiser state. auto: ddp if there are several processes."
         ),
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description=(
-            "auto: bf16 where the device computes it natively, else fp16 on CUDA, else fp32."
-            " Weights stay fp32."
+            "auto: bf16 if the device supports it natively, else fp16 on CUDA, else fp32. Weights"
+            " stay fp32."
         ),
     )
     deterministic: StrictBool = Field(
         False,
         description=(
-            "Only deterministic kernels: bit-identical runs on CUDA, at some cost. CPU runs always"
-            " are."
+            "Use only deterministic kernels: slower, but bit-identical runs on CUDA. CPU runs"
+            " always are."
         ),
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
         description=(
-            "torch.compile. auto: on CUDA only. What cannot compile runs uncompiled and says so."
+            "torch.compile. auto: on CUDA only. A model that cannot be compiled runs uncompiled,"
+            " with a warning."
         ),
     )
     threads: int | None = Field(
@@ -91,30 +91,32 @@ class TrainerConfig(Section):
         500,
         ge=1,
         description=(
-            "Steps between validations; each is preceded by a save. Also at step 0 and at the end."
+            "Steps between validations, each after a save; also at step 0 and at the end."
         ),
     )
     validation_rows: int | None = Field(
         None,
         ge=1,
-        description="Validate on this many rows, always the same. null: the whole split.",
+        description="Validate on this many rows, always the same. null: all of the split.",
     )
     early_stopping: int | None = Field(
-        None, ge=1, description="Stop after so many validations without a better loss. null: never."
+        None,
+        ge=1,
+        description="Stop after this many validations without a better loss. null: never.",
     )
 
     on_nonfinite: Literal["stop", "skip", "rollback"] = Field(
         "stop",
         description=(
-            "A loss or gradient that is NaN or infinite is never learnt from. stop: the run ends."
-            " skip: it goes on with the next step. rollback: it goes on from its newest checkpoint,"
-            " without that step."
+            "If a loss or gradient is NaN or infinite, no update follows. stop: the run ends. skip:"
+            " the next step follows. rollback: the run continues from its newest checkpoint without"
+            " that step."
         ),
     )
     nonfinite_limit: int = Field(
         10,
         ge=1,
-        description="Stop when so many updates in a row were left out, fp16 overflows included.",
+        description="Stop after this many skipped updates in a row, fp16 overflows included.",
     )
 
     @model_validator(mode="after")
@@ -133,12 +135,12 @@ class TrainerConfig(Section):
 
     @property
     def processes(self) -> int:
-        """How many there are, over all machines."""
+        """The number of processes on all machines."""
         return self.devices * self.num_nodes
 
     @property
     def micro_batch(self) -> int:
-        """Rows that one device takes at once."""
+        """The rows of one forward pass on a device."""
         return self.micro_batch_size or self.batch_size // self.processes
 
     @property
