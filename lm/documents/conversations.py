@@ -1,8 +1,7 @@
-"""What people wrote down as prompts and answers, in one form: turns of a system, a user and an
-assistant.
+"""Conversations in one form: turns of a system, a user and an assistant.
 
-Each layout of a row is a function from its keys to a `Conversation`, or to the `Fault` that keeps
-it from being one; a new layout is a function and a table row.
+Each layout of a row is a function from its keys to a `Conversation` or a `Fault`. A new layout is a
+function and an entry in `LAYOUTS`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 
 from lm.documents.faults import Fault, text_of
 
-# Other names of the same roles, as ShareGPT has them.
+# Roles, with the names that ShareGPT uses.
 ROLES = {
     "system": "system",
     "user": "user",
@@ -27,21 +26,18 @@ SMS_INSTRUCTION = "classify if the SMS is spam or ham"
 
 
 class Turn(NamedTuple):
-    """What one of the roles says; `input` is what an instruction is about, where that is kept apart
-    from it.
-    """
+    """One message of a conversation."""
 
     role: str
     content: str
-    input: str = ""
+    input: str = ""  # what an instruction is about, if the dataset keeps it in its own key
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns: perhaps a system's, then a user's and an assistant's in turn; an assistant's is the
-    last.
+    """Turns of a user and an assistant alternately, perhaps after a system's.
 
-    `rejected` is another last answer, which people liked less.
+    The last turn is an assistant's. `rejected` is another last answer that people preferred less.
     """
 
     turns: tuple[Turn, ...]
@@ -49,7 +45,7 @@ class Conversation:
 
     @property
     def prompt(self) -> tuple[Turn, ...]:
-        """All but the last answer."""
+        """The turns before the last answer."""
         return self.turns[:-1]
 
     @property
@@ -58,29 +54,30 @@ class Conversation:
         return self.turns[-1].content
 
     def to_json(self) -> str:
-        """One line, the same for the same conversation: its documents' text, by which they are told
-        apart and held out.
+        """Return one line of JSON, which is the document's text.
+
+        Its hash identifies the conversation in splits and among repeats.
         """
         return json.dumps([self.turns, self.rejected], ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Conversation:
-        """What `to_json` wrote."""
+        """Read the result of `to_json`."""
         turns, rejected = json.loads(text)
         return cls(tuple(Turn(*turn) for turn in turns), rejected)
 
 
 def conversation_of(row: object, layout: str) -> Conversation | Fault:
-    """A row as a conversation, or what is wrong with it."""
+    """Return a row as a conversation, or its fault."""
     if not isinstance(row, Mapping):
         return Fault(
             "not a JSON object",
             f"a conversation is an object with keys, this one is {reprlib.repr(row)}",
         )
-    if "messages" not in row and "conversations" in row:  # ShareGPT's name for them
+    if "messages" not in row and "conversations" in row:  # ShareGPT's name
         row = {**row, "messages": row["conversations"]}
     if layout == "auto":
-        found = next(
+        detected = next(
             (
                 name
                 for name, (keys, _) in LAYOUTS.items()
@@ -88,7 +85,7 @@ def conversation_of(row: object, layout: str) -> Conversation | Fault:
             ),
             None,
         )
-        if found is None or found == "preferences":
+        if detected is None or detected == "preferences":
             wanted = "; ".join(
                 f"{' and '.join(keys)} ({name})" for name, (keys, _) in LAYOUTS.items()
             )
@@ -97,7 +94,7 @@ def conversation_of(row: object, layout: str) -> Conversation | Fault:
                 f"there are {reprlib.repr(list(row))}; data.source.layout says which of these to"
                 f" take: {wanted}",
             )
-        layout = found
+        layout = detected
     keys, read = LAYOUTS[layout]
     for key in keys:
         if row.get(key) is None:
@@ -110,7 +107,7 @@ def conversation_of(row: object, layout: str) -> Conversation | Fault:
 
 
 def from_sms(line: str) -> Conversation | Fault:
-    """A line of the SMS Spam Collection: a label, a tab, and the message."""
+    """Return a line of the SMS Spam Collection (label, tab, message) as a conversation."""
     label, tab, message = line.partition("\t")
     if not tab or label not in ("ham", "spam"):
         return Fault(
@@ -151,7 +148,7 @@ def _messages(row: Mapping[str, Any]) -> Conversation | Fault:
                 f"messages[{i}] is {reprlib.repr(message)}; its role must be system, user or"
                 " assistant",
             )
-        turns.append(Turn(ROLES[role], content))  # type: ignore[arg-type]  # looked at below
+        turns.append(Turn(ROLES[role], content))  # type: ignore[arg-type]  # _checked looks at it
     return _checked(tuple(turns))
 
 
@@ -178,8 +175,9 @@ def _preferences(row: Mapping[str, Any]) -> Conversation | Fault:
 
 
 def _answered(prompt: Any, answer: Any) -> Conversation | Fault:
-    """Both are texts, or both lists of messages; of an answer that repeats the prompt, as some
-    datasets have it, the rest counts.
+    """Return a prompt with its answer: two texts, or lists of messages.
+
+    If an answer repeats the prompt, as in some datasets, the repetition is removed.
     """
     if not isinstance(prompt, list) and not isinstance(answer, list):
         return _checked((Turn("user", prompt), Turn("assistant", answer)))
@@ -205,7 +203,7 @@ LAYOUTS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Conversa
 
 
 def _checked(turns: tuple[Turn, ...]) -> Conversation | Fault:
-    """Hold turns against what a conversation is."""
+    """Return turns as a conversation if their order and their texts are valid, else a fault."""
     for turn in turns:
         for text in (turn.content, turn.input):
             if isinstance(fault := text_of(text), Fault):
@@ -220,9 +218,9 @@ def _checked(turns: tuple[Turn, ...]) -> Conversation | Fault:
     roles = [turn.role for turn in turns]
     spoken = roles[1:] if roles[:1] == ["system"] else roles
     if not spoken or len(spoken) % 2 or spoken != ["user", "assistant"] * (len(spoken) // 2):
-        said = (
+        detail = (
             f"{reprlib.repr(roles)}; after a system, if any, user and assistant take turns, the"
             " assistant last"
         )
-        return Fault("wrong order of roles", said)
+        return Fault("wrong order of roles", detail)
     return Conversation(turns)

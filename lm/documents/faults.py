@@ -1,4 +1,4 @@
-"""What the formats give row by row: a text, or what keeps the row from being one."""
+"""Rows of a format: each is a text, or the fault that makes it unusable."""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ from lm.system.errors import DataError
 
 
 class Fault(NamedTuple):
-    """What keeps a row from being a document (skipped rows are counted by this), the particulars,
-    and how many lines below its first.
-    """
+    """The reason why a row is not a document."""
 
-    kind: str
+    kind: str  # skipped rows are counted by it
     detail: str
-    lines_below: int = 0
+    lines_below: int = 0  # where the fault is, counted from the row's first line
 
 
-Row = tuple[int, str | Fault]
+Row = tuple[int, str | Fault]  # the row's number, and its text or fault
 
 
 def decoded(raw: bytes) -> str | Fault:
-    """The text of UTF-8."""
+    """Decode UTF-8."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -32,11 +30,11 @@ def decoded(raw: bytes) -> str | Fault:
 
 
 def text_of(value: object) -> str | Fault:
-    """A value that should be text."""
+    """Return a value if it is text that UTF-8 can encode, else a fault."""
     if not isinstance(value, str):
         return Fault("text is not a string", f"it is {reprlib.repr(value)}")
     try:
-        value.isascii() or value.encode("utf-8")  # asking first costs nothing
+        value.isascii() or value.encode("utf-8")  # isascii takes almost no time
     except UnicodeEncodeError as error:
         return Fault(
             "half a surrogate pair",
@@ -46,7 +44,7 @@ def text_of(value: object) -> str | Fault:
 
 
 def require_column(file: str, key: str, names: Sequence[str]) -> None:
-    """Raise DataError unless one of a table's columns is the one that is wanted."""
+    """Raise DataError unless exactly one column has the name `key`."""
     if key not in names:
         raise DataError(
             f"{file}: no column {key!r}; there are {reprlib.repr(names)}; text_key names the one"

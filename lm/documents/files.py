@@ -1,8 +1,8 @@
-"""Text files as bytes: found, unpacked, and as lines or paragraphs, also from the middle so that
-several processes can share one file.
+"""Find text files, decompress them, and read their lines or paragraphs as bytes.
 
-A span is a pair of bytes' numbers: its first, and the one behind its last. Each line, and each
-paragraph, lies in exactly one of the spans that a file is cut into, wherever the cuts are.
+Several processes can share one file, because reading can start in the middle. A span is a pair of
+byte positions: its first byte and the byte after its last. Each line and each paragraph belongs to
+exactly one of the spans of a file, wherever the cuts are.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PACKED = {
     rb"PK\x05\x06": "an empty zip archive",
     rb"\x28\xb5\x2f\xfd": "packed by zstd",
     rb"\xfd7zXZ": "packed by xz",
-    rb"BZh[1-9](1AY&SY|\x17rE8)": "packed by bzip2",  # "BZh" alone may be the beginning of a word
+    rb"BZh[1-9](1AY&SY|\x17rE8)": "packed by bzip2",  # "BZh" alone may begin a word
 }
 
 Span = tuple[int, int]
@@ -35,8 +35,10 @@ Span = tuple[int, int]
 
 @contextlib.contextmanager
 def opened(file: str) -> Iterator[IO[bytes]]:
-    """A file's bytes, unpacked where gzip packed it. DataError for other archives, and for one that
-    is cut or damaged.
+    """Open a file's bytes, decompressed if it is gzip.
+
+    Raises:
+        DataError: it is another kind of archive, or the gzip file is cut or damaged.
     """
     with Path(file).open("rb") as stream:
         head = stream.read(10)
@@ -54,28 +56,28 @@ def opened(file: str) -> Iterator[IO[bytes]]:
 
 
 def is_gzip(file: str) -> bool:
-    """Whether gzip packed it, whatever its name."""
+    """Return whether the content is gzip, whatever the file's name."""
     with Path(file).open("rb") as stream:
         return stream.read(len(GZIP)) == GZIP
 
 
 def byte_spans(file: str) -> list[Span]:
-    """Equal parts of a file."""
+    """Cut a file into spans of SPAN_BYTES."""
     size = Path(file).stat().st_size
     return [(start, min(start + SPAN_BYTES, size)) for start in range(0, size, SPAN_BYTES)]
 
 
-def whole(file: str) -> bytes:
-    """All of a file, without a byte order mark."""
+def read_all(file: str) -> bytes:
+    """Read a file without its byte order mark."""
     with opened(file) as stream:
         return stream.read().removeprefix(codecs.BOM_UTF8)
 
 
 def lines_before(file: str, span: Span) -> int:
-    """How many lines of a file come before the first that `lines` counts in a span."""
+    """Return how many lines come before the first that `lines` yields for a span."""
     if span[0] == 0:
         return 0
-    left, count = span[0] - 1, 1  # the line that byte start - 1 belongs to, or ends
+    left, count = span[0] - 1, 1  # one line holds byte start - 1
     with Path(file).open("rb") as stream:
         while chunk := stream.read(min(left, 2**20)):
             count += chunk.count(b"\n")
@@ -84,8 +86,9 @@ def lines_before(file: str, span: Span) -> int:
 
 
 def lines(file: str, span: Span | None) -> Iterator[tuple[int, bytes]]:
-    """Lines with their ends, counted from 1, without a byte order mark. Only \\n ends a line:
-    str.splitlines knows ten more ends.
+    """Yield the lines of a span with their numbers from 1, with line ends, without byte order mark.
+
+    Only \\n ends a line; str.splitlines would split at ten more characters.
     """
     for number, (position, line) in enumerate(_lines_from(file, span), 1):
         if span is not None and position >= span[1]:
@@ -94,25 +97,24 @@ def lines(file: str, span: Span | None) -> Iterator[tuple[int, bytes]]:
 
 
 def paragraphs(file: str, span: Span | None) -> Iterator[tuple[int, bytes]]:
-    """Runs of lines that are not blank, without the last line's end, each with the number of its
-    first line.
+    """Yield the runs of lines that are not blank, each with the number of its first line.
 
-    A paragraph lies in the span in which the last blank line before it begins; the first paragraph
-    in the first span.
+    The end of the last line is removed. A paragraph belongs to the span in which the last blank
+    line before it begins; the first paragraph belongs to the first span.
     """
     start, end = span or (0, None)
-    ours = start == 0
+    in_span = start == 0  # whether the current paragraph belongs to this span
     first, parts = 0, list[bytes]()
     for number, (position, line) in enumerate(_lines_from(file, span), 1):
         blank = not line.strip()
         if blank and parts:
             yield first, b"".join(parts).rstrip(b"\r\n")
             parts = []
-        if end is not None and position >= end and (blank or not ours):
+        if end is not None and position >= end and (blank or not in_span):
             return
         if blank:
-            ours = True
-        elif ours:
+            in_span = True
+        elif in_span:
             first = first if parts else number
             parts.append(line)
     if parts:
@@ -120,14 +122,12 @@ def paragraphs(file: str, span: Span | None) -> Iterator[tuple[int, bytes]]:
 
 
 def _lines_from(file: str, span: Span | None) -> Iterator[tuple[int, bytes]]:
-    """The lines that begin at or behind a span's start, each with the place in the file where it
-    begins.
-    """
+    """Yield the lines that begin at or after a span's start, each with its byte position."""
     with opened(file) as stream:
         position = 0
         if span is not None and span[0] > 0:
-            # The line that covers byte start - 1 began before the span. Its end is looked for in
-            # the span only: it may be far away.
+            # The line that holds byte start - 1 began before the span. Its end is searched in the
+            # span only, because it may be far away.
             position = stream.seek(span[0] - 1)
             part = stream.readline(span[1] - position)
             if not part.endswith(b"\n"):
@@ -139,15 +139,18 @@ def _lines_from(file: str, span: Span | None) -> Iterator[tuple[int, bytes]]:
 
 
 def find_files(patterns: list[str], key: str) -> list[str]:
-    """The files that paths and globs name, `~` expanded, as often as they are named. DataError
-    (blaming `key`) where there is none.
+    """Return the files that paths and globs name, with `~` expanded and repetitions kept.
+
+    Raises:
+        DataError: a pattern matches no file; the message names `key`.
     """
-    found = []
+    matched = []
     for pattern in patterns:
-        path = Path(os.path.expanduser(pattern))  # noqa: PTH111 - Path.expanduser fails where ~name is nobody
+        # Path.expanduser raises for an unknown ~user.
+        path = Path(os.path.expanduser(pattern))  # noqa: PTH111
         with reading(pattern, key):
-            # A name with a bracket in it is first of all a name.
-            names = [str(path)] if path.exists() else glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob: relative only
+            # An existing file may have a bracket in its name.
+            names = [str(path)] if path.exists() else _glob(path)
             files = [name for name in names if Path(name).is_file()]
         if path.is_dir():
             raise DataError(
@@ -162,13 +165,18 @@ def find_files(patterns: list[str], key: str) -> list[str]:
                 else "does not exist"
             )
             raise DataError(f"{key}: {pattern} {fault}; relative paths start in {Path.cwd()}")
-        found += files
-    return found
+        matched += files
+    return matched
+
+
+def _glob(path: Path) -> list[str]:
+    # Path.glob takes relative patterns only.
+    return glob.glob(str(path), recursive=True)  # noqa: PTH207
 
 
 @contextlib.contextmanager
 def reading(file: str, key: str) -> Iterator[None]:
-    """Whatever the operating system refuses in here is a DataError that names the file and the key."""
+    """Turn an OSError into a DataError that names the file and the key."""
     try:
         yield
     except OSError as error:

@@ -1,11 +1,10 @@
-"""Flat files of token ids, which other programs read and write: nanoGPT's train.bin and val.bin,
-and the like.
+"""Flat files of token ids, such as nanoGPT's train.bin and val.bin.
 
     d1 EOS d2 EOS ... dn EOS        ids of one type, lowest byte first, without a header
 
-This is the stream of a split (`lm/tokens/store.py`) without its first EOS, so each can be made of
-the other and nothing is lost; `lm/tokens/export.py` writes such files. What others have written may do without the last EOS, or without any:
-then it is one document.
+This is the stream of a split (`lm/tokens/store.py`) without its first EOS, so each form converts to
+the other without loss; `lm/tokens/export.py` writes such files. Files of other programs may lack
+the last EOS. Without any EOS, the file is one document.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from lm.documents.files import Span, byte_spans
 from lm.system.errors import DataError
 from lm.tokenizer.tokenizer import Tokenizer
 
-CHUNK = 2**20  # ids that are read at a time, where it is not known how many are wanted
+CHUNK = 2**20  # ids that one read asks for when the count is not known
 SPECIAL = "special id"
 NPY = b"\x93NUMPY"
 
@@ -32,14 +31,13 @@ NPY = b"\x93NUMPY"
 def read_flat(
     file: str, source: BinSource, span: Span | None, tokenizer: Tokenizer
 ) -> Iterator[tuple[int, NDArray[Any] | Fault]]:
-    """The documents that begin in a span of bytes: where in the file, counted in ids from 0, and
-    their ids, of the tokenizer's type.
+    """Yield the documents that begin in a span of bytes: their position in ids, and their ids.
 
-    A document that holds a special id other than EOS is a `Fault`. Memory holds the documents of a
-    span.
+    The ids have the tokenizer's dtype. A document with a special id other than EOS is a `Fault`.
+    Memory holds the documents of one span.
 
     Raises:
-        DataError: these are not the tokenizer's ids.
+        DataError: the ids are another tokenizer's.
         OSError: the file cannot be read.
     """
     dtype = np.dtype(source.dtype or tokenizer.dtype).newbyteorder("<")
@@ -61,6 +59,7 @@ def read_flat(
         if len(ids) and ids[-1] != tokenizer.eos_id:
             ends = np.append(ends, len(ids))
         special = np.flatnonzero(np.isin(ids, others))
+        # The first special id of each document: reversed, because the last value of a key stays.
         faulty = dict(
             zip(
                 reversed(np.searchsorted(ends, special).tolist()),
@@ -83,7 +82,7 @@ def read_flat(
 
 
 def _require_flat(file: str, source: BinSource, dtype: np.dtype[Any]) -> None:
-    """Raise DataError where a file cannot be flat ids of this type."""
+    """Raise DataError if a file cannot be flat ids of this type."""
     size = Path(file).stat().st_size
     if size % dtype.itemsize:
         raise DataError(
@@ -104,16 +103,16 @@ def _require_flat(file: str, source: BinSource, dtype: np.dtype[Any]) -> None:
 
 
 def _require_tokenizer(file: str, tokenizer: Tokenizer) -> None:
-    """Raise DataError where the meta.json of tools.export_tokens beside a file says that its ids
-    are another tokenizer's.
+    """Raise DataError if the meta.json next to a file names another tokenizer.
 
-    Ids that are small enough for both would be read as other text, or as a single document.
+    tools.export_tokens writes it. Without this check, ids that are valid for both tokenizers would
+    decode to other text, or to a single document.
     """
     try:
-        made = json.loads(Path(file).with_name("meta.json").read_text(encoding="utf-8"))
-        name, sha256 = made["tokenizer"]["name"], made["tokenizer"]["sha256"]
+        meta = json.loads(Path(file).with_name("meta.json").read_text(encoding="utf-8"))
+        name, sha256 = meta["tokenizer"]["name"], meta["tokenizer"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
-        return  # none, or another program's
+        return  # there is no meta.json, or another program wrote it
     if sha256 != tokenizer.sha256:
         raise DataError(
             f"{file}: its ids are of the tokenizer {name}, says meta.json beside it, and"
@@ -124,11 +123,12 @@ def _require_tokenizer(file: str, tokenizer: Tokenizer) -> None:
 def _documents_from(
     file: str, dtype: np.dtype[Any], span: Span, eos_id: int
 ) -> tuple[int, NDArray[Any]]:
-    """Where the first document begins that begins in a span of bytes, and the ids from there to the
-    end of the last one.
+    """Return the position of the first document that begins in a span, and the ids from there on.
+
+    The ids reach to the end of the last document that begins in the span.
     """
     first, last = (-(-edge // dtype.itemsize) for edge in span)
-    before = min(first, 1)  # a document begins behind an EOS, or with the file
+    before = min(first, 1)  # a document begins after an EOS, or with the file
     ids = _read(file, dtype, first - before, last - first + before)
     if before:
         ends = np.flatnonzero(ids == eos_id)
@@ -147,5 +147,5 @@ def _documents_from(
 
 
 def _read(file: str, dtype: np.dtype[Any], start: int, count: int) -> NDArray[Any]:
-    """So many ids from a file, fewer at its end."""
+    """Read `count` ids from `start`, or fewer at the end of the file."""
     return np.fromfile(file, dtype, count, offset=start * dtype.itemsize)

@@ -1,9 +1,9 @@
-"""The formats that text comes in: one generator each, from a file (or a dataset's id) to its rows.
+"""One generator for each format of text, from a file (or a dataset's id) to its rows.
 
-A generator yields for each row its number, as a person would count it, and its text, or the `Fault`
-that keeps it from being one. It holds few rows at a time. Some formats can also be read from the
-middle (`spans`); rows are then counted from the span's beginning. A new format is a generator, a
-row in `FORMATS` and a section in `lm/config/schema/source.py`.
+A generator yields the number of each row, counted from 1, and its text or `Fault`. It holds few
+rows at a time. Some formats can be read from the middle (`spans`); rows are then counted from the
+start of the span. A new format is a generator, an entry in `FORMATS` and a section in
+`lm/config/schema/source.py`.
 """
 
 from __future__ import annotations
@@ -42,23 +42,20 @@ from lm.documents.files import (
     lines_before,
     opened,
     paragraphs,
-    whole,
+    read_all,
 )
 from lm.documents.parquet import read_parquet, row_group_spans, rows_before_group
 from lm.system.errors import DataError
 
-# What turns an instruction, its input and the answer into a text; the separator is text like the
-# rest.
+# The text of an instruction with its input and answer; the separator is ordinary text.
 TRIPLET = "### Instruction: {instruction}\n### Input: {input}\n### Output: {output}\n<|sep|>\n"
 
 
 def read_txt(file: str, source: TextSource, span: Span | None) -> Iterator[Row]:
-    """Lines, paragraphs (up to a blank line) or the whole of a UTF-8 file. Windows line ends become
-    plain ones.
-    """
+    """Yield lines, paragraphs or all of a UTF-8 file. Windows line ends become plain ones."""
     for number, raw in UNITS[source.unit](file, span):
         text = decoded(raw)
-        # Looking for one character first is twenty times as fast as looking for two.
+        # Searching for one character is twenty times as fast as for two.
         yield number, text.replace("\r\n", "\n") if isinstance(text, str) and "\r" in text else text
 
 
@@ -67,24 +64,24 @@ UNITS: dict[str, Callable[[str, Span | None], Iterator[tuple[int, bytes]]]] = {
         (number, line.rstrip(b"\r\n")) for number, line in lines(file, span)
     ),
     "paragraph": paragraphs,
-    "file": lambda file, span: iter([(1, whole(file))]),
+    "file": lambda file, span: iter([(1, read_all(file))]),
 }
 
 
 def read_jsonl(file: str, source: JsonlSource, span: Span | None) -> Iterator[Row]:
-    """The string under `text_key` of each line's JSON object. Blank lines are empty documents."""
+    """Yield the string under `text_key` of each line. Blank lines are empty documents."""
     for number, raw in lines(file, span):
         yield number, _from_json_line(raw, lambda row: _field(row, source.text_key))
 
 
 def read_csv(file: str, source: CsvSource, span: None) -> Iterator[Row]:
-    """The column `text_key` below the first line, which names the columns. Fields in quotes may
-    hold line ends.
+    """Yield the column `text_key`; the first line names the columns.
+
+    Fields in quotes may contain line ends.
     """
     csv.field_size_limit(sys.maxsize)
     with opened(file) as stream:
-        # A byte that is no UTF-8 is kept as half a surrogate pair until it is known whose row it
-        # belongs to.
+        # A byte outside UTF-8 becomes half a surrogate pair, until its row is known.
         text = io.TextIOWrapper(
             stream, encoding="utf-8-sig", errors="surrogateescape", newline="\n"
         )
@@ -96,8 +93,8 @@ def read_csv(file: str, source: CsvSource, span: None) -> Iterator[Row]:
                 if (row := next(rows, None)) is None:
                     return
             except csv.Error as error:
-                # A row without an end would take the whole rest of the file along, and without
-                # names no row can be read.
+                # A row without an end would contain the rest of the file. Without column names no
+                # row can be read.
                 if (endless := "unexpected end" in str(error)) or names is None:
                     reason = "a quote that opens here is never closed" if endless else str(error)
                     raise DataError(f"{file}:{number}: broken CSV: {reason}; mend it") from error
@@ -136,26 +133,29 @@ def read_csv(file: str, source: CsvSource, span: None) -> Iterator[Row]:
 
 
 def read_sms(file: str, source: SmsSource, span: None) -> Iterator[Row]:
-    """Lines of `ham` or `spam`, a tab and the message, as instructions with their answers."""
+    """Yield lines of `ham` or `spam`, a tab and a message, as instructions with their answers."""
     for number, raw in lines(file, span):
         line = decoded(raw.rstrip(b"\r\n"))
         yield number, line if isinstance(line, Fault) or not line.strip() else _from_sms(line)
 
 
 def read_instruction(file: str, source: InstructionSource, span: None) -> Iterator[Row]:
-    """Objects with `instruction`, `output` and maybe `input`: a JSON list, which is read as a
-    whole, or one object a line.
+    """Yield the texts of objects with `instruction`, `output` and perhaps `input`.
+
+    The file is a JSON list or has one object in each line.
     """
     yield from _json_entries(file, _triplet)
 
 
 def read_chat(file: str, source: ChatSource, span: None) -> Iterator[Row]:
-    """Conversations, as JSON, from a JSON list, one JSON object a line, a dataset of the hub, or
-    the SMS Spam Collection.
+    """Yield conversations as JSON.
+
+    They come from a JSON list, one JSON object in each line, a dataset of the hub, or the SMS Spam
+    Collection.
     """
 
-    def written(found: Conversation | Fault) -> str | Fault:
-        return found if isinstance(found, Fault) else found.to_json()
+    def written(conversation: Conversation | Fault) -> str | Fault:
+        return conversation if isinstance(conversation, Fault) else conversation.to_json()
 
     if source.dataset is not None:
         for number, row in enumerate(hub.load_dataset(source), 1):
@@ -172,7 +172,7 @@ def read_chat(file: str, source: ChatSource, span: None) -> Iterator[Row]:
 
 
 def read_hub(dataset: str, source: HubSource, span: None) -> Iterator[Row]:
-    """The column `text_key` of a Hugging Face dataset, downloaded first or streamed."""
+    """Yield the column `text_key` of a Hugging Face dataset, downloaded first or streamed."""
     if source.streaming:
         batches = (values for values, _ in hub.stream(source, hub.newest_revision(source), None))
         yield from enumerate(map(text_of, itertools.chain.from_iterable(batches)), 1)
@@ -198,8 +198,9 @@ FORMATS: dict[str, Callable[[str, Any, Any], Iterator[Row]]] = {
 
 
 def spans(file: str, source: Any) -> list[Span] | None:
-    """The spans of a file that several processes can share; None for what has to be read from its
-    beginning.
+    """Return the spans of a file that several processes can share.
+
+    None: the file must be read from its beginning.
     """
     if isinstance(source, ParquetSource):
         return row_group_spans(file)
@@ -212,30 +213,30 @@ def spans(file: str, source: Any) -> list[Span] | None:
 
 
 def rows_before(file: str, source: Any, span: Span) -> int:
-    """How many rows (lines, for text) come before those that a generator counts in a span."""
+    """Return how many rows come before those that a generator counts in a span."""
     if isinstance(source, ParquetSource):
         return rows_before_group(file, span[0])
-    # ids are counted from the file's beginning
+    # A generator of ids counts from the start of the file.
     return 0 if isinstance(source, BinSource) else lines_before(file, span)
 
 
 def _from_sms(line: str) -> str | Fault:
-    found = from_sms(line)
-    if isinstance(found, Fault):
-        return found
-    asked, answered = found.turns
-    return TRIPLET.format(instruction=asked.content, input=asked.input, output=answered.content)
+    conversation = from_sms(line)
+    if isinstance(conversation, Fault):
+        return conversation
+    question, answer = conversation.turns
+    return TRIPLET.format(instruction=question.content, input=question.input, output=answer.content)
 
 
 def _json_entries(file: str, to_text: Callable[[object], str | Fault]) -> Iterator[Row]:
-    """The entries of a JSON list, which is read as a whole, or of one JSON object a line."""
+    """Yield the entries of a JSON list, which is read at once, or of one JSON object a line."""
     with opened(file) as stream:
         is_list = stream.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
     if not is_list:
         for number, raw in lines(file, None):
             yield number, _from_json_line(raw, to_text)
         return
-    content = decoded(whole(file))
+    content = decoded(read_all(file))
     if isinstance(content, Fault):
         yield 1, content
         return
@@ -249,12 +250,9 @@ def _json_entries(file: str, to_text: Callable[[object], str | Fault]) -> Iterat
 
 def _from_json_line(raw: bytes, to_text: Callable[[object], str | Fault]) -> str | Fault:
     try:
-        row = from_json(raw, cache_strings="keys")  # as json.loads, in less than half the time
-    except (
-        ValueError
-        # and not all that json.loads takes: half a surrogate pair and deep nesting may stand where
-        # nobody looks
-    ):
+        row = from_json(raw, cache_strings="keys")  # less than half the time of json.loads
+    except ValueError:
+        # json.loads also takes half a surrogate pair and deep nesting, perhaps in an unused key.
         line = decoded(raw)
         if isinstance(line, Fault) or not line.strip():
             return line

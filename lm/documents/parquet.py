@@ -1,4 +1,4 @@
-"""Parquet files: one column, in batches of rows, and which row groups make a piece."""
+"""Parquet files: the values of one column, and the row groups that make a piece."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from lm.config.schema.source import ParquetSource
 from lm.documents.faults import Fault, Row, require_column, text_of
 from lm.documents.files import SPAN_BYTES, Span
-from lm.system.errors import DataError
+from lm.system.errors import DataError, first_line
 
-MOST_ROW_GROUP_BYTES = 2**26  # as parquet counts them, which is unpacked
+MOST_ROW_GROUP_BYTES = 2**26  # uncompressed, as parquet counts them
 
 
 def read_parquet(file: str, source: ParquetSource, span: Span | None) -> Iterator[Row]:
-    """The column `text_key`, in batches of rows. A span is a range of row groups."""
+    """Yield the values of the column `text_key`. A span is a range of row groups."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        # Without a buffer of its own size, a row group's whole column is read at once.
+        # Without buffer_size, the whole column of a row group is read at once.
         with pyarrow.parquet.ParquetFile(file, buffer_size=2**20) as table:
             require_column(file, source.text_key, table.schema_arrow.names)
             groups = None if span is None else list(range(*span))
@@ -34,30 +34,31 @@ def read_parquet(file: str, source: ParquetSource, span: Span | None) -> Iterato
                 except UnicodeDecodeError as error:
                     yield number, Fault("not UTF-8", f"byte {error.object[error.start]:#04x}")
     except (pyarrow.ArrowException, OSError) as error:
-        if getattr(error, "errno", None):  # the system's own; pyarrow's have none
+        if isinstance(error, OSError) and error.errno:  # pyarrow's own errors have no errno
             raise
         raise _not_parquet(file, error) from error
 
 
 def row_group_spans(file: str) -> list[Span] | None:
-    """Row groups, as many at a time as make a piece; None where one alone is more than a process
-    should hold.
+    """Return ranges of row groups, each large enough for a piece.
+
+    None: one row group alone is more than a process should hold.
     """
-    metadata, found = _metadata(file), list[Span]()
+    metadata, ranges = _metadata(file), list[Span]()
     first, size = 0, 0
     for group in range(metadata.num_row_groups):
-        grown = metadata.row_group(group).total_byte_size
-        if grown > MOST_ROW_GROUP_BYTES:
+        group_bytes = metadata.row_group(group).total_byte_size
+        if group_bytes > MOST_ROW_GROUP_BYTES:
             return None
-        size += grown
+        size += group_bytes
         if size >= SPAN_BYTES or group == metadata.num_row_groups - 1:
-            found.append((first, group + 1))
+            ranges.append((first, group + 1))
             first, size = group + 1, 0
-    return found
+    return ranges
 
 
 def rows_before_group(file: str, group: int) -> int:
-    """How many rows the row groups before one have."""
+    """Return the number of rows in the row groups before `group`."""
     metadata = _metadata(file)
     return sum(metadata.row_group(i).num_rows for i in range(group))
 
@@ -73,7 +74,4 @@ def _metadata(file: str) -> Any:
 
 
 def _not_parquet(file: str, error: Exception) -> DataError:
-    return DataError(
-        f"{file}: not a readable parquet file"
-        f" ({next(iter(str(error).splitlines()), '').rstrip('.')})"
-    )
+    return DataError(f"{file}: not a readable parquet file ({first_line(error)})")

@@ -1,9 +1,9 @@
-"""Documents from sources: which files, in which order, what is left out, and the pieces that
-several processes can share out.
+"""Read the documents of a source in a fixed order, filter them, and cut the source into pieces for
+several processes.
 
-A document passes what needs no other document (bad rows, ASCII, length: `Reader.read`), and then
-what does (repeats, the number of documents: `Selection`). Everything that is left out is counted by
-what it is.
+`Reader.read` applies the filters that see one document: bad rows, ASCII, length. `Selection`
+applies those that depend on earlier documents: repeats and the number of documents. Everything
+skipped is counted by its kind.
 """
 
 from __future__ import annotations
@@ -37,18 +37,17 @@ _BEYOND_ASCII = re.compile(r"[^\x00-\x7F]+")
 
 
 class Document(NamedTuple):
-    """A text (of a conversation its JSON), and where it stands: `file:line` of its first line, or
-    of its row; and its ids, where they are known already.
-    """
+    """One document of a source."""
 
-    text: str
-    place: str
-    encoded: Encoded | None = None
+    text: str  # for a conversation its JSON
+    place: str  # file:line of its first line, or file:row
+    encoded: Encoded | None = None  # its ids, if the source brings them
 
 
 class Piece(NamedTuple):
-    """What one process reads at a time: the span of a file, or rows that cannot be read from the
-    middle and so are here already.
+    """The part of a source that one process reads at a time.
+
+    It is the span of a file or, for formats that cannot be read from the middle, its rows.
     """
 
     file: str
@@ -57,20 +56,25 @@ class Piece(NamedTuple):
 
 
 class Reader:
-    """All documents of a source, in the same order each time it is iterated.
+    """All documents of a source, in the same order in each iteration.
+
+    Documents of white space are always skipped, as are documents of ids without any id. Rows that
+    cannot be read are skipped if `on_bad_row` is "skip". The source's section decides the rest;
+    `max_tokens` is applied elsewhere, because the reader counts no tokens.
 
     Attributes:
         files: the source's files, sorted, each once; for a hub dataset its id.
-        skipped: what the latest pass left out, by kind. Documents of white space alone are always
-            left out (of ids: those without any); rows that cannot be read, where `on_bad_row` is
-            "skip"; the rest as the source's section says. `max_tokens` is not the reader's.
+        skipped: how much the latest iteration skipped, by kind.
 
     Args:
-        tokenizer: needed where the source brings ids.
+        source: the source's section.
+        key: its key in the configuration, for messages.
+        on_bad_row: "stop" or "skip".
+        tokenizer: needed for ids and conversations.
 
     Raises (when made, and when iterated):
-        DataError: a file cannot be read; or, where `on_bad_row` is "stop", a row.
-        ConfigError: the source brings ids, and there is no tokenizer.
+        DataError: a file cannot be read; or, if `on_bad_row` is "stop", a row.
+        ConfigError: the source needs a tokenizer, and there is none.
     """
 
     def __init__(
@@ -103,15 +107,15 @@ class Reader:
         self.tokenizer = tokenizer
         self.key = key
         self.on_bad_row = on_bad_row
-        found = (
+        named = (
             [dataset]
             if (dataset := dataset_of(source))
             else find_files(files_of(source), f"{key}.files")
         )
-        self.files = sorted({Path(file).resolve(): file for file in reversed(found)}.values())
+        self.files = sorted({Path(file).resolve(): file for file in reversed(named)}.values())
         self.named_twice = Counter(
-            {"file named twice": len(found) - len(self.files)}
-            if len(found) > len(self.files)
+            {"file named twice": len(named) - len(self.files)}
+            if len(named) > len(self.files)
             else {}
         )
         self.skipped: Counter[str] = Counter()
@@ -137,13 +141,11 @@ class Reader:
 
     @property
     def cut(self) -> list[int]:
-        """What decides where a piece ends, beside the text."""
+        """The constants that decide where a piece ends."""
         return [files.SPAN_BYTES, parquet.MOST_ROW_GROUP_BYTES, PIECE_CHARACTERS]
 
     def pieces(self) -> Iterator[Piece]:
-        """The source in pieces of a few megabytes; the same ones, in the order of the documents,
-        each time.
-        """
+        """Yield the source in pieces of a few megabytes, always the same and in order."""
         for file in self.files:
             with reading(file, self.key):
                 shared = None if dataset_of(self.source) else spans(file, self.source)
@@ -164,8 +166,10 @@ class Reader:
         yield Piece(file, None, rows)
 
     def read(self, piece: Piece, removed: Counter[str]) -> Iterator[Document]:
-        """A piece's documents, cleaned; what is left out is counted in `removed`. Places are right
-        in whole files and ready rows only.
+        """Yield a piece's documents, cleaned, and count in `removed` what is skipped.
+
+        Places are right in whole files and in rows that are here already; in a span, numbers count
+        from its start.
         """
         source = self.source
         with reading(piece.file, self.key):
@@ -192,7 +196,7 @@ class Reader:
                     yield Document(text, f"{piece.file}:{number}", encoded)
 
     def _rows(self, piece: Piece) -> Iterator[tuple[int, str | Fault, Encoded | None]]:
-        """A piece's rows, with their ids where they are known already."""
+        """Yield a piece's rows, with ids for flat files and conversations."""
         if isinstance(self.source, BinSource):
             assert self.tokenizer is not None
             for place, ids in read_flat(piece.file, self.source, piece.span, self.tokenizer):
@@ -208,15 +212,17 @@ class Reader:
             else FORMATS[self.source.format](piece.file, self.source, piece.span)
         )
         for number, text in rows:
-            # a blank line is no conversation
+            # a blank line is not a conversation
             if self.chat is None or isinstance(text, Fault) or not text.strip():
                 yield number, text, None
             else:
                 yield number, text, self.chat.encode(Conversation.from_json(text))
 
     def identity(self) -> dict[str, Any]:
-        """JSON that changes when the documents do: the section, and each file's path, size and time
-        of change, or the dataset's version.
+        """Return JSON that changes when the documents do.
+
+        It has the section, and each file's path, size and modification time, or the dataset's
+        version.
         """
         section = self.source.model_dump(exclude={"files", "too_long"})
         if self.chat is not None:
@@ -233,9 +239,7 @@ class Reader:
         }
 
     def empty_file(self, file: str, removed: Counter[str]) -> None:
-        """A file has no text in it, which is hardly what its owner meant: refuse it, or count it in
-        `removed`.
-        """
+        """Refuse a file without text, or count it in `removed`; it is hardly intended."""
         self._refuse(file, Fault("empty file", "there is no text in it"), removed)
 
     def _refuse(self, place: str, fault: Fault, removed: Counter[str]) -> None:
@@ -248,13 +252,13 @@ class Reader:
 
 
 class Selection:
-    """Which documents stay, asked in their order: no repeats where `deduplicate` is on, and at most
-    `max_documents`.
+    """The filters that depend on earlier documents: `deduplicate` and `max_documents`.
 
-    With `deduplicate` it remembers 8 bytes' hash of each, which takes about 70 bytes.
+    Documents must come in order. `deduplicate` keeps a hash of 8 bytes for each, which takes about
+    70 bytes of memory.
 
     Attributes:
-        removed: what was left out, by kind.
+        removed: how many documents were dropped, by kind.
     """
 
     def __init__(self, source: SingleSource):
@@ -264,16 +268,16 @@ class Selection:
 
     @property
     def remembers(self) -> bool:
-        """What stays depends on what came before."""
+        """Whether the result depends on earlier documents."""
         return self._seen is not None or self._left is not None
 
     @property
     def full(self) -> bool:
-        """No further document is wanted."""
+        """Whether no further document is needed."""
         return self._left == 0
 
     def keep(self, hashes: Sequence[int]) -> NDArray[np.bool_]:
-        """For each document, given as `hash_of_text`, whether it stays."""
+        """Return for each document, given by its `hash_of_text`, whether it stays."""
         result = np.ones(len(hashes), bool)
         if self._seen is not None:
             for i, number in enumerate(hashes):
@@ -288,5 +292,5 @@ class Selection:
 
 
 def hash_of_text(text: str) -> int:
-    """64 bits of a text's BLAKE2b, the same on every machine (unlike Python's own hash)."""
+    """Return 64 bits of a text's BLAKE2b, which is the same on every machine, unlike `hash`."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

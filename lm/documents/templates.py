@@ -1,11 +1,9 @@
-"""How the turns of a conversation become one sequence of tokens, in training, in `infer.py --chat`
-and in reports alike.
+"""Turn a conversation into one sequence of tokens: in training, `infer.py --chat` and reports.
 
-A template is data: a text for each kind of turn, with places for what is said and for special
-tokens. A turn is tokenised by itself, and so is an answer, so the border of what is learnt is a
-border between tokens, wherever the tokenizer would have drawn one; and the ids of a prompt are the
-first ids of the conversation that it becomes. Text never turns into a special token, so nobody can
-end a turn by writing so.
+A template is data: a text for each kind of turn, with places for the message and for special
+tokens. Each turn and each answer is tokenised on its own. The border of the labels is therefore a
+border between tokens, for any tokenizer, and the ids of a prompt are the first ids of the
+conversation that it becomes. Text never becomes a special token, so no message can end a turn.
 """
 
 from __future__ import annotations
@@ -23,21 +21,21 @@ from lm.documents.conversations import Conversation, Turn
 from lm.system.errors import ConfigError
 from lm.tokenizer.tokenizer import Tokenizer
 
-EOS = "<|eos|>"  # in a template: the tokenizer's own, whatever it is called
-LEARNED, BEGINS = 1, 2  # flags of a token: it is a label; a sequence of its own begins with it
+EOS = "<|eos|>"  # in a template: the tokenizer's EOS, whatever its name
+LEARNED, BEGINS = 1, 2  # flags of a token: it is a label; it begins a new sequence
 _PARTS = re.compile(r"(\{(?:content|input)\}|<\|\w+\|>)")
 
 
 @dataclass(frozen=True)
 class Template:
-    """The texts of turns. `{content}` and `{input}` are what is said, `<|name|>` a special token.
+    """The texts of turns: `{content}` and `{input}` are the message, `<|name|>` a special token.
 
     Attributes:
-        preamble, preamble_with_input: before a conversation that has no system, by whether its
-            first turn has an input.
-        opening: begins an assistant's turn; the prompt's end.
-        answer: what is learnt. Its last special token ends the turn.
-        after: between an answer and the next turn.
+        preamble, preamble_with_input: replace the system's message in a conversation that has
+            none; the second if the first turn has an input.
+        opening: begins an assistant's turn and ends the prompt.
+        answer: the labels. Its last special token ends the turn.
+        after: the text between an answer and the next turn.
     """
 
     name: str
@@ -52,7 +50,7 @@ class Template:
 
     @property
     def specials(self) -> list[str]:
-        """The special tokens that it needs, but for EOS."""
+        """The special tokens that the template needs, without EOS."""
         texts = (
             self.system + self.user + self.user_with_input + self.opening + self.answer + self.after
         )
@@ -67,7 +65,7 @@ class Template:
 
     @property
     def around(self) -> tuple[str, str]:
-        """What it puts before an answer, and after."""
+        """The template's text before and after an answer."""
         before, _, after = self.answer.partition("{content}")
         return before, after
 
@@ -76,8 +74,7 @@ _BELOW = "Below is an instruction that describes a task"
 TEMPLATES = {
     template.name: template
     for template in (
-        # Stanford Alpaca's, but for the line break behind "Response:", which most have added who
-        # took it up.
+        # Stanford Alpaca's template, with a line break after "Response:", as most projects add it.
         Template(
             name="alpaca",
             preamble=f"{_BELOW}. Write a response that appropriately completes the request.",
@@ -96,8 +93,8 @@ TEMPLATES = {
             system="### System: {content}\n",
             user="### Instruction: {content}\n### Input: \n",
             user_with_input="### Instruction: {content}\n### Input: {input}\n",
-            # The space belongs to the answer: tokenizers that join a word with the space before it
-            # have no other token for " ham".
+            # The space belongs to the answer: a tokenizer that joins words with the space before
+            # them has no other token for " ham".
             opening="### Output:",
             answer=" {content}\n<|sep|>",
             after="\n",
@@ -116,12 +113,12 @@ TEMPLATES = {
 
 
 class Encoded(NamedTuple):
-    """A conversation as tokens, without the EOS that opens it.
+    """A conversation as tokens, without the EOS at its start.
 
     Attributes:
-        ids: of the tokenizer's type.
-        flags: LEARNED and BEGINS; None for text that is learnt as a whole.
-        text_bytes: the UTF-8 size of what is learnt, where there are flags.
+        ids: the tokens, of the tokenizer's dtype.
+        flags: LEARNED and BEGINS; None if every token is a label.
+        text_bytes: the UTF-8 size of the labels, if there are flags.
     """
 
     ids: NDArray[Any]
@@ -133,10 +130,10 @@ class ChatFormat:
     """A template with a tokenizer.
 
     Attributes:
-        stop_ids: what ends an answer.
+        stop_ids: the ids that end an answer.
 
     Raises:
-        ConfigError: the tokenizer lacks a special token that the template needs.
+        ConfigError: the tokenizer lacks a special token of the template.
     """
 
     def __init__(
@@ -152,47 +149,43 @@ class ChatFormat:
         self.mask_prompt = mask_prompt
         self._specials = tokenizer.specials | {EOS: tokenizer.eos_id}
         if missing := [name for name in self.template.specials if name not in self._specials]:
-            there = ", ".join(sorted(tokenizer.specials)) or "none"
+            existing = ", ".join(sorted(tokenizer.specials)) or "none"
             raise ConfigError(
                 f"template {template} needs {' and '.join(missing)}, and the tokenizer"
-                f" {tokenizer.name} has no such special token (it has {there}); write template:"
+                f" {tokenizer.name} has no such special token (it has {existing}); write template:"
                 " alpaca, which needs none"
             )
         self.stop_ids = frozenset({self._specials[self.template.end_of_turn], tokenizer.eos_id})
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """The ids up to where the assistant begins to speak, the EOS that opens every sequence
-        included.
-        """
+        """Return the ids up to the start of the answer, with the EOS that opens every sequence."""
         encoded = self._encode([*self._pieces(turns), *_filled(self.template.opening)])
         return [self.tokenizer.eos_id, *encoded.ids.tolist()]
 
     def answer(self, text: str) -> list[int]:
-        """The ids of an answer, its end included: what follows a `prompt`."""
+        """Return the ids of an answer, with its end, as they follow a `prompt`."""
         return list(
             self._encode(
                 _filled(self.template.answer, Turn("assistant", text), learned=True)
             ).ids.tolist()
         )
 
-    def said(self, written: str) -> str:
-        """What an assistant says, of the text of an `answer`'s tokens: without what the template
-        puts around it.
+    def answer_text(self, decoded: str) -> str:
+        """Return the message in the decoded text of an `answer`, without the template's own text.
 
-        Also of a text that still grows: each result then begins with the one before.
+        `decoded` may still grow; each result then begins with the one before.
         """
         before, after = (
             "".join(part for part in _PARTS.split(text) if not part.startswith("<|"))
             for text in self.template.around
         )
-        said = "" if before.startswith(written) else written.removeprefix(before)
-        # Its end may be the beginning of what the template puts there; more text decides that.
-        return said[: len(said) - max(n for n in range(len(after) + 1) if said.endswith(after[:n]))]
+        message = "" if before.startswith(decoded) else decoded.removeprefix(before)
+        # The end may be the beginning of the template's text; only more text can decide that.
+        overlap = max(n for n in range(len(after) + 1) if message.endswith(after[:n]))
+        return message[: len(message) - overlap]
 
     def encode(self, conversation: Conversation) -> Encoded:
-        """A conversation's tokens; one with a rejected answer gives two sequences, the preferred
-        one first.
-        """
+        """Return a conversation's tokens; with a rejected answer two sequences, preferred first."""
         encoded = self._encode(self._pieces(conversation.turns))
         if conversation.rejected is None:
             return encoded
@@ -225,7 +218,7 @@ class ChatFormat:
                 yield from _filled(template.user_with_input if turn.input else template.user, turn)
 
     def _encode(self, pieces: Iterable[_Piece]) -> Encoded:
-        """Neighbouring texts that nothing tells apart are tokenised as one."""
+        """Encode pieces; adjacent texts of the same kind are tokenised as one."""
         dtype = self.tokenizer.dtype
         ids: list[NDArray[Any]] = [np.empty(0, dtype)]
         flags, text_bytes = [np.empty(0, np.uint8)], 0
@@ -251,7 +244,7 @@ class ChatFormat:
 
 
 class _Piece(NamedTuple):
-    """A part of a template: text, or a special token, which has none."""
+    """A part of a template: a text, or a special token, whose text is empty."""
 
     text: str
     special: str | None
@@ -259,12 +252,13 @@ class _Piece(NamedTuple):
 
 
 def _filled(template: str, turn: Turn | None = None, learned: bool = False) -> Iterator[_Piece]:
-    """The pieces of a template's text, its places filled. One pass: what was said may look like a
-    place and is none.
+    """Yield the pieces of a template's text with its places filled.
+
+    The text is split before it is filled: a message that looks like a place stays as it is.
     """
-    said = {"{content}": turn.content, "{input}": turn.input} if turn is not None else {}
+    values = {"{content}": turn.content, "{input}": turn.input} if turn is not None else {}
     for part in _PARTS.split(template):
         if part.startswith("<|"):
             yield _Piece("", part, learned)
         elif part:
-            yield _Piece(said.get(part, part), None, learned)
+            yield _Piece(values.get(part, part), None, learned)

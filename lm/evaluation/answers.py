@@ -151,7 +151,7 @@ def answer(
     """Continue each prompt with the most likely tokens, to the end of the turn or so many tokens."""
     written = write_greedily(decoder, chat.tokenizer, prompts, most_tokens, chat.stop_ids, rows)
     return [
-        Answer(chat.said(text_behind(chat.tokenizer, prompt, ids)).strip(), len(ids), ended)
+        Answer(chat.answer_text(text_behind(chat.tokenizer, prompt, ids)).strip(), len(ids), ended)
         for prompt, (ids, ended) in zip(prompts, written, strict=True)
     ]
 

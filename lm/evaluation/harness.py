@@ -208,7 +208,9 @@ class Subject(LM):
             self.decoder, self.tokenizer, prompts, options, most, generator, until, stop_ids
         )
         samples = deque(progress, maxlen=1).pop()
-        return [self.chat.said(sample.text) if self.chat else sample.text for sample in samples]
+        return [
+            self.chat.answer_text(sample.text) if self.chat else sample.text for sample in samples
+        ]
 
 
 def generation(asked: Mapping[str, Any]) -> Generation:

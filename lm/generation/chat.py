@@ -146,7 +146,7 @@ class Chat:
         )
         try:
             for [sample] in progress:
-                fresh, said = (grown := self.format.said(sample.text))[len(said) :], grown
+                fresh, said = (grown := self.format.answer_text(sample.text))[len(said) :], grown
                 if fresh:
                     yield fresh
         finally:

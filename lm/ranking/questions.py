@@ -119,4 +119,4 @@ class CaseEncoder:
     def text(self, prompt: Ids, ids: Ids) -> str:
         """Return the text of a continuation's ids. An answer has no white space around it."""
         text = text_behind(self.tokenizer, prompt, ids)
-        return text if self.chat is None else self.chat.said(text).strip()
+        return text if self.chat is None else self.chat.answer_text(text).strip()

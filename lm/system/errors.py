@@ -145,6 +145,14 @@ def printable(text: str, kept: str = "") -> str:
     )
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's message without its full stop; its class if it is empty.
+
+    A library may explain for a page what one of our messages says in a line.
+    """
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+
+
 def not_installed(error: ModuleNotFoundError) -> str:
     """Return the message for a missing package. The usual cause is another Python than the one that
     `make setup` installed into.

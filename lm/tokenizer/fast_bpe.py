@@ -1,24 +1,29 @@
-"""Byte-level BPE by the library tiktoken, several times as fast as `tokenizers` and only where the
-ids are certain to be the same.
+"""Byte-level BPE by the library tiktoken, several times as fast as `tokenizers`, if the ids are
+certain to be the same.
 
-Both libraries cut a text into pieces by a regular expression and merge the bytes of each piece,
-pair by pair. They differ in what says which pair may merge, and when: `tokenizers` has a list of
-pairs, tiktoken merges any two neighbours whose bytes together are a token, the lowest id first, and
-looks a whole piece up before that. `FastBpe` refuses every definition for which that is not one and
-the same.
+Both libraries split a text into pieces by a regular expression and merge the bytes of each piece,
+pair by pair. They differ in how they choose a pair:
 
-Why it is the same where it is not refused. Say that a token is regular if the list of pairs makes
-it out of its own bytes. Neighbours that together are the bytes of a token t were made by merges
-within these bytes alone: no merge crossed their borders, which are still there. So the same
-neighbours appear when t's bytes are merged alone, where the steps from bytes to two neighbours are
-the only ones there are. If t is regular, these two are its pair in the list, and both libraries may
-merge them. If t is not regular and yet a token of tiktoken's (for whole pieces: `ignore_merges`),
-its bytes alone end as three tokens or more, and no such neighbours exist. Hence both always choose
-from the same pairs; they choose alike as ids ascend in the order of the list; and a whole piece
-that is a regular token merges to that token.
+- `tokenizers` has a list of pairs.
+- tiktoken merges any two neighbours whose bytes together are a token, the lowest id first. Before
+  that it looks up the whole piece.
 
-That leaves the regular expression, of which only those below are known to cut alike, and what
-Unicode calls a letter.
+`FastBpe` refuses every definition for which the two choices could differ.
+
+Proof that they agree otherwise. Call a token regular if the list of pairs makes it from its own
+bytes. Take two neighbours whose bytes together are a token t.
+
+1. Merges within these bytes made the neighbours: no merge crossed their borders, which still exist.
+   The same neighbours therefore appear when the bytes of t are merged alone.
+2. If t is regular, these two are its pair in the list, and both libraries may merge them.
+3. If t is not regular but a token of tiktoken's (for whole pieces: `ignore_merges`), its bytes
+   alone end as three tokens or more. No such neighbours exist.
+
+Both libraries therefore always choose from the same pairs. They choose alike because the ids ascend
+in the order of the list. A whole piece that is a regular token merges to that token.
+
+Two things remain: the regular expression and the Unicode tables. Only the expressions below are
+known to split alike, and `_check_unicode` compares the tables.
 """
 
 from __future__ import annotations
@@ -30,8 +35,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# What stands before `SPACES` in the patterns of GPT-2, Llama 3, Qwen 2 and GPT-4o, and of the many
-# that took theirs over.
+# The patterns of GPT-2, Llama 3, Qwen 2 and GPT-4o without `SPACES`, which ends each of them. Many
+# other models use one of these.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
@@ -40,35 +45,38 @@ LLAMA3 = (
 QWEN2 = LLAMA3.replace("{1,3}", "")
 GPT4O = "|".join(
     [
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
         r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+",
     ]
 )
 SPACES = r"|\s+(?!\S)|\s+"
 ANYTHING = r"(?s:.+)"
-NFC = {"type": "NFC"}  # Qwen's normalizer. It leaves ASCII alone.
-# A letter that came with each version of Unicode from 12 to 17: libraries that agree on these have
-# the tables of one version.
+NFC = {"type": "NFC"}  # Qwen's normalizer; it does not change ASCII
+# One letter that each version of Unicode from 12 to 17 added. Libraries that agree on all of them
+# have tables of the same version.
 LETTERS = "\ua7ba\ua7c7\ua7d0\U0001e4d0\U0002ebf0\ua7cb\U000323b0"
 
 
 class NotTheSame(ValueError):
-    """Why tiktoken would not, or not certainly, give the ids that `tokenizers` gives."""
+    """The reason why tiktoken might give other ids than `tokenizers`."""
 
 
 class FastBpe:
-    """The ids of `tokenizers` for a definition, by tiktoken. For one thread of one process: it pays
-    to have as many processes as cores.
+    """An encoder by tiktoken that gives the ids of `tokenizers`.
+
+    It uses one thread. To use all cores, run one process for each.
     """
 
     def __init__(self, definition: str, reserved: frozenset[int]):
-        """Takes about half a second for 50,000 tokens.
+        """Build the encoder; 50,000 tokens take about half a second.
 
         Args:
-            definition: a tokenizer.json in the words of the installed `tokenizers`.
-            reserved: ids that no text may have; `tokenizers` is taken to treat special tokens in
-                text as plain text.
+            definition: a tokenizer.json as the installed version of `tokenizers` writes it.
+            reserved: ids that no text may have. `tokenizers` must be set to treat special tokens
+                in text as plain text.
 
         Raises:
             NotTheSame: the ids might differ.
@@ -80,10 +88,10 @@ class FastBpe:
         ranks = _ranks(settings["model"], reserved)
         _check_unicode()
         # Without any special token, tiktoken's search for special tokens stops at every character
-        # and takes as long as all the rest.
-        nowhere = {"\0<|in no text|>\0": max(ranks.values()) + 1}
+        # and doubles the time.
+        in_no_text = {"\0<|in no text|>\0": max(ranks.values()) + 1}
         self._encoding = Encoding(
-            "", pat_str=pattern, mergeable_ranks=ranks, special_tokens=nowhere
+            "", pat_str=pattern, mergeable_ranks=ranks, special_tokens=in_no_text
         )
         self._ascii_only = settings["normalizer"] == NFC
         self._other_tokens = [
@@ -91,8 +99,8 @@ class FastBpe:
         ]
 
     def encode(self, text: str) -> NDArray[np.uint32] | None:
-        """The ids of a text; None for one that `tokenizers` has to do, or to refuse because it is
-        not Unicode.
+        """Return the ids of a text; None if `tokenizers` must encode it, or must refuse it because
+        it is not Unicode.
         """
         if (self._ascii_only and not text.isascii()) or any(
             token in text for token in self._other_tokens
@@ -100,24 +108,23 @@ class FastBpe:
             return None
         try:
             return self._encoding.encode_to_numpy(text, disallowed_special=())
-        except (
-            ValueError
-            # No Unicode; or its regular expressions gave up, as they do on about a million spaces in a
-            # row.
-        ):
+        except ValueError:
+            # The text is not Unicode, or the regular expression gave up, as it does on about a
+            # million spaces in a row.
             return None
 
 
 def byte_symbols() -> list[str]:
-    """The character that stands for each byte in byte-level vocabularies (GPT-2): itself if
-    printable, else the next from U+0100.
+    """Return the character that stands for each byte in byte-level vocabularies (GPT-2).
+
+    A printable byte stands for itself; the others take the characters from U+0100 on.
     """
     printable, spare = {*range(33, 127), *range(161, 173), *range(174, 256)}, itertools.count(256)
     return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
 
 
 def _pattern(settings: dict[str, Any]) -> str:
-    """The regular expression for tiktoken that cuts as the definition's pre-tokenizer does."""
+    """Return the regular expression with which tiktoken splits as the pre-tokenizer does."""
     if settings["normalizer"] not in (None, NFC):
         raise NotTheSame(f"its normalizer is {settings['normalizer']['type']}")
     steps = settings["pre_tokenizer"] or {}
@@ -135,8 +142,8 @@ def _pattern(settings: dict[str, Any]) -> str:
         return ANYTHING
     for head in (GPT2, LLAMA3, QWEN2, GPT4O):
         if cuts == [_isolated(head + SPACES)]:
-            # As one group, without the look-ahead, it runs in a finite automaton: twice as fast,
-            # with the same matches.
+            # A group without the look-ahead runs in a finite automaton: twice as fast, with the
+            # same matches.
             return f"(?:{head}){SPACES}"
     raise NotTheSame("its pre_tokenizer cuts in a way that is not known to be the same in tiktoken")
 
@@ -146,13 +153,14 @@ def _isolated(pattern: str) -> dict[str, Any]:
 
 
 def _ranks(model: dict[str, Any], reserved: frozenset[int]) -> dict[bytes, int]:
-    """The bytes and the id of every token that text can have; see the head of the file for why the
-    ids come out the same.
+    """Return the bytes and the id of every token that text can have.
+
+    Raises NotTheSame unless the proof at the top of this file applies.
     """
     if model["type"] != "BPE":
         raise NotTheSame(f"its model is {model['type']}")
-    # unk_token, fuse_unk and byte_fallback are for characters that are not in the vocabulary; all
-    # bytes are, as is checked below.
+    # unk_token, fuse_unk and byte_fallback treat characters outside the vocabulary. There are none:
+    # the vocabulary must have all bytes, as checked below.
     if changed := [
         key for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model[key]
     ]:
@@ -178,7 +186,7 @@ def _ranks(model: dict[str, Any], reserved: frozenset[int]) -> dict[bytes, int]:
 
 
 def _lengths_alone(model: dict[str, Any], tokens: list[str]) -> list[int]:
-    """Into how many tokens the merges turn the bytes of each token."""
+    """Return into how many tokens the merges turn the bytes of each token."""
     from tokenizers import Tokenizer, models
 
     merging = Tokenizer(models.BPE(model["vocab"], [(a, b) for a, b in model["merges"]]))

@@ -1,9 +1,8 @@
-"""Where a tokenizer's definition comes from: a tokenizer.json, a folder, or a repository of the
-Hugging Face hub.
+"""Find a tokenizer by its name: a tokenizer.json, a folder, or a Hugging Face hub id.
 
-Whatever is found becomes the text of a fast `tokenizer.json` and the ids of its end-of-text and
-padding tokens, or is refused in one line. The file itself is read where there is one, because it is
-the truth about the ids; `transformers` is asked only to convert what has another form.
+The result is the text of a fast `tokenizer.json` with the ids of its end-of-text and padding
+tokens; every failure is one line. An existing tokenizer.json is read directly, because it decides
+the ids. `transformers` only converts other forms.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm.system.errors import ConfigError
+from lm.system.errors import ConfigError, first_line
 
 EOS_NAMES = (
     "<|endoftext|>",
@@ -36,12 +35,12 @@ FILES = (
     "*.model",
 )
 ADVICE = "give a folder or a tokenizer.json"
-TIMEOUT = 10.0  # Seconds that the hub has for an answer.
+TIMEOUT = 10.0  # seconds until the hub must have answered
 
 
 @dataclass(frozen=True)
-class Found:
-    """A definition as the installed `tokenizers` writes it, and the ids that a model needs to know."""
+class Definition:
+    """A tokenizer.json as the installed `tokenizers` writes it, and the ids that a model needs."""
 
     definition: str
     eos_id: int
@@ -50,7 +49,9 @@ class Found:
 
 @dataclass(frozen=True)
 class Source:
-    """A definition as it was read, where, and the special tokens that the settings beside it name."""
+    """A tokenizer.json as it was read, its path, and the special tokens that settings next to it
+    name.
+    """
 
     definition: str
     path: Path
@@ -58,9 +59,11 @@ class Source:
     pad_token: str | None = None
 
 
-def find(name: str) -> Found:
-    """Read the tokenizer that `name` (a file, a folder, or a hub id) stands for. Raises
-    ConfigError.
+def find(name: str) -> Definition:
+    """Read the tokenizer that `name` stands for: a file, a folder, or a hub id.
+
+    Raises:
+        ConfigError: it does not exist, cannot be read, or has no end-of-text token.
     """
     path = Path(name).expanduser()
     try:
@@ -71,41 +74,44 @@ def find(name: str) -> Found:
         )
         backend = open_definition(source.definition)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"tokenizer {name}: cannot be read: {_first_line(error)}") from error
+        raise ConfigError(f"tokenizer {name}: cannot be read: {first_line(error)}") from error
 
     def first_id(*tokens: str | None) -> int | None:
         return next(
             (i for token in tokens if token and (i := backend.token_to_id(token)) is not None), None
         )
 
-    tried = (source.eos_token,) if source.eos_token else EOS_NAMES
-    eos_id = first_id(*tried)
+    eos_names = (source.eos_token,) if source.eos_token else EOS_NAMES
+    eos_id = first_id(*eos_names)
     if eos_id is None:
         raise ConfigError(
             f"tokenizer {name}: no end-of-text token in its vocabulary, which was searched for"
-            f" {' '.join(tried)}: "
+            f" {' '.join(eos_names)}: "
             f'name one in a tokenizer_config.json in {source.path.parent}, as {{"eos_token":'
             ' "..."}'
         )
     pad_id = first_id(source.pad_token, *PAD_NAMES)
-    return Found(backend.to_str(), eos_id, eos_id if pad_id is None else pad_id)
+    return Definition(backend.to_str(), eos_id, eos_id if pad_id is None else pad_id)
 
 
 def open_definition(definition: str) -> Any:
-    """The `tokenizers.Tokenizer` of a tokenizer.json, set to treat text as nothing but text. Raises
-    ValueError.
+    """Return the `tokenizers.Tokenizer` of a tokenizer.json, set to encode special tokens as text.
+
+    Raises:
+        ValueError: the library cannot read it.
     """
     from tokenizers import Tokenizer
+    from tokenizers.models import BPE
 
     try:
         backend = Tokenizer.from_str(definition)
-    except Exception as error:  # The library has no narrower class.
+    except Exception as error:  # the library raises no narrower class
         raise ValueError(f"not a tokenizer.json of the tokenizers library: {error}") from error
-    # A file may ask to cut or fill up what it encodes, or to drop merges at random: text would be
-    # lost, or mean something else each time.
+    # A file may ask to truncate or pad what it encodes, or to skip merges at random. Text would be
+    # lost, or encoded differently each time.
     backend.no_truncation()
     backend.no_padding()
-    if getattr(backend.model, "dropout", None):
+    if isinstance(backend.model, BPE):
         backend.model.dropout = None
     backend.encode_special_tokens = True
     return backend
@@ -128,8 +134,7 @@ def _from_folder(name: str, folder: Path) -> Source:
             f"tokenizer {name}: {folder} holds no tokenizer: neither tokenizer.json nor vocab.json"
             " with merges.txt"
         )
-    # AutoTokenizer does not know what to make of these two alone; they are the form in which GPT-2
-    # was published.
+    # GPT-2 was published in this form, which AutoTokenizer cannot read without a config.json.
     if files == {"vocab.json", "merges.txt"} and not (folder / "config.json").is_file():
         return Source(_gpt2(name, folder), folder / "vocab.json")
     return _convert(name, folder)
@@ -140,8 +145,9 @@ def _files(folder: Path) -> set[str]:
 
 
 def _named_token(folder: Path, key: str) -> str | None:
-    """The special token that transformers' settings in this folder name: a string, or an object
-    with `content`.
+    """Return the special token that transformers' settings in this folder name.
+
+    The settings hold a string, or an object with `content`.
     """
     for file in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
         try:
@@ -156,9 +162,7 @@ def _named_token(folder: Path, key: str) -> str | None:
 
 
 def _gpt2(name: str, folder: Path) -> str:
-    """vocab.json and merges.txt as a tokenizer.json, with the settings of the one that the hub has
-    for gpt2.
-    """
+    """Convert vocab.json and merges.txt to a tokenizer.json with the settings of the hub's gpt2."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     try:
@@ -168,7 +172,7 @@ def _gpt2(name: str, folder: Path) -> str:
             continuing_subword_prefix="",
             end_of_word_suffix="",
         )
-    except Exception as error:  # The library has no narrower class.
+    except Exception as error:  # the library raises no narrower class
         raise ConfigError(
             f"tokenizer {name}: {folder} holds no byte-pair vocabulary: {error}"
         ) from error
@@ -193,8 +197,9 @@ def _gpt2(name: str, folder: Path) -> str:
 
 
 def _convert(name: str, folder: Path) -> Source:
-    """Let transformers make a fast tokenizer of another form, such as a SentencePiece model. Code
-    from the repository is never run.
+    """Let transformers convert another form, such as a SentencePiece model.
+
+    Code from the repository never runs.
     """
     from transformers import AutoTokenizer
 
@@ -208,30 +213,29 @@ def _convert(name: str, folder: Path) -> Source:
             loaded.eos_token,
             loaded.pad_token,
         )
-    except (
-        Exception
-    ) as error:  # Whatever it is that transformers stumbles over, the answer is the same.
+    except Exception as error:  # transformers raises errors of many classes
         raise ConfigError(
             f"tokenizer {name}: {folder} cannot be turned into a fast tokenizer.json:"
-            f" {_first_line(error)}"
+            f" {first_line(error)}"
         ) from error
 
 
 def _download(name: str) -> Path:
-    """The folder in which the hub's cache keeps this repository's tokenizer: as it is if whole,
-    else fetched once.
+    """Return the folder of this repository in the hub's cache.
+
+    If the cache lacks tokenizer files, they are downloaded.
     """
     if (
         name.startswith((".", "/", "~"))
         or name.endswith(".json")
         or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
     ):
-        made = (
+        advice = (
             f"; python -m tools.train_tokenizer --config CONFIG --vocab-size N --out {name} makes"
             " one from the configuration's text"
         )
         raise ConfigError(
-            f"tokenizer {name}: no such file or folder{made if name.endswith('.json') else ''}"
+            f"tokenizer {name}: no such file or folder{advice if name.endswith('.json') else ''}"
         )
     from huggingface_hub import HfApi, errors, snapshot_download
 
@@ -244,11 +248,11 @@ def _download(name: str) -> Path:
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         pass
     try:
-        # Asked first because it has a time limit; snapshot_download waits for ever where a firewall
-        # swallows what is sent.
+        # This request has a time limit. snapshot_download waits for ever behind a firewall that
+        # drops packets.
         HfApi().model_info(name, timeout=TIMEOUT)
         return Path(snapshot_download(name, **wanted))
-    except Exception as error:  # Many libraries speak here, each with errors of its own.
+    except Exception as error:  # several libraries raise their own classes here
         if cached is not None and _files(cached):
             return cached
         raise ConfigError(
@@ -257,7 +261,7 @@ def _download(name: str) -> Path:
 
 
 def _hub_refusal(error: Exception) -> str:
-    """Why the hub gave nothing, and what to do, in one line."""
+    """Return in one line why the hub returned nothing, and what to do."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.GatedRepoError):
@@ -273,9 +277,5 @@ def _hub_refusal(error: Exception) -> str:
         )
     return (
         f"it is not in the local hub cache and the Hugging Face hub cannot be reached: {ADVICE}"
-        f" ({_first_line(error.__cause__ or error)})"
+        f" ({first_line(error.__cause__ or error)})"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,14 +1,13 @@
-"""A byte-level BPE vocabulary that is learnt from text, and what it makes of a text.
+"""Train a byte-level BPE vocabulary, and measure how it encodes a text.
 
-The ids are those of the byte tokenizer, with merges in between, so that no tokenizer of this
-project is a special case:
+The ids extend those of the byte tokenizer:
 
-    0 - 255      the bytes, each its own id: any text can be written, whatever the vocabulary was learnt from
-    256 - ...    the merges, the earliest first: id - 256 is a merge's rank, which is what other encoders (tiktoken) want to know
-    then         further special tokens, where they are asked for, such as a chat template's
-    the last 4   ByteTokenizer.SPECIALS, in their order: a larger vocabulary moves them, but none of the ids before
+    0 - 255      the bytes, each its own id: any text can be encoded
+    256 - ...    the merges, the earliest first: id - 256 is the rank that tiktoken needs
+    then         further special tokens, if requested, such as those of a chat template
+    the last 4   ByteTokenizer.SPECIALS: a larger vocabulary moves only these
 
-The text is cut into words first, by `PATTERN`, and no token reaches across a cut.
+`PATTERN` splits the text into words first, and no token crosses a word boundary.
 """
 
 from __future__ import annotations
@@ -25,21 +24,21 @@ from tqdm import tqdm
 from lm.system.errors import ConfigError
 from lm.tokenizer.tokenizer import ByteTokenizer, Tokenizer
 
-# GPT-4's, but a digit is always a word of its own, as in Qwen's: numbers take nothing of a small
-# vocabulary, and every number is spelt in the same way. Against GPT-2's it joins what follows a
-# line to its end, which makes verse and lists shorter, and long numbers longer.
+# GPT-4's pattern, but each digit is a word, as in Qwen's. Numbers then use up none of a small
+# vocabulary, and all are spelt alike. Unlike GPT-2's, it joins line ends to the text before them:
+# verse and lists become shorter, long numbers longer.
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 LEAST_VOCABULARY = 256 + len(ByteTokenizer.SPECIALS) + 1
-# `tokenizers` counts pairs in 32 bits, and a count that runs over is silent.
+# `tokenizers` counts pairs in 32 bits and does not report an overflow.
 MOST_BYTES = 2**31 - 1
-# characters; a text is fed in pieces, as `tokenizers` takes more than 16 times the memory of what
-# it cuts into words
+# Characters. Texts are fed in pieces, because `tokenizers` needs more than 16 times the memory of
+# the text that it splits into words.
 PIECE = 2**16
 BATCH = 2**20  # characters that are encoded together
-SETTINGS = {  # What transformers wants beside a tokenizer.json.
+SETTINGS = {  # tokenizer_config.json, which transformers needs next to a tokenizer.json
     "tokenizer_class": "PreTrainedTokenizerFast",
     **{f"{text[2:-2]}_token": text for text in ByteTokenizer.SPECIALS},
     "clean_up_tokenization_spaces": False,
@@ -47,8 +46,9 @@ SETTINGS = {  # What transformers wants beside a tokenizer.json.
 
 
 def check_specials(names: Sequence[str]) -> None:
-    """Raise ConfigError unless these can be special tokens beside ByteTokenizer.SPECIALS, by names
-    that a chat template can write.
+    """Raise ConfigError unless these can be special tokens in addition to ByteTokenizer.SPECIALS.
+
+    A chat template must be able to write their names.
     """
     for i, name in enumerate(names):
         if not re.fullmatch(r"<\|\w+\|>", name):
@@ -63,13 +63,15 @@ def check_specials(names: Sequence[str]) -> None:
 
 
 def learn(texts: Iterable[str], vocab_size: int, specials: Sequence[str] = ()) -> tuple[str, int]:
-    """The content of a tokenizer.json with at most `vocab_size` ids, and the bytes of text that it
-    was learnt from.
+    """Train a vocabulary; return its tokenizer.json and the bytes of text that it was trained on.
 
-    There are fewer ids where no pair of tokens is left that occurs twice. The same texts give the
-    same content, in any order. Memory holds each different word, up to a kilobyte for each. Not to
-    be interrupted: the library does not listen to signals. `specials`: special tokens beside
-    ByteTokenizer.SPECIALS, which pass `check_specials`.
+    The same texts give the same vocabulary, in any order. Memory holds each different word, with up
+    to a kilobyte for each. Signals have no effect until the library is done.
+
+    Args:
+        texts: the training text.
+        vocab_size: the largest number of ids. There are fewer if no pair of tokens occurs twice.
+        specials: special tokens in addition to ByteTokenizer.SPECIALS; see `check_specials`.
     """
     from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Backend
@@ -84,12 +86,12 @@ def learn(texts: Iterable[str], vocab_size: int, specials: Sequence[str] = ()) -
         vocab_size=vocab_size - len(specials) - len(ByteTokenizer.SPECIALS),
         min_frequency=2,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,  # it prints empty lines
+        show_progress=False,  # the bar prints empty lines
     )
     text_bytes = 0
     with tqdm(desc="counting words", unit="B", unit_scale=True, disable=None, leave=False) as bar:
 
-        def watched() -> Iterator[str]:
+        def counted() -> Iterator[str]:
             nonlocal text_bytes
             for text in texts:
                 yield text
@@ -98,9 +100,9 @@ def learn(texts: Iterable[str], vocab_size: int, specials: Sequence[str] = ()) -
                 bar.update(size)
             bar.set_description_str("merging pairs")
 
-        backend.train_from_iterator(watched(), trainer)
-    # The library sorts the bytes by the characters that stand for them, and so each vocabulary of
-    # its own has other ids.
+        backend.train_from_iterator(counted(), trainer)
+    # The library sorts the bytes by the characters that stand for them. We give each byte its own
+    # value as id.
     merges = [tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
     symbols = json.loads(ByteTokenizer().definition)["model"]["vocab"]
     tokens = dict.fromkeys([*symbols, *("".join(pair) for pair in merges)])
@@ -115,8 +117,9 @@ def learn(texts: Iterable[str], vocab_size: int, specials: Sequence[str] = ()) -
 
 
 def excerpt(texts: Iterable[str], budget: int) -> Iterator[str]:
-    """The first `budget` bytes of UTF-8, or all there are, in pieces of at most PIECE characters.
-    No text is asked for beyond them.
+    """Yield the first `budget` bytes of UTF-8 in pieces of at most PIECE characters.
+
+    No further text is requested after the budget is used up.
     """
     if budget <= 0:
         return
@@ -124,7 +127,7 @@ def excerpt(texts: Iterable[str], budget: int) -> Iterator[str]:
         for piece in pieces(text):
             content = piece.encode()
             if len(content) >= budget:
-                # a character that does not fit whole is left out
+                # a character that does not fit is dropped
                 yield content[:budget].decode(errors="ignore")
                 return
             budget -= len(content)
@@ -132,8 +135,9 @@ def excerpt(texts: Iterable[str], budget: int) -> Iterator[str]:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """A text in pieces that are its words as a whole: cut before a space, where PATTERN cuts too,
-    unless there is none for long.
+    """Yield a text in pieces that split no word, unless a word is longer than PIECE.
+
+    Each cut is before a space, where PATTERN splits too.
     """
     start = 0
     while len(text) - start > PIECE:
@@ -146,11 +150,13 @@ def pieces(text: str) -> Iterator[str]:
 
 @dataclass
 class Usage:
-    """What a tokenizer made of some texts.
+    """The ids of some texts, counted.
 
     Attributes:
-        changed: how many of them did not come back from their ids as they were.
         counts: how often each id was used, (vocab_size,).
+        texts: number of texts.
+        text_bytes: their size in UTF-8.
+        changed: number of texts that decoding did not give back.
     """
 
     counts: NDArray[np.int64]
@@ -160,17 +166,17 @@ class Usage:
 
     @property
     def tokens(self) -> int:
-        """Ids altogether."""
+        """The number of all ids."""
         return int(self.counts.sum())
 
     @property
     def bytes_per_token(self) -> float:
-        """How many bytes of UTF-8 a token stands for; 1 with the byte tokenizer."""
+        """The mean bytes of UTF-8 in a token; 1 with the byte tokenizer."""
         return self.text_bytes / self.tokens
 
 
 def measure(tokenizer: Tokenizer, texts: Iterable[str]) -> Usage:
-    """Encode texts and decode them again."""
+    """Encode texts, decode them again, and count."""
     usage = Usage(np.zeros(tokenizer.vocab_size, np.int64))
     with tqdm(desc="measuring", unit="B", unit_scale=True, disable=None, leave=False) as bar:
         for batch in _batches(texts):
@@ -197,8 +203,10 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def describe(tokenizer: Tokenizer, usages: dict[str, Usage]) -> list[str]:
-    """What there is to know about a vocabulary, as lines: how short it makes texts, and what of it
-    is idle or odd.
+    """Return a report on a vocabulary as lines.
+
+    It has the bytes per token of each text, unused and longest tokens, and the round trips that
+    failed.
     """
     width = max(map(len, usages))
     lines = [
@@ -230,5 +238,5 @@ def describe(tokenizer: Tokenizer, usages: dict[str, Usage]) -> list[str]:
 
 
 def _shown(tokenizer: Tokenizer, ids: list[int]) -> str:
-    """Tokens for a person: half a character shows as U+FFFD."""
+    """Return tokens as readable text; half a character becomes U+FFFD."""
     return " ".join(repr(tokenizer.decode([i])) for i in ids)

@@ -1,4 +1,4 @@
-"""Text of a sequence of ids that grows."""
+"""Decode a sequence of ids while it grows."""
 
 from __future__ import annotations
 
@@ -10,56 +10,56 @@ REPLACEMENT = "\ufffd"
 
 
 class TextStream:
-    """Text of a growing sequence of ids, piece by piece and never half a character: the pieces
-    together are `decode` of all ids.
+    """The text of a growing sequence of ids, piece by piece and never half a character.
 
-    A token is decoded behind its predecessors, for what it means may depend on them (a character's
-    first bytes; whether a word's space is shown). They are few: those since the last but one place
-    where the text was whole.
+    The pieces together equal `decode` of all ids. A token is decoded after its predecessors,
+    because its text may depend on them: on the first bytes of a character, or for a word's leading
+    space. Only the few tokens since the second-last complete text are decoded again.
     """
 
-    # Tokens that may wait for the rest of a character. More are not UTF-8, or U+FFFD itself.
+    # Tokens that may wait for the rest of a character. If more wait, the bytes are not UTF-8 or the
+    # text contains U+FFFD itself.
     LONGEST = 16
-    # Tokens after which a decoder that starts in the middle of a character is in step again.
+    # After this many tokens, a decoder that starts inside a character is in step again.
     ALIGNED = 8
 
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()):
-        """`context`: the ids that come before, such as the prompt's; their text is not repeated."""
+        """Start after `context`, such as the ids of a prompt, whose text is not repeated."""
         self._tokenizer = tokenizer
         self._rebase(list(context))
 
     def push(self, token_id: int) -> str:
-        """The text that `token_id` completes: often a word, sometimes nothing."""
+        """Return the text that `token_id` completes: often a word, sometimes nothing."""
         if token_id in self._tokenizer.special_ids:
-            # In the window, a row of them would push out the text that the next word continues.
+            # Many of them would push the text that the next word continues out of the window.
             return ""
         self._window.append(token_id)
         overdue = len(self._window) - self._settled > self.LONGEST
         text = self._tokenizer.decode(self._window)
-        whole = text.rstrip(REPLACEMENT) if not overdue else text.removesuffix(REPLACEMENT)
-        fresh = whole[self._sent :]
-        if fresh and whole == text:
+        complete = text.rstrip(REPLACEMENT) if not overdue else text.removesuffix(REPLACEMENT)
+        fresh = complete[self._sent :]
+        if fresh and complete == text:
             self._rebase(self._window[self._settled :])
         elif overdue:
-            self._rebase(self._window[-self.ALIGNED :], held=len(text) - len(whole))
+            self._rebase(self._window[-self.ALIGNED :], held=len(text) - len(complete))
         else:
             self._sent += len(fresh)
         return fresh
 
     def flush(self) -> str:
-        """What is left at the end; half a character shows as U+FFFD."""
+        """Return the rest of the text; half a character becomes U+FFFD."""
         rest = self._tokenizer.decode(self._window)[self._sent :]
         self._sent += len(rest)
         return rest
 
     def _rebase(self, window: list[int], held: int = 0) -> None:
-        """Go on behind `window`, whose text is out but for the last `held` characters."""
+        """Continue after `window`; all but the last `held` characters of its text are sent."""
         self._window = window
         self._settled = len(window)
         self._sent = len(self._tokenizer.decode(window)) - held
 
 
 def text_behind(tokenizer: Tokenizer, context: Sequence[int], ids: Sequence[int]) -> str:
-    """The text of `ids` where they stand behind `context`."""
+    """Return the text of `ids` as a continuation of `context`."""
     stream = TextStream(tokenizer, context)
     return "".join([*map(stream.push, ids), stream.flush()])

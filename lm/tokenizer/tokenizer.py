@@ -1,15 +1,15 @@
-"""Text to token ids and back: the byte tokenizer, and any Hugging Face tokenizer that has a fast
-form.
+"""Text to token ids and back: the byte tokenizer, and any Hugging Face tokenizer with a fast form.
 
-Whatever its source, a tokenizer here is the content of one Hugging Face `tokenizer.json`
-(`definition`) and two ids (end of text and padding). That is what a checkpoint carries, so a model
-is always read with the tokenizer that it was trained with, network or not, and any other program of
-that family reads the file too. The heavy libraries are imported by what needs them: nothing for
-bytes, the small `tokenizers` package for a file or a folder, `tiktoken` where there is much text,
-`huggingface_hub` for a hub id, `transformers` only to convert what is in no fast form yet.
+Each tokenizer is the content of one Hugging Face `tokenizer.json` (`definition`) and two ids: end
+of text and padding. Every checkpoint carries these, so a model keeps the tokenizer that it was
+trained with, also without a network. Other programs can read the file too.
 
-Text never turns into a special id: `<|endoftext|>` in a document or a prompt is thirteen characters like any others. Only the program
-itself places EOS and padding.
+Heavy libraries are imported only where they are needed: none for bytes, `tokenizers` for a file or
+a folder, `tiktoken` for much text, `huggingface_hub` for a hub id, and `transformers` to convert
+another form.
+
+Text never becomes a special id: `<|endoftext|>` in a document or a prompt is thirteen ordinary
+characters. Only the program places EOS and padding.
 """
 
 from __future__ import annotations
@@ -31,26 +31,23 @@ from lm.tokenizer.fast_bpe import FastBpe, NotTheSame, byte_symbols
 
 
 class Tokenizer(ABC):
-    """What the rest of the project knows of a tokenizer. `vocab_size` is the largest id + 1: added
-    tokens and holes are counted.
-    """
+    """The interface that the rest of the project uses."""
 
     name: str
-    vocab_size: int
+    vocab_size: int  # the largest id + 1: added tokens and holes count
     eos_id: int
     pad_id: int
-    special_ids: frozenset[int]  # They decode to nothing.
-    # Text never encodes to these: the special ones, but for that of unknown words.
-    reserved_ids: frozenset[int]
-    definition: str  # The whole content of a tokenizer.json.
-    instant = False  # Encoding takes less time than handing the ids from one process to another.
+    special_ids: frozenset[int]  # these decode to no text
+    reserved_ids: frozenset[int]  # text never encodes to these: special ids without unk's
+    definition: str  # the whole content of a tokenizer.json
+    instant = False  # whether encoding is faster than passing ids between processes
 
     @abstractmethod
     def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """The ids of all texts in a row, of `dtype`, and how many each text has; nothing is added
-        before, between or after.
+        """Return the ids of all texts, concatenated, of `dtype`, and the number of ids of each.
 
-        In one thread where that is fast: whoever has much text should run several processes.
+        No special ids are added. With tiktoken it runs in one thread: encode much text in several
+        processes.
 
         Raises:
             DataError: a text is not Unicode.
@@ -58,31 +55,31 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`, without special tokens; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of `ids` without special tokens; bytes outside UTF-8 become U+FFFD."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[Any]]:
-        """The ids of each text: parts of the one array that `encode_flat` gives."""
+        """Return the ids of each text, as views of the array of `encode_flat`."""
         ids, lengths = self.encode_flat(texts)
         borders = [0, *np.cumsum(lengths).tolist()]
         return [ids[a:b] for a, b in itertools.pairwise(borders)]
 
     def encode(self, text: str) -> list[int]:
-        """The ids of one text."""
+        """Return the ids of one text."""
         return list(self.encode_flat([text])[0].tolist())
 
     @property
     def dtype(self) -> type[np.uint16 | np.uint32]:
-        """The smallest of the two types that holds every id."""
+        """The smaller of the two types that can hold every id."""
         return np.uint16 if self.vocab_size <= 2**16 else np.uint32
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the definition, the same for any order and spacing of its JSON."""
+        """The hex digest of the definition; key order and spacing do not change it."""
         return _digest(self.definition)
 
     @cached_property
     def specials(self) -> dict[str, int]:
-        """The special tokens by name; text never encodes to them."""
+        """The special tokens that text never encodes to, by name."""
         added = json.loads(self.definition).get("added_tokens", [])
         return {
             token["content"]: token["id"] for token in added if token["id"] in self.reserved_ids
@@ -93,8 +90,9 @@ class Tokenizer(ABC):
 
 
 class ByteTokenizer(Tokenizer):
-    """Ids 0-255 are the bytes of the text's UTF-8; four special ids follow. Any text is
-    representable, and nothing has to be installed.
+    """The bytes of UTF-8 as ids 0-255, and four special ids.
+
+    It can encode any text and needs no library.
     """
 
     instant = True
@@ -108,7 +106,7 @@ class ByteTokenizer(Tokenizer):
         self.definition = self._definition()
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """One id a byte."""
+        """Return one id for each byte."""
         try:
             parts = [text.encode() for text in texts]
         except UnicodeEncodeError as error:
@@ -116,13 +114,11 @@ class ByteTokenizer(Tokenizer):
         return np.frombuffer(b"".join(parts), np.uint8).astype(self.dtype), _lengths(parts)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids of no byte decode to nothing."""
+        """Return the text of the bytes; other ids have none."""
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
     def _definition(self) -> str:
-        """Byte-level BPE that has all bytes and no merges: the same ids, in the words of Hugging
-        Face's `tokenizers`.
-        """
+        """Return the same tokenizer as a tokenizer.json: byte-level BPE without merges."""
         byte_level = {
             "type": "ByteLevel",
             "add_prefix_space": False,
@@ -153,11 +149,10 @@ class ByteTokenizer(Tokenizer):
 
 
 class FastTokenizer(Tokenizer):
-    """A Hugging Face tokenizer, as the Rust library `tokenizers` runs it; tiktoken does the same
-    faster where there is much text.
-    """
+    """A Hugging Face tokenizer, run by the Rust library `tokenizers`, or faster by tiktoken."""
 
-    MUCH = 2**20  # Characters that take `tokenizers` about as long as tiktoken takes to get ready.
+    # Characters. `tokenizers` takes about as long for these as tiktoken takes to start.
+    TIKTOKEN_PAYS = 2**20
 
     def __init__(self, definition: str, name: str, eos_id: int, pad_id: int):
         from lm.tokenizer.files import open_definition
@@ -167,8 +162,7 @@ class FastTokenizer(Tokenizer):
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         added = backend.get_added_tokens_decoder().items()
         self.special_ids = frozenset({eos_id, pad_id} | {i for i, token in added if token.special})
-        # The token for unknown words is mostly marked special, and yet is a proper outcome for
-        # text.
+        # The token for unknown words is usually marked special, but text may encode to it.
         model = json.loads(definition)["model"]
         self.reserved_ids = self.special_ids - {
             model.get("unk_id"),
@@ -177,26 +171,26 @@ class FastTokenizer(Tokenizer):
         self._characters = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # `tokenizers` forgets encode_special_tokens when it is pickled, and then text could forge
-        # an EOS.
+        # Pickling `tokenizers` loses encode_special_tokens, and text could then forge an EOS.
         return FastTokenizer, (self.definition, self.name, self.eos_id, self.pad_id)
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """By `tokenizers` on all cores, until there was MUCH text; from then on by tiktoken, one
-        text after another, if it can.
+        """Encode with `tokenizers` on all cores; after TIKTOKEN_PAYS characters, with tiktoken.
+
+        tiktoken encodes one text after another, and leaves some texts to `tokenizers`.
         """
         self._characters += sum(map(len, texts))
-        fast = self._fast if self._characters >= self.MUCH else None
-        found = [fast.encode(text) if fast else None for text in texts]
+        fast = self._fast if self._characters >= self.TIKTOKEN_PAYS else None
+        fast_ids = [fast.encode(text) if fast else None for text in texts]
         try:
             others = iter(
                 self._by_tokenizers(
-                    [text for text, ids in zip(texts, found, strict=True) if ids is None]
+                    [text for text, ids in zip(texts, fast_ids, strict=True) if ids is None]
                 )
             )
         except TypeError as error:
             raise _not_unicode(texts) from error
-        parts = [next(others) if ids is None else ids for ids in found]
+        parts = [next(others) if ids is None else ids for ids in fast_ids]
         return np.concatenate(
             [np.empty(0, self.dtype), *parts], dtype=self.dtype, casting="same_kind"
         ), _lengths(parts)
@@ -217,8 +211,9 @@ class FastTokenizer(Tokenizer):
         ]
 
     def _plain(self, text: str) -> list[int]:
-        """The ids of a text in which the model itself knows special tokens as words: the text is
-        cut inside each of them.
+        """Encode a text in which the model itself finds special tokens as words.
+
+        The text is cut inside each of them.
         """
         encoding = self._backend.encode(text, add_special_tokens=False)
         spans = zip(encoding.ids, encoding.offsets, strict=True)
@@ -232,7 +227,7 @@ class FastTokenizer(Tokenizer):
         ]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Special tokens decode to nothing, marked so in the definition or not."""
+        """Return the text of `ids` without `special_ids`, which need no mark in the definition."""
         return str(
             self._backend.decode(
                 [i for i in ids if i not in self.special_ids], skip_special_tokens=False
@@ -240,25 +235,31 @@ class FastTokenizer(Tokenizer):
         )
 
     def rewritten(self) -> str:
-        """The definition in the words of the installed version of `tokenizers`."""
+        """Return the definition as the installed version of `tokenizers` writes it."""
         return str(self._backend.to_str())
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer that a configuration or a flag names: `byte`, a tokenizer.json, a folder, or a
-    hub id. Raises ConfigError.
+    """Return the tokenizer that a configuration or a flag names.
+
+    `name` is `byte`, a tokenizer.json, a folder, or a hub id.
+
+    Raises:
+        ConfigError: there is no such tokenizer, or it cannot be read.
     """
     if name == "byte":
         return ByteTokenizer()
     from lm.tokenizer.files import find
 
-    found = find(name)
-    return from_definition(found.definition, name, found.eos_id, found.pad_id)
+    source = find(name)
+    return from_definition(source.definition, name, source.eos_id, source.pad_id)
 
 
 def from_definition(definition: str, name: str, eos_id: int, pad_id: int) -> Tokenizer:
-    """The tokenizer that a checkpoint holds. Raises ValueError where `definition` is no
-    tokenizer.json.
+    """Return the tokenizer with this tokenizer.json, such as the one in a checkpoint.
+
+    Raises:
+        ValueError: `definition` is not a tokenizer.json.
     """
     if _digest(definition) == ByteTokenizer().sha256:
         return ByteTokenizer()
@@ -266,8 +267,12 @@ def from_definition(definition: str, name: str, eos_id: int, pad_id: int) -> Tok
 
 
 def resolve(option: str, stored: Tokenizer) -> Tokenizer:
-    """What a command's `--tokenizer` means for a checkpoint: `auto` is the stored one; any other
-    has to be the same. Raises ConfigError.
+    """Return the tokenizer of a checkpoint for a command's `--tokenizer`.
+
+    `auto` accepts the stored tokenizer; any other value must name the same one.
+
+    Raises:
+        ConfigError: it names another tokenizer.
     """
     if option != "auto":
         require_same(load_tokenizer(option), stored)
@@ -278,8 +283,7 @@ def require_same(given: Tokenizer, stored: Tokenizer) -> None:
     """Raise ConfigError unless both have the same definition."""
     same = given.sha256 == stored.sha256
     if not same and isinstance(given, FastTokenizer) and isinstance(stored, FastTokenizer):
-        # An older version of the library may have written the stored one in other words: compare
-        # both in today's.
+        # An older version of the library may have written the stored definition differently.
         same = _digest(given.rewritten()) == _digest(stored.rewritten())
     if not same:
         raise ConfigError(
@@ -288,7 +292,7 @@ def require_same(given: Tokenizer, stored: Tokenizer) -> None:
         )
 
 
-@lru_cache(maxsize=4)  # A large vocabulary takes half a second.
+@lru_cache(maxsize=4)  # a large vocabulary takes half a second
 def _digest(definition: str) -> str:
     canonical = json.dumps(
         json.loads(definition), sort_keys=True, ensure_ascii=False, separators=(",", ":")
@@ -301,8 +305,8 @@ def _lengths(parts: Sequence[Sized]) -> NDArray[np.int64]:
 
 
 def _not_unicode(texts: Sequence[str]) -> DataError:
-    found = next(match for text in texts if (match := re.search("[\ud800-\udfff]", text)))
+    surrogate = next(match for text in texts if (match := re.search("[\ud800-\udfff]", text)))
     return DataError(
-        f"U+{ord(found[0]):04X} at character {found.start():,} is half of a surrogate pair, which"
+        f"U+{ord(surrogate[0]):04X} at character {surrogate.start():,} is half of a surrogate pair, which"
         " is no Unicode text"
     )

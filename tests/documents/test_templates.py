@@ -430,8 +430,8 @@ def test_every_sequence_begins_with_one_eos(form: ChatFormat) -> None:
 def test_what_was_said_comes_back_from_an_answers_text(key: tuple[str, str], text: str) -> None:
     form = FORMATS[key]
     written = form.tokenizer.decode(form.answer(text))
-    assert form.said(written) == text
-    growing = [form.said(written[:n]) for n in range(len(written) + 1)]
+    assert form.answer_text(written) == text
+    growing = [form.answer_text(written[:n]) for n in range(len(written) + 1)]
     assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(growing))
 
 
@@ -439,6 +439,6 @@ def test_an_answer_with_more_around_it_is_held_back_until_that_is_decided() -> N
     form = copy.copy(FORMATS["alpaca", "byte"])
     form.template = dataclasses.replace(form.template, answer="--{content}\n==<|eos|>")
     assert [
-        form.said(text)
+        form.answer_text(text)
         for text in ("", "-", "--", "--a", "--a\n", "--a\n=", "--a\n=b", "--a\n==", "-a", "a\n==")
     ] == [*("", "", "", "a", "a", "a", "a\n=b", "a", "-a", "a")]

@@ -148,7 +148,7 @@ def test_a_pattern_that_python_will_read_otherwise_is_no_warning(
 
 ALL_KEYS = (
     "a list of 1 to 10000 sections with prompt and target and choices and contains and regex and"
-    " weight and tags, each behind `- `"
+    " weight and tags, each after `- `"
 )
 TEXTS = "text or a list of text or null"
 

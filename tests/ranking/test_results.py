@@ -180,7 +180,7 @@ def slow(
         else None
     )
     text = tokenizer.decode(written[0]) if written else ""
-    text = chat.said(text).strip() if chat else text
+    text = chat.answer_text(text).strip() if chat else text
     nats = [slow_nats(model, *pair) for pair in targets] if fits else []
     costs = [slow_nats(model, *pair) for pair in choices] if fits else []
     best = nats.index(min(nats)) if nats else None

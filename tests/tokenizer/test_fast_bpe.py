@@ -123,7 +123,7 @@ def fast_tokenizer(definition: str) -> FastTokenizer:
 def both(definition: str) -> tuple[FastBpe, FastTokenizer]:
     """The fast form, and the tokenizer that does everything by `tokenizers`."""
     slow = fast_tokenizer(definition)
-    slow.MUCH = 2**62  # type: ignore[misc]
+    slow.TIKTOKEN_PAYS = 2**62  # type: ignore[misc]
     return FastBpe(slow.rewritten(), slow.reserved_ids), slow
 
 
@@ -295,7 +295,7 @@ def test_added_tokens_that_text_may_have_are_left_to_tokenizers() -> None:
     assert fast.encode("a <think> b") is fast.encode("it sat") is fast.encode("satin") is None
     assert fast.encode("sa think") is not None
     quick = fast_tokenizer(backend.to_str())
-    quick.MUCH = 0  # type: ignore[misc]
+    quick.TIKTOKEN_PAYS = 0  # type: ignore[misc]
     texts = ["one", "a <think> b", "", "it sat", "two", "satin", END]
     assert [ids.tolist() for ids in quick.encode_batch(texts)] == [
         ids.tolist() for ids in slow.encode_batch(texts)
@@ -416,7 +416,7 @@ def test_what_is_refused_still_has_its_ids(name: str) -> None:
     """`tokenizers` does it, however much text there is."""
     definition = REFUSED[name][1]()
     slow, quick = fast_tokenizer(definition), fast_tokenizer(definition)
-    quick.MUCH = 0  # type: ignore[misc]
+    quick.TIKTOKEN_PAYS = 0  # type: ignore[misc]
     for text in (END, "abcd cdab abc"):
         assert quick.encode(text) == slow.encode(text)
     assert quick._fast is None
@@ -450,7 +450,7 @@ def test_little_text_does_not_wait_for_tiktoken(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         FastBpe, "encode", lambda self, text: asked.append(text) or real(self, text)
     )
-    tokenizer.MUCH = 100  # type: ignore[misc]
+    tokenizer.TIKTOKEN_PAYS = 100  # type: ignore[misc]
     expected = both(definition)[1]
     for n, fast in ((60, False), (39, False), (1, True), (5, True)):
         asked.clear()
@@ -466,7 +466,7 @@ def test_little_text_does_not_wait_for_tiktoken(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("much", [0, 2**62])
 def test_text_that_is_not_unicode_is_a_data_error_either_way(much: int) -> None:
     tokenizer = fast_tokenizer(trained("ByteLevel"))
-    tokenizer.MUCH = much  # type: ignore[misc]
+    tokenizer.TIKTOKEN_PAYS = much  # type: ignore[misc]
     with pytest.raises(DataError, match=r"^U\+DC00 at character 3 is half of a surrogate pair"):
         tokenizer.encode_flat(["fine", "abc\udc00"])
 
@@ -478,7 +478,7 @@ def test_text_that_is_not_unicode_is_a_data_error_either_way(much: int) -> None:
 def test_flat_is_the_batch_in_a_row(texts: list[str]) -> None:
     fast = CACHED(trained("ByteLevel"))[1]
     quick = fast_tokenizer(trained("ByteLevel"))
-    quick.MUCH = 0  # type: ignore[misc]
+    quick.TIKTOKEN_PAYS = 0  # type: ignore[misc]
     bytes_of = [np.frombuffer(text.encode(), np.uint8) for text in texts]
     by_library = [
         encoding.ids for encoding in fast._backend.encode_batch(texts, add_special_tokens=False)
