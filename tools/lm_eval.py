@@ -1,12 +1,13 @@
-"""Standard tests: let EleutherAI's lm-evaluation-harness ask a checkpoint. Needs `pip install
-lm-eval==0.4.13`.
+"""Evaluate a checkpoint on standard tests with EleutherAI's lm-evaluation-harness.
+
+Needs `pip install lm-eval==0.4.13`.
 
 python -m tools.lm_eval --ckpt checkpoints/best.ckpt --tasks blimp lambada_openai
 python -m tools.lm_eval --ckpt checkpoints/best.ckpt --tasks mine --include-path tasks --json
 
 The table goes to stdout, everything else to stderr. A task's data come from the Hugging Face hub,
-or from files that its YAML file names. Tasks may bring Python code along, which the harness runs:
-give --include-path only folders whose files you trust.
+or from files that its YAML file names. The harness runs the Python code of a task: give
+--include-path only folders whose files you trust.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from lm.checkpoints.folder import open_checkpoint, read_manifest, read_meta
 from lm.commands import add_flag, command_parser
 from lm.system import disk, errors
 
-KEPT = (
+# the parts of the harness's results that the report contains
+REPORTED = (
     "results",
     "groups",
     "group_subtasks",
@@ -38,7 +40,7 @@ KEPT = (
 
 
 def main() -> None:
-    """Refuse what cannot work, then load what is heavy and ask."""
+    """Check the arguments, then import torch and the harness, and evaluate."""
     arguments = parse()
     if importlib.util.find_spec("lm_eval") is None:
         raise errors.ConfigError(
@@ -52,7 +54,7 @@ def main() -> None:
         from lm.generation.chat import chat_format
 
         form = chat_format(folder, arguments.template)
-    with contextlib.redirect_stdout(sys.stderr):  # the harness prints, too
+    with contextlib.redirect_stdout(sys.stderr):  # for what the harness prints
         from lm import load
         from lm.evaluation.harness import Subject, find_tasks, load_tasks
         from lm.system.device import choose_device
@@ -77,7 +79,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line; numbers that make no sense are refused."""
+    """Read the command line. Raises ConfigError for numbers out of range and missing folders."""
     parser = command_parser("python -m tools.lm_eval", __doc__)
     add_flag(parser, "--ckpt")
     parser.add_argument(
@@ -94,31 +96,31 @@ def parse() -> argparse.Namespace:
         "--num-fewshot",
         metavar="N",
         type=int,
-        help="examples before each question (what the task says, else 0)",
+        help="examples before each question (the task's own number, else 0)",
     )
     parser.add_argument(
         "--limit",
         metavar="N",
         type=int,
-        help="only the first N questions of each task, to try something out",
+        help="only the first N questions of each task, for a quick try",
     )
     parser.add_argument(
         "--batch-size",
         metavar="N",
         type=int,
         default=32,
-        help="texts that are read together (32); changes no number",
+        help="texts that are read together (32); it changes no result",
     )
     parser.add_argument(
         "--chat",
         action="store_true",
-        help="put questions in the template that the checkpoint was fine-tuned with",
+        help="format questions with the template of the checkpoint's fine-tuning",
     )
-    parser.add_argument("--template", metavar="NAME", help="--chat: another template")
+    parser.add_argument("--template", metavar="NAME", help="another template for --chat")
     add_flag(parser, "--device")
     add_flag(parser, "--json")
     parser.add_argument(
-        "--out", metavar="FILE", type=Path, help="write the JSON object into this file as well"
+        "--out", metavar="FILE", type=Path, help="also write the JSON object into this file"
     )
     arguments = parser.parse_args()
     for name, least in (("num_fewshot", 0), ("limit", 1), ("batch_size", 1)):
@@ -142,24 +144,24 @@ def parse() -> argparse.Namespace:
 
 
 def be_quiet() -> None:
-    """What the harness and its libraries tell beside the results; errors are still told. Bars are
-    for terminals.
+    """Silence the harness and its libraries, except for errors. Progress bars appear only on a
+    terminal.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    # the harness forks for its bootstrap, of which tokenizers would warn
+    # The harness forks for its bootstrap, and tokenizers would print a warning about that.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # without a network it tells each of its tries
+    # Without a network the hub's client would log each retry.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 
 
 def evaluate(
     subject: Any, manager: Any, tasks: list[Any], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """The harness's own evaluation; its seeds are its defaults."""
+    """Run the harness's own evaluation with its default seeds."""
     from lm_eval import simple_evaluate
 
     return dict(
@@ -177,31 +179,30 @@ def evaluate(
 def report_of(
     folder: Path, device: str, results: dict[str, Any], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """What is kept of the harness's results, beside what was asked. Numbers that are not finite are
-    null.
+    """Return the checkpoint, the settings and the harness's results as one JSON object. Numbers
+    that are not finite become null.
     """
     from lm.evaluation.harness import chance
 
     meta = read_meta(folder)
-    asked = {
+    settings = {
         "step": meta["step"],
         "manifest_sha256": read_manifest(folder)["sha256"],
         "device": device,
         "limit": arguments.limit,
     }
-    choosing = [
-        name
+    guessing = {
+        name: chance(results["samples"][name])
         for name, config in results["configs"].items()
         if config["output_type"] == "multiple_choice"
-    ]
-    guessed = {name: chance(results["samples"][name]) for name in choosing}
-    report = {"checkpoint": arguments.ckpt, **asked, "chat": arguments.chat, "chance": guessed}
-    kept = {key: results[key] for key in KEPT if key in results}
-    return report | json.loads(json.dumps(kept, default=float), parse_constant=lambda _: None)
+    }
+    report = {"checkpoint": arguments.ckpt, **settings, "chat": arguments.chat, "chance": guessing}
+    reported = {key: results[key] for key in REPORTED if key in results}
+    return report | json.loads(json.dumps(reported, default=float), parse_constant=lambda _: None)
 
 
 def table(report: dict[str, Any], results: dict[str, Any]) -> str:
-    """The harness's own tables, Markdown, and how often a blind guess is right."""
+    """Return the harness's own tables in Markdown, and the accuracy of guessing."""
     from lm_eval.utils import make_table
 
     parts = [

@@ -1,14 +1,17 @@
-"""A checkpoint as the subject of EleutherAI's lm-evaluation-harness, and the harness's tasks, found
-and loaded with plain answers.
+"""An adapter for EleutherAI's lm-evaluation-harness: a checkpoint as its model, and its tasks with
+plain error messages.
 
-The harness decides what is asked and how answers are counted; the numbers are those of
-lm/evaluation/scoring.py and lm/generation/continuation.py, so that a standard test and this
-project's own ranking find the same text equally likely. Importing this module needs `lm_eval`.
+The harness chooses the questions and counts the answers. lm/evaluation/scoring.py and
+lm/generation/continuation.py compute the numbers. A standard test and this project's own ranking
+therefore give the same text the same likelihood. Importing this module needs `lm_eval`.
 
-Where the harness leaves a choice, it is made as the harness's own adapter for `transformers` makes
-it, so that results can be compared: white space at a context's end is moved to what follows it, a
-text that is longer than the context is scored in parts that follow each other, and a prompt loses
-its beginning to leave room for the answer. But every context is opened by one EOS, as in training.
+The adapter follows the harness's own adapter for `transformers`, so that results are comparable:
+
+- White space at the end of a context moves to the continuation.
+- A text that is longer than the context is scored in consecutive parts.
+- A prompt loses its beginning if the answer needs the room.
+
+One difference remains: every context opens with one EOS, as in training.
 """
 
 from __future__ import annotations
@@ -37,14 +40,14 @@ from lm.generation.prompt import open_prompt
 from lm.generation.sampling import Sampling
 from lm.system.errors import ConfigError, DataError, NonFiniteError
 from lm.tokenizer.tokenizer import Tokenizer
+from model import Decoder
 
-# where a task does not say how much may be written, the harness's own adapters write so much
-MAX_GEN_TOKS = 256
-SEED = 1234  # the harness's own, for texts that are drawn
+MAX_GEN_TOKS = 256  # the default of the harness's own adapters
+SEED = 1234  # the harness's own seed, for sampled texts
 
 
 class Generation(NamedTuple):
-    """How a task wants its answers written: its `generation_kwargs`."""
+    """A task's `generation_kwargs`: sampling options, the most tokens, and stop strings."""
 
     options: Sampling
     most_tokens: int
@@ -52,18 +55,22 @@ class Generation(NamedTuple):
 
 
 class Subject(LM):
-    """A decoder with its tokenizer, asked by the harness.
+    """A decoder with its tokenizer, as a model of the harness.
 
-    With `chat` each context is a conversation, put in that template, and what is scored is the
-    whole answer with its end of turn. The harness passes prompts as text, and text never turns into
-    a special token; so a conversation travels through it as JSON.
+    With `chat` each context is a conversation in that template, and the score covers the complete
+    answer with its end of turn. The harness passes prompts as text, and text never becomes a
+    special token. A conversation therefore passes through the harness as JSON.
 
     Attributes:
-        cut: requests whose context lost its beginning, by their kind.
+        cut: for each kind of request, how many contexts lost their beginning.
     """
 
     def __init__(
-        self, decoder: Any, tokenizer: Tokenizer, batch_size: int, chat: ChatFormat | None = None
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        batch_size: int,
+        chat: ChatFormat | None = None,
     ):
         super().__init__()
         self.decoder = decoder
@@ -76,16 +83,16 @@ class Subject(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """What the harness's cache of requests knows the prompts by: other ids or another template
-        are other requests.
+        """Return the key of the harness's cache of requests. It contains the hash of the tokenizer
+        and the template, because both change the requests.
         """
         return f"{self.tokenizer.sha256[:12]}{f'-{self.chat.template.name}' if self.chat else ''}"
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The conversation as JSON. Raises ConfigError where the task has begun the answer:
-        templates end before it.
+        """Return the conversation as JSON. Raises ConfigError if the task begins the answer itself,
+        because templates end before the answer.
         """
         if not add_generation_prompt:
             raise ConfigError(
@@ -95,8 +102,8 @@ class Subject(LM):
         return json.dumps(chat_history, ensure_ascii=False)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Of each (context, continuation): the continuation's log-probability in nats, and whether
-        greedy decoding would write it.
+        """Return the log-probability of each continuation after its context in nats, and whether
+        greedy decoding would generate it.
         """
         pairs = [self._pair(*request.args[:2]) for request in requests]
         self.cut["loglikelihood"] += sum(
@@ -106,47 +113,43 @@ class Subject(LM):
         return self._score(pairs)
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """Of each text: its log-probability in nats, every token once."""
-        return [
-            nats
-            for nats, _ in self._score(
-                [([], self.tokenizer.encode(request.args[0])) for request in requests]
-            )
+        """Return the log-probability of each text in nats. Every token counts once."""
+        pairs: list[tuple[list[int], list[int]]] = [
+            ([], self.tokenizer.encode(request.args[0])) for request in requests
         ]
+        return [nats for nats, _ in self._score(pairs)]
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """What is written behind each context, up to a stop string, the end of the text, or so many
-        tokens as the task allows.
+        """Return the text generated after each context. It ends at a stop string, at the end of the
+        text, or after the task's most tokens.
 
-        A text that is drawn depends on its own number and nothing else, so that neither the batch
-        size nor the others change it.
+        A sampled text depends on its own number only. Neither the batch size nor the other requests
+        change it.
         """
         prompts, groups = [], defaultdict(list)
         for i, request in enumerate(requests):
-            wanted = generation(request.args[1])
-            room = self.context_length - min(wanted.most_tokens, self.context_length // 2)
-            whole = self._prompt(request.args[0])
-            self.cut["generate_until"] += len(whole) > room
-            prompts.append(whole[-room:])
-            groups[wanted].append(i)
-        written = [""] * len(requests)
+            kwargs = generation(request.args[1])
+            room = self.context_length - min(kwargs.most_tokens, self.context_length // 2)
+            prompt = self._prompt(request.args[0])
+            self.cut["generate_until"] += len(prompt) > room
+            prompts.append(prompt[-room:])
+            groups[kwargs].append(i)
+        texts = [""] * len(requests)
         with tqdm(total=len(requests), desc="generate_until", disable=None) as bar:
-            for wanted, members in groups.items():
-                for batch in batches(
-                    [prompts[i] for i in members], self.batch_size if wanted.options.greedy else 1
-                ):
+            for kwargs, members in groups.items():
+                rows = self.batch_size if kwargs.options.greedy else 1
+                for batch in batches([prompts[i] for i in members], rows):
                     numbers = [members[i] for i in batch]
-                    for i, text in zip(
-                        numbers,
-                        self._write([prompts[i] for i in numbers], wanted, SEED + numbers[0]),
-                        strict=True,
-                    ):
-                        written[i] = text
+                    generated = self._generate(
+                        [prompts[i] for i in numbers], kwargs, SEED + numbers[0]
+                    )
+                    for i, text in zip(numbers, generated, strict=True):
+                        texts[i] = text
                     bar.update(len(batch))
-        return written
+        return texts
 
     def _prompt(self, context: str) -> list[int]:
-        """A context's ids, the EOS that opens it included."""
+        """Return a context's ids, including the opening EOS."""
         if self.chat is None or not context:
             return open_prompt(self.tokenizer, context)
         return self.chat.prompt(
@@ -154,40 +157,45 @@ class Subject(LM):
         )
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """The ids of both, without the EOS that opens them."""
+        """Return the ids of a context and its continuation, without the opening EOS."""
         if self.chat is not None and context:
             return self._prompt(context)[1:], self.chat.answer(continuation.strip())
-        kept = context.rstrip()
-        moved = context[len(kept) :] + continuation
-        return split(self.tokenizer, kept, moved) if moved else (self.tokenizer.encode(kept), [])
+        stripped = context.rstrip()
+        continuation = context[len(stripped) :] + continuation
+        if not continuation:
+            return self.tokenizer.encode(stripped), []
+        return split(self.tokenizer, stripped, continuation)
 
     def _score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """Return the log-probability of each continuation, and whether it is the greedy one.
+
+        Raises:
+            NonFiniteError: a log-probability is not finite.
+        """
         rows = [self._rows(*pair) for pair in pairs]
         flat = list(itertools.chain.from_iterable(rows))
-        found: list[tuple[float, bool]] = [(0.0, True)] * len(flat)
+        results: list[tuple[float, bool]] = [(0.0, True)] * len(flat)
         with tqdm(total=len(flat), desc="loglikelihood", disable=None) as bar:
             for batch in batches([row.ids for row in flat], self.batch_size):
-                for i, scores in zip(
-                    batch,
-                    score(self.decoder, [flat[i] for i in batch], self.batch_size),
-                    strict=True,
-                ):
-                    found[i] = -float(scores.nats.sum()), bool(scores.likeliest.all())
-                    if not math.isfinite(found[i][0]):
+                batch_scores = score(self.decoder, [flat[i] for i in batch], self.batch_size)
+                for i, scores in zip(batch, batch_scores, strict=True):
+                    results[i] = -float(scores.nats.sum()), bool(scores.likeliest.all())
+                    if not math.isfinite(results[i][0]):
                         raise NonFiniteError(
                             "the model's scores are not finite: its weights are damaged or"
                             " diverged; try an earlier checkpoint"
                         )
                 bar.update(len(batch))
-        parts = iter(found)
-        own = [list(itertools.islice(parts, len(each))) for each in rows]
+        remaining = iter(results)
+        by_pair = [list(itertools.islice(remaining, len(parts))) for parts in rows]
         return [
-            (sum(nats for nats, _ in each), all(likeliest for _, likeliest in each)) for each in own
+            (sum(nats for nats, _ in parts), all(likeliest for _, likeliest in parts))
+            for parts in by_pair
         ]
 
     def _rows(self, context: Sequence[int], continuation: Sequence[int]) -> list[Row]:
-        """One, unless the continuation is longer than the context: then parts, each behind all that
-        fits of what comes before.
+        """Return the row that scores a continuation. A continuation longer than the context becomes
+        several rows, each with as much of the preceding text as fits.
         """
         length = self.context_length
         return [
@@ -200,10 +208,13 @@ class Subject(LM):
             for done in range(0, len(continuation), length)
         ]
 
-    def _write(self, prompts: Sequence[Sequence[int]], wanted: Generation, seed: int) -> list[str]:
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], kwargs: Generation, seed: int
+    ) -> list[str]:
+        """Return the text generated after each prompt."""
         generator = torch.Generator(self._device).manual_seed(seed)
         stop_ids = self.chat.stop_ids if self.chat else None
-        options, most, until = wanted
+        options, most, until = kwargs
         progress = write_each(
             self.decoder, self.tokenizer, prompts, options, most, generator, until, stop_ids
         )
@@ -213,13 +224,11 @@ class Subject(LM):
         ]
 
 
-def generation(asked: Mapping[str, Any]) -> Generation:
-    """What a task's `generation_kwargs` mean. Raises ConfigError for what is not offered, such as
-    beams.
-    """
-    rest: dict[str, Any] = dict(normalize_gen_kwargs(dict(asked), MAX_GEN_TOKS))
-    most, until, drawn = rest.pop("max_gen_toks"), rest.pop("until"), rest.pop("do_sample")
-    temperature = float(rest.pop("temperature", 1.0)) if drawn else 0.0
+def generation(kwargs: Mapping[str, Any]) -> Generation:
+    """Parse a task's `generation_kwargs`. Raises ConfigError for beams and the like."""
+    rest: dict[str, Any] = dict(normalize_gen_kwargs(dict(kwargs), MAX_GEN_TOKS))
+    most, until, do_sample = rest.pop("max_gen_toks"), rest.pop("until"), rest.pop("do_sample")
+    temperature = float(rest.pop("temperature", 1.0)) if do_sample else 0.0
     offered = sorted(field.name for field in dataclasses.fields(Sampling))
     if unknown := sorted(rest.keys() - offered):
         raise ConfigError(
@@ -234,20 +243,21 @@ def generation(asked: Mapping[str, Any]) -> Generation:
 
 
 def find_tasks(names: Sequence[str], folder: Path | None) -> tuple[TaskManager, list[str]]:
-    """An index that knows all the tasks that are asked for, and their names, with patterns such as
-    arc_* filled in.
+    """Return an index of tasks, and the names of the requested ones. Patterns such as arc_* are
+    expanded. A name may also be the path of a YAML file.
 
-    `folder` has tasks of one's own, which come before the harness's; a name may also be a YAML
-    file. The harness's index takes some seconds and is left alone where one's own tasks are all.
+    Args:
+        folder: a folder with the user's own tasks, which take precedence over the harness's.
 
     Raises:
-        ConfigError: there is no such task.
+        ConfigError: a task does not exist.
     """
     include = str(folder) if folder else None
+    # The harness's own index takes some seconds: skip it if the user's tasks suffice.
     manager = TaskManager(include_path=include, include_defaults=False)
     if not all(name in manager.all_subtasks or _is_file(name) for name in names):
         manager = TaskManager(include_path=include)
-    found = []
+    matches = []
     for name in names:
         matching = [name] if _is_file(name) else sorted(manager.match_tasks([name]))
         if not matching:
@@ -257,23 +267,23 @@ def find_tasks(names: Sequence[str], folder: Path | None) -> tuple[TaskManager, 
                 f"--tasks: there is no task {name}{advice}; a file such as tasks/mine.yaml or"
                 " --include-path DIR adds some"
             )
-        found += matching
-    return manager, list(dict.fromkeys(found))
+        matches += matching
+    return manager, list(dict.fromkeys(matches))
 
 
 def load_tasks(manager: TaskManager, names: Sequence[str]) -> list[Any]:
-    """The tasks and groups with their data, from a file, the hub's cache or the network.
+    """Load tasks and groups with their data, from a file, the hub's cache or the network.
 
     Raises:
-        DataError: the data cannot be had, or the task's file is wrong.
-        ConfigError: a task is asked for twice, or needs what no decoder of text has.
+        DataError: the data cannot be loaded, or the task's file is wrong.
+        ConfigError: a task is given twice, or a decoder of text cannot do it.
     """
     units: list[Any] = []
     origin: dict[str, str] = {}
     for name in names:
         try:
             loaded = manager.load([name])
-        except Exception as error:  # network, hub, cache, YAML, templates: there is no common type
+        except Exception as error:  # Network, hub, cache, YAML and templates share no base class.
             raise DataError(
                 f"task {name}: cannot be loaded ({_line(error)}); what comes from the hub has to be"
                 " fetched once while online, and for one's own files dataset_kwargs.data_files in"
@@ -285,32 +295,32 @@ def load_tasks(manager: TaskManager, names: Sequence[str]) -> list[Any]:
                     f"--tasks: {task_name} is in {origin[task_name]} as well as in {name}; leave"
                     " one of them out"
                 )
-            for flag, what in (
+            for flag, reason in (
                 ("UNSAFE_CODE", "runs code that the model writes"),
                 ("MULTIMODAL", "shows pictures or plays sounds"),
             ):
                 if getattr(task, flag, False):
                     raise ConfigError(
-                        f"--tasks: {task_name} {what}, which is not offered; leave it out"
+                        f"--tasks: {task_name} {reason}, which is not offered; leave it out"
                     )
             origin[task_name] = name
-        inside = set(itertools.chain.from_iterable(loaded["group_map"].values()))
+        members = set(itertools.chain.from_iterable(loaded["group_map"].values()))
         units += [
             unit
             for kind in ("groups", "tasks")
             for unit_name, unit in loaded[kind].items()
-            if unit_name not in inside
+            if unit_name not in members
         ]
     return units
 
 
 def chance(samples: Iterable[Mapping[str, Any]]) -> float:
-    """How often a blind guess is right in a task of multiple choice, from the harness's record of
-    what was asked.
+    """Return the accuracy of guessing in a multiple-choice task, from the harness's record of its
+    requests.
     """
     counts = []
     for sample in samples:
-        # Behind an empty context a choice stands alone, for comparison (acc_mutual_info).
+        # Requests with an empty context score a choice alone, for acc_mutual_info.
         counts.append(
             sum(bool(arguments[0]) for arguments in sample["arguments"]) or len(sample["arguments"])
         )
@@ -318,9 +328,10 @@ def chance(samples: Iterable[Mapping[str, Any]]) -> float:
 
 
 def _is_file(name: str) -> bool:
-    """Whether a task is named by its YAML file."""
+    """Return whether a task's name is the path of a YAML file."""
     return name.endswith((".yaml", ".yml")) and Path(name).is_file()
 
 
 def _line(error: Exception) -> str:
+    """Return the first line of an exception's message, or its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
