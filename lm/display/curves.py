@@ -1,4 +1,4 @@
-"""Learning curves: a picture for people, and lines of blocks for the terminal."""
+"""Learning curves: a PNG picture, and a line of blocks for the terminal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm.display.style import COLOURS, DASHES, LIGHT, MATPLOTLIB
 from lm.runs import metrics
 from lm.system.errors import CheckpointError
 
@@ -17,31 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-COLOURS = ("#2a6fbb", "#d1495b", "#2e8b57", "#e08e0b", "#7b4fa6", "#12919e", "#8c564b", "#5a5a5a")
-STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.edgecolor": "#999999",
-    "axes.labelcolor": "#333333",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.xmargin": 0.02,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8,
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.frameon": False,
-    "lines.solid_capstyle": "round",
-}
+GREY = LIGHT["quiet"]
 VALIDATION: dict[str, Any] = {
     "linewidth": 1.2,
-    "linestyle": (0, (4, 2)),
+    "linestyle": DASHES,
     "marker": "o",
     "markersize": 5,
     "markerfacecolor": "white",
@@ -52,12 +32,11 @@ Panels = dict[str, Any]  # matplotlib's axes, by name
 
 
 def draw(runs: Sequence[Path], out: Path) -> None:
-    """Draw loss, perplexity and learning rate over the tokens trained on, all runs over one
-    another, as one PNG.
+    """Draw loss, perplexity and learning rate over the tokens trained on, as one PNG of all runs.
 
     Args:
         runs: folders that hold a metrics.csv, or such files.
-        out: the picture; what was there is replaced.
+        out: the picture's file, which is replaced if it exists.
 
     Raises:
         CheckpointError: a run has no loss to draw or cannot be read, or the picture cannot be
@@ -67,8 +46,10 @@ def draw(runs: Sequence[Path], out: Path) -> None:
 
 
 def save(picture: Figure, out: Path) -> None:
-    """Write a picture as PNG, whole or not at all; what was there is replaced. Raises
-    CheckpointError.
+    """Write a picture as PNG, completely or not at all; an existing file is replaced.
+
+    Raises:
+        CheckpointError: the file cannot be written.
     """
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     try:
@@ -81,7 +62,7 @@ def save(picture: Figure, out: Path) -> None:
 
 
 def figure(runs: Sequence[Path]) -> Figure:
-    """What `draw` saves, for those who want to show it elsewhere."""
+    """Return the picture that `draw` saves, for a notebook."""
     rows_of_runs = [_rows(run) for run in runs]
 
     import matplotlib
@@ -89,7 +70,7 @@ def figure(runs: Sequence[Path]) -> Figure:
 
     # Not pyplot and matplotlib.use("Agg"), which would change the backend under a notebook that
     # calls this.
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(MATPLOTLIB):
         picture = Figure(figsize=(11, 5.8))
         picture.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
         panels: Panels = picture.subplot_mosaic(
@@ -106,8 +87,9 @@ def figure(runs: Sequence[Path]) -> Figure:
 
 
 def summary(run: Path) -> str:
-    """Two lines for the terminal: the course of the (smoothed) training loss and of the validation
-    loss, and where each ended.
+    """Return the course of training and validation loss, each as one line for the terminal.
+
+    The training loss is smoothed.
 
     Raises:
         CheckpointError: the run has no loss yet, or cannot be read.
@@ -130,10 +112,10 @@ def summary(run: Path) -> str:
 
 
 def sparkline(values: Sequence[float], width: int = 32) -> str:
-    """The course of the values as at most `width` blocks, highest to lowest; each stands for the
-    mean of its share of the values.
+    """Return the course of the values as at most `width` blocks.
 
-    What is not finite is left out; no values are an empty string.
+    A block's height is the mean of its share of the values. Values that are not finite are skipped;
+    without values, the result is empty.
     """
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
@@ -148,11 +130,10 @@ def sparkline(values: Sequence[float], width: int = 32) -> str:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """A centred running mean over about a fifteenth of the values: no lag, unlike an exponential
-    average.
+    """Return a centred running mean over about a fifteenth of the values.
 
-    At the start the window shrinks on both sides, so that the steep first descent stays; at the end
-    it is cut.
+    Unlike an exponential average, it does not lag. At the start the window shrinks on both sides,
+    which keeps the steep first descent; at the end the window is cut.
     """
     n, widest = len(values), len(values) // 30
     sums = [0.0, *itertools.accumulate(values)]
@@ -164,8 +145,8 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def points(rows: Sequence[dict[str, Any]], split: str, column: str) -> Points:
-    """A column of one split over the tokens, where both are there and finite."""
-    found = [
+    """Return a column of one split over the tokens, without rows that lack either."""
+    values = [
         (row["tokens"], row[column])
         for row in rows
         if row["split"] == split
@@ -173,7 +154,7 @@ def points(rows: Sequence[dict[str, Any]], split: str, column: str) -> Points:
         and row[column] is not None
         and math.isfinite(row[column])
     ]
-    return [x for x, _ in found], [y for _, y in found]
+    return [x for x, _ in values], [y for _, y in values]
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:
@@ -185,7 +166,7 @@ def _rows(run: Path) -> list[dict[str, Any]]:
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
-    """Each run's folder name; the whole path where that would not tell them apart."""
+    """Return each run's folder name, or its path if another run's folder has the same name."""
     folders = [run.resolve() if run.is_dir() else run.resolve().parent for run in runs]
     names = [folder.name for folder in folders]
     return [
@@ -194,7 +175,7 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 
 def _draw_run(panels: Panels, name: str, rows: list[dict[str, Any]], colour: str) -> Any:
-    """Draw one run into all panels; return its line for the legend."""
+    """Draw one run into all panels and return its line for the legend."""
     tokens, losses = points(rows, "train", "loss")
     val_tokens, val_losses = points(rows, "val", "loss")
     (line,) = panels["loss"].plot(tokens, smooth(losses), color=colour, linewidth=2)
@@ -222,14 +203,14 @@ def _perplexity(loss: float) -> float:
 
 
 def _label(panels: Panels, handles: list[Any]) -> None:
-    """Titles, scales, ticks and the legend: the runs by colour, then what each kind of line means."""
+    """Set titles, scales, ticks and the legend: the runs' colours, then the kinds of line."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
     kinds = [
-        Line2D([], [], color="#777777", linewidth=2, label="train, smoothed"),
-        Line2D([], [], color="#777777", linewidth=0.8, alpha=0.5, label="train, each row"),
-        Line2D([], [], color="#777777", label="validation (filled: the lowest)", **VALIDATION),
+        Line2D([], [], color=GREY, linewidth=2, label="train, smoothed"),
+        Line2D([], [], color=GREY, linewidth=0.8, alpha=0.5, label="train, each row"),
+        Line2D([], [], color=GREY, label="validation (filled: the lowest)", **VALIDATION),
     ]
     lines = [*handles, *kinds]
     legend = panels["loss"].legend(lines, [line.get_label() for line in lines], loc="upper right")

@@ -14,7 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm.display.curves import COLOURS, STYLE, save
+from lm.display.curves import save
+from lm.display.style import COLOURS, DASHES, LIGHT, MATPLOTLIB
 from lm.display.tables import markdown_table, safe
 from lm.evaluation.intervals import RESAMPLES
 from lm.ranking.candidates import Failure
@@ -218,7 +219,7 @@ def picture(rankings: Sequence[Ranking]) -> Figure:
     across = min(PANELS_ABREAST, len(rankings))
     down = math.ceil(len(rankings) / across)
     height = min(1.1 + 0.32 * max(len(ranking.entrants) for ranking in rankings), TALLEST / down)
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(MATPLOTLIB):
         figure = Figure(figsize=(6.2 * across, height * down))
         figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
         panels = figure.subplots(down, across, squeeze=False).ravel()
@@ -240,14 +241,14 @@ def _draw(panel: Any, ranking: Ranking, colours: dict[str, str]) -> None:
             panel.plot([low, high], [height, height], color=colours[name], linewidth=2, alpha=0.6)
         panel.plot(value, height, "o", color=colours[name], markersize=7)
     if ranking.by.key.endswith("accuracy") and ranking.chance is not None:
-        panel.axvline(scale * ranking.chance, color="#777777", linestyle=(0, (4, 2)), linewidth=1.2)
+        panel.axvline(scale * ranking.chance, color=LIGHT["quiet"], linestyle=DASHES, linewidth=1.2)
         panel.annotate(
             " chance",
             (scale * ranking.chance, 1),
             xycoords=("data", "axes fraction"),
             va="top",
             fontsize=8,
-            color="#555555",
+            color=LIGHT["quiet"],
         )
     panel.set_yticks(
         range(len(ranking.entrants)),

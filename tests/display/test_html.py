@@ -20,6 +20,7 @@ from lm.display.html import (
     lines_of,
     visible,
 )
+from lm.display.style import DARK, LIGHT
 from lm.display.tables import html_table
 
 HOSTILE = (
@@ -121,12 +122,13 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def schemes() -> list[dict[str, str]]:
+def test_pages_have_both_palettes():
     light, dark, *_ = re.findall(r":root \{(.*?)\}", html.STYLE, re.DOTALL)
-    return [dict(re.findall(r"--(\w+): (#\w+)", text)) for text in (light, dark)]
+    for text, palette in ((light, LIGHT), (dark, DARK)):
+        assert dict(re.findall(r"--(\w+): (#\w+)", text)) == palette
 
 
-@pytest.mark.parametrize("scheme", schemes(), ids=["light", "dark"])
+@pytest.mark.parametrize("scheme", [LIGHT, DARK], ids=["light", "dark"])
 def test_everything_can_be_told_from_its_ground(scheme):
     for ground in ("paper", "soft"):
         assert contrast(scheme["ink"], scheme[ground]) > 7
