@@ -28,7 +28,7 @@ from lm.training.processes import is_first
 
 if TYPE_CHECKING:
     from lm.optim.objectives import Objective
-    from lm.training.session import Session
+    from lm.training.record import Session
     from model import Decoder
 
 
@@ -59,7 +59,7 @@ def build_session(
 ) -> Session:
     """Everything heavy: torch and Lightning take seconds to import, and nothing before needs them."""
     from data import PackedDataModule
-    from lm.training.session import Session
+    from lm.training.record import Session
 
     config, base = loaded.config, open_base(loaded.config)
     require_same(base, origin.parent)

@@ -22,7 +22,7 @@ from lm.training.command import run_command, training_parser
 
 if TYPE_CHECKING:
     from lm.tokenizer.tokenizer import Tokenizer
-    from lm.training.session import Session
+    from lm.training.record import Session
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def build_session(
     """Everything heavy: torch and Lightning take seconds to import, and nothing before needs them."""
     from data import PackedDataModule
     from lm.checkpoints.adapters import load_whole
-    from lm.training.session import Session
+    from lm.training.record import Session
     from model import Decoder
 
     config = loaded.config

@@ -34,7 +34,7 @@ from lm.system.signals import StopSignals, child
 if TYPE_CHECKING:
     from lm.checks.selfchecks import Result
     from lm.training.command import BuildSession
-    from lm.training.session import Session
+    from lm.training.record import Session
 
 ROOT = Path(__file__).parents[1]
 CHECKS = {

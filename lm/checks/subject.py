@@ -20,7 +20,7 @@ from lm.optim.optimizers import make_optimizer
 from lm.optim.randomness import fold, seed_all
 from lm.system.units import duration
 from lm.training.forecast import try_out
-from lm.training.session import Session
+from lm.training.record import Session
 
 ROWS = 4  # of the first step
 RESUME_STEPS = 4  # of each of the runs that are compared

@@ -39,7 +39,7 @@ from lm.system.disk import require_room
 from lm.system.errors import Stopped, is_lost_process, write_traceback
 from lm.system.progress import Progress
 from lm.system.signals import StopSignals
-from lm.training.logbook import Logbook
+from lm.training.logger import Logbook
 from lm.training.module import LanguageModel
 from lm.training.processes import first_does
 

@@ -20,7 +20,7 @@ from lm.training.launch import launch
 from lm.training.processes import disconnect, is_first
 
 if TYPE_CHECKING:
-    from lm.training.session import Session
+    from lm.training.record import Session
 
 BuildSession = Callable[
     [Loaded, Origin, RunFolder | None, StopSignals, Callable[[str], None]], "Session"

@@ -27,7 +27,7 @@ PRELOADED = (
     "train",
     "data",
     "model",
-    "lm.training.session",
+    "lm.training.record",
     "torch.utils.tensorboard",
     "matplotlib.pyplot",
 )

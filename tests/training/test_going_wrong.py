@@ -463,7 +463,7 @@ def test_an_evaluation_that_fails_is_not_worth_a_run(
         raise RuntimeError("no such kernel\nmore")
 
     monkeypatch.setattr(
-        "lm.training.session.evaluate" if what == "validation" else "lm.training.session.write",
+        "lm.training.record.evaluate" if what == "validation" else "lm.training.record.write",
         broken,
     )
     train(config_file(tmp_path))
@@ -485,7 +485,7 @@ def test_a_picture_that_fails_is_said(
     def broken(*arguments: Any) -> None:
         raise RuntimeError("no fonts")
 
-    monkeypatch.setattr("lm.training.session.draw", broken)
+    monkeypatch.setattr("lm.training.record.draw", broken)
     train(config_file(tmp_path))
     assert "curves.png could not be drawn: no fonts" in capsys.readouterr().out
 

@@ -18,7 +18,7 @@ import pytest
 import data
 import lm.checkpoints.folder
 import lm.training.callbacks
-import lm.training.session
+import lm.training.record
 from lm.system.errors import Stopped
 from lm.system.signals import StopSignals
 from lm.training.module import LanguageModel
@@ -66,7 +66,7 @@ def in_validation(number: int) -> Phase:
 # phase -> (how to send the signal in it, the step that the newest checkpoint then has, None for
 # none)
 PHASES: dict[str, tuple[Callable[[], Phase], int | None]] = {
-    "start-up": (lambda: calling(lm.training.session, "choose_precision", lambda *_: True), None),
+    "start-up": (lambda: calling(lm.training.record, "choose_precision", lambda *_: True), None),
     "Lightning's start-up": (
         lambda: calling(LanguageModel, "configure_optimizers", lambda *_: True),
         None,
@@ -99,7 +99,7 @@ PHASES: dict[str, tuple[Callable[[], Phase], int | None]] = {
     ),
     "validation": (lambda: in_validation(2), 4),
     "last validation": (lambda: in_validation(4), 12),
-    "sample": (lambda: calling(lm.training.session, "open_prompt", lambda *_: True), None),
+    "sample": (lambda: calling(lm.training.record, "open_prompt", lambda *_: True), None),
     "waiting for data": (
         lambda: calling(data.TrainingSteps, "__getitem__", lambda rows, step: step == 5),
         5,

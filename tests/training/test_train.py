@@ -300,7 +300,7 @@ def test_the_rows_up_to_a_checkpoint_are_on_the_disk_before_it(
     """Or a power cut would leave a checkpoint whose rows nobody writes again."""
     flushed: list[int] = []
     monkeypatch.setattr(
-        "lm.training.logbook.sync",
+        "lm.training.logger.sync",
         lambda path: flushed.append(len(path.read_text().splitlines()) - 1),
     )
     monkeypatch.setattr(
@@ -368,7 +368,7 @@ def test_a_run_goes_on_with_its_own_text_and_precision_only(
         monkeypatch.context() as patched,
         pytest.raises(ConfigError, match="computes in fp32, this session would in bf16"),
     ):
-        patched.setattr("lm.training.session.choose_precision", lambda option, device: "bf16")
+        patched.setattr("lm.training.record.choose_precision", lambda option, device: "bf16")
         train(config, resume="auto")
     with (tmp_path / "corpus.txt").open("a") as file:
         file.write("\nOne more paragraph.\n")

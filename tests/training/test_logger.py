@@ -1,4 +1,4 @@
-"""What a run writes down about itself: python -m pytest tests/training/test_logbook.py."""
+"""What a run writes down about itself: python -m pytest tests/training/test_logger.py."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lm.evaluation.validation import Evaluation
 from lm.runs import metrics
 from lm.system.errors import CheckpointError
 from lm.system.progress import Progress
-from lm.training import logbook
-from lm.training.logbook import Logbook, StepWork, Stopwatch
+from lm.training import logger
+from lm.training.logger import Logbook, StepWork, Stopwatch
 
 WORK = StepWork(tokens=1000, epochs=0.25, flops=6e9)
 
@@ -267,7 +267,7 @@ def test_a_folder_that_is_none_is_one_plain_error(tmp_path: Path, clock: Clock) 
     book = opened(tmp_path, tensorboard=False)
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="TensorBoard's files cannot be written"):
-        logbook._event_writer(tmp_path / "file", 0)
+        logger._event_writer(tmp_path / "file", 0)
     book.close()
 
 

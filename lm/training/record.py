@@ -51,7 +51,7 @@ from lm.system.signals import StopSignals, stopped
 from lm.tokenizer.tokenizer import Tokenizer
 from lm.training.callbacks import Milestones, Record
 from lm.training.forecast import Forecast, try_out
-from lm.training.logbook import Logbook, StepWork
+from lm.training.logger import Logbook, StepWork
 from lm.training.module import LanguageModel
 from lm.training.processes import first_does
 from lm.training.trainer import make_trainer
