@@ -1,7 +1,7 @@
 """Teach a base checkpoint to follow instructions.
 
 python finetune.py --config config_finetune.yaml
-python finetune.py --config config_finetune.yaml --finetune.base checkpoints/best.ckpt --finetune.method lora
+python finetune.py --config config_finetune.yaml --finetune.method lora
 python finetune.py --config config_finetune.yaml --resume auto
 """
 
@@ -15,27 +15,23 @@ from typing import TYPE_CHECKING, Any
 from lm.checkpoints.base import Base, open_base, tokenizer_of
 from lm.checkpoints.folder import pointed, read_meta
 from lm.checkpoints.meta import check_session, read_tokenizer
-from lm.commands import load_config
+from lm.commands import answer_without_training, load_config, training_parser
 from lm.config.reader import Loaded
 from lm.config.schema.config import Config
-from lm.runs.folder import RunFolder
 from lm.runs.origin import Origin
 from lm.system import errors
 from lm.system.errors import CheckpointError, ConfigError, UserError
-from lm.system.signals import StopSignals
-from lm.training.command import run_command, training_parser
 from lm.training.processes import is_first
+from train import train
 
 if TYPE_CHECKING:
     from lm.optim.objectives import Objective
-    from lm.training.record import Session
+    from lm.training.parts import Parts
     from model import Decoder
 
 
 def main() -> None:
-    """Read the command line; refuse or answer what needs no model; train; then say what it was good
-    for.
-    """
+    """Parse the command line, check the configuration, train, and write the report."""
     arguments, overrides = training_parser(
         "finetune.py", __doc__, init_from=False
     ).parse_known_args()
@@ -45,41 +41,27 @@ def main() -> None:
             f"{arguments.config}: finetune: missing; write the section, with at least base, or run"
             " train.py"
         )
-    # one process answers
-    if run_command(arguments, loaded, build_session, loaded.config.finetune.base) and is_first():
-        report(loaded.config)
+    if not answer_without_training(arguments, loaded, assemble):
+        train(loaded, assemble, arguments.resume, loaded.config.finetune.base)
+        if is_first():  # one process answers the prompts
+            report(loaded.config)
 
 
-def build_session(
-    loaded: Loaded,
-    origin: Origin,
-    run: RunFolder | None,
-    signals: StopSignals,
-    say: Callable[[str], None],
-) -> Session:
-    """Everything heavy: torch and Lightning take seconds to import, and nothing before needs them."""
+def assemble(loaded: Loaded, origin: Origin, say: Callable[[str], None]) -> Parts:
+    """Make the parts of a session. Torch and Lightning are imported here: they take seconds."""
     from data import PackedDataModule
-    from lm.training.record import Session
+    from lm.training.parts import Parts
 
     config, base = loaded.config, open_base(loaded.config)
     require_same(base, origin.parent)
     tokenizer = tokenizer_of(config)
     make_decoder = functools.partial(start, config, base)
     data = PackedDataModule(config, tokenizer, say, origin.revisions)
-    return Session(
-        config,
-        tokenizer,
-        data,
-        make_decoder,
-        origin,
-        run,
-        signals,
-        make_objective(config, make_decoder),
-    )
+    return Parts(config, tokenizer, data, make_decoder, make_objective(config, make_decoder))
 
 
 def require_same(base: Base, parent: dict[str, Any] | None) -> None:
-    """A name such as best.ckpt may mean another checkpoint by now. Raises CheckpointError."""
+    """Raise CheckpointError if the run started from another base: best.ckpt moves on."""
     if parent is not None and parent["manifest_sha256"] != base.sha256:
         raise CheckpointError(
             f"finetune.base: {base.folder} is not the checkpoint that the run started from; name"
@@ -88,7 +70,7 @@ def require_same(base: Base, parent: dict[str, Any] | None) -> None:
 
 
 def start(config: Config, base: Base) -> Decoder:
-    """The base's decoder, with whatever is to be trained beside its weights."""
+    """Return the base's decoder, with the adapters that `finetune.method` asks for."""
     from lm.checkpoints.adapters import load_whole
     from lm.surgery.lora import add_adapters
     from model import Decoder
@@ -102,7 +84,7 @@ def start(config: Config, base: Base) -> Decoder:
 
 
 def make_objective(config: Config, make_decoder: Callable[[], Decoder]) -> Objective:
-    """What the configuration wants to be learnt."""
+    """Return the loss that `finetune.objective` names."""
     from lm.optim.objectives import NEXT_TOKEN, Preference, kept
     from lm.surgery.lora import adapters_off
 
@@ -115,7 +97,7 @@ def make_objective(config: Config, make_decoder: Callable[[], Decoder]) -> Objec
 
 
 def report(config: Config) -> None:
-    """Hold the best checkpoint of a finished run against its base, unless that is done already."""
+    """Compare the best checkpoint of a finished run with its base, unless the report exists."""
     folder = Path(config.checkpoint.directory)
     final, written = folder / "final.ckpt", folder / "answers.json"
     assert config.finetune is not None
@@ -154,7 +136,7 @@ def report(config: Config) -> None:
 
 
 def losses_on_base_text(base: Base, before: Decoder, after: Decoder) -> tuple[float, float] | None:
-    """In nats per token, on what the base was validated on; None where that text is not there."""
+    """Return both losses on the base's validation text, in nats per token; None without that text."""
     from data import PackedDataModule
     from lm.evaluation.validation import evaluate
 

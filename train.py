@@ -10,23 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lm.checkpoints.meta import read_tokenizer
-from lm.commands import load_config
+from lm.commands import Assemble, answer_without_training, load_config, training_parser
 from lm.config.reader import Loaded
-from lm.runs.folder import RunFolder
+from lm.runs.incidents import GoBack
 from lm.runs.origin import Origin
 from lm.system import errors
 from lm.system.errors import ConfigError
-from lm.system.signals import StopSignals
-from lm.training.command import run_command, training_parser
+from lm.training.launch import Run
 
 if TYPE_CHECKING:
-    from lm.tokenizer.tokenizer import Tokenizer
-    from lm.training.record import Session
+    from lm.training.parts import Parts
+    from model import Decoder
 
 
 def main() -> None:
-    """Read the command line; refuse or answer what needs no model; then train."""
+    """Parse the command line, check the configuration, and train."""
     arguments, overrides = training_parser("train.py", __doc__, init_from=True).parse_known_args()
     loaded = load_config(arguments.config, overrides)
     if loaded.config.finetune is not None:
@@ -34,58 +32,82 @@ def main() -> None:
             f"{arguments.config}: finetune: this configuration is for finetune.py; run it with"
             " that, or remove the section"
         )
-    run_command(arguments, loaded, build_session, arguments.init_from)
+    if not answer_without_training(arguments, loaded, assemble):
+        train(loaded, assemble, arguments.resume, arguments.init_from)
 
 
-def build_session(
-    loaded: Loaded,
-    origin: Origin,
-    run: RunFolder | None,
-    signals: StopSignals,
-    say: Callable[[str], None],
-) -> Session:
-    """Everything heavy: torch and Lightning take seconds to import, and nothing before needs them."""
+def train(loaded: Loaded, assemble: Assemble, resume: str | None, init_from: str | None) -> None:
+    """Train a run to its end: in one session, or in several where it goes back to a checkpoint.
+
+    Raises:
+        UserError: the run cannot start, or cannot go on.
+        Stopped: a signal ended it; everything is saved.
+    """
+    with Run(loaded.config, resume, init_from) as run:  # holds the folder, answers signals
+        while (start := run.next_start()) is not None:  # None: nothing is left to do
+            try:
+                fit(assemble(loaded, start, run.say), start, run)
+                return
+            except GoBack as back:  # trainer.on_nonfinite: rollback
+                run.go_back(back)
+
+
+def assemble(loaded: Loaded, start: Origin, say: Callable[[str], None]) -> Parts:
+    """Make the parts of a session. Torch and Lightning are imported here: they take seconds."""
     from data import PackedDataModule
     from lm.checkpoints.adapters import load_whole
-    from lm.training.record import Session
+    from lm.training.parts import Parts
     from model import Decoder
 
     config = loaded.config
-    if (
-        origin.init_from is not None
-        and origin.meta is not None
-        and loaded.origins["tokenizer.name"] == "default"
-    ):
-        config = config.with_tokenizer(str(origin.meta["tokenizer"].get("name")))
-    tokenizer = choose_tokenizer(config.tokenizer.name, origin)
-    shape = config.with_vocabulary(tokenizer.vocab_size).model
-    data = PackedDataModule(config, tokenizer, say, origin.revisions)
+    if start.init_from is not None and loaded.origins["tokenizer.name"] == "default":
+        assert start.meta is not None
+        config = config.with_tokenizer(str(start.meta["tokenizer"].get("name")))
+    tokenizer = start.load_tokenizer(config.tokenizer.name)
 
     def make_decoder() -> Decoder:
-        decoder = Decoder(shape)
-        if origin.init_from is not None:
-            load_whole(decoder, origin.init_from)
+        decoder = Decoder(config.with_vocabulary(tokenizer.vocab_size).model)
+        if start.init_from is not None:
+            load_whole(decoder, start.init_from)
         return decoder
 
-    return Session(config, tokenizer, data, make_decoder, origin, run, signals)
+    data = PackedDataModule(config, tokenizer, say, start.revisions)
+    return Parts(config, tokenizer, data, make_decoder)
 
 
-def choose_tokenizer(name: str, origin: Origin) -> Tokenizer:
-    """The configured one. A checkpoint brings its own, so a run goes on without the network; any
-    other name must mean the same.
-    """
-    from lm.tokenizer.tokenizer import load_tokenizer, require_same
+def fit(parts: Parts, start: Origin, run: Run) -> None:
+    """Train one session, until the run ends, stops, or goes back to a checkpoint (GoBack)."""
+    from lm.training import callbacks
+    from lm.training.module import LanguageModel
+    from lm.training.trainer import make_trainer, prepare_torch
 
-    if origin.path is None or origin.meta is None:
-        return load_tokenizer(name)
-    stored = read_tokenizer(origin.path, origin.meta)
-    trained_with = origin.meta["config"].get("tokenizer")
-    if name not in (
-        origin.meta["tokenizer"]["name"],
-        trained_with.get("name") if isinstance(trained_with, dict) else None,
-    ):
-        require_same(load_tokenizer(name), stored)
-    return stored
+    prepare_torch(parts.config.trainer, parts.device, parts.precision)
+    module = LanguageModel(
+        parts.config,
+        parts.make_decoder,
+        parts.precision,
+        run.incidents(parts.tokenizer),
+        parts.objective,
+        start.resume,
+    )
+    module.configure_model()
+    run.open_record(parts, start, module.decoder)
+    steps = [
+        callbacks.Compile(run),
+        callbacks.DecideStop(run),
+        callbacks.LogMetrics(run),
+        callbacks.SaveCheckpoint(run),
+        callbacks.Validate(run, parts),
+        callbacks.EarlyStopping(run),
+        callbacks.EndStep(run),
+    ]  # they act in this order
+    trainer = make_trainer(parts.config.trainer, parts.device, parts.precision, steps, run.logger)
+    parts.data.start_step = start.step
+    try:
+        trainer.fit(module, datamodule=parts.data)
+    finally:
+        parts.data.teardown("fit")  # Lightning calls it only if nothing was raised
+    run.finish(module.step)
 
 
 if __name__ == "__main__":

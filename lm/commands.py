@@ -1,18 +1,21 @@
 """Parts that several commands share: the frame of a command line, the flags that mean the same
 everywhere, and a configuration that its base checkpoint has completed.
-
-The command line of train.py and finetune.py is in lm/training/command.py.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lm.config.reader import Loaded
+    from lm.runs.origin import Origin
+    from lm.training.parts import Parts
+
+Assemble = Callable[["Loaded", "Origin", Callable[[str], None]], "Parts"]
 
 SHARED_FLAGS: dict[str, dict[str, Any]] = {
     "--ckpt": {
@@ -63,3 +66,63 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
     from lm.config.reader import load
 
     return load(path, overrides, complete=filled)
+
+
+def training_parser(prog: str, description: str | None, init_from: bool) -> argparse.ArgumentParser:
+    """Return the parser of train.py or finetune.py; every configuration key is a flag too."""
+    from lm.config.keys import help_text
+
+    parser = command_parser(
+        prog, description, help_text() if {"-h", "--help"} & set(sys.argv) else ""
+    )
+    add_flag(parser, "--config")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
+        "--resume",
+        metavar="auto|CKPT",
+        help="continue a run: auto takes the newest whole checkpoint in checkpoint.directory, or"
+        " starts one",
+    )
+    if init_from:
+        start.add_argument(
+            "--init-from", metavar="CKPT", help="start a new run from a checkpoint's weights"
+        )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="try one micro-batch and say what the run would take: memory, disk, time",
+    )
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print the effective configuration and where each value came from",
+    )
+    return parser
+
+
+def answer_without_training(
+    arguments: argparse.Namespace, loaded: Loaded, assemble: Assemble
+) -> bool:
+    """Answer --print-config and --plan. Return whether one of them was given.
+
+    Raises:
+        UserError: the planned run could not end well.
+    """
+    from lm.config.describe import describe
+    from lm.runs.origin import Origin
+    from lm.system.errors import ConfigError
+    from lm.system.signals import StopSignals
+
+    if arguments.print_config:
+        print(describe(loaded.config, loaded.origins), end="")
+    elif arguments.plan:
+        if arguments.resume or vars(arguments).get("init_from"):
+            raise ConfigError(
+                "command line: --plan plans the whole run, from its first step; leave out --resume"
+                " and --init-from"
+            )
+        with StopSignals(speaks=True):
+            from lm.training.forecast import plan
+
+            plan(assemble(loaded, Origin(), print), print)
+    return bool(arguments.print_config or arguments.plan)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import runpy
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import finetune
+import train
 from lm.commands import add_flag, command_parser, load_config
 from lm.config.describe import to_yaml
 from lm.config.reader import Loaded
@@ -33,8 +34,7 @@ from lm.system.signals import StopSignals, child
 
 if TYPE_CHECKING:
     from lm.checks.selfchecks import Result
-    from lm.training.command import BuildSession
-    from lm.training.record import Session
+    from lm.training.parts import Parts
 
 ROOT = Path(__file__).parents[1]
 CHECKS = {
@@ -58,7 +58,7 @@ def main() -> None:
     started = time.perf_counter()
     from lm.checks.subject import Subject
 
-    subject, found = Subject(session_of(loaded)), []
+    subject, found = Subject(parts_of(loaded)), []
     if not arguments.json:
         print(subject.forecast(names, started), flush=True)
     for name in names:
@@ -96,13 +96,10 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def session_of(loaded: Loaded) -> Session:
-    """The one that train.py or finetune.py would begin."""
-    command = ROOT / ("train.py" if loaded.config.finetune is None else "finetune.py")
-    build: BuildSession = runpy.run_path(str(command))["build_session"]
-    return build(
-        loaded, Origin(), None, StopSignals(speaks=False), lambda text: print(text, file=sys.stderr)
-    )
+def parts_of(loaded: Loaded) -> Parts:
+    """Return the parts of the session that train.py or finetune.py would begin."""
+    command = train if loaded.config.finetune is None else finetune
+    return command.assemble(loaded, Origin(), lambda text: print(text, file=sys.stderr))
 
 
 def resume(config: Config) -> Result:

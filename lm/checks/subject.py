@@ -20,7 +20,7 @@ from lm.optim.optimizers import make_optimizer
 from lm.optim.randomness import fold, seed_all
 from lm.system.units import duration
 from lm.training.forecast import try_out
-from lm.training.record import Session
+from lm.training.parts import Parts
 
 ROWS = 4  # of the first step
 RESUME_STEPS = 4  # of each of the runs that are compared
@@ -31,16 +31,16 @@ class Subject:
     first step.
     """
 
-    def __init__(self, session: Session):
-        self.session = session
-        self.config = session.config
+    def __init__(self, parts: Parts):
+        self.parts = parts
+        self.config = parts.config
         if self.config.trainer.threads:
             torch.set_num_threads(self.config.trainer.threads)
 
     @functools.cached_property
     def rows(self) -> dict[str, Tensor]:
         """(n, T), those with most to predict first."""
-        data = self.session.data
+        data = self.parts.data
         try:
             batch = next(iter(data.train_dataloader()))
         finally:
@@ -51,16 +51,16 @@ class Subject:
             if name in batch
         }
         order = (rows["labels"] != IGNORE_INDEX).sum(dim=1).argsort(descending=True, stable=True)
-        return {name: tensor[order].to(self.session.device) for name, tensor in rows.items()}
+        return {name: tensor[order].to(self.parts.device) for name, tensor in rows.items()}
 
     def decoder(self) -> Any:
         """A new one, the same every time."""
         seed_all(fold(self.config.trainer.seed))
-        return self.session.make_decoder().to(self.session.device)
+        return self.parts.make_decoder().to(self.parts.device)
 
     def check(self, name: str) -> Result:
         """One of `lm.checks.selfchecks`, with what it asks for."""
-        decoder, objective = self.decoder(), self.session.objective
+        decoder, objective = self.decoder(), self.parts.objective
         first, several = ({key: value[:n] for key, value in self.rows.items()} for n in (1, ROWS))
         if name == "future":
             return selfchecks.future(selfchecks.lively(decoder), first)
@@ -111,7 +111,7 @@ class Subject:
         trial = try_out(
             decoder,
             optimizer,
-            lambda: self.session.objective.losses(decoder, first).mean(),
+            lambda: self.parts.objective.losses(decoder, first).mean(),
             contextlib.nullcontext,
         )
         row, update = trial.seconds, trial.update_seconds
@@ -129,7 +129,7 @@ class Subject:
         }
         total = sum(seconds[name] for name in names)
         return (
-            f"{decoder.n_parameters():,} parameters, float32 on {self.session.device}: this will"
+            f"{decoder.n_parameters():,} parameters, float32 on {self.parts.device}: this will"
             f" take about {duration(total)}"
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm.checkpoints.folder import (
     newest_whole,
@@ -19,12 +19,15 @@ from lm.checkpoints.folder import (
     step_name,
     verify,
 )
-from lm.checkpoints.meta import check_session
+from lm.checkpoints.meta import check_session, read_tokenizer
 from lm.config.schema.config import Config
 from lm.runs.changes import changes, start_flag
 from lm.runs.folder import RunFolder, parent_of_start
 from lm.runs.results import read_validations, validations_without_progress
 from lm.system.errors import CheckpointError, ConfigError, printable
+
+if TYPE_CHECKING:
+    from lm.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,25 @@ class Origin:
             "step": self.meta["step"],
             "manifest_sha256": read_manifest(self.init_from)["sha256"],
         }
+
+    def load_tokenizer(self, name: str) -> Tokenizer:
+        """Return the tokenizer `name`. A checkpoint brings its own, so that no network is needed.
+
+        Raises:
+            ConfigError: `name` is not the checkpoint's, and means another tokenizer.
+        """
+        from lm.tokenizer.tokenizer import load_tokenizer, require_same
+
+        if self.path is None or self.meta is None:
+            return load_tokenizer(name)
+        stored = read_tokenizer(self.path, self.meta)
+        configured = self.meta["config"].get("tokenizer")
+        names = {self.meta["tokenizer"]["name"]}
+        if isinstance(configured, dict):
+            names.add(configured.get("name"))
+        if name not in names:
+            require_same(load_tokenizer(name), stored)
+        return stored
 
 
 def find_origin(

@@ -1,328 +1,240 @@
-"""What happens between two optimiser steps, in this order: log, save, validate, sample, stop.
+"""The callbacks of a run, one job each, in the order in which they act after a step:
 
-A checkpoint is on the disk before anything else is done with its weights: an evaluation that fails
-costs an evaluation, not a run.
+    DecideStop       a signal or the time limit, on any process?
+    LogMetrics       loss, learning rate and speed
+    SaveCheckpoint   before anything else is done with the weights: an evaluation that fails must
+                     not cost the run
+    Validate         score the weights, and let them write a sample
+    EarlyStopping    was that the last validation worth waiting for?
+    EndStep          the next step may begin
+
+train.py lists them in this order. None derives from Lightning's `Checkpoint`: Lightning moves those
+behind all others. They share the attributes of `Run`.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TypeVar
 
-import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
-from torch import nn
+from lightning.pytorch import Callback, Trainer
 
-from lm.checkpoints.folder import (
-    Begun,
-    point,
-    read_manifest,
-    retain,
-    step_name,
-    write_checkpoint,
-    write_json,
-)
+from lm.checkpoints.folder import step_name
+from lm.checkpoints.train_state import begin_shards
 from lm.config.schema.config import Config
-from lm.evaluation.validation import Evaluation
-from lm.runs.folder import RunFolder
+from lm.evaluation.validation import Evaluation, evaluate
+from lm.generation.continuation import write
+from lm.generation.prompt import open_prompt
+from lm.generation.sampling import Sampling
 from lm.runs.incidents import GoBack
-from lm.runs.results import RecordedValidation, validations_without_progress
 from lm.surgery.compilation import compile_if_wanted
-from lm.surgery.fsdp import meet
-from lm.system.disk import require_room
+from lm.surgery.fsdp import ForSampling, meet
 from lm.system.errors import Stopped, is_lost_process, write_traceback
-from lm.system.progress import Progress
-from lm.system.signals import StopSignals
-from lm.training.logger import Logbook
+from lm.training.launch import Run
 from lm.training.module import LanguageModel
-from lm.training.processes import first_does
+from lm.training.parts import Parts
+from model import Decoder
 
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Record:
-    """Where a run is written down; only its first process has one."""
+class RunCallback(Callback):
+    """A callback that shares the state of `run` with the others."""
 
-    folder: RunFolder
-    logbook: Logbook
-    meta: dict[str, Any]  # the part of meta.json that stays the same
-    tokenizer_definition: str
-    checkpoint_bytes: int  # what one takes on the disk
+    def __init__(self, run: Run):
+        self.run = run
 
 
-class Milestones(Callback):
-    """The one callback of a run: it logs, saves, validates and stops.
+class Compile(RunCallback):
+    """Compiles the decoder, as `trainer.compile` says."""
 
-    Args:
-        config: the run's configuration.
-        score: scores a decoder on the validation text, or gives up when the second argument says
-            so; called on every process at once.
-        write: lets a decoder write a sample, or returns None; called on the first process, or on
-            all if the model is shared out.
-        signals: what has asked this process to stop.
-        progress: the display.
-        record: None on all processes but the first.
+    def on_fit_start(self, trainer: Trainer, module: LanguageModel) -> None:
+        """Compile, and try the result."""
+        compile_if_wanted(
+            module.decoder,
+            self.run.config,
+            module.device,
+            trainer.precision_plugin.forward_context,
+            self.run.progress.say,
+        )
 
-    Attributes:
-        signal: the number of the signal that stopped the run, or 0.
-        finished: the run reached its end: its budget, or early stopping's patience.
+
+class DecideStop(RunCallback):
+    """Decides after each step whether the session ends here. All processes decide the same."""
+
+    def on_train_start(self, trainer: Trainer, module: LanguageModel) -> None:
+        """Take the signals back: Lightning has put its own handlers in place."""
+        signals = self.run.signals
+        signals.take()
+        if trainer.world_size > 1:
+            signals.sheltered = True  # several processes agree to stop, after a step
+        else:
+            signals.leave_shelter()  # a run that has gone back to a checkpoint is still in it
+
+    def on_train_batch_start(self, trainer: Trainer, module: LanguageModel, *_: Any) -> None:
+        """Note signals from here on, instead of raising: no step is left half done."""
+        self.run.signals.sheltered = True
+
+    def on_train_batch_end(self, trainer: Trainer, module: LanguageModel, *_: Any) -> None:
+        """Stop after a signal or at the time limit; the last step of a run needs no limit."""
+        run, minutes = self.run, self.run.config.trainer.max_minutes
+        over = minutes is not None and time.monotonic() >= run.signals.since + 60 * minutes
+        run.signal = run.signals.requested
+        if trainer.world_size > 1:
+            wishes = torch.tensor([run.signal, int(over)], device=trainer.strategy.root_device)
+            torch.distributed.all_reduce(wishes, op=torch.distributed.ReduceOp.MAX)
+            run.signal, over = int(wishes[0]), bool(wishes[1])
+        run.stopping = bool(run.signal) or (over and module.step < run.config.max_steps)
+        trainer.should_stop = run.stopping
+
+
+class LogMetrics(RunCallback):
+    """Logs a training step every `logging.every` steps, and the last one."""
+
+    def on_train_batch_end(self, trainer: Trainer, module: LanguageModel, *_: Any) -> None:
+        """Log, outside of the training time."""
+        config, step, figures = self.run.config, module.step, None
+        if step % config.logging.every == 0 or step == config.max_steps:
+            figures = {  # .item() waits for the device, which is training time
+                "loss": module.loss.item(),
+                "lr": module.used_learning_rate,
+                "grad_norm": module.grad_norm.item(),
+            }
+        if self.run.record is not None:
+            self.run.record.logger.stopwatch.pause()
+        if figures is not None:
+            self.run.on_first(lambda record: record.logger.log_metrics(figures, step))
+
+
+class SaveCheckpoint(RunCallback):
+    """Writes a checkpoint every `checkpoint.save_every` steps, at each validation, and at the end
+    of the session.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        score: Callable[[nn.Module, Callable[[], bool]], Evaluation],
-        write: Callable[[nn.Module], str | None],
-        signals: StopSignals,
-        progress: Progress,
-        record: Record | None,
-    ):
-        self.config = config
-        self.score = score
-        self.write = write
-        self.signals = signals
-        self.progress = progress
-        self.record = record
-        self.signal = 0
-        self.finished = False
-        self._saved = -1  # the step of the newest checkpoint that this session wrote
-        self._deadline = (
-            signals.since + 60 * config.trainer.max_minutes if config.trainer.max_minutes else None
-        )
+    def on_fit_start(self, trainer: Trainer, module: LanguageModel) -> None:
+        """Nothing is to be saved yet: the start is a checkpoint, or it is step 0."""
+        self.run.saved = module.step
 
-    def on_fit_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Compile, and validate where the run starts, unless a resumed one has that result already."""
-        assert isinstance(pl_module, LanguageModel)
-        pl_module.incidents.recall(pl_module.step, trainer.strategy.broadcast)
-        compile_if_wanted(
-            pl_module.decoder,
-            self.config,
-            pl_module.device,
-            trainer.precision_plugin.forward_context,
-            self.progress.say,
-        )
-        step = pl_module.step
-        self._saved = step  # where it comes from is on the disk, or it is step 0
-        due = step % self.config.trainer.validate_every == 0 or step == self.config.max_steps
-        known = self.record is not None and any(
-            line.step == step for line in self.record.folder.evaluations()
-        )
-        if due and not trainer.strategy.broadcast(known):
-            self._validate(trainer, pl_module)
-        # a run that was killed when this had just been found out
-        trainer.should_stop = self._patience_is_over(trainer)
-
-    def on_train_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Take the signals over again: Lightning has put its own handlers in place after
-        on_fit_start.
-        """
-        self.signals.take()
-        if trainer.world_size > 1:
-            # several processes must agree to stop, which they do after a step
-            self.signals.sheltered = True
-        else:
-            self.signals.leave_shelter()  # in which a run is that has gone back to a checkpoint
-        if self.record is not None:
-            self.record.logbook.stopwatch.go()
-
-    def on_train_batch_start(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """A step is done whole."""
-        self.signals.sheltered = True
-
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Step k is done."""
-        assert isinstance(pl_module, LanguageModel)
-        step, intervals = pl_module.step, self.config.trainer
-        last = step == self.config.max_steps
-        # past the time limit, the last step still ends the run
-        stopping = self._must_stop(trainer) and (bool(self.signal) or not last)
-        validating = last or step % intervals.validate_every == 0
-        due = last or step % self.config.logging.every == 0
-        # waits for the device
-        figures = (
-            (pl_module.loss.item(), pl_module.used_learning_rate, pl_module.grad_norm.item())
-            if due
-            else None
-        )
-        if self.record is not None:
-            self.record.logbook.stopwatch.pause()
-        if figures is not None:
-            self._on_first(lambda record: record.logbook.training(step, *figures))
-        if last or stopping or validating or step % self.config.checkpoint.save_every == 0:
-            self._save(pl_module)
-        if validating and not stopping:  # what a stop leaves out, the resumed run does first
-            self._validate(trainer, pl_module)
-        trainer.should_stop = (
-            stopping or bool(self.signal) or (validating and self._patience_is_over(trainer))
-        )
-        self.progress.advance(step)
-        if self.record is not None:
-            self.record.logbook.stopwatch.go()
-        if trainer.world_size == 1 and not trainer.should_stop:
-            self.signals.leave_shelter()
+    def on_train_batch_end(self, trainer: Trainer, module: LanguageModel, *_: Any) -> None:
+        """Save if it is time to."""
+        config, step, stopping = self.run.config, module.step, self.run.stopping
+        if stopping or validation_is_due(config, step) or step % config.checkpoint.save_every == 0:
+            self._save(module)
 
     def on_exception(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        exception: BaseException,
+        self, trainer: Trainer, module: LanguageModel, exception: BaseException
     ) -> None:
-        """Save a step that was done when a signal came while the run waited for data. Close what
-        another session opens anew.
+        """Save a step that was done when a signal came while the run waited for data."""
+        unsaved = module.step > self.run.saved >= 0
+        if isinstance(exception, Stopped) and trainer.world_size == 1 and unsaved:
+            self.run.signals.sheltered = True
+            self._save(module)
+
+    def on_fit_end(self, trainer: Trainer, module: LanguageModel) -> None:
+        """Delete checkpoints once more: best.ckpt may have moved on since the last one, and a kill
+        may have come between a save and the deletion.
         """
-        assert isinstance(pl_module, LanguageModel)
-        if (
-            isinstance(exception, Stopped)
-            and trainer.world_size == 1
-            and pl_module.step > self._saved >= 0
-        ):
-            self.signals.sheltered = True
-            self._save(pl_module)
-        elif isinstance(exception, GoBack):
-            self._close_books()
-
-    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Find out whether this was the end, and close the books."""
-        assert isinstance(pl_module, LanguageModel)
-        # After a signal the last validation is still to be done: the resumed run does that, and
-        # then it is finished.
-        self.finished = not self.signal and (
-            pl_module.step == self.config.max_steps or self._patience_is_over(trainer)
-        )
-        if self.record is not None:
-            # best may have moved on; and a kill may have come before the last
-            retain(self.record.folder.path, self.config.checkpoint.keep)
-        self._close_books()
-
-    def _close_books(self) -> None:
-        if self.record is not None:
-            self.record.logbook.close()
-        self.progress.close()
-
-    def _on_first(self, action: Callable[[Record], None]) -> None:
-        """Let the first process write something. What it cannot write ends all before any waits for
-        it: a full disk leaves none hanging.
-        """
-        record = self.record
-        first_does(lambda: action(record) if record is not None else None)
+        if self.run.record is not None:
+            self.run.record.retain()
 
     def _save(self, module: LanguageModel) -> None:
-        begun = module.write_shards(Path(self.config.checkpoint.directory) / step_name(module.step))
-        self._on_first(lambda record: self._write_checkpoint(record, module, begun))
-        self._saved = module.step
+        begun = None
+        if module.sharded:  # each process writes its own part
+            optimizer = module.optimizers(use_pl_optimizer=False)
+            path = self.run.path / step_name(module.step)
+            begun = begin_shards(path, module.decoder, optimizer, module.average)
+        self.run.on_first(lambda record: record.save(module, begun))
+        self.run.saved = module.step
 
-    def _write_checkpoint(self, record: Record, module: LanguageModel, begun: Begun | None) -> None:
-        step, loss = module.step, module.loss.item()
-        meta = record.meta | {
-            "step": step,
-            "epoch": step * record.meta["epochs_per_step"],
-            "tokens": step * self.config.tokens_per_step,
-            "seconds": record.logbook.stopwatch.seconds,
-            "train_loss": loss if math.isfinite(loss) else None,  # None: the step was left out
-            "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        writers = module.writers() | {
-            "tokenizer.json": lambda path: path.write_text(
-                record.tokenizer_definition, encoding="utf-8"
-            ),
-            "meta.json": lambda path: write_json(path, meta),
-        }
-        folder = record.folder.path
-        record.logbook.sync()  # a run that goes on from here does not write these rows again
-        write_checkpoint(folder / step_name(step), writers, record.checkpoint_bytes, begun)
-        point(folder, "last.ckpt", folder / step_name(step))
-        retain(folder, self.config.checkpoint.keep)
-        if step < self.config.max_steps:
-            require_room(
-                folder,
-                record.checkpoint_bytes,
-                f"saved at step {step:,}, and stopped before the disk is full",
-            )
 
-    def _validate(self, trainer: lightning.Trainer, module: LanguageModel) -> None:
-        """Score the weights and let them write; what fails in that is said, and the run goes on
-        without. A signal cuts it short.
-        """
-        # several processes score to the end, or some would wait for the others' share
-        alone = trainer.world_size == 1
-        started = time.perf_counter()
+class Validate(RunCallback):
+    """Scores the weights on the validation split, and lets them write a sample.
+
+    The averaged weights are judged where the run keeps them. A failure is logged, and the run goes
+    on. A signal ends the validation, and the resumed run begins with it.
+    """
+
+    def __init__(self, run: Run, parts: Parts):
+        super().__init__(run)
+        self.parts = parts
+
+    def on_fit_start(self, trainer: Trainer, module: LanguageModel) -> None:
+        """Validate where the run starts, unless the result is recorded already."""
+        record, step = self.run.record, module.step
+        if validation_is_due(self.run.config, step):
+            known = record is not None and record.is_validated(step)
+            if not trainer.strategy.broadcast(known):
+                self._validate(trainer, module)
+
+    def on_train_batch_end(self, trainer: Trainer, module: LanguageModel, *_: Any) -> None:
+        """Validate every `trainer.validate_every` steps. A stop leaves it to the resumed run."""
+        if validation_is_due(self.run.config, module.step) and not self.run.stopping:
+            self._validate(trainer, module)
+            if self.run.signal:
+                trainer.should_stop = True
+
+    def _validate(self, trainer: Trainer, module: LanguageModel) -> None:
+        run, started = self.run, time.perf_counter()
+        alone = trainer.world_size == 1  # several score to the end, or some would wait for others
         with module.averaged() as decoder, trainer.precision_plugin.forward_context():
-            result = self._attempt(
-                "validation",
-                module,
-                lambda: self.score(decoder, lambda: alone and bool(self.signals.requested)),
-            )
-            if alone and self.signals.requested:
-                self.signal = self.signals.requested
+            result = self._attempt("validation", module, lambda: self._score(decoder, alone))
+            if alone and run.signals.requested:
+                run.signal = run.signals.requested
                 return
-            # shared out, it takes all processes to write
-            writing = self.record is not None or module.sharded
-            sample = (
-                self._attempt("the sample", module, lambda: self.write(decoder))
-                if writing
-                else None
-            )
+            sample = None
+            if run.record is not None or module.sharded:  # a sharded one takes all processes
+                sample = self._attempt("the sample", module, lambda: self._sample(decoder, module))
         seconds = time.perf_counter() - started
-        if result is None:
-            return
+        if result is not None:
+            run.on_first(lambda record: record.validation(module.step, result, sample, seconds))
 
-        def record_result(record: Record) -> None:
-            checkpoint = record.folder.path / step_name(module.step)
-            manifest = read_manifest(checkpoint)["sha256"] if checkpoint.exists() else None
-            loss, perplexity, sources = result.loss, result.perplexity, result.figures_by_source
-            record.logbook.validation(module.step, result, sample)
-            line = RecordedValidation(
-                module.step,
-                manifest,
-                loss,
-                perplexity,
-                result.bits_per_byte,
-                result.tokens,
-                seconds,
-                sample,
-                sources,
-            )
-            # last: a validation without this line was none, and a resumed run does it again
-            record.folder.record(line)
+    def _score(self, decoder: Decoder, alone: bool) -> Evaluation:
+        parts, signals = self.parts, self.run.signals
+        batches = itertools.takewhile(
+            lambda _: not (alone and signals.requested), parts.data.val_dataloader()
+        )
+        return evaluate(
+            decoder,
+            batches,
+            parts.tokenizer.reserved_ids,
+            parts.data.text_bytes_per_token,
+            parts.objective,
+            parts.data.validation_sources,
+        )
 
-        self._on_first(record_result)
+    def _sample(self, decoder: Decoder, module: LanguageModel) -> str | None:
+        """Return a text from the same random numbers each time: only the weights differ."""
+        settings, tokenizer = self.run.config.logging, self.parts.tokenizer
+        if settings.sample_tokens == 0:
+            return None
+        device = next(decoder.parameters()).device
+        generator = torch.Generator(device).manual_seed(self.run.config.trainer.seed)
+        *_, [sample] = write(
+            ForSampling(decoder) if module.sharded else decoder,
+            tokenizer,
+            open_prompt(tokenizer, settings.sample_prompt),
+            Sampling(temperature=settings.sample_temperature),
+            settings.sample_tokens,
+            generator,
+        )
+        return settings.sample_prompt + sample.text
 
     def _attempt(
-        self, what: str, module: LanguageModel, action: Callable[[], Result]
+        self, name: str, module: LanguageModel, action: Callable[[], Result]
     ) -> Result | None:
+        """Return the result of `action`, or None after an error, which is logged."""
         result, problem = None, None
         try:
             result = action()
-        except Exception as error:  # an evaluation is not worth a run, whatever goes wrong in it
+        except Exception as error:  # no evaluation is worth a run, whatever goes wrong in it
             if is_lost_process(error):
                 raise
-            said = f"{type(error).__name__}: {error}".splitlines()[0]
-            self.progress.say(
-                f"{what} failed, and the run goes on without: {said} (the traceback is in"
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.run.progress.say(
+                f"{name} failed, and the run goes on without: {reason} (the traceback is in"
                 f" {write_traceback()})"
             )
             problem = error
@@ -330,27 +242,61 @@ class Milestones(Callback):
             meet(problem)
         return result
 
-    def _patience_is_over(self, trainer: lightning.Trainer) -> bool:
-        """Read from the recorded validations: there is no counter that a resumed run could have
-        wrong.
-        """
-        patience = self.config.trainer.early_stopping
-        if patience is None:
-            return False
-        over = (
-            self.record is not None
-            and validations_without_progress(self.record.folder.evaluations()) >= patience
-        )
-        return bool(trainer.strategy.broadcast(over))
 
-    def _must_stop(self, trainer: lightning.Trainer) -> bool:
-        """A signal or the time limit, on any process; all of them stop after the same step."""
-        out_of_time = self._deadline is not None and time.monotonic() >= self._deadline
-        self.signal = self.signals.requested
-        if trainer.world_size > 1:
-            wishes = torch.tensor(
-                [self.signal, int(out_of_time)], device=trainer.strategy.root_device
-            )
-            torch.distributed.all_reduce(wishes, op=torch.distributed.ReduceOp.MAX)
-            self.signal, out_of_time = int(wishes[0]), bool(wishes[1])
-        return bool(self.signal) or out_of_time
+class EarlyStopping(RunCallback):
+    """Ends the run when `trainer.early_stopping` validations in a row brought no lower loss.
+
+    It reads the recorded validations: a counter would have to be resumed exactly.
+    """
+
+    def on_fit_start(self, trainer: Trainer, module: LanguageModel) -> None:
+        """End a run that was killed when its patience had just ended."""
+        self._decide(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, module: LanguageModel, *_: Any) -> None:
+        """Decide after each validation."""
+        if validation_is_due(self.run.config, module.step) and not trainer.should_stop:
+            self._decide(trainer)
+
+    def _decide(self, trainer: Trainer) -> None:
+        run, patience = self.run, self.run.config.trainer.early_stopping
+        if patience is not None:
+            record = run.record
+            over = record is not None and record.validations_without_progress() >= patience
+            run.out_of_patience = bool(trainer.strategy.broadcast(over))
+            trainer.should_stop = run.out_of_patience
+
+
+class EndStep(RunCallback):
+    """Lets the next step begin: shows the progress, and lets training time and signals go on."""
+
+    def on_train_start(self, trainer: Trainer, module: LanguageModel) -> None:
+        """Begin to count training time."""
+        self._count_time()
+
+    def on_train_batch_end(self, trainer: Trainer, module: LanguageModel, *_: Any) -> None:
+        """Nothing is half done any more."""
+        self.run.progress.advance(module.step)
+        self._count_time()
+        if trainer.world_size == 1 and not trainer.should_stop:
+            self.run.signals.leave_shelter()
+
+    def on_exception(
+        self, trainer: Trainer, module: LanguageModel, exception: BaseException
+    ) -> None:
+        """Close the display: the next session opens its own."""
+        if isinstance(exception, GoBack):
+            self.run.progress.close()
+
+    def on_fit_end(self, trainer: Trainer, module: LanguageModel) -> None:
+        """Leave the display as it is."""
+        self.run.progress.close()
+
+    def _count_time(self) -> None:
+        if self.run.record is not None:
+            self.run.record.logger.stopwatch.go()
+
+
+def validation_is_due(config: Config, step: int) -> bool:
+    """Whether the weights after `step` updates are validated."""
+    return step % config.trainer.validate_every == 0 or step == config.max_steps

@@ -4,6 +4,7 @@ micro-batch for `train.py --plan`.
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from collections.abc import Callable
@@ -18,9 +19,13 @@ from torch.optim import Optimizer
 
 from lm.checkpoints.weights import trained
 from lm.config.schema.config import Config
-from lm.system.device import Device, Precision, memory
+from lm.optim.optimizers import make_optimizer
+from lm.system.device import Device, Precision, autocast, memory
 from lm.system.errors import CheckpointError, ConfigError
 from lm.system.units import duration, in_bytes
+from lm.training.parts import Parts
+from lm.training.trainer import prepare_torch
+from model import Decoder
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class Forecast:
     """
 
     config: Config
-    decoder: Any
+    decoder: Decoder
     device: Device
     precision: Precision
     epochs_per_step: float
@@ -250,3 +255,34 @@ class Forecast:
                 f" {validations} validations in {duration(validating)}"
             ),
         ]
+
+
+def plan(parts: Parts, say: Callable[[str], None]) -> None:
+    """Say what a run would take, after one micro-batch on the device. Nothing is written but the
+    token cache.
+
+    Raises:
+        UserError: the run could not end well.
+    """
+    config, device, precision = parts.config, parts.device, parts.precision
+    prepare_torch(config.trainer, device, precision)
+    decoder = parts.make_decoder().to(device)
+    folder = Path(config.checkpoint.directory).absolute()
+    folder = next(place for place in (folder, *folder.parents) if place.exists())
+    forecast = Forecast(config, decoder, device, precision, parts.data.epochs_per_step)
+    say("\n".join(forecast.lines(folder)))
+    forecast.check(folder)
+    batch = next(iter(parts.data.train_dataloader()))
+    rows = {name: value[0].to(device) for name, value in batch.items() if torch.is_tensor(value)}
+    trial = try_out(
+        decoder,
+        make_optimizer(decoder, config.optimizer, precision),
+        lambda: parts.objective.losses(decoder, rows).mean(),
+        functools.partial(autocast, device, precision),
+    )
+    batches = len(parts.data.val_dataloader())
+    say(
+        "\n".join(
+            forecast.measured(trial, batches * config.trainer.micro_batch * config.row_length)
+        )
+    )

@@ -1,82 +1,182 @@
-"""A run from its folder's lock to its end: one training session, or several where a non-finite step
-sends the run back to a checkpoint.
-"""
+"""A run from the lock on its folder to its end: signals, starts, stops, and rollbacks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 from lm.checkpoints.folder import point, pointed, step_directories
 from lm.config.schema.config import Config
 from lm.runs.folder import RunFolder
-from lm.runs.incidents import GoBack
+from lm.runs.incidents import GoBack, Incidents
 from lm.runs.origin import Origin, find_origin, is_finished
 from lm.system.errors import NonFiniteError, keep_tracebacks_in
-from lm.system.signals import StopSignals
-from lm.training.processes import check_launcher, first_decides, is_first
+from lm.system.progress import Progress
+from lm.system.signals import StopSignals, stopped
+from lm.training.processes import check_launcher, disconnect, first_decides, first_does, is_first
 
-TrainFrom = Callable[[Origin, RunFolder | None, StopSignals], None]
+if TYPE_CHECKING:
+    from lm.tokenizer.tokenizer import Tokenizer
+    from lm.training.logger import RunLogger
+    from lm.training.parts import Parts
+    from lm.training.record import Record
+    from model import Decoder
 
 
-def launch(
-    config: Config, resume: str | None, init_from: str | None, train_from: TrainFrom
-) -> None:
-    """Claim the run's folder and train in it, again from its newest checkpoint where
-    `trainer.on_nonfinite` says so.
+class Run:
+    """A run, as one of its processes sees it. Inside the `with` block it holds the run's folder and
+    handles the signals; its sessions' callbacks share its attributes.
 
     Args:
         config: the run's configuration.
         resume: None, "auto" or a checkpoint's path.
         init_from: None or a checkpoint's path.
-        train_from: one session; its RunFolder is None on all processes but the first.
 
-    Raises:
-        UserError: what stands against the run.
-        Stopped: a signal ended it; everything is saved.
+    Attributes:
+        path: the run's folder.
+        folder: the same, locked; None on all processes but the first.
+        signals: the signals that asked this process to stop.
+
+        Of the session at hand:
+        progress: the display.
+        record: writes the run's files; None on all processes but the first.
+        stopping: this step is the last one of the session: a signal came, or the time is over.
+        signal: the number of the signal that stops the session, or 0.
+        out_of_patience: early stopping ends the run.
+        saved: the step of the newest checkpoint; -1 before the session knows it.
     """
-    folder = Path(config.checkpoint.directory)
-    check_launcher(config.trainer)
-    keep_tracebacks_in(folder)
-    run: RunFolder | None = None
 
-    def claim() -> Origin | None:
-        nonlocal run
-        run = run or RunFolder(folder)
-        return where_to_start(config, folder, resume, init_from)
+    def __init__(self, config: Config, resume: str | None, init_from: str | None):
+        self.config = config
+        self.path = Path(config.checkpoint.directory)
+        self.folder: RunFolder | None = None
+        self.signals = StopSignals(speaks=is_first())
+        self._resume, self._init_from = resume, init_from
 
-    try:
-        with StopSignals(speaks=is_first()) as signals:
-            while (origin := first_decides(claim, config.trainer)) is not None:
-                try:
-                    return train_from(origin, run, signals)
-                except GoBack as back:
-                    if not step_directories(folder):
-                        raise NonFiniteError(
-                            f"{back}; but it has none yet: checkpoint.save_every is"
-                            f" {config.checkpoint.save_every}"
-                        ) from None
-                    if run is not None:
-                        print(back, flush=True)
-                    resume, init_from = "auto", None
-    finally:
-        if run is not None:
-            run.close()
+    def __enter__(self) -> Self:
+        check_launcher(self.config.trainer)
+        keep_tracebacks_in(self.path)
+        self.signals.__enter__()
+        return self
 
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.signals.__exit__(kind, error, trace)
+        if self.folder is not None:
+            self.folder.close()
+        if error is None:
+            disconnect()  # together: a process that ends while others talk to it may abort them
 
-def where_to_start(
-    config: Config, folder: Path, resume: str | None, init_from: str | None
-) -> Origin | None:
-    """Where the weights come from; None for a run that has reached its end already. Says what was
-    decided.
-    """
-    origin = find_origin(config, folder, resume, init_from, print)
-    if origin.resume is None or not is_finished(config, folder, origin.step):
-        return origin
-    if pointed(folder, "final.ckpt") != origin.resume:  # where the budget was lowered
-        point(folder, "final.ckpt", origin.resume)
-    more = (
-        "a larger budget (trainer.max_steps, max_tokens) or patience (early_stopping) lets it go on"
-    )
-    print(f"{folder} has finished its {origin.step:,} steps; {more}")
-    return None
+    def next_start(self) -> Origin | None:
+        """Return where the weights of the next session come from, the same on all processes; None
+        for a run that has reached its end.
+
+        Raises:
+            UserError: the run cannot start.
+        """
+        # Before torch: its C++ code imports numpy too, and swallows a signal that is raised in
+        # there. Half of numpy would be left.
+        import numpy  # noqa: F401
+
+        start = first_decides(self._find_start, self.config.trainer)
+        if start is not None:
+            first = self.folder is not None
+            self.progress = Progress(self.config.max_steps, start.step, enabled=first)
+            self.record: Record | None = None
+            self.stopping = self.out_of_patience = False
+            self.signal, self.saved = 0, -1
+        return start
+
+    def _find_start(self) -> Origin | None:
+        self.folder = self.folder or RunFolder(self.path)
+        start = find_origin(self.config, self.path, self._resume, self._init_from, print)
+        if start.resume is None or not is_finished(self.config, self.path, start.step):
+            return start
+        if pointed(self.path, "final.ckpt") != start.resume:  # the budget was lowered
+            point(self.path, "final.ckpt", start.resume)
+        print(
+            f"{self.path} has finished its {start.step:,} steps; a larger budget"
+            " (trainer.max_steps, max_tokens) or patience (early_stopping) lets it go on"
+        )
+        return None
+
+    def go_back(self, back: GoBack) -> None:
+        """Let the next session start from the newest checkpoint.
+
+        Raises:
+            NonFiniteError: there is none yet.
+        """
+        if not step_directories(self.path):
+            save_every = self.config.checkpoint.save_every
+            raise NonFiniteError(
+                f"{back}; but it has none yet: checkpoint.save_every is {save_every}"
+            ) from None
+        self.say(str(back))
+        self._resume, self._init_from = "auto", None
+
+    def say(self, line: str) -> None:
+        """Print a line, on the first process only."""
+        if is_first():
+            print(line, flush=True)
+
+    def incidents(self, tokenizer: Tokenizer) -> Incidents:
+        """Return the run's book of incidents."""
+        path, trainer = self.path if self.folder is not None else None, self.config.trainer
+        return Incidents(
+            path,
+            tokenizer.decode,
+            trainer.on_nonfinite,
+            trainer.nonfinite_limit,
+            self.progress.say,
+        )
+
+    def open_record(self, parts: Parts, start: Origin, decoder: Decoder) -> None:
+        """Make the folder ready and open the files of the session, on the first process.
+
+        Raises:
+            UserError: the run could not end well. Nothing of an earlier run has been moved.
+        """
+        from lm.training.record import open_record
+
+        def open_on_first() -> Record:
+            assert self.folder is not None
+            return open_record(self.folder, parts, start, decoder, self.progress)
+
+        self.record = first_does(open_on_first)
+
+    @property
+    def logger(self) -> RunLogger | None:
+        """The Lightning logger of the session, on the first process."""
+        return self.record.logger if self.record is not None else None
+
+    def on_first(self, action: Callable[[Record], Any]) -> None:
+        """Let the first process write something. All processes call this, and an error ends them
+        all, so that none waits for one that is gone.
+        """
+        record = self.record
+        first_does(lambda: action(record) if record is not None else None)
+
+    def finish(self, step: int) -> None:
+        """End the session that came to `step`: draw the curves and set final.ckpt if the run is
+        complete, else say how to continue it.
+
+        Raises:
+            Stopped: a signal ended the session; everything is saved.
+        """
+        if self.signal:
+            raise stopped(self.signal, f" after step {step:,}, saved")
+        if step == self.config.max_steps or self.out_of_patience:
+            if self.record is not None:
+                self.record.complete(step, self.progress)
+            return
+        minutes = self.config.trainer.max_minutes
+        self.progress.say(
+            f"the time limit of {minutes:g} minutes is reached: saved at step {step:,};"
+            " go on with --resume auto"
+        )

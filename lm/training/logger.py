@@ -1,16 +1,16 @@
-"""Everything a run writes down about itself while it goes: metrics.csv, TensorBoard, and the
-progress line.
-"""
+"""The Logger of a run: metrics.csv, TensorBoard, and the progress line."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning.pytorch.loggers import Logger
 
 from lm.evaluation.validation import Evaluation
 from lm.runs.metrics import MetricsLog
@@ -58,32 +58,32 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class StepWork:
-    """What one optimiser step amounts to, on all devices together."""
+    """The size of one optimiser step, on all devices together."""
 
     tokens: int
     epochs: float
     flops: float
 
 
-class Logbook:
-    """The record of a run, kept by its first process.
+class RunLogger(Logger):
+    """Lightning's Logger of a run: metrics.csv, TensorBoard and the progress line. The first
+    process alone has one.
 
     Args:
         folder: the run's folder.
-        step: updates done so far. 0 starts the record; else rows after it are taken out, since the
-            run is going to write them again.
+        step: updates done so far. 0 starts the files; else the rows after it are dropped, because
+            the run writes them again.
         seconds: training time so far.
-        work: what one step amounts to.
-        peak_flops: floating-point operations a second that all devices can do at most, as measured;
-            0 if unknown.
-        device: what the run computes on; its peak memory is written down.
-        progress: where the newest figures are shown.
+        work: the size of one step.
+        peak_flops: floating-point operations a second of all devices together, as measured; 0 if
+            unknown.
+        device: its peak memory is logged.
+        progress: shows the newest figures.
         tensorboard: write event files too.
-        validated: the validation of `step` is on record; else its row is taken out too, since it is
-            going to be done again.
+        validated: the validation of `step` is recorded; else its row is dropped too.
 
     Raises:
-        CheckpointError: here or later, where metrics.csv or TensorBoard's files cannot be written.
+        CheckpointError: metrics.csv or TensorBoard's files cannot be written, here or later.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class Logbook:
         tensorboard: bool,
         validated: bool = True,
     ):
+        super().__init__()
         self.stopwatch = Stopwatch(seconds)
         self._work = work
         self._peak_flops = peak_flops
@@ -114,30 +115,37 @@ class Logbook:
             )
         self._events = _event_writer(folder, step) if tensorboard else None
 
-    def training(self, step: int, loss: float, learning_rate: float, grad_norm: float) -> None:
-        """The step that was just done. The rate is the one that it used."""
+    @property
+    def name(self) -> str:
+        """The run's name: that of its folder."""
+        return self._folder.name
+
+    @property
+    def version(self) -> str:
+        """Empty: a run has one record."""
+        return ""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Log nothing: config.yaml has the run's configuration."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log the step that was just done: `loss`, `lr` (the rate that it used), `grad_norm`."""
+        assert step is not None
         pace = self.stopwatch.steps_per_second(step)
         speed = pace * self._work.tokens if pace is not None else None
-        mfu = (
-            pace * self._work.flops / self._peak_flops
-            if pace is not None and self._peak_flops
-            else None
-        )
-        memory = peak_memory_mb(self._device)
+        flops = pace * self._work.flops if pace is not None else None
         self._write(
             step,
             "train",
-            loss=loss,
-            lr=learning_rate,
-            grad_norm=grad_norm,
+            **metrics,
             tokens_per_second=speed,
-            mfu=mfu,
-            peak_memory_mb=memory,
+            mfu=flops / self._peak_flops if flops is not None and self._peak_flops else None,
+            peak_memory_mb=peak_memory_mb(self._device),
         )
-        self._progress.show(loss, learning_rate, speed)
+        self._progress.show(metrics["loss"], metrics["lr"], speed)
 
-    def validation(self, step: int, result: Evaluation, sample: str | None) -> None:
-        """What the weights score, and what they write, after `step` updates."""
+    def log_validation(self, step: int, result: Evaluation, sample: str | None) -> None:
+        """Log the score of the weights after `step` updates, and the text that they wrote."""
         self._write(
             step,
             "val",
@@ -149,7 +157,7 @@ class Logbook:
             f", perplexity {result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte"
             f" ({result.tokens:,} tokens)"
         )
-        if math.isnan(result.bits_per_byte):  # of preferences, say: no token has a loss
+        if math.isnan(result.bits_per_byte):  # preferences, for example: no token has a loss
             more = f" ({result.tokens:,} scored)"
         self._progress.say(f"step {step:,}: validation loss {result.loss:.4f}{more}")
         if sample is not None:
@@ -160,15 +168,25 @@ class Logbook:
             self._progress.say(f'  it writes: "{_one_line(sample)}"')
 
     def sync(self) -> None:
-        """Wait until the disk has metrics.csv. Raises CheckpointError."""
+        """Wait until metrics.csv is on the disk. Raises CheckpointError."""
         with refusals(self._csv.path):
             sync(self._csv.path)
 
-    def close(self) -> None:
-        """Close TensorBoard's file."""
-        if self._events is not None:
+    def finalize(self, status: str) -> None:
+        """Close TensorBoard's file. Lightning calls this at the end of `fit`, also after an error.
+
+        Raises:
+            CheckpointError: the file cannot be written, and `status` names no other error.
+        """
+        events, self._events = self._events, None
+        if events is None:
+            return
+        try:
             with _event_errors(self._folder):
-                self._events.close()
+                events.close()
+        except CheckpointError:
+            if status == "success":
+                raise
 
     def _write(self, step: int, split: Literal["train", "val"], **values: float | None) -> None:
         place = {
@@ -182,7 +200,7 @@ class Logbook:
                 for name, value in values.items():
                     if value is not None:
                         self._events.add_scalar(f"{name}/{split}", value, step)
-                # nothing is in memory when a run is killed, and a full disk is met here
+                # Nothing is in memory when a run is killed, and a full disk is met here.
                 self._events.flush()
 
 

@@ -1,26 +1,62 @@
-"""Lightning's part in a run: devices, processes, precision, and the loop over batches. Logging,
-saving and validating are ours.
-"""
+"""Lightning's part in a run: devices, processes, precision, and the loop over batches."""
 
 from __future__ import annotations
 
 import logging
+import os
 import warnings
+from collections.abc import Sequence
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 
 from lm.config.schema.trainer import TrainerConfig
-from lm.system.device import Device, Precision
+from lm.system.device import Device, Precision, check_devices
+from lm.system.errors import ConfigError
 from lm.training.processes import cluster_environment, lightning_strategy
 
 LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
+def prepare_torch(config: TrainerConfig, device: Device, precision: Precision) -> None:
+    """Set the number of threads and CUDA's determinism, before torch computes anything.
+
+    Raises:
+        ConfigError: the machine lacks the devices, or the strategy the precision.
+    """
+    check_devices(config.devices, device)
+    if config.strategy == "fsdp" and precision == "fp16":
+        raise ConfigError(
+            "trainer.strategy: fsdp does not train in fp16; write --trainer.precision bf16 or fp32,"
+            " or strategy ddp"
+        )
+    if config.threads:
+        torch.set_num_threads(config.threads)
+        # The processes that Lightning starts read this, and Lightning then leaves ours alone.
+        os.environ["OMP_NUM_THREADS"] = str(config.threads)
+    if config.deterministic:
+        # cuBLAS reads this once, at its first matrix product.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def make_trainer(
-    config: TrainerConfig, device: Device, precision: Precision, callback: Callback
+    config: TrainerConfig,
+    device: Device,
+    precision: Precision,
+    callbacks: Sequence[Callback],
+    logger: Logger | None,
 ) -> lightning.Trainer:
-    """A Trainer with which nothing happens but what the configuration says and `callback` does."""
+    """Return a Trainer that does what the configuration and `callbacks` say, and nothing else.
+
+    Args:
+        config: the section `trainer`.
+        device: where to compute.
+        precision: in which precision.
+        callbacks: act in this order. None may be a `Checkpoint`: Lightning moves those to the end.
+        logger: of the first process; None on the others.
+    """
     _quieten_lightning()
     return lightning.Trainer(
         accelerator="gpu" if device == "cuda" else device,
@@ -35,8 +71,8 @@ def make_trainer(
         use_distributed_sampler=False,
         limit_val_batches=0,
         num_sanity_val_steps=0,
-        callbacks=[callback],
-        logger=False,
+        callbacks=list(callbacks),
+        logger=logger if logger is not None else False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -44,9 +80,7 @@ def make_trainer(
 
 
 def _quieten_lightning() -> None:
-    """What Lightning notes about devices, loaders and a missing validation_step is answered here;
-    the rest concerns its insides.
-    """
+    """Silence Lightning's notes on devices, loaders and the missing validation_step."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")

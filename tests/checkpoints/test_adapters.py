@@ -26,12 +26,12 @@ from lm.commands import load_config
 from lm.config.schema.finetune import LoraConfig
 from lm.surgery.lora import Adapted, add_adapters
 from lm.system.errors import CheckpointError, ConfigError
-from lm.training.command import train as train_command
 from lm.training.forecast import footprint
 from model import Decoder
 from tests.support.faults import sealed
 from tests.support.runs import config_file, launched, train
 from tools import merge_lora
+from train import train as train_command
 
 IDS = torch.randint(0, 256, (3, 16), generator=torch.Generator().manual_seed(1))
 FILES = ("model.safetensors", "ema.safetensors", "train_state.pt")
@@ -91,7 +91,7 @@ def finetune(file: Path, *overrides: str, resume: str | None = None) -> None:
     """What `python finetune.py` does once its arguments are read."""
     loaded = load_config(file, list(overrides))
     assert loaded.config.finetune is not None
-    train_command(loaded, command.build_session, resume, loaded.config.finetune.base)
+    train_command(loaded, command.assemble, resume, loaded.config.finetune.base)
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:

@@ -343,12 +343,12 @@ def test_a_manifest_without_a_shard_is_not_whole() -> None:
 
 
 def test_fsdp_refuses_fp16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lm.training import record
+    from lm.training import parts
 
     def half(*_: Any) -> str:
         return "fp16"
 
-    monkeypatch.setattr(record, "choose_precision", half)
+    monkeypatch.setattr(parts, "choose_precision", half)
     with pytest.raises(
         ConfigError,
         match=(

@@ -31,7 +31,7 @@ from lm.system.locks import claim
 from tests.support import forked
 from tests.support.runs import ROOT, config_file, write_trained
 from tools.ablate import main, short_name, without
-from tools.selfcheck import session_of
+from tools.selfcheck import parts_of
 
 
 class QuickChild:
@@ -133,12 +133,11 @@ def test_in_words(found: Difference | None, words: str) -> None:
 def start(folder: Path, *flags: str) -> tuple[Any, dict[str, torch.Tensor], list[torch.Tensor]]:
     """A run's configuration, its first weights, and the rows of its first steps."""
     loaded = load_config(config_file(folder), list(flags))
-    session = session_of(loaded)
+    parts = parts_of(loaded)
     seed_all(fold(loaded.config.trainer.seed))
-    weights = dict(session.make_decoder().named_parameters())
+    weights = dict(parts.make_decoder().named_parameters())
     rows = [
-        item["input_ids"]
-        for item, _ in zip(session.data.train_dataloader(), range(3), strict=False)
+        item["input_ids"] for item, _ in zip(parts.data.train_dataloader(), range(3), strict=False)
     ]
     return loaded.config, weights, rows
 
@@ -418,9 +417,9 @@ def test_a_file_that_is_edited_while_the_runs_go_on_changes_nothing(
 
 def test_what_is_learnt_for_other_ends_does_not_compare(tmp_path: Path) -> None:
     base = config_file(tmp_path)
-    session = session_of(load_config(base))
+    parts = parts_of(load_config(base))
     trained = write_trained(
-        tmp_path, session.make_decoder(), session.tokenizer, session.config.model_dump(mode="json")
+        tmp_path, parts.make_decoder(), parts.tokenizer, parts.config.model_dump(mode="json")
     )
     with pytest.raises(ConfigError, match="losses do not compare"):
         ablate(base, "--change", f"finetune.base={trained}", "--out", str(tmp_path / "out"))

@@ -14,7 +14,6 @@ from lm.checkpoints.base import open_base, tokenizer_of
 from lm.checkpoints.folder import read_meta
 from lm.commands import load_config
 from lm.system.errors import CheckpointError, ConfigError, DataError
-from lm.training import command as training_command
 from tests.commands.test_resume_proof import proof
 from tests.support import runs
 
@@ -85,10 +84,11 @@ def config_file(folder, base, **sections):
 
 def tune(path, *overrides, resume=None):
     """What `python finetune.py` does once its arguments are read."""
-    from finetune import build_session
+    from finetune import assemble
+    from train import train
 
     loaded = load_config(path, list(overrides))
-    training_command.train(loaded, build_session, resume, loaded.config.finetune.base)
+    train(loaded, assemble, resume, loaded.config.finetune.base)
     return load_config(path, list(overrides)).config
 
 

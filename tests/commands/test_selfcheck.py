@@ -32,23 +32,23 @@ from lm.system.errors import CheckFailed
 from lm.training.forecast import Trial
 from model import Decoder
 from tests.support.runs import ROOT, config_file, write_trained
-from tools.selfcheck import CHECKS, line, main, resume, session_of
+from tools.selfcheck import CHECKS, line, main, parts_of, resume
 
 QUICK = tuple(CHECKS)[:-1]  # all but resume
 
 
 def subject(folder: Path, *overrides: str, **changes: Any) -> Subject:
     """The tests' small run, with another decoder or objective."""
-    session = session_of(
+    parts = parts_of(
         load_config(
             config_file(folder),
             ["--model.tie_embeddings=false", "--data.document_mask=true", *overrides],
         )
     )
     if "make_decoder" in changes:
-        shape = session.config.with_vocabulary(session.tokenizer.vocab_size).model
+        shape = parts.config.with_vocabulary(parts.tokenizer.vocab_size).model
         changes["make_decoder"] = lambda make=changes["make_decoder"]: make(shape)
-    return Subject(dataclasses.replace(session, **changes))
+    return Subject(dataclasses.replace(parts, **changes))
 
 
 def red(tried: Subject) -> set[str]:
@@ -85,7 +85,7 @@ def test_a_right_decoder_passes(overrides: list[str], tmp_path: Path) -> None:
         for flag in ("--model.tie_embeddings=false", "--data.document_mask=true")
         if flag.partition("=")[0] not in flags
     ]
-    tried = Subject(session_of(load_config(config_file(tmp_path), [*rest, *overrides])))
+    tried = Subject(parts_of(load_config(config_file(tmp_path), [*rest, *overrides])))
     results = {name: tried.check(name) for name in QUICK}
     assert [name for name, result in results.items() if result.ok is False] == [], results
     assert "largest change 0 in" in results["future"].figure
@@ -275,7 +275,7 @@ def test_the_usual_initialisation_is_right_at_any_width_and_few_labels_prove_not
         "--model.n_kv_heads=1",
     )
     losses = [
-        selfchecks.initial_loss(wide.session.make_decoder(), wide.rows, NEXT_TOKEN, fresh=True)
+        selfchecks.initial_loss(wide.parts.make_decoder(), wide.rows, NEXT_TOKEN, fresh=True)
         for _ in range(5)
     ]
     assert all(result.ok for result in losses), losses
@@ -283,7 +283,7 @@ def test_the_usual_initialisation_is_right_at_any_width_and_few_labels_prove_not
     few = subject(tmp_path, "--model.init_std=0.1", "--data.sequence_length=2")
     rows = {key: value[:1] for key, value in few.rows.items()}
     results = [
-        selfchecks.initial_loss(few.session.make_decoder(), rows, NEXT_TOKEN, fresh=True)
+        selfchecks.initial_loss(few.parts.make_decoder(), rows, NEXT_TOKEN, fresh=True)
         for _ in range(50)
     ]
     assert all(result.ok for result in results)
@@ -344,10 +344,10 @@ def test_a_finetuning_configuration(
 ) -> None:
     """Its base was trained on nothing, so its loss is that of chance: red, and the others green."""
     base = config_file(tmp_path)
-    session = session_of(load_config(base))
+    parts = parts_of(load_config(base))
     torch.manual_seed(0)
     trained = write_trained(
-        tmp_path, session.make_decoder(), session.tokenizer, session.config.model_dump(mode="json")
+        tmp_path, parts.make_decoder(), parts.tokenizer, parts.config.model_dump(mode="json")
     )
     tuning = {"base": str(trained), "method": "lora"}
     values = json.loads(

@@ -27,7 +27,8 @@ PRELOADED = (
     "train",
     "data",
     "model",
-    "lm.training.record",
+    "lm.training.callbacks",
+    "lm.training.trainer",
     "torch.utils.tensorboard",
     "matplotlib.pyplot",
 )
@@ -204,6 +205,6 @@ def _train(
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
     if not foreseeing:
         importlib.import_module("lm.training.forecast").Forecast.check = lambda *_: None  # type: ignore[attr-defined]
-        importlib.import_module("lm.training.callbacks").require_room = lambda *_: None  # type: ignore[attr-defined]
+        importlib.import_module("lm.training.record").require_room = lambda *_: None  # type: ignore[attr-defined]
     sys.argv = ["train.py", *arguments]
     errors.run(command.main)

@@ -99,10 +99,10 @@ def train(
 ) -> None:
     """What `python train.py` does once its arguments are read."""
     from lm.commands import load_config
-    from lm.training import command as training_command
-    from train import build_session
+    from train import assemble
+    from train import train as train_run
 
-    training_command.train(load_config(config, list(overrides)), build_session, resume, init_from)
+    train_run(load_config(config, list(overrides)), assemble, resume, init_from)
 
 
 def launched(

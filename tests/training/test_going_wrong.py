@@ -463,7 +463,7 @@ def test_an_evaluation_that_fails_is_not_worth_a_run(
         raise RuntimeError("no such kernel\nmore")
 
     monkeypatch.setattr(
-        "lm.training.record.evaluate" if what == "validation" else "lm.training.record.write",
+        "lm.training.callbacks.evaluate" if what == "validation" else "lm.training.callbacks.write",
         broken,
     )
     train(config_file(tmp_path))

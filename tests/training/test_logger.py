@@ -33,7 +33,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     result = Clock()
-    monkeypatch.setattr(logbook, "time", result)
+    monkeypatch.setattr(logger, "time", result)
     return result
 
 

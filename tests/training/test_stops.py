@@ -18,6 +18,7 @@ import pytest
 import data
 import lm.checkpoints.folder
 import lm.training.callbacks
+import lm.training.parts
 import lm.training.record
 from lm.system.errors import Stopped
 from lm.system.signals import StopSignals
@@ -66,7 +67,7 @@ def in_validation(number: int) -> Phase:
 # phase -> (how to send the signal in it, the step that the newest checkpoint then has, None for
 # none)
 PHASES: dict[str, tuple[Callable[[], Phase], int | None]] = {
-    "start-up": (lambda: calling(lm.training.record, "choose_precision", lambda *_: True), None),
+    "start-up": (lambda: calling(lm.training.parts, "choose_precision", lambda *_: True), None),
     "Lightning's start-up": (
         lambda: calling(LanguageModel, "configure_optimizers", lambda *_: True),
         None,
@@ -91,7 +92,7 @@ PHASES: dict[str, tuple[Callable[[], Phase], int | None]] = {
     ),
     "retention": (
         lambda: calling(
-            lm.training.callbacks,
+            lm.training.record,
             "retain",
             lambda folder, keep: (folder / lm.checkpoints.folder.step_name(6)).exists(),
         ),
@@ -99,7 +100,7 @@ PHASES: dict[str, tuple[Callable[[], Phase], int | None]] = {
     ),
     "validation": (lambda: in_validation(2), 4),
     "last validation": (lambda: in_validation(4), 12),
-    "sample": (lambda: calling(lm.training.record, "open_prompt", lambda *_: True), None),
+    "sample": (lambda: calling(lm.training.callbacks, "open_prompt", lambda *_: True), None),
     "waiting for data": (
         lambda: calling(data.TrainingSteps, "__getitem__", lambda rows, step: step == 5),
         5,
@@ -165,13 +166,13 @@ def test_a_second_sigterm_does_not_keep_the_step_from_being_saved(
     """Schedulers send it twice. The first one comes while the run waits for data, the second on the
     way out.
     """
-    on_exception = lm.training.callbacks.Milestones.on_exception
+    on_exception = lm.training.callbacks.SaveCheckpoint.on_exception
 
     def again(*arguments: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
         on_exception(*arguments)
 
-    monkeypatch.setattr(lm.training.callbacks.Milestones, "on_exception", again)
+    monkeypatch.setattr(lm.training.callbacks.SaveCheckpoint, "on_exception", again)
     PHASES["waiting for data"][0]()(monkeypatch, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Stopped):
         train(config_file(tmp_path))

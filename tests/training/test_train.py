@@ -79,14 +79,6 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert (one / "best.ckpt").readlink() == (other / "best.ckpt").readlink()
 
 
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 12 steps, over three epochs, never interrupted."""
-    folder = tmp_path_factory.mktemp("straight")
-    train(config_file(folder))
-    return folder / "run"
-
-
 def steps(run: Path) -> list[int]:
     return [step_of(path) for path in step_directories(run)]
 
@@ -304,7 +296,7 @@ def test_the_rows_up_to_a_checkpoint_are_on_the_disk_before_it(
         lambda path: flushed.append(len(path.read_text().splitlines()) - 1),
     )
     monkeypatch.setattr(
-        "lm.training.callbacks.write_checkpoint",
+        "lm.training.record.write_checkpoint",
         lambda path, *_: flushed.append(-step_of(path)) or write_checkpoint(path, *_),
     )
     train(config_file(tmp_path))
@@ -368,7 +360,7 @@ def test_a_run_goes_on_with_its_own_text_and_precision_only(
         monkeypatch.context() as patched,
         pytest.raises(ConfigError, match="computes in fp32, this session would in bf16"),
     ):
-        patched.setattr("lm.training.record.choose_precision", lambda option, device: "bf16")
+        patched.setattr("lm.training.parts.choose_precision", lambda option, device: "bf16")
         train(config, resume="auto")
     with (tmp_path / "corpus.txt").open("a") as file:
         file.write("\nOne more paragraph.\n")
@@ -407,7 +399,7 @@ def test_a_run_from_old_weights_that_was_killed_early_begins_again_from_them(
         str(tmp_path / "run" / "final.ckpt"),
     )
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
-        patched.setattr("lm.training.callbacks.Milestones._save", killed)
+        patched.setattr("lm.training.callbacks.SaveCheckpoint._save", killed)
         train(config, child, init_from=parent)
     assert not list((tmp_path / "child").glob("*.ckpt"))
     train(config, child, resume="auto")
