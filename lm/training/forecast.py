@@ -1,5 +1,5 @@
-"""What a run will take: memory, disk and time. Calculated at every start; measured on one
-micro-batch for `train.py --plan`.
+"""The cost of a run: memory, disk and time. Every start calculates it; `train.py --plan` measures it
+on one micro-batch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from model import Decoder
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that a model in training takes, whatever the batch."""
+    """The memory of a model in training that no batch changes, in bytes."""
 
     weights: int
     gradients: int
@@ -39,34 +39,35 @@ class Footprint:
 
     @property
     def memory(self) -> int:
-        """All of them, on each device."""
+        """The sum, for each device."""
         return self.weights + self.gradients + self.optimizer + self.averages
 
     @property
     def checkpoint(self) -> int:
-        """Of one checkpoint on the disk; names and JSON are not worth counting."""
-        # only trained weights are saved; they are as large as their gradients
+        """The size of one checkpoint on the disk, without names and JSON."""
+        # Only trained weights are saved, and they are as large as their gradients.
         return self.gradients + self.optimizer + self.averages
 
 
 def footprint(decoder: nn.Module, averaged: bool) -> Footprint:
-    """Of a decoder that AdamW trains, with or without averaged weights; frozen ones need room for
-    themselves alone.
+    """Return the footprint of a decoder that AdamW trains, with or without averaged weights.
+
+    A frozen weight needs no gradient, no moments and no average.
     """
     weights = sum(
         parameter.numel() * parameter.element_size() for parameter in decoder.parameters()
     )
-    learnt = sum(
+    learned = sum(
         parameter.numel() * parameter.element_size() for parameter in trained(decoder).values()
     )
     return Footprint(
-        weights, gradients=learnt, optimizer=2 * learnt, averages=learnt if averaged else 0
+        weights, gradients=learned, optimizer=2 * learned, averages=learned if averaged else 0
     )
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one micro-batch took."""
+    """The measured cost of one micro-batch."""
 
     activations: int  # bytes that the forward pass keeps for the backward pass
     seconds: float  # forward and backward
@@ -79,8 +80,7 @@ def try_out(
     make_loss: Callable[[], Tensor],
     forward_context: Callable[[], AbstractContextManager[Any]],
 ) -> Trial:
-    """Train on one micro-batch, three times over; the last one is timed. The decoder is not fit for
-    training afterwards.
+    """Train on one micro-batch three times, and time the third. The decoder is spent afterwards.
 
     Args:
         decoder: the model, on its device.
@@ -99,7 +99,7 @@ def try_out(
         return tensor
 
     decoder.train()
-    for _ in range(3):  # the first ones load kernels and make the optimiser's state
+    for _ in range(3):  # the first two load kernels and make the optimiser's state
         synchronize()
         started = time.perf_counter()
         with (
@@ -121,15 +121,15 @@ def try_out(
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will take.
+    """The cost of a run.
 
     Args:
         config: its configuration.
         decoder: its model.
         device: where it computes.
-        precision: in what.
-        epochs_per_step: passes over the training text that one step makes.
-        start: updates that the run has behind it.
+        precision: the precision of its matrix products.
+        epochs_per_step: passes over the training text in one step; 0 if unknown, for a stream.
+        start: updates that are done already.
     """
 
     config: Config
@@ -141,17 +141,17 @@ class Forecast:
 
     @property
     def footprint(self) -> Footprint:
-        """Of the model in training."""
+        """The memory of the model in training."""
         return footprint(self.decoder, self.config.optimizer.ema_decay > 0)
 
     def check(self, folder: Path) -> None:
-        """Refuse what cannot end well, before it costs an hour.
+        """Refuse a run that cannot end well, before it costs an hour.
 
         Raises:
-            ConfigError: the text would be passed over too often, or the model alone does not fit
+            ConfigError: the run would read the text too often, or the model alone does not fit
                 into the device's memory.
-            CheckpointError: the disk has no room for the next checkpoint, or, for a run that has
-                none yet, for the first two: one must be whole while the next is written.
+            CheckpointError: the disk has no room for the next checkpoint. A new run needs room
+                for two, because one must be whole while the next is written.
         """
         trainer, footprint = self.config.trainer, self.footprint
         epochs = self.config.max_steps * self.epochs_per_step
@@ -171,8 +171,8 @@ class Forecast:
                 " share it out (trainer.strategy: fsdp, docs/SCALING.md)"
             )
         free = shutil.disk_usage(folder).free
-        # A resumed run has the one that it comes from on the disk already, and one that has done
-        # all its steps writes no more.
+        # The checkpoint that a resumed run starts from is on the disk already. A run that has done
+        # all its steps writes none.
         needed = min(1 if self.start else 2, self.config.max_steps - self.start)
         if free < needed * footprint.checkpoint:
             twice = ", twice while the next one is written" if needed == 2 else ""
@@ -183,7 +183,7 @@ class Forecast:
             )
 
     def lines(self, folder: Path) -> list[str]:
-        """What can be said without trying: model, run, memory, disk."""
+        """Return the lines that need no measurement: model, run, disk."""
         config, trainer, footprint = self.config, self.config.trainer, self.footprint
         n_parameters = self.decoder.n_parameters()
         n_trained = sum(parameter.numel() for parameter in trained(self.decoder).values())
@@ -196,8 +196,8 @@ class Forecast:
             f"{config.max_steps * self.epochs_per_step:.2f} passes over the data, "
             if self.epochs_per_step
             else ""
-        )  # unknown of a stream
-        # and the best one
+        )
+        # the newest ones, and the best one
         saved = (
             min(config.checkpoint.keep, config.max_steps // config.checkpoint.save_every + 1) + 1
         )
@@ -225,7 +225,7 @@ class Forecast:
         ]
 
     def measured(self, trial: Trial, validation_tokens: int) -> list[str]:
-        """What a trial adds to it: memory and time."""
+        """Return the lines that a trial adds: memory and time."""
         config, trainer = self.config, self.config.trainer
         needed = self.footprint.memory + trial.activations
         total, free = memory(self.device)
@@ -234,7 +234,7 @@ class Forecast:
             if total is not None and free is not None
             else ""
         )
-        # processes on a CPU share its cores, which the trial had for itself
+        # Processes on a CPU share its cores; the trial had them for itself.
         sharing = trainer.processes if self.device == "cpu" else 1
         step = sharing * (trainer.accumulation * trial.seconds + trial.update_seconds)
         speed = config.tokens_per_step / step
@@ -242,8 +242,8 @@ class Forecast:
         between = (
             config.max_steps - 1
         ) // trainer.validate_every - self.start // trainer.validate_every
-        validations = (self.start == 0) + between + 1  # where a run begins, and at its end
-        # Without the backward pass, which is two thirds of the work.
+        validations = (self.start == 0) + between + 1  # at the start and at the end
+        # A validation has no backward pass, which is two thirds of the work.
         validating = validations * validation_tokens / speed / 3
         return [
             (

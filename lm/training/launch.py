@@ -15,7 +15,13 @@ from lm.runs.origin import Origin, find_origin, is_finished
 from lm.system.errors import NonFiniteError, keep_tracebacks_in
 from lm.system.progress import Progress
 from lm.system.signals import StopSignals, stopped
-from lm.training.processes import check_launcher, disconnect, first_decides, first_does, is_first
+from lm.training.processes import (
+    check_launcher,
+    decide_on_first,
+    disconnect,
+    is_first,
+    on_first_process,
+)
 
 if TYPE_CHECKING:
     from lm.tokenizer.tokenizer import Tokenizer
@@ -84,7 +90,7 @@ class Run:
         # there. Half of numpy would be left.
         import numpy  # noqa: F401
 
-        start = first_decides(self._find_start, self.config.trainer)
+        start = decide_on_first(self._find_start, self.config.trainer)
         if start is not None:
             first = self.folder is not None
             self.progress = Progress(self.config.max_steps, start.step, enabled=first)
@@ -148,7 +154,7 @@ class Run:
             assert self.folder is not None
             return open_record(self.folder, parts, start, decoder, self.progress)
 
-        self.record = first_does(open_on_first)
+        self.record = on_first_process(open_on_first)
 
     @property
     def logger(self) -> RunLogger | None:
@@ -160,7 +166,7 @@ class Run:
         all, so that none waits for one that is gone.
         """
         record = self.record
-        first_does(lambda: action(record) if record is not None else None)
+        on_first_process(lambda: action(record) if record is not None else None)
 
     def finish(self, step: int) -> None:
         """End the session that came to `step`: draw the curves and set final.ckpt if the run is

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Stopwatch:
-    """Training time, without validation and saving.
+    """Measures training time, without validation and saving.
 
     Attributes:
         seconds: up to the last pause.
@@ -37,17 +37,17 @@ class Stopwatch:
         self._lap: tuple[int, float] | None = None
 
     def go(self) -> None:
-        """Training goes on from here."""
+        """Start to count."""
         self._since = time.perf_counter()
 
     def pause(self) -> None:
-        """What follows is not training."""
+        """Stop to count: the work that follows is not training."""
         if self._since is not None:
             self.seconds += time.perf_counter() - self._since
             self._since = None
 
     def steps_per_second(self, step: int) -> float | None:
-        """Since the last call, both in a pause. None at the first, whose steps include warming up."""
+        """Return the speed since the last call; None at the first, whose steps include warm-up."""
         lap, self._lap = self._lap, (step, self.seconds)
         return (
             (step - lap[0]) / (self.seconds - lap[1])
@@ -208,14 +208,13 @@ def _event_writer(folder: Path, step: int) -> SummaryWriter:
     from torch.utils.tensorboard import SummaryWriter
 
     with _event_errors(folder):
-        # What a run that goes on, or begins again, is going to write once more would otherwise
-        # stand there twice.
+        # Without the purge, steps that a resumed run writes again would appear twice.
         return SummaryWriter(str(folder), purge_step=step + 1 if step else 0)
 
 
 @contextlib.contextmanager
 def _event_errors(folder: Path) -> Iterator[None]:
-    """A disk that refuses: the writing thread meets it and hands it on with the next call."""
+    """Raise CheckpointError for a full disk: the writing thread raises OSError at the next call."""
     try:
         yield
     except OSError as error:
@@ -225,8 +224,8 @@ def _event_errors(folder: Path) -> Iterator[None]:
 
 
 def _one_line(text: str, width: int = 160) -> str:
-    """Fit for a terminal: what a model writes early on has control characters in it, and words
-    without end.
+    """Return a text that is safe in a terminal: an untrained model writes control characters, and
+    words without end.
     """
     line = "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}"

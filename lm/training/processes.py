@@ -1,12 +1,11 @@
-"""The processes of one run: who started them, and what the first of them decides for all.
+"""The processes of one run: which program started them, and how the first one decides for all.
 
-torchrun and SLURM start every process at once. Only the first looks at the run's folder, which it
-may be about to move aside; the others wait for what it found. Where Lightning starts the others
-itself (`trainer.devices` without a launcher), it does so when the first has long decided, and they
-find the answer in their environment.
+torchrun and SLURM start every process at once. Only the first one reads the run's folder, because
+it may move that folder aside; the others wait for its decision. Without a launcher, Lightning
+starts the others (`trainer.devices`) after the first one has decided, and they read the decision
+from their environment.
 
-torch is imported only where there are several processes, so that a wrong configuration is refused
-at once.
+Only several processes import torch here, so that a wrong configuration is refused at once.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ DECIDED = "TINY_TRANSFORMER_ORIGIN"  # in the environment of processes that Ligh
 
 
 def launcher() -> Literal["torchrun", "srun"] | None:
-    """Who started this process together with all others. None: a person did, or Lightning."""
+    """Return the launcher that started all processes; None: a person or Lightning did."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "torchrun"  # first: it may run inside SLURM
-    # A batch script has no step: what it starts without srun is one process, however many tasks it
-    # asked for. And with those names people work in a shell that SLURM gave them.
+    # A batch script has no step: without srun it starts one process, whatever number of tasks it
+    # requested. A job with one of these names is an interactive shell.
     if {"SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"} <= os.environ.keys() and os.environ.get(
         "SLURM_JOB_NAME"
     ) not in ("bash", "interactive"):
@@ -46,15 +45,13 @@ def launcher() -> Literal["torchrun", "srun"] | None:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes, prints and decides."""
+    """Return whether this process is the one that writes, prints and decides."""
     names = {"torchrun": ("RANK",), "srun": ("SLURM_PROCID",), None: ("LOCAL_RANK", "NODE_RANK")}
     return all(os.environ.get(name, "0") == "0" for name in names[launcher()])
 
 
 def check_launcher(trainer: TrainerConfig) -> None:
-    """Raises ConfigError where the launcher has not started as many processes as the configuration
-    says.
-    """
+    """Raise ConfigError unless the launcher started as many processes as the configuration says."""
     name = launcher()
     if name is None:
         if trainer.num_nodes > 1:
@@ -79,8 +76,8 @@ def check_launcher(trainer: TrainerConfig) -> None:
 
 
 def cluster_environment() -> ClusterEnvironment:
-    """What Lightning should know of the launcher. By itself it would wait for tasks that a batch
-    script asked for and never started.
+    """Return Lightning's name for the launcher. Lightning's own guess waits for tasks that a batch
+    script requested and never started.
     """
     from lightning.pytorch.plugins.environments import (
         LightningEnvironment,
@@ -96,7 +93,7 @@ def cluster_environment() -> ClusterEnvironment:
 
 
 def lightning_strategy(trainer: TrainerConfig) -> str | ModelParallelStrategy:
-    """What `trainer.strategy` is to Lightning's Trainer."""
+    """Return the strategy that Lightning's Trainer takes for `trainer.strategy`."""
     if trainer.strategy != "fsdp":
         return "ddp" if trainer.strategy == "auto" and trainer.processes > 1 else trainer.strategy
     from lightning.pytorch.strategies import ModelParallelStrategy
@@ -104,17 +101,17 @@ def lightning_strategy(trainer: TrainerConfig) -> str | ModelParallelStrategy:
     return ModelParallelStrategy(data_parallel_size=trainer.processes, tensor_parallel_size=1)
 
 
-def first_decides(decide: Callable[[], Origin | None], trainer: TrainerConfig) -> Origin | None:
-    """What `decide` returns on the first process, on every process; the others do not call it.
+def decide_on_first(decide: Callable[[], Origin | None], trainer: TrainerConfig) -> Origin | None:
+    """Call `decide` on the first process alone, and return its result on every process.
 
     Raises:
-        UserError: whatever `decide` raised, on the first process.
-        SystemExit: with its exit code, on the others: one message is enough.
+        UserError: the error of `decide`, on the first process.
+        SystemExit: on the others, with the same exit code: one message is enough.
     """
-    # Lightning's own processes are, when a session follows on another
+    # Processes that Lightning started are connected from their second session on.
     together = launcher() is not None or _are_connected()
     if together and trainer.processes > 1:
-        return _told_to_all(decide, trainer)
+        return _decided_together(decide, trainer)
     if not is_first():
         if DECIDED not in os.environ:
             raise ConfigError(
@@ -129,24 +126,24 @@ def first_decides(decide: Callable[[], Origin | None], trainer: TrainerConfig) -
     return origin
 
 
-def first_does(act: Callable[[], Result]) -> Result | None:
-    """What `act` returns on the first process; the others do not call it, and get None.
+def on_first_process(act: Callable[[], Result]) -> Result | None:
+    """Call `act` on the first process alone. Return its result there, and None on the others.
 
     Raises:
-        UserError: whatever `act` raised, on the first process.
-        SystemExit: with its exit code, on the others: nobody waits for a process that has left.
+        UserError: the error of `act`, on the first process.
+        SystemExit: on the others, with the same exit code: none waits for a process that has left.
     """
-    result, problem = _tried(act)
+    result, problem = _try_on_first(act)
     if _are_connected():
-        _tell_all(None, problem)
+        _share(None, problem)
     elif problem is not None:
         raise problem
     return result
 
 
 def disconnect() -> None:
-    """End the process group, if there is one; all processes call it, as those that are done would
-    wait for one that goes on in it.
+    """End the process group, if there is one. All processes call this together: one that ends
+    earlier may abort the others.
     """
     if _are_connected():
         import torch
@@ -154,41 +151,39 @@ def disconnect() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _told_to_all(decide: Callable[[], Origin | None], trainer: TrainerConfig) -> Origin | None:
-    """Through the process group that the training is going to use."""
-    origin, problem = _tried(decide)
+def _decided_together(decide: Callable[[], Origin | None], trainer: TrainerConfig) -> Origin | None:
+    """Share the decision through the process group that the training uses later."""
+    origin, problem = _try_on_first(decide)
     if not _are_connected():
         _join(trainer)
-    told: Origin | None = _tell_all(origin, problem)
-    return told
+    shared: Origin | None = _share(origin, problem)
+    return shared
 
 
-def _tried(act: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
-    """On the first process: what came of it, or what went wrong."""
+def _try_on_first(act: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
+    """Return the result of `act` and its error; (None, None) on all processes but the first."""
     try:
         return act() if is_first() else None, None
     except Exception as error:
         return None, error
 
 
-def _tell_all(value: Any, problem: Exception | None) -> Any:
-    """The first process's value, on all of them; or they leave, each with the exit code of its
-    problem.
-    """
+def _share(value: Any, problem: Exception | None) -> Any:
+    """Return the first process's value on all processes, or end all with its problem's exit code."""
     import torch
 
     code = 0 if problem is None else problem.exit_code if isinstance(problem, UserError) else 1
-    told = [value, code]
-    torch.distributed.broadcast_object_list(told)
+    shared = [value, code]
+    torch.distributed.broadcast_object_list(shared)
     if problem is not None:
         raise problem
-    if told[1]:
-        raise SystemExit(told[1])
-    return told[0]
+    if shared[1]:
+        raise SystemExit(shared[1])
+    return shared[0]
 
 
 def _are_connected() -> bool:
-    """Whether this process is in a process group; without importing torch for the answer."""
+    """Return whether this process is in a process group, without importing torch."""
     distributed = sys.modules.get("torch.distributed")
     return (
         distributed is not None
@@ -198,10 +193,10 @@ def _are_connected() -> bool:
 
 
 def _join(trainer: TrainerConfig) -> None:
-    """Start torch's process group as Lightning would; it uses the one that it finds.
+    """Start torch's process group as Lightning would. Lightning then uses this one.
 
     Raises:
-        ConfigError: the device is not there.
+        ConfigError: the machine lacks the device.
     """
     import torch
 

@@ -478,7 +478,7 @@ def test_a_process_of_an_unknown_launcher_is_refused(bare: pytest.MonkeyPatch) -
     bare.setenv("LOCAL_RANK", "1")
     bare.delenv(processes.DECIDED, raising=False)
     with pytest.raises(ConfigError, match="start the processes with torchrun or srun"):
-        processes.first_decides(
+        processes.decide_on_first(
             lambda: pytest.fail("only the first process looks"),
             TrainerConfig(max_steps=1, devices=2, batch_size=8),
         )
