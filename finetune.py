@@ -136,7 +136,7 @@ def report(config: Config) -> None:
 
 
 def losses_on_base_text(base: Base, before: Decoder, after: Decoder) -> tuple[float, float] | None:
-    """Return both losses on the base's validation text, in nats per token; None without that text."""
+    """Return both losses on the base's validation text, in nats per token; None without it."""
     from data import PackedDataModule
     from lm.evaluation.validation import evaluate
 

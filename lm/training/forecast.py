@@ -1,5 +1,5 @@
-"""The cost of a run: memory, disk and time. Every start calculates it; `train.py --plan` measures it
-on one micro-batch.
+"""The cost of a run: memory, disk and time. Every start calculates it, and `train.py --plan`
+measures it on one micro-batch.
 """
 
 from __future__ import annotations

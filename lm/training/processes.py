@@ -169,7 +169,7 @@ def _try_on_first(act: Callable[[], Result]) -> tuple[Result | None, Exception |
 
 
 def _share(value: Any, problem: Exception | None) -> Any:
-    """Return the first process's value on all processes, or end all with its problem's exit code."""
+    """Return the first process's value on all processes, or end all with its problem's code."""
     import torch
 
     code = 0 if problem is None else problem.exit_code if isinstance(problem, UserError) else 1
