@@ -1,12 +1,13 @@
-"""Our CPU recipe beside nanoGPT's own, on the same text, machine and hour.
+"""Compare our CPU recipe with nanoGPT's own, on the same text, machine and hour.
 
-    git clone https://github.com/karpathy/nanoGPT python benchmarks/against_nanogpt.py --nanogpt
-    nanoGPT --text PATH/TO/tinyshakespeare/input.txt [--repeat 2]
+    git clone https://github.com/karpathy/nanoGPT
+    python benchmarks/against_nanogpt.py --nanogpt nanoGPT --text PATH/TO/tinyshakespeare/input.txt
 
-nanoGPT runs its README's CPU command (4 layers, d 128, context 64, batch 12, 2,000 steps: 1,536,000
-tokens) in a copy of its folder, ours configs/tinyshakespeare_cpu.yaml with as many tokens, in turn,
-A B A B. Both losses are over the whole last tenth of the text, in windows of 64, in nats per
-character; the text is ASCII, so a byte is a character. Prints a Markdown table.
+nanoGPT runs its README's CPU command in a copy of its folder: 4 layers, d 128, context 64, batch
+12, 2,000 steps, 1,536,000 tokens. Ours runs configs/tinyshakespeare_cpu.yaml with as many tokens.
+The two take turns (A B A B). Both losses cover the complete last tenth of the text in windows of
+64, in nats per character. The text is ASCII, so that a byte is a character. The command prints a
+Markdown table, and exits with 1 if our loss or size misses its limit.
 """
 
 from __future__ import annotations
@@ -29,24 +30,20 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 NANOGPT_FLAGS = [
-    *(
-        "--device=cpu",
-        "--compile=False",
-        "--eval_iters=20",
-        "--log_interval=1",
-        "--block_size=64",
-        "--batch_size=12",
-    ),
-    *(
-        "--n_layer=4",
-        "--n_head=4",
-        "--n_embd=128",
-        "--max_iters=2000",
-        "--lr_decay_iters=2000",
-        "--dropout=0.0",
-    ),
+    "--device=cpu",
+    "--compile=False",
+    "--eval_iters=20",
+    "--log_interval=1",
+    "--block_size=64",
+    "--batch_size=12",
+    "--n_layer=4",
+    "--n_head=4",
+    "--n_embd=128",
+    "--max_iters=2000",
+    "--lr_decay_iters=2000",
+    "--dropout=0.0",
 ]
-WHOLE_VALIDATION = """
+VALIDATION_PROGRAM = """
 import sys, json, numpy as np, torch
 from model import GPT, GPTConfig
 saved = torch.load(sys.argv[1], map_location="cpu", weights_only=True)
@@ -55,7 +52,8 @@ ids = torch.from_numpy(np.fromfile(sys.argv[2], dtype=np.uint16).astype(np.int64
 rows = [(ids[i : i + 64], ids[i + 1 : i + 65]) for i in range(0, len(ids) - 64, 64)]
 with torch.no_grad():
     losses = [model(x[None], y[None])[1].item() for x, y in rows]
-print(json.dumps({"loss": sum(losses) / len(losses), "parameters": sum(p.numel() for p in model.parameters())}))
+parameters = sum(p.numel() for p in model.parameters())
+print(json.dumps({"loss": sum(losses) / len(losses), "parameters": parameters}))
 """
 
 
@@ -81,13 +79,13 @@ def main() -> None:
             results["ours"].append(run_ours(arguments.text, Path(scratch)))
             print(json.dumps({name: runs[-1] for name, runs in results.items()}), file=sys.stderr)
     print_table(results)
-    promised = all(run["loss"] <= 1.72 and run["parameters"] <= 900_000 for run in results["ours"])
-    sys.exit(0 if promised else "ours should reach 1.72 with at most 900,000 parameters")
+    passed = all(run["loss"] <= 1.72 and run["parameters"] <= 900_000 for run in results["ours"])
+    sys.exit(0 if passed else "ours should reach 1.72 with at most 900,000 parameters")
 
 
 def prepare_nanogpt(source: Path, text: Path, scratch: Path) -> Path:
-    """A copy of nanoGPT with the text in its own character-level format (its prepare.py would
-    download it).
+    """Copy nanoGPT and write the text in its character-level format. Its own prepare.py would
+    download the text.
     """
     target = scratch / "nanoGPT"
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(".git"))
@@ -106,15 +104,15 @@ def prepare_nanogpt(source: Path, text: Path, scratch: Path) -> Path:
 
 
 def run_nanogpt(folder: Path) -> dict[str, float]:
-    """Its own training command, then the whole validation split."""
+    """Run nanoGPT's training command, then evaluate it on the complete validation split."""
     started = time.perf_counter()
     output = run(
         [sys.executable, "train.py", "config/train_shakespeare_char.py", *NANOGPT_FLAGS], folder
     )
     wall = time.perf_counter() - started
     milliseconds = [
-        float(found)
-        for found in re.findall(r"^iter \d+: loss [\d.]+, time ([\d.]+)ms", output, re.MULTILINE)
+        float(time_ms)
+        for time_ms in re.findall(r"^iter \d+: loss [\d.]+, time ([\d.]+)ms", output, re.MULTILINE)
     ]
     checkpoint, validation = (
         folder / "out-shakespeare-char" / "ckpt.pt",
@@ -122,7 +120,7 @@ def run_nanogpt(folder: Path) -> dict[str, float]:
     )
     scored = json.loads(
         run(
-            [sys.executable, "-c", WHOLE_VALIDATION, str(checkpoint), str(validation)], folder
+            [sys.executable, "-c", VALIDATION_PROGRAM, str(checkpoint), str(validation)], folder
         ).splitlines()[-1]
     )
     return {
@@ -133,7 +131,7 @@ def run_nanogpt(folder: Path) -> dict[str, float]:
 
 
 def run_ours(text: Path, scratch: Path) -> dict[str, float]:
-    """Our training command, then eval_val.py."""
+    """Run our training command, then eval_val.py."""
     config, folder = str(ROOT / "configs" / "tinyshakespeare_cpu.yaml"), scratch / "ours"
     shutil.rmtree(folder, ignore_errors=True)
     keys = [
@@ -178,20 +176,20 @@ def run_ours(text: Path, scratch: Path) -> dict[str, float]:
 
 
 def run(command: list[str], folder: Path) -> str:
-    """The command's stdout; its stderr goes on to ours."""
+    """Run a command and return its stdout. Its stderr goes to ours."""
     return subprocess.run(
         command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True, env=os.environ
     ).stdout
 
 
 def print_table(results: dict[str, list[dict[str, float]]]) -> None:
-    """Medians, and the ratio of each pair of runs."""
+    """Print medians, and the ratio of each pair of runs."""
     print(
         "| | parameters | tokens/s | whole command, s | validation, nats per character"
         " |\n|---|---|---|---|---|"
     )
     for name, runs in results.items():
-        median = {key: statistics.median(one[key] for one in runs) for key in runs[0]}
+        median = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         speed, wall, loss = median["tokens_per_second"], median["wall"], median["loss"]
         print(f"| {name} | {median['parameters']:,.0f} | {speed:,.0f} | {wall:.0f} | {loss:.4f} |")
     for key in ("tokens_per_second", "wall"):

@@ -1,8 +1,7 @@
-"""What a step costs where the corpus has 10^12 tokens: `python benchmarks/scale.py`. Exits 1 where
-a promise is broken.
+"""Measure the cost of a step's data in a corpus of 10^12 tokens: `python benchmarks/scale.py`.
 
-The shards are sparse files of the true size and number: nothing but holes, which take no room, but
-every file is opened and read.
+Exits with 1 if a limit is exceeded. The shards are sparse files of the real size and number. They
+occupy no space on the disk, but every file is opened and read.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ TOKENS, LENGTH, BATCH, STEPS = 10**12, 1024, 16, 2000
 
 
 def main() -> None:
-    """Print a Markdown table of medians, and what memory and open files came to."""
+    """Print a Markdown table of medians, the growth of memory, and the limit of open files."""
     argparse.ArgumentParser(description=__doc__).parse_args()
-    # the usual limit
+    # 1,024 open files is the usual limit.
     resource.setrlimit(
         resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     )

@@ -1,8 +1,7 @@
-"""How long the things take that should feel instant, and the smoke run: `python
-benchmarks/times.py`. Exits 1 where a promise is broken.
+"""Measure the commands that should feel instant, and the smoke run: `python benchmarks/times.py`.
 
-Whole processes, as a person waits for them; the best of several, because other work on the machine
-only ever adds.
+Exits with 1 if a limit is exceeded. The times are those of complete processes. The best of several
+runs counts, because other work on the machine can only add time.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ def main() -> None:
 
 
 def seconds(command: list[str]) -> float:
-    """The wall time of one run, whatever its exit code."""
+    """Return the wall time of one run, with any exit code."""
     started = time.perf_counter()
     subprocess.run(
         [sys.executable, *command], cwd=ROOT, capture_output=True, check=False, env=os.environ

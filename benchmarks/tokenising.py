@@ -1,9 +1,10 @@
-"""How fast text becomes ids, and how much faster than by `tokenizers`: `python
-benchmarks/tokenising.py --text FILE --tokenizer FOLDER`.
+"""Measure the speed of encoding, compared with `tokenizers`.
 
-Each way in turn encodes the same documents in one thread, for several rounds; its best round
-counts, in seconds of the processor, because other work on the machine only ever adds. Without
---tokenizer, one is trained on the text. That the ids are the same is checked first.
+    python benchmarks/tokenising.py --text FILE --tokenizer FOLDER
+
+All methods must return the same ids. In each of several rounds every method encodes the same
+documents in one thread. Its best round counts, in CPU seconds, because other work on the machine
+can only add time. Without --tokenizer, the command trains one on the text.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ["RAYON_NUM_THREADS"] = "1"  # the threads of `tokenizers`, read when it is first imported
+os.environ["RAYON_NUM_THREADS"] = "1"  # `tokenizers` reads it when it is first imported.
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -31,7 +32,7 @@ END = "<|endoftext|>"
 
 
 def main() -> None:
-    """Print a Markdown table of megabytes of UTF-8 a second, and ratios."""
+    """Print a Markdown table of megabytes of UTF-8 per second, and ratios."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -69,13 +70,14 @@ def main() -> None:
 
 
 def pair_ways(documents: list[str], name: str | None) -> dict[str, Callable[[], Any]]:
-    """The ways for byte-level BPE, `tokenizers` first."""
+    """Return the methods for byte-level BPE, `tokenizers` first."""
     definition = load_tokenizer(name).definition if name else trained(documents)
     end = Tokenizer.from_str(definition).token_to_id(END)
     slow, fast = (FastTokenizer(definition, "benchmark", end, end) for _ in range(2))
     slow.TIKTOKEN_PAYS, fast.TIKTOKEN_PAYS = 2**62, 0
-    expected, found = slow.encode_flat(documents), fast.encode_flat(documents)
-    assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True)), "the ids differ"
+    expected, actual = slow.encode_flat(documents), fast.encode_flat(documents)
+    same = all(np.array_equal(a, b) for a, b in zip(expected, actual, strict=True))
+    assert same, "the ids differ"
     ways: dict[str, Callable[[], Any]] = {
         "FastTokenizer.encode_batch by `tokenizers`": lambda: slow.encode_batch(documents),
         "FastTokenizer.encode_batch by tiktoken": lambda: fast.encode_batch(documents),
@@ -96,7 +98,7 @@ def pair_ways(documents: list[str], name: str | None) -> dict[str, Callable[[], 
 
 
 def byte_ways(documents: list[str]) -> dict[str, Callable[[], Any]]:
-    """The ways for bytes, one array for each document first."""
+    """Return the methods for bytes, one array for each document first."""
     tokenizer = ByteTokenizer()
     return {
         "bytes: an array for each document": lambda: [
@@ -108,7 +110,7 @@ def byte_ways(documents: list[str]) -> dict[str, Callable[[], Any]]:
 
 
 def trained(documents: list[str]) -> str:
-    """A byte-level BPE with GPT-2's pattern."""
+    """Train a byte-level BPE with GPT-2's pattern and return its definition."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
