@@ -18,8 +18,9 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from data import PackedRows, Rows, TrainingSteps  # noqa: E402
+from data import Rows, TrainingSteps  # noqa: E402
 from lm.tokens.plan import Plan  # noqa: E402
+from lm.tokens.rows import PackedRows  # noqa: E402
 from lm.tokens.store import SHARD_TOKENS, TokenStore  # noqa: E402
 
 TOKENS, LENGTH, BATCH, STEPS = 10**12, 1024, 16, 2000

@@ -94,6 +94,16 @@ class StopSignals:
                 os.write(2, message.encode())
 
 
+def ignore_stop_signals(worker: int = 0) -> None:
+    """Ignore Ctrl-C and SIGUSR1 in a helper process; the run that started it decides when it ends.
+
+    These signals reach all processes of a terminal or job, but a run needs its helpers to finish
+    its step. A DataLoader calls this with the number of its worker.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def child(
     command: Sequence[str], stdout: Any, environment: dict[str, str] | None = None

@@ -19,6 +19,7 @@ from typing import Any
 
 from lm.documents.reader import Piece
 from lm.system.errors import UserError
+from lm.system.signals import ignore_stop_signals
 from lm.tokens.tokenise import Tokenise, Tokens
 
 FEW = 6  # Pieces that one process has done before others are started.
@@ -108,8 +109,7 @@ def leave_stopping_to_parent() -> None:
     A parent that is killed cannot tell its processes to end, and they would wait for its words for
     ever.
     """
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    ignore_stop_signals()
     # The parent stops at a SIGTERM to all of them, too. But a broken pool ends its processes by the
     # same signal, and waits for them.
     signal.signal(signal.SIGTERM, _end_soon)

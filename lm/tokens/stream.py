@@ -111,18 +111,18 @@ class Stream:
         except FileNotFoundError:
             return False
 
-    def left_out(self, number: int) -> Counter[str]:
+    def removed(self, number: int) -> Counter[str]:
         """What the filters removed from a window that was made."""
         return Counter(read_json(self._window(number) / "manifest.json")["removed"])
 
-    def clear(self, before: int, behind: int | None = None) -> None:
+    def clear(self, before: int, after: int | None = None) -> None:
         """Remove the tokens of the windows before `before` and behind `behind`: they can be made
         again from what stays.
         """
         # the tokens first: a window that has them is whole
         for path in sorted(self.folder.glob("window-*/train-*.bin")):
             number = int(path.parent.name.removeprefix("window-").removesuffix(".tmp"))
-            if number < before or (behind is not None and number > behind):
+            if number < before or (after is not None and number > after):
                 path.unlink()
 
     def make(self, number: int) -> None:

@@ -15,12 +15,13 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data import DocumentRows, PackedDataModule, PackedRows, Rows, TrainingSteps, ValidationBatches
+from data import PackedDataModule, Rows, TrainingSteps, ValidationBatches
 from lm.config.schema.config import Config
 from lm.documents.reader import hash_of_text
 from lm.system.errors import ConfigError, DataError
 from lm.tokenizer.tokenizer import ByteTokenizer
 from lm.tokens.plan import Plan
+from lm.tokens.rows import DocumentRows, PackedRows
 from lm.tokens.store import SplitWriter, TokenStore
 from model import Decoder
 

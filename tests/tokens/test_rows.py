@@ -81,7 +81,7 @@ def test_rows_hold_every_conversation_once_token_for_token(
         found += [pairs[a:b] for a, b in pairwise(borders)]
     assert sorted(found) == sorted(wanted)
     assert part.n_inputs == sum(map(len, wanted))
-    assert sum(part.left_out.values()) == sum(
+    assert sum(part.skipped.values()) == sum(
         len(conversation) > length for conversation in given
     ), "each is counted once"
     assert packed or len(part) == len(wanted)
@@ -96,7 +96,7 @@ def test_a_cut_answer_keeps_its_beginning_and_gets_no_end_of_its_own(tmp_path):
     assert row[1].tolist() == [IGNORE_INDEX] * 4 + [2] * 4, (
         "the fourth label of the answer is the last, and no END follows"
     )
-    assert dict(part.left_out) == {
+    assert dict(part.skipped) == {
         "conversation cut at a row's end": 1,
         "conversation whose prompt fills a row": 1,
     }

@@ -738,19 +738,20 @@ def test_what_a_session_left_out_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     producer = Producer(stream, 16, 19)
     try:
         producer.advance(18)
-        assert producer.left_out() == sum(
-            (stream.left_out(window) for window in (16, 17, 18)), start=Counter()
+        assert producer.removed() == sum(
+            (stream.removed(window) for window in (16, 17, 18)), start=Counter()
         )
-        assert sum(stream.left_out(window)["empty document"] for window in range(20)) > 0
+        assert sum(stream.removed(window)["empty document"] for window in range(20)) > 0
         (tmp_path / "window-000018" / "train-00000.bin").unlink(missing_ok=True)  # not there yet
-        assert producer.left_out() == stream.left_out(16) + stream.left_out(17)
+        assert producer.removed() == stream.removed(16) + stream.removed(17)
     finally:
         producer.close()
 
 
 def test_rows_come_from_their_window(tmp_path: Path) -> None:
-    from data import Rows, StreamedRows
+    from data import Rows
     from lm.tokens.plan import Plan
+    from lm.tokens.rows import StreamedRows
 
     stream = make_stream(tmp_path)
     make_all(stream, 4)
