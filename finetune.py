@@ -71,12 +71,19 @@ def require_same(base: Base, parent: dict[str, Any] | None) -> None:
 
 def start(config: Config, base: Base) -> Decoder:
     """Return the base's decoder, with the adapters that `finetune.method` asks for."""
+    from torch import nn
+
     from lm.checkpoints.adapters import load_whole
     from lm.surgery.lora import add_adapters
     from model import Decoder
 
     assert config.finetune is not None
     decoder = Decoder(config.model, initialise=False)
+    for layer in decoder.modules():
+        # torch's own draws, though the base's weights replace them: the adapters' first weights
+        # come from the same random state, and so are the same, as in earlier versions.
+        if isinstance(layer, nn.Linear | nn.Embedding):
+            layer.reset_parameters()
     load_whole(decoder, base.folder)
     if config.finetune.method != "full":
         add_adapters(decoder, config.finetune.lora, four_bits=config.finetune.method == "qlora")

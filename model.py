@@ -1,9 +1,10 @@
-"""The decoder, read from the top: `Decoder` is the whole model, then its parts, largest first.
+"""The decoder, top down: `Decoder` is the whole model, then come its parts, largest first.
 
-A decoder-only transformer predicts each next token from the tokens before it. The default is
-Llama-shaped: RMSNorm before each branch, rotary positions, grouped-query attention, a SwiGLU MLP,
-no biases. A few fields of `ModelConfig` turn it into a Qwen3 or a GPT-2 (tests/model/test_model.py
-holds all three against `transformers`, weight for weight).
+A decoder-only transformer predicts each token from the tokens before it. The default is Llama's
+shape: RMSNorm before each branch, rotary positions, grouped-query attention, a SwiGLU MLP, no
+biases. A few fields of `ModelConfig` turn it into a Qwen3 or a GPT-2 (tests/model/test_model.py
+compares all three with `transformers`, weight for weight). The LightningModule that trains it is
+in lm/training/module.py.
 
 Shapes are written in these letters:
     B  rows in the batch                D  width of the residual stream (d_model)
@@ -15,11 +16,13 @@ Shapes are written in these letters:
 from __future__ import annotations
 
 import math
-from typing import NoReturn
+from contextlib import nullcontext
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint as recompute
 
 from lm.config.schema.model import ModelConfig
@@ -29,8 +32,8 @@ from lm.optim.loss import token_losses
 class Decoder(nn.Module):
     """Token ids in, next-token logits (or their loss) out.
 
-    `config.vocab_size` must be a number here; the commands fill it in from the tokenizer.
-    `initialise=False` leaves the weights as torch made them, for callers that load their own.
+    `config.vocab_size` must be a number; the commands take it from the tokenizer.
+    `initialise=False` draws no weights, for callers that load their own.
     """
 
     def __init__(self, config: ModelConfig, initialise: bool = True):
@@ -38,24 +41,24 @@ class Decoder(nn.Module):
         if config.vocab_size is None:
             raise ValueError("model.vocab_size is still open; set it to the tokenizer's vocab_size")
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
-        self.embed_positions = (
-            nn.Embedding(config.context_length, config.d_model)
-            if config.positions == "learned"
-            else None
-        )
-        self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm = make_norm(config, config.d_model)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        width, learned = config.d_model, config.positions == "learned"
+        with nullcontext() if initialise else EmptyInit():
+            self.embed_tokens = nn.Embedding(config.vocab_size, width)
+            self.embed_positions = nn.Embedding(config.context_length, width) if learned else None
+            self.dropout = nn.Dropout(config.dropout)
+            self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+            self.norm = make_norm(config, width)
+            self.lm_head = nn.Linear(width, config.vocab_size, bias=False)
         self.tie_weights()
         if initialise:
             self.initialise()
+        # Counted now: adapters, 4-bit weights and FSDP change parameters() later.
+        matrices = [layer.weight for layer in self.modules() if isinstance(layer, nn.Linear)]
+        self._n_parameters = sum(weight.numel() for weight in self.parameters())
+        self._n_matmul_parameters = sum(weight.numel() for weight in matrices)
 
     def tie_weights(self) -> None:
-        """Let the head share the embedding's storage. Needed again after loading with
-        `assign=True`, which replaces parameters.
-        """
+        """Let the head share the embedding's weight, also after loading with `assign=True`."""
         if self.config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
@@ -70,33 +73,29 @@ class Decoder(nn.Module):
 
         Args:
             input_ids: (B, T) token ids.
-            labels: (B, T) the token that should follow each position; IGNORE_INDEX (-100) where
-                nothing is to be learned. They are already shifted: `labels[t]` answers
-                `input_ids[t]`.
+            labels: (B, T) the token that follows each position, already shifted; IGNORE_INDEX
+                (-100) excludes a position from the loss.
             document_ids: (B, T) equal numbers mark one document; attention stays inside it and
-                positions restart at 0. Numbers never decrease along a row. None: a row is one
-                document.
-            cache: keys and values of earlier positions. `input_ids` continue them, and are added to
-                it.
+                positions restart at 0. Numbers never decrease along a row. None: one document.
+            cache: keys and values of the positions before `input_ids`, which are appended to it.
 
         Returns:
-            With labels: the cross-entropy of each token in nats, (B, T) float32, 0 where the label
-            is ignored. Else the logits, (B, T, V); with a cache only the last position's, (B, 1,
-            V), since nothing else is sampled from.
+            With labels, the cross-entropy of each token in nats, (B, T) float32, 0 where the label
+            is ignored. Otherwise the logits, (B, T, V); with a cache only those of the last
+            position, (B, 1, V), because sampling needs no others.
         """
+        config = self.config
         start, padding = (cache.length, cache.padding) if cache is not None else (0, None)
         positions = self._positions(input_ids, document_ids, start, padding)  # (T,) or (B, T)
-        mask = self._mask(input_ids, document_ids, start, padding)  # None means plainly causal
+        rotation = rope_rotation(config, positions) if config.positions == "rope" else None
+        mask = self._mask(input_ids, document_ids, start, padding)  # None: plain causal
         x = self.embed_tokens(input_ids)  # (B, T, D)
         if self.embed_positions is not None:
             x = x + self.embed_positions(positions)
-        rotation = (
-            rope_rotation(self.config, positions) if self.config.positions == "rope" else None
-        )
         x = self.dropout(x)
         for i, block in enumerate(self.layers):
             layer_cache = (cache, i) if cache is not None else None
-            if self.config.gradient_checkpointing and self.training:
+            if config.gradient_checkpointing and self.training:
                 x = recompute(block, x, rotation, mask, layer_cache, use_reentrant=False)
             else:
                 x = block(x, rotation, mask, layer_cache)
@@ -107,94 +106,65 @@ class Decoder(nn.Module):
         return self.lm_head(x) if labels is None else token_losses(x, self.lm_head.weight, labels)
 
     def new_cache(self, batch_size: int, length: int | None = None) -> KVCache:
-        """An empty cache for `length` positions (default: the context length), on the model's
-        device and in its dtype.
-        """
-        weight = self.embed_tokens.weight
-        shape = (
-            self.config.n_layers,
-            batch_size,
-            self.config.kv_heads,
-            length or self.config.context_length,
-            self.config.head_dim,
-        )
-        return KVCache(
-            torch.zeros(shape, dtype=weight.dtype, device=weight.device),
-            torch.zeros(shape, dtype=weight.dtype, device=weight.device),
-        )
+        """Return an empty cache, on the model's device; `length` is the context's by default."""
+        config, weight = self.config, self.embed_tokens.weight
+        capacity = length or config.context_length
+        shape = (config.n_layers, batch_size, config.kv_heads, capacity, config.head_dim)
+        keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        return KVCache(keys, torch.zeros_like(keys))
 
     def initialise(self) -> None:
         """Draw all weights from the global random state.
 
-        | weights                                | start                                         |
+        | weights                                | initial value                                 |
         |----------------------------------------|-----------------------------------------------|
         | embeddings, head and matrices          | normal, init_std                              |
         | o_proj, down_proj (they write to x)    | normal, init_std / sqrt(2 n_layers), or zero  |
         | biases                                 | zero                                          |
         | norms                                  | one                                           |
 
-        2 n_layers branches add to the residual stream; the scale keeps its variance from growing
-        with depth (GPT-2, Radford et al. 2019, section 2.3). Small logits make the first loss
-        ln(V): every token is equally likely.
+        2 n_layers branches add to the residual stream. The scale keeps its variance from growing
+        with depth (GPT-2, Radford et al. 2019, section 2.3). Small logits: the first loss is ln(V).
         """
         std = self.config.init_std
+        residual_std = std / math.sqrt(2 * self.config.n_layers)
         for name, parameter in self.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                if self.config.residual_init == "zero":
-                    nn.init.zeros_(parameter)
-                else:
-                    nn.init.normal_(parameter, std=std / math.sqrt(2 * self.config.n_layers))
-            elif parameter.dim() >= 2:
-                nn.init.normal_(parameter, std=std)
-            elif name.endswith("bias"):
+            residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            if name.endswith("bias") or (residual and self.config.residual_init == "zero"):
                 nn.init.zeros_(parameter)
-            else:
+            elif parameter.dim() == 1:
                 nn.init.ones_(parameter)
+            else:
+                nn.init.normal_(parameter, std=residual_std if residual else std)
 
     def n_parameters(self) -> int:
-        """Number of weights; a tied head counts once, and adapters beside them do not."""
-        return sum(parameter.numel() for parameter in self._as_configured().parameters())
+        """Return the number of weights. A tied head counts once, adapters do not count."""
+        return self._n_parameters
 
     def n_matmul_parameters(self) -> int:
-        """Weights that take part in a matrix product for every token: all linear layers, the head
-        included even where it is tied.
-        """
-        return sum(
-            module.weight.numel()
-            for module in self._as_configured().modules()
-            if isinstance(module, nn.Linear)
-        )
-
-    def _as_configured(self) -> Decoder:
-        """One without memory, to count in: whatever this one's layers were replaced by, and in
-        however many bits they are kept.
-        """
-        with torch.device("meta"):
-            return Decoder(self.config, initialise=False)
+        """Return the number of weights in linear layers; the head counts even if it is tied."""
+        return self._n_matmul_parameters
 
     def _positions(
         self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None
     ) -> Tensor:
         index = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)  # (T,)
         if padding is not None:
-            # (B, T); the padding's own do not matter, but a table has none below 0
+            # (B, T). Positions of padding have no effect, but a learned table has no row below 0.
             return (index - padding[:, None]).clamp(min=0)
         if document_ids is None:
             return index
-        # (B, T) true where a document begins
-        changes = document_ids != F.pad(document_ids, (1, 0), value=-1)[:, :-1]
-        begin = torch.where(changes, index, 0).cummax(dim=1).values
-        return index - begin  # (B, T)
+        first = document_ids != F.pad(document_ids, (1, 0), value=-1)[:, :-1]  # of its document
+        return index - torch.where(first, index, 0).cummax(dim=1).values  # (B, T)
 
     def _mask(
         self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None
     ) -> Tensor | None:
-        """Who may look at whom, (T, S) or (B, 1, T, S); true allows. None where SDPA's own causal
-        mask is right.
+        """Return which keys each query sees, (T, S) or (B, 1, T, S); None: plain causal is right.
 
-        `is_causal=True` aligns the triangle with the top left corner: with earlier keys in the
-        cache (T < S) that would hide the recent past and, in a second chunk of a prompt, show the
-        future. So those cases compare absolute positions.
+        `is_causal=True` aligns the triangle with the top left corner. With earlier keys in the
+        cache (T < S) it would hide the recent past and, in a second chunk of a prompt, show the
+        future. Those cases compare absolute positions instead.
         """
         length = input_ids.shape[1]
         if document_ids is None and start == 0 and padding is None:
@@ -203,19 +173,19 @@ class Decoder(nn.Module):
         key = torch.arange(start + length, device=input_ids.device)
         causal = query[:, None] >= key[None, :]  # (T, S)
         if padding is not None:
-            # Padding sees itself: where nothing is to be seen some kernels answer NaN, which would
-            # reach all others through the values.
+            # Padding sees itself: for a query that sees nothing some kernels return NaN, and the
+            # values would carry it to all other positions.
             seen = (key >= padding[:, None])[:, None] | (key == query[:, None])  # (B, T, S)
             return (causal & seen)[:, None]
         if document_ids is None:
             return causal
-        assert start == 0, "documents are packed in training rows, which have no cache"
+        assert start == 0, "rows of packed documents have no cache"
         same = document_ids[:, :, None] == document_ids[:, None, :]  # (B, T, T)
         return (causal & same)[:, None]
 
 
 class Block(nn.Module):
-    """One layer: tokens exchange information (attention), then each thinks for itself (MLP)."""
+    """One layer: tokens exchange information (attention), then each is processed alone (MLP)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -241,8 +211,7 @@ class Attention(nn.Module):
                            \\ | /      \\ | /
                             kv0        kv1          the cache shrinks to K / H of its size
 
-    Dropout acts on the residual branch, not on the attention weights: the fused kernels refuse it
-    there and fall back to slow code.
+    Dropout acts on the residual branch: on attention weights it would turn off the fused kernels.
     """
 
     def __init__(self, config: ModelConfig):
@@ -253,7 +222,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.d_model, kv_width, bias=config.bias)
         self.v_proj = nn.Linear(config.d_model, kv_width, bias=config.bias)
         self.o_proj = nn.Linear(config.d_model, config.d_model, bias=config.bias)
-        # One norm for all heads of a kind, over E, before the rotation: as Qwen3 has it.
+        # Qwen3: one norm over E for all query heads, one for all key heads, before the rotation.
         self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
 
@@ -271,21 +240,16 @@ class Attention(nn.Module):
         if cache is not None:
             kv_cache, layer = cache
             k, v = kv_cache.extend(layer, k, v)  # (B, K, S, E)
-        # enable_gqa pairs query head h with key head h // (H / K): neighbours share, as drawn
-        # above.
+        # enable_gqa pairs query head h with key head h // (H / K): neighbours share, as drawn.
+        grouped, causal = self.config.kv_heads != self.config.n_heads, mask is None
         out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=self.config.kv_heads != self.config.n_heads,
+            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped
         )
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
 
 
 class SwiGLU(nn.Module):
-    """The gated MLP: down(silu(gate x) * up x) (Shazeer 2020, "GLU Variants Improve Transformer")."""
+    """The gated MLP: down(silu(gate x) * up x) (Shazeer 2020)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -312,15 +276,14 @@ class GeluMLP(nn.Module):
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, in room set aside at the start. The caller
-    makes it and passes it in.
+    """Keys and values of the positions so far, in memory reserved at the start.
 
     `keys` and `values` are (layers, B, K, capacity, E); the first `length` positions are filled.
     `Decoder.forward` moves `length` once per call, after all layers have written.
 
-    `padding`, (B,) or None, is how many positions at the start of each row hold no text, so that
-    rows of different lengths end together: whoever fills the cache sets it. Nothing looks at them,
-    and positions are counted from behind them.
+    `padding`, (B,) or None, is the number of positions without text at the start of each row, so
+    that rows of different lengths end together. The caller sets it. No query sees them, and
+    positions are counted from the first token after them.
     """
 
     def __init__(self, keys: Tensor, values: Tensor):
@@ -331,12 +294,12 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        """How many positions fit."""
+        """Return how many positions fit."""
         return self.keys.shape[3]
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, K, T, E) of new positions; return all of this layer's, (B, K, S, E) with S =
-        length + T.
+        """Store new positions, (B, K, T, E). Return all of this layer's, (B, K, S, E) with
+        S = length + T.
         """
         end = self.length + k.shape[2]
         assert end <= self.capacity, f"{end} positions do not fit a cache of {self.capacity}"
@@ -350,17 +313,14 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines, (1 or B, 1, T, E)
 
 
 def rope_rotation(config: ModelConfig, positions: Tensor) -> Rotation:
-    """Angles of the rotary embedding (Su et al. 2021): position p turns the pair (i, i + E/2) by p
-    * theta^(-2i / E).
+    """Return the rotary embedding's angles (Su et al. 2021): position p turns the pair
+    (i, i + E/2) by p * theta^(-2i / E). (T,) or (B, T) positions give (1 or B, 1, T, E).
 
-    Computed on the fly in float32 for just the positions at hand: bfloat16 cannot count past 256,
-    and a table kept as a buffer would be cast with the model, saved with it, and end somewhere.
-    (T,) or (B, T) positions give (1 or B, 1, T, E).
+    They are computed in float32 for each call. bfloat16 cannot count past 256, and a table in a
+    buffer would be cast and saved with the model, and would have a last position.
     """
-    half = (
-        torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)
-        / config.head_dim
-    )
+    pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)
+    half = pairs / config.head_dim
     angles = positions.float()[..., None] * config.rope_theta**-half  # (..., T, E/2)
     angles = torch.cat((angles, angles), dim=-1)
     angles = angles[None, None] if positions.dim() == 1 else angles[:, None]
@@ -370,9 +330,8 @@ def rope_rotation(config: ModelConfig, positions: Tensor) -> Rotation:
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turn (B, heads, T, E) by the angles of each position.
 
-    Element i is paired with i + E/2, as in the Hugging Face Llama. The paper and Meta's own files
-    pair i with i + 1: the same function up to a permutation of the projection's rows, and nonsense
-    if the two are mixed.
+    Element i is paired with i + E/2, as in Hugging Face's Llama. The paper and Meta's files pair
+    i with i + 1. The weights of the two differ by a permutation of the projection's rows.
     """
     cos, sin = rotation
     first, second = x.float().chunk(2, dim=-1)
@@ -381,8 +340,8 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / rms(x) * weight (Zhang & Sennrich 2019). The weight follows x, which autocast may have
-    made bfloat16; mixed, the fused kernel steps back with a warning.
+    """x / rms(x) * weight (Zhang & Sennrich 2019). The weight is cast to x's type, which autocast
+    may have made bfloat16, because the fused kernel does not take mixed types.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -391,10 +350,18 @@ class RMSNorm(nn.RMSNorm):
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
-    """The configured normalisation over the last dimension of size `width`."""
+    """Return the configured normalisation over the last dimension, of size `width`."""
     if config.norm == "rmsnorm":
         return RMSNorm(width, eps=config.norm_eps)
     return nn.LayerNorm(width, eps=config.norm_eps, bias=config.bias)
+
+
+class EmptyInit(TorchFunctionMode):
+    """Within the block torch.nn.init does nothing, so new modules draw no weights."""
+
+    def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        initialises = getattr(call, "__module__", None) == "torch.nn.init"
+        return None if initialises else call(*args, **(kwargs or {}))
 
 
 def __getattr__(name: str) -> NoReturn:

@@ -54,8 +54,8 @@ def writers(folder: Path, meta: dict[str, Any]) -> dict[str, Callable[[Path], An
     """
     import torch
 
+    from lm.checkpoints.fsdp import has_shards, read_shards, read_train_state
     from lm.checkpoints.weights import write_weights
-    from lm.surgery.fsdp import has_shards, read_shards, read_train_state
 
     files: dict[str, Callable[[Path], Any]] = {
         "model.safetensors": lambda path: write_weights(path, dict(read_shards(folder, "model"))),

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lm.checkpoints import fsdp
 from lm.checkpoints.folder import Begun, read_meta
 from lm.checkpoints.weights import trained, write_state, write_weights
 from lm.config.schema.optimizer import OptimizerConfig
 from lm.optim.averaging import WeightAverage
 from lm.optim.optimizers import make_optimizer
-from lm.surgery import fsdp
+from lm.surgery.fsdp import is_sharded, shard_like
 from lm.system.errors import CheckpointError
 
 KEYS = {"step", "recent_losses", "optimizer"}
@@ -40,7 +41,7 @@ def tensor_writers(
     `state`, of plain values, goes along with the optimiser's. Of a decoder that is shared out,
     `begin_shards` has written the tensors.
     """
-    if fsdp.is_sharded(decoder):
+    if is_sharded(decoder):
         return {"train_state.json": lambda path: fsdp.write_train_state(path, state, optimizer)}
     files: dict[str, Callable[[Path], None]] = {
         "model.safetensors": lambda path: write_weights(path, trained(decoder)),
@@ -94,11 +95,11 @@ class Saved:
         """Put the optimiser and the averages where they were; returns the plain values that went
         along.
         """
-        optimizer.load_state_dict(fsdp.placed(self.state["optimizer"], optimizer))
+        optimizer.load_state_dict(fsdp.shard_optimizer_state(self.state["optimizer"], optimizer))
         if average is not None and self.averages is not None:
             average.load(
                 {
-                    name: fsdp.like(self.averages[name], mine)
+                    name: shard_like(self.averages[name], mine)
                     for name, mine in average.weights.items()
                 }
             )

@@ -211,7 +211,7 @@ class LanguageModel(lightning.LightningModule):
         """
         parameters = [weight for weight in self.decoder.parameters() if weight.grad is not None]
         norm = nn.utils.get_total_norm(weight.grad for weight in parameters)  # type: ignore[misc]
-        self.grad_norm = fsdp.whole(norm)
+        self.grad_norm = fsdp.full_tensor(norm)
         decisive = self.loss if self.precision == "fp16" else self.loss + self.grad_norm
         if not torch.isfinite(decisive):
             raise NonFiniteError(
@@ -239,7 +239,7 @@ class LanguageModel(lightning.LightningModule):
     def _no_sync_unless(self, last: bool) -> contextlib.AbstractContextManager[object]:
         """Let processes exchange gradients in the backward pass of the last micro-batch only."""
         if self.sharded:
-            fsdp.exchange_gradients(self.decoder, last)
+            fsdp.sync_gradients(self.decoder, last)
         wrapped = self.trainer.strategy.model
         if isinstance(wrapped, DistributedDataParallel) and not last:
             return wrapped.no_sync()

@@ -21,7 +21,7 @@ def give_up(module: LanguageModel, batch: dict[str, Any], problem: str) -> None:
         GoBack: the run goes on from its newest checkpoint.
     """
     norms = {
-        name: fsdp.whole(weight.grad.norm()).item()
+        name: fsdp.full_tensor(weight.grad.norm()).item()
         for name, weight in module.decoder.named_parameters()
         if weight.grad is not None
     }

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from lm import load
+from lm.checkpoints import fsdp
 from lm.checkpoints.folder import (
     newest_whole,
     read_meta,
@@ -26,7 +27,6 @@ from lm.checkpoints.folder import (
     step_of,
     verify,
 )
-from lm.surgery import fsdp
 from lm.system.errors import CheckpointError, ConfigError
 from tests.support.runs import config_file, slurm_tasks, train
 from tests.support.witnessed import rows, witness

@@ -431,6 +431,24 @@ def test_a_tied_head_is_one_tensor_everywhere() -> None:
     assert untied.n_matmul_parameters() == model.n_matmul_parameters()
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_without_initialisation_nothing_is_drawn(device: str) -> None:
+    shape = decoder(positions="learned", norm="layernorm", mlp="gelu", bias=True).config
+    before = torch.get_rng_state()
+    with torch.device(device):
+        bare = Decoder(shape, initialise=False)
+    assert torch.equal(before, torch.get_rng_state())
+    assert bare.state_dict().keys() == Decoder(shape).state_dict().keys()
+    assert not torch.equal(before, torch.get_rng_state())
+
+
+def test_weights_are_counted_before_anything_is_done_to_them() -> None:
+    model = decoder()
+    counts = model.n_parameters(), model.n_matmul_parameters()
+    model.layers[0].attention.q_proj = torch.nn.Identity()
+    assert (model.n_parameters(), model.n_matmul_parameters()) == counts
+
+
 def test_gradient_checkpointing_changes_nothing() -> None:
     plain, saving = decoder(), decoder(gradient_checkpointing=True)
     for model in (plain, saving):

@@ -21,7 +21,7 @@ from lm.config.schema.model import ModelConfig
 from lm.optim.loss import IGNORE_INDEX
 from lm.optim.objectives import NextToken
 from lm.runs.incidents import Incidents
-from lm.surgery.fsdp import whole
+from lm.surgery.fsdp import full_tensor
 from lm.surgery.lora import add_adapters
 from lm.training.module import LanguageModel
 from lm.training.processes import disconnect
@@ -57,7 +57,8 @@ class Recorder(LanguageModel):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
         self.gradients = {
-            name: whole(parameter.grad).clone() for name, parameter in trained(self.decoder).items()
+            name: full_tensor(parameter.grad).clone()
+            for name, parameter in trained(self.decoder).items()
         }
 
 
@@ -108,7 +109,7 @@ def main(micro_batch: int, out: Path, world_size: int, *options: str) -> None:
     trainer.fit(module, DataLoader(OneStep(micro_batch, rank, world_size), batch_size=None))
     assert module.sharded == fsdp
     state = {
-        f"after {name}": whole(parameter).detach()
+        f"after {name}": full_tensor(parameter).detach()
         for name, parameter in module.decoder.named_parameters()
     }
     if rank == 0:

@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from lm.checkpoints import fsdp as sharded_files
 from lm.evaluation import validation
 from lm.surgery import fsdp
 from lm.system import errors
@@ -69,14 +70,14 @@ def witness(folder: Path, fault: str = "none") -> Iterator[None]:
 
 def gather(module: LanguageModel, file: Path) -> None:
     assert module.average is not None
-    optimizer = fsdp.optimizer_tensors(module.optimizers(use_pl_optimizer=False))
+    optimizer = sharded_files.optimizer_tensors(module.optimizers(use_pl_optimizer=False))
     kinds = {
         "model": dict(module.decoder.named_parameters()),
         "ema": module.average.weights,
         "optimizer": optimizer,
     }
     content = {
-        kind: {name: fsdp.whole(tensor).detach().clone() for name, tensor in part.items()}
+        kind: {name: fsdp.full_tensor(tensor).detach().clone() for name, tensor in part.items()}
         for kind, part in kinds.items()
     }
     if module.global_rank == 0:
@@ -100,7 +101,7 @@ def happen(kind: str, step: int) -> None:
         def refuse(path: Path, weights: object) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-        fsdp.write_weights = refuse  # type: ignore[assignment]
+        sharded_files.write_weights = refuse  # type: ignore[assignment]
         return
     number = {"kill": signal.SIGKILL, "usr1": signal.SIGUSR1, "stop": signal.SIGTERM}[kind]
     os.kill(os.getppid() if kind == "stop" else os.getpid(), number)
