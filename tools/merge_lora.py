@@ -62,7 +62,8 @@ def writers(
     import torch
 
     from lm.checkpoints.adapters import load_whole
-    from lm.checkpoints.weights import trained, write_weights
+    from lm.checkpoints.weights import write_weights
+    from lm.optim.optimizers import trained
     from model import Decoder
 
     with torch.device("meta"):

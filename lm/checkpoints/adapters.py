@@ -14,8 +14,8 @@ from lm.checkpoints.base import open_base
 from lm.checkpoints.folder import open_checkpoint, read_manifest, read_meta, verify
 from lm.checkpoints.meta import Adapters, AdaptersBase, read_adapters
 from lm.checkpoints.train_state import load_into
-from lm.checkpoints.weights import trained
 from lm.config.schema.config import Config
+from lm.optim.optimizers import trained
 from lm.surgery.lora import add_adapters, merge
 from lm.system.errors import CheckpointError, ConfigError
 

@@ -20,10 +20,10 @@ from torch.optim import Optimizer
 
 from lm.checkpoints import fsdp
 from lm.checkpoints.folder import Begun, read_meta
-from lm.checkpoints.weights import trained, write_state, write_weights
+from lm.checkpoints.weights import write_state, write_weights
 from lm.config.schema.optimizer import OptimizerConfig
 from lm.optim.averaging import WeightAverage
-from lm.optim.optimizers import make_optimizer
+from lm.optim.optimizers import make_optimizer, trained
 from lm.surgery.fsdp import is_sharded, shard_like
 from lm.system.errors import CheckpointError
 

@@ -11,23 +11,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lm.checkpoints.folder import read_manifest, shard_count, verify
 from lm.system.errors import CheckpointError
 
 
-def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are trained, by name: all but frozen ones, and a tied one once. They
-    alone are saved and averaged.
-    """
-    return {
-        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
-    }
-
-
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write named tensors. `trained(model)` is what belongs here.
+    """Write named tensors; for a model, its `trained` parameters (lm/optim/optimizers.py).
 
     Raises:
         OSError: the disk refused.

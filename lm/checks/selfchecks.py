@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lm.checkpoints.weights import trained
 from lm.optim.loss import IGNORE_INDEX
 from lm.optim.objectives import Objective
+from lm.optim.optimizers import trained
 
 ROUNDING = 1e-3  # of the logits' spread: float32 adds the same numbers in another order
 USUAL_STD = 0.02  # of initial weights, as GPT-2 and Llama have it

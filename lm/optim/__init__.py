@@ -1,1 +1,7 @@
-"""A room."""
+"""One optimiser step in formulas.
+
+Start with loss.py, optimizers.py and schedule.py: what a token costs, which weights decay, and how
+fast they move. objectives.py says what a row is trained for (next token, or DPO); averaging.py
+keeps averaged weights; randomness.py derives every seed. The loop over steps is in
+lm/training/module.py.
+"""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lm.checkpoints.weights import trained
+from lm.optim.optimizers import trained
 
 
 class WeightAverage:

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lm.checkpoints.weights import trained
 from lm.config.schema.config import Config
-from lm.optim.optimizers import make_optimizer
+from lm.optim.optimizers import make_optimizer, trained
 from lm.system.device import Device, Precision, autocast, memory
 from lm.system.errors import CheckpointError, ConfigError
 from lm.system.units import duration, in_bytes

@@ -21,9 +21,9 @@ import finetune as command
 from lm import load
 from lm.checkpoints.folder import MERGED, ORDINARY, read_manifest, read_meta, required, verify
 from lm.checkpoints.meta import read_adapters
-from lm.checkpoints.weights import trained
 from lm.commands import load_config
 from lm.config.schema.finetune import LoraConfig
+from lm.optim.optimizers import trained
 from lm.surgery.lora import Adapted, add_adapters
 from lm.system.errors import CheckpointError, ConfigError
 from lm.training.forecast import footprint

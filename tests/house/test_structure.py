@@ -50,9 +50,6 @@ YAML_READERS = {"load", "load_all", "full_load", "full_load_all", "unsafe_load",
 # makes its test fail until its line here is gone too.
 KNOWN: dict[str, list[str]] = {
     "order": [
-        "lm.optim.averaging (optim) imports lm.checkpoints.weights (checkpoints)",
-        "lm.surgery.fsdp (surgery) imports lm.checkpoints.folder (checkpoints)",
-        "lm.surgery.fsdp (surgery) imports lm.checkpoints.weights (checkpoints)",
         "tools.resume_proof imports a module whose name is computed",
         "tools.resume_proof uses runpy: import it instead",
         "tools.selfcheck imports a module whose name is computed",

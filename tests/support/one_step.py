@@ -14,12 +14,12 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader, Dataset
 
-from lm.checkpoints.weights import trained
 from lm.config.schema.config import Config
 from lm.config.schema.finetune import LoraConfig
 from lm.config.schema.model import ModelConfig
 from lm.optim.loss import IGNORE_INDEX
 from lm.optim.objectives import NextToken
+from lm.optim.optimizers import trained
 from lm.runs.incidents import Incidents
 from lm.surgery.fsdp import full_tensor
 from lm.surgery.lora import add_adapters

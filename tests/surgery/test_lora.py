@@ -15,12 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lm.checkpoints.weights import trained
 from lm.config.schema.finetune import LoraConfig
 from lm.config.schema.model import ModelConfig
 from lm.config.schema.optimizer import OptimizerConfig
 from lm.optim.averaging import WeightAverage
-from lm.optim.optimizers import make_optimizer, parameter_groups
+from lm.optim.optimizers import make_optimizer, parameter_groups, trained
 from lm.surgery.lora import Adapted, FourBitLinear, adapters_off, add_adapters, merge
 from lm.system.errors import ConfigError
 from lm.training.forecast import footprint
