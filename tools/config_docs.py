@@ -1,30 +1,29 @@
-"""Write docs/CONFIG_REFERENCE.md and docs/config.schema.json from lm/config/schema/; with --check,
-say which of them is stale.
+"""Write docs/CONFIG_REFERENCE.md and docs/config.schema.json from lm/config/schema/.
 
-python -m tools.config_docs [--check]
+python -m tools.config_docs
+python -m tools.config_docs --check    # write nothing; exit with 1 if one of them is stale
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from lm.commands import command_parser
 from lm.config.keys import Key, either, json_schema, keys
-from lm.system import errors
+from lm.system import disk, errors
 
 ROOT = Path(__file__).resolve().parents[1]
 
 INTRODUCTION = """\
-<!-- Generated from lm/config/schema/ by `python -m tools.config_docs`. Edit there, then run it again. -->
+<!-- Generated from lm/config/schema/ by `python -m tools.config_docs`. Edit there and run it. -->
 
 # Configuration reference
 
-One YAML file describes one run. Only `data.source` and a length (`trainer.max_steps` or `trainer.max_tokens`) must be given:
+One YAML file describes one run. Two things must be given: `data.source`, and a length
+(`trainer.max_steps` or `trainer.max_tokens`):
 
 ```yaml
 # yaml-language-server: $schema=docs/config.schema.json
@@ -36,34 +35,39 @@ trainer:
   max_steps: 500
 ```
 
-The first line is for editors: with it they complete keys, show their meaning and mark mistakes. The path is relative to the YAML file
-(`../docs/config.schema.json` from `configs/`).
+The first line is for editors: with it they complete keys, show their meaning and mark mistakes. The
+path is relative to the YAML file (`../docs/config.schema.json` from `configs/`).
 
 ## How values are written
 
-- YAML 1.2, a small part of it: mappings, lists, text, numbers, `true`, `false`, `null`. `3e-5` is a number; `on`, `off`, `yes`, `no` are
-  text; `010`, `0x10` and `1_000` are not numbers. A whole number may be written `1000`, `1e3` or `1000.0`.
-- Refused: unknown keys, a key given twice, anchors, aliases, merge keys, tags, tabs for indentation, more than one document, a byte order
-  mark, files over 1 MiB, nesting deeper than 32.
-- Paths, `files` among them, are relative to the directory in which the command is run, not to the YAML file.
+- The format is a small part of YAML 1.2: mappings, lists, text, numbers, `true`, `false`, `null`.
+- `3e-5` is a number. `on`, `off`, `yes` and `no` are text. `010`, `0x10` and `1_000` are not numbers.
+- A whole number may be written `1000`, `1e3` or `1000.0`.
+- These are refused: unknown keys, a key given twice, anchors, aliases, merge keys, tags, tabs for
+  indentation, more than one document, a byte order mark, files over 1 MiB, nesting deeper than 32.
+- Paths, also those in `files`, are relative to the current directory, not to the YAML file.
 
 ## On the command line
 
-Any key can be given after the file, as `--section.key value` or `--section.key=value`, and takes the place of the file's value:
+Any key can be given after the file, as `--section.key value` or `--section.key=value`. It replaces
+the file's value:
 
 ```
-python train.py --config config_smoke.yaml --optimizer.lr 3e-5 --optimizer.betas "[0.9, 0.99]" --data.source.files=a.txt
+python train.py --config config_smoke.yaml --optimizer.lr 3e-5 --data.source.files=a.txt \\
+    --optimizer.betas "[0.9, 0.99]"
 ```
 
-- Values are written as in YAML: `null` for none, `[a, b]` for a list, `{format: txt, files: a.txt}` for a section. Only for keys that take
-  nothing but text is the value taken letter by letter, quotes and brackets included.
-- A list is given as a whole, of sections too: `--data.source.parts "[{weight: 1, source: {format: txt, files: a.txt}}]"`.
-- A value may begin with `-`; one that begins with `--` needs the form with `=`. The same key twice is refused.
-- `--print-config` shows the values that result, and where each came from. What it prints can be saved and loaded.
+- Values are written as in YAML: `null` for none, `[a, b]` for a list, `{format: txt, files: a.txt}`
+  for a section. A key that accepts only text takes its value literally, with quotes and brackets.
+- A list is always given in full, also a list of sections:
+  `--data.source.parts "[{weight: 1, source: {format: txt, files: a.txt}}]"`.
+- A value may begin with `-`. A value that begins with `--` needs the form with `=`.
+- The same key twice is refused.
+- `--print-config` prints the resulting values and their origins. Its output can be saved and loaded.
 
 ## Mistakes
 
-All are reported together, one line each, before anything heavy is loaded, and the exit code is 2:
+All mistakes are reported together, one line each, before torch is loaded. The exit code is 2:
 
 ```
 config.yaml:12: optimizer.lr: not a number, got "fast", write a number > 0 and <= 10
@@ -71,12 +75,12 @@ config.yaml:15: trainer.lr: unknown key, got 3.0e-5, did you mean optimizer.lr?
 command line: --trainer.max_steps: too small, got -3, write a whole number >= 1 or null
 ```
 
-A file that cannot be read at all is named without a line.
+If a file cannot be read, the message names it without a line.
 """
 
 
 def reference() -> str:
-    """The whole text of docs/CONFIG_REFERENCE.md."""
+    """Return the text of docs/CONFIG_REFERENCE.md."""
     parts = [INTRODUCTION]
     for name in keys()[""].children:
         section = keys()[name]
@@ -85,7 +89,7 @@ def reference() -> str:
 
 
 def generated() -> dict[Path, str]:
-    """What each generated file should hold."""
+    """Return the content of each generated file."""
     schema = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
     return {
         ROOT / "docs/CONFIG_REFERENCE.md": reference(),
@@ -94,12 +98,10 @@ def generated() -> dict[Path, str]:
 
 
 def main() -> None:
-    """Write the files or, with --check, exit with 1 where one of them is not what it should be."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.config_docs", description=__doc__.split("\n")[0], allow_abbrev=False
-    )
+    """Write the files; with --check, exit with 1 if one of them is stale."""
+    parser = command_parser("python -m tools.config_docs", __doc__)
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit with 1 and name what is stale"
+        "--check", action="store_true", help="write nothing; exit with 1 and name stale files"
     )
     check = parser.parse_args().check
     stale = [
@@ -113,12 +115,12 @@ def main() -> None:
             f" {'stale, run python -m tools.config_docs' if check else 'written'}"
         )
         if not check:
-            _write(path, generated()[path])
+            disk.replace(path, generated()[path])
     sys.exit(1 if check and stale else 0)
 
 
 def _table(section: Key) -> str:
-    """The keys of a section, and below each section's row the keys inside it."""
+    """Return the table of a section's keys; the keys of an inner section follow its row."""
     rows = ["| key | type and range | default | meaning |", "|---|---|---|---|"]
     return "\n".join([*rows, *_rows(section)]) + "\n"
 
@@ -145,17 +147,6 @@ def _rows(section: Key) -> Iterator[str]:
         )
         if not again:
             yield from _rows(key)
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace the file in one step, so that nobody reads half of it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(name).chmod(0o644)
-    Path(name).replace(path)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Learn a byte-level BPE vocabulary from the text that a configuration names, and say what it makes
-of it.
+"""Train a byte-level BPE vocabulary on the text of a configuration, and measure it.
 
 python -m tools.train_tokenizer --config config.yaml --vocab-size 16000 --out runs/bpe16000
 python train.py --config config.yaml --tokenizer.name runs/bpe16000/tokenizer.json
 
-Only the training side of the split is learnt from. --out NAME.json writes that file alone; any other name is a folder for it, with the
-tokenizer_config.json by which transformers' AutoTokenizer opens it. Any key of the configuration can be changed, as in train.py.
-The special tokens of the chat template chatml: --special '<|im_start|>' --special '<|im_end|>'.
+It reads only the training side of the split. --out NAME.json writes one file. Any other name is a
+folder, which also gets the tokenizer_config.json that transformers' AutoTokenizer needs. Any key of
+the configuration can be changed, as in train.py. The chat template chatml needs
+--special '<|im_start|>' --special '<|im_end|>'.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from lm.documents.reader import Reader
     from lm.tokens.prepare import Split
 
-# by the name of their source; each can be read again
+# The texts of each source, by its key; each can be read again.
 Texts = dict[str, Callable[[], Iterator[str]]]
 
-# A minute or two, up to 2 GiB of memory. More gains little: from 4 to 7 MB of film reviews, 16,000
-# tokens made held-out text 0.2 % shorter.
+# Bytes; a minute or two, and up to 2 GiB of memory. More gains little: with 16,000 tokens, 7 instead
+# of 4 MB of film reviews made held-out text 0.2 % shorter.
 BUDGET = 200_000_000
-SAMPLE = 10_000_000  # bytes of each side of each source that the report is about: some seconds
+SAMPLE = 10_000_000  # bytes of each side of each source that the report measures in some seconds
 
 
 def main() -> None:
-    """Refuse what cannot work, then learn, write and measure."""
+    """Check the arguments, then train, write and measure the vocabulary."""
     arguments, overrides = parser().parse_known_args()
     data = load_config(arguments.config, overrides).config.data
 
@@ -59,12 +59,7 @@ def main() -> None:
     check_specials(specials)
     sizes = (
         ("--vocab-size", arguments.vocab_size, LEAST_VOCABULARY + len(specials), 2**20),
-        (
-            "--bytes",
-            arguments.bytes,
-            1,
-            MOST_BYTES,
-        ),
+        ("--bytes", arguments.bytes, 1, MOST_BYTES),
     )
     for flag, value, least, most in sizes:
         if not least <= value <= most:
@@ -80,7 +75,7 @@ def main() -> None:
         excerpt(texts(), arguments.bytes * weights[key] // sum(weights.values()))
         for key, texts in train.items()
     )
-    definition, text_bytes = beside_the_signals(
+    definition, text_bytes = in_a_thread(
         lambda: learn(itertools.chain.from_iterable(parts), arguments.vocab_size, specials)
     )
     if text_bytes == 0:
@@ -97,7 +92,7 @@ def main() -> None:
     disk.replace(file, definition)
     skipped = sum((reader.skipped for _, reader, _ in readers), start=Counter())
     print(
-        f"{file}: learnt from {text_bytes:,} bytes of the training text in"
+        f"{file}: trained on {text_bytes:,} bytes of the training text in"
         f" {time.perf_counter() - started:.0f} s",
         end="",
     )
@@ -110,21 +105,22 @@ def main() -> None:
 
 
 def report(file: Path, asked: int, train: Texts, val: Texts) -> None:
-    """Say what the written file, as a run will read it, makes of both sides. Raises UserError where
-    a text does not come back.
+    """Load the written file as a run does, and print how it encodes both sides of the split.
+
+    Raises:
+        UserError: a text is not the same after encoding and decoding.
     """
     from lm.tokenizer.learn import describe, excerpt, measure
     from lm.tokenizer.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(str(file))
     fewer = (
-        f", not {asked:,}: no pair of tokens is left that this text has twice"
+        f", not {asked:,}: no pair of tokens occurs twice in this text"
         if tokenizer.vocab_size < asked
         else ""
     )
     print(
-        f"{tokenizer.vocab_size:,} tokens{fewer}; of the first {SAMPLE:,} bytes of each text they"
-        " make:"
+        f"{tokenizer.vocab_size:,} tokens{fewer}; the first {SAMPLE:,} bytes of each text become:"
     )
     usages = {
         f"{name}, {split}": measure(tokenizer, excerpt(texts(), SAMPLE))
@@ -137,7 +133,7 @@ def report(file: Path, asked: int, train: Texts, val: Texts) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags; any key of the configuration is one more."""
+    """Return the parser; any key of the configuration is one more flag."""
     result = command_parser("python -m tools.train_tokenizer", __doc__)
     add_flag(result, "--config", help="the YAML file that names the text and its split")
     result.add_argument(
@@ -150,17 +146,21 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--out", required=True, type=Path, metavar="PATH", help="a folder, or a file NAME.json"
     )
-    budget = f"learn from the first N bytes of the training text ({BUDGET:,})"
+    budget = f"train on the first N bytes of the training text ({BUDGET:,})"
     result.add_argument("--bytes", type=int, default=BUDGET, metavar="N", help=budget)
-    special = "a special token beside the four, such as '<|im_end|>'; may be given several times"
+    special = "another special token, such as '<|im_end|>'; may be given several times"
     result.add_argument("--special", action="append", default=[], metavar="TOKEN", help=special)
-    result.add_argument("--force", action="store_true", help="write over what is there")
+    result.add_argument("--force", action="store_true", help="replace existing files")
     return result
 
 
 def free_paths(out: Path, force: bool) -> tuple[Path, Path | None]:
-    """The tokenizer.json, and the tokenizer_config.json beside it where `out` is a folder, which is
-    made. Refuses what is there already.
+    """Return the paths of tokenizer.json and, if `out` is a folder, of tokenizer_config.json.
+
+    The folder is created.
+
+    Raises:
+        ConfigError: a file exists, and `force` is false.
     """
     alone = out.suffix == ".json" and not out.is_dir()
     file, settings = (
@@ -177,11 +177,11 @@ def free_paths(out: Path, force: bool) -> tuple[Path, Path | None]:
 
 
 def sides(data: DataConfig, readers: list[tuple[str, Reader, Split]]) -> tuple[Texts, Texts]:
-    """The texts to train on and those to validate on, by source, split as train.py splits them."""
+    """Return the texts to train on and those to validate on, split as train.py splits them."""
     from lm.tokens.corpus import documents_by_split
 
     def part(reader: Reader, split: Split, side: str) -> Callable[[], Iterator[str]]:
-        return lambda: (text for found, text in documents_by_split(reader, split) if found == side)
+        return lambda: (text for name, text in documents_by_split(reader, split) if name == side)
 
     train = {
         reader.key: part(reader, split, "train")
@@ -195,15 +195,16 @@ def sides(data: DataConfig, readers: list[tuple[str, Reader, Split]]) -> tuple[T
     }
 
 
-def beside_the_signals(work: Callable[[], tuple[str, int]]) -> tuple[str, int]:
-    """`work()`'s result. `tokenizers` does not listen to signals, so it works in a thread, and
-    Ctrl-C leaves without waiting for it.
+def in_a_thread(work: Callable[[], tuple[str, int]]) -> tuple[str, int]:
+    """Return the result of `work()`, which runs in a thread.
+
+    `tokenizers` ignores signals. In a thread it does not keep Ctrl-C from ending the command.
     """
     try:
         return ThreadPoolExecutor(1).submit(work).result()
     except KeyboardInterrupt:
         print("stopped by Ctrl-C; nothing was written", file=sys.stderr, flush=True)
-        os._exit(130)  # an exit in order would wait for the thread
+        os._exit(130)  # sys.exit would wait for the thread
 
 
 if __name__ == "__main__":

@@ -344,7 +344,7 @@ def test_only_the_training_side_is_learnt_from(tmp_path: Path, split: str) -> No
     assert written.decode() == learn(by_side["train"], 300)[0]
     assert written.decode() != learn(by_side["train"] + by_side["val"], 300)[0]
     sizes = {side: len("".join(texts).encode()) for side, texts in by_side.items()}
-    assert f"learnt from {sizes['train']:,} bytes of the training text" in said
+    assert f"trained on {sizes['train']:,} bytes of the training text" in said
     rows = [
         line.split()
         for line in said.splitlines()
@@ -356,7 +356,7 @@ def test_only_the_training_side_is_learnt_from(tmp_path: Path, split: str) -> No
 def test_the_budget_on_the_command_line(tmp_path: Path) -> None:
     config = config_file(tmp_path)
     written, said = made(tmp_path, config, "--bytes", "500")
-    assert "learnt from 500 bytes of the training text" in said
+    assert "trained on 500 bytes of the training text" in said
     [(_, reader, split)] = readers(load_config(config).config.data)
     train = [text for side, text in documents_by_split(reader, split) if side == "train"]
     assert written.decode() == learn(excerpt(train, 500), 300)[0]
@@ -384,7 +384,7 @@ def test_the_budget_is_shared_out_by_the_weights_of_a_mixture(tmp_path: Path) ->
     }
     config = config_file(tmp_path, data=data)
     written, said = made(tmp_path, config, "--bytes", "1000", "--vocab-size", "270")
-    assert "learnt from 1,000 bytes of the training text" in said
+    assert "trained on 1,000 bytes of the training text" in said
     shares = [*excerpt(texts["a"], 300), *excerpt(texts["b"], 700)]
     assert written.decode() == learn(shares, 270)[0]
     others = (
@@ -404,7 +404,7 @@ def test_the_budget_is_shared_out_by_the_weights_of_a_mixture(tmp_path: Path) ->
     ]
     everything, said = made(tmp_path, config, "--vocab-size", "270")
     sizes = [len("".join(texts[name]).encode()) for name in "ab"]
-    assert f"learnt from {sum(sizes):,} bytes of the training text" in said
+    assert f"trained on {sum(sizes):,} bytes of the training text" in said
     assert everything.decode() == learn(texts["a"] + texts["b"], 270)[0]
 
 
@@ -465,9 +465,7 @@ def test_it_says_what_is_worth_knowing(tmp_path: Path) -> None:
     out = tmp_path / "t.json"
     said = run(*COMMAND, "--config", str(config), "--vocab-size", "5000", "--out", str(out)).stdout
     size = load_tokenizer(str(out)).vocab_size
-    assert (
-        f"\n{size} tokens, not 5,000: no pair of tokens is left that this text has twice; " in said
-    )
+    assert f"\n{size} tokens, not 5,000: no pair of tokens occurs twice in this text; " in said
     assert "; left out: 1 x broken JSON, 1 x empty document\n" in said
     assert "longest: ' " in said
     assert "never used here: " in said
