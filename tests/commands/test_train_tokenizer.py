@@ -1,6 +1,4 @@
-"""Learning a tokenizer from a configuration's text: python -m pytest
-tests/commands/test_train_tokenizer.py.
-"""
+"""tools.train_tokenizer: vocabularies trained on the text of a configuration."""
 
 from __future__ import annotations
 
@@ -52,9 +50,7 @@ def tokenizer_of(texts: list[str], vocab_size: int = 300) -> FastTokenizer:
 
 
 def pair_merges(words: Counter[tuple[bytes, ...]], n: int) -> list[bytes]:
-    """BPE as its paper has it, slowly: the most frequent pair of neighbours becomes one token, n
-    times.
-    """
+    """Return the first n merges by the BPE paper, slowly: always merge the most frequent pair."""
     made: list[bytes] = []
     for _ in range(n):
         pairs: Counter[tuple[bytes, bytes]] = Counter()
@@ -142,7 +138,7 @@ LEARNT = tokenizer_of([VERSE])
 
 
 def test_every_byte_can_be_written() -> None:
-    """A text with none of them but a's still has an id for each."""
+    """A vocabulary trained on nothing but a's still has an id for each byte."""
     tokenizer = tokenizer_of(["aaaa aaaa"], 262)
     text = "".join(map(chr, range(0x250))) + "\U0001f600\U0010ffff\ue000"
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -279,7 +275,7 @@ COMMAND = ("-m", "tools.train_tokenizer")
 
 
 def made(folder: Path, config: Path, *flags: str, **environment: str) -> tuple[bytes, str]:
-    """The written file and what was said."""
+    """Run the command; return the written file and its output."""
     out = folder / f"{len(list(folder.glob('*.json')))}.json"
     said = run(
         *COMMAND,
@@ -316,16 +312,16 @@ SPLITS: dict[str, dict[str, object]] = {
 
 
 def stored_texts(store: TokenStore) -> list[str]:
-    """A split's documents, from the bytes of which its tokens are."""
+    """Return the documents of a split, decoded from its tokens in the cache."""
     stream = store.read(0, store.tokens)
-    # each but the first begins with its EOS
+    # every document but the first begins with its EOS
     parts = np.split(stream, np.flatnonzero(stream == ByteTokenizer().eos_id))
     return [bytes(part[1:].astype(np.uint8)).decode() for part in parts if len(part) > 1]
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_only_the_training_side_is_learnt_from(tmp_path: Path, split: str) -> None:
-    """The same as from what the token cache has on that side."""
+    """The result is the same as from the training side in the token cache."""
     (tmp_path / "held_out.txt").write_text("zyzzyva " * 999, encoding="utf-8")
     keys = json.loads(json.dumps(SPLITS[split]).replace("{folder}", str(tmp_path)))
     source = {"format": "txt", "files": str(corpus(tmp_path, documents=60))}
@@ -363,8 +359,9 @@ def test_the_budget_on_the_command_line(tmp_path: Path) -> None:
 
 
 def test_the_budget_is_shared_out_by_the_weights_of_a_mixture(tmp_path: Path) -> None:
-    """Of 1,000 bytes 300 and 700; of many more all there are, and text to validate on is reported
-    beside the others.
+    """Weights 3 and 7 share 1,000 bytes as 300 and 700; a large budget takes all text.
+
+    Text to validate on is reported like the others.
     """
     texts = {
         name: [f"{word * 3} {i % 7}" for i in range(99)]
@@ -545,9 +542,7 @@ errors.run(train_tokenizer.main)
 
 
 def test_ctrl_c_leaves_at_once_and_nothing_behind(tmp_path: Path) -> None:
-    """`tokenizers` does not listen to signals while it counts and merges; only another thread than
-    its own can leave.
-    """
+    """`tokenizers` ignores signals while it counts and merges; only another thread can leave."""
     config, out, marker = config_file(tmp_path), tmp_path / "new" / "t.json", tmp_path / "working"
     flags = ["--config", str(config), "--vocab-size", "300", "--out", str(out)]
     command = [sys.executable, "-c", DEAF.format(marker=str(marker)), *flags]

@@ -1,6 +1,4 @@
-"""The configuration reader: what it accepts, what it says about everything else, and what is
-generated from the schema.
-"""
+"""The configuration reader: accepted values, messages for everything else, and generated files."""
 
 from __future__ import annotations
 
@@ -175,8 +173,7 @@ def test_one_file_is_a_list_of_one(write) -> None:
     assert load_config(write(BASE)).config.data.source.files == ["a.txt"]
 
 
-# ---------------------------------------------------------------- files that are not a
-# configuration
+# ---------------------------------------------------------------- files without a configuration
 
 SYNTAX = [
     ("", '1: empty, write the sections data: and trainer:'),
@@ -456,7 +453,7 @@ def test_a_source_that_is_refused_is_one_line(write, data: str, expected: str) -
     ]
 
 
-PARTS = [  # what is changed in MIXTURE, and what is said of it
+PARTS = [  # a change of MIXTURE, and the complaint about it
     ("min_length: 5", "min_length: five", ['12: data.source.parts[1].source.filter.min_length: not a whole number, got "five", '
                                            "write a whole number >= 0"]),
     ("min_length: 5", "min_lenght: 5", ["12: data.source.parts[1].source.filter.min_lenght: unknown key, got 5, "
@@ -594,7 +591,7 @@ def test_every_problem_is_told_at_once_in_the_order_of_the_file(write) -> None:
 
 
 def test_no_message_speaks_pydantic(write) -> None:
-    """Every error type that the schema's own core schema can raise for JSON input is in the table."""
+    """The table has every error type that the schema's core schema can raise for JSON input."""
     from lm.config.complaints import WRONG
 
     seen = set()
@@ -693,7 +690,7 @@ def test_an_override_takes_the_place_of_the_file(
 ) -> None:
     loaded = load_config(write(BASE), overrides)
     assert value_of(loaded.config, key) == expected
-    # data.source.config was left out of one override: a default then, and not the file's either
+    # One override lacks data.source.config, which then has its default, not the file's value.
     assert loaded.origins[key] == "command line"
 
 
@@ -946,7 +943,7 @@ def test_what_is_written_loads_again_as_the_same(write, text: str) -> None:
         again = load_config(write(written))
         assert again.config == loaded.config
         assert all(origin.startswith("c.yaml:") for origin in again.origins.values())
-        # and for readers of YAML 1.1 too
+        # readers of YAML 1.1 too
         assert Config.model_validate(yaml.safe_load(written)) == loaded.config
 
 
@@ -1027,7 +1024,7 @@ def test_help_tells_every_key_within_120_columns() -> None:
 
 
 def test_the_table_of_keys_is_the_schema() -> None:
-    """A slow obvious walk over the pydantic models finds the same keys and defaults."""
+    """A slow, obvious walk over the pydantic models finds the same keys and defaults."""
 
     def models_in(annotation: Any) -> list[Any]:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -1125,7 +1122,7 @@ def test_the_reference_shows_true_examples(write) -> None:
 
 
 def editor(text: str) -> list[str]:
-    """What an editor with the generated JSON Schema marks."""
+    """Return the errors that an editor with the generated JSON Schema marks."""
     schema = json.loads((ROOT / "docs/config.schema.json").read_text(encoding="utf-8"))
     jsonschema.Draft7Validator.check_schema(schema)
     document = read_text(text)
@@ -1143,8 +1140,8 @@ def test_the_json_schema_accepts_what_the_reader_accepts(write) -> None:
 
 def test_the_json_schema_refuses_what_the_reader_refuses() -> None:
     for text, expected in REFUSED:
-        # Only checks across keys, infinities (not in JSON) and integers written as text's rivals
-        # are beyond a JSON Schema.
+        # A JSON Schema cannot express checks across keys, infinities (not in JSON), and whole
+        # numbers for text.
         if (
             "is not divisible" not in expected
             and ".inf" not in text
@@ -1253,8 +1250,9 @@ errors.run(lambda: load_config("c.yaml", sys.argv[1:]))
 
 
 def test_no_key_without_a_reader() -> None:
-    """Each key's name is an attribute that some code reads: outside the schema, or in one of the
-    schema's properties.
+    """Some code reads an attribute of each key's name.
+
+    Of the schema's own code, only properties count.
     """
     treats_all_alike = {
         ROOT / "lm/config/reader.py",
@@ -1370,7 +1368,7 @@ def test_anything_is_a_configuration_or_a_list_of_complaints(
         for line in str(error).split("\n"):
             assert re.fullmatch(rf"({re.escape(str(one_file))}:\d+|command line): \S.*", line), line
             assert line.isprintable() and not JARGON.search(line), line
-    except CheckpointError as error:  # a base that is not there
+    except CheckpointError as error:  # a base that does not exist
         assert "no such checkpoint" in str(error)
     else:
         one_file.write_text(describe(loaded.config, loaded.origins))

@@ -1,6 +1,4 @@
-"""What becomes of rows of prompts and answers: python -m pytest
-tests/documents/test_conversations.py.
-"""
+"""Rows of prompts and answers become conversations, or faults."""
 
 from __future__ import annotations
 
@@ -105,9 +103,7 @@ def test_a_layout_that_is_named_is_taken_though_another_would_fit() -> None:
 
 @pytest.mark.parametrize("texts", [True, False])
 def test_preferences_are_two_answers_to_one_prompt(texts: bool) -> None:
-    """They are only taken where they are asked for: of one such row both supervised answers and
-    pairs could be made.
-    """
+    """Preferences need their layout named: such a row could also be two supervised answers."""
     other = {"role": "assistant", "content": "5"}
     row = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
     if not texts:
@@ -304,8 +300,8 @@ def test_lines_of_the_sms_spam_collection() -> None:
             "half a surrogate pair",
             "assistant",
         ),
-        # Where the conversations part before their last answers, the rejected one would be compared
-        # behind a prompt that is not its own.
+        # If the conversations differ before their last answers, the rejected answer would follow
+        # another prompt.
         (
             {
                 "prompt": [ASKED],
@@ -367,7 +363,7 @@ def test_a_conversation_comes_back_from_its_line(turns: list[Turn], rejected: st
 
 
 def test_whatever_a_row_looks_like_the_same_conversation_is_the_same_line() -> None:
-    """By which a row that is in the data twice is never both learnt and held out."""
+    """A row that occurs twice is therefore never both trained on and held out."""
     rows: list[dict[str, Any]] = [
         {"instruction": "2 + 2?", "output": "4"},
         {"output": "4", "input": "", "instruction": "2 + 2?", "id": 3},

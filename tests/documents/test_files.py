@@ -1,6 +1,4 @@
-"""Files as bytes: whatever is in them and wherever the spans are cut, each line and paragraph is
-read once.
-"""
+"""Each line and paragraph of a file is read exactly once, for any content and any spans."""
 
 import bz2
 import gzip
@@ -22,7 +20,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 def slow_lines(content):
-    """Numbers and bytes of all lines, by the definition: a line ends behind each \\n."""
+    """Return the numbers and bytes of all lines by the definition: a line ends after each \\n."""
     *ended, last = content.split(b"\n")
     found = [line + b"\n" for line in ended] + [last] * bool(last)
     return [
@@ -32,7 +30,7 @@ def slow_lines(content):
 
 
 def slow_paragraphs(content):
-    """Runs of lines that are not blank."""
+    """Return the runs of lines that are not blank."""
     found = []
     for blank, run in itertools.groupby(slow_lines(content), lambda line: not line[1].strip()):
         if not blank:
@@ -113,7 +111,7 @@ def test_a_file_is_cut_into_equal_spans(tmp_path_factory, content, size):
 
 
 class Counted(io.BufferedReader):
-    """Counts the bytes that are taken from the file."""
+    """A file that counts the bytes read from it."""
 
     taken = 0
 
@@ -147,8 +145,7 @@ def test_a_line_longer_than_many_spans_is_not_read_once_for_each(
     )
     found = [raw for span in byte_spans(str(file)) for _, raw in read(str(file), span)]
     assert found == [raw for _, raw in whole]
-    # Its own span reads it, the one before may look ahead, and all spans within it look for its
-    # end.
+    # Its own span reads it, the span before may look ahead, and all spans inside search for its end.
     assert len(content) <= Counted.taken <= 3 * len(content) + 1000
 
 
@@ -167,7 +164,7 @@ def test_a_paragraph_longer_than_many_spans_is_not_read_once_for_each(tmp_path, 
     assert Counted.taken < 3 * 220_000
 
 
-# --- packed files
+# --- compressed files
 
 
 def test_gzip_is_known_by_its_content(tmp_path):

@@ -1,4 +1,4 @@
-"""Flat files of token ids, read and written: python -m pytest tests/documents/test_flat.py."""
+"""Flat files of token ids, read and written."""
 
 import functools
 import hashlib
@@ -48,7 +48,7 @@ def write(path, ids, dtype="<u2"):
 
 
 def stream(*texts):
-    """As nanoGPT's prepare.py writes documents."""
+    """Return documents as the bytes that nanoGPT's prepare.py writes."""
     return [id for text in texts for id in (*text.encode(), EOS)]
 
 
@@ -68,7 +68,7 @@ def build(folder, source, split=NONE, engine=here):
 
 
 def documents(store):
-    """What is in a split, as lists of ids."""
+    """Return the documents of a split as lists of ids."""
     bounds = [*store.document_starts.tolist(), store.tokens - 1]
     ids = store.read(0, 10**9).tolist()
     return [ids[a + 1 : b] for a, b in itertools.pairwise(bounds)]
@@ -82,9 +82,7 @@ def text(ids):
 
 
 def slow(files, split, filters):
-    """(documents to train on, documents to validate on, what is left out and how often), from lists
-    of ids.
-    """
+    """Return the documents to train on, those to validate on, and counts of what is left out."""
     kept, removed, seen, tokens = [], Counter(), set(), 0
     for ids in files:
         found = [[]]
@@ -178,9 +176,7 @@ def test_any_number_of_processes_writes_the_same(tmp_path, monkeypatch, kind):
 
 
 def test_a_file_without_an_end_of_text_is_one_document(tmp_path):
-    """nanoGPT's Shakespeare is: `tail` parts it by ids, and what is before and behind is nothing
-    else.
-    """
+    """nanoGPT's Shakespeare is such a file: `tail` splits it by ids and loses none."""
     ids = list(b"to be or not to be")
     _, stores = build(
         tmp_path / "cache", reader(write(tmp_path / "a.bin", ids)), Split("tail", 0.5)
@@ -189,8 +185,9 @@ def test_a_file_without_an_end_of_text_is_one_document(tmp_path):
 
 
 def test_white_space_stays_and_equal_texts_are_on_the_side_of_text(tmp_path):
-    """Ids are kept as they are; only the documents' hashes are of text, so that they are those of a
-    source of text.
+    """Ids are kept as they are.
+
+    Only the hashes are of the text, so that they equal those of a text source.
     """
     _, stores = build(tmp_path / "cache", reader(write(tmp_path / "a.bin", stream(" ", "ü", "\n"))))
     assert documents(stores["train"]) == [[32], [0xC3, 0xBC], [10]]
@@ -218,7 +215,7 @@ def test_memory_is_a_piece(tmp_path):
     assert peak < 60e6, "of 4 million ids, which are more than one piece"
 
 
-# --- what is refused
+# --- refusals
 
 
 def with_npy(path):
@@ -306,7 +303,7 @@ def flat(folder):
 
 
 def read_back(folder, **data):
-    """A configuration whose source is what was exported."""
+    """Return a configuration whose source is the exported files."""
     source, validation = (
         {"format": "bin", "files": str(folder / name)} for name in ("train.bin", "val.bin")
     )
@@ -325,7 +322,7 @@ def test_written_read_and_written_again_it_is_the_same(tmp_path, split):
     config = runs.config_file(tmp_path, data={"split": split})
     said = export("--config", config, "--out", tmp_path / "one")
     written = flat(tmp_path / "one")
-    # As nanoGPT reads it.
+    # nanoGPT reads it in this way.
     ids = np.memmap(tmp_path / "one" / "train.bin", np.uint16, mode="r")
     train = bytes(ids[ids != EOS].astype(np.uint8).tolist()).decode()
     found = [
@@ -400,7 +397,7 @@ def test_what_others_wrote_comes_out_as_it_was_and_an_end_that_was_missing_is_ad
 
 
 def test_a_run_on_flat_files_is_the_run_on_the_text(tmp_path):
-    """The same rows, so the same losses, to the last digit."""
+    """Equal rows give equal losses, to the last digit."""
     short = ["--trainer.max_steps", "2", "--optimizer.warmup_steps", "1"]
     for folder in "text", "ids":
         (tmp_path / folder).mkdir()

@@ -1,4 +1,4 @@
-"""Each format from a file to its rows: what becomes text, and what is refused, with its line."""
+"""Each format, from a file to its rows: texts, and refusals with their line."""
 
 import json
 import tracemalloc
@@ -27,7 +27,7 @@ def section(**keys):
 
 
 def rows(path, content, **keys):
-    """(number, text) or (number, kind of fault) of each row."""
+    """Return (number, text) or (number, kind of fault) for each row."""
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     found = FORMATS[keys["format"]](str(path), section(**keys), None)
     return [(number, text.kind if isinstance(text, Fault) else text) for number, text in found]
@@ -130,7 +130,7 @@ fields = st.text(
 @given(table=st.lists(st.tuples(fields, fields), max_size=8), delimiter=st.sampled_from(",;\t|"))
 @settings(max_examples=150, deadline=None)
 def test_csv_gives_back_what_was_quoted(tmp_path_factory, table, delimiter):
-    """Written by hand, not by the same library."""
+    """The file is quoted by hand, not by the library that reads it."""
     lines = [("id", "text"), *table]
     content = "".join(
         delimiter.join('"' + field.replace('"', '""') + '"' for field in line) + "\n"
@@ -252,7 +252,7 @@ def test_a_broken_list_is_refused_as_a_whole(tmp_path, content):
 
 
 def test_an_escaped_half_is_told_from_a_bad_byte(tmp_path):
-    """Both are the same character to Python."""
+    """For Python both are the same character."""
     content = rb'{"text": "\udcfc"}' + b"\n" + b'{"text": "\xfc"}\n'
     assert rows(tmp_path / "a", content, format="jsonl") == [
         (1, "half a surrogate pair"),
@@ -297,7 +297,7 @@ EDITS = st.lists(
 @settings(max_examples=1000)
 @given(line=st.sampled_from(LINES), edits=EDITS)
 def test_a_line_is_what_json_makes_of_it(line, edits):
-    """That `from_json` reads most lines is seen in no text and in no refusal."""
+    """`from_json` reads most lines, and neither texts nor refusals show it."""
     for place, removed, part in edits:
         line = line[:place] + part + line[place + removed :]
     found = formats._from_json_line(line, lambda row: formats._field(row, "text"))
@@ -333,7 +333,7 @@ def test_row_groups_make_pieces(tmp_path, monkeypatch, span_bytes):
 
 
 def test_a_large_row_group_is_read_from_its_beginning(tmp_path, monkeypatch):
-    """One alone may hold all of a file: as a piece it would have to fit into memory."""
+    """One row group may be the whole file, and a piece must fit into memory."""
     file = write_groups(tmp_path / "a.parquet", ["y" * 1000 + str(i) for i in range(100)], 100)
     assert len(spans(file, section(format="parquet"))) == 1
     monkeypatch.setattr(parquet, "MOST_ROW_GROUP_BYTES", 50_000)

@@ -1,6 +1,4 @@
-"""Documents from files: what is read, what is refused (file, line and reason in one line), and what
-is left out and counted.
-"""
+"""Documents from files: texts, refusals in one line with file and line, and counts of the skipped."""
 
 import json
 import os
@@ -75,8 +73,9 @@ def test_a_whole_file_keeps_its_last_newline_and_nul_is_a_character(tmp_path):
     )
 )
 def test_lines_are_split_at_newlines_and_nowhere_else(tmp_path_factory, lines):
-    """str.splitlines would also split at U+2028, form feeds and eight more. A byte order mark is
-    one only where the file begins.
+    """str.splitlines would also split at U+2028, form feeds and eight more.
+
+    A byte order mark is one only at the start of the file.
     """
     first = ["one", "\ufefftwo"]
     file = write(
@@ -191,8 +190,8 @@ def test_identity_changes_with_content_files_and_settings(tmp_path):
     )
 
 
-# --- what cannot be read. One row: name of the case, what is in the file, the expected line behind
-# the file's name, counts with `skip`.
+# --- unreadable files. A case: its name, the file's content, the expected message after the file's
+# name, the counts with `skip`.
 
 BAD_TXT = [
     ("latin-1", b"fine\n\ngr\xfc\xdfe\n", ":3: not UTF-8: byte 0xfc;", {"not UTF-8": 1}),
@@ -447,8 +446,7 @@ def test_a_file_that_vanishes(tmp_path):
             use()
 
 
-# --- hub, against a server on loopback and the real client, which reads its settings when it is
-# imported
+# --- hub: a server on loopback and the real client, which reads its settings when it is imported
 
 PROBE = """
 import json, sys
@@ -458,7 +456,9 @@ from lm.documents.reader import Reader
 for section in json.loads(sys.argv[1]):
     reader = Reader(HubSource(format="hub", **section), on_bad_row="skip")
     try:
-        print("FOUND", reader.identity()["version"], [document[:2] for document in reader], dict(reader.skipped))
+        version = reader.identity()["version"]
+        documents = [document[:2] for document in reader]
+        print("FOUND", version, documents, dict(reader.skipped))
     except DataError as error:
         print("FOUND", error)
 """

@@ -1,6 +1,4 @@
-"""How conversations become tokens, and which of those are learnt: python -m pytest
-tests/documents/test_templates.py.
-"""
+"""Conversations become tokens, and some of these are labels."""
 
 from __future__ import annotations
 
@@ -37,8 +35,9 @@ def learnt() -> FastTokenizer:
 
 
 def in_sentences() -> FastTokenizer:
-    """One that puts a space before every text that it is given, as those of Llama's family do:
-    pieces cannot simply be glued.
+    """Return a tokenizer that puts a space before every text, as Llama's do.
+
+    Encoded pieces therefore cannot simply be joined.
     """
     definition = json.loads(learnt().definition)
     definition["normalizer"] = {"type": "Prepend", "prepend": "_"}
@@ -56,8 +55,9 @@ EVERY = pytest.mark.parametrize("form", FORMATS.values(), ids=map("-".join, FORM
 
 
 def shown(form: ChatFormat, ids: Any) -> str:
-    """The text of ids, special tokens by their names. As bytes first: a character may have several
-    tokens.
+    """Return the text of ids with the names of special tokens.
+
+    It joins bytes first, because a character may have several tokens.
     """
     names = {number: name for name, number in form.tokenizer.specials.items()}
     parts = itertools.groupby([int(number) for number in ids], lambda number: names.get(number))
@@ -68,7 +68,7 @@ def shown(form: ChatFormat, ids: Any) -> str:
 
 
 def runs(form: ChatFormat, encoded: Encoded) -> list[tuple[bool, str]]:
-    """The stretches of what is learnt and what is not."""
+    """Return the stretches of labels and of other tokens."""
     flagged = zip(encoded.flags & LEARNED, encoded.ids, strict=True)
     return [
         (bool(flag), shown(form, [number for _, number in group]))
@@ -77,7 +77,7 @@ def runs(form: ChatFormat, encoded: Encoded) -> list[tuple[bool, str]]:
 
 
 def spoken(*texts: str, system: str | None = None) -> Conversation:
-    """Texts of a user and an assistant in turn."""
+    """Return turns of a user and an assistant alternately."""
     turns = [Turn(("user", "assistant")[i % 2], text) for i, text in enumerate(texts)]
     return Conversation((*([Turn("system", system)] if system is not None else []), *turns))
 
@@ -96,8 +96,9 @@ SMS = [
 @pytest.mark.parametrize("line", SMS)
 @pytest.mark.parametrize("tokenizer", [BYTE, LEARNT], ids=str)
 def test_instruction_output_is_the_triplet_of_the_formats(tokenizer: Tokenizer, line: str) -> None:
-    """`data.source.format: sms` writes the same text; there its last line break ends the document,
-    here it stands between turns.
+    """`data.source.format: sms` writes the same text.
+
+    There the last line break ends the document; here it is between turns.
     """
     label, _, message = line.partition("\t")
     conversation = from_sms(line)
@@ -164,8 +165,9 @@ def test_chatml() -> None:
 
 
 def test_whose_words_a_system_has() -> None:
-    """The conversation's own, else the configured, else the template's; an empty configured one is
-    none.
+    """The conversation's own message comes first, then the configured one, then the template's.
+
+    An empty configured message means none.
     """
     for system, expected in (
         (None, "Below is an instruction"),
@@ -221,8 +223,9 @@ def test_alpaca_needs_no_special_token_whatever_eos_is_called() -> None:
 def test_an_answer_and_its_end_are_learnt_in_every_turn_and_nothing_else_is(
     form: ChatFormat,
 ) -> None:
-    """T9: the first token of an answer is a label and the last of the prompt is none. T10: so is
-    the end of every turn.
+    """T9: the first token of an answer is a label and the last of the prompt is not.
+
+    T10: the end of every turn is a label.
     """
     conversation = spoken(
         "What is the capital?", "Paris.", "And ham?", "Spam ham", "Hm", "\u8a9e", system="Be brief."
@@ -260,7 +263,7 @@ def test_no_prompt_mask_learns_everything_and_changes_no_id(form: ChatFormat) ->
 
 @EVERY
 def test_the_bytes_of_what_is_learnt(form: ChatFormat) -> None:
-    """Special tokens have no text; the white space that belongs to an answer is some."""
+    """Special tokens count no bytes; white space of an answer counts."""
     around = len(
         "".join(form.template.around)
         .replace("<|eos|>", "")
@@ -274,14 +277,12 @@ def test_the_bytes_of_what_is_learnt(form: ChatFormat) -> None:
     text = shown(form, everything.ids)
     for name in form.tokenizer.specials:
         text = text.replace(name, "")
-    if form.tokenizer is not PREPENDING:  # whose decoded text has its own underscores
+    if form.tokenizer is not PREPENDING:  # its decoded text has underscores of its own
         assert everything.text_bytes == len(text.encode())
 
 
 def test_the_border_is_one_of_tokens_though_the_whole_text_would_have_another() -> None:
-    """T14: "\\n" and "\\n" make one token of a text that is tokenised whole, which would be half
-    prompt and half answer.
-    """
+    """T14: in the joined text, "\\n" and "\\n" would be one token, half prompt and half answer."""
     form = ChatFormat("chatml", LEARNT)
     encoded = form.encode(spoken("Hi", "\nHo"))
     [(_, prompt), (_, answer)] = runs(form, encoded)
@@ -340,9 +341,7 @@ SAID = st.lists(st.sampled_from(FORGED) | st.text(max_size=4), min_size=1, max_s
 def test_a_prompt_is_the_beginning_of_the_conversation_that_it_becomes(
     key: tuple[str, str], system: str | None, said: list[str]
 ) -> None:
-    """And its answer follows: what training saw is what a chat, a report and a server give the
-    model to read.
-    """
+    """The answer follows the prompt: chat, report and server give the model what training saw."""
     form, conversation = FORMATS[key], spoken(*said, system=system)
     whole = [form.tokenizer.eos_id, *form.encode(conversation).ids.tolist()]
     for k, turn in enumerate(conversation.turns):
@@ -397,7 +396,7 @@ def test_whatever_is_said_is_there_as_it_was_said(
 
 
 def written(template: Template, turn: Turn) -> str:
-    """A turn's text by hand: what is said is put in once, whatever it looks like."""
+    """Return a turn's text, filled by hand once, whatever the message looks like."""
     kind = {
         "system": template.system,
         "user": template.user_with_input if turn.input else template.user,
@@ -414,7 +413,7 @@ def written(template: Template, turn: Turn) -> str:
 
 @EVERY
 def test_every_sequence_begins_with_one_eos(form: ChatFormat) -> None:
-    """T15: as a text that is to be continued does; a document's own is placed by whoever stores it."""
+    """T15: a prompt begins with EOS like any text; the token store adds a document's own."""
     eos = form.tokenizer.eos_id
     ids = form.prompt([Turn("user", "Hi")])
     assert ids[:1] == open_prompt(form.tokenizer, "") == [eos]

@@ -1,6 +1,4 @@
-"""lm/tokenizer/fast_bpe.py gives the ids that `tokenizers` gives, or refuses; and what
-lm/tokenizer/tokenizer.py makes of it.
-"""
+"""fast_bpe.py gives the ids of `tokenizers` or refuses; tokenizer.py uses it."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from lm.system.errors import DataError
 from lm.tokenizer.fast_bpe import FastBpe, NotTheSame, byte_symbols
 from lm.tokenizer.tokenizer import ByteTokenizer, FastTokenizer
 
-# Written out as they stand in the published files.
+# As written in the published files.
 PATTERNS = {
     "GPT-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "Llama 3": (
@@ -33,8 +31,10 @@ PATTERNS = {
         r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
     "GPT-4o": (
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
         r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
 }
@@ -84,7 +84,7 @@ def pre_tokenizer(cut: str) -> Any:
 
 @functools.cache
 def trained(cut: str, first: str = END) -> str:
-    """A byte-level BPE as `tokenizers` trains it, cut in this way: the text of its tokenizer.json."""
+    """Return the tokenizer.json of a byte-level BPE that `tokenizers` trains with this pattern."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizer(cut)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -101,8 +101,9 @@ def trained(cut: str, first: str = END) -> str:
 def with_merges(
     *merges: str, cut: str = "none", more: tuple[str, ...] = (), ignore_merges: bool = False
 ) -> str:
-    """The tokenizer.json of a byte-level BPE of these merges, written as "a b"; then `more` tokens
-    that no merge makes.
+    """Return the tokenizer.json of a byte-level BPE with these merges, written as "a b".
+
+    Then come `more` tokens that no merge makes.
     """
     pairs = [tuple(merge.split()) for merge in merges]
     vocab = {
@@ -121,7 +122,7 @@ def fast_tokenizer(definition: str) -> FastTokenizer:
 
 
 def both(definition: str) -> tuple[FastBpe, FastTokenizer]:
-    """The fast form, and the tokenizer that does everything by `tokenizers`."""
+    """Return the fast encoder, and the tokenizer that uses only `tokenizers`."""
     slow = fast_tokenizer(definition)
     slow.TIKTOKEN_PAYS = 2**62  # type: ignore[misc]
     return FastBpe(slow.rewritten(), slow.reserved_ids), slow
@@ -191,8 +192,9 @@ def test_any_text_has_the_same_ids(cut: str, text: str) -> None:
 def test_any_merges_are_the_same_or_refused(
     numbers: list[tuple[int, int]], ignore: bool, more: list[str], texts: list[str], backwards: bool
 ) -> None:
-    """Lists that no training makes: two pairs for one token, pairs that never meet, tokens out of
-    reach, ids in another order.
+    """The lists are such as no training makes.
+
+    Two pairs make one token, pairs never meet, tokens are out of reach, ids are in another order.
     """
     tokens, merges = ["a", "b", "c"], []
     for a, b in numbers:
@@ -218,14 +220,15 @@ def test_any_merges_are_the_same_or_refused(
 
 
 def all_characters() -> list[str]:
-    """Every code point but the halves of surrogate pairs."""
+    """Return every code point except surrogates."""
     return [chr(i) for i in (*range(0xD800), *range(0xE000, 0x110000))]
 
 
 @functools.cache
 def bordering() -> tuple[str, ...]:
-    """Merges of a few characters with whatever byte may begin or end another: ids then tell where a
-    text was cut.
+    """Return merges of a few characters with any byte that may begin or end another.
+
+    The ids then show where a text was split.
     """
     symbol = byte_symbols()
     near = [symbol[byte] for byte in b"a 1!'\n"]
@@ -241,11 +244,10 @@ def bordering() -> tuple[str, ...]:
 
 @pytest.mark.parametrize("cut", PATTERNS)
 def test_every_character_is_cut_alike(cut: str) -> None:
-    """Alone, repeated, between letters, digits and signs, after a space, behind an apostrophe and
-    in a contraction.
+    """Each stands alone, repeated, between letters, digits and signs, after a space and so on.
 
-    Ideographs and other letters without case, private use and what is not assigned are a million: a
-    shorter context does.
+    Ideographs, other letters without case, private use and unassigned code points are a million:
+    they get a shorter context.
     """
     characters = all_characters()
     rare = [c for c in characters if unicodedata.category(c) in ("Lo", "Co", "Cn")]
@@ -260,7 +262,7 @@ def test_every_character_is_cut_alike(cut: str) -> None:
 
 
 def test_tokens_out_of_reach_and_holes_in_the_ids_change_nothing() -> None:
-    """Merges never make "abcd" or "bcd" here: tiktoken would look up the one and merge the other."""
+    """Merges never make "abcd" or "bcd": tiktoken would look up one and merge the other."""
     texts = ["abcd", "abcdabcd", "bcd", "xbcdx", "cd", "abcbcdcd"]
     out_of_reach = with_merges("a b", "b c", "c d", "bc d", "a bcd", more=("dcba",))
     assert fast_tokenizer(out_of_reach).encode_batch(["abcd"])[0].tolist() == [256, 258], "ab cd"
@@ -334,7 +336,7 @@ def test_what_the_regular_expression_gives_up_on_is_left_to_tokenizers() -> None
 
 
 def changed(definition: str = "", **change: Any) -> str:
-    """A definition with other top-level settings, or other settings of its model."""
+    """Return a definition with other top-level settings, or other settings of its model."""
     content = json.loads(definition or with_merges("a b", "c d", cut="ByteLevel"))
     for key, value in change.items():
         (content if key in content else content["model"])[key] = value
@@ -413,7 +415,7 @@ def test_what_might_differ_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["order", "left in two", "a special id of a piece", "inverted"])
 def test_what_is_refused_still_has_its_ids(name: str) -> None:
-    """`tokenizers` does it, however much text there is."""
+    """`tokenizers` encodes it, for any amount of text."""
     definition = REFUSED[name][1]()
     slow, quick = fast_tokenizer(definition), fast_tokenizer(definition)
     quick.TIKTOKEN_PAYS = 0  # type: ignore[misc]
@@ -423,7 +425,7 @@ def test_what_is_refused_still_has_its_ids(name: str) -> None:
 
 
 def test_tables_of_another_unicode_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a library had a letter that the other does not know."""
+    """The test pretends that one library knows a letter that the other does not."""
     FastBpe(with_merges("a b"), frozenset())
     real = pre_tokenizers.Split
 

@@ -1,6 +1,4 @@
-"""lm/tokenizer/tokenizer.py and lm/tokenizer/files.py: ids, definitions, refusals, streaming, and
-the hub through its real client.
-"""
+"""tokenizer.py, files.py and stream.py: ids, definitions, refusals, streaming, and the real hub client."""
 
 from __future__ import annotations
 
@@ -56,8 +54,9 @@ HEX_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 def byte_level(
     merges: list[tuple[str, str]] | None = None, eos: str | None = "<|endoftext|>"
 ) -> Tokenizer:
-    """A byte-level BPE in the manner of GPT-2: trained on LETTERS, or with the given merges and no
-    word borders.
+    """Return a byte-level BPE like GPT-2's.
+
+    It is trained on LETTERS, or has the given merges and no word borders.
     """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(
@@ -81,8 +80,9 @@ def byte_level(
 
 
 def sentencepiece() -> Tokenizer:
-    """BPE in the manner of Llama 2: a space is part of its word, the first is not shown, and rare
-    characters fall back to bytes.
+    """Return a BPE like Llama 2's.
+
+    A space is part of its word, the first is not shown, and rare characters fall back to bytes.
     """
     pieces = [
         "<unk>",
@@ -120,7 +120,7 @@ def sentencepiece() -> Tokenizer:
 
 
 def words() -> Tokenizer:
-    """Whole words, with the special ones among them."""
+    """Return a tokenizer of words, with the special tokens among them."""
     backend = Tokenizer(
         models.WordLevel({"[UNK]": 0, "[EOS]": 1, "[PAD]": 2, "a": 3, "b": 4}, unk_token="[UNK]")
     )
@@ -150,8 +150,9 @@ def save_vocabulary(backend: Tokenizer, folder: Path) -> Path:
 
 
 def crossing() -> Tokenizer:
-    """Its one merge joins the last byte of an é to the first of the next, so a row of é is never
-    whole before its end.
+    """Return a BPE whose one merge joins the last byte of an é to the first of the next.
+
+    A row of é is therefore never complete before its end.
     """
     return byte_level([("©", "Ã")])
 
@@ -239,7 +240,8 @@ def test_importing_and_bytes_need_no_library() -> None:
         tokenizer = from_definition(load_tokenizer("byte").definition, "byte", 258, 256)
         assert isinstance(tokenizer, ByteTokenizer)
         assert "".join(map(TextStream(tokenizer).push, tokenizer.encode("é"))) == "é"
-        print({"torch", "transformers", "tokenizers", "huggingface_hub", "datasets"} & set(sys.modules))
+        heavy = {"torch", "transformers", "tokenizers", "huggingface_hub", "datasets"}
+        print(heavy & set(sys.modules))
     """
     assert python(script) == "set()"
 
@@ -352,7 +354,7 @@ def test_older_settings_name_the_eos_too(tmp_path: Path) -> None:
 
 
 def refusal(name: Path | str) -> str:
-    """The message with which `name` is refused; it is one line."""
+    """Return the message with which `name` is refused; it is one line."""
     with pytest.raises(ConfigError) as caught:
         load_tokenizer(str(name))
     message = str(caught.value)
@@ -529,8 +531,7 @@ def test_same_tokenizer_in_an_older_librarys_words() -> None:
 @example(text="   the  he a")
 @example(text="😀" * 30 + "東京 \ufffd é")
 def test_stream_is_the_text_and_never_half_a_character(name: str, text: str) -> None:
-    # Where bytes are the fallback, a row of undecodable bytes and a row of genuine U+FFFD look the
-    # same.
+    # With byte fallback, a row of undecodable bytes looks like a row of genuine U+FFFD.
     assume(name != "sentencepiece" or "\ufffd" * 6 not in text)
     tokenizer = TOY[name]
     stream, ids = TextStream(tokenizer), tokenizer.encode(text)
@@ -611,7 +612,7 @@ def test_stream_decodes_only_a_window(
 
 
 def python(script: str, **environment: str) -> str:
-    """What a fresh interpreter prints."""
+    """Return the output of a fresh interpreter."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -640,7 +641,7 @@ LOAD = """if True:
 
 
 def summary(tokenizer: OurTokenizer) -> list[Any]:
-    """What LOAD prints of a tokenizer."""
+    """Return what LOAD prints for a tokenizer."""
     return [tokenizer.vocab_size, tokenizer.eos_id, tokenizer.encode("the a")]
 
 
@@ -650,7 +651,7 @@ def load_in_process(names: list[str], **environment: str) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few repositories: tokenizers in three forms, one without, and a data set."""
+    """Make a few repositories: tokenizers in three forms, one without a tokenizer, and a data set."""
     root = tmp_path_factory.mktemp("hub")
     backend = byte_level()
     backend.add_special_tokens(["<end>"])
