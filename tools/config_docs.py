@@ -41,7 +41,7 @@ path is relative to the YAML file (`../docs/config.schema.json` from `configs/`)
 ## How values are written
 
 - The format is a small part of YAML 1.2: mappings, lists, text, numbers, `true`, `false`, `null`.
-- `3e-5` is a number. `on`, `off`, `yes` and `no` are text. `010`, `0x10` and `1_000` are not numbers.
+- `3e-5` is a number. `010`, `0x10` and `1_000` are not numbers. `on` and `no` are text.
 - A whole number may be written `1000`, `1e3` or `1000.0`.
 - These are refused: unknown keys, a key given twice, anchors, aliases, merge keys, tags, tabs for
   indentation, more than one document, a byte order mark, files over 1 MiB, nesting deeper than 32.
@@ -63,7 +63,7 @@ python train.py --config config_smoke.yaml --optimizer.lr 3e-5 --data.source.fil
   `--data.source.parts "[{weight: 1, source: {format: txt, files: a.txt}}]"`.
 - A value may begin with `-`. A value that begins with `--` needs the form with `=`.
 - The same key twice is refused.
-- `--print-config` prints the resulting values and their origins. Its output can be saved and loaded.
+- `--print-config` prints the resulting values and their origins. Its output can be loaded again.
 
 ## Mistakes
 

@@ -145,7 +145,7 @@ def test_a_line_longer_than_many_spans_is_not_read_once_for_each(
     )
     found = [raw for span in byte_spans(str(file)) for _, raw in read(str(file), span)]
     assert found == [raw for _, raw in whole]
-    # Its own span reads it, the span before may look ahead, and all spans inside search for its end.
+    # Its own span reads it, the span before looks ahead, and all spans inside search for its end.
     assert len(content) <= Counted.taken <= 3 * len(content) + 1000
 
 

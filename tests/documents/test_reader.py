@@ -1,4 +1,4 @@
-"""Documents from files: texts, refusals in one line with file and line, and counts of the skipped."""
+"""Documents from files: texts, refusals in one line with their place, counts of the skipped."""
 
 import json
 import os

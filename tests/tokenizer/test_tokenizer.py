@@ -1,4 +1,4 @@
-"""tokenizer.py, files.py and stream.py: ids, definitions, refusals, streaming, and the real hub client."""
+"""Tokenizers: ids, definitions, refusals, streaming, and the hub through its real client."""
 
 from __future__ import annotations
 
@@ -651,7 +651,7 @@ def load_in_process(names: list[str], **environment: str) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a few repositories: tokenizers in three forms, one without a tokenizer, and a data set."""
+    """Make repositories: tokenizers in three forms, one without a tokenizer, and a data set."""
     root = tmp_path_factory.mktemp("hub")
     backend = byte_level()
     backend.add_special_tokens(["<end>"])
