@@ -1,6 +1,4 @@
-"""Ranking checkpoints whose order is known, as a person does it: python -m pytest
-tests/commands/test_evaluate_checkpoints.py.
-"""
+"""The command on checkpoints whose order is known."""
 
 from __future__ import annotations
 
@@ -48,7 +46,7 @@ NOWHERE: dict[str, object] = {
 
 
 def pairs_of_letters() -> Tokenizer:
-    """Bytes, and one token for each of ab, cd, ef and so on."""
+    """Return a tokenizer of bytes, with one more token for each of ab, cd, ef and so on."""
     names = ["<e>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     merges = list(zip(LETTERS[::2], LETTERS[1::2], strict=True))
     backend = Backend(
@@ -64,8 +62,8 @@ def pairs_of_letters() -> Tokenizer:
 def follower(
     tokenizer: Tokenizer, tokens: Sequence[int], probability: float, known: int
 ) -> Decoder:
-    """A decoder that gives the token after each of the first `known` ones of a row this
-    probability, and else knows nothing.
+    """Return a decoder that predicts the first `known` tokens of a row with this probability.
+    Everything else is equally likely.
     """
     size = tokenizer.vocab_size + tokenizer.vocab_size % 2
     shape = ModelConfig(
@@ -86,13 +84,13 @@ def follower(
         decoder.lm_head.weight.zero_()
         logit = math.log(probability / (1 - probability) * (tokenizer.vocab_size - 1))
         for token, after in list(itertools.pairwise(tokens))[:known]:
-            # what the norm makes of a single 1
+            # the norm's output for a single 1
             decoder.lm_head.weight[after, token] = logit / math.sqrt(size)
     return decoder
 
 
 def letters(folder: Path, step: int, probability: float, known: int = 23) -> Path:
-    """A checkpoint that knows what comes after the first letters of the alphabet."""
+    """Save a checkpoint that knows the letters after the first letters of the alphabet."""
     return runs.write_trained(
         folder, follower(BYTE, BYTE.encode(LETTERS), probability, known), BYTE, NOWHERE, step
     )
@@ -108,7 +106,9 @@ def save_cases(file: Path, cases: Sequence[dict[str, Any]], **keys: Any) -> Path
 
 
 def next_letters() -> list[dict[str, Any]]:
-    """What comes after each letter, of two; whoever does not know takes the first, which is wrong."""
+    """Return cases with two choices for the next letter. Guessing takes the first one, which is
+    wrong.
+    """
     return [
         {
             "prompt": f"-{a}",
@@ -121,7 +121,7 @@ def next_letters() -> list[dict[str, Any]]:
 
 
 def next_texts() -> list[dict[str, Any]]:
-    """Without choices: the next one to nine letters."""
+    """Return cases without choices: the next one to nine letters."""
     return [
         {"prompt": f"-{LETTERS[i]}", "target": LETTERS[i + 1 : i + 2 + i % 9]} for i in range(14)
     ]
@@ -129,15 +129,15 @@ def next_texts() -> list[dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def letters_may_continue_letters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of cases are read as they are: here a target goes on inside the prompt's word, which
-    people are told not to write.
+    """Accept targets that continue the prompt's word, as all these cases do. Files of cases may not
+    have them.
     """
     monkeypatch.setattr("lm.ranking.cases._in_a_word", lambda character: False)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder: nothing learnt, a little, all but the last letters."""
+    """Save a run with three checkpoints: nothing learnt, a little, all but the last letters."""
     folder = tmp_path_factory.mktemp("checkpoints")
     for step, probability, known in ((100, 0.3, 0), (200, 0.4, 12), (300, 0.6, 21)):
         letters(folder, step, probability, known)
@@ -154,7 +154,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 class Done:
-    """What a person got: `code`, `out`, `err`; `ranking(i)` of the JSON that was printed."""
+    """The result of a command: `code`, `out`, `err`, and `ranking(i)` of the printed JSON."""
 
     def __init__(self, code: int, out: str, err: str):
         self.code, self.out, self.err = code, out, err
@@ -171,7 +171,7 @@ class Done:
 
 @pytest.fixture
 def rank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """evaluate_checkpoints.py, in this process."""
+    """Run evaluate_checkpoints.py in this process."""
 
     def command(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["evaluate_checkpoints.py", *map(str, arguments)])
@@ -196,7 +196,7 @@ def test_a_known_order_is_found(run: Path, tmp_path: Path, rank: Any) -> None:
     ]
     assert [(row["rank_best"], row["rank_worst"]) for row in rows] == [(1, 1), (2, 2), (3, 3)]
     assert done.ranking()["chance"] == 0.5 and done.ranking()["by"] == "accuracy"
-    # each is ranked once, whatever leads to it
+    # Each is ranked once, through any number of links.
     assert [row["links"] for row in rows] == ["last final", "best", ""]
     assert rows[2]["accuracy_low"] == 0 and 0.1 < rows[2]["accuracy_high"] < 0.2
     assert [pair["told_apart"] for pair in done.ranking()["pairs"]] == [True, True, True]
@@ -207,7 +207,7 @@ def test_a_known_order_is_found(run: Path, tmp_path: Path, rank: Any) -> None:
 
 
 def test_bits_per_byte_are_those_of_the_probabilities(run: Path, tmp_path: Path, rank: Any) -> None:
-    """All letters known with p = 0.6, and nothing known: -log2 0.6, and log2 260 for any byte."""
+    """Known letters have p = 0.6, or -log2 0.6 bits. Unknown bytes have log2 260 bits."""
     letters(run, 400, 0.6)
     cases = save_cases(tmp_path / "texts.yaml", next_texts())
     done = rank(
@@ -238,23 +238,23 @@ def test_words_and_table(run: Path, tmp_path: Path, rank: Any) -> None:
         cases,
         "--no-link",
     )
-    heading, names, first, second, third, *said = done.out.splitlines()
+    heading, names, first, second, third, *sentences = done.out.splitlines()
     assert heading == "next: 23 cases, chance 50.0 % accuracy"
     assert names.split("  ")[0] == "checkpoint" and "accuracy, % [low, high]" in names
     assert first.split()[:5] == ["checkpoints/step-00000300", "(last,", "final)", "1–2", "91.3"]
     assert second.split()[:3] == ["copy/step-00000300", "1–2", "91.3"]
     assert third.split()[:4] == ["checkpoints/step-00000200", "(best)", "3", "52.2"]
     assert (
-        said[0]
+        sentences[0]
         == "checkpoints/step-00000300 and copy/step-00000300 cannot be told apart on 23 cases "
         "(difference 0.0 points of accuracy [-18.8, 18.8])"
     )
     assert re.fullmatch(
         r"checkpoints/step-00000300 is better than checkpoints/step-00000200 by 39\.1 points of"
         r" accuracy \[[\d.]+, [\d.]+\]",
-        said[1],
+        sentences[1],
     )
-    assert said[2] == "and 1 more pair: --json or --out has them"
+    assert sentences[2] == "and 1 more pair: --json or --out has them"
     assert max(map(len, (names, first, second, third))) <= 100 and "\x1b" not in done.out
     assert "the search for copies did not cover all training text" in done.out
 
@@ -292,14 +292,14 @@ def test_one_that_is_damaged_is_named_and_the_others_are_ranked(
     done = rank("--checkpoints", f"{run}/*.ckpt", "--cases", cases, "--json")
     assert done.code == 0 and done.order() == ["step-00000300", "step-00000100"]
     failed = json.loads(done.out)["failed"]
-    assert [re.search(r"step-\d+", each["name"])[0] for each in failed] == [
+    assert [re.search(r"step-\d+", failure["name"])[0] for failure in failed] == [
         "step-00000400",
         "step-00000500",
         "step-00000200",
     ]  # type: ignore[index]
     lines = [line for line in done.err.splitlines() if line.startswith("not ranked: ")]
     assert len(lines) == 3 and "format 9" in lines[1] and "model.safetensors" in lines[2]
-    assert not any("\n" in each["reason"] for each in failed)
+    assert not any("\n" in failure["reason"] for failure in failed)
 
 
 def test_weights_that_are_no_numbers_are_reported_and_memory_too(
@@ -319,7 +319,7 @@ def test_weights_that_are_no_numbers_are_reported_and_memory_too(
     monkeypatch.setattr("lm.checkpoints.load.load", no_room)
     done = rank("--checkpoints", f"{run}/step*", "--cases", cases, "--json")
     assert done.code == 0 and done.order() == ["step-00000300", "step-00000200"]
-    first, second = (each["reason"] for each in json.loads(done.out)["failed"])
+    first, second = (failure["reason"] for failure in json.loads(done.out)["failed"])
     assert (
         first == f"{run / 'step-00000100.ckpt'}: out of memory"
         and "not finite" in second
@@ -378,7 +378,9 @@ def test_a_folder_a_glob_and_links_mean_each_checkpoint_once(
 
 
 def test_other_tokenizers_compare_by_bytes(tmp_path: Path, rank: Any) -> None:
-    """0.4 a byte against 0.25 for two: fewer bits per byte, though more nats per token."""
+    """A probability of 0.4 for each byte means fewer bits per byte than 0.25 for two bytes, and
+    more nats per token.
+    """
     pairs = pairs_of_letters()
     tokens = [pairs.encode(LETTERS[i : i + 2])[0] for i in range(0, 24, 2)]
     runs.write_trained(tmp_path / "pairs", follower(pairs, tokens, 0.25, 23), pairs, NOWHERE)
@@ -430,7 +432,7 @@ def test_the_winner_is_linked_listed_kept_and_a_base(run: Path, tmp_path: Path, 
     ]
     config = Config.model_validate({**NOWHERE, "finetune": {"base": str(link)}})
     assert open_base(config).folder == link.resolve()
-    # the link is one more name of its target
+    # The link is another name of its target.
     again = rank("--checkpoints", f"{run}/*.ckpt", "--cases", cases, "--json")
     assert again.ranking()["checkpoints"][0]["links"] == "ranked-best"
 
@@ -534,7 +536,7 @@ def test_what_was_copied_is_looked_for_in_the_text_that_the_run_has_read(
 def test_several_sets_make_one_order_in_which_each_counts_alike(
     run: Path, tmp_path: Path, rank: Any
 ) -> None:
-    """Of 23 and of 8 cases; a file without choices takes no part."""
+    """The mean is of sets with 23 and 8 cases. A file without choices does not count."""
     folder = tmp_path / "cases"
     folder.mkdir()
     save_cases(folder / "a.yaml", next_letters())
@@ -550,9 +552,9 @@ def test_several_sets_make_one_order_in_which_each_counts_alike(
         and total["by"] == "centred_accuracy"
         and total["asked"] == {"centred_accuracy": 31}
     )
-    found = {row["checkpoint"]: row["centred_accuracy"] for row in total["checkpoints"]}
+    accuracies = {row["checkpoint"]: row["centred_accuracy"] for row in total["checkpoints"]}
     both = {100: (-1, -1 / 3), 200: (1 / 23, 1), 300: (19 / 23, 1)}
-    assert found == {
+    assert accuracies == {
         f"step-00000{step}": pytest.approx(sum(parts) / 2) for step, parts in both.items()
     }
     assert [done.ranking(i)["sets"] for i in (1, 2, 3)] == [["a"], ["b"], ["c"]]
@@ -590,7 +592,7 @@ def test_cases_that_are_wrong_or_missing(run: Path, tmp_path: Path, rank: Any) -
 
 
 def test_a_chat_is_asked_of_those_who_can_be_spoken_to(tmp_path: Path, rank: Any) -> None:
-    """The byte tokenizer has the token that ends an answer; the other has not, and is said to have
+    """The byte tokenizer has the token that ends an answer. The other tokenizer does not, and has
     no template.
     """
     pairs = pairs_of_letters()
@@ -657,7 +659,7 @@ def test_a_template_that_one_cannot_speak_is_no_reason_to_ask_nobody(
 def test_a_winner_that_has_gone_or_was_replaced_is_not_linked(
     run: Path, tmp_path: Path, rank: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that goes on may delete its old checkpoints, or write one of them again."""
+    """A run in progress may delete its old checkpoints, or write one of them again."""
     cases, show = save_cases(tmp_path / "next.yaml", next_letters()), evaluate_checkpoints.show
 
     def meanwhile(change: Any) -> Done:
@@ -676,7 +678,7 @@ def test_a_winner_that_has_gone_or_was_replaced_is_not_linked(
 def test_one_that_is_replaced_while_it_waits_is_not_ranked(
     run: Path, tmp_path: Path, rank: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its recorded loss would be that of other weights."""
+    """The recorded loss would be that of other weights."""
     cases, load = save_cases(tmp_path / "next.yaml", next_letters()), evaluate_checkpoints_load()
 
     def late(path: Path, device: str) -> Any:
@@ -785,7 +787,7 @@ def test_names_from_outside_command_nothing(trained: Path, tmp_path: Path, rank:
     )
     for line in csv.DictReader((tmp_path / "out" / "ranking.csv").open()):
         assert line["set"] == "'@next" and not line["checkpoint"].startswith("=")
-        # a number stays one
+        # Numbers stay numbers.
         assert float(line["centred_accuracy"]) in (
             -1.0,
             pytest.approx(1 / 23),
@@ -801,7 +803,7 @@ def test_the_recorded_validation_stands_beside(run: Path, tmp_path: Path, rank: 
     cases = save_cases(tmp_path / "next.yaml", next_letters())
     done = rank("--checkpoints", run, "--cases", cases, "--json")
     rows = done.ranking()["checkpoints"]
-    # though three checkpoints stand beside it
+    # although three checkpoints are in the same folder
     assert done.err.count("is damaged and not used") == 1
     assert [(row["val_loss"], row["val_bits_per_byte"]) for row in rows] == [
         (1.25, 1.75),
@@ -827,7 +829,7 @@ def test_no_network_and_the_same_table_each_time(
 def test_a_run_that_is_stopped_leaves_nothing_half(
     run: Path, tmp_path: Path, rank: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C while the second checkpoint is asked, and while the first file is written."""
+    """Ctrl-C arrives during the second measurement, and while the first file is written."""
     cases, out = save_cases(tmp_path / "next.yaml", next_letters()), tmp_path / "out"
     out.mkdir()
     (out / "ranking.md").write_text("earlier")
@@ -856,7 +858,7 @@ def test_a_run_that_is_stopped_leaves_nothing_half(
 
 
 def test_help_is_instant() -> None:
-    """Nothing heavy is imported: not even numpy."""
+    """Help imports nothing heavy, not even numpy."""
     code = (
         "import sys, evaluate_checkpoints\nsys.argv[1:] = ['--help']\ntry:\n   "
         " evaluate_checkpoints.main()\nexcept SystemExit:\n    pass\n"

@@ -1,6 +1,6 @@
-"""A checkpoint asked by lm-evaluation-harness: against the harness's own adapter for `transformers`
-on the same weights, against our own scores, and against figures computed by hand. Nothing here asks
-for a network.
+"""The adapter for lm-evaluation-harness, compared with the harness's own adapter for `transformers`
+on the same weights, with our own scores, and with figures computed by hand. No test uses the
+network.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def text_of(words: int, seed: int) -> str:
 
 
 def made_tokenizer(kind: str) -> Tokenizer:
-    """`byte`; or byte-level BPE, whose words have the space before them in their first token."""
+    """Return the byte tokenizer, or a byte-level BPE whose words begin with a space."""
     if kind == "byte":
         return load_tokenizer("byte")
     backend = Backend(models.BPE())
@@ -77,7 +77,7 @@ def made_tokenizer(kind: str) -> Tokenizer:
 
 
 class Pair:
-    """The same weights, as ours and in `transformers`, and what asks them."""
+    """The same weights as our decoder and in `transformers`, and the adapters of both."""
 
     def __init__(self, kind: str):
         self.tokenizer = made_tokenizer(kind)
@@ -90,13 +90,15 @@ class Pair:
         self.decoder = make_decoder(**shape).eval()
         with torch.no_grad():
             for parameter in self.decoder.parameters():
-                # opinions that differ enough for greedy decoding never to be a toss-up
+                # Larger weights make scores differ, so that rounding never decides greedy decoding.
                 parameter.mul_(1.6)
         self.subject = Subject(self.decoder, self.tokenizer, 4)
 
     def theirs(self, add_bos: bool = True) -> Any:
-        """The harness's own adapter. It opens texts with EOS, as training does, if the tokenizer's
-        post-processor puts it there; for rolling it must not, since it adds one there by itself.
+        """Return the harness's own adapter.
+
+        As in training, texts open with EOS if the post-processor of the tokenizer adds it. For
+        rolling requests it must not, because the adapter adds EOS itself.
         """
         from lm_eval.models.huggingface import HFLM
         from transformers import PreTrainedTokenizerFast
@@ -136,13 +138,13 @@ def bytewise() -> Pair:
 
 
 def requests(kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[Instance]:
-    return [Instance(request_type=kind, doc={}, arguments=each, idx=0) for each in arguments]
+    return [Instance(request_type=kind, doc={}, arguments=row, idx=0) for row in arguments]
 
 
 @torch.no_grad()
 def slowly(decoder: Decoder, read: Sequence[int], first: int) -> tuple[float, bool]:
-    """The log-probability of read[first:], each token by a decoder that reads at most a context of
-    what comes before it.
+    """Return the log-probability of read[first:], one token at a time, with at most a context of
+    the preceding tokens. Also return whether the tokens are the greedy ones.
     """
     total, greedy = 0.0, True
     for end in range(first, len(read)):
@@ -170,7 +172,9 @@ CONTEXTS = [
 
 
 def test_log_likelihoods_are_those_of_transformers(pair: Pair) -> None:
-    """T44: right logits, left truncation that keeps the border, the opening token of training."""
+    """T44: right logits, left truncation that keeps the end of the context, the opening EOS of
+    training.
+    """
     asked = [
         (context, continuation)
         for context in CONTEXTS
@@ -207,7 +211,7 @@ def test_rolling_log_likelihoods_are_those_of_transformers(pair: Pair) -> None:
     assert mine[-1] == 0
 
 
-# No letter of a special token's name: theirs stops at those, too, though the text that it gives has
+# No letter of a special token's name: the other adapter would stop there too, although its text has
 # no special tokens.
 WANTED: list[dict[str, Any]] = [
     {"until": [], "max_gen_toks": 12},
@@ -225,7 +229,7 @@ def test_texts_are_those_of_transformers(pair: Pair, wanted: dict[str, Any]) -> 
     assert len(set(mine)) > 2
 
 
-# --- our own scores, and what changes no number
+# --- our own scores; order and batch size
 
 
 def test_log_likelihoods_are_those_of_our_own_scores(pair: Pair) -> None:
@@ -246,16 +250,16 @@ def test_log_likelihoods_are_those_of_our_own_scores(pair: Pair) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 50])
 def test_order_and_batch_size_change_no_number(pair: Pair, batch_size: int) -> None:
-    """T7."""
+    """T7: neither the order nor the batch size changes a result."""
     asked = [(context, " " + text_of(n + 1, n)) for n, context in enumerate(CONTEXTS)]
     expected = dict(
         zip(asked, pair.subject.loglikelihood(requests("loglikelihood", asked)), strict=True)
     )
     shuffled = random.Random(0).sample(asked, len(asked))
     subject = Subject(pair.decoder, pair.tokenizer, batch_size)
-    found = subject.loglikelihood(requests("loglikelihood", shuffled))
+    scores = subject.loglikelihood(requests("loglikelihood", shuffled))
     np.testing.assert_allclose(
-        [nats for nats, _ in found], [expected[each][0] for each in shuffled], atol=1e-4
+        [nats for nats, _ in scores], [expected[row][0] for row in shuffled], atol=1e-4
     )
     wanted = {"until": ["e"], "max_gen_toks": 9}
     texts = [(context, wanted) for context in CONTEXTS]
@@ -264,7 +268,7 @@ def test_order_and_batch_size_change_no_number(pair: Pair, batch_size: int) -> N
         for n, context in enumerate(CONTEXTS)
     ]
     whole, some = (
-        subject.generate_until(requests("generate_until", each)) for each in (texts, mixed)
+        subject.generate_until(requests("generate_until", rows)) for rows in (texts, mixed)
     )
     assert whole == pair.subject.generate_until(requests("generate_until", texts))
     assert some[1::2] == whole[1::2]
@@ -301,7 +305,7 @@ def test_scores_that_are_not_finite_are_no_result() -> None:
         )
 
 
-# --- writing
+# --- generation
 
 
 def test_what_a_task_asks_for(caplog: pytest.LogCaptureFixture) -> None:
@@ -344,7 +348,7 @@ def test_a_long_prompt_leaves_room_and_its_newest_half_at_least(bytewise: Pair) 
     for most, kept in ((4, CONTEXT - 4), (CONTEXT // 2, CONTEXT // 2), (3 * CONTEXT, CONTEXT // 2)):
         whole = subject.generate_until(requests("", [(long, {"max_gen_toks": most})]))
         ids, written = bytewise.tokenizer.encode(long)[-kept:], []
-        for _ in range(min(most, CONTEXT - kept)):  # up to where the context is full
+        for _ in range(min(most, CONTEXT - kept)):  # until the context is full
             written.append(int(bytewise.decoder(torch.tensor([ids + written]))[0, -1].argmax()))
         assert whole[0].startswith(bytewise.tokenizer.decode(written).rstrip("\ufffd"))
     assert subject.cut == {"generate_until": 3}
@@ -366,7 +370,7 @@ def test_conversations_are_put_in_the_checkpoints_template() -> None:
     assert json.loads(context) == history
     prompt = subject._prompt(context)
     special = tokenizer.specials["<|im_end|>"]
-    assert prompt.count(special) == 2  # none from the text
+    assert prompt.count(special) == 2  # the text adds none
     (nats, _), (alone, _) = subject.loglikelihood(
         requests("", [(context, " the thesis"), ("", "the thesis")])
     )
@@ -407,7 +411,7 @@ def test_caches_of_the_harness_tell_tokenizers_and_templates_apart(pair: Pair) -
 
 
 def write_task(folder: Path, name: str, rows: Sequence[dict[str, Any]], **keys: object) -> Path:
-    """A task with data of its own, as a person writes it."""
+    """Write a task with its own data, as a user would."""
     data = folder / f"{name}.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     source = {
@@ -445,7 +449,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, bytewise: Pair) -> Path
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No network, as the libraries are told; and whoever tries is found out."""
+    """Tell the libraries that there is no network, and fail if one of them tries to connect."""
     import socket
 
     import datasets
@@ -455,19 +459,22 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    # it takes seconds to list the machine's packages
+    # It would take seconds to list the machine's packages.
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
 
 
 def command(
     *arguments: str | Path, code: int = 0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """The command in a process whose sockets connect to nothing."""
+    """Run the command in a process whose sockets refuse to connect."""
     cut_off = (
-        "import socket, sys\ndef refuse(*a): sys.exit('asked for the"
-        " network')\nsocket.socket.connect = refuse\n"
+        "import socket, sys\n"
+        "def refuse(*a): sys.exit('asked for the network')\n"
+        "socket.socket.connect = refuse\n"
+        "from lm.system import errors\n"
+        "import tools.lm_eval\n"
+        "errors.run(tools.lm_eval.main)"
     )
-    cut_off += "from lm.system import errors\nimport tools.lm_eval\nerrors.run(tools.lm_eval.main)"
     done = subprocess.run(
         [sys.executable, "-c", cut_off, *map(str, arguments)],
         cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=300,
@@ -489,7 +496,7 @@ def asked_by_the_harness(subject: Subject, folder: Path, **options: Any) -> dict
 def test_the_command_gives_the_figures_that_a_slow_computation_gives(
     tmp_path: Path, bytewise: Pair, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Multiple choice, exact match and perplexity, offline, each token read alone."""
+    """The tasks are multiple choice, exact match and perplexity, each token read alone."""
     tokenizer, decoder = bytewise.tokenizer, bytewise.decoder
     eos = tokenizer.eos_id
     best, best_by_length = [], []
@@ -515,7 +522,7 @@ def test_the_command_gives_the_figures_that_a_slow_computation_gives(
     nats = 0.0
     for page in pages:
         whole = [eos, *tokenizer.encode(page)]
-        # in parts of a context, the last with all that fits before it
+        # in parts of a context, the last one with all the preceding text that fits
         for start in range(1, len(whole), CONTEXT):
             end = min(len(whole), start + CONTEXT)
             read = whole[max(0, end - 1 - CONTEXT) : end]
@@ -570,20 +577,20 @@ def test_the_command_gives_the_figures_that_a_slow_computation_gives(
     done = command(*words, "--json", "--out", tmp_path / "report.json", **nowhere)
     report = json.loads(done.stdout)
     assert json.loads((tmp_path / "report.json").read_text()) == report
-    found = report["results"]
+    results = report["results"]
     for metric, right in (("acc", best), ("acc_norm", best_by_length)):
-        assert found["choosing"][f"{metric},none"] == statistics.mean(right)
-        assert found["choosing"][f"{metric}_stderr,none"] == pytest.approx(
+        assert results["choosing"][f"{metric},none"] == statistics.mean(right)
+        assert results["choosing"][f"{metric}_stderr,none"] == pytest.approx(
             statistics.stdev(right) / math.sqrt(len(right))
         )
     assert 0 < statistics.mean(best) < 1
     assert report["chance"] == {"choosing": pytest.approx((1 / 2 + 1 / 3 + 1 / 4) / 3)}
     matches = [text == reference for text, reference in zip(texts, references, strict=True)]
     assert (
-        found["writing"]["exact_match,none"] == statistics.mean(matches) == pytest.approx(16 / 24)
+        results["writing"]["exact_match,none"] == statistics.mean(matches) == pytest.approx(16 / 24)
     )
     size = sum(len(page.encode()) for page in pages)
-    assert found["reading"]["bits_per_byte,none"] == pytest.approx(
+    assert results["reading"]["bits_per_byte,none"] == pytest.approx(
         nats / math.log(2) / size, abs=1e-5
     )
     assert report["step"] == 150
@@ -617,7 +624,7 @@ PAIRS = [
 
 
 def own_choices(pair: Pair, cases: Sequence[tuple[str, Sequence[str]]]) -> list[int]:
-    """By total log-probability, as our own ranking chooses."""
+    """Return the choices with the highest log-probability, as our own ranking chooses."""
     chosen = []
     for prompt, choices in cases:
         rows = [
@@ -652,8 +659,8 @@ def test_minimal_pairs_are_chosen_as_our_own_ranking_chooses(pair: Pair, tmp_pat
 
 @pytest.mark.usefixtures("offline")
 def test_the_shipped_minimal_pairs_as_a_task(tmp_path: Path) -> None:
-    """What docs/EVALUATION.md shows: a file of cases made a task of the harness, with the accuracy
-    of our own choices, exactly.
+    """docs/EVALUATION.md shows this: a file of cases as a task of the harness has exactly the
+    accuracy of our own choices.
     """
     cases = (
         pytest.importorskip("lm.ranking.cases").read_cases(ROOT / "cases" / "grammar.yaml").cases
@@ -696,7 +703,7 @@ def test_the_shipped_minimal_pairs_as_a_task(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("offline")
 def test_conversations_of_a_task_are_turns(tmp_path: Path) -> None:
-    """Examples become earlier turns, the description the system's words."""
+    """Examples become earlier turns, and the description becomes the system's message."""
     tokenizer = made_tokenizer("bpe")
     form = ChatFormat("chatml", tokenizer)
     decoder = make_decoder(vocab_size=tokenizer.vocab_size, context_length=192).eval()
@@ -818,8 +825,11 @@ def test_a_mistake_is_one_line(
 
 def test_without_the_harness_the_command_says_what_to_install(checkpoint: Path) -> None:
     missing = (
-        "import sys\nsys.modules['lm_eval'] = None\nfrom lm.system import errors\nimport"
-        " tools.lm_eval\nerrors.run(tools.lm_eval.main)"
+        "import sys\n"
+        "sys.modules['lm_eval'] = None\n"
+        "from lm.system import errors\n"
+        "import tools.lm_eval\n"
+        "errors.run(tools.lm_eval.main)"
     )
     done = subprocess.run(
         [sys.executable, "-c", missing, "--ckpt", checkpoint, "--tasks", "piqa"],

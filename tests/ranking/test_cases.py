@@ -1,6 +1,4 @@
-"""Files of cases: what is read, what is said about everything else, and that the shipped ones ask
-fairly.
-"""
+"""Files of cases: valid ones, messages about invalid ones, and the fairness of the shipped ones."""
 
 from __future__ import annotations
 
@@ -57,19 +55,19 @@ def shipped(name: str) -> CaseSet:
     return read_cases(ROOT / "cases" / f"{name}.yaml")
 
 
-# ---------------------------------------------------------------- what is read
+# ---------------------------------------------------------------- valid files
 
 
 def test_a_file_that_is_right(write) -> None:
-    found = read_cases(write(GOOD))
-    assert (found.name, found.path, found.about, found.chat, found.max_new_tokens) == (
+    cases = read_cases(write(GOOD))
+    assert (cases.name, cases.path, cases.about, cases.chat, cases.max_new_tokens) == (
         "x",
         Path("x.yaml"),
         "a test",
         False,
         32,
     )
-    first, second, third = found.cases
+    first, second, third = cases.cases
     assert first.prompt == "The capital of France is"
     assert first.targets == (" Paris",)
     assert first.choices == [" Rome", " Paris"]
@@ -92,13 +90,13 @@ def test_a_file_that_is_right(write) -> None:
 
 
 def test_a_chat(write) -> None:
-    found = read_cases(
+    cases = read_cases(
         write(
             "about: a\nchat: true\nmax_new_tokens: 5\ncases: [{prompt: Hello!, target: Hi!},"
             " {prompt: Say a, regex: a}]"
         )
     )
-    assert (found.chat, found.max_new_tokens, [case.targets for case in found.cases]) == (
+    assert (cases.chat, cases.max_new_tokens, [case.targets for case in cases.cases]) == (
         True,
         5,
         [("Hi!",), ()],
@@ -119,7 +117,7 @@ def test_the_digest_is_of_what_is_asked(write) -> None:
 
 
 RIGHT = [
-    'prompt: "x"\n    target: "\\n\\ny"',  # a line break parts them
+    'prompt: "x"\n    target: "\\n\\ny"',  # A line break separates them.
     'prompt: "日本の首都は"\n    target: "東京"',  # scripts without spaces
     'prompt: "(a"\n    target: ")"',
     'prompt: "("\n    target: "a"',
@@ -144,7 +142,7 @@ def test_a_pattern_that_python_will_read_otherwise_is_no_warning(
     assert not recwarn.list
 
 
-# ---------------------------------------------------------------- what is wrong
+# ---------------------------------------------------------------- problems
 
 ALL_KEYS = (
     "a list of 1 to 10000 sections with prompt and target and choices and contains and regex and"
@@ -152,7 +150,7 @@ ALL_KEYS = (
 )
 TEXTS = "text or a list of text or null"
 
-# The lines of the one case of a file, whose first is line 3; and what is said.
+# The lines of a file's only case, which begins at line 3, and the expected messages.
 WRONG_CASES = [
     (
         "prompt: a\n    answer: ' b'\n    target: ' b'",
@@ -377,12 +375,12 @@ WRONG_CASES = [
 
 @pytest.mark.parametrize(("case", "expected"), WRONG_CASES)
 def test_a_wrong_case_is_one_line(write, case: str, expected: list[str] | None) -> None:
-    found = complaints(write(f"{HEAD}  - {case}\n"))
-    if expected is None:  # YAML's own reader refuses it, at its line
-        assert len(found) == 1
-        assert re.fullmatch(r"x\.yaml:[34]: [ -~]+", found[0])
+    problems = complaints(write(f"{HEAD}  - {case}\n"))
+    if expected is None:  # The YAML reader refuses it, with its line.
+        assert len(problems) == 1
+        assert re.fullmatch(r"x\.yaml:[34]: [ -~]+", problems[0])
     else:
-        assert found == [
+        assert problems == [
             f"x.yaml:{line}".replace("{rest}", "contains, regex, weight or tags")
             for line in expected
         ]
@@ -571,27 +569,27 @@ def right_choice(case: Case) -> str | None:
 
 
 def seats(cases: list[Case]) -> dict[int, Counter[int]]:
-    """How often the right choice stands at each place, by how many choices there are."""
-    found: dict[int, Counter[int]] = {}
+    """Count how often the right choice stands at each place, for each number of choices."""
+    places: dict[int, Counter[int]] = {}
     for case in cases:
         if right_choice(case) is not None:
-            found.setdefault(len(case.choices), Counter(range(len(case.choices))))[
+            places.setdefault(len(case.choices), Counter(range(len(case.choices))))[
                 case.choices.index(right_choice(case))
             ] += 1
-    return found
+    return places
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_the_right_choice_stands_everywhere_alike(name: str) -> None:
-    found = seats(list(shipped(name).cases))
-    assert found
-    for counts in found.values():
+    places = seats(list(shipped(name).cases))
+    assert places
+    for counts in places.values():
         assert max(counts.values()) - min(counts.values()) <= 1
 
 
 def chosen(cases: list[Case], key) -> tuple[float, float]:
-    """The share of right answers of somebody who takes the choice with the least `key`, of several
-    the average; and the chance.
+    """Return the accuracy of a strategy that takes the choice with the least `key` (the average if
+    there are several), and that of guessing.
     """
     hits = chance = 0.0
     for case in cases:
@@ -616,8 +614,8 @@ def words(text: str) -> Counter[str]:
 
 
 def lopsided(cases: list[Case]) -> Counter[str]:
-    """By word, how much more often it is in a right choice than in a wrong one; words in the same
-    number in both say nothing.
+    """Count for each word how much more often it is in a right choice than in a wrong one. Omit
+    words with equal counts.
     """
     difference: Counter[str] = Counter()
     for case in cases:
@@ -629,7 +627,7 @@ def lopsided(cases: list[Case]) -> Counter[str]:
 
 
 def test_in_grammar_each_word_is_right_as_often_as_wrong() -> None:
-    """Else a model could be right by the word alone."""
+    """The word alone must not give the answer away."""
     cases = list(shipped("grammar").cases)
     for tag in {tag for case in cases for tag in case.tags}:
         assert not lopsided([case for case in cases if tag in case.tags]), tag
@@ -653,7 +651,7 @@ def test_in_grammar_each_word_is_right_as_often_as_wrong() -> None:
 def test_where_choices_are_shared_each_is_right_equally_often(
     name: str, tags: set[str] | None
 ) -> None:
-    """Whoever only knows how common a choice is scores chance, exactly."""
+    """A strategy that only knows how common a choice is has exactly the accuracy of guessing."""
     groups: dict[frozenset[str], Counter[str]] = {}
     for case in shipped(name).cases:
         if case.choices and (tags is None or tags & set(case.tags)):
@@ -673,7 +671,9 @@ def test_what_is_to_be_copied_stands_in_the_prompt_no_more_often_than_the_rest()
 
 
 def repeated(prompt: str) -> str:
-    """What follows the longest end of a prompt that it had before: what induction says."""
+    """Return what followed the longest end of a prompt that occurred in it before, as an induction
+    head would answer.
+    """
     read = re.findall(r"\w+", prompt.lower())
     for length in range(len(read) - 1, 0, -1):
         for start in range(len(read) - length):
@@ -691,7 +691,7 @@ def test_who_copies_is_right() -> None:
         for case in asked
         if repeated(case.prompt) != str(right_choice(case)).strip().lower()
     ]
-    # which begins a code again, without a word before it
+    # which repeats the beginning of a code, without a word before it
     assert [prompt for prompt in wrong if not prompt.endswith(":")] == []
     assert len(asked) - len(wrong) >= 45
 
@@ -708,8 +708,8 @@ def test_smoke_is_about_the_bundled_corpus() -> None:
 
 
 def test_instructions_know_their_own_targets_and_no_question_answers_itself() -> None:
-    """A target that misses the case's own pattern, or a pattern that a parrot or a wrong choice
-    fulfils, would be our mistake.
+    """A target must match the case's own pattern. A repetition of the prompt, or a wrong choice,
+    must not match it.
     """
     for case in shipped("instructions").cases:
 

@@ -1,4 +1,4 @@
-"""The order of entrants whose results are given: python -m pytest tests/ranking/test_ranking.py."""
+"""The order of entrants with given results."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def result(right: bool | None = None, nats: float | None = 2.0, size: int = 4) -
 
 
 def entrant(name: str, results: Sequence[CaseResult]) -> Entrant:
-    whole = SetResult(
+    set_result = SetResult(
         results=tuple(results),
         distinct_1=None,
         distinct_2=None,
@@ -50,13 +50,13 @@ def entrant(name: str, results: Sequence[CaseResult]) -> Entrant:
         scored_per_second=None,
         generated_per_second=None,
     )
-    return Entrant(name, Path("/runs") / name, (), 1, 1000, "byte", "ab", None, (whole,))
+    return Entrant(name, Path("/runs") / name, (), 1, 1000, "byte", "ab", None, (set_result,))
 
 
 def cases(
     n: int, weights: Sequence[float] | None = None, choices: Any = ("a", "b"), name: str = "some"
 ) -> CaseSet:
-    each = [
+    items = [
         Case(
             prompt=f"{i}",
             target=["a"],
@@ -71,14 +71,14 @@ def cases(
         "Of a test.",
         False,
         8,
-        tuple(each),
+        tuple(items),
         hashlib.sha256(name.encode()).hexdigest(),
     )
 
 
-def ranked(found: Ranking | None) -> Ranking:
-    assert found is not None
-    return found
+def ranked(ranking: Ranking | None) -> Ranking:
+    assert ranking is not None
+    return ranking
 
 
 def test_weights_count_and_so_do_bytes() -> None:
@@ -86,20 +86,22 @@ def test_weights_count_and_so_do_bytes() -> None:
         "one",
         [result(True, nats=math.log(2) * 8, size=4), result(False, nats=math.log(2) * 2, size=16)],
     )
-    found = ranked(rank_set(cases(2, weights=[3, 1]), 0, [one]))
-    assert found.scores["accuracy"][0].value == 0.75
-    # never a mean of quotients
-    assert found.scores["bits_per_byte"][0].value == pytest.approx((3 * 8 + 2) / (3 * 4 + 16))
-    assert found.scores["centred_accuracy"][0].value == 0.5
+    ranking = ranked(rank_set(cases(2, weights=[3, 1]), 0, [one]))
+    assert ranking.scores["accuracy"][0].value == 0.75
+    # a quotient of sums, not a mean of quotients
+    assert ranking.scores["bits_per_byte"][0].value == pytest.approx((3 * 8 + 2) / (3 * 4 + 16))
+    assert ranking.scores["centred_accuracy"][0].value == 0.5
 
 
 def test_cases_that_one_cannot_be_asked_are_left_out_for_all() -> None:
     whole = entrant("whole", [result(True, nats=1.0)] * 5 + [result(True, nats=9.0)] * 5)
     short = entrant("short", [result(True, nats=2.0)] * 5 + [result(None, nats=None)] * 5)
-    found = ranked(rank_set(cases(10), 0, [whole, short]))
-    assert found.asked["bits_per_byte"] == found.asked["accuracy"] == 5
-    assert found.scores["bits_per_byte"][0].value == pytest.approx(1 / math.log(2) / 4)
-    assert "bits/byte: skips 5 of 10 cases, which are too long for a context" in list(notes(found))
+    ranking = ranked(rank_set(cases(10), 0, [whole, short]))
+    assert ranking.asked["bits_per_byte"] == ranking.asked["accuracy"] == 5
+    assert ranking.scores["bits_per_byte"][0].value == pytest.approx(1 / math.log(2) / 4)
+    assert "bits/byte: skips 5 of 10 cases, which are too long for a context" in list(
+        notes(ranking)
+    )
 
 
 def test_the_order_of_cases_and_of_entrants_changes_no_value() -> None:
@@ -109,26 +111,26 @@ def test_the_order_of_cases_and_of_entrants_changes_no_value() -> None:
         [result(bool(right), nats=float(generator.gamma(2))) for right in column]
         for column in scores.T
     ]
-    found = ranked(rank_set(cases(30), 0, [entrant(str(i), row) for i, row in enumerate(rows)]))
+    ranking = ranked(rank_set(cases(30), 0, [entrant(str(i), row) for i, row in enumerate(rows)]))
     turned = ranked(
         rank_set(
             cases(30), 0, [entrant(str(i), row[::-1]) for i, row in reversed(list(enumerate(rows)))]
         )
     )
-    names = [[each.entrants[place].name for place in each.order.places] for each in (found, turned)]
+    names = [[r.entrants[place].name for place in r.order.places] for r in (ranking, turned)]
     assert names == [["2", "1", "0"]] * 2
-    for key, values in found.scores.items():
+    for key, values in ranking.scores.items():
         np.testing.assert_allclose(
             [score.value for score in values], [score.value for score in turned.scores[key]][::-1]
         )
-    # the same cases are drawn for all, whoever else takes part
-    again = ranked(rank_set(cases(30), 0, list(reversed(found.entrants))))
-    for key, values in found.scores.items():
+    # All entrants share the resampled cases, whoever else takes part.
+    again = ranked(rank_set(cases(30), 0, list(reversed(ranking.entrants))))
+    for key, values in ranking.scores.items():
         np.testing.assert_allclose(np.array(values), np.array(again.scores[key])[::-1])
 
 
 def test_ranks_are_counted_from_what_can_be_told_apart() -> None:
-    """Two that are alike, far above a third."""
+    """Two entrants are alike, far above a third."""
     values = np.array([0.1, 0.9, 0.92])
     drawn = values + np.random.default_rng(1).normal(0, 0.05, (intervals.RESAMPLES, 3))
     order = order_of(ACCURACY, intervals.Resampled(values, drawn, 100.0))
@@ -146,7 +148,7 @@ def test_ranks_are_counted_from_what_can_be_told_apart() -> None:
 def test_of_five_equal_entrants_some_are_told_apart_in_one_of_20_rankings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without the correction for ten pairs it would be one in three."""
+    """Without the correction for ten pairs the rate would be one in three."""
     monkeypatch.setattr(intervals, "RESAMPLES", 1000)
     generator, claims = np.random.default_rng(2), 0
     for simulation in range(400):
@@ -161,14 +163,16 @@ def test_sets_count_alike_and_are_drawn_apart() -> None:
     both = [entrant("one", [result(i < 5) for i in range(10)]), entrant("one", [result(True)] * 40)]
     one = Entrant(**(vars(both[0]) | {"results": (both[0].results[0], both[1].results[0])}))
     parts = [ranked(rank_set(small, 0, [one])), ranked(rank_set(large, 1, [one]))]
-    found = ranked(rank_together(parts))
-    assert found.parts == ("small", "large") and found.scores["centred_accuracy"][0].value == 0.5
+    ranking = ranked(rank_together(parts))
+    assert (
+        ranking.parts == ("small", "large") and ranking.scores["centred_accuracy"][0].value == 0.5
+    )
     assert rank_together(parts[:1]) is None
-    assert summary(found) == []
+    assert summary(ranking) == []
 
 
 def test_a_picture_of_very_many_can_still_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """matplotlib refuses 2^16 pixels, when all has been measured."""
+    """matplotlib refuses 2^16 pixels. That must not lose the results of a long measurement."""
     few = ranked(
         rank_set(cases(6), 0, [entrant("a", [result(True)] * 6), entrant("b", [result(False)] * 6)])
     )

@@ -1,5 +1,5 @@
-"""What a decoder makes of cases: against a decoder that reads each token alone, and on decoders
-whose answers are known.
+"""The results of a decoder on cases, compared with a decoder that reads each token alone, and on
+decoders with known answers.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ LEARNED: dict[str, Any] = {"norm": "layernorm", "positions": "learned", "mlp": "
 
 
 def small_bpe() -> Tokenizer:
-    """It joins a word with the space before it, and letters across the border of a prompt."""
+    """Return a BPE that joins a word with the space before it, and letters across the end of a
+    prompt.
+    """
     backend = Backend(models.BPE())
     backend.pre_tokenizer, backend.decoder = (
         pre_tokenizers.ByteLevel(add_prefix_space=False),
@@ -77,16 +79,16 @@ TEXTS = (
         tags=["film"],
     ),
     Case(prompt="", target="the theory", contains="e"),
-    # tokens reach over the border
+    # Tokens reach across the end of the prompt.
     Case(prompt="of the", target="sis is", choices=["sis is", " year", "ory"]),
     Case(prompt="café", target=" é €", regex="[a-z]"),
-    # cut to be scored
+    # cut for scoring
     Case(
         prompt="x" * (CONTEXT - 9),
         target=" of the year, as it was",
         choices=[" of the year, as it was", "?"],
     ),
-    # cut to be continued, too
+    # also cut for generation
     Case(prompt="the " * CONTEXT + "end", target=" is", choices=[" is", " was the"]),
     Case(prompt="The film was", target=" there", contains=[" the", "z"]),
     Case(prompt="a", target=" z" * CONTEXT, choices=[" z" * CONTEXT, "b"]),  # no room for it
@@ -105,8 +107,8 @@ MESSAGES = (
 
 
 def decoder(vocab_size: int, **shape: Any) -> Decoder:
-    """With scores that differ much, so that no order hangs on rounding, and with rows that no token
-    has.
+    """Return a decoder with very different scores, so that rounding decides no order, and with rows
+    that no token has.
     """
     torch.manual_seed(0)
     shape = {
@@ -122,7 +124,7 @@ def decoder(vocab_size: int, **shape: Any) -> Decoder:
 
 @torch.no_grad()
 def slow_nats(model: Decoder, read: Sequence[int], continuation: Sequence[int]) -> float:
-    """Each token by a decoder that reads what comes before it and nothing else."""
+    """Return the negative log-probability of a continuation, one token at a time."""
     whole = [*read, *continuation]
     first = max(0, len(whole) - 1 - CONTEXT)
     nats = 0.0
@@ -136,8 +138,8 @@ def slow_nats(model: Decoder, read: Sequence[int], continuation: Sequence[int]) 
 def slow_continuation(
     model: Decoder, prompt: Sequence[int], length: int, stops: set[int], vocab_size: int
 ) -> tuple[list[int], bool]:
-    """One token after another, everything read again for each; what does not fit the context is cut
-    to the newest half of one.
+    """Generate one token at a time, and read everything again for each. A text longer than the
+    context is cut to its newest half.
     """
     window, drawn = list(prompt), list[int]()
     while len(drawn) < length:
@@ -153,7 +155,7 @@ def slow_continuation(
 def slow(
     model: Decoder, tokenizer: Tokenizer, chat: ChatFormat | None, case: Case, length: int
 ) -> CaseResult:
-    """A case by itself, spelled out."""
+    """Return the results on one case, computed step by step."""
     if chat is None:
         prompt, stops = [tokenizer.eos_id, *tokenizer.encode(case.prompt)], {tokenizer.eos_id}
         pairs = {
@@ -204,7 +206,7 @@ def slow(
         ended=written[1] if written else None,
         repetition=repetition(written[0]) if written else None,
         exact=any(hits) if written and case.targets else None,
-        contains=any(each in text for each in case.contains) if written and case.contains else None,
+        contains=any(part in text for part in case.contains) if written and case.contains else None,
         regex=any("a" <= letter <= "z" for letter in text) if written and case.regex else None,
         fits=fits and written is not None,
     )
@@ -224,14 +226,14 @@ def slow(
 def test_results_are_those_of_each_case_read_token_by_token(
     tokenizer: Tokenizer, chat: ChatFormat | None, shape: dict[str, Any]
 ) -> None:
-    """T7, T15 and T44: whatever the batch size, the padding and the other cases are."""
+    """T7, T15 and T44: batch size, padding and the other cases change no result."""
     model = decoder(tokenizer.vocab_size, **shape)
     cases = cases_of(*(TEXTS if chat is None else MESSAGES), chat=chat is not None)
     expected = [slow(model, tokenizer, chat, case, cases.max_new_tokens) for case in cases.cases]
     for rows in (1, 3, 8):
-        found = measure(model.train(), tokenizer, chat, cases, rows=rows)
+        measured = measure(model.train(), tokenizer, chat, cases, rows=rows)
         assert model.training
-        for ours, theirs in zip(found.results, expected, strict=True):
+        for ours, theirs in zip(measured.results, expected, strict=True):
             assert ours.nats == (
                 None if theirs.nats is None else pytest.approx(theirs.nats, rel=1e-5)
             )
@@ -242,9 +244,9 @@ def test_results_are_those_of_each_case_read_token_by_token(
         True,
         False,
     } or chat, "else the test shows little"
-    assert [result.fits for result in found.results] == [result.fits for result in expected]
+    assert [result.fits for result in measured.results] == [result.fits for result in expected]
     assert not all(result.fits for result in expected)
-    assert found.cut == (
+    assert measured.cut == (
         0
         if chat
         else sum(
@@ -262,15 +264,14 @@ def test_the_order_of_cases_changes_no_bit() -> None:
         again = measure(model, BYTE, None, cases_of(*(cases[i] for i in order)), rows=3)
         assert again.results == tuple(first.results[i] for i in order)
         figures = [
-            (each.distinct_1, each.distinct_2, each.repetition, each.ended_share, each.cut)
-            for each in (first, again)
+            (r.distinct_1, r.distinct_2, r.repetition, r.ended_share, r.cut) for r in (first, again)
         ]
         assert figures[0] == figures[1]
 
 
 def test_choices_are_compared_behind_the_same_context() -> None:
-    """ "the" and "sis" are one token together, so that "sis" alone would be asked for behind less
-    than the others are.
+    """ "the" and "sis" are one token together. "sis" alone would have a shorter context than the
+    other choices.
     """
     asked = CaseEncoder(BPE, None, CONTEXT).encode(TEXTS[2])
     assert len({question.context for question in asked.choices}) == 1
@@ -284,8 +285,8 @@ def test_choices_are_compared_behind_the_same_context() -> None:
 
 
 class Says(torch.nn.Module):
-    """Goes on behind each prompt with the ids that it is told, then with zeros; finds all tokens
-    equally likely when it is asked.
+    """A decoder that continues each prompt with given ids, then with zeros. When it scores, all
+    tokens are equally likely.
     """
 
     def __init__(self, replies: dict[tuple[int, ...], list[int]]):
@@ -319,8 +320,10 @@ class Says(torch.nn.Module):
         return scores
 
 
-def told(replies: dict[str, str], cases: CaseSet, chat: ChatFormat | None = None) -> SetResult:
-    """What `measure` makes of known continuations; one that ends in "$" ends by itself."""
+def measure_replies(
+    replies: dict[str, str], cases: CaseSet, chat: ChatFormat | None = None
+) -> SetResult:
+    """Return what `measure` makes of known continuations. One that ends in "$" ends by itself."""
     ends = BYTE.specials["<|sep|>"] if chat else BYTE.eos_id
     by_ids = {
         (
@@ -345,58 +348,60 @@ def test_the_figures_of_known_continuations() -> None:
         Case(prompt="5", target="x"),
         length=10,
     )
-    found = told(
+    measured = measure_replies(
         {"1": " Paris.$", "2": " Parisians are", "3": "Paris$", "4": "ababababab", "5": "$"}, cases
     )
-    assert [result.continuation for result in found.results] == [
+    assert [result.continuation for result in measured.results] == [
         " Paris.",
         " Parisians"[:10],
         "Paris",
         "ababababab",
         "",
     ]
-    assert [result.ended for result in found.results] == [True, False, True, False, True]
-    assert [result.tokens for result in found.results] == [7, 10, 5, 10, 0]
-    assert [result.exact for result in found.results] == [True, False, False, None, False]
-    assert [result.contains for result in found.results] == [True, True, False, None, None]
-    assert [result.regex for result in found.results] == [True, False, None, True, None]
-    assert [result.repetition for result in found.results] == [0, 0, 0, 5 / 7, None]
-    assert found.repetition == pytest.approx(5 / 7 / 4)
-    assert found.ended_share == 3 / 5
+    assert [result.ended for result in measured.results] == [True, False, True, False, True]
+    assert [result.tokens for result in measured.results] == [7, 10, 5, 10, 0]
+    assert [result.exact for result in measured.results] == [True, False, False, None, False]
+    assert [result.contains for result in measured.results] == [True, True, False, None, None]
+    assert [result.regex for result in measured.results] == [True, False, None, True, None]
+    assert [result.repetition for result in measured.results] == [0, 0, 0, 5 / 7, None]
+    assert measured.repetition == pytest.approx(5 / 7 / 4)
+    assert measured.ended_share == 3 / 5
     written = [" Paris.", " Parisians"[:10], "Paris", "ababababab", ""]
-    assert found.distinct_1 == len(set("".join(written))) / 32
+    assert measured.distinct_1 == len(set("".join(written))) / 32
     assert (
-        found.distinct_2
+        measured.distinct_2
         == len({pair for text in written for pair in itertools.pairwise(text)}) / 28
     )
-    # of equally likely tokens the shortest is likeliest
-    assert [result.target_tokens for result in found.results] == [6, 6, 6, 0, 1]
-    assert found.results[0].nats == pytest.approx(6 * math.log(BYTE.vocab_size))
-    assert found.results[3].nats is None and found.results[3].fits
-    assert found.generated_per_second and found.scored_per_second
+    # All tokens are equally likely, and the shortest target is therefore the likeliest.
+    assert [result.target_tokens for result in measured.results] == [6, 6, 6, 0, 1]
+    assert measured.results[0].nats == pytest.approx(6 * math.log(BYTE.vocab_size))
+    assert measured.results[3].nats is None and measured.results[3].fits
+    assert measured.generated_per_second and measured.scored_per_second
 
 
 def test_an_answer_is_exact_as_a_whole() -> None:
     chat = ChatFormat("instruction-output", BYTE)
     cases = cases_of(*(Case(prompt=text, target="Paris") for text in "1234"), chat=True, length=9)
-    found = told(
+    measured = measure_replies(
         {"1": " Paris\n$", "2": " Paris, I\n$", "3": " Paris $", "4": " Paris\n\n\n\n"}, cases, chat
     )
-    assert [result.continuation for result in found.results] == [
+    assert [result.continuation for result in measured.results] == [
         "Paris",
         "Paris, I",
         "Paris",
         "Paris",
     ]
-    assert [result.exact for result in found.results] == [True, False, True, True]
-    assert [result.ended for result in found.results] == [True, False, True, False]
+    assert [result.exact for result in measured.results] == [True, False, True, True]
+    assert [result.ended for result in measured.results] == [True, False, True, False]
     # " Paris\n" and the end of the turn
-    assert {(result.target_tokens, result.target_bytes) for result in found.results} == {(8, 5)}
+    assert {(result.target_tokens, result.target_bytes) for result in measured.results} == {(8, 5)}
 
 
 def test_the_first_of_equally_likely_choices_is_chosen() -> None:
-    found = told({}, cases_of(Case(prompt="a", target=" bb", choices=[" cc", " bb", " ddd"])))
-    assert (found.results[0].chosen, found.results[0].right) == (" cc", False)
+    measured = measure_replies(
+        {}, cases_of(Case(prompt="a", target=" bb", choices=[" cc", " bb", " ddd"]))
+    )
+    assert (measured.results[0].chosen, measured.results[0].right) == (" cc", False)
 
 
 def test_what_begins_with_a_target() -> None:
@@ -431,7 +436,7 @@ def test_a_regular_expression_that_takes_years_is_given_up(monkeypatch: pytest.M
             r" '\(a\+\)\+\$'"
         ),
     ):
-        told({"a": "a" * 40 + "b$"}, cases)
+        measure_replies({"a": "a" * 40 + "b$"}, cases)
     assert signal.getsignal(signal.SIGALRM) is before
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert search("(a+)+$", "aaa", "")
@@ -465,7 +470,7 @@ def test_what_was_written_is_looked_for_in_the_training_text() -> None:
     )
     plain = measure(model, BYTE, None, cases)
     (with_copies,) = look_for_copies(text, [plain])
-    found = with_copies.memorised
-    assert found is not None
-    assert (found.longest_run, found.longest_text, found.tokens_read) == (8, " theory ", 17)
+    copies = with_copies.memorised
+    assert copies is not None
+    assert (copies.longest_run, copies.longest_text, copies.tokens_read) == (8, " theory ", 17)
     assert plain.memorised is None

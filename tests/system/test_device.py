@@ -1,6 +1,4 @@
-"""Choices for machines that we have and those that we do not: python -m pytest
-tests/system/test_device.py.
-"""
+"""Devices and precisions, on simulated machines."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ def forbidden(*_: object, **__: object) -> None:
 
 
 class Machine:
-    """What torch and the system say on a machine with these parts."""
+    """Return what torch and the system report on a machine with these parts."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, cpuinfo: Path):
         self.monkeypatch, self.cpuinfo = monkeypatch, cpuinfo
@@ -170,8 +168,8 @@ def test_what_is_impossible_is_a_config_error(machine: Machine) -> None:
 
 
 class Accelerator:
-    """A device of a known speed whose products are queued and take their time only when someone
-    waits, as on CUDA.
+    """A device of known speed. As on CUDA, products are queued, and take time only when the host
+    waits for them.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, flops: float):
@@ -204,7 +202,7 @@ class Matrix:
         return self
 
     def __matmul__(self, other: Matrix) -> None:
-        # the launch; the first one loads libraries
+        # the launch; the first launch loads libraries
         self.accelerator.now += 1e-5 if self.accelerator.sizes else 0.4
         self.accelerator.queued += 2 * self.size**3 / self.accelerator.flops
         self.accelerator.sizes.append(self.size)
@@ -252,7 +250,7 @@ def test_peak_memory_of_this_process() -> None:
     before = device.peak_memory_mb("cpu")
     assert 50 < before < 100_000
     held = []
-    # an earlier test may have held more than is held now
+    # An earlier test may have used more memory than this process uses now.
     while device.peak_memory_mb("cpu") == before:
         held.append(b"x" * 32_000_000)
         assert sum(map(len, held)) < before * 1e6 + 64e6
@@ -260,7 +258,7 @@ def test_peak_memory_of_this_process() -> None:
 
 
 def test_a_frozen_matrix_needs_no_gradient_of_its_own() -> None:
-    """LoRA: 4 for each weight of the base, 6 for each of the adapters."""
+    """LoRA costs 4 FLOP for each weight of the base and 6 for each of the adapters."""
     with_adapters = device.flops_per_token(
         1_000_000 + 10_000, n_layers=1, context=8, d_model=16, n_frozen=1_000_000
     )
@@ -268,8 +266,8 @@ def test_a_frozen_matrix_needs_no_gradient_of_its_own() -> None:
 
 
 def test_flops_per_token_of_gpt2() -> None:
-    """124M at T = 1024 by hand: 12 blocks of 12 d^2 weights and a head of 50,257 d; attention has
-    12 * 12 * 1024 * 768 = 113.2 MFLOP.
+    """The figures of 124M at T = 1024 by hand: 12 blocks of 12 d^2 weights and a head of 50,257 d.
+    Attention has 12 * 12 * 1024 * 768 = 113.2 MFLOP.
     """
     matrices = 12 * 12 * 768**2 + 50_257 * 768
     assert matrices == 123_532_032
@@ -277,7 +275,7 @@ def test_flops_per_token_of_gpt2() -> None:
         device.flops_per_token(matrices, n_layers=12, context=1024, d_model=768)
         == 741_192_192 + 113_246_208
     )
-    # nanoGPT counts 124M's norms too and pads the vocabulary to 50,304: 854.8 MFLOP
+    # nanoGPT also counts the norms, and pads the vocabulary to 50,304: 854.8 MFLOP.
     assert round(device.flops_per_token(123_587_328, 12, 1024, 768) / 1e6, 1) == 854.8
 
 

@@ -1,4 +1,4 @@
-"""What a script gets to see of a mistake: python -m pytest tests/system/test_errors.py."""
+"""Exit codes and messages of failed commands."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from tests.support.faults import ROOT
 
 
 def command(main: str, *, before: str = "") -> list[str]:
-    """A Python program whose `main` has this body."""
+    """Return the command of a Python program whose `main` has this body."""
     return [
         sys.executable,
         "-c",
-        (
-            f"import sys, os\nfrom lm.system import errors\n{before}\ndef main():\n   "
-            f" {main}\nerrors.run(main)"
-        ),
+        f"import sys, os\nfrom lm.system import errors\n{before}\n"
+        f"def main():\n    {main}\n"
+        "errors.run(main)",
     ]
 
 
-def left(main: str, tmp_path: Path, before: str = "") -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of such a program, and its traceback files are in `tmp_path`."""
+def run(main: str, tmp_path: Path, before: str = "") -> tuple[int, str, str]:
+    """Run such a program, with its traceback files in `tmp_path`, and return its exit code, stdout
+    and stderr.
+    """
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     done = subprocess.run(
         command(main, before=before), cwd=ROOT, env=environment, capture_output=True, text=True
@@ -37,7 +38,7 @@ def left(main: str, tmp_path: Path, before: str = "") -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize(
-    ("main", "code", "said"),
+    ("main", "code", "expected"),
     [
         ("print('fine')", 0, ""),
         ("raise errors.UserError('x.yaml: it went wrong')", 1, "x.yaml: it went wrong\n"),
@@ -68,13 +69,15 @@ def left(main: str, tmp_path: Path, before: str = "") -> tuple[int, str, str]:
         ),
     ],
 )
-def test_every_exit_code_and_one_message(main: str, code: int, said: str, tmp_path: Path) -> None:
-    assert left(main, tmp_path) == (code, "fine\n" if "fine" in main else "", said)
+def test_every_exit_code_and_one_message(
+    main: str, code: int, expected: str, tmp_path: Path
+) -> None:
+    assert run(main, tmp_path) == (code, "fine\n" if "fine" in main else "", expected)
     assert not [*tmp_path.iterdir()], "only what is unexpected leaves a traceback"
 
 
 @pytest.mark.parametrize(
-    ("main", "said"),
+    ("main", "expected"),
     [
         ("{}['lost']", "internal error: KeyError: 'lost' ("),
         (
@@ -109,11 +112,11 @@ def test_every_exit_code_and_one_message(main: str, code: int, said: str, tmp_pa
     ],
 )
 def test_an_internal_error_is_one_line_that_names_the_traceback(
-    main: str, said: str, tmp_path: Path
+    main: str, expected: str, tmp_path: Path
 ) -> None:
-    code, out, message = left(main, tmp_path)
+    code, out, message = run(main, tmp_path)
     [file] = tmp_path.iterdir()
-    assert (code, out) == (1, "") and message.startswith(said) and message.count("\n") == 1
+    assert (code, out) == (1, "") and message.startswith(expected) and message.count("\n") == 1
     assert message.endswith(f"(the traceback is in {file})\n")
     assert (
         file.read_text().startswith("Traceback (most recent call last):")
@@ -122,7 +125,7 @@ def test_an_internal_error_is_one_line_that_names_the_traceback(
 
 
 def test_what_was_printed_before_a_mistake_is_not_lost(tmp_path: Path) -> None:
-    assert left("print('half'); raise errors.DataError('rest')", tmp_path) == (
+    assert run("print('half'); raise errors.DataError('rest')", tmp_path) == (
         3,
         "half\n",
         "rest\n",
@@ -131,10 +134,11 @@ def test_what_was_printed_before_a_mistake_is_not_lost(tmp_path: Path) -> None:
 
 def test_a_traceback_that_finds_no_room_is_shown_instead(tmp_path: Path) -> None:
     refuse = (
-        "import tempfile\ndef refuse(**_): raise OSError(28, 'No space left on"
-        " device')\ntempfile.mkstemp = refuse"
+        "import tempfile\n"
+        "def refuse(**_): raise OSError(28, 'No space left on device')\n"
+        "tempfile.mkstemp = refuse"
     )
-    code, _, message = left("1 / 0", tmp_path, refuse)
+    code, _, message = run("1 / 0", tmp_path, refuse)
     first, second, *_ = message.splitlines()
     assert code == 1
     assert (
@@ -145,8 +149,8 @@ def test_a_traceback_that_finds_no_room_is_shown_instead(tmp_path: Path) -> None
     assert second == "Traceback (most recent call last):"
 
 
-def test_text_that_is_no_unicode_can_be_said(tmp_path: Path) -> None:
-    code, _, message = left("raise errors.DataError('\\udcff.txt: no text')", tmp_path)
+def test_text_that_is_no_unicode_can_be_printed(tmp_path: Path) -> None:
+    code, _, message = run("raise errors.DataError('\\udcff.txt: no text')", tmp_path)
     assert code == 3 and message.endswith(".txt: no text\n") and "Traceback" not in message
 
 
@@ -154,13 +158,13 @@ def test_text_that_is_no_unicode_can_be_said(tmp_path: Path) -> None:
     "main",
     [
         "while True: print('x' * 1000)",
-        "sys.stdin.read(); print('x')",  # noticed only when the last of it is flushed
+        "sys.stdin.read(); print('x')",  # fails only at the last flush
         "sys.stdin.read(); print('x'); raise errors.DataError('x')",
-        "sys.stdin.read(); print('x'); sys.exit(0)",  # as `--help | head` ends
+        "sys.stdin.read(); print('x'); sys.exit(0)",  # like `--help | head`
     ],
 )
 @pytest.mark.parametrize("merged", [False, True])
-def test_a_reader_that_leaves_is_not_answered(main: str, merged: bool) -> None:
+def test_a_reader_that_leaves_gets_no_answer(main: str, merged: bool) -> None:
     stderr = subprocess.STDOUT if merged else subprocess.PIPE
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
@@ -174,10 +178,10 @@ def test_a_reader_that_leaves_is_not_answered(main: str, merged: bool) -> None:
     assert process.stdout is not None and process.stdin is not None
     process.stdout.close()
     process.stdin.close()
-    said = process.stderr.read() if process.stderr is not None else b""
+    answer = process.stderr.read() if process.stderr is not None else b""
     code = process.wait()
     expected = 0 if "exit(0)" in main else 3 if "DataError" in main else 141
-    assert (code, said) == (expected, b"x\n" if expected == 3 and not merged else b"")
+    assert (code, answer) == (expected, b"x\n" if expected == 3 and not merged else b"")
 
 
 def test_a_reader_of_stderr_alone_may_leave_too() -> None:
@@ -215,15 +219,15 @@ def test_a_file_size_limit_is_a_disk_that_refuses(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "shown"), [("OSError(28, 'full')", False), ("ValueError('odd')", True)]
 )
-def test_what_the_disk_refuses_to_a_thread_is_told_by_its_owner(
+def test_what_the_disk_refuses_to_a_thread_is_reported_by_its_owner(
     error: str, shown: bool, tmp_path: Path
 ) -> None:
     main = (
-        f"import threading\n    def fail(): raise {error}\n    thread ="
-        " threading.Thread(target=fail); thread.start(); thread.join()"
+        f"import threading\n    def fail(): raise {error}\n"
+        "    thread = threading.Thread(target=fail); thread.start(); thread.join()"
     )
-    code, _, said = left(main, tmp_path)
-    assert code == 0 and (("Exception in thread" in said) if shown else said == "")
+    code, _, message = run(main, tmp_path)
+    assert code == 0 and (("Exception in thread" in message) if shown else message == "")
 
 
 def test_ctrl_c_as_the_terminal_sends_it() -> None:

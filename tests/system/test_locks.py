@@ -1,4 +1,4 @@
-"""The locks that are not a run folder's claim; tests/runs/test_folder.py has that one."""
+"""`hold`, `try_hold` and `is_claimed`; tests/runs/test_folder.py tests `claim`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.runs import ROOT
 
 @contextmanager
 def other_process(held: str) -> Iterator[subprocess.Popen[str]]:
-    """Another process that enters a lock, given as an expression, until its stdin is closed."""
+    """Start another process that enters a lock, given as an expression, until it is killed."""
     code = (
         "import sys; from pathlib import Path; from lm.system.locks import *\n"
         f"with {held}: print('held', flush=True); sys.stdin.read()"

@@ -1,4 +1,4 @@
-"""What a run was made with: python -m pytest tests/system/test_machine.py."""
+"""The record of the code's commit and of the hardware."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_code_within_the_checkout_of_another_project_is_not_its(tmp_path):
 
 
 def test_a_hook_of_another_checkout_does_not_answer(tmp_path, monkeypatch):
-    """Within a hook git sets GIT_DIR, which comes before -C."""
+    """In a hook git sets GIT_DIR, which takes precedence over -C."""
     for name in ("mine", "theirs"):
         (tmp_path / name).mkdir()
         git(tmp_path / name, "init", "-q")
@@ -56,15 +56,15 @@ def test_a_hook_of_another_checkout_does_not_answer(tmp_path, monkeypatch):
     assert machine.code(tmp_path / "mine") == {"commit": commit, "changed": False}
 
 
-def test_without_git_nothing_is_said(tmp_path, monkeypatch):
+def test_without_git_nothing_is_recorded(tmp_path, monkeypatch):
     git(tmp_path, "init", "-q")
     monkeypatch.setenv("PATH", "")
     assert machine.code(tmp_path) is None
 
 
 def test_the_machine_has_parts(monkeypatch, tmp_path):
-    found = machine.hardware("cpu")
-    assert found["cores"] >= 1 and found["gpu"] is None and found["system"]
+    hardware = machine.hardware("cpu")
+    assert hardware["cores"] >= 1 and hardware["gpu"] is None and hardware["system"]
     (tmp_path / "cpuinfo").write_text(
         "processor : 0\nmodel name\t: Some CPU @ 2 GHz\nprocessor : 1\nmodel name\t: Other\n"
     )

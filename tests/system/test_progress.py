@@ -1,4 +1,4 @@
-"""What a person sees of a run: python -m pytest tests/system/test_progress.py."""
+"""Progress of a run: bars and lines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class Terminal(io.StringIO):
 
 
 def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """Not a fixture: pytest puts its own stderr in place between set-up and test."""
+    """Replace stderr by a terminal. This is not a fixture: pytest installs its own stderr between
+    set-up and test.
+    """
     result = Terminal()
     monkeypatch.setattr(sys, "stderr", result)
     return result
@@ -99,7 +101,7 @@ def test_a_resumed_run_counts_only_its_own_steps(
 def test_no_division_by_zero(
     max_steps: int, step: int, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run of one step, one that is resumed at its end, and one whose clock stands still."""
+    """One run has a single step, one is resumed at its end, and one has a stopped clock."""
     display = Progress(max_steps, step - 1)
     clock.now += progress.LINE_SECONDS
     display.advance(step)
@@ -146,7 +148,7 @@ def test_on_a_terminal_a_bar_with_the_same_figures(
     assert "10/40" in shown[0]  # where the run was resumed
     assert " 25%|" in shown[0]
     assert shown[-1].rstrip().endswith("| 39/40, loss 2.5000  lr 1.00e-03  1,000 tok/s  2 s left")
-    assert capsys.readouterr().out == ""  # no plain lines beside the bar
+    assert capsys.readouterr().out == ""  # no plain lines next to the bar
 
 
 def test_lines_do_not_tear_the_bar(
@@ -158,7 +160,7 @@ def test_lines_do_not_tear_the_bar(
     before = len(terminal.getvalue())
     display.say("step 1: validation loss 2.5000")
     assert capsys.readouterr().out == "step 1: validation loss 2.5000\n"
-    # the bar was wiped away before the line was printed ...
+    # The bar was erased before the line was printed ...
     assert terminal.getvalue()[before:].startswith("\r ")
     assert "1/40" in terminal.getvalue()[before:]  # ... and drawn again after it
     display.close()
@@ -169,7 +171,7 @@ def test_lines_do_not_tear_the_bar(
 # --- reading text
 
 
-def test_reading_is_told_in_lines_where_there_is_no_terminal(
+def test_reading_prints_lines_where_there_is_no_terminal(
     clock: Clock, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "a.txt").write_bytes(bytes(30_000_000))
