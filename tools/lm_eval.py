@@ -42,6 +42,7 @@ REPORTED = (
 def main() -> None:
     """Check the arguments, then import torch and the harness, and evaluate."""
     arguments = parse()
+    check(arguments)
     if importlib.util.find_spec("lm_eval") is None:
         raise errors.ConfigError(
             f"lm-evaluation-harness is not installed: {sys.executable} -m pip install"
@@ -79,7 +80,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line. Raises ConfigError for numbers out of range and missing folders."""
+    """Read the command line."""
     parser = command_parser("python -m tools.lm_eval", __doc__)
     add_flag(parser, "--ckpt")
     parser.add_argument(
@@ -122,7 +123,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--out", metavar="FILE", type=Path, help="also write the JSON object into this file"
     )
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise ConfigError for numbers out of range, missing folders, and flags that need others."""
     for name, least in (("num_fewshot", 0), ("limit", 1), ("batch_size", 1)):
         value = getattr(arguments, name)
         if value is not None and value < least:
@@ -140,7 +145,6 @@ def parse() -> argparse.Namespace:
         raise errors.ConfigError(
             f"--out {arguments.out}: there is no folder {arguments.out.parent}; make it first"
         )
-    return arguments
 
 
 def be_quiet() -> None:

@@ -5,10 +5,10 @@ excludes 0. All such claims of one ranking hold together with 95 % confidence (B
 correction). m checkpoints have m (m - 1) / 2 pairs: with a 5 % error for each pair, two or three
 pairs of ten equally good checkpoints would seem to differ.
 
-The claims also bound the ranks, as in Mogstad, Romano, Shaikh and Wilhelm (2024, "Inference for
-Ranks with Applications to Mobility across Neighbourhoods and Academic Achievement across
-Countries"). The best possible rank is one more than the number of better checkpoints. The worst is
-the number of checkpoints minus the number of worse ones.
+The claims also bound the ranks (Mogstad, Romano, Shaikh and Wilhelm 2024, "Inference for Ranks with
+Applications to Mobility across Neighbourhoods and Academic Achievement across Countries"). The best
+possible rank is one more than the number of better checkpoints. The worst is the number of
+checkpoints minus the number of worse ones.
 """
 
 from __future__ import annotations
@@ -138,14 +138,7 @@ def rank_set(
             Interval(*((limit - chance) / (1 - chance) for limit in score))
             for score in scores[ACCURACY.key]
         ]
-    tags = {}
-    for tag in sorted({tag for case in cases.cases for tag in case.tags}):
-        tagged = rows[measure.key] & np.array([tag in case.tags for case in cases.cases])
-        if tagged.any():
-            above, below = np.tensordot(weights[tagged], counted[measure.key][tagged], axes=1).T
-            tags[tag] = int(tagged.sum()), (above / below).tolist()
     numbers = {key: int(rows[key].sum()) for key in counted if key in drawn}
-    order = order_of(measure, drawn[measure.key])
     return Ranking(
         cases=cases,
         parts=(cases.name,),
@@ -156,8 +149,8 @@ def rank_set(
         chance=chance,
         scores=scores,
         drawn=drawn,
-        order=order,
-        tags=tags,
+        order=order_of(measure, drawn[measure.key]),
+        tags=_by_tag(cases, counted[measure.key], rows[measure.key]),
     )
 
 
@@ -249,6 +242,20 @@ def _counted(measure: Measure, results: Sequence[SetResult]) -> np.ndarray:
             for case in zip(*(entrant.results for entrant in results), strict=True)
         ]
     )
+
+
+def _by_tag(
+    cases: CaseSet, counted: np.ndarray, rows: np.ndarray
+) -> dict[str, tuple[int, list[float]]]:
+    """Return for each tag how many of `rows` have it, and each entrant's value on them."""
+    weights = np.array([case.weight for case in cases.cases])
+    values = {}
+    for tag in sorted({tag for case in cases.cases for tag in case.tags}):
+        tagged = rows & np.array([tag in case.tags for case in cases.cases])
+        if tagged.any():
+            above, below = np.tensordot(weights[tagged], counted[tagged], axes=1).T
+            values[tag] = int(tagged.sum()), (above / below).tolist()
+    return values
 
 
 def _ordered_by(cases: CaseSet, drawn: dict[str, Resampled], by: str | None) -> Measure | None:

@@ -860,10 +860,9 @@ def test_a_run_that_is_stopped_leaves_nothing_half(
 def test_help_is_instant() -> None:
     """Help imports nothing heavy, not even numpy."""
     code = (
-        "import sys, evaluate_checkpoints\nsys.argv[1:] = ['--help']\ntry:\n   "
-        " evaluate_checkpoints.main()\nexcept SystemExit:\n    pass\n"
-    )
-    code += (
+        "import sys, evaluate_checkpoints\n"
+        "sys.argv[1:] = ['--help']\n"
+        "try:\n    evaluate_checkpoints.main()\nexcept SystemExit:\n    pass\n"
         "print(sorted({'numpy', 'torch', 'scipy', 'matplotlib', 'pydantic'} & set(sys.modules)),"
         " file=sys.stderr)"
     )

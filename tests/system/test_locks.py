@@ -70,3 +70,12 @@ def test_asking_for_a_claim_changes_nothing(tmp_path: Path) -> None:
     with claim(tmp_path):
         assert is_claimed(tmp_path)
     assert not is_claimed(tmp_path)
+
+
+def test_no_other_module_locks() -> None:
+    users = [
+        path.relative_to(ROOT).as_posix()
+        for path in [*ROOT.glob("*.py"), *ROOT.glob("lm/**/*.py"), *ROOT.glob("tools/*.py")]
+        if "fcntl" in path.read_text(encoding="utf-8")
+    ]
+    assert users == ["lm/system/locks.py"]
