@@ -1,5 +1,6 @@
-"""Shared by all tests: one thread each, because pytest runs several workers; and `--long`, for the
-batteries of `make reliability`.
+"""Options, markers and fixtures of all tests.
+
+Each worker of pytest computes in one thread. `--long` is for the batteries of `make reliability`.
 """
 
 from __future__ import annotations
@@ -7,17 +8,19 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+
+from tests.support import slow
 
 ROOT = Path(__file__).parents[1]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell starts what runs behind it (`make test &`) with Ctrl-C ignored, and children inherit that:
-# tests that send it would wait for ever.
+# A shell starts a background job (`make test &`) with Ctrl-C ignored, and children inherit that:
+# tests that send Ctrl-C would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -30,24 +33,50 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    slow.install()
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """`@pytest.mark.long`: only with --long, and said to be left out otherwise."""
+    """Mark slow tests; deselect those marked `long` without --long."""
+    slow.mark(items)
     if not config.getoption("--long"):
-        left_out = [item for item in items if item.get_closest_marker("long")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+        deselected = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if item not in deselected]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    slow.watch(item)
+    try:
+        return (yield)
+    finally:
+        slow.watch(None)
+
+
+@pytest.fixture(scope="session")
+def starts_processes() -> None:
+    """Allow a test to start processes, and mark it slow."""
+
+
+@pytest.fixture(scope="session")
+def trains() -> None:
+    """Allow a test to train a run in this process, and mark it slow."""
 
 
 @pytest.fixture(scope="session")
 def amount(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
-    """`amount(short, long)`: how often to try something, by default and with --long."""
+    """Return `amount(short, long)`: how often to try something, by default and with --long."""
     return lambda short, long: long if request.config.getoption("--long") else short
 
 
 @pytest.fixture
 def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """`figure("50 of 50 kills: the same weights")` is printed at the end; docs/RELIABILITY.md
-    quotes it.
+    """Return `figure("50 of 50 kills: the same weights")`, which prints at the end.
+
+    docs/RELIABILITY.md quotes these lines.
     """
     return lambda text: record_property("figure", text)
 

@@ -38,7 +38,7 @@ FILES = ("model.safetensors", "ema.safetensors", "train_state.pt")
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
     folder = tmp_path_factory.mktemp("base")
     train(config_file(folder))
     return (folder / "run" / "final.ckpt").resolve()
@@ -256,6 +256,7 @@ def test_merged_it_is_an_ordinary_checkpoint(
         merged(path, tmp_path / "again", monkeypatch)
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_merged_one_begins_runs_and_resumes_none(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,6 +427,7 @@ def test_a_run_goes_on_with_its_own_base_only(family: Path, base: Path) -> None:
         finetune(file, *there, f"--finetune.base={other}", "--finetune.lora.rank=3", resume="auto")
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_shared_out_and_resumed_alone(
     method: str, base: Path, tmp_path: Path, figure: Callable[[str], None]

@@ -117,6 +117,7 @@ class ReplacedCheckpoint:
         )
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("scenario", [NewCheckpoint, ReplacedCheckpoint])
 def test_killed_before_any_disk_operation_the_old_or_the_new_one_is_whole(
     tmp_path: Path, scenario: type
@@ -159,6 +160,7 @@ def refused(path: Path, writers: dict[str, Any]) -> str:
     return str(caught.value)
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_full_disk_costs_only_the_new_checkpoint(tmp_path: Path) -> None:
     """At every size that the new files could have reached."""
     old = save(tmp_path, 1, b"x" * 2000)
@@ -739,6 +741,7 @@ def test_sweep_removes_leftovers_and_nothing_else(tmp_path: Path) -> None:
     verify(tmp_path / "step-00000001.ckpt")
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     "module", ["lm.checkpoints.folder", "lm.system.disk", "lm.system.errors", "lm.runs.folder"]
 )

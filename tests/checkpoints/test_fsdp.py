@@ -65,7 +65,7 @@ def validation_tokens(run: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
     """The run of one process."""
     folder = tmp_path_factory.mktemp("straight")
     with witness(folder):
@@ -74,7 +74,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory, starts_processes: None) -> Path:
     """The folder of a run on two processes; beside it, what they held together before the tenth
     step.
     """
@@ -158,6 +158,7 @@ def test_a_share_is_a_share(shared: Path) -> None:
     assert not list((shared / "run").glob(".*tmp*"))
 
 
+@pytest.mark.usefixtures("starts_processes", "trains")
 def test_resumed_on_one_process_and_back_on_two(
     straight: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +187,7 @@ def test_resumed_on_one_process_and_back_on_two(
     assert difference(mine, theirs) < 1e-6
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_resumed_on_four_processes(
     straight: Path,
     shared: Path,
@@ -230,6 +232,7 @@ def test_resumed_on_four_processes(
     )
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_full_disk_of_one_process_ends_all(tmp_path: Path) -> None:
     """Of the second, which writes nothing but its shards. Nothing half-written is left, and what
     was saved before is whole.
@@ -247,6 +250,7 @@ def test_a_full_disk_of_one_process_ends_all(tmp_path: Path) -> None:
     assert not list(run.glob(".*tmp*"))
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("kind", ["unwritten", "unscored"])
 def test_who_fails_alone_in_the_middle_of_a_validation_ends_all(tmp_path: Path, kind: str) -> None:
     """The others wait for its part of a layer, and cannot be told. It was saved before."""
@@ -258,6 +262,7 @@ def test_who_fails_alone_in_the_middle_of_a_validation_ends_all(tmp_path: Path, 
     assert [step for step, _ in losses(tmp_path / "run")] == [0, 4]
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     ("kind", "what"), [("unwritten", "the sample"), ("unscored", "validation")]
 )
@@ -342,6 +347,7 @@ def test_a_manifest_without_a_shard_is_not_whole() -> None:
     )
 
 
+@pytest.mark.usefixtures("trains")
 def test_fsdp_refuses_fp16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lm.training import parts
 

@@ -35,6 +35,7 @@ def test_an_opened_checkpoint_has_names_and_unpacks_as_a_triple(checkpoint: Path
     assert decoder(torch.tensor([[1, 2]])).shape == (1, 2, tokenizer.vocab_size)
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_the_package_is_light_until_load_is_asked_for() -> None:
     program = "import lm, sys; print({m for m in sys.modules if m == 'torch' or m[:3] == 'lm.'})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

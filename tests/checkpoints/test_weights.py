@@ -247,6 +247,7 @@ def test_a_hostile_file_with_a_right_manifest_is_refused(tmp_path: Path, name: s
     assert refusal(path).startswith("model.safetensors")
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_full_disk_is_a_checkpoint_error(tmp_path: Path) -> None:
     """From each of the libraries that write tensors, none of which raises an OSError of its own."""
     code = f"""

@@ -271,6 +271,7 @@ def test_flags() -> None:
     )
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -290,7 +291,9 @@ def test_what_is_wrong_is_refused_before_anything_runs(
 
 
 @pytest.fixture(scope="module")
-def too_slow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def too_slow(
+    tmp_path_factory: pytest.TempPathFactory, starts_processes: None
+) -> tuple[Path, dict[str, Any]]:
     """A learning rate that is next to nothing, against a good one; the folder and what it said."""
     folder = tmp_path_factory.mktemp("slow")
     arguments = [
@@ -328,6 +331,7 @@ def test_a_known_difference_is_found(too_slow: tuple[Path, dict[str, Any]]) -> N
     assert not (too_slow[0] / "run").exists()
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_another_ablation_is_not_mixed_in(too_slow: tuple[Path, dict[str, Any]]) -> None:
     folder = too_slow[0]
     before = (folder / "out" / "variant.yaml").read_text()
@@ -338,6 +342,7 @@ def test_another_ablation_is_not_mixed_in(too_slow: tuple[Path, dict[str, Any]])
     assert (folder / "out" / "variant.yaml").read_text() == before
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_interrupted_it_goes_on_and_comes_to_the_same(
     too_slow: tuple[Path, dict[str, Any]],
 ) -> None:
@@ -373,6 +378,7 @@ def test_interrupted_it_goes_on_and_comes_to_the_same(
         ] == [True] * 4
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_the_same_twice_is_no_difference_and_a_variant_that_diverges_is_said(
     tmp_path: Path,
 ) -> None:
@@ -388,6 +394,7 @@ def test_the_same_twice_is_no_difference_and_a_variant_that_diverges_is_said(
     assert "cannot be compared: there is no seed" in out
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_file_that_is_edited_while_the_runs_go_on_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -415,6 +422,7 @@ def test_a_file_that_is_edited_while_the_runs_go_on_changes_nothing(
     ] * 2
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_what_is_learnt_for_other_ends_does_not_compare(tmp_path: Path) -> None:
     base = config_file(tmp_path)
     parts = parts_of(load_config(base))
@@ -443,6 +451,7 @@ def test_conversations_that_fit_one_row_length_and_not_the_other_are_other_text(
     ).validation
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_runs_that_do_not_come_to_their_end_say_why(tmp_path: Path) -> None:
     config = config_file(tmp_path)
     with pytest.raises(

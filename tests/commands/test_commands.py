@@ -13,6 +13,8 @@ import pytest
 
 from tests.support.runs import config_file
 
+pytestmark = pytest.mark.usefixtures("starts_processes")
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -35,7 +37,7 @@ def run(
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def smoke(tmp_path_factory: pytest.TempPathFactory, starts_processes: None) -> tuple[Path, str]:
     """A few steps of the smoke run as shipped, and what it printed."""
     folder = tmp_path_factory.mktemp("smoke") / "checkpoints"
     budget = [

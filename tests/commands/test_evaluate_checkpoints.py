@@ -414,6 +414,7 @@ def test_other_tokenizers_compare_by_bytes(tmp_path: Path, rank: Any) -> None:
     assert done.code == 2 and "is not the model's own" in done.err
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_the_winner_is_linked_listed_kept_and_a_base(run: Path, tmp_path: Path, rank: Any) -> None:
     cases = save_cases(tmp_path / "next.yaml", next_letters())
     letters(run, 150, 0.9, 23)
@@ -507,6 +508,7 @@ def test_files_and_json_have_the_same_numbers(run: Path, tmp_path: Path, rank: A
     )
 
 
+@pytest.mark.usefixtures("trains")
 def test_what_was_copied_is_looked_for_in_the_text_that_the_run_has_read(
     tmp_path: Path, rank: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -857,6 +859,7 @@ def test_a_run_that_is_stopped_leaves_nothing_half(
     assert sorted(path.name for path in run.iterdir()) == before
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_help_is_instant() -> None:
     """Help imports nothing heavy, not even numpy."""
     code = (

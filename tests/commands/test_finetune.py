@@ -23,7 +23,7 @@ CHATS = [
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(tmp_path_factory, trains: None):
     """A checkpoint of a few steps."""
     folder = tmp_path_factory.mktemp("base")
     path = runs.config_file(
@@ -152,6 +152,7 @@ def test_auto_without_a_checkpoint_starts_from_the_base(tmp_path, base):
     assert_same(resumed, weights_of(tmp_path / "plain" / "final.ckpt"))
 
 
+@pytest.mark.usefixtures("trains")
 def test_another_base_is_refused_on_resume(tmp_path, base):
     path = config_file(tmp_path, base)
     tune(path, "--trainer.max_steps", "6")
@@ -438,6 +439,7 @@ def test_finetune_py_needs_the_section(tmp_path, monkeypatch):
         finetune.main()
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_two_processes_learn_what_one_does(tmp_path, base):
     """Answers of very different lengths: each process has another number of labels, and every label
     weighs the same.
@@ -459,6 +461,7 @@ def test_two_processes_learn_what_one_does(tmp_path, base):
         torch.testing.assert_close(both[name], weight, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_config_finetune_yaml_as_it_is_shipped(tmp_path, base):
     """Its data as they are, from the hub; smaller in the budget and on a smaller base."""
     import os

@@ -107,6 +107,7 @@ def report_of(*arguments: str | Path) -> dict[str, Any]:
 # What it writes
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_as_a_person_types_it(checkpoints: Path) -> None:
     """Prompt, continuation, one line break; the rest on stderr."""
     done = run(
@@ -237,6 +238,7 @@ def counting(checkpoints: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command(*flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_ctrl_c(checkpoints: Path) -> None:
     with counting(checkpoints) as process:
         assert process.stdout is not None and process.stderr is not None
@@ -248,6 +250,7 @@ def test_ctrl_c(checkpoints: Path) -> None:
     assert process.returncode == 130
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_reader_that_leaves(checkpoints: Path) -> None:
     with counting(checkpoints) as process:
         assert process.stdout is not None and process.stderr is not None
@@ -279,6 +282,7 @@ def refusal(*arguments: str | Path, code: int, stdin: int = subprocess.DEVNULL) 
     return message
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_one_clear_line_and_the_right_exit_code(
     checkpoints: Path, tmp_path: Path, terminal: int
 ) -> None:
@@ -354,6 +358,7 @@ HEAVY = {
 }
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_torch_is_the_only_heavy_import(checkpoints: Path) -> None:
     modules = imports_of(
         "--ckpt",
@@ -369,6 +374,7 @@ def test_torch_is_the_only_heavy_import(checkpoints: Path) -> None:
     assert not modules & HEAVY
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -391,6 +397,7 @@ def test_no_text_commands_the_terminal(
     assert capsys.readouterr().out == ("\ufffdab\ufffd[2J\n\n" if screen else "\x9bab\x1b[2J\r\n\n")
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_help_names_every_option() -> None:
     text = run("--help").stdout.decode()
     flags = (

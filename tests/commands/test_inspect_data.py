@@ -652,6 +652,7 @@ STREAMED = [
 ]
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_rows_of_a_stream_are_those_of_its_window_and_the_rest_is_said(tmp_path):
     """With the real client, the process that makes the windows, and a step in the third of them."""
     test_stream.serve(tmp_path / "root")
@@ -698,6 +699,7 @@ def test_rows_of_a_stream_are_those_of_its_window_and_the_rest_is_said(tmp_path)
     assert [line["split"] for line in numbers["sources"]] == ["val"]
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_beside_a_stream_what_is_stored_is_compared(tmp_path, inspect, monkeypatch):
     monkeypatch.setattr(hub, "newest_revision", lambda source: "0123456789abcdef")
     monkeypatch.setattr(hub, "stream", test_stream.fake_hub(test_stream.TEXTS))
@@ -819,6 +821,7 @@ def test_mistakes_are_answered_in_one_line(tmp_path, inspect, arguments, error, 
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_as_a_person_types_it(tmp_path):
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [

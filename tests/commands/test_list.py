@@ -12,6 +12,8 @@ import pytest
 
 from lm.checkpoints import folder as checkpoint
 
+pytestmark = pytest.mark.usefixtures("starts_processes")
+
 ROOT = Path(__file__).parents[2]
 
 

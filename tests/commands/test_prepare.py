@@ -16,6 +16,8 @@ from lm.tokens.cache import read_manifest
 from tests.support.hub import Hub, client_environment
 from tests.support.runs import ROOT, WORDS, config_file
 
+pytestmark = pytest.mark.usefixtures("starts_processes")
+
 
 def command(*arguments, environment=None):
     return subprocess.run(

@@ -508,6 +508,7 @@ def run_command(monkeypatch, *arguments: object) -> None:
     command.main()
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_trained_run_with_its_model(tmp_path, monkeypatch, capsys):
     """The whole way: what was measured again is what the run recorded."""
     runs.train(runs.config_file(tmp_path))
@@ -535,6 +536,7 @@ def test_a_trained_run_with_its_model(tmp_path, monkeypatch, capsys):
     )
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_without_the_model_nothing_heavy_is_imported(tmp_path):
     folder = write_run(tmp_path / "run")
     code = (
@@ -548,6 +550,7 @@ def test_without_the_model_nothing_heavy_is_imported(tmp_path):
     assert done.stdout.splitlines()[-1] == "False" and (folder / "report.html").exists()
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_what_is_no_run_is_answered_in_one_line(tmp_path):
     for path in (tmp_path, tmp_path / "none"):
         done = subprocess.run(

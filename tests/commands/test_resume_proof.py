@@ -28,6 +28,7 @@ def proof(config: Path, *arguments: str, **environment: str) -> subprocess.Compl
     )
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     "arguments",
     [["--stops=2"], ["--stops=2", "--kill", "--data.workers=2"]],
@@ -45,6 +46,7 @@ def test_identical(tmp_path: Path, arguments: list[str]) -> None:
     assert not (tmp_path / "run").exists(), "the user's own run is left alone"
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_what_differs_is_found(tmp_path: Path) -> None:
     """Random numbers that follow from the process, as where a generator's state is not restored."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -58,6 +60,7 @@ def test_what_differs_is_found(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_wrong_configuration_is_the_runs_own_answer(tmp_path: Path) -> None:
     done = proof(config_file(tmp_path), "--steps=3", "--stops=3")
     assert (done.returncode, done.stderr) == (
@@ -70,7 +73,7 @@ def test_a_wrong_configuration_is_the_runs_own_answer(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
     folder = tmp_path_factory.mktemp("run")
     train(config_file(folder))
     return folder / "run"

@@ -396,6 +396,7 @@ def test_a_resume_that_forgets_the_optimiser_is_found(
     assert where.startswith("     look at lm/checkpoints/train_state.py")
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_signal_leaves_nothing_behind(tmp_path: Path) -> None:
     """The command, the proof that it starts and the run that this one starts are three processes,
     and only the first gets the signal.

@@ -541,6 +541,7 @@ errors.run(train_tokenizer.main)
 """
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_ctrl_c_leaves_at_once_and_nothing_behind(tmp_path: Path) -> None:
     """`tokenizers` ignores signals while it counts and merges; only another thread can leave."""
     config, out, marker = config_file(tmp_path), tmp_path / "new" / "t.json", tmp_path / "working"

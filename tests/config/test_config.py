@@ -1941,6 +1941,7 @@ def test_the_check_of_shipped_files_can_fail(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- the project
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_configuration_is_answered_without_anything_heavy(write) -> None:
     program = f"""
 import sys
@@ -1961,6 +1962,7 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_mistake_leaves_with_exit_code_2_and_no_traceback(write) -> None:
     program = f"""
 import sys

@@ -233,6 +233,7 @@ def test_summary_says_where_the_curves_ended(tmp_path: Path) -> None:
     assert train.index("5.000") == val.index("5.500")
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_command(tmp_path: Path) -> None:
     one, two = run_folder(tmp_path / "one"), run_folder(tmp_path / "two", val=[])
     done = plot_curves(one, two / "metrics.csv", cwd=tmp_path)
@@ -242,6 +243,7 @@ def test_command(tmp_path: Path) -> None:
     assert done.stdout.count("train ") == 2 and done.stdout.count("validation ") == 1
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -263,10 +265,12 @@ def test_command_answers_a_mistake_with_one_line(
     assert (done.returncode, done.stderr, done.stdout) == (code, f"{message}\n", "")
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_command_without_a_run_is_a_usage_error() -> None:
     assert plot_curves().returncode == 2
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_help_and_mistakes_do_not_load_matplotlib() -> None:
     code = (
         "import sys, lm.display.curves, tools.plot_curves; print(*{name.split('.')[0] for name in"

@@ -317,6 +317,7 @@ def read_back(folder, **data):
     return base, runs.config_file(folder, data=parts | data)
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("split", ["hash", "tail"])
 def test_written_read_and_written_again_it_is_the_same(tmp_path, split):
     config = runs.config_file(tmp_path, data={"split": split})
@@ -379,6 +380,7 @@ def test_written_read_and_written_again_it_is_the_same(tmp_path, split):
         list(Reader(source, tokenizer=BYTES))
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_what_others_wrote_comes_out_as_it_was_and_an_end_that_was_missing_is_added(tmp_path):
     for name, end in ("whole", True), ("cut", False):
         folder = tmp_path / name
@@ -396,6 +398,7 @@ def test_what_others_wrote_comes_out_as_it_was_and_an_end_that_was_missing_is_ad
         assert after["val.bin"] == before["val.bin"]
 
 
+@pytest.mark.usefixtures("starts_processes", "trains")
 def test_a_run_on_flat_files_is_the_run_on_the_text(tmp_path):
     """Equal rows give equal losses, to the last digit."""
     short = ["--trainer.max_steps", "2", "--optimizer.warmup_steps", "1"]
@@ -420,6 +423,7 @@ def test_a_run_on_flat_files_is_the_run_on_the_text(tmp_path):
     assert scores[0][0]
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_what_is_there_is_written_over_only_when_told(tmp_path):
     config, out = runs.config_file(tmp_path), tmp_path / "out"
     export("--config", config, "--out", out)
@@ -436,6 +440,7 @@ def test_what_is_there_is_written_over_only_when_told(tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ["meta.json", "train.bin", "val.bin"]
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_what_cannot_be_exported(tmp_path):
     file = str(runs.corpus(tmp_path))
     parts = [{"weight": weight, "source": {"format": "txt", "files": file}} for weight in (1, 2)]

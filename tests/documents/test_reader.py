@@ -502,6 +502,7 @@ NO_SUCH_THING = [
 ]
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_hub(tmp_path):
     folder = tmp_path / "hub" / "datasets" / "someone" / "stories"
     folder.mkdir(parents=True)

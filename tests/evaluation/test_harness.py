@@ -493,6 +493,7 @@ def asked_by_the_harness(subject: Subject, folder: Path, **options: Any) -> dict
     )
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_the_command_gives_the_figures_that_a_slow_computation_gives(
     tmp_path: Path, bytewise: Pair, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -772,6 +773,7 @@ def test_a_task_is_asked_once(tmp_path: Path) -> None:
     assert names == ["own_a", "other"]
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     ("words", "code", "expected"),
     [
@@ -823,6 +825,7 @@ def test_a_mistake_is_one_line(
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_without_the_harness_the_command_says_what_to_install(checkpoint: Path) -> None:
     missing = (
         "import sys\n"

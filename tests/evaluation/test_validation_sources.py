@@ -67,7 +67,7 @@ def mixed(folder: Path, **trainer: object) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
     folder = tmp_path_factory.mktemp("mixture")
     train(mixed(folder))
     return folder / "run"
@@ -144,6 +144,7 @@ def test_a_source_without_validation_text_has_no_number(tmp_path: Path) -> None:
     assert len(data.rows["val"].parts) == 3
 
 
+@pytest.mark.usefixtures("trains")
 def test_resumed_it_says_the_same(run: Path, tmp_path: Path) -> None:
     again = tmp_path / "run"
     shutil.copytree(run, again, symlinks=True)
@@ -184,6 +185,7 @@ def test_eval_val_says_it_too(
         assert f"{recorded[name]['loss']:.4f}" in line
 
 
+@pytest.mark.usefixtures("trains")
 def test_one_source_says_nothing_of_sources(tmp_path: Path) -> None:
     settings = {
         "max_steps": 3,

@@ -442,6 +442,7 @@ def infer(*arguments: str | Path, stdin: bytes = b"") -> str:
         return stdout.buffer.getvalue().decode()  # type: ignore[attr-defined]
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_piped_lines_are_answered_in_turn(speaks: Path) -> None:
     """As a shell runs it: answers and nothing else on stdout, and it ends well."""
     command = [
@@ -551,6 +552,7 @@ def test_mistakes_are_one_line(writes: Path, speaks: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_what_cannot_be_spoken_to_is_refused_without_torch(writes: Path) -> None:
     program = "import sys, infer\ntry: infer.main()\nfinally: print('torch' in sys.modules)"
     command = [sys.executable, "-c", program, "--ckpt", str(writes), "--chat"]
@@ -616,11 +618,12 @@ class Person:
 
 
 @pytest.fixture
-def person(speaks: Path) -> Iterator[Person]:
+def person(speaks: Path, starts_processes: None) -> Iterator[Person]:
     with contextlib.closing(Person(speaks)) as result:
         yield result
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_person_types_stops_an_answer_and_leaves_by_ctrl_d(person: Person) -> None:
     person.waits_for("/help shows the commands")
     person.waits_for("> ")
@@ -641,6 +644,7 @@ def test_a_person_types_stops_an_answer_and_leaves_by_ctrl_d(person: Person) -> 
     assert "Traceback" not in person.screen
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_ctrl_c_at_a_persons_prompt_ends_the_program(person: Person) -> None:
     person.waits_for("> ")
     # Python asks for signals before it waits for keys: of one in between it learns with the next

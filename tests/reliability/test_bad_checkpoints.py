@@ -33,7 +33,7 @@ ENTRIES = ("resume", "auto", "init", "infer", "eval", "list")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
     """A run of 6 steps with its text, its token cache and its checkpoints of step 3 and 6."""
     folder = tmp_path_factory.mktemp("finished")
     budget = {"max_steps": 6, "validate_every": 3, "threads": 1}
@@ -241,6 +241,7 @@ BY_THEMSELVES = [
 ]
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_as_a_process_with_little_memory_and_a_torch_that_is_told_to_unpickle(
     broken: Callable[[Case], Path], finished: Path, amount: Callable[[int, int], int]
 ) -> None:

@@ -793,6 +793,7 @@ HEAVY = {
 }
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("name", BY_THEMSELVES)
 def test_as_a_process_nothing_heavy_is_imported(here: Path, name: str) -> None:
     content, named = FILES[name]
@@ -811,6 +812,7 @@ def test_as_a_process_nothing_heavy_is_imported(here: Path, name: str) -> None:
     assert sorted(path.name for path in here.iterdir()) == ["c.yaml"]
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_config_from_a_pipe_is_read(here: Path) -> None:
     """`--config <(make-config)`: a pipe is no mistake as long as someone writes into it."""
     write(BASE)

@@ -395,6 +395,7 @@ def test_bad_data(tmp_path: Path, case: str) -> None:
         assert tokens_in(tmp_path) == []
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("case", BY_TRAIN)
 def test_bad_data_in_training(tmp_path: Path, case: str) -> None:
     config, expected = arranged(tmp_path, case)
@@ -418,6 +419,7 @@ def test_a_file_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     check(found.code, found.err, "data.source: data cannot be read (Permission denied)\n", tmp_path)
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_dataset_without_the_split(tmp_path: Path) -> None:
     folder = tmp_path / "hub" / "datasets" / "someone" / "stories"
     folder.mkdir(parents=True)

@@ -22,6 +22,8 @@ from tests.support.forked import finish, start
 from tests.support.runs import config_file
 from tests.training.test_train import assert_same_run, steps
 
+pytestmark = pytest.mark.usefixtures("starts_processes")
+
 Amount = Callable[[int, int], int]
 Figure = Callable[[str], None]
 KINDS = (
@@ -36,7 +38,7 @@ PAGE = 4096
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, starts_processes: None) -> Path:
     """A folder with a run of 12 steps that ended; nobody changes it."""
     folder = tmp_path_factory.mktemp("trained")
     config_file(folder)

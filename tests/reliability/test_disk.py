@@ -39,6 +39,8 @@ from tests.support.forked import Forked, finish, gate, kill_at, start, unfinishe
 from tests.support.runs import config_file, large_state
 from tests.training.test_train import assert_same_run
 
+pytestmark = pytest.mark.usefixtures("starts_processes")
+
 Amount = Callable[[int, int], int]
 Figure = Callable[[str], None]
 CHANGES = (
@@ -381,7 +383,7 @@ def test_kills_where_the_run_is_on_another_file_system_than_tmpdir(
 
 
 @pytest.fixture
-def straight(tmp_path: Path) -> Path:
+def straight(tmp_path: Path, starts_processes: None) -> Path:
     """A run that never met a fault; its token cache is used by the others."""
     folder = tmp_path / "straight"
     folder.mkdir()

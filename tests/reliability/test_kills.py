@@ -28,6 +28,8 @@ from tests.support.forked import ROOT, finish, kill_at, start, unfinished
 from tests.support.runs import config_file, corpus, large_state
 from tests.training.test_train import assert_same, assert_same_run, optimizer_state, weights
 
+pytestmark = pytest.mark.usefixtures("starts_processes")
+
 Amount = Callable[[int, int], int]
 Figure = Callable[[str], None]
 
@@ -248,7 +250,7 @@ HARMLESS = [
 
 
 @pytest.fixture
-def plain(tmp_path: Path) -> Iterator[Path]:
+def plain(tmp_path: Path, starts_processes: None) -> Iterator[Path]:
     folder = tmp_path / "plain"
     folder.mkdir()
     config_file(folder)

@@ -20,6 +20,8 @@ from model import Decoder
 from tests.support.runs import config_file, train
 from tests.training.test_train import assert_same_run
 
+pytestmark = pytest.mark.usefixtures("trains")
+
 
 def poison_loss(chance: random.Random, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of one micro-batch."""

@@ -13,6 +13,8 @@ import pytest
 
 from tests.support.runs import config_file
 
+pytestmark = pytest.mark.usefixtures("starts_processes")
+
 ROOT = Path(__file__).parents[2]
 
 

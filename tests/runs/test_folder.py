@@ -109,6 +109,7 @@ def holder(folder: Path, then: str = "sys.stdin.read()") -> Iterator[subprocess.
             process.kill()
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_second_process_is_refused_with_the_number_of_the_first(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     said = "is in use by another run (process {}); wait for it, stop it, or name another folder"
@@ -132,6 +133,7 @@ def test_a_second_process_is_refused_with_the_number_of_the_first(tmp_path: Path
     RunFolder(folder).close()
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_kill_9_frees_the_folder_although_a_worker_lives_on(tmp_path: Path) -> None:
     fork = "pid = os.fork(); os.write(1, b'%d\\n' % pid); time.sleep(60)"
     with holder(tmp_path, fork) as first:
@@ -145,6 +147,7 @@ def test_kill_9_frees_the_folder_although_a_worker_lives_on(tmp_path: Path) -> N
         os.kill(worker, signal.SIGKILL)
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_worker_that_ends_does_not_free_the_folder(tmp_path: Path) -> None:
     with holder(
         tmp_path,
@@ -156,6 +159,7 @@ def test_a_worker_that_ends_does_not_free_the_folder(tmp_path: Path) -> None:
             RunFolder(tmp_path)
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_leftovers_of_a_killed_writer_go_only_under_the_lock(tmp_path: Path) -> None:
     (tmp_path / ".step-00000002.ckpt.tmp-17").mkdir()
     with holder(tmp_path):
@@ -490,6 +494,7 @@ class Rewound:
         assert not [*run.rglob(".*tmp*")]
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(("scenario", "least"), [(FreshStart, 4), (Rewound, 20)])
 def test_killed_before_any_disk_operation_nothing_is_lost(
     tmp_path: Path, scenario: type, least: int

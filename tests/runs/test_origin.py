@@ -700,6 +700,7 @@ def test_a_finished_run_that_goes_on_has_no_final_checkpoint(tmp_path: Path) -> 
     assert [line.step for line in read_validations(folder)[0]] == [500, 1000]
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_nothing_heavy_is_imported() -> None:
     code = (
         "import sys, lm.runs.origin; print(*sorted({name.split('.')[0] for name in sys.modules} -"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tests.support import forked
+from tests.support import forked, slow
 
 if TYPE_CHECKING:
     from lm.tokenizer.tokenizer import Tokenizer
@@ -102,6 +102,7 @@ def train(
     from train import assemble
     from train import train as train_run
 
+    slow.refuse("trains")
     train_run(load_config(config, list(overrides)), assemble, resume, init_from)
 
 

@@ -428,6 +428,7 @@ def test_without_bitsandbytes_one_line_says_so(monkeypatch: pytest.MonkeyPatch) 
         add_adapters(decoder(), LoraConfig(), four_bits=True)
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_processes_learn_the_same_adapters(
     method: str, tmp_path: Path, figure: Callable[[str], None]

@@ -279,6 +279,7 @@ def test_flops_per_token_of_gpt2() -> None:
     assert round(device.flops_per_token(123_587_328, 12, 1024, 768) / 1e6, 1) == 854.8
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_importing_this_does_not_load_torch() -> None:
     code = "import sys, lm.system.device; print('torch' in sys.modules)"
     done = subprocess.run(

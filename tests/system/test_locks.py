@@ -33,6 +33,7 @@ def other_process(held: str) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_hold_waits_and_reports_it_once(tmp_path: Path) -> None:
     path, waits = tmp_path / "lock", []
     with hold(path, lambda: pytest.fail("nobody holds it")):
@@ -48,6 +49,7 @@ def test_hold_waits_and_reports_it_once(tmp_path: Path) -> None:
     assert len(waits) == 1
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     ("theirs", "ours", "free"),
     [(False, False, False), (False, True, False), (True, False, False), (True, True, True)],

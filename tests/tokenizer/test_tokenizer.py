@@ -232,6 +232,7 @@ def test_byte_definition_is_recognised_in_a_file_and_a_checkpoint(tmp_path: Path
         assert resolve(str(place), stored) is stored
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_importing_and_bytes_need_no_library() -> None:
     script = """if True:
         import sys
@@ -272,6 +273,7 @@ def test_file_folder_and_vocabulary_are_one_tokenizer(tmp_path: Path) -> None:
     assert len(found[0].encode("the")) < 3, "merges are in use"
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_light_packages_suffice_for_files(tmp_path: Path) -> None:
     places = [
         str(save(byte_level(), tmp_path / "fast")),
@@ -682,6 +684,7 @@ def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_hub_ids(hub_folder: Path, tmp_path: Path) -> None:
     expected, gpt2 = (
         summary(load_tokenizer(str(hub_folder / "models" / name)))
@@ -722,6 +725,7 @@ def test_hub_ids(hub_folder: Path, tmp_path: Path) -> None:
     assert "\n" not in absent
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_cache_without_the_settings_is_completed(hub_folder: Path, tmp_path: Path) -> None:
     first = (
         "from huggingface_hub import hf_hub_download; hf_hub_download('tiny/fast',"
@@ -735,6 +739,7 @@ def test_a_cache_without_the_settings_is_completed(hub_folder: Path, tmp_path: P
     )
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("kind", ["refuses", "never answers"])
 def test_a_hub_that_cannot_be_reached(kind: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -761,6 +766,7 @@ def test_transformers_converts_what_has_no_fast_form(hub_folder: Path, tmp_path:
     assert "cannot be turned into a fast tokenizer.json" in refusal(tmp_path)
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_the_stand_in_serves_the_real_clients(hub_folder: Path, tmp_path: Path) -> None:
     script = """if True:
         from datasets import load_dataset

@@ -99,6 +99,7 @@ def build_half_and_wait(folder):
     time.sleep(60)
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_killed_half_way_leaves_nothing_that_is_used(tmp_path):
     process = multiprocessing.get_context("fork").Process(
         target=open_cache, args=(tmp_path / "f1", build_half_and_wait)
@@ -117,6 +118,7 @@ def test_killed_half_way_leaves_nothing_that_is_used(tmp_path):
     assert not (tmp_path / "f1.tmp").exists()
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_processes_at_once_all_end_well_and_one_builds(tmp_path):
     folder, log = tmp_path / "f1", tmp_path / "log"
 
@@ -172,6 +174,7 @@ def test_a_full_disk(tmp_path):
     assert not (tmp_path / "f1.tmp").exists()
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_disk_that_really_fills_up(tmp_path):
     """The system call fails, not a stand-in: files may not grow past 4 kB in that process."""
     program = (

@@ -202,6 +202,7 @@ some_texts = st.lists(
 )
 
 
+@pytest.mark.usefixtures("starts_processes")
 @given(
     texts=some_texts,
     filters=some_filters,
@@ -234,6 +235,7 @@ def test_it_is_what_one_document_after_the_other_gives(
         assert manifest["removed"] <= removed, "what was not read cannot be counted"
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_tail_at_the_border_of_documents(tmp_path):
     section = source_in(
         tmp_path, texts=["a" * 7, "b" * 3, "c" * 5, "b" * 3, "d" * 5], deduplicate=True
@@ -464,6 +466,7 @@ def finish(process):
     return out.count("piece")
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("split", ["hash", "tail"])
 def test_kill_9_at_random_points(tmp_path, split, amount):
     section = source_in(tmp_path, deduplicate=True)
@@ -517,6 +520,7 @@ def gone(process):
     return not children(process)
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_worker_that_is_killed_ends_in_one_line(tmp_path):
     process = start(
         tmp_path / "f", source_in(tmp_path, texts=texts_of(3000)), "hash", processes=2, pause=0.05
@@ -533,6 +537,7 @@ def test_a_worker_that_is_killed_ends_in_one_line(tmp_path):
     assert (tmp_path / "f.tmp" / JOURNAL).exists(), "and goes on from there"
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_parent_that_is_killed_leaves_no_worker(tmp_path):
     process = start(
         tmp_path / "f", source_in(tmp_path, texts=texts_of(3000)), "hash", processes=2, pause=0.05
@@ -544,6 +549,7 @@ def test_a_parent_that_is_killed_leaves_no_worker(tmp_path):
     assert gone(process)
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_ctrl_c_leaves_no_worker_and_keeps_the_journal(tmp_path):
     process = start(
         tmp_path / "f", source_in(tmp_path, texts=texts_of(3000)), "hash", processes=2, pause=0.02

@@ -359,6 +359,7 @@ def weights(folder: Path) -> bytes:
     return (folder / "final.ckpt" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_killed_streamed_run_sees_the_batches_of_a_straight_one(tmp_path: Path) -> None:
     """The run takes four windows; connections are cut, and the killed run's cache is lost once."""
     serve(tmp_path / "root")
@@ -402,6 +403,7 @@ def test_a_killed_streamed_run_sees_the_batches_of_a_straight_one(tmp_path: Path
     assert sum(windows) <= 3 < len(windows)
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_run_that_was_moved_goes_on_in_the_commit_that_it_began_with(tmp_path: Path) -> None:
     """The dataset has a newer one by then; and where the old one is gone, that is said."""
     serve(tmp_path / "root")
@@ -438,6 +440,7 @@ def test_a_run_that_was_moved_goes_on_in_the_commit_that_it_began_with(tmp_path:
     assert gone.stderr.count("\n") == 1, gone.stderr
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_checkpoint_of_a_streamed_run_is_scored_on_what_the_run_validates_on(
     tmp_path: Path,
 ) -> None:
@@ -469,6 +472,7 @@ def test_a_checkpoint_of_a_streamed_run_is_scored_on_what_the_run_validates_on(
     }
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_config_yaml_as_it_is_shipped(tmp_path: Path) -> None:
     """Its data as they are, from a hub that cuts connections; smaller in the model, the window and
     the budget.
@@ -523,6 +527,7 @@ def test_config_yaml_as_it_is_shipped(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "final.ckpt").resolve().name == "step-00000008.ckpt"
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_hub_that_stays_away_and_offline_mode(tmp_path: Path) -> None:
     serve(tmp_path / "root")
     with Hub(tmp_path / "root") as server:

@@ -10,7 +10,7 @@ from tests.support.runs import config_file, train
 
 
 @pytest.fixture(scope="session")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
     """A run of 12 steps, over three epochs, never interrupted."""
     folder = tmp_path_factory.mktemp("straight")
     train(config_file(folder))

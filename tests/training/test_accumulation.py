@@ -76,6 +76,7 @@ def test_accumulated(whole: dict[str, Tensor], tmp_path: Path, micro_batch: int)
     assert_close(torch.load(tmp_path / "out.pt", weights_only=True), whole)
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     ("processes", "cases"), [(2, ("4", "2", "2-fsdp")), (4, ("2", "1", "1-fsdp"))]
 )

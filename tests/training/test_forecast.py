@@ -50,6 +50,7 @@ def forecast(epochs_per_step: float = 0.01, start: int = 0, **trainer: Any) -> F
     return Forecast(settings, Decoder(settings.model), "cpu", "fp32", epochs_per_step, start)
 
 
+@pytest.mark.usefixtures("trains")
 def test_the_footprint_is_that_of_the_real_thing(tmp_path: Path) -> None:
     """Held against AdamW's own state, and against the files of a checkpoint."""
     train(config_file(tmp_path), "--trainer.max_steps=3")
@@ -170,6 +171,7 @@ def test_processes_on_a_cpu_share_its_cores() -> None:
     assert alone == two, "half as many micro-batches each, at half the speed"
 
 
+@pytest.mark.usefixtures("trains")
 def test_more_passes_than_allowed_are_refused(tmp_path: Path) -> None:
     forecast(epochs_per_step=0.05, max_epochs=5).check(tmp_path)
     with pytest.raises(
@@ -252,6 +254,7 @@ def test_a_vocabulary_is_the_tokenizers_or_a_round_number(given: int | None, all
             values.with_vocabulary(257)
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_the_plan_writes_nothing_but_the_token_cache(tmp_path: Path) -> None:
     file = config_file(tmp_path)
     command = [sys.executable, "train.py", "--config", str(file), "--plan"]

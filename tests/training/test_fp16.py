@@ -24,6 +24,8 @@ from lm.system.errors import NonFiniteError
 from lm.training.module import LanguageModel
 from model import Decoder
 
+pytestmark = pytest.mark.usefixtures("trains")
+
 ROWS, LENGTH, VOCABULARY, STEPS = 4, 12, 50, 6
 CALM, TOO_HIGH = 2.0**10, 2.0**40  # scales: of one no gradient overflows, of the other all do
 

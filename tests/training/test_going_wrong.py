@@ -59,7 +59,7 @@ def incidents(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def without(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
     """A run of 12 steps that never made the update of step 8."""
     folder = tmp_path_factory.mktemp("without")
     left_out(folder / "run", 7)
@@ -67,6 +67,7 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.usefixtures("trains")
 def test_stop_shows_what_there_was_to_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, 7)
     with pytest.raises(
@@ -106,6 +107,7 @@ def test_stop_shows_what_there_was_to_see(tmp_path: Path, monkeypatch: pytest.Mo
     )
 
 
+@pytest.mark.usefixtures("trains")
 def test_skip_is_the_run_without_that_update(
     without: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +121,7 @@ def test_skip_is_the_run_without_that_update(
     assert [(line["step"], line["kind"]) for line in incidents(run)] == [(7, "skipped")]
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_skipped_step_changes_nothing(without: Path) -> None:
     """Weights and averages of steps 7 and 8 are the same; the learning rate and the plan went on."""
     folder = without.parent
@@ -137,6 +140,7 @@ def test_a_skipped_step_changes_nothing(without: Path) -> None:
     assert_same(weights(run), weights(without))
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_resumed_run_skips_them_too(
     without: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +157,7 @@ def test_a_resumed_run_skips_them_too(
     assert_same_run(without, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("trains")
 def test_rollback_goes_back_and_does_without_it(
     without: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +167,7 @@ def test_rollback_goes_back_and_does_without_it(
     assert_same_run(without, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("trains")
 def test_rollback_needs_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, 1)
     with pytest.raises(
@@ -171,6 +177,7 @@ def test_rollback_needs_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyP
         train(config_file(tmp_path), "--trainer.on_nonfinite=rollback")
 
 
+@pytest.mark.usefixtures("trains")
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
 def test_too_many_in_a_row_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
@@ -186,6 +193,7 @@ def test_too_many_in_a_row_stop(
     assert stopped.value.exit_code == 4
 
 
+@pytest.mark.usefixtures("trains")
 @pytest.mark.parametrize("where", ["gradient", "weight"])
 def test_whatever_is_not_finite_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
@@ -259,6 +267,7 @@ def test_a_line_of_incidents_that_was_cut_is_left_out_and_not_glued_to(tmp_path:
     assert again.skipped == {1, 5}
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_rollback_leaves_no_book_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sessions of one process would pile up TensorBoard's threads and files, and progress bars
     on the screen.
@@ -292,6 +301,7 @@ def test_only_overflows_of_the_way_that_the_run_has_come_count(tmp_path: Path) -
     assert len(incidents(tmp_path)) == 5, "and what is written down already is not written twice"
 
 
+@pytest.mark.usefixtures("trains")
 def test_the_time_limit_does_not_start_anew_with_a_rollback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,6 +320,7 @@ def test_the_time_limit_does_not_start_anew_with_a_rollback(
     assert steps(tmp_path / "run")[-1] == 7
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_signal_after_a_rollback_is_not_answered_with_another_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,6 +355,7 @@ def test_a_spike_is_flagged_and_noise_is_not() -> None:
     )
 
 
+@pytest.mark.usefixtures("trains")
 def test_spikes_are_written_down_and_the_watch_survives_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -387,6 +399,7 @@ CPU_MESSAGE = (
 )
 
 
+@pytest.mark.usefixtures("trains")
 def test_out_of_memory_is_done_again_with_fewer_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -418,6 +431,7 @@ def test_out_of_memory_is_done_again_with_fewer_rows(
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_single_row_that_is_too_much_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -433,6 +447,7 @@ def test_a_single_row_that_is_too_much_is_said(
     assert stopped.value.exit_code == 1
 
 
+@pytest.mark.usefixtures("trains")
 def test_other_errors_are_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short_of_memory(monkeypatch, 1, "mat1 and mat2 shapes cannot be multiplied")
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
@@ -455,6 +470,7 @@ def test_several_devices_are_told_the_numbers_to_change() -> None:
 # --- evaluation
 
 
+@pytest.mark.usefixtures("trains")
 @pytest.mark.parametrize("what", ["validation", "the sample"])
 def test_an_evaluation_that_fails_is_not_worth_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str
@@ -479,6 +495,7 @@ def test_an_evaluation_that_fails_is_not_worth_a_run(
     assert (tmp_path / "run" / "evaluations.jsonl").exists() == (what == "the sample")
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_picture_that_fails_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -493,6 +510,7 @@ def test_a_picture_that_fails_is_said(
 # --- the disk
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_disk_that_is_nearly_full_stops_the_run_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -519,6 +537,7 @@ def test_a_disk_that_is_nearly_full_stops_the_run_saved(
     assert steps(tmp_path / "run")[-1] == 12
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_disk_that_is_too_small_is_refused_before_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

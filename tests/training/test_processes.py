@@ -113,7 +113,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
     """The run of one process, never interrupted."""
     folder = tmp_path_factory.mktemp("straight")
     config = configured(folder)
@@ -122,6 +122,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("starts_processes", "trains")
 def test_stopped_and_resumed_on_two_processes_one_and_two(
     straight: Path, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
@@ -171,6 +172,7 @@ def writes(session: Path, rank: int) -> list[str]:
     return (session / f"writes-{rank}.txt").read_text().splitlines()
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_an_error_of_one_process_is_its_own_message_first(tmp_path: Path) -> None:
     """The others learn of it by the connection that breaks, and say less; all of them end."""
     config = configured(tmp_path)
@@ -188,6 +190,7 @@ def test_an_error_of_one_process_is_its_own_message_first(tmp_path: Path) -> Non
     assert_resumable(tmp_path / "run", 3)
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_killed_process_is_named_by_the_launcher(tmp_path: Path) -> None:
     said = started(tmp_path, configured(tmp_path), *TWO, fault="kill:0:5", succeeds=False)
     assert (
@@ -203,6 +206,7 @@ def assert_resumable(run: Path, step: int) -> None:
     verify(step_directories(run)[-1])
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     ("size", "said", "saved"),
     [
@@ -228,6 +232,7 @@ def test_a_full_disk_ends_both_processes(
             assert_resumable(tmp_path / "run", saved)
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("launcher", ["srun", "Lightning"])
 def test_several_processes_go_back_together(tmp_path: Path, launcher: str) -> None:
     """trainer.on_nonfinite: rollback. The second session is the same processes', with the decision
@@ -289,6 +294,7 @@ def file_system(folder: Path, size: str) -> Iterator[None]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_two_hosts(straight: Path, tmp_path: Path, figure: Callable[[str], None]) -> None:
     """Two network namespaces that see each other through one cable, with a torchrun in each."""
     config = configured(tmp_path)
@@ -489,6 +495,7 @@ def test_many_machines_need_a_launcher(bare: pytest.MonkeyPatch) -> None:
         processes.check_launcher(TrainerConfig(max_steps=1, num_nodes=2))
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_slurm_s_signal_before_the_time_limit_stops_all(straight: Path, tmp_path: Path) -> None:
     """One SIGUSR1 to one of the processes; Lightning would have taken it for itself."""
     codes, said = slurm_tasks(tmp_path, "usr1:1:5", "--config", str(configured(tmp_path)), *TWO)
@@ -498,6 +505,7 @@ def test_slurm_s_signal_before_the_time_limit_stops_all(straight: Path, tmp_path
     assert rows(tmp_path, 2) == {step: rows(straight, 1)[step] for step in range(6)}
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_what_the_first_process_refuses_ends_the_others(tmp_path: Path) -> None:
     """They wait for what it finds in the run's folder: it tells them that there will be nothing,
     and why, once.

@@ -32,6 +32,8 @@ from tests.training.test_train import (
     steps,
 )
 
+pytestmark = pytest.mark.usefixtures("starts_processes", "trains")
+
 Phase = Callable[[pytest.MonkeyPatch, Callable[[], None]], None]
 
 

@@ -110,6 +110,7 @@ def test_the_resolved_configuration_is_saved(straight: Path) -> None:
     assert read_meta(straight / "final.ckpt")["config"] == saved.model_dump(mode="json")
 
 
+@pytest.mark.usefixtures("trains")
 def test_stopped_and_resumed_after_every_step(straight: Path, tmp_path: Path) -> None:
     """T39: twelve sessions of one step each: mid-epoch, across epochs, before and after
     validations, inside and outside of saves.
@@ -120,6 +121,7 @@ def test_stopped_and_resumed_after_every_step(straight: Path, tmp_path: Path) ->
     assert_same_run(straight, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("trains")
 @pytest.mark.parametrize("step", [3, 4, 8, 9])
 def test_resumed_from_an_older_checkpoint(straight: Path, tmp_path: Path, step: int) -> None:
     """As after a kill: rows, results and checkpoints of the lost future are gone, and come again
@@ -140,6 +142,7 @@ def test_resumed_from_an_older_checkpoint(straight: Path, tmp_path: Path, step: 
     )
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_validation_that_a_kill_prevented_is_made_up_for(straight: Path, tmp_path: Path) -> None:
     """Saved at step 8, killed before the result was written: the resumed run validates first."""
     config = config_file(tmp_path)
@@ -155,6 +158,7 @@ def test_a_validation_that_a_kill_prevented_is_made_up_for(straight: Path, tmp_p
     assert_same_run(straight, run)
 
 
+@pytest.mark.usefixtures("trains")
 @pytest.mark.parametrize(
     "change",
     [
@@ -172,6 +176,7 @@ def test_nothing_but_training_changes_the_weights(
     assert_same(weights(straight), weights(tmp_path / "run"))
 
 
+@pytest.mark.usefixtures("trains")
 def test_intervals_count_optimiser_steps(straight: Path, tmp_path: Path) -> None:
     """T42: the same steps are logged, saved and validated without accumulation (the straight run
     has two micro-batches a step).
@@ -196,6 +201,7 @@ def test_intervals_count_optimiser_steps(straight: Path, tmp_path: Path) -> None
         ]
 
 
+@pytest.mark.usefixtures("starts_processes", "trains")
 def test_killed_at_any_moment(straight: Path, tmp_path: Path) -> None:
     """kill -9, run the same command again: the same run."""
     config = config_file(tmp_path)
@@ -211,6 +217,7 @@ def test_killed_at_any_moment(straight: Path, tmp_path: Path) -> None:
     assert_same_run(straight, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("trains")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_stops_after_the_step_and_saves(
     straight: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
@@ -235,6 +242,7 @@ def test_a_signal_stops_after_the_step_and_saves(
     assert_same_run(straight, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_signal_in_the_last_step_leaves_only_its_validation(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +263,7 @@ def test_a_signal_in_the_last_step_leaves_only_its_validation(
     assert_same_run(straight, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_finished_run_stays_finished_until_it_gets_a_longer_budget(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,6 +283,7 @@ def test_a_finished_run_stays_finished_until_it_gets_a_longer_budget(
     assert "trainer.max_steps 12 -> 14" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_fresh_run_moves_the_old_one_aside(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -286,6 +296,7 @@ def test_a_fresh_run_moves_the_old_one_aside(
     assert not torch.equal(weights(tmp_path / "run")["norm.weight"], old["norm.weight"])
 
 
+@pytest.mark.usefixtures("trains")
 def test_the_rows_up_to_a_checkpoint_are_on_the_disk_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +315,7 @@ def test_the_rows_up_to_a_checkpoint_are_on_the_disk_before_it(
     assert flushed == [4, -3, 5, -4, 8, -6, 10, -8, 12, -9, 15, -12]
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_run_that_came_to_no_checkpoint_begins_again_in_its_place(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,6 +346,7 @@ def test_a_run_that_came_to_no_checkpoint_begins_again_in_its_place(
     assert [event.step for event in events.Scalars("loss/val")] == [0, 4, 8, 12]
 
 
+@pytest.mark.usefixtures("trains")
 @pytest.mark.parametrize(
     ("change", "key"),
     [
@@ -351,6 +364,7 @@ def test_another_run_cannot_be_resumed(
         train(config, change, resume="auto")
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_run_goes_on_with_its_own_text_and_precision_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,6 +382,7 @@ def test_a_run_goes_on_with_its_own_text_and_precision_only(
         train(config, resume="auto")
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_new_run_from_old_weights(tmp_path: Path) -> None:
     config = config_file(tmp_path)
     train(config)
@@ -389,6 +404,7 @@ def test_a_new_run_from_old_weights(tmp_path: Path) -> None:
     assert read_meta(tmp_path / "run" / "final.ckpt")["parent"] is None
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_run_from_old_weights_that_was_killed_early_begins_again_from_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,6 +433,7 @@ def killed(*_: object) -> None:
     raise RuntimeError("killed")
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_loss_that_is_not_finite_stops_before_the_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -439,6 +456,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     )
 
 
+@pytest.mark.usefixtures("trains")
 def test_early_stopping_counts_validations(tmp_path: Path) -> None:
     config = config_file(tmp_path, optimizer={"lr": 1.0, "warmup_steps": 0, "schedule": "constant"})
     train(
@@ -453,6 +471,7 @@ def test_early_stopping_counts_validations(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "final.ckpt").resolve().name == f"step-{len(losses) - 1:08d}.ckpt"
 
 
+@pytest.mark.usefixtures("trains")
 @pytest.mark.parametrize("scored", [False, True])
 def test_killed_when_early_stopping_was_about_to_end_it(tmp_path: Path, scored: bool) -> None:
     """Before or after the result was written; and of a result that was half written, the row in
@@ -476,11 +495,13 @@ def test_killed_when_early_stopping_was_about_to_end_it(tmp_path: Path, scored: 
     assert (run / "final.ckpt").exists()
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_budget_in_tokens(tmp_path: Path) -> None:
     train(config_file(tmp_path), "--trainer.max_steps=null", "--trainer.max_tokens=700")
     assert steps(tmp_path / "run")[-1] == 700 // (8 * 16)
 
 
+@pytest.mark.usefixtures("trains")
 def test_compiled_and_plain_runs_share_checkpoints(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -506,6 +527,7 @@ def test_compiled_and_plain_runs_share_checkpoints(
         torch.testing.assert_close(weights(tmp_path / "run")[name], tensor, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("trains")
 def test_what_cannot_compile_runs_uncompiled_and_says_so(
     straight: Path,
     tmp_path: Path,
