@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import slow
+from tests.support import runs, slow
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,6 +64,21 @@ def starts_processes() -> None:
 @pytest.fixture(scope="session")
 def trains() -> None:
     """Allow a test to train a run in this process, and mark it slow."""
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
+    """Return the folder of one run of 12 steps, over three epochs, never interrupted.
+
+    All workers share it and nobody changes it. It holds config.yaml, corpus.txt, cache/ and run/.
+    """
+    return runs.train_once(shared_folder(tmp_path_factory) / "smoke_run")
+
+
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder that all workers of this session of pytest have in common."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session")

@@ -38,10 +38,8 @@ FILES = ("model.safetensors", "ema.safetensors", "train_state.pt")
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    train(config_file(folder))
-    return (folder / "run" / "final.ckpt").resolve()
+def base(smoke_run: Path) -> Path:
+    return (smoke_run / "run" / "final.ckpt").resolve()
 
 
 @pytest.fixture(scope="module", params=["lora", "qlora"])

@@ -22,7 +22,6 @@ from lm.runs.metrics import MetricsLog
 from lm.runs.record import read_run
 from lm.system.locks import claim
 from tests.display.test_html import HOSTILE, Read
-from tests.support import runs
 from tools import report as command
 
 ROOT = Path(__file__).parents[2]
@@ -508,11 +507,9 @@ def run_command(monkeypatch, *arguments: object) -> None:
     command.main()
 
 
-@pytest.mark.usefixtures("trains")
-def test_a_trained_run_with_its_model(tmp_path, monkeypatch, capsys):
-    """The whole way: what was measured again is what the run recorded."""
-    runs.train(runs.config_file(tmp_path))
-    folder = tmp_path / "run"
+def test_a_trained_run_with_its_model(smoke_run, tmp_path, monkeypatch, capsys):
+    """Measure a trained model again; the report repeats the loss that the run recorded."""
+    folder = shutil.copytree(smoke_run / "run", tmp_path / "run", symlinks=True)
     run_command(monkeypatch, folder)
     assert "written: " in capsys.readouterr().out
     content = (folder / "report.html").read_text()

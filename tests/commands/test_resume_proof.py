@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from lm.checks.sameness import first_difference, read_trace
 from lm.system.errors import CheckpointError
-from tests.support.runs import config_file, train
+from tests.support.runs import config_file
 from tests.training.test_train import ROOT
 
 
@@ -72,11 +72,9 @@ def test_a_wrong_configuration_is_the_runs_own_answer(tmp_path: Path) -> None:
     assert "nothing.txt" in done.stderr
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    train(config_file(folder))
-    return folder / "run"
+@pytest.fixture
+def run(smoke_run: Path) -> Path:
+    return smoke_run / "run"
 
 
 TRACE = {1: {"batch": "aa", "loss": (1.5).hex()}, 2: {"batch": "bb", "loss": (1.25).hex()}}

@@ -18,7 +18,7 @@ from lm.checkpoints.folder import newest_whole, read_manifest, step_directories,
 from lm.runs.origin import find_checkpoint
 from lm.system.errors import CheckpointError
 from tests.support.faults import sealed
-from tests.support.forked import finish, start
+from tests.support.forked import start
 from tests.support.runs import config_file
 from tests.training.test_train import assert_same_run, steps
 
@@ -38,13 +38,11 @@ PAGE = 4096
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, starts_processes: None) -> Path:
-    """A folder with a run of 12 steps that ended; nobody changes it."""
-    folder = tmp_path_factory.mktemp("trained")
-    config_file(folder)
-    finish(folder)
-    assert sorted(path.name for path in (folder / "run" / "final.ckpt").iterdir()) == sorted(KINDS)
-    return folder
+def trained(smoke_run: Path, starts_processes: None) -> Path:
+    """Return a folder with a run of 12 steps that ended; nobody changes it."""
+    checkpoint = smoke_run / "run" / "final.ckpt"
+    assert sorted(path.name for path in checkpoint.iterdir()) == sorted(KINDS)
+    return smoke_run
 
 
 class Victim:

@@ -4,6 +4,7 @@ in several.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -104,6 +105,17 @@ def train(
 
     slow.refuse("trains")
     train_run(load_config(config, list(overrides)), assemble, resume, init_from)
+
+
+def train_once(folder: Path) -> Path:
+    """Train `config_file(folder)` if no other process has done so, and return the folder."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "trained").exists():
+            train(config_file(folder))
+            (folder / "trained").touch()
+    return folder
 
 
 def launched(

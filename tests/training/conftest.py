@@ -6,12 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.runs import config_file, train
-
 
 @pytest.fixture(scope="session")
-def straight(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
-    """A run of 12 steps, over three epochs, never interrupted."""
-    folder = tmp_path_factory.mktemp("straight")
-    train(config_file(folder))
-    return folder / "run"
+def straight(smoke_run: Path) -> Path:
+    """Return a run of 12 steps, over three epochs, never interrupted."""
+    return smoke_run / "run"
