@@ -37,6 +37,7 @@ def run(main: str, tmp_path: Path, before: str = "") -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     ("main", "code", "expected"),
     [
@@ -76,6 +77,7 @@ def test_every_exit_code_and_one_message(
     assert not [*tmp_path.iterdir()], "only what is unexpected leaves a traceback"
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     ("main", "expected"),
     [
@@ -124,6 +126,7 @@ def test_an_internal_error_is_one_line_that_names_the_traceback(
     )
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_what_was_printed_before_a_mistake_is_not_lost(tmp_path: Path) -> None:
     assert run("print('half'); raise errors.DataError('rest')", tmp_path) == (
         3,
@@ -132,6 +135,7 @@ def test_what_was_printed_before_a_mistake_is_not_lost(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_traceback_that_finds_no_room_is_shown_instead(tmp_path: Path) -> None:
     refuse = (
         "import tempfile\n"
@@ -149,11 +153,13 @@ def test_a_traceback_that_finds_no_room_is_shown_instead(tmp_path: Path) -> None
     assert second == "Traceback (most recent call last):"
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_text_that_is_no_unicode_can_be_printed(tmp_path: Path) -> None:
     code, _, message = run("raise errors.DataError('\\udcff.txt: no text')", tmp_path)
     assert code == 3 and message.endswith(".txt: no text\n") and "Traceback" not in message
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     "main",
     [
@@ -184,6 +190,7 @@ def test_a_reader_that_leaves_gets_no_answer(main: str, merged: bool) -> None:
     assert (code, answer) == (expected, b"x\n" if expected == 3 and not merged else b"")
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_reader_of_stderr_alone_may_leave_too() -> None:
     with subprocess.Popen(
         command("while True: print('x', file=sys.stderr)"), cwd=ROOT, stderr=subprocess.PIPE
@@ -193,6 +200,7 @@ def test_a_reader_of_stderr_alone_may_leave_too() -> None:
     assert process.returncode == 141
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
 def test_output_onto_a_full_disk(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
@@ -205,6 +213,7 @@ def test_output_onto_a_full_disk(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_file_size_limit_is_a_disk_that_refuses(tmp_path: Path) -> None:
     done = subprocess.run(
         command(f"with open({str(tmp_path / 'x')!r}, 'w') as file: file.write('x' * 5000)"),
@@ -216,6 +225,7 @@ def test_a_file_size_limit_is_a_disk_that_refuses(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (5, "a file could not be written: File too large\n")
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     ("error", "shown"), [("OSError(28, 'full')", False), ("ValueError('odd')", True)]
 )
@@ -230,6 +240,7 @@ def test_what_the_disk_refuses_to_a_thread_is_reported_by_its_owner(
     assert code == 0 and (("Exception in thread" in message) if shown else message == "")
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_ctrl_c_as_the_terminal_sends_it() -> None:
     main = "print('here', flush=True); import time; time.sleep(60)"
     with subprocess.Popen(

@@ -6,6 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from lm.system import machine
 
 
@@ -24,6 +26,7 @@ def git(folder: Path, *arguments: str) -> str:
     ).stdout.strip()
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_the_code_is_named_by_its_commit_and_whether_it_was_changed(tmp_path):
     assert machine.code(tmp_path) is None
     git(tmp_path, "init", "-q")
@@ -38,6 +41,7 @@ def test_the_code_is_named_by_its_commit_and_whether_it_was_changed(tmp_path):
     assert machine.code(tmp_path) == {"commit": commit, "changed": True}
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_code_within_the_checkout_of_another_project_is_not_its(tmp_path):
     git(tmp_path, "init", "-q")
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "theirs")
@@ -45,6 +49,7 @@ def test_code_within_the_checkout_of_another_project_is_not_its(tmp_path):
     assert machine.code(tmp_path / "site-packages") is None
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_hook_of_another_checkout_does_not_answer(tmp_path, monkeypatch):
     """In a hook git sets GIT_DIR, which takes precedence over -C."""
     for name in ("mine", "theirs"):
@@ -56,6 +61,7 @@ def test_a_hook_of_another_checkout_does_not_answer(tmp_path, monkeypatch):
     assert machine.code(tmp_path / "mine") == {"commit": commit, "changed": False}
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_without_git_nothing_is_recorded(tmp_path, monkeypatch):
     git(tmp_path, "init", "-q")
     monkeypatch.setenv("PATH", "")
