@@ -53,8 +53,6 @@ KNOWN: dict[str, list[str]] = {
     "order": [
         "tools.resume_proof imports a module whose name is computed",
         "tools.resume_proof uses runpy: import it instead",
-        "tools.selfcheck imports a module whose name is computed",
-        "tools.selfcheck uses runpy: import it instead",
     ],
     "circles": ["lm.training.module <-> lm.training.recovery"],
 }
