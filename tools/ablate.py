@@ -22,8 +22,7 @@ from pathlib import Path
 from lm.commands import add_flag, command_parser, load_config
 from lm.config.describe import to_yaml
 from lm.config.schema.config import Config
-from lm.reports.ablation import Outcome, kept, outcome
-from lm.reports.ablation_report import Ablation
+from lm.reports.ablation import Ablation, Outcome, kept, outcome
 from lm.system import errors
 from lm.system.disk import refusals, replace
 from lm.system.errors import ConfigError, NonFiniteError

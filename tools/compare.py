@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lm.commands import add_flag, command_parser
 from lm.reports.comparison import Comparison, compare
-from lm.reports.comparison_page import page
-from lm.reports.comparison_views import as_json, terminal
+from lm.reports.comparison_views import as_json, page, terminal
 from lm.runs.record import read_run
 from lm.system import errors
 from lm.system.disk import replace

@@ -72,7 +72,7 @@ def of_model(run: RunRecord, without: bool) -> tuple[dict[str, Html], str]:
         print(f"without the model: {error}")
         return {
             "surprise": element(
-                "p", f"Not in this report, nor the loss by place: {error}.", class_="quiet"
+                "p", f"Not in this report, nor the loss by position: {error}.", class_="quiet"
             )
         }, ""
 

@@ -1,19 +1,24 @@
-"""Two runs held against each other, from what their folders tell: what was set differently, how far
-each was at the same number of tokens, which of them was where first, what each of them wrote.
-Without torch.
+"""A comparison of two runs, made from their folders without torch.
+
+It holds the keys that differ, both losses at the same number of tokens, when each run reached the
+other's last loss, and samples of both.
+
+Losses are compared at common numbers of tokens only, if there are at least three. Otherwise each
+validation of either run is paired with a value of the other run on the straight line between its
+neighbours, and the value is marked as such. No curve is extended beyond its run's last validation.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lm.config.schema.section import flattened
 from lm.evaluation.same_text import Verdict
-from lm.reports.alignment import Place, Reached, Value, aligned, first_reached
 from lm.runs.changes import is_harmless
 from lm.runs.record import RunRecord
 from lm.runs.results import RecordedValidation
@@ -31,21 +36,20 @@ LINEAGE = (
     "hardware",
     "versions",
 )
-# What decides how a validation text is cut into rows, and which of them are read.
+# The keys that decide how a validation text is cut into rows, and which rows are read.
 CUT = ("data.sequence_length", "data.rows", "data.document_mask", "trainer.validation_rows")
-# A run may go on with another of these and is still that run (lm/runs/changes.py); two runs with
-# different ones are two different ones.
+# A resumed run may change these keys (lm/runs/changes.py), but two runs that differ in them
+# compute different things.
 DECISIVE = ("finetune.base", "trainer.max_epochs", "trainer.max_minutes", "trainer.early_stopping")
-SHARES = (0.1, 0.5, 1.0)  # of the shorter run, where samples are held against each other
+FEW = 3  # common numbers of tokens
+SHARES = (0.1, 0.5, 1.0)  # of the shorter run, at which samples are compared
 
 
 class Difference(NamedTuple):
-    """A key that is not the same in both runs; values as JSON, None where a run does not have the
-    key.
+    """A key that differs between the runs; values as JSON, None if a run lacks the key.
 
     Attributes:
-        matters: it is among what a run computes from, not only where it writes or how often it is
-            looked at.
+        matters: the key changes what a run computes, not only where or how often it writes.
     """
 
     key: str
@@ -55,39 +59,67 @@ class Difference(NamedTuple):
 
 
 class Yardstick(NamedTuple):
-    """What the two runs' own validations can be compared by.
+    """The measure by which the recorded validations of two runs compare.
 
     Attributes:
-        column: of metrics.csv; None: by nothing, as nothing tells that they are of one text.
-        says: why not, or what has to be borne in mind.
+        column: a column of metrics.csv; None if nothing shows that both texts are the same.
+        note: why they do not compare, or what limits the comparison.
     """
 
     column: str | None
-    says: str
+    note: str
 
 
 class Sample(NamedTuple):
-    """What a run wrote."""
+    """A text that a run generated at a validation."""
 
     step: int
     tokens: int
     text: str
 
 
+class Value(NamedTuple):
+    """The result of a validation, after so many tokens and seconds of training."""
+
+    tokens: int
+    seconds: float | None
+    value: float
+
+
+class Place(NamedTuple):
+    """Both runs' values after the same number of tokens.
+
+    `between` names the run ("a" or "b") whose value is interpolated; it is empty if none is.
+    """
+
+    tokens: int
+    a: float
+    b: float
+    between: str
+
+
+class Reached(NamedTuple):
+    """The moment at which a run reached a value; `exact` if that was at a validation."""
+
+    tokens: float
+    seconds: float | None
+    exact: bool
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs and what differs.
+    """Two runs and their differences.
 
     Attributes:
-        names: what they are called: their folders' names, or whole paths where these are the same.
-        config, lineage: what differs in the configuration, and in meta.json (text, tokenizer,
+        names: the folders' names, or their paths if the names are the same.
+        config, lineage: the differences in the configuration, and in meta.json (text, tokenizer,
             parent, code, packages, machine).
-        values: of each run, every validation by the yardstick; empty where there is none.
-        places: both after the same number of tokens.
+        values: each run's validations by the yardstick; empty without a yardstick.
+        places: both values at the same numbers of tokens.
         goals: each run's last value.
         reached: for each goal, when each of the two runs reached it.
-        samples: at the same share of the shorter run's tokens.
-        notes: what a reader has to know.
+        samples: pairs at the same share of the shorter run's tokens.
+        notes: facts that limit the comparison.
         verdicts: the best checkpoints on the same text (lm/evaluation/same_text.py).
     """
 
@@ -107,32 +139,28 @@ class Comparison:
 
     @property
     def runs(self) -> tuple[RunRecord, RunRecord]:
-        """Both."""
+        """The two runs as a pair."""
         return self.a, self.b
 
     @property
     def unit(self) -> str:
-        """Of the values."""
+        """The unit of the values."""
         return "bits per byte" if self.yardstick.column == "bits_per_byte" else self.a.unit
 
     @property
     def sources(self) -> list[tuple[str, float | None, float | None]]:
-        """The last loss of each source that both or one of them were validated on, where there are
-        several.
-        """
+        """The last loss of each source that at least one run was validated on."""
         last = [
             run.validations[-1].losses_by_source if run.validations else {} for run in self.runs
         ]
-        losses = [{name: loss for name, (loss, _) in each.items()} for each in last]
+        losses = [{name: loss for name, (loss, _) in sources.items()} for sources in last]
         return [
             (name, losses[0].get(name), losses[1].get(name)) for name in {**losses[0], **losses[1]}
         ]
 
 
 def compare(a: RunRecord, b: RunRecord) -> Comparison:
-    """Hold two runs against each other. What is missing in their folders is named in the notes and
-    left out.
-    """
+    """Compare two runs; the notes name what is missing in their folders."""
     names = (a.name, b.name) if a.name != b.name else (str(a.folder), str(b.folder))
     yardstick = choose_yardstick(a, b)
     values = (_values(a, yardstick.column), _values(b, yardstick.column))
@@ -157,13 +185,13 @@ def compare(a: RunRecord, b: RunRecord) -> Comparison:
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
-    """The keys of nested sections that differ, those that matter first."""
+    """Return the keys of nested sections that differ, those that matter first."""
     old, new = flattened(a), flattened(b)
-    # null, and no such key, come to the same
+    # A key that is null equals a missing one.
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     shown = [
-        {key: json.dumps(value, ensure_ascii=False) for key, value in each.items()}
-        for each in (old, new)
+        {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+        for values in (old, new)
     ]
     result = [Difference(key, shown[0].get(key), shown[1].get(key), _matters(key)) for key in keys]
     return sorted(result, key=lambda difference: not difference.matters)
@@ -174,42 +202,46 @@ def _matters(key: str) -> bool:
 
 
 def choose_yardstick(a: RunRecord, b: RunRecord) -> Yardstick:
-    """By what the validations that the runs recorded can be compared, as far as their records tell."""
+    """Choose the measure by which the recorded validations of two runs compare."""
     if a.of_pairs != b.of_pairs:
-        return Yardstick(None, "one of them learns from preferences, whose loss is another thing")
+        return Yardstick(None, "one run learns from preferences, whose loss is another quantity")
     tokenizers = [text(run.meta, "tokenizer", "sha256") for run in (a, b)]
     if None in tokenizers:
         tokenizers = [text(run.config, "tokenizer", "name") for run in (a, b)]
     texts = [text(run.meta, "data_sha256") for run in (a, b)]
     column = "loss" if tokenizers[0] == tokenizers[1] else "bits_per_byte"
     if texts[0] is None or texts[0] != texts[1]:
-        told = [
+        recorded = [
             {key: value for key, value in flattened(run.config).items() if _is_of_text(key)}
             for run in (a, b)
         ]
-        if told[0] != told[1] or not told[0] or (column == "loss" and None not in texts):
+        if (
+            recorded[0] != recorded[1]
+            or not recorded[0]
+            or (column == "loss" and None not in texts)
+        ):
             return Yardstick(
                 None,
-                "their data are different texts, as far as is recorded, so their recorded"
-                " validations are not compared",
+                "their data are different texts by their records, so their recorded validations"
+                " are not compared",
             )
-        says = (
+        note = (
             "their tokenizers differ, so bits per byte are compared"
             if column != "loss"
-            else "no checkpoint says so for certain"
+            else "no checkpoint proves it"
         )
-        return Yardstick(column, f"by their configurations the text is the same; {says}")
+        return Yardstick(column, f"by their configurations the text is the same; {note}")
     cut = [{key: found(run.config, *key.split(".")) for key in CUT} for run in (a, b)]
     for keys, run in zip(cut, (a, b), strict=True):
-        # as Config.row_length
+        # As in Config.row_length.
         keys["data.sequence_length"] = keys["data.sequence_length"] or found(
             run.config, "model", "context_length"
         )
     if differing := [key for key in CUT if cut[0][key] != cut[1][key]]:
         return Yardstick(
             column,
-            f"the same text is cut into other rows ({', '.join(differing)}): longer rows know more"
-            " of what came before",
+            f"the same text is cut into other rows ({', '.join(differing)}): longer rows see more"
+            " context",
         )
     return Yardstick(column, "")
 
@@ -267,23 +299,69 @@ def _notes(a: RunRecord, b: RunRecord, names: tuple[str, str]) -> list[str]:
         for problem in run.problems
     ]
     notes += [
-        f"{name} is still going: its figures are those of now"
+        f"{name} is still going: its figures are those of this moment"
         for run, name in zip((a, b), names, strict=True)
         if run.going
     ]
     if a.folder.resolve() == b.folder.resolve():
-        return [*notes, "this is one run, held against itself"]
+        return [*notes, "this compares a run with itself"]
     for run, name, other, its in (a, names[0], b, names[1]), (b, names[1], a, names[0]):
         saved = {
-            each.manifest_sha256: each.step for each in other.checkpoints if each.manifest_sha256
+            checkpoint.manifest_sha256: checkpoint.step
+            for checkpoint in other.checkpoints
+            if checkpoint.manifest_sha256
         }
         parent = text(run.meta, "parent", "manifest_sha256")
         if parent in saved:
             adapters = whole(run.meta, "adapters", "n_parameters")
-            what = (
-                f"trained {adapters:,} parameters of adapters beside"
-                if adapters
-                else "started from"
-            )
+            what = f"trained {adapters:,} parameters of adapters on" if adapters else "started from"
             notes.append(f"{name} {what} the weights of {its} at step {saved[parent]:,}")
     return notes
+
+
+def aligned(a: Sequence[Value], b: Sequence[Value]) -> list[Place]:
+    """Pair the values of two runs, each in the order of tokens; the module's docstring says how."""
+    first, second = ({point.tokens: point.value for point in values} for values in (a, b))
+    common = [tokens for tokens in first if tokens in second]
+    if len(common) >= FEW:
+        return [Place(tokens, first[tokens], second[tokens], "") for tokens in common]
+    places = []
+    for tokens in sorted({**first, **second}):
+        left, right = at(a, tokens), at(b, tokens)
+        if left is not None and right is not None:
+            places.append(
+                Place(
+                    tokens,
+                    left,
+                    right,
+                    "a" if tokens not in first else "b" if tokens not in second else "",
+                )
+            )
+    return places
+
+
+def at(values: Sequence[Value], tokens: float) -> float | None:
+    """Return the value on the straight line between the neighbours, or None outside of them."""
+    i = bisect_left(values, tokens, key=lambda point: point.tokens)
+    if i == len(values) or (i == 0 and values[0].tokens != tokens):
+        return None
+    (x1, _, y1), (x0, _, y0) = values[i], values[max(i - 1, 0)]
+    return y1 if x1 == tokens else y0 + (y1 - y0) * (tokens - x0) / (x1 - x0)
+
+
+def first_reached(values: Sequence[Value], goal: float) -> Reached | None:
+    """Return when a run's value first was `goal` or lower, interpolated between validations."""
+    i = next((i for i, (_, _, value) in enumerate(values) if value <= goal), None)
+    if i is None:
+        return None
+    tokens, seconds, value = values[i]
+    if i == 0 or value == goal:
+        return Reached(tokens, seconds, True)
+    before_tokens, before_seconds, before = values[i - 1]
+    share = (before - goal) / (before - value)
+    between = (
+        None
+        if seconds is None or before_seconds is None
+        else before_seconds + share * (seconds - before_seconds)
+    )
+    return Reached(before_tokens + share * (tokens - before_tokens), between, False)

@@ -1,5 +1,7 @@
-"""A comparison of two runs in sections, for the terminal and for programs;
-lm/reports/comparison_page.py makes a page of the same sections.
+"""A comparison of two runs for the terminal, for programs and as one HTML file.
+
+The terminal and the page show the same sections; the page adds charts and puts samples side by
+side.
 """
 
 from __future__ import annotations
@@ -10,52 +12,71 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from lm.display.curves import BLOCKS
-from lm.display.html import visible
-from lm.display.tables import EVERY, FIRST, TERMINAL_WIDTH, cut, terminal_table, wrapped
-from lm.reports.alignment import Reached, at
-from lm.reports.comparison import Comparison, Difference
+from lm.display import charts
+from lm.display.charts import Chart, Series, chart
+from lm.display.curves import BLOCKS, smooth
+from lm.display.html import Html, document, element, lines_of, visible
+from lm.display.tables import (
+    EVERY,
+    FIRST,
+    TERMINAL_WIDTH,
+    cut,
+    html_table,
+    terminal_table,
+    wrapped,
+)
+from lm.reports.comparison import Comparison, Difference, Reached, Sample, at
 from lm.runs.record import RunRecord
-from lm.system.json_values import whole
+from lm.system.json_values import finite, whole
 from lm.system.units import duration, short
 
-MOST_PLACES = 12  # lines of the table of losses; JSON and the page's drawing have all of them
+MOST_PLACES = 12  # lines of the table of losses; JSON and the page's charts have all
 MOST_SAMPLE = 500  # characters in a terminal
 COURSE = 60  # blocks
 NOTHING = "-"
-OWN_TOKENS = "each in its own tokens, of its own text: these are not to be held against each other"
-# of which a dozen digits tell as much to people
+OWN_TOKENS = "each in its own tokens, of its own text: these do not compare with each other"
+# Its first 12 digits are enough for a reader.
 SHA256 = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
+
+STYLE = """
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20em), 1fr));
+  gap: .8em 2em; margin: .5em 0 1.8em }
+.pair > div { border-left: 3px solid var(--c0); padding-left: .9em; min-width: 0 }
+.pair > div + div { border-color: var(--c1) }
+.verdict { font-size: 1.1em; border-left: 3px solid var(--mark); padding-left: .9em; margin: 1em 0 }
+.a { color: var(--c0) }
+.b { color: var(--c1) }
+"""
 
 
 class Section(NamedTuple):
     """A part of the report.
 
     Attributes:
-        loud: what most readers came for.
-        said: the rest in words.
-        table: headings first; empty: none.
-        words: its cells are words; else numbers, behind a first column of words.
-        drawn: the curves belong here.
+        result: the sentences that the page emphasises.
+        notes: all other sentences.
+        table: the headings, then the lines; empty for no table.
+        words: every column holds words; otherwise only the first does.
+        drawn: the curves belong to this section.
     """
 
     title: str
-    loud: Sequence[str] = ()
-    said: Sequence[str] = ()
+    result: Sequence[str] = ()
+    notes: Sequence[str] = ()
     table: Sequence[Sequence[str]] = ()
     words: bool = False
     drawn: bool = False
 
 
 def sections(c: Comparison) -> list[Section]:
-    """All but drawings and samples; those that have nothing to say are left out."""
+    """Return all sections that are not empty, without charts and samples."""
     facts = {name: (value, _facts(c.b)[name]) for name, value in _facts(c.a).items()}
     by_source = [
         [name, *(NOTHING if loss is None else f"{loss:.4f}" for loss in losses)]
         for name, *losses in c.sources
     ]
     own = [OWN_TOKENS] if by_source and c.yardstick.column != "loss" else []
-    found = [
+    all_sections = [
         Section(
             "Verdict",
             [v.words(c.names) for v in c.verdicts],
@@ -69,40 +90,40 @@ def sections(c: Comparison) -> list[Section]:
             ],
         ),
         _losses(c),
-        Section("Which was where first", said=_marks(c.reached), table=_reached(c)),
+        Section("Which was where first", notes=_marks(c.reached), table=_reached(c)),
         Section(
             "Last validation of each source, nats per token",
-            said=own,
+            notes=own,
             table=[["source", *c.names], *by_source] if by_source else [],
         ),
         _differing(
             "Configuration",
             c,
-            [each for each in c.config if each.matters],
-            "no key differs that a run computes from",
+            [difference for difference in c.config if difference.matters],
+            "no key differs that changes a result",
         ),
         _differing(
             "Configuration: keys that change no result",
             c,
-            [each for each in c.config if not each.matters],
+            [difference for difference in c.config if not difference.matters],
         ),
         _differing(
             "Text, tokenizer, parent, code, packages, machine",
             c,
             c.lineage,
-            "all the same, as far as checkpoints tell",
+            "all the same, by the checkpoints' records",
         ),
     ]
-    return [section for section in found if section.loud or section.said or section.table]
+    return [section for section in all_sections if section.result or section.notes or section.table]
 
 
 def terminal(c: Comparison) -> Iterator[str]:
-    """Lines of at most 100 cells, of which none can command the terminal."""
+    """Yield lines of at most 100 cells, without any control character."""
     yield visible(f"{c.names[0]} against {c.names[1]}")
     for section in sections(c):
         yield f"\n{section.title}"
-        for said in (*section.loud, *section.said):
-            yield from wrapped(said, "  ")
+        for sentence in (*section.result, *section.notes):
+            yield from wrapped(sentence, "  ")
         yield from _course(c) if section.drawn else ()
         if section.table:
             columns = EVERY if section.words else FIRST
@@ -122,10 +143,76 @@ def terminal(c: Comparison) -> Iterator[str]:
             )
 
 
+def page(c: Comparison) -> str:
+    """Return the HTML file."""
+    body: list[str] = [
+        element(
+            "h1",
+            element("span", c.names[0], class_="a"),
+            " against ",
+            element("span", c.names[1], class_="b"),
+        )
+    ]
+    for section in sections(c):
+        body.append(element("h2", section.title))
+        body += [element("p", sentence, class_="verdict") for sentence in section.result]
+        body += [element("p", sentence, class_="quiet") for sentence in section.notes]
+        if section.drawn:
+            body.append(element("div", *map(chart, charts_of(c)), class_="charts"))
+        if section.table:
+            body.append(html_table(section.table, words=EVERY if section.words else FIRST))
+    if c.samples:
+        body.append(element("h2", "Samples"))
+    for pair in c.samples:
+        body.append(
+            element(
+                "div",
+                *(_written(name, sample) for name, sample in zip(c.names, pair, strict=True)),
+                class_="pair",
+            )
+        )
+    return document(f"{c.names[0]} against {c.names[1]}", *body, style=charts.STYLE + STYLE)
+
+
+def charts_of(c: Comparison) -> list[Chart]:
+    """Return validation by tokens and by time, and training loss; each run has its colour."""
+    by_tokens, by_time, training = list[Series](), list[Series](), list[Series]()
+    for colour, (name, run, values) in enumerate(zip(c.names, c.runs, c.values, strict=True)):
+        by_tokens.append(
+            Series(name, [(tokens, value) for tokens, _, value in values], "dots", colour)
+        )
+        by_time.append(
+            Series(
+                name,
+                [(seconds, value) for _, seconds, value in values if seconds is not None],
+                "dots",
+                colour,
+            )
+        )
+        points = run.points("train", "loss")
+        smoothed = smooth([loss for _, loss in points])
+        training.append(
+            Series(
+                name,
+                [(tokens, loss) for (tokens, _), loss in zip(points, smoothed, strict=True)],
+                "line",
+                colour,
+            )
+        )
+    return [
+        Chart("Validation, by tokens trained on", "tokens", c.unit, by_tokens),
+        Chart("Validation, by training time", "time", c.unit, by_time, seconds=True),
+        Chart(
+            "Training loss, smoothed",
+            "tokens",
+            c.unit if c.yardstick.column == "loss" else "nats per own token",
+            training,
+        ),
+    ]
+
+
 def as_json(c: Comparison) -> dict[str, Any]:
-    """Raw numbers; None where there is none, as JSON has no NaN and no infinity. Values of
-    configurations are JSON themselves.
-    """
+    """Return raw numbers, with None for NaN and infinity; values of configurations are JSON."""
     runs = [
         {
             "name": name,
@@ -134,7 +221,7 @@ def as_json(c: Comparison) -> dict[str, Any]:
             "tokens": run.tokens,
             "seconds": run.seconds,
         }
-        | {"last_loss": _finite(run.validations[-1].loss) if run.validations else None}
+        | {"last_loss": finite(run.validations[-1].loss) if run.validations else None}
         | {
             "lowest_loss": run.best.loss if run.best else None,
             "lowest_at_step": run.best.step if run.best else None,
@@ -142,7 +229,7 @@ def as_json(c: Comparison) -> dict[str, Any]:
         for run, name in zip(c.runs, c.names, strict=True)
     ]
     verdicts = [
-        {key: _finite(value) for key, value in dataclasses.asdict(verdict).items()}
+        {key: finite(value) for key, value in dataclasses.asdict(verdict).items()}
         | {"beyond_noise": verdict.beyond_noise, "words": verdict.words(c.names)}
         for verdict in c.verdicts
     ]
@@ -162,10 +249,17 @@ def as_json(c: Comparison) -> dict[str, Any]:
             for of, goal, both in zip(("a", "b"), c.goals or (), c.reached, strict=False)
         ],
         "sources": [{"source": name, "a": a, "b": b} for name, a, b in c.sources],
-        "config": [each._asdict() for each in c.config],
-        "lineage": [each._asdict() for each in c.lineage],
+        "config": [difference._asdict() for difference in c.config],
+        "lineage": [difference._asdict() for difference in c.lineage],
         "samples": [{"a": a._asdict(), "b": b._asdict()} for a, b in c.samples],
     }
+
+
+def _written(name: str, sample: Sample) -> Html:
+    heading = element(
+        "p", f"{name}, step {sample.step:,}, {short(sample.tokens)} tokens", class_="quiet small"
+    )
+    return element("div", heading, element("p", lines_of(sample.text), class_="text"))
 
 
 def _facts(run: RunRecord) -> dict[str, str]:
@@ -193,18 +287,18 @@ def _facts(run: RunRecord) -> dict[str, str]:
 
 
 def _losses(c: Comparison) -> Section:
-    said = [c.yardstick.says] if c.yardstick.says else []
+    notes = [c.yardstick.note] if c.yardstick.note else []
     if c.yardstick.column is None:
-        return Section("Validation", said=said)
+        return Section("Validation", notes=notes)
     title = f"Validation at the same number of tokens, {c.unit}"
     if not c.places:
         return Section(
             title,
-            said=[*said, "there is no number of tokens at which both have a value"],
+            notes=[*notes, "there is no number of tokens at which both have a value"],
             drawn=True,
         )
     if any(place.between for place in c.places):
-        said.append("~ on the straight line between the two validations beside it")
+        notes.append("~ on the straight line between the two neighbouring validations")
     n = min(MOST_PLACES, len(c.places))
     chosen = [c.places[i * (len(c.places) - 1) // max(1, n - 1)] for i in range(n)]
     lines = [
@@ -216,7 +310,9 @@ def _losses(c: Comparison) -> Section:
         ]
         for place in chosen
     ]
-    return Section(title, said=said, table=[["tokens", *c.names, "difference"], *lines], drawn=True)
+    return Section(
+        title, notes=notes, table=[["tokens", *c.names, "difference"], *lines], drawn=True
+    )
 
 
 def _reached(c: Comparison) -> list[list[str]]:
@@ -239,7 +335,7 @@ def _when(reached: Reached | None) -> str:
 
 
 def _marks(reached: Sequence[Sequence[Reached | None]]) -> list[str]:
-    between = any(each is not None and not each.exact for both in reached for each in both)
+    between = any(moment is not None and not moment.exact for both in reached for moment in both)
     return (
         [
             "~ on the straight line between two validations; time is training time, without"
@@ -255,37 +351,35 @@ def _differing(
 ) -> Section:
     lines = [
         [
-            each.key,
+            difference.key,
             *(
                 "nothing" if value is None else SHA256.sub(r"\1", value)
-                for value in (each.a, each.b)
+                for value in (difference.a, difference.b)
             ),
         ]
-        for each in differences
+        for difference in differences
     ]
     return Section(
         title,
-        said=[none] if none and not lines else [],
+        notes=[none] if none and not lines else [],
         table=[["key", *c.names], *lines] if lines else [],
         words=True,
     )
 
 
 def _course(c: Comparison) -> Iterator[str]:
-    """Both runs' values in blocks, on one scale, over the tokens of the longer one."""
+    """Yield both runs' values as blocks, on one scale, over the tokens of the longer run."""
     if not all(c.values) or not (end := max(values[-1].tokens for values in c.values)):
         return
-    low, high = (pick(each.value for values in c.values for each in values) for pick in (min, max))
+    low, high = (
+        pick(point.value for values in c.values for point in values) for pick in (min, max)
+    )
     wide = min(24, max(len(visible(name)) for name in c.names))
-    for name, each in zip(c.names, c.values, strict=True):
-        values = [at(each, end * i / (COURSE - 1)) for i in range(COURSE)]
+    for name, points in zip(c.names, c.values, strict=True):
+        values = [at(points, end * i / (COURSE - 1)) for i in range(COURSE)]
         blocks = [
             "" if v is None else BLOCKS[round((v - low) / ((high - low) or 1) * (len(BLOCKS) - 1))]
             for v in values
         ]
         yield f"  {cut(visible(name), wide):<{wide}}  {''.join(blocks)}"
     yield f"  {'':{wide}}  one scale: {low:.3f} to {high:.3f}, over {short(end)} tokens"
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,7 +5,6 @@ table, as JSON and as a page to read.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from lm.reports.finetune_figures import (
     token_f1,
 )
 from lm.system.disk import replace
+from lm.system.json_values import finite
 
 SIDE_BY_SIDE = 5  # conversations on the page
 COUNTING = (
@@ -116,7 +116,7 @@ def report(
     # Last: while it is missing, the report is not done.
     replace(
         folder / "answers.json",
-        json.dumps(_finite(facts), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        json.dumps(finite(facts), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
     )
     tables = [table] if len(table) > 1 else []
     tables += [confusion_table(chosen)] if chosen else []
@@ -307,12 +307,3 @@ def _change(measure: Measure, before: float | None, after: float | None) -> str:
 
 def _are(count: int, name: str) -> str:
     return f"{count:,} {name} is" if count == 1 else f"{count:,} {name}s are"
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,8 +1,7 @@
-"""A run as one HTML file: how good it is, how it was made, its curves, what it writes, what it
-took.
+"""A run as one HTML file: how good it is, how it was made, its curves, texts, and what it took.
 
-Every number is one of the run's files. What is not recorded is said; the parts that need the model
-are handed in.
+Every number comes from the run's files, and the page marks numbers that are not recorded. The
+caller passes the parts that need the model.
 """
 
 from __future__ import annotations
@@ -30,29 +29,44 @@ from lm.system.json_values import found, text, whole
 from lm.system.units import duration, in_bytes, short
 
 STYLE = """
-.lead { font-size: 1.06em; max-width: 44em } .state { font-weight: 600 }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.6em, 1fr)); gap: 1px; margin: 1.6em 0; background: var(--line);
-  border: 1px solid var(--line); border-radius: 8px; overflow: hidden } .tiles div { background: var(--paper); padding: .8em 1em .7em }
-.tiles dt { color: var(--quiet); font-size: .8125em } .tiles dd { margin: 0; font-size: 1.5em; line-height: 1.3;
-  font-family: Charter, "Bitstream Charter", Georgia, serif; font-variant-numeric: lining-nums tabular-nums }
-.tiles small { display: block; font: .5em/1.4 system-ui, sans-serif; color: var(--quiet); white-space: normal }
-nav { display: flex; flex-wrap: wrap; gap: .2em 1.1em; font-size: .9375em; padding: .7em 0; border-bottom: 1px solid var(--line) }
-section { scroll-margin-top: 1em } .problems { border-left: 3px solid var(--mark); padding: .1em 0 .1em 1em; margin: 1.2em 0 }
-footer { margin-top: 3.5em; padding-top: .8em; border-top: 1px solid var(--line); color: var(--quiet); font-size: .875em }
-@media (max-width: 480px) { .tiles dd { font-size: 1.3em } .tiles div { padding: .6em .8em } }
-@media print { nav { display: none } .tiles { border-radius: 0 } }
+.lead { font-size: 1.06em; max-width: 44em }
+.state { font-weight: 600 }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.6em, 1fr)); gap: 1px;
+  margin: 1.6em 0; background: var(--line); border: 1px solid var(--line); border-radius: 8px;
+  overflow: hidden }
+.tiles div { background: var(--paper); padding: .8em 1em .7em }
+.tiles dt { color: var(--quiet); font-size: .8125em }
+.tiles dd { margin: 0; font-size: 1.5em; line-height: 1.3;
+  font-family: Charter, "Bitstream Charter", Georgia, serif;
+  font-variant-numeric: lining-nums tabular-nums }
+.tiles small { display: block; font: .5em/1.4 system-ui, sans-serif; color: var(--quiet);
+  white-space: normal }
+nav { display: flex; flex-wrap: wrap; gap: .2em 1.1em; font-size: .9375em; padding: .7em 0;
+  border-bottom: 1px solid var(--line) }
+section { scroll-margin-top: 1em }
+.problems { border-left: 3px solid var(--mark); padding: .1em 0 .1em 1em; margin: 1.2em 0 }
+footer { margin-top: 3.5em; padding-top: .8em; border-top: 1px solid var(--line);
+  color: var(--quiet); font-size: .875em }
+@media (max-width: 480px) {
+  .tiles dd { font-size: 1.3em }
+  .tiles div { padding: .6em .8em }
+}
+@media print {
+  nav { display: none }
+  .tiles { border-radius: 0 }
+}
 """
-PARTS = {  # the headings, in their order
+PARTS = {  # the headings, in order
     "curves": "Curves",
     "sources": "Sources",
     "samples": "What it wrote on the way",
     "answers": "Fine-tuning: before and after",
     "ranking": "Ranking",
     "surprise": "A validation text, by surprise",
-    "positions": "Loss by place in the context",
+    "positions": "Loss by position in the context",
     "config": "Configuration",
     "lineage": "Where it comes from",
-    "cost": "Time, speed and energy",
+    "cost": "Time, speed and memory",
     "checkpoints": "Checkpoints",
     "incidents": "Incidents",
 }
@@ -65,15 +79,15 @@ def report(
     style: str = "",
     watts: float | None = None,
 ) -> str:
-    """The page.
+    """Return the page.
 
     Args:
-        run: what its folder tells.
-        out: where the page is going to lie: its links are relative.
-        model: the parts for which the model was loaded, by their name among `PARTS`; or why they
-            are missing, as the same.
+        run: the record of the run's folder.
+        out: the page's file; links are relative to it.
+        model: the parts that were made with the model, by their name in `PARTS`, or a part that
+            states why they are missing.
         style: CSS of those parts.
-        watts: what the machine drew; None: it is assumed.
+        watts: the power of the machine; None shows no energy.
     """
     line = list(ancestors(run.folder, run.meta))
     parts: dict[str, Html | None] = {
@@ -122,7 +136,7 @@ def report(
 
 
 def checkpoints(run: RunRecord, out: Path) -> Html:
-    """A line for each checkpoint that is there, with the loss that just its bytes scored."""
+    """Return a line for each checkpoint in the folder, with the loss of exactly its bytes."""
     if not run.checkpoints:
         return element("p", "There is no checkpoint in the folder.", class_="quiet")
     losses = {
@@ -149,13 +163,11 @@ def checkpoints(run: RunRecord, out: Path) -> Html:
         ]
         cells += [", ".join(name.removesuffix(".ckpt") for name in saved.links) or "–"]
         lines.append([link, *cells, element("code", (saved.manifest_sha256 or "")[:12])])
-    return html_table(lines, "– where a validation of just these bytes is not on record")
+    return html_table(lines, "–: no validation of exactly these bytes is recorded")
 
 
 def incidents(run: RunRecord, out: Path) -> Html | None:
-    """What went wrong and could be lived with, reports and tracebacks; None where nothing is
-    recorded.
-    """
+    """Return the recorded incidents, reports and tracebacks; None if there are none."""
     if not run.incidents and not run.traces:
         return None
     parts = []
@@ -174,7 +186,7 @@ def incidents(run: RunRecord, out: Path) -> Html | None:
 
 
 def _lead(run: RunRecord, line: Sequence[Ancestor]) -> Iterator[Html]:
-    """Two sentences: what this is, and how far it came."""
+    """Yield what the model is, then how far the run came."""
     parameters, trained = (
         whole(run.meta, "n_parameters"),
         whole(run.meta, "adapters", "n_parameters"),
@@ -216,19 +228,19 @@ def _shape(run: RunRecord) -> str:
 
 def _state(run: RunRecord) -> Iterator[str]:
     planned, step = _planned(run), f"step {run.step:,}"
-    of = f" of {planned:,}" if planned is not None else ""
+    total = f" of {planned:,}" if planned is not None else ""
     if run.going:
         yield element("span", "Still going", class_="state")
-        yield f" when this was written: {step}{of}."
+        yield f" when this was written: {step}{total}."
     elif run.finished:
         yield element("span", "Finished", class_="state")
-        yield f" after {step}{of}."
+        yield f" after {step}{total}."
     else:
         yield element("span", "Not finished", class_="state")
         yield (
-            f": it stands at {step}{of}; --resume auto goes on from its last checkpoint."
+            f": it stands at {step}{total}; --resume auto continues from its last checkpoint."
             if run.checkpoints
-            else f": {step}{of}."
+            else f": {step}{total}."
         )
     stamps = sorted(str(row["timestamp"]) for row in run.rows if row["timestamp"])
     if stamps:
@@ -238,14 +250,14 @@ def _state(run: RunRecord) -> Iterator[str]:
         )
     if run.best is not None:
         saved = run.checkpoint_of(run.best)
-        here = (
+        place = (
             f", {saved.path.name}"
             if saved is not None
-            else " (its checkpoint is not here any more)"
+            else " (its checkpoint is no longer in the folder)"
             if run.best.step
             else ""
         )
-        yield f" The lowest validation loss was at step {run.best.step:,}{here}."
+        yield f" The lowest validation loss was at step {run.best.step:,}{place}."
 
 
 def _tiles(run: RunRecord) -> Html:
@@ -309,7 +321,7 @@ def _problems(run: RunRecord) -> Iterator[Html]:
         items = (element("li", problem) for problem in run.problems)
         yield element(
             "div",
-            element("p", "Missing or damaged in the folder, and so not in this report:"),
+            element("p", "Missing or damaged in the folder, and therefore not in this report:"),
             element("ul", *items),
             class_="problems",
         )
@@ -323,7 +335,7 @@ def _planned(run: RunRecord) -> int | None:
 
 
 def _relative(path: Path, out: Path) -> str:
-    """Quoted, so that no name can be an address."""
+    """Return a relative link, quoted so that no file name can be an address."""
     return quote(os.path.relpath(path.absolute(), out.absolute().parent))
 
 

@@ -1,5 +1,6 @@
-"""The part of a report that says how the run was made: its configuration, held against its parent's
-and the defaults, and its lineage.
+"""The part of a report about the run's origin: its configuration and its lineage.
+
+The configuration is compared with the parent's and with the defaults.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ CHANGED = "●"
 
 
 def configuration(run: RunRecord, line: Sequence[Ancestor]) -> Html:
-    """What differs from the parent, then what differs from the defaults, then all of it, folded."""
+    """Return the differences from the parent and from the defaults, then all keys, folded."""
     if not run.config:
         return element(
             "p",
-            "No configuration is recorded: neither a checkpoint's meta.json nor config.yaml has"
+            "No configuration is recorded: neither a checkpoint's meta.json nor config.yaml holds"
             " one.",
             class_="quiet",
         )
-    here = flattened(run.config)
+    own = flattened(run.config)
     parts: list[Html] = []
     changed: set[str] = set()
     if line:
@@ -41,44 +42,45 @@ def configuration(run: RunRecord, line: Sequence[Ancestor]) -> Html:
             before = flattened(parent)
             changed = {
                 key
-                for key in {**before, **here}
-                if before.get(key) != here.get(key) or (key in before) != (key in here)
+                for key in {**before, **own}
+                if before.get(key) != own.get(key) or (key in before) != (key in own)
             }
             parts.append(
                 _differences(
                     before,
-                    here,
-                    [key for key in {**before, **here} if key in changed],
+                    own,
+                    [key for key in {**before, **own} if key in changed],
                     "the parent",
                 )
             )
         else:
-            why = "The parent is not where it was, so what differs from it cannot be shown: "
+            why = "The parent is no longer at its path, so differences from it cannot be shown: "
             parts.append(element("p", why, element("code", line[0].path), class_="quiet"))
-    own = {key: value for key, value in here.items() if _default(key) != _written(value)}
-    mark = f"; {CHANGED} also differs from the parent" if own.keys() & changed else ""
+    changes = {key: value for key, value in own.items() if _default(key) != _written(value)}
+    mark = f"; {CHANGED} also differs from the parent" if changes.keys() & changed else ""
     lines = [["key", "default", "this run"]]
-    for key, value in own.items():
+    for key, value in changes.items():
         name = element("span", f"{key} {CHANGED}", class_="mark") if key in changed else key
         lines.append([name, _default(key) or "not a key of this version", _written(value)])
     parts.append(html_table(lines, f"Different from the defaults{mark}", words=EVERY))
     everything = html_table(
-        [["key", "value"], *([key, _written(value)] for key, value in here.items())],
+        [["key", "value"], *([key, _written(value)] for key, value in own.items())],
         "All keys",
         words=EVERY,
     )
-    parts.append(folded(f"The whole configuration: {len(here)} keys", everything))
+    parts.append(folded(f"The whole configuration: {len(own)} keys", everything))
     return joined(parts)
 
 
 def lineage(run: RunRecord, line: Sequence[Ancestor]) -> Html:
-    """Data, tokenizer, code, parents, packages and machine: what the newest checkpoint's meta.json
-    has of them.
+    """Return data, tokenizer, code, parents, packages and machine.
+
+    They come from the newest checkpoint's meta.json.
     """
     if not run.meta:
         return element(
             "p",
-            "No checkpoint can be read, so nothing is recorded of where the run comes from.",
+            "No checkpoint can be read, so nothing about the run's origin is known.",
             class_="quiet",
         )
     lines: list[Sequence[str]] = [["what", "recorded"]]
@@ -86,19 +88,21 @@ def lineage(run: RunRecord, line: Sequence[Ancestor]) -> Html:
         [name, value or element("span", NOT_RECORDED, class_="quiet")]
         for name, value in _facts(run)
     ]
-    for number_of, each in enumerate(line):
-        where = "" if each.place else "; not there any more, or other bytes"
-        name = "parent" if number_of == 0 else "great-" * (number_of - 1) + "grandparent"
+    for generation, ancestor in enumerate(line):
+        where = "" if ancestor.place else "; no longer there, or with other bytes"
+        name = "parent" if generation == 0 else "great-" * (generation - 1) + "grandparent"
         step = (
-            f"{each.path} (step {each.step:,}){where}"
-            if each.step is not None
-            else f"{each.path}{where}"
+            f"{ancestor.path} (step {ancestor.step:,}){where}"
+            if ancestor.step is not None
+            else f"{ancestor.path}{where}"
         )
-        lines.append([name, joined([step, element("br"), _hash("manifest", each.manifest_sha256)])])
+        lines.append(
+            [name, joined([step, element("br"), _hash("manifest", ancestor.manifest_sha256)])]
+        )
     if not line:
-        lines.append(["parent", "none: it began with random weights"])
+        lines.append(["parent", "none: the run began with random weights"])
     return html_table(
-        lines, "As the newest checkpoint's meta.json has it; hashes are SHA-256", words=EVERY
+        lines, "From the newest checkpoint's meta.json; hashes are SHA-256", words=EVERY
     )
 
 
@@ -171,40 +175,40 @@ def _machine(meta: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _differences(
-    before: Mapping[str, Any], here: Mapping[str, Any], differing: Sequence[str], whom: str
+    before: Mapping[str, Any], own: Mapping[str, Any], differing: Sequence[str], whom: str
 ) -> Html:
     if not differing:
         return element("p", f"Nothing differs from {whom}.")
     absent = "–"
     lines = [["key", whom, "this run"]]
     lines += [
-        [key, *(_written(side[key]) if key in side else absent for side in (before, here))]
+        [key, *(_written(side[key]) if key in side else absent for side in (before, own))]
         for key in differing
     ]
-    made = html_table(lines, f"Different from {whom}; {absent}: it has no such key", words=EVERY)
+    made = html_table(lines, f"Different from {whom}; {absent}: the key is absent", words=EVERY)
     return (
         made if len(lines) <= 25 else folded(f"Different from {whom}: {len(differing)} keys", made)
     )
 
 
 def _default(key: str) -> str | None:
-    """As the reference writes it; None for what is no key of this version."""
+    """Return a key's default as text; None if this version has no such key."""
     known = keys().get(re.sub(r"\[\d+\]", "[]", key))
     return known.default if known is not None else None
 
 
 def _written(value: Any) -> str:
-    """As in YAML; what that cannot be is shown as JSON."""
+    """Return a value as YAML, or as JSON if YAML cannot express it."""
     try:
         return flow(value)
     except (TypeError, ValueError, RecursionError):
         return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _hash(of: str, sha256: str | None) -> Html:
+def _hash(name: str, sha256: str | None) -> Html:
     return joined(
         [
-            f"{of}: ",
+            f"{name}: ",
             element("code", sha256) if sha256 else element("span", NOT_RECORDED, class_="quiet"),
         ]
     )

@@ -1,4 +1,4 @@
-"""The part of a report that is drawn: losses, rates, norms and speed, each with its numbers below."""
+"""The charts of a report: losses, learning rate, gradient norm and speed, and their tables."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lm.runs.results import RecordedValidation
 from lm.system.json_values import number, whole
 
 TALL = 12  # lines of a table that is not folded
-MOST_LINES = 500  # of one that is
+MOST_LINES = 500  # lines of a folded table
 
 
 def curves(run: RunRecord) -> Html:
-    """Loss over tokens and over time, and what else metrics.csv has for each step."""
+    """Return the loss over tokens and over time, and the other columns of metrics.csv."""
     drawn = [
-        chart(each)
-        for each in (*_losses(run), *_rates(run))
-        if any(series.points for series in each.series)
+        chart(content)
+        for content in (*_losses(run), *_rates(run))
+        if any(series.points for series in content.series)
     ]
     parts = (
         [element("div", *drawn, class_="charts")]
@@ -33,7 +33,7 @@ def curves(run: RunRecord) -> Html:
 
 
 def sources(run: RunRecord) -> Html | None:
-    """The validation loss of each source; None where it was not measured."""
+    """Return the validation loss of each source; None if it was not measured."""
     measured = [v for v in run.validations if v.losses_by_source]
     if not measured:
         return None
@@ -60,25 +60,26 @@ def sources(run: RunRecord) -> Html | None:
                     f"{tokens:,}",
                 ]
             )
-    what = Chart(
+    content = Chart(
         "Validation loss of each source", "tokens" if per_step else "steps", run.unit, series
     )
     return joined(
         [
-            element("div", chart(what), class_="charts"),
+            element("div", chart(content), class_="charts"),
             html_table(lines, f"At step {last.step:,}, and the lowest of all validations"),
         ]
     )
 
 
 def perplexity_text(value: float) -> str:
-    """4.69, 311, 5,346."""
+    """Format a perplexity: 4.69, 311, 5,346."""
     return f"{value:,.2f}" if value < 100 else f"{value:,.0f}" if value < 1e9 else f"{value:.2e}"
 
 
 def validation_points(run: RunRecord, over: str) -> list[Point]:
-    """The validation loss over tokens or seconds: of metrics.csv, or where that is not there of
-    evaluations.jsonl, over tokens alone.
+    """Return the validation loss over tokens or seconds, from metrics.csv.
+
+    Without that file, evaluations.jsonl gives the loss over tokens.
     """
     recorded = run.points("val", "loss", over)
     if recorded or over != "tokens" or (per_step := _tokens_per_step(run)) is None:
@@ -142,7 +143,7 @@ def _notes(run: RunRecord) -> Iterator[Html]:
         )
     if vocabulary and not run.of_pairs:
         guess = (
-            f"Guessing blindly among the {vocabulary:,} tokens would have a loss of ln"
+            f"Uniform guessing among the {vocabulary:,} tokens has a loss of ln"
             f" {vocabulary:,} = {math.log(vocabulary):.3f}."
         )
         yield element("p", guess, class_="quiet small")
@@ -155,7 +156,7 @@ def _notes(run: RunRecord) -> Iterator[Html]:
         yield element(
             "p",
             f"Gradients are clipped to a norm of {limit:g}: {clipped:,} of {len(norms):,} logged"
-            " steps were.",
+            " steps exceeded it.",
             class_="quiet small",
         )
 
@@ -180,7 +181,7 @@ def _validations(run: RunRecord) -> Iterator[Html]:
         if i % every == 0 or v is best or v is run.validations[-1]
     ]
     lines += [_line(validation, validation is best) for validation in shown]
-    made = html_table(lines, f"Validations, as evaluations.jsonl has them; {run.unit}")
+    made = html_table(lines, f"Validations from evaluations.jsonl; {run.unit}")
     yield (
         made
         if len(lines) <= TALL + 1

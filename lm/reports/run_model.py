@@ -1,5 +1,6 @@
-"""The part of a report for which the model is loaded: a validation text coloured by surprisal, and
-the loss by place in the context.
+"""The part of a report that needs the model.
+
+It shows a validation text coloured by surprisal, and the loss by position in the context.
 """
 
 from __future__ import annotations
@@ -15,76 +16,68 @@ from lm.display.tables import html_table
 from lm.evaluation.surprisal import Guessed, Surprisal
 from lm.tokenizer.tokenizer import Tokenizer
 
-BITS = (1, 2, 4, 6, 8, 11, 14)  # where one colour ends and the next begins
-MOST_TOKENS = 400  # of a row
+BITS = (1, 2, 4, 6, 8, 11, 14)  # the borders between colours
+MOST_TOKENS = 400  # that are shown of a row
 SHADES = len(BITS) + 1
-LIGHT, DARK = (
-    (0.0, 0.08, 0.17, 0.27, 0.38, 0.5, 0.64, 0.8),
-    (
-        0.0,
-        0.12,
-        0.2,
-        0.28,
-        0.36,
-        0.45,
-        0.54,
-        0.64,
-    ),
-)
-STYLE = (
-    """
-.heat { font: 15px/1.95 ui-monospace, SFMono-Regular, "DejaVu Sans Mono", monospace; white-space: pre-wrap; overflow-wrap: anywhere;
-  border-left: 3px solid var(--line); padding-left: 1em; margin: .5em 0 }
-.heat i, .scale i { font-style: normal; border-radius: 3px; padding: .12em 0; -webkit-print-color-adjust: exact; print-color-adjust: exact }
+LIGHT = (0.0, 0.08, 0.17, 0.27, 0.38, 0.5, 0.64, 0.8)  # opacity of each colour
+DARK = (0.0, 0.12, 0.2, 0.28, 0.36, 0.45, 0.54, 0.64)
+STYLE = """
+.heat { font: 15px/1.95 ui-monospace, SFMono-Regular, "DejaVu Sans Mono", monospace;
+  white-space: pre-wrap; overflow-wrap: anywhere; border-left: 3px solid var(--line);
+  padding-left: 1em; margin: .5em 0 }
+.heat i, .scale i { font-style: normal; border-radius: 3px; padding: .12em 0;
+  -webkit-print-color-adjust: exact; print-color-adjust: exact }
 .heat.words i { box-shadow: -1px 0 var(--paper) }
-.heat i:hover { outline: 2px solid var(--c1) } .heat i.s { font-weight: 600 } .heat i.n { color: var(--quiet) }
-.scale { display: flex; flex-wrap: wrap; gap: .2em; font-size: .8125em; margin: .6em 0 } .scale i { padding: .1em .6em }
-@media (hover: none) { .heat i:hover::after { content: attr(title); position: fixed; inset: auto 0 0 0; padding: .6em 1em;
-  background: var(--soft); border-top: 1px solid var(--line); font-weight: 400; color: var(--ink) } }
+.heat i:hover { outline: 2px solid var(--c1) }
+.heat i.s { font-weight: 600 }
+.heat i.n { color: var(--quiet) }
+.scale { display: flex; flex-wrap: wrap; gap: .2em; font-size: .8125em; margin: .6em 0 }
+.scale i { padding: .1em .6em }
+@media (hover: none) {
+  .heat i:hover::after { content: attr(title); position: fixed; inset: auto 0 0 0;
+    padding: .6em 1em; background: var(--soft); border-top: 1px solid var(--line);
+    font-weight: 400; color: var(--ink) }
+}
 """
-    + "".join(
-        f".h{i} {{ background: rgba(236, 112, 20, {shade}) }}\n" for i, shade in enumerate(LIGHT)
-    )
-    + "@media (prefers-color-scheme: dark) {\n"
-    + "".join(
-        f".h{i} {{ background: rgba(205, 84, 10, {shade}) }}\n" for i, shade in enumerate(DARK)
-    )
-    + "}\n"
-)
+for number, opacity in enumerate(LIGHT):
+    STYLE += f".h{number} {{ background: rgba(236, 112, 20, {opacity}) }}\n"
+STYLE += "@media (prefers-color-scheme: dark) {\n"
+for number, opacity in enumerate(DARK):
+    STYLE += f".h{number} {{ background: rgba(205, 84, 10, {opacity}) }}\n"
+STYLE += "}\n"
 
 
-def surprise(found: Surprisal, tokenizer: Tokenizer, weights: str, recorded: float | None) -> Html:
-    """The rows that were looked at, coloured.
+def surprise(
+    surprisal: Surprisal, tokenizer: Tokenizer, weights: str, recorded: float | None
+) -> Html:
+    """Return example rows, coloured by surprisal.
 
     Args:
-        found: what was measured.
-        tokenizer: of the model.
-        weights: the name of their checkpoint.
-        recorded: the loss that the run wrote down for them.
+        surprisal: the measurement.
+        tokenizer: the model's.
+        weights: the name of the model's checkpoint.
+        recorded: the loss that the run recorded for this checkpoint.
     """
-    said = "" if recorded is None else f" (the run itself recorded {recorded:.4f})"
+    comparison = "" if recorded is None else f" (the run itself recorded {recorded:.4f})"
     measured = (
-        f"{weights} on the validation split, {int(found.tokens.sum()):,} tokens: {found.loss:.4f}"
-        f" nats per token{said}."
+        f"{weights} on the validation split, {int(surprisal.tokens.sum()):,} tokens:"
+        f" {surprisal.loss:.4f} nats per token{comparison}."
     )
     about = (
-        "The stronger the colour, the less the model expected the token after what stands before"
-        " it. One bit is a coin toss, each further "
+        "The stronger the colour, the less the model expected the token after the text before it."
+        " One bit is a coin toss; each further bit is twice as unlikely. Point at a token, or tap"
+        " it, for its exact value and for the token that was expected in its place."
     )
-    about += (
-        "bit is twice as unlikely. Point at a token, or tap it, for its exact value and for what"
-        " was expected in its place."
-    )
-    signs = f"{LEGEND.replace('   ', ', ')}; grey: not asked, or nothing stands before it"
+    signs = f"{LEGEND.replace('   ', ', ')}; grey: not scored, or without a token before it"
     parts = [
         element("p", measured),
         element("p", about),
         element("div", *_scale(), class_="scale", aria_label="Bits per token"),
     ]
     parts.append(element("p", signs, class_="quiet small"))
-    several = len({guessed.source for guessed in found.examples}) > 1
-    for source in dict.fromkeys(guessed.source for guessed in found.examples):
-        shown = [guessed for guessed in found.examples if guessed.source == source]
+    several = len({guessed.source for guessed in surprisal.examples}) > 1
+    for source in dict.fromkeys(guessed.source for guessed in surprisal.examples):
+        shown = [guessed for guessed in surprisal.examples if guessed.source == source]
         nats = [value for guessed in shown for value in guessed.nats if math.isfinite(value)]
         name = f"{source}: " if several else ""
         facts = (
@@ -96,51 +89,50 @@ def surprise(found: Surprisal, tokenizer: Tokenizer, weights: str, recorded: flo
     return joined(parts)
 
 
-def positions(found: Surprisal) -> Html:
-    """The loss over how much the model could see."""
-    bins = found.by_position()
+def positions(surprisal: Surprisal) -> Html:
+    """Return the loss by the number of tokens that the model could see."""
+    bins = surprisal.by_position()
     points = [(math.sqrt(first * last), loss) for first, last, loss, _ in bins]
-    what = Chart(
-        "Loss by place in the context",
-        "tokens before and at this place",
+    content = Chart(
+        "Loss by position in the context",
+        "tokens up to this position",
         "nats per token",
         [Series("loss", points, "dots", 3)],
         x_log=True,
     )
-    lines = [["places", "nats per token", "tokens"]]
+    lines = [["positions", "nats per token", "tokens"]]
     lines += [
-        [f"{a:,}" if a == b else f"{a:,}–{b:,}", f"{loss:.4f}", f"{tokens:,}"]
-        for a, b, loss, tokens in bins
+        [f"{first:,}" if first == last else f"{first:,}–{last:,}", f"{loss:.4f}", f"{tokens:,}"]
+        for first, last, loss, tokens in bins
     ]
     about = (
-        "A model that uses its context guesses better the more of it there is. Dots stand in the"
-        " middle of their places; those of few "
+        "A model that uses its context guesses better with more of it. A dot stands in the middle"
+        " of its positions; dots of few tokens are uncertain."
     )
-    about += "tokens say little."
     numbers = html_table(lines, "By how many tokens the model could see")
     return joined(
         [
             element("p", about, class_="quiet"),
-            element("div", chart(what), element("div", numbers), class_="charts"),
+            element("div", chart(content), element("div", numbers), class_="charts"),
         ]
     )
 
 
-def by_source(found: Surprisal) -> Html | None:
-    """The loss of each source, as measured now; None where there is only one."""
-    if len(found.sources) < 2:
+def by_source(surprisal: Surprisal) -> Html | None:
+    """Return the measured loss of each source; None if there is only one."""
+    if len(surprisal.sources) < 2:
         return None
     lines = [["source", "nats per token", "tokens"]]
     lines += [
         [name, f"{nats / tokens:.4f}", f"{tokens:,}"]
-        for name, (nats, tokens) in found.sources.items()
+        for name, (nats, tokens) in surprisal.sources.items()
     ]
-    lines.append(["together", f"{found.loss:.4f}", f"{int(found.tokens.sum()):,}"])
+    lines.append(["together", f"{surprisal.loss:.4f}", f"{int(surprisal.tokens.sum()):,}"])
     return html_table(lines, "Validation loss of the best checkpoint, measured for this report")
 
 
 def shade(bits: float) -> int:
-    """Which of the colours a surprisal has."""
+    """Return the number of the colour for a surprisal."""
     return sum(bits >= border for border in BITS)
 
 
@@ -157,8 +149,9 @@ def _row(guessed: Guessed, tokenizer: Tokenizer) -> Html:
 
 
 def _tokens(row: Row, guessed: Guessed, tokenizer: Tokenizer) -> Iterator[Html]:
-    """A token's surprise stands one place before it, where it is the label. The last label of a row
-    is no input, and is shown behind it.
+    """Yield each token with its surprisal, which is stored one position earlier, at its label.
+
+    The last label of a row is no input of the row; it follows the row's last token.
     """
     names = special_names(tokenizer)
     shown = [

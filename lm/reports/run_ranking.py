@@ -1,6 +1,4 @@
-"""The part of a report that shows a ranking, if the run's folder has one: ranking.json, as
-`evaluate_checkpoints.py --out` writes it.
-"""
+"""The part of a report that shows ranking.json, which `evaluate_checkpoints.py --out` writes."""
 
 from __future__ import annotations
 
@@ -23,31 +21,31 @@ ABOUT = (
     "rank_best",
     "rank_worst",
     "by",
-)  # the others are measured
+)  # all other keys are measures
 MOST_PAIRS = 6
 
 
 def ranking(run: RunRecord) -> Html | None:
-    """Each ranking: the table, what can be told apart, the notes; None where there is none."""
+    """Return each ranking with its table, pairs and notes; None if the run has no ranking."""
     if run.ranking is None:
         return None
-    rankings = [each for each in _list(found(run.ranking, "rankings")) if _rows(each)]
+    rankings = [item for item in _list(found(run.ranking, "rankings")) if _rows(item)]
     if not rankings:
-        return element("p", "ranking.json has nothing that can be shown.", class_="quiet")
-    parts = [part for each in rankings for part in _one(each)]
+        return element("p", "ranking.json holds nothing that can be shown.", class_="quiet")
+    parts = [part for item in rankings for part in _one(item)]
     parts += [
-        element("p", f"not ranked: {text(each, 'name')}: {text(each, 'reason')}")
-        for each in _list(found(run.ranking, "failed"))
+        element("p", f"not ranked: {text(failure, 'name')}: {text(failure, 'reason')}")
+        for failure in _list(found(run.ranking, "failed"))
     ]
-    return joined([*parts, *_said(found(run.ranking, "notes"))])
+    return joined([*parts, *_sentences(found(run.ranking, "notes"))])
 
 
-def _one(each: Mapping[str, Any]) -> Iterator[Html]:
-    rows = _rows(each)
+def _one(item: Mapping[str, Any]) -> Iterator[Html]:
+    rows = _rows(item)
     measured = [key for key in rows[0] if key not in ABOUT and not key.endswith(("_low", "_high"))]
     measured = [key for key in measured if any(number(row, key) is not None for row in rows)]
-    yield element("h3", " + ".join(str(name) for name in _all(found(each, "sets"))) or "cases")
-    if (about := text(each, "about")) is not None:
+    yield element("h3", " + ".join(str(name) for name in _all(found(item, "sets"))) or "cases")
+    if (about := text(item, "about")) is not None:
         yield element("p", about, class_="quiet small")
     lines = [["checkpoint", "rank", "step", *(key.replace("_", " ") for key in measured)]]
     lines += [
@@ -59,19 +57,22 @@ def _one(each: Mapping[str, Any]) -> Iterator[Html]:
         ]
         for row in rows
     ]
-    cases, by = whole(each, "cases"), text(each, "by")
-    of = f"{cases:,} cases; " if cases is not None else ""
+    cases, by = whole(item, "cases"), text(item, "by")
+    count = f"{cases:,} cases; " if cases is not None else ""
     order = f"ordered by {by.replace('_', ' ')}; " if by else ""
     yield html_table(
-        lines, f"{of}{order}ranks as far as they are certain, intervals in brackets, shares of one"
+        lines,
+        f"{count}{order}a range of ranks if they are uncertain, intervals in brackets, shares of one",
     )
-    words = [
-        said for pair in _list(found(each, "pairs")) if (said := text(pair, "words")) is not None
+    sentences = [
+        words for pair in _list(found(item, "pairs")) if (words := text(pair, "words")) is not None
     ]
-    yield from _said(words[:MOST_PAIRS])
-    if words[MOST_PAIRS:]:
-        yield folded(f"The other {len(words) - MOST_PAIRS} pairs", *_said(words[MOST_PAIRS:]))
-    yield from _said(found(each, "notes"))
+    yield from _sentences(sentences[:MOST_PAIRS])
+    if sentences[MOST_PAIRS:]:
+        yield folded(
+            f"The other {len(sentences) - MOST_PAIRS} pairs", *_sentences(sentences[MOST_PAIRS:])
+        )
+    yield from _sentences(found(item, "notes"))
 
 
 def _rank(row: Mapping[str, Any]) -> str:
@@ -93,13 +94,13 @@ def _shown(row: Mapping[str, Any], key: str) -> str:
     return shown if low is None or high is None else f"{shown} [{low:.4g}, {high:.4g}]"
 
 
-def _said(lines: object) -> Iterator[Html]:
+def _sentences(lines: object) -> Iterator[Html]:
     if shown := [element("li", line) for line in _all(lines) if isinstance(line, str)]:
         yield element("ul", *shown, class_="small")
 
 
-def _rows(each: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return _list(found(each, "checkpoints"))
+def _rows(item: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return _list(found(item, "checkpoints"))
 
 
 def _list(value: object) -> list[Mapping[str, Any]]:

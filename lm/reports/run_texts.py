@@ -1,6 +1,4 @@
-"""The part of a report that is read: what the model wrote on its way, and how a fine-tuned one
-answers, beside its base.
-"""
+"""The texts in a report: samples from training, and answers before and after fine-tuning."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from lm.system.json_values import found, number, text
 
 MOMENTS = (0.1, 0.5, 1.0)  # of the run so far
 MOST_ANSWERS = 5
-MOST_SAMPLES = 200  # folded; a page of ten thousand would not open
+MOST_SAMPLES = 200  # folded; a browser could not open a page of ten thousand
 STYLE = """
 blockquote { margin: .4em 0 1.4em; padding: .1em 0 .1em 1.1em; border-left: 3px solid var(--line) }
 blockquote b { font-weight: 600 }
@@ -24,14 +22,12 @@ blockquote b { font-weight: 600 }
 
 
 def timeline(run: RunRecord) -> Html:
-    """What the model wrote at about a tenth, a half and the end of what has been trained, then all
-    of it, folded.
-    """
+    """Return the samples at about a tenth, a half and the end of training, then all others, folded."""
     samples = [validation for validation in run.validations if validation.sample is not None]
     if not samples:
         return element(
             "p",
-            "No text is recorded: logging.sample_tokens lets a run write one at each validation.",
+            "No text is recorded: with logging.sample_tokens a run writes one at each validation.",
             class_="quiet",
         )
     prompt = text(run.config, "logging", "sample_prompt") or ""
@@ -45,19 +41,19 @@ def timeline(run: RunRecord) -> Html:
         else []
     )
     chosen = moments(samples, run.step)
-    parts += [_sample(run, each, prompt) for each in chosen]
+    parts += [_sample(run, sample, prompt) for sample in chosen]
     if len(samples) > len(chosen):
-        rest = [each for each in samples if each not in chosen]
+        rest = [sample for sample in samples if sample not in chosen]
         shown = rest[:: math.ceil(len(rest) / MOST_SAMPLES)]
         title = f"The other {len(rest):,}" + (
             f", {len(shown)} of them, evenly chosen" if len(shown) < len(rest) else ""
         )
-        parts.append(folded(title, *(_sample(run, each, prompt) for each in shown)))
+        parts.append(folded(title, *(_sample(run, sample, prompt) for sample in shown)))
     return joined(parts)
 
 
 def moments(samples: Sequence[RecordedValidation], last: int) -> list[RecordedValidation]:
-    """Those nearest to each of the moments, in order; no one twice."""
+    """Return the samples nearest to the moments, in order and without repetition."""
     steps = [sample.step for sample in samples]
     near = {min(steps, key=partial(_distance, share * last)) for share in MOMENTS}
     return [sample for sample in samples if sample.step in near]
@@ -68,9 +64,7 @@ def _distance(moment: float, step: int) -> tuple[float, int]:
 
 
 def answers(run: RunRecord) -> Html | None:
-    """How base and fine-tuned model answer what was held out, as answers.json has it; None for a
-    run without.
-    """
+    """Return both models' answers to held-out prompts, from answers.json; None without that file."""
     if run.answers is None:
         return None
     from lm.reports.finetune import confusion_table, table_of
@@ -109,7 +103,7 @@ def answers(run: RunRecord) -> Html | None:
     return (
         joined(parts)
         if parts
-        else element("p", "answers.json has nothing that can be shown.", class_="quiet")
+        else element("p", "answers.json holds nothing that can be shown.", class_="quiet")
     )
 
 

@@ -6,6 +6,7 @@ type.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,3 +37,12 @@ def text(values: Any, *keys: str) -> str | None:
     """Return the text under nested keys, or None."""
     value = found(values, *keys)
     return value if isinstance(value, str) else None
+
+
+def finite(values: Any) -> Any:
+    """Return JSON values with None in place of NaN and infinity, which JSON does not have."""
+    if isinstance(values, dict):
+        return {key: finite(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values

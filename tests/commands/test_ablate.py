@@ -24,8 +24,7 @@ import torch
 from lm.commands import load_config
 from lm.config.schema.config import Config
 from lm.optim.randomness import fold, seed_all
-from lm.reports.ablation import Difference, Outcome, difference, in_words, kept
-from lm.reports.ablation_report import Ablation
+from lm.reports.ablation import Ablation, Difference, Outcome, difference, in_words, kept
 from lm.system.errors import CheckpointError, ConfigError, UserError
 from lm.system.locks import claim
 from tests.support import forked
@@ -119,11 +118,11 @@ def test_pairs_that_are_not_whole_are_left_out() -> None:
         (
             Difference((0.2,), 0.2, None, None),
             (
-                "variant is worse by 0.2000 nats with this seed; of one seed there is no interval,"
-                " so another may say otherwise"
+                "variant is worse by 0.2000 nats with this seed; one seed gives no interval,"
+                " so another may show the opposite"
             ),
         ),
-        (None, "cannot be compared: there is no seed with which both came to an end"),
+        (None, "cannot be compared: no seed completed both runs"),
     ],
 )
 def test_in_words(found: Difference | None, words: str) -> None:
@@ -240,7 +239,7 @@ def test_a_run_that_diverged_leaves_its_pair_out(tmp_path: Path) -> None:
         "-",
     ]
     assert found.verdict.endswith(
-        "so another may say otherwise; 1 of 2 seeds left out, since a run came to no end"
+        "so another may show the opposite; skipped 1 of 2 seeds, in which a run did not complete"
     )
     all_of_them = ablation(tmp_path, [of(3.0)], [Outcome("diverged")])
     assert all_of_them.verdict.startswith("cannot be compared")
@@ -256,7 +255,7 @@ def test_other_tokens_compare_by_bytes(tmp_path: Path) -> None:
 
 def test_other_validation_text_is_said(tmp_path: Path) -> None:
     assert (
-        "not validated on the same text"
+        "validated on different texts"
         in ablation(tmp_path, [of(3.0)], [of(2.0)], "--data.val_fraction=0.5").verdict
     )
 
@@ -391,7 +390,7 @@ def test_the_same_twice_is_no_difference_and_a_variant_that_diverges_is_said(
         config, "--change", "model.init_std=1e30", "--seeds", "1", "--out", str(tmp_path / "burst")
     )
     assert "variant, seed 1337: diverged" in out
-    assert "cannot be compared: there is no seed" in out
+    assert "cannot be compared: no seed completed both runs" in out
 
 
 @pytest.mark.usefixtures("starts_processes")

@@ -15,10 +15,18 @@ from typing import Any
 import pytest
 
 from lm.checkpoints.folder import point, step_name, write_checkpoint, write_json
-from lm.reports.alignment import Reached, Value, aligned, at, first_reached
-from lm.reports.comparison import Comparison, choose_yardstick, compare, differences
-from lm.reports.comparison_page import page
-from lm.reports.comparison_views import as_json, terminal
+from lm.reports.comparison import (
+    Comparison,
+    Reached,
+    Value,
+    aligned,
+    at,
+    choose_yardstick,
+    compare,
+    differences,
+    first_reached,
+)
+from lm.reports.comparison_views import as_json, page, terminal
 from lm.runs.metrics import MetricsLog
 from lm.runs.record import read_run
 from lm.system.units import duration
@@ -205,10 +213,10 @@ def test_a_run_against_itself(tmp_path: Path) -> None:
     run = read_run(run_folder(tmp_path / "a", FIRST))
     found = compare(run, run)
     assert found.config == found.lineage == []
-    assert found.notes == ["this is one run, held against itself"]
+    assert found.notes == ["this compares a run with itself"]
     assert all(place.a == place.b for place in found.places)
     assert found.names == (str(tmp_path / "a"),) * 2
-    assert "no key differs that a run computes from" in "\n".join(terminal(found))
+    assert "no key differs that changes a result" in "\n".join(terminal(found))
 
 
 def test_a_run_and_what_started_from_it(tmp_path: Path) -> None:
@@ -251,7 +259,7 @@ def test_what_validations_can_be_compared_by(
 ) -> None:
     found = both(tmp_path, b=b)
     assert found.yardstick.column == column
-    assert says in found.yardstick.says
+    assert says in found.yardstick.note
     assert bool(found.places) == bool(found.goals) == (column is not None)
     if column == "bits_per_byte":
         assert found.places[-1][:3] == (3000, 1.25, 1.75)
@@ -278,7 +286,7 @@ def test_without_checkpoints_configurations_have_to_tell(tmp_path: Path) -> None
     assert run.best_checkpoint is None
     yardstick = choose_yardstick(run, read_run(run_folder(tmp_path / "b", SECOND)))
     assert yardstick.column == "loss"
-    assert "no checkpoint says so" in yardstick.says
+    assert "no checkpoint proves it" in yardstick.note
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
