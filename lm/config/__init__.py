@@ -2,7 +2,7 @@
 
 To learn what a key means, start in `schema/`, which has a file for each section. `reader.py` reads
 a configuration and collects all of its mistakes. `yaml_reader.py` parses YAML with line numbers,
-`scalars.py` writes single values, `keys.py` lists all keys with types and help, `complaints.py`
+and `scalars.py` writes single values. `keys.py` lists all keys with types and help, `complaints.py`
 words the mistakes, and `describe.py` prints a configuration.
 
 The base checkpoint of a fine-tuning is not known here: commands call `lm.commands.load_config`.

@@ -186,7 +186,7 @@ def _answered(prompt: Any, answer: Any) -> Conversation | Fault:
     if not isinstance(prompt, list) or not isinstance(answer, list):
         return Fault(
             "text and messages",
-            "where the prompt is a list of messages, so is each answer; a prompt beside such"
+            "if the prompt is a list of messages, each answer must be one too; the prompt of such"
             " answers may be a text",
         )
     if answer[: len(prompt)] == prompt:

@@ -2,8 +2,8 @@
 
     d1 EOS d2 EOS ... dn EOS        ids of one type, lowest byte first, without a header
 
-This is the stream of a split (`lm/tokens/store.py`) without its first EOS, so each form converts to
-the other without loss; `lm/tokens/export.py` writes such files. Files of other programs may lack
+This is the stream of a split (`lm/tokens/store.py`) without its first EOS. Both forms convert into
+each other without loss; `lm/tokens/export.py` writes such files. Files of other programs may lack
 the last EOS. Without any EOS, the file is one document.
 """
 
@@ -59,7 +59,7 @@ def read_flat(
         if len(ids) and ids[-1] != tokenizer.eos_id:
             ends = np.append(ends, len(ids))
         special = np.flatnonzero(np.isin(ids, others))
-        # The first special id of each document: reversed, because the last value of a key stays.
+        # Reversed, because the last value of a key stays: the first special id of each document.
         faulty = dict(
             zip(
                 reversed(np.searchsorted(ends, special).tolist()),
@@ -86,8 +86,8 @@ def _require_flat(file: str, source: BinSource, dtype: np.dtype[Any]) -> None:
     size = Path(file).stat().st_size
     if size % dtype.itemsize:
         raise DataError(
-            f"{file}: {size:,} bytes are no whole number of {dtype.name} ids; fetch the file again,"
-            " or name its type in dtype"
+            f"{file}: {size:,} bytes are not a whole number of {dtype.name} ids; fetch the file"
+            " again, or name its type in dtype"
         )
     with Path(file).open("rb") as stream:
         if stream.read(len(NPY)) == NPY:
@@ -115,7 +115,7 @@ def _require_tokenizer(file: str, tokenizer: Tokenizer) -> None:
         return  # there is no meta.json, or another program wrote it
     if sha256 != tokenizer.sha256:
         raise DataError(
-            f"{file}: its ids are of the tokenizer {name}, says meta.json beside it, and"
+            f"{file}: its ids are of the tokenizer {name}, says meta.json next to it, and"
             f" tokenizer.name is {tokenizer.name}; write that one"
         )
 

@@ -97,7 +97,7 @@ def read_csv(file: str, source: CsvSource, span: None) -> Iterator[Row]:
                 # row can be read.
                 if (endless := "unexpected end" in str(error)) or names is None:
                     reason = "a quote that opens here is never closed" if endless else str(error)
-                    raise DataError(f"{file}:{number}: broken CSV: {reason}; mend it") from error
+                    raise DataError(f"{file}:{number}: broken CSV: {reason}; correct it") from error
                 yield number, Fault("broken CSV", str(error))
                 continue
             if names is None:

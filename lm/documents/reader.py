@@ -86,13 +86,13 @@ class Reader:
     ):
         if isinstance(source, BinSource) and tokenizer is None:
             raise ConfigError(
-                f"{key}.format: bin files hold the ids of a tokenizer, and here text is wanted;"
+                f"{key}.format: bin files hold token ids, and this command needs text;"
                 " name the text they come from"
             )
         if isinstance(source, ChatSource) and tokenizer is None:
             raise ConfigError(
-                f"{key}.format: conversations become tokens by a template, and here plain text is"
-                " wanted; name some"
+                f"{key}.format: conversations become tokens by a template, and this command needs"
+                " plain text; name some"
             )
         self.source = source
         self.chat: ChatFormat | None = None
@@ -168,8 +168,7 @@ class Reader:
     def read(self, piece: Piece, removed: Counter[str]) -> Iterator[Document]:
         """Yield a piece's documents, cleaned, and count in `removed` what is skipped.
 
-        Places are right in whole files and in rows that are here already; in a span, numbers count
-        from its start.
+        Places are right in pieces that are a file or rows; in a span, numbers count from its start.
         """
         source = self.source
         with reading(piece.file, self.key):
@@ -245,7 +244,7 @@ class Reader:
     def _refuse(self, place: str, fault: Fault, removed: Counter[str]) -> None:
         if self.on_bad_row == "stop":
             raise DataError(
-                f"{place}: {fault.kind}: {fault.detail}; mend it, or leave such rows out with"
+                f"{place}: {fault.kind}: {fault.detail}; correct it, or skip such rows with"
                 " data.on_bad_row: skip"
             )
         removed[fault.kind] += 1

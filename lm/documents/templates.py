@@ -1,8 +1,8 @@
 """Turn a conversation into one sequence of tokens: in training, `infer.py --chat` and reports.
 
 A template is data: a text for each kind of turn, with places for the message and for special
-tokens. Each turn and each answer is tokenised on its own. The border of the labels is therefore a
-border between tokens, for any tokenizer, and the ids of a prompt are the first ids of the
+tokens. Each turn and each answer is tokenised on its own, for two reasons. The border of the labels
+is a border between tokens, for any tokenizer. The ids of a prompt are the first ids of the
 conversation that it becomes. Text never becomes a special token, so no message can end a turn.
 """
 

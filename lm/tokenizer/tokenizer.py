@@ -308,5 +308,5 @@ def _not_unicode(texts: Sequence[str]) -> DataError:
     surrogate = next(match for text in texts if (match := re.search("[\ud800-\udfff]", text)))
     return DataError(
         f"U+{ord(surrogate[0]):04X} at character {surrogate.start():,} is half of a surrogate pair,"
-        " which is no Unicode text"
+        " which Unicode text cannot have"
     )

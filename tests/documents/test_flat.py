@@ -231,8 +231,8 @@ REFUSED = {
     "half an id": (
         b"a\0b",
         (
-            "{f}: 3 bytes are no whole number of uint16 ids; fetch the file again, or name its type"
-            " in dtype"
+            "{f}: 3 bytes are not a whole number of uint16 ids; fetch the file again, or name its"
+            " type in dtype"
         ),
     ),
     "nothing": ([], "{f}: empty file: there is no text in it;"),
@@ -280,9 +280,7 @@ def test_ids_of_which_every_other_is_0_can_be_meant(tmp_path):
 def test_where_text_is_wanted_ids_are_none(tmp_path):
     with pytest.raises(
         ConfigError,
-        match=(
-            r"data\.source\.format: bin files hold the ids of a tokenizer, and here text is wanted"
-        ),
+        match=(r"data\.source\.format: bin files hold token ids, and this command needs text"),
     ):
         reader(write(tmp_path / "a.bin", stream("a")), tokenizer=None)
 
@@ -373,7 +371,7 @@ def test_written_read_and_written_again_it_is_the_same(tmp_path, split):
     with pytest.raises(
         DataError,
         match=(
-            r"train.bin: its ids are of the tokenizer gpt2, says meta.json beside it, and"
+            r"train.bin: its ids are of the tokenizer gpt2, says meta.json next to it, and"
             r" tokenizer.name is "
         ),
     ):

@@ -107,13 +107,13 @@ def test_csv_with_another_delimiter(tmp_path, delimiter):
         ("text,text\na,b\n", ": 2 columns are called 'text'; rename all but one"),
         (
             'text\n"one\ntwo\nthree\n',
-            ":2: broken CSV: a quote that opens here is never closed; mend it",
+            ":2: broken CSV: a quote that opens here is never closed; correct it",
         ),
         (
             'text\none\n"two\n\nthree',
-            ":3: broken CSV: a quote that opens here is never closed; mend it",
+            ":3: broken CSV: a quote that opens here is never closed; correct it",
         ),
-        ('"text"x,id\none,1\n', ":1: broken CSV: ',' expected after '\"'; mend it"),
+        ('"text"x,id\none,1\n', ":1: broken CSV: ',' expected after '\"'; correct it"),
     ],
 )
 def test_csv_that_no_policy_can_read(tmp_path, content, expected):

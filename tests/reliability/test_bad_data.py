@@ -76,7 +76,7 @@ CASES: dict[str, tuple[dict[str, str], Writer, str]] = {
     "Latin-1": (
         TXT,
         holding(b"fine\n\ngr\xfc\xdfe\n"),
-        "{f}:3: not UTF-8: byte 0xfc; a text in another encoding can be converted; mend it,",
+        "{f}:3: not UTF-8: byte 0xfc; a text in another encoding can be converted; correct it,",
     ),
     "Latin-1 far down": (
         LINES,
@@ -107,7 +107,7 @@ CASES: dict[str, tuple[dict[str, str], Writer, str]] = {
         TXT,
         holding(b""),
         (
-            "{f}: empty file: there is no text in it; mend it, or leave such rows out with"
+            "{f}: empty file: there is no text in it; correct it, or skip such rows with"
             " data.on_bad_row: skip"
         ),
     ),
@@ -237,7 +237,7 @@ CASES: dict[str, tuple[dict[str, str], Writer, str]] = {
     "csv, a quote without an end": (
         CSV,
         holding('id,text\n1,a\n2,"b\n3,c\n'),
-        "{f}:3: broken CSV: a quote that opens here is never closed; mend it",
+        "{f}:3: broken CSV: a quote that opens here is never closed; correct it",
     ),
     "csv, text behind a quote": (
         CSV,

@@ -59,6 +59,6 @@ def test_a_wrong_row_is_named_by_its_line(tmp_path: Path, engine: Any) -> None:
         file.write("\nnot JSON")
     (tmp_path / "out").mkdir()
     with pytest.raises(
-        DataError, match=r"1\.jsonl:21: broken JSON: Expecting value at column 1; mend it"
+        DataError, match=r"1\.jsonl:21: broken JSON: Expecting value at column 1; correct it"
     ):
         prepare(tmp_path / "out", reader, ByteTokenizer(), Split("hash", 0.1), engine, quiet=True)

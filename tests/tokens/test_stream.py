@@ -249,7 +249,7 @@ def test_a_run_that_a_bad_row_stopped_goes_on_without_it(
     assert stop.folder == skip.folder
     monkeypatch.setattr(hub, "stream", fake_hub([*TEXTS, None]))
     stopping, skipping = make_stream(tmp_path), make_stream(tmp_path, on_bad_row="skip")
-    with pytest.raises(DataError, match=r"leave such rows out with data\.on_bad_row: skip"):
+    with pytest.raises(DataError, match=r"skip such rows with data\.on_bad_row: skip"):
         make_all(stopping, 20)
     begun = [number for number in range(20) if stopping.is_whole(number)]
     make_all(skipping, 20)

@@ -159,7 +159,7 @@ class Config(Section):
         )
 
     def with_tokenizer(self, name: str) -> Config:
-        """The same configuration with another tokenizer."""
+        """Return the configuration with another tokenizer."""
         return self.model_copy(
             update={"tokenizer": self.tokenizer.model_copy(update={"name": name})}
         )
