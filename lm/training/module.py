@@ -18,7 +18,6 @@ import lightning
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lm.checkpoints.train_state import Saved, load_into, read_saved
@@ -31,7 +30,8 @@ from lm.optim.schedule import learning_rate
 from lm.runs.incidents import Incidents, SpikeWatch
 from lm.surgery import fsdp
 from lm.system.errors import NonFiniteError, is_out_of_memory
-from lm.training.recovery import give_up, halve_rows
+from lm.training.processes import exchange_gradients
+from lm.training.recovery import LossScale, give_up, halve_rows
 from model import Decoder
 
 
@@ -105,12 +105,6 @@ class LanguageModel(lightning.LightningModule):
             self._saved = None
         return optimizer
 
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps besides weights, averages and the optimiser's state."""
-        state = {"step": self.step, "recent_losses": list(self.spikes.recent)}
-        scaler = self.trainer.precision_plugin.state_dict()
-        return state | ({"scaler": scaler} if scaler else {})
-
     def on_fit_start(self) -> None:
         """Read which updates the run skipped before: they are skipped again."""
         self.incidents.recall(self.step, self.trainer.strategy.broadcast)
@@ -162,11 +156,9 @@ class LanguageModel(lightning.LightningModule):
         for micro in range(micro_batches):
             place = micro * self.trainer.world_size + self.global_rank
             seed_all(fold(self.config.trainer.seed, self.step, place))
-            parts = zip(
-                *(batch[name][micro].split(self._rows_at_once) for name in names), strict=True
-            )
-            with self._no_sync_unless(micro == micro_batches - 1):
-                for part in parts:
+            pieces = [batch[name][micro].split(self._rows_at_once) for name in names]
+            with exchange_gradients(self, last=micro == micro_batches - 1):
+                for part in zip(*pieces, strict=True):
                     rows = dict(zip(names, part, strict=True))
                     loss = self.objective.losses(self.decoder, rows).sum()
                     # DDP averages gradients over processes; times their number, it is the sum.
@@ -176,24 +168,16 @@ class LanguageModel(lightning.LightningModule):
 
     def _update(self, optimizer: LightningOptimizer, batch: dict[str, Any]) -> None:
         """Let the optimiser and the averages follow the gradients, or skip the update."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # fp16 has one
-        before = scaler.state_dict() if scaler is not None else {}
+        scale = LossScale(self.trainer.precision_plugin)
         try:
             optimizer.step()
         except NonFiniteError as error:
             give_up(self, batch, str(error))
             self.loss = self.grad_norm = torch.tensor(math.nan)
-            if scaler is not None:
-                scaler.update()  # ends the scaler's step, which else would wait for the rest
-                scaler.load_state_dict(before)  # a resumed run skips this step: same scale
+            scale.restore()
         else:
-            if scaler is not None and scaler.get_scale() < before["scale"]:
-                self.incidents.note(
-                    self.step,
-                    "overflow",
-                    "fp16 gradients overflowed, so the scaler skipped the update; scale now"
-                    f" {scaler.get_scale():g}",
-                )
+            if scale.fell():
+                self.incidents.note(self.step, "overflow", scale.overflow())
             elif self.average is not None:
                 self.average.update(self.decoder)
             if spike := self.spikes.take(self.loss.item()):
@@ -235,12 +219,3 @@ class LanguageModel(lightning.LightningModule):
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(value)
         return value
-
-    def _no_sync_unless(self, last: bool) -> contextlib.AbstractContextManager[object]:
-        """Let processes exchange gradients in the backward pass of the last micro-batch only."""
-        if self.sharded:
-            fsdp.sync_gradients(self.decoder, last)
-        wrapped = self.trainer.strategy.model
-        if isinstance(wrapped, DistributedDataParallel) and not last:
-            return wrapped.no_sync()
-        return contextlib.nullcontext()

@@ -10,6 +10,7 @@ Only several processes import torch here, so that a wrong configuration is refus
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -24,6 +25,7 @@ from lm.system.device import check_devices, choose_device
 from lm.system.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
+    from lightning import LightningModule
     from lightning.pytorch.plugins.environments import ClusterEnvironment
     from lightning.pytorch.strategies import ModelParallelStrategy
 
@@ -139,6 +141,22 @@ def on_first_process(act: Callable[[], Result]) -> Result | None:
     elif problem is not None:
         raise problem
     return result
+
+
+def exchange_gradients(
+    module: LightningModule, last: bool
+) -> contextlib.AbstractContextManager[object]:
+    """Let processes exchange gradients in the backward pass of the last micro-batch only."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    from lm.surgery import fsdp
+
+    if module.sharded:
+        fsdp.sync_gradients(module.decoder, last)
+    wrapped = module.trainer.strategy.model
+    if isinstance(wrapped, DistributedDataParallel) and not last:
+        return wrapped.no_sync()
+    return contextlib.nullcontext()
 
 
 def disconnect() -> None:

@@ -5,8 +5,10 @@ any more, and completed at its end.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from lm.checkpoints.folder import (
@@ -77,15 +79,14 @@ class Record:
             "train_loss": loss if math.isfinite(loss) else None,  # None: the update was skipped
             "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        optimizer = module.optimizers(use_pl_optimizer=False)
-        writers = tensor_writers(module.decoder, optimizer, module.average, module.state()) | {
+        files = writers(module) | {
             "tokenizer.json": lambda path: path.write_text(
                 self.tokenizer_definition, encoding="utf-8"
             ),
             "meta.json": lambda path: write_json(path, meta),
         }
         self.logger.sync()  # a run that goes on from here does not write these rows again
-        write_checkpoint(folder / step_name(step), writers, self.checkpoint_bytes, begun)
+        write_checkpoint(folder / step_name(step), files, self.checkpoint_bytes, begun)
         point(folder, "last.ckpt", folder / step_name(step))
         self.retain()
         if step < self.config.max_steps:
@@ -136,6 +137,15 @@ class Record:
             progress.say(f"curves.png could not be drawn: {error}")
         point(folder, "final.ckpt", folder / step_name(step))
         progress.say(f"done: {folder}/ holds final.ckpt, best.ckpt, metrics.csv and curves.png")
+
+
+def writers(module: LanguageModel) -> dict[str, Callable[[Path], None]]:
+    """Return the files of a checkpoint that hold tensors and state: name -> its writer."""
+    state: dict[str, Any] = {"step": module.step, "recent_losses": list(module.spikes.recent)}
+    if scaler := module.trainer.precision_plugin.state_dict():  # in fp16
+        state["scaler"] = scaler
+    optimizer = module.optimizers(use_pl_optimizer=False)
+    return tensor_writers(module.decoder, optimizer, module.average, state)
 
 
 def open_record(

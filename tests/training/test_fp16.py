@@ -22,6 +22,7 @@ from lm.config.schema.model import ModelConfig
 from lm.runs.incidents import Incidents
 from lm.system.errors import NonFiniteError
 from lm.training.module import LanguageModel
+from lm.training.record import writers
 from model import Decoder
 
 pytestmark = pytest.mark.usefixtures("trains")
@@ -70,7 +71,7 @@ class Recorder(LanguageModel):
         if self.save is not None and self.step == 3:
             meta = {"format": FORMAT, "step": self.step, "model": {}, "tokenizer": {}, "config": {}}
             write_checkpoint(
-                self.save, self.writers() | {"meta.json": lambda path: write_json(path, meta)}
+                self.save, writers(self) | {"meta.json": lambda path: write_json(path, meta)}
             )
         self.states.append(
             state
