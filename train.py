@@ -81,18 +81,14 @@ def fit(parts: Parts, start: Origin, run: Run) -> None:
     from lm.training.module import LanguageModel
     from lm.training.trainer import make_trainer, prepare_torch
 
-    prepare_torch(parts.config.trainer, parts.device, parts.precision)
+    prepare_torch(parts)
+    incidents = run.incidents(parts.tokenizer)
     module = LanguageModel(
-        parts.config,
-        parts.make_decoder,
-        parts.precision,
-        run.incidents(parts.tokenizer),
-        parts.objective,
-        start.resume,
+        parts.config, parts.make_decoder, parts.precision, incidents, parts.objective, start.resume
     )
     module.configure_model()
     run.open_record(parts, start, module.decoder)
-    steps = [
+    after_each_step = [  # in this order
         callbacks.Compile(run),
         callbacks.DecideStop(run),
         callbacks.LogMetrics(run),
@@ -100,8 +96,8 @@ def fit(parts: Parts, start: Origin, run: Run) -> None:
         callbacks.Validate(run, parts),
         callbacks.EarlyStopping(run),
         callbacks.EndStep(run),
-    ]  # they act in this order
-    trainer = make_trainer(parts.config.trainer, parts.device, parts.precision, steps, run.logger)
+    ]
+    trainer = make_trainer(parts, after_each_step, run.logger)
     parts.data.start_step = start.step
     try:
         trainer.fit(module, datamodule=parts.data)

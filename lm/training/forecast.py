@@ -264,7 +264,7 @@ def plan(parts: Parts, say: Callable[[str], None]) -> None:
         UserError: the run could not end well.
     """
     config, device, precision = parts.config, parts.device, parts.precision
-    prepare_torch(config.trainer, device, precision)
+    prepare_torch(parts)
     decoder = parts.make_decoder().to(device)
     folder = Path(config.checkpoint.directory).absolute()
     folder = next(place for place in (folder, *folder.parents) if place.exists())

@@ -77,11 +77,10 @@ class LanguageModel(lightning.LightningModule):
         if not hasattr(self, "decoder"):
             seed_all(fold(self.config.trainer.seed))
             self.decoder = self._make_decoder()
-            if self._resume is not None:
-                load_into(self.decoder, self._resume, averaged=False)
-                self._saved = read_saved(
-                    self._resume, self.decoder, self.config.optimizer, self.precision
-                )
+            if (path := self._resume) is not None:
+                load_into(self.decoder, path, averaged=False)
+                optimizer = self.config.optimizer
+                self._saved = read_saved(path, self.decoder, optimizer, self.precision)
         if self.device_mesh is not None and not self.sharded:
             layers = self.decoder.get_submodule("layers").children()
             fsdp.shard(self.decoder, layers, self.device_mesh["data_parallel"])
@@ -121,12 +120,10 @@ class LanguageModel(lightning.LightningModule):
             UserError: out of memory, and smaller micro-batches cannot help.
         """
         assert batch["step"] == self.step, f"loader at {batch['step']}, model at {self.step}"
-        self.used_learning_rate = learning_rate(
-            self.step, self.config.max_steps, self.config.optimizer
-        )
-        optimizer = self.optimizers()
+        rate = learning_rate(self.step, self.config.max_steps, self.config.optimizer)
+        self.used_learning_rate, optimizer = rate, self.optimizers()
         for group in optimizer.param_groups:
-            group["lr"] = self.used_learning_rate
+            group["lr"] = rate
         if self.step in self.incidents.skipped:
             self.loss = self.grad_norm = torch.tensor(math.nan)
         else:
@@ -202,10 +199,8 @@ class LanguageModel(lightning.LightningModule):
                 f"loss {self.loss.item():.4g}, gradient norm {self.grad_norm.item():.4g}, learning"
                 f" rate {self.used_learning_rate:.3g}: not finite"
             )
-        if self.config.optimizer.grad_clip:
-            nn.utils.clip_grads_with_norm_(
-                parameters, self.config.optimizer.grad_clip, self.grad_norm
-            )
+        if clip := self.config.optimizer.grad_clip:
+            nn.utils.clip_grads_with_norm_(parameters, clip, self.grad_norm)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[Decoder]:

@@ -12,22 +12,23 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
-from lm.config.schema.trainer import TrainerConfig
-from lm.system.device import Device, Precision, check_devices
+from lm.system.device import check_devices
 from lm.system.errors import ConfigError
+from lm.training.parts import Parts
 from lm.training.processes import cluster_environment, lightning_strategy
 
 LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
-def prepare_torch(config: TrainerConfig, device: Device, precision: Precision) -> None:
+def prepare_torch(parts: Parts) -> None:
     """Set the number of threads and CUDA's determinism, before torch computes anything.
 
     Raises:
         ConfigError: the machine lacks the devices, or the strategy the precision.
     """
-    check_devices(config.devices, device)
-    if config.strategy == "fsdp" and precision == "fp16":
+    config = parts.config.trainer
+    check_devices(config.devices, parts.device)
+    if config.strategy == "fsdp" and parts.precision == "fp16":
         raise ConfigError(
             "trainer.strategy: fsdp does not train in fp16; write --trainer.precision bf16 or fp32,"
             " or strategy ddp"
@@ -42,29 +43,24 @@ def prepare_torch(config: TrainerConfig, device: Device, precision: Precision) -
 
 
 def make_trainer(
-    config: TrainerConfig,
-    device: Device,
-    precision: Precision,
-    callbacks: Sequence[Callback],
-    logger: Logger | None,
+    parts: Parts, callbacks: Sequence[Callback], logger: Logger | None
 ) -> lightning.Trainer:
     """Return a Trainer that does what the configuration and `callbacks` say, and nothing else.
 
     Args:
-        config: the section `trainer`.
-        device: where to compute.
-        precision: in which precision.
+        parts: of the session; the configuration, the device and the precision count.
         callbacks: act in this order. None may be a `Checkpoint`: Lightning moves those to the end.
         logger: of the first process; None on the others.
     """
     _quieten_lightning()
+    config = parts.config.trainer
     return lightning.Trainer(
-        accelerator="gpu" if device == "cuda" else device,
+        accelerator="gpu" if parts.device == "cuda" else parts.device,
         devices=config.devices,
         num_nodes=config.num_nodes,
         strategy=lightning_strategy(config),
         plugins=cluster_environment(),
-        precision=LIGHTNING_PRECISION[precision],
+        precision=LIGHTNING_PRECISION[parts.precision],
         max_epochs=1,  # the loader's one epoch is the run: it ends at the last step
         deterministic=config.deterministic,
         benchmark=False,

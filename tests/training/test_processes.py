@@ -25,17 +25,28 @@ from lightning.pytorch.plugins.environments import (
 from safetensors.torch import load_file
 
 from lm.checkpoints.folder import step_directories, step_of, verify
+from lm.config.schema.config import Config
+from lm.config.schema.data import DataConfig
 from lm.config.schema.trainer import TrainerConfig
 from lm.runs.folder import RunFolder
 from lm.system.errors import ConfigError
 from lm.system.signals import StopSignals
 from lm.training import processes
+from lm.training.parts import Parts
 from lm.training.trainer import make_trainer
 from tests.support.runs import ROOT, TORCHRUN, config_file, launched, slurm_tasks, train
 from tests.support.witnessed import rows, witness
 
 TWO = ("--trainer.devices", "2", "--trainer.micro_batch_size", "2")
 STEPS = 40
+
+
+def parts() -> Parts:
+    """The parts of a session that a Trainer depends on."""
+    data = DataConfig.model_validate({"source": {"format": "txt", "files": "unused"}})
+    trainer = TrainerConfig(max_steps=1, device="cpu", precision="fp32")
+    nothing: Any = None
+    return Parts(Config(data=data, trainer=trainer), nothing, nothing, nothing)
 
 
 def configured(folder: Path, **trainer: object) -> Path:
@@ -431,7 +442,7 @@ def test_who_started_this(
         "srun": SLURMEnvironment,
         None: LightningEnvironment,
     }
-    trainer = make_trainer(TrainerConfig(max_steps=1), "cpu", "fp32", Callback())
+    trainer = make_trainer(parts(), [Callback()], None)
     assert type(trainer._accelerator_connector.cluster_environment) is lightnings[expected]
 
 
@@ -443,7 +454,7 @@ def test_lightning_leaves_slurm_s_signal_to_us(bare: pytest.MonkeyPatch) -> None
         SLURM_SAYS | {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "1"}
     ).items():
         bare.setenv(name, value)
-    trainer = make_trainer(TrainerConfig(max_steps=1), "cpu", "fp32", Callback())
+    trainer = make_trainer(parts(), [Callback()], None)
     with StopSignals(speaks=False) as signals:
         trainer._signal_connector.register_signal_handlers()
         assert signal.getsignal(signal.SIGUSR1) == signals._note
