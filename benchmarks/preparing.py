@@ -65,11 +65,11 @@ from pathlib import Path
 from lm.config.schema.source import JsonlSource
 from lm.documents.reader import Reader
 from lm.tokenizer.tokenizer import ByteTokenizer
-from lm.tokens.engines import here
+from lm.tokens.engines import in_this_process
 from lm.tokens.prepare import Split, prepare
 peaks = []
 def engine(function, pieces):
-    for tokens in here(function, pieces):
+    for tokens in in_this_process(function, pieces):
         yield tokens
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         peaks.append(pages * resource.getpagesize() // 2**20)

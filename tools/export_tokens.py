@@ -1,13 +1,13 @@
-"""Write the tokens of a configuration as train.bin and val.bin, flat files of ids that other
-programs read (nanoGPT and others).
+"""Write the tokens of a configuration as train.bin and val.bin, which nanoGPT and others read.
 
 python -m tools.export_tokens --config config.yaml --out exported
 python -m tools.export_tokens --config config.yaml --out exported --force
 
-    d1 EOS d2 EOS ... dn EOS        uint16, or uint32 for a tokenizer of more than 65,536 ids; lowest byte first, no header
+    d1 EOS d2 EOS ... dn EOS
 
-meta.json beside them says what the ids mean. Any key of the configuration can be given as
---section.key VALUE. A source of `format: bin` reads such files.
+The ids are uint16, or uint32 if the tokenizer has more than 65,536 ids: lowest byte first, without
+a header. meta.json next to them says what the ids mean. Any key of the configuration can be given
+as --section.key VALUE. A source of `format: bin` reads such files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Refuse what cannot be written, make the tokens where they are missing, and write them."""
+    """Check that the tokens can be exported, make those that are missing, and write the files."""
     arguments, overrides = parser().parse_known_args()
     config = load_config(arguments.config, overrides).config
     if len(config.data.parts) > 1:
@@ -45,14 +45,14 @@ def main() -> None:
             "data.source.streaming: a streamed source has no end; write false, to read the dataset"
             " once"
         )
-    there = [
+    existing = [
         path
         for name in ("train.bin", "val.bin", "meta.json")
         if (path := arguments.out / name).exists()
     ]
-    if there and not arguments.force:
+    if existing and not arguments.force:
         raise errors.ConfigError(
-            f"--out: {there[0]} is there already; name another folder, or write over it with"
+            f"--out: {existing[0]} exists already; name another folder, or write over it with"
             " --force"
         )
 
@@ -64,14 +64,14 @@ def main() -> None:
 
 
 def export(corpora: list[Corpus], tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the files, and meta.json last: where it is, all are whole."""
+    """Write the files, and meta.json last: if it exists, all files are complete."""
     from lm.tokens.export import write_flat
     from lm.tokens.store import TokenStore
 
     with disk.refusals(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "meta.json").unlink(missing_ok=True)
-    train, val = corpora[0].train, corpora[-1].val  # the second is data.validation, if there is one
+    train, val = corpora[0].train, corpora[-1].val  # data.validation is the last, if it is given
     assert isinstance(train, TokenStore)
     splits = {}
     for store in (train, val):
@@ -99,13 +99,13 @@ def export(corpora: list[Corpus], tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """Return the parser of the command line."""
     result = command_parser("python -m tools.export_tokens", __doc__)
     add_flag(result, "--config")
     result.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="the folder that gets the files"
     )
-    result.add_argument("--force", action="store_true", help="write over files that are there")
+    result.add_argument("--force", action="store_true", help="overwrite existing files")
     return result
 
 

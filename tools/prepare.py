@@ -1,12 +1,11 @@
-"""Make the tokens of a configuration ahead of its run, so that train.py starts at once and without
-the network.
+"""Tokenise the text of a configuration before its run, so that train.py starts at once and offline.
 
 python -m tools.prepare --config config.yaml
 python -m tools.prepare --config config.yaml --processes 4 --verify
 python -m tools.prepare --config config.yaml --ray
 
-Any key of the configuration can be given as --section.key VALUE. What was stopped goes on where it
-was when it is started again.
+Any key of the configuration can be given as --section.key VALUE. If the command is stopped, start
+it again, and it continues where it was.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Read the command line, make what is missing, and say what there is."""
+    """Parse the arguments, tokenise sources that have no tokens yet, and print what there is."""
     arguments, overrides = parser().parse_known_args()
     config = load_config(arguments.config, overrides).config
     if streamed := [
         key for key, part in config.data.parts if getattr(part.source, "streaming", False)
     ]:
-        # parts of a mixture have no flags
+        # The parts of a mixture cannot be changed by a flag.
         flag = " (--data.source.streaming false)" if streamed == ["data.source"] else ""
         raise errors.ConfigError(
             f"{streamed[0]}: what is streamed is tokenised as training goes, not ahead; write"
@@ -66,7 +65,7 @@ def _engine(ray: bool, processes: int | None) -> Engine:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """Return the parser of the command line."""
     result = command_parser("python -m tools.prepare", __doc__)
     add_flag(result, "--config")
     where = result.add_mutually_exclusive_group()
@@ -74,30 +73,30 @@ def parser() -> argparse.ArgumentParser:
         "--processes",
         type=positive,
         metavar="N",
-        help="how many read and tokenise (default: one for each core); with 1 no other is started",
+        help="processes that tokenise (default: one per core); with 1 only this process",
     )
     where.add_argument(
         "--ray",
         action="store_true",
-        help="on all machines of the Ray cluster that RAY_ADDRESS names, or on this one",
+        help="tokenise on the Ray cluster that RAY_ADDRESS names, or on this machine",
     )
     result.add_argument(
         "--verify",
         action="store_true",
-        help="also read all that is there, and make again what is damaged",
+        help="also check all tokens by their hashes, and make damaged ones again",
     )
     return result
 
 
 def positive(text: str) -> int:
-    """A number of processes. Raises ArgumentTypeError."""
+    """Parse a number of processes. Raises ArgumentTypeError."""
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1024:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 1,024")
     return int(text)
 
 
 def make(config: Config, tokenizer: Tokenizer, engine: Engine) -> list[Corpus]:
-    """Open the tokens of all sources, made first where they are missing, and say what there is."""
+    """Open the tokens of all sources, make those that are missing, and print what there is."""
     from lm.tokens.corpus import open_corpora
 
     made = set()
@@ -121,21 +120,19 @@ def make(config: Config, tokenizer: Tokenizer, engine: Engine) -> list[Corpus]:
 
 
 def remove_damaged(corpora: list[Corpus]) -> bool:
-    """Whether a file's content is not what was written; its tokens are taken away, to be made
-    again.
-    """
+    """Check all caches, remove the damaged ones, and return whether there were any."""
     from lm.tokens.cache import damaged, read_manifest
 
-    found = False
+    any_damaged = False
     for corpus in corpora:
         manifest = read_manifest(corpus.folder)
         files = damaged(corpus.folder, manifest) if manifest is not None else ["manifest.json"]
         _say(f"{corpus.key}: " + (f"damaged: {', '.join(files)}" if files else "verified"))
         if files:
-            found = True
+            any_damaged = True
             with refusals(corpus.folder):
                 (corpus.folder / "manifest.json").unlink(missing_ok=True)
-    return found
+    return any_damaged
 
 
 def _amount(corpus: Corpus) -> str:

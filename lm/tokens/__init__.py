@@ -1,1 +1,13 @@
-"""A room."""
+"""Tokens: documents become shards of token ids on disk, and shards become rows for training.
+
+Start with prepare.py, which writes the shards of a source, and store.py, which describes the files
+and reads them. tokenise.py makes ids of documents in the processes that engines.py or ray_engine.py
+start, and cache.py keeps the folder complete. corpus.py opens all sources of a configuration.
+stream.py makes windows of a dataset that is larger than the disk, in the process of producer.py.
+
+Then rows.py cuts tokens into rows, plan.py chooses the rows of each step, and mixture.py gives each
+source its share of them. summary.py describes all this in a few lines, and export.py writes flat
+files for other programs.
+
+Batches are made in data.py. Reading and cleaning documents is the work of lm/documents.
+"""

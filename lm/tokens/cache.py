@@ -1,8 +1,7 @@
-"""The folder of a token cache: built once, under a lock, resumed where it was interrupted, and used
-only if it is whole.
+"""The folder of a token cache: built once, under a lock, and used only if it is complete.
 
-A folder is written under another name and renamed when it is whole, so what bears the right name
-can be used. Deleting a cache costs nothing but time.
+A folder is written under a temporary name and renamed when it is complete. An interrupted build
+continues where it stopped. Deleting a cache costs nothing but time.
 """
 
 from __future__ import annotations
@@ -17,27 +16,26 @@ from lm.system.errors import CheckpointError, DataError
 from lm.system.locks import hold
 from lm.tokens.store import Manifest
 
-JOURNAL = "journal.json"  # in a folder that is being built: how far it is
+JOURNAL = "journal.json"  # the progress of a folder that is being built
 
 
 def open_or_build(
     folder: Path, build: Callable[[Path], Manifest], say: Callable[[str], None]
 ) -> tuple[Manifest, bool]:
-    """The manifest of the cache in `folder`, built first if it is not there, and whether it was
-    there.
+    """Return the manifest of the cache in `folder`, and whether it existed; if not, build it.
 
-    Processes that want the same cache at the same time wait for the one that builds it. One that
-    was killed or stopped leaves its work behind for the next, if it has written a `JOURNAL`.
+    Processes that need the same cache wait for the one that builds it. If a process is killed, the
+    next one continues its work, provided that the work has a `JOURNAL`.
 
     Args:
         folder: the cache; its name is the fingerprint.
-        build: fills a folder and returns the manifest, but for the fingerprint. The folder is
+        build: fills a folder, and returns the manifest without the fingerprint. The folder is
             empty, or holds a journal.
-        say: told what takes time or is out of order.
+        say: logs a line.
 
     Raises:
-        CheckpointError: the folder cannot be written. And whatever `build` finds wrong with the
-            data.
+        CheckpointError: the folder cannot be written.
+        DataError: `build` found a mistake in the data.
     """
     if manifest := read_manifest(folder):
         return manifest, True
@@ -66,11 +64,12 @@ def open_or_build(
 
 
 def unfinished(folder: Path) -> bool:
-    """Whether a part of a cache is there that the next build goes on from."""
+    """Return whether a part of a cache exists that the next build continues."""
     return (folder.with_suffix(".tmp") / JOURNAL).exists()
 
 
 def _build(folder: Path, build: Callable[[Path], Manifest]) -> Manifest:
+    """Build a cache in a temporary folder, and rename the folder at the end."""
     temporary = folder.with_suffix(".tmp")
     shutil.rmtree(folder, ignore_errors=True)
     if not unfinished(folder):
@@ -84,41 +83,37 @@ def _build(folder: Path, build: Callable[[Path], Manifest]) -> Manifest:
         temporary.rename(folder)
         sync(folder.parent)
     except BaseException as error:
-        # A wrong text has to be mended, and then it is another one. But what was stopped, or found
-        # the disk full, goes on.
+        # A text with a mistake becomes another text when it is mended. But a build that was
+        # stopped, or that found the disk full, continues.
         if isinstance(error, DataError) or not (temporary / JOURNAL).exists():
             shutil.rmtree(temporary, ignore_errors=True)
         raise
-    (folder / JOURNAL).unlink(missing_ok=True)  # last: a kill before the renaming finds it
+    (folder / JOURNAL).unlink(missing_ok=True)  # last: a kill before the renaming needs it
     return manifest
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a whole cache; None where there is none, or where a file is missing or of
-    another size.
-    """
+    """Return the manifest of a complete cache; None if a file is missing or has the wrong size."""
     try:
         manifest: Manifest = json.loads((folder / "manifest.json").read_bytes())
         files = [item for entry in manifest["splits"].values() for item in entry["files"].items()]
-        whole = manifest["fingerprint"] == folder.name and all(
+        complete = manifest["fingerprint"] == folder.name and all(
             (folder / name).stat().st_size == file["bytes"] for name, file in files
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return manifest if whole else None
+    return manifest if complete else None
 
 
 def damaged(folder: Path, manifest: Manifest) -> list[str]:
-    """The files whose content is not what the manifest's hashes say, or cannot be read; reads them
-    all.
-    """
+    """Read all files, and return those that differ from the manifest's hashes or cannot be read."""
     files = [item for entry in manifest["splits"].values() for item in entry["files"].items()]
-    found = []
+    names = []
     for name, file in files:
         try:
-            whole = fingerprint(folder / name) == file
+            same = fingerprint(folder / name) == file
         except OSError:
-            whole = False
-        if not whole:
-            found.append(name)
-    return found
+            same = False
+        if not same:
+            names.append(name)
+    return names

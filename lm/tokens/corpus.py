@@ -1,8 +1,7 @@
-"""The sources of a configuration as tokens: each has a cache of its own, made when it is first
-wanted.
+"""The sources of a configuration as tokens: each has its own cache, made when it is first needed.
 
-So a mixture's weights can change, and other mixtures can use the same sources, without anything
-being tokenised again.
+So a mixture can change its weights, and other mixtures can use the same sources, without tokenising
+anything again.
 """
 
 from __future__ import annotations
@@ -42,11 +41,10 @@ class Corpus:
 
     Attributes:
         reader: its documents.
-        name: what it is called beside other sources; nothing where it is the only one.
+        name: how the log calls it if there are several sources; else empty.
         folder: its cache.
-        train, val: its two splits, one of which may be empty. What is streamed to train on comes in
-            windows.
-        facts: what there is to say of it.
+        train, val: its two splits. One of them may be empty, and `train` may be a stream.
+        facts: what the log says about it.
     """
 
     reader: Reader
@@ -63,54 +61,44 @@ class Corpus:
 
     @property
     def stores(self) -> list[TokenStore]:
-        """The splits whose tokens are stored, as all are but what is streamed."""
+        """The splits whose tokens are stored, so without a stream."""
         return [store for store in (self.train, self.val) if isinstance(store, TokenStore)]
 
 
 def readers(
     data: DataConfig, tokenizer: Tokenizer | None = None
 ) -> list[tuple[str, Reader, Split]]:
-    """Each source's name, its documents, and which of them are validated on.
+    """Return each source's name, its documents, and which of them are held out.
 
     Raises:
         DataError: files are missing.
-        ConfigError: a source brings ids, and there is no tokenizer.
+        ConfigError: a source has ids instead of text, and `tokenizer` is None.
     """
-    whole = sum(part.weight for _, part in data.parts)
-    found = []
+    total = sum(part.weight for _, part in data.parts)
+    sources = []
     for key, part in data.parts:
         reader = Reader(part.source, key, data.on_bad_row, tokenizer)
         more = f" and {len(reader.files) - 1:,} more" if len(reader.files) > 1 else ""
         name = (
-            f"{reader.files[0]}{more} ({part.weight / whole:.0%}): " if len(data.parts) > 1 else ""
+            f"{reader.files[0]}{more} ({part.weight / total:.0%}): " if len(data.parts) > 1 else ""
         )
-        found.append((name, reader, split_of(data, reader)))
+        sources.append((name, reader, split_of(data, reader)))
     if data.validation is not None:
-        found.append(
-            (
-                "",
-                Reader(data.validation, "data.validation", data.on_bad_row, tokenizer),
-                Split("all"),
-            )
-        )
-    return found
+        reader = Reader(data.validation, "data.validation", data.on_bad_row, tokenizer)
+        sources.append(("", reader, Split("all")))
+    return sources
 
 
 def split_of(data: DataConfig, reader: Reader) -> Split:
-    """Which documents of a source to train on are held out."""
-    held_out = (
-        Split("none") if data.validation is not None else Split(data.split, data.val_fraction)
-    )
-    return (
-        dataclasses.replace(held_out, test=data.test_fraction)
-        if reader.chat is not None
-        else held_out
-    )
+    """Return which documents of a source to train on are held out."""
+    split = Split("none") if data.validation is not None else Split(data.split, data.val_fraction)
+    return split if reader.chat is None else dataclasses.replace(split, test=data.test_fraction)
 
 
 def named(corpora: Sequence[Corpus]) -> list[tuple[str, Corpus]]:
-    """The sources with names such as "jsonl *.jsonl"; whole paths would make tables too wide. Where
-    two are alike, their keys follow.
+    """Return the sources with short names for tables, such as "jsonl *.jsonl".
+
+    Names that are alike are followed by the sources' keys.
     """
     sources = [corpus.reader.source for corpus in corpora]
     files = [
@@ -125,9 +113,9 @@ def named(corpora: Sequence[Corpus]) -> list[tuple[str, Corpus]]:
         " ".join([source.format, *patterns])
         for source, patterns in zip(sources, files, strict=True)
     ]
-    alike = Counter(names)
+    count = Counter(names)
     return [
-        (name if alike[name] == 1 else f"{name} ({corpus.key})", corpus)
+        (name if count[name] == 1 else f"{name} ({corpus.key})", corpus)
         for name, corpus in zip(names, corpora, strict=True)
     ]
 
@@ -135,29 +123,30 @@ def named(corpora: Sequence[Corpus]) -> list[tuple[str, Corpus]]:
 def held_out_conversations(
     config: Config, tokenizer: Tokenizer
 ) -> tuple[ChatFormat, list[Conversation]]:
-    """What `data.test_fraction` keeps from training and validation, or where that is 0 what is
-    validated on; and their format.
+    """Return the conversations that `data.test_fraction` keeps for a test, and their format.
 
-    A conversation that an earlier source has too, learnt otherwise perhaps, is there once.
+    If it is 0, these are the validation conversations. A conversation of several sources counts
+    once, in the first of them.
     """
-    found, formats = list[str](), list[ChatFormat]()
+    conversations, formats = list[str](), list[ChatFormat]()
     for _, reader, split in readers(config.data, tokenizer):
         if reader.chat is not None:
             formats.append(reader.chat)
             choose = split.tested if config.data.test_fraction else split.held_out
-            earlier = set(found)
+            earlier = set(conversations)
             texts = (document.text for document in reader)
-            found += [
+            conversations += [
                 text
                 for text in texts
                 if text not in earlier and choose(np.array([hash_of_text(text)], np.uint64))[0]
             ]
-    return formats[0], [Conversation.from_json(text) for text in found]
+    return formats[0], [Conversation.from_json(text) for text in conversations]
 
 
 def documents_by_split(reader: Reader, split: Split) -> Iterator[tuple[str, str]]:
-    """Every document's split and text, in order, one at a time: the slow and obvious version of
-    `prepare`, for who needs the text.
+    """Yield every document's split and text, in order.
+
+    This is the slow and obvious version of `prepare`, for callers that need the text.
     """
     if split.kind != "tail":
         for document in reader:
@@ -180,22 +169,26 @@ def open_corpora(
     quiet: bool = False,
     revisions: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Corpus]:
-    """The sources in the order of the configuration, and then the one to validate on, if it has one
-    of its own.
+    """Open the tokens of all sources, in the order of the configuration; `data.validation` is last.
 
-    `revisions` are the commits of streams whose run goes on, by their keys.
+    Args:
+        config: the run's configuration.
+        tokenizer: makes the token ids.
+        say: logs a line.
+        engine: tokenises sources that have no cache yet.
+        quiet: do not print progress.
+        revisions: the dataset commits that a resumed run streams, by their sources' keys.
 
     Raises:
         DataError: the text cannot be read or is not enough.
         CheckpointError: a cache cannot be written.
     """
     data = config.data
-    found: list[Corpus] = []
+    corpora: list[Corpus] = []
     for name, reader, split in readers(data, tokenizer):
         if isinstance(reader.source, HubSource) and reader.source.streaming:
-            found.append(
-                _open_stream(config, name, reader, split, tokenizer, revisions.get(reader.key))
-            )
+            revision = revisions.get(reader.key)
+            corpora.append(_open_stream(config, name, reader, split, tokenizer, revision))
             continue
         folder = cache_folder(data, reader, split, tokenizer)
 
@@ -205,14 +198,14 @@ def open_corpora(
         manifest, cached = open_or_build(folder, build, say)
         train, val = (TokenStore(folder, split_name, manifest) for split_name in SPLITS)
         facts = _facts(manifest, train, val, f"{'read from' if cached else 'written to'} {folder}")
-        found.append(Corpus(reader, name, folder, train, val, facts))
-    _check_splits(data, found)
-    # By hash, equal documents are on the same side, in whichever source.
-    if (data.validation is not None or data.split == "tail") and (repeated := _repeated(found)):
-        found[-1].facts.append(
+        corpora.append(Corpus(reader, name, folder, train, val, facts))
+    _check_splits(data, corpora)
+    # A split by hash puts equal documents on the same side, in all sources.
+    if (data.validation is not None or data.split == "tail") and (repeated := _repeated(corpora)):
+        corpora[-1].facts.append(
             f"{repeated:,} of the validation documents are also in the training text"
         )
-    return found
+    return corpora
 
 
 def _open_stream(
@@ -223,10 +216,11 @@ def _open_stream(
     tokenizer: Tokenizer,
     resumed: str | None,
 ) -> Corpus:
+    """Open a streamed source: its windows, and a cache of its validation documents."""
     assert isinstance(reader.source, HubSource)
     rows = reader.source.window_tokens // config.row_length
-    # Of one run and one source alone: two readers at different places of the stream would want
-    # different windows.
+    # The folder belongs to one run and one source: two readers at different places of the stream
+    # would need different windows.
     run = str(Path(config.checkpoint.directory).resolve())
     name_of_run = fingerprint(reader, split, tokenizer, (rows, config.row_length, run, reader.key))
     folder = Path(config.data.cache_dir).expanduser() / name_of_run
@@ -247,19 +241,19 @@ def _open_stream(
 
 
 def cache_folder(data: DataConfig, reader: Reader, split: Split, tokenizer: Tokenizer) -> Path:
-    """Where the tokens of a source that is not streamed are, or would be."""
+    """Return the folder for the tokens of a source that is not streamed."""
     return Path(data.cache_dir).expanduser() / fingerprint(reader, split, tokenizer)
 
 
 def fingerprint(
     reader: Reader, split: Split, tokenizer: Tokenizer, of_stream: Sequence[object] = ()
 ) -> str:
-    """A hash of all that the shards depend on, cut to a folder's name. Not of rows: they are cut
-    when they are read.
+    """Return a hash of everything that the shards depend on, as the name of a folder.
 
-    A stream's windows do not depend on `on_bad_row`: a row that stops it leaves none, and a run
-    that then skips such rows goes on behind those it has. Stored text is read to its end either
-    way, and "stop" has to find what "skip" left out.
+    The length of rows does not count, because rows are cut when they are read. For a stream
+    `on_bad_row` does not count: a bad row that stops a run is in no window, and the run can then
+    continue with "skip". Stored text is read to its end, so "stop" must find the bad rows that
+    "skip" passed over.
     """
     content: dict[str, Any] = {
         "format": FORMAT,
@@ -273,6 +267,7 @@ def fingerprint(
 
 
 def _facts(manifest: Manifest, train: TokenStore, val: TokenStore, origin: str) -> list[str]:
+    """Return what the log says about a cache: bytes per token, where it is, what was skipped."""
     text_bytes, text_tokens = train.text_bytes + val.text_bytes, train.text_tokens + val.text_tokens
     facts = [f"{text_bytes / text_tokens:.2f} bytes per token"] if text_tokens else []
     facts.append(origin)
@@ -287,7 +282,7 @@ def _facts(manifest: Manifest, train: TokenStore, val: TokenStore, origin: str) 
 
 
 def _repeated(corpora: Sequence[Corpus]) -> int:
-    """How many documents to validate on have the text of one to train on."""
+    """Count the validation documents whose text is in the training text too."""
     held_out = np.concatenate([corpus.val.document_hashes for corpus in corpora])
     known = np.zeros(len(held_out), bool)
     for corpus in corpora:
@@ -297,6 +292,7 @@ def _repeated(corpora: Sequence[Corpus]) -> int:
 
 
 def _check_splits(data: DataConfig, corpora: Sequence[Corpus]) -> None:
+    """Raise DataError if a source has no text, or if a split has none."""
     stored = [(corpus, corpus.train) for corpus in corpora if isinstance(corpus.train, TokenStore)]
     for corpus, train in stored:
         if train.text_tokens + corpus.val.text_tokens == 0:

@@ -1,7 +1,7 @@
-"""Who reads and tokenises the pieces of a source: this process, several on this machine, or Ray's
-on many.
+"""Engines: they read and tokenise the pieces of a source in this process, or in several of them.
 
-Each engine gives the results in the order of the pieces, and keeps only a few of them waiting.
+Each engine yields the results in the order of the pieces, and only a few results wait in memory.
+ray_engine.py uses the machines of a cluster.
 """
 
 from __future__ import annotations
@@ -22,24 +22,26 @@ from lm.system.errors import UserError
 from lm.system.signals import ignore_stop_signals
 from lm.tokens.tokenise import Tokenise, Tokens
 
-FEW = 6  # Pieces that one process has done before others are started.
-WAITING = 3  # Pieces that wait for each process, or for the writer.
-LAST_SECONDS = 10.0  # that a process lives on after a SIGTERM
+FEW = 6  # with at most so many pieces, starting processes costs more than it gains
+WAITING = 3  # pieces for each process that wait for it, or for the writer
+LAST_SECONDS = 10.0  # how long a process lives on after a SIGTERM
 
 
-def here(function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
-    """In this process."""
+def in_this_process(function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
+    """Tokenise in this process."""
     return map(function, pieces)
 
 
 def on_this_machine(
     function: Tokenise, pieces: Iterator[Piece], processes: int | None = None
 ) -> Iterator[Tokens]:
-    """In so many processes; by default one for each core that this one may use, or this one alone
-    where there is little to do.
+    """Tokenise in several processes on this machine.
+
+    The default is one process for each core that this process may use. If there is little to do,
+    it is this process alone.
 
     Raises:
-        UserError: a process was killed. What the writer has so far is good.
+        UserError: a process was killed; the results before that are good.
     """
     if processes is None and function.tokenizer is not None and function.tokenizer.instant:
         processes = 1
@@ -52,16 +54,16 @@ def on_this_machine(
     first = list(itertools.islice(pieces, FEW + 1))
     pieces = itertools.chain(first, pieces)
     return (
-        here(function, pieces)
+        in_this_process(function, pieces)
         if processes == 1 or len(first) <= FEW
         else _in_processes(function, pieces, processes)
     )
 
 
 def _in_processes(function: Tokenise, pieces: Iterator[Piece], processes: int) -> Iterator[Tokens]:
-    # Not forked: a copy of a process with threads (torch, tokenizers) may hang for ever.
+    # Not "fork": a copy of a process with threads (torch, tokenizers) may hang for ever.
     context = multiprocessing.get_context("spawn")
-    # without a lock, which a process that is killed would never give back
+    # A raw value has no lock, which a killed process would never release.
     stopped = context.RawValue("b", 0)
     with ProcessPoolExecutor(
         processes, context, initializer=_start, initargs=(function, stopped)
@@ -91,7 +93,7 @@ _stopped: Any = None
 def _start(function: Tokenise, stopped: Any) -> None:
     global _function, _stopped
     _function, _stopped = function, stopped
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # There is a process for each core already.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is one process per core already
     leave_stopping_to_parent()
 
 
@@ -103,22 +105,20 @@ def _apply(piece: Piece) -> Tokens:
 
 
 def leave_stopping_to_parent() -> None:
-    """In a process that another one started: ignore signals, which reach all processes of a
-    terminal, and end when the parent does.
+    """Ignore signals that reach all processes of a terminal, and end when the parent process ends.
 
-    A parent that is killed cannot tell its processes to end, and they would wait for its words for
-    ever.
+    A parent that is killed cannot end its child processes, and they would wait for it for ever.
     """
     ignore_stop_signals()
-    # The parent stops at a SIGTERM to all of them, too. But a broken pool ends its processes by the
-    # same signal, and waits for them.
+    # A SIGTERM may reach all processes, and the parent then ends this one. But a broken pool also
+    # ends its processes by SIGTERM, and waits for them; so end soon in any case.
     signal.signal(signal.SIGTERM, _end_soon)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_soon(*_: object) -> None:
     last_seconds = threading.Timer(LAST_SECONDS, os._exit, [128 + signal.SIGTERM])
-    last_seconds.daemon = True  # it does not keep alive what would end by itself
+    last_seconds.daemon = True  # the timer must not keep the process alive
     last_seconds.start()
 
 

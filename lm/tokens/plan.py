@@ -1,15 +1,14 @@
-"""Which rows a step trains on: a computed shuffle of each epoch, with no state but the step's
-number.
+"""The plan: which rows each step trains on, as a function of the step's number and nothing else.
 
-Shuffling a list of n row numbers needs the list. Here the shuffled order is a function instead: a
-small block cipher, keyed by seed and epoch, turns position p of the epoch into a row, and as
-ciphers are one-to-one each row comes up once an epoch. Any position can be asked for at any time in
-constant memory, so a resumed run needs to remember nothing, and any number of workers and processes
+Shuffling n rows usually needs a list of n numbers. Here the shuffled order is a function instead. A
+small block cipher, keyed by seed and epoch, turns position p of the epoch into a row. Ciphers are
+one-to-one, so each row comes up once per epoch. Any position can be computed at any time in
+constant memory. So a resumed run needs to remember nothing, and any number of workers and processes
 agree.
 
-Several sources are mixed in blocks: with weights 4 : 4 : 2, or 2 : 2 : 1, each block of 5 rows has
-the next 2, 2 and 1 of theirs, in a shuffled order. Packed rows have equal lengths, so these are
-shares of the tokens too.
+Several sources are mixed in blocks. With weights 4 : 4 : 2, which is 2 : 2 : 1, each block of 5
+rows has the next 2, 2 and 1 rows of the sources, in a shuffled order. Packed rows have equal
+lengths, so these are shares of the tokens too.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from numpy.typing import NDArray
 
 UInt64s = NDArray[np.uint64]
 
-# Four rounds make a pseudorandom permutation of a large range (Luby and Rackoff 1988). On less than
-# ten rows a test can tell even eight from fair shuffling, but not ten.
+# Four rounds make a pseudorandom permutation of a large range (Luby and Rackoff 1988). With less
+# than ten rows, a test can tell eight rounds from fair shuffling, but not ten.
 ROUNDS = 10
 
 
 class Phase(NamedTuple):
     """A stretch of an epoch in which the weights stay the same."""
 
-    start: int  # the first of its positions
+    start: int  # its first position
     weights: NDArray[np.int64]
-    used: NDArray[np.int64]  # rows of each part that came before
+    used: NDArray[np.int64]  # how many rows of each part came before it
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,12 @@ class Plan:
     """The endless sequence of rows that a run trains on.
 
     Attributes:
-        sizes: how many rows each part has; of a streamed part, each window.
+        sizes: how many rows each part has; for a stream, how many rows a window has.
         weights: the share of each part.
-        when_one_ends: what happens when a part has given all its rows: `repeat` and `stop` begin it
-            anew (for `stop`, see `n_rows`), `go_on` takes the others until all are done, and then
-            all begin anew.
-        seed: another seed, another order.
+        when_one_ends: what happens after the last row of a part. `repeat` and `stop` begin it anew;
+            a run with `stop` is refused if it needs more than `n_rows`. `go_on` continues with the
+            other parts until all have ended, and then all begin anew.
+        seed: another seed gives another order.
     """
 
     sizes: tuple[int, ...]
@@ -56,14 +55,16 @@ class Plan:
     seed: int = 0
 
     def of_step(self, step: int, batch_size: int) -> NDArray[np.int64]:
-        """The rows of optimiser step `step` (the first is 0), see `rows`. A batch may straddle the
-        border of an epoch.
+        """Return the rows of optimiser step `step`, counted from 0, as an array of (batch_size, 3).
+
+        A batch may contain rows of two epochs.
         """
         return self.rows(np.arange(step * batch_size, (step + 1) * batch_size))
 
     def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """For each of n positions: part, epoch of that part, row in 0..sizes[part]-1. An array of
-        (n, 3).
+        """Return the (part, epoch, row) of n positions as an array of (n, 3).
+
+        The epoch is that of the part, and the row is in 0..sizes[part]-1.
         """
         result = np.empty((len(positions), 3), np.int64)
         epochs, places = (
@@ -87,7 +88,7 @@ class Plan:
         return result
 
     def first_epoch_of_step(self, part: int, step: int, batch_size: int) -> int:
-        """The first epoch of a part that a step, or the next that has rows of it, takes rows from."""
+        """Return the first epoch of a part from which a step, or a later step, takes rows."""
         width = sum(self._reduced)
         rows = self.rows(
             np.arange(step * batch_size, step * batch_size + max(batch_size, 2 * width))
@@ -95,12 +96,12 @@ class Plan:
         return int(rows[rows[:, 0] == part, 1].min())
 
     def share(self, part: int) -> float:
-        """How much of the rows a part gives, while all do."""
+        """Return the part's share of the rows, while no part has ended."""
         return self.weights[part] / sum(self.weights)
 
     @property
     def n_rows(self) -> int:
-        """How many rows there are before a part would have to begin anew."""
+        """How many rows there are before a part begins anew."""
         if self.when_one_ends == "go_on":
             return sum(self.sizes)
         return sum(self._reduced) * min(
@@ -110,7 +111,7 @@ class Plan:
     def _deal(
         self, phase: Phase, places: NDArray[np.int64], positions: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Which part each place belongs to, and how many rows of that part came before it."""
+        """Return the part of each place, and how many rows of that part came before it."""
         width = int(phase.weights.sum())
         blocks, slots = (places - phase.start) // width, (places - phase.start) % width
         if np.count_nonzero(phase.weights) > 1:
@@ -132,6 +133,7 @@ class Plan:
 
     @functools.cached_property
     def _phases(self) -> list[Phase]:
+        """The stretches of an epoch: with `go_on` a new one begins whenever a part ends."""
         weights, sizes = np.array(self._reduced, np.int64), np.array(self.sizes, np.int64)
         used, phases, start = np.zeros_like(sizes), list[Phase](), 0
         if self.when_one_ends != "go_on":
@@ -148,18 +150,18 @@ class Plan:
 
 
 def permute(index: UInt64s, n: int, key: UInt64s) -> UInt64s:
-    """Where a shuffle of 0..n-1 puts `index`: a one-to-one map of that range for each `key`.
+    """Shuffle 0..n-1 and return where each `index` goes: a one-to-one map for each `key`.
 
-    A Feistel network permutes the pairs of an a x b rectangle, the squarest that holds n. A number
-    that it puts outside the range is sent through again until it is inside: that walks along a
-    cycle of the rectangle's permutation, which comes back into the range at the latest where it
-    began. Less than a of the a * b numbers are outside, so hardly any walks. Both are from Black
-    and Rogaway 2002, "Ciphers with arbitrary finite domains".
+    A Feistel network permutes the pairs of an a x b rectangle, the squarest one that holds n. A
+    number that lands outside the range goes through the network again until it is inside. This
+    walks along a cycle of the rectangle's permutation, which returns to the range at the latest
+    where it began. Less than a of the a * b numbers are outside, so few numbers walk. Both ideas
+    are from Black and Rogaway 2002, "Ciphers with arbitrary finite domains".
 
     Args:
         index: numbers in 0..n-1, any shape.
         n: the size of the range, 1 to 2^62.
-        key: numbers of 64 bits, of the same shape.
+        key: 64-bit numbers, in the same shape.
     """
     key = _mix(key)  # neighbouring keys must not share rounds
     a = math.isqrt(n - 1) + 1
@@ -171,8 +173,9 @@ def permute(index: UInt64s, n: int, key: UInt64s) -> UInt64s:
 
 
 def _feistel(x: UInt64s, a: int, b: int, key: UInt64s) -> UInt64s:
-    """Permute 0..ab-1. A round adds a function of the one half to the other; subtracting it would
-    undo the round: hence one-to-one.
+    """Permute 0..ab-1: each round adds a function of one half to the other half.
+
+    Subtracting the function would undo the round, so the map is one-to-one.
     """
     left, right = np.divmod(x, np.uint64(b))
     for i in range(0, ROUNDS, 2):
@@ -182,8 +185,9 @@ def _feistel(x: UInt64s, a: int, b: int, key: UInt64s) -> UInt64s:
 
 
 def _mix(x: UInt64s) -> UInt64s:
-    """Scramble 64 bits so that each depends on all (SplitMix64: Steele, Lea and Flood 2014). For
-    arrays only: they wrap silently.
+    """Scramble 64 bits so that each depends on all (SplitMix64: Steele, Lea and Flood 2014).
+
+    Use arrays, not scalars: their sums and products wrap without a warning.
     """
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,13 +1,13 @@
-"""Documents to token shards: in parallel, in order, and from where a killed one stopped.
+"""Documents to token shards: in parallel, in order, and continued after a kill.
 
     pieces of the source          Reader.pieces           one process
-      -> tokens of a piece        Tokenise                any number of processes, on any number of machines
-      -> which documents stay     Selection, Split        one process again, in the order of the pieces
-      -> shards                   SplitWriter
+      -> tokens of a piece        Tokenise                any number of processes and machines
+      -> which documents stay     Selection, Split        one process, in the order of the pieces
+      -> shards                   SplitWriter             the same process
 
-What a process makes of a piece depends on nothing else, and what depends on other documents is
-decided in their order: so the files are the same, byte for byte, however many processes there are
-and however often they were stopped.
+The tokens of a piece depend on nothing else. Decisions that depend on other documents are taken in
+the order of the documents. So the files are the same, byte for byte, for any number of processes
+and any number of interruptions.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from lm.tokens.tokenise import Engine, Tokenise, Tokens
 
 SPLITS = ("train", "val")
 FOR_TEST = "conversation kept for the closing report"
-JOURNAL_TOKENS = 2**26  # How much is done again, at most, after a kill.
-# The journal of a build that has not begun.
+JOURNAL_TOKENS = 2**26  # how many tokens a killed build repeats, at most
+# the journal of a build that has not begun
 NOTHING: Manifest = {
     "pieces": 0,
     "border": None,
@@ -48,10 +48,13 @@ NOTHING: Manifest = {
 
 @dataclass(frozen=True)
 class Split:
-    """Which documents are validated on: by the `hash` of their text, the `tail` of all text, or
-    `all` or `none` of a source.
+    """Which documents of a source are held out for validation.
 
-    `test` is the share, by hash too, that is in neither split.
+    Attributes:
+        kind: `hash` holds out documents by the hash of their text, `tail` the end of all text, and
+            `all` and `none` what they say.
+        fraction: the share that is held out.
+        test: the share that is in neither split, also chosen by hash.
     """
 
     kind: Literal["hash", "tail", "all", "none"]
@@ -59,13 +62,13 @@ class Split:
     test: float = 0.0
 
     def held_out(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """For each document, whether it is validated on; not for `tail`, where its place decides."""
+        """Return for each document whether it is held out; with `tail` its place decides."""
         if self.kind == "hash":
             return hashes < np.uint64(self.fraction * 2**64)
         return np.full(len(hashes), self.kind == "all")
 
     def tested(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """For each document, whether it is kept for a test: the other end of the hashes."""
+        """Return for each document whether it is kept for a test: those with the largest hashes."""
         return (
             hashes >= np.uint64((1 - self.test) * 2**64)
             if self.test
@@ -81,14 +84,13 @@ def prepare(
     engine: Engine,
     quiet: bool = False,
 ) -> Manifest:
-    """Write the shards of a source into `folder` and return their manifest; goes on where the
-    folder's journal says.
+    """Write the shards of a source into `folder` and return their manifest.
 
-    Memory holds a few pieces for each process, 8 bytes for each document with `tail`, and 70 for
-    each where repeats are to be found.
+    A journal in the folder says where to continue. Memory holds a few pieces per process, 8 bytes
+    per document with `tail`, and 70 bytes per document if repeats are removed.
 
     Raises:
-        DataError: the text cannot be read, or somebody writes into it.
+        DataError: the text cannot be read, or it changed meanwhile.
     """
     identity = reader.identity()
     work = _Work(folder, reader, tokenizer, split)
@@ -114,9 +116,7 @@ def prepare(
 
 
 class Border(NamedTuple):
-    """Where the text to train on ends and the rest begins: which piece, which of its documents, and
-    which character (or id) of that.
-    """
+    """The place where the text to train on ends: piece, document, and character (or id)."""
 
     piece: int
     document: int
@@ -124,7 +124,7 @@ class Border(NamedTuple):
 
 
 def find_tail(reader: Reader, fraction: float, engine: Engine, quiet: bool) -> Border:
-    """Where the last `fraction` of all characters begins: reads everything once."""
+    """Read everything once, and return where the last `fraction` of all characters begins."""
     selection, characters = Selection(reader.source), list[NDArray[np.int64]]()
     with ReadingProgress("measuring", reader.files, 0, quiet) as progress:
         for tokens in engine(Tokenise(reader, None), reader.pieces()):
@@ -143,7 +143,7 @@ def find_tail(reader: Reader, fraction: float, engine: Engine, quiet: bool) -> B
 
 
 class _Work:
-    """Where a build stands: what is written, and what has to be known for the rest."""
+    """The state of a build: what is written, and what the rest of the build needs to know."""
 
     def __init__(self, folder: Path, reader: Reader, tokenizer: Tokenizer, split: Split):
         self._folder, self._reader, self._split = folder, reader, split
@@ -151,17 +151,14 @@ class _Work:
         self._dtype, self._eos_id = np.dtype(tokenizer.dtype), tokenizer.eos_id
         try:
             self._start(json.loads((folder / JOURNAL).read_text(encoding="utf-8")))
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # there is none, or what it tells of is not there
+        except (OSError, ValueError, KeyError, TypeError):
+            # There is no journal, or the shards are not those that it describes.
             self._start(NOTHING | {"cut": reader.cut, "removed": reader.named_twice})
 
     def _start(self, state: Manifest) -> None:
+        """Continue from a journal. Raises ValueError if it does not fit the source or the files."""
         if state["cut"] != self._reader.cut:
-            raise ValueError("these pieces are not those")
+            raise ValueError("the journal counts other pieces")
         self._writers = {
             name: SplitWriter(
                 self._folder,
@@ -187,35 +184,36 @@ class _Work:
         self._safe = self.tokens
 
     def _hashes(self) -> list[int]:
-        """Of all documents so far, for a selection: order matters to none, but the parts of a
-        document that was parted are not two.
+        """Return the hashes of all documents so far.
+
+        A document that stands across the border of train and val counts once.
         """
-        found = list(self._tested)
+        hashes = list(self._tested)
         for name in (name for name, writer in self._writers.items() if writer.documents):
-            found += np.fromfile(self._folder / f"{name}-hashes.bin", np.uint64).tolist()
+            hashes += np.fromfile(self._folder / f"{name}-hashes.bin", np.uint64).tolist()
         if self._parted:
-            first, parts, whole = self._parted
-            found[first : first + parts] = [whole]  # of a tail, which keeps nothing for a test
-        return found
+            first, parts, document = self._parted
+            hashes[first : first + parts] = [document]  # `tail` keeps no documents for a test
+        return hashes
 
     @property
     def tokens(self) -> int:
-        """Written so far, in both splits."""
+        """How many tokens are written, in both splits."""
         return sum(writer.tokens for writer in self._writers.values())
 
     @property
     def text_bytes(self) -> int:
-        """The same, as text."""
+        """How many bytes of text that is."""
         return sum(writer.text_bytes for writer in self._writers.values())
 
     @property
     def full(self) -> bool:
-        """No further document is wanted."""
+        """Whether the limits of the source's filter are reached."""
         most = self._reader.source.filter.max_tokens
         return self._selection.full or (most is not None and self.tokens >= most)
 
     def add(self, piece: Piece, tokens: Tokens) -> None:
-        """The next piece's."""
+        """Write the documents of the next piece that stay."""
         if piece.file != self._file:
             self._end_of_file()
             self._file = piece.file
@@ -233,23 +231,24 @@ class _Work:
             tested = keep & self._split.tested(tokens.hashes)
             self._removed += Counter({FOR_TEST: int(tested.sum())})
             keep &= ~tested
-            # In no file that would tell another start of them.
+            # They are in no file, so the journal must keep their hashes.
             self._tested += tokens.hashes[tested].tolist() if self._selection.remembers else []
             held_out = self._split.held_out(tokens.hashes)
-            self._write("train", tokens.of(keep & ~held_out))
-            self._write("val", tokens.of(keep & held_out))
+            self._write("train", tokens.select(keep & ~held_out))
+            self._write("val", tokens.select(keep & held_out))
         self.pieces += 1
         if self.tokens - self._safe >= JOURNAL_TOKENS:
             self.write_journal()
 
     def _add_around_border(self, piece: Piece, tokens: Tokens, keep: NDArray[np.bool_]) -> None:
+        """Write a piece before, after or at the border of `tail`, which may divide a document."""
         border = self.border
         assert border is not None
         if self.pieces != border.piece:
-            self._write("train" if self.pieces < border.piece else "val", tokens.of(keep))
+            self._write("train" if self.pieces < border.piece else "val", tokens.select(keep))
             return
         numbers = np.arange(len(keep))
-        self._write("train", tokens.of(keep & (numbers < border.document)))
+        self._write("train", tokens.select(keep & (numbers < border.document)))
         document = next(
             itertools.islice(self._reader.read(piece, Counter()), border.document, None)
         )
@@ -264,7 +263,7 @@ class _Work:
         ]
         for name, part in zip(SPLITS, parts, strict=True):
             self._write(name, part)
-        self._write("val", tokens.of(keep & (numbers > border.document)))
+        self._write("val", tokens.select(keep & (numbers > border.document)))
 
     def _write(self, split: str, tokens: Tokens) -> None:
         if len(tokens.lengths):
@@ -274,12 +273,13 @@ class _Work:
             )
 
     def _end_of_file(self) -> None:
+        """Report a file that has no text."""
         if self._file is not None and self._no_text_yet:
             self._reader.empty_file(self._file, self._removed)
         self._no_text_yet = True
 
     def write_journal(self) -> None:
-        """From here on a kill costs nothing of what is done so far."""
+        """Make all work so far durable: a kill costs only what comes after this."""
         for writer in self._writers.values():
             writer.sync()
         state = {
@@ -297,7 +297,7 @@ class _Work:
         self._safe = self.tokens
 
     def close(self) -> Manifest:
-        """Finish the shards."""
+        """Finish the shards and return their manifest."""
         if not self.full:
             self._end_of_file()
         limit = "max_documents" if self._selection.full else "max_tokens" if self.full else None

@@ -1,9 +1,8 @@
-"""Ray's processes, on one machine or many, as an engine (lm/tokens/engines.py): `pip install ray`,
-and `tools.prepare --ray`.
+"""An engine (lm/tokens/engines.py) on a Ray cluster: `pip install ray`, `tools.prepare --ray`.
 
-Actors of Ray itself, not its Ray Data: that holds results as rows of Arrow tables and in whatever
-order suits it, and would have to be talked out of both; here each actor has its tokenizer, pieces
-are dealt out in turn, and results come in the order of the pieces.
+It uses Ray's actors, not Ray Data, which turns results into Arrow tables and does not keep their
+order. Each actor has its own tokenizer, pieces are dealt out in turn, and results come in the order
+of the pieces.
 """
 
 from __future__ import annotations
@@ -20,12 +19,13 @@ from lm.tokens.tokenise import Tokenise, Tokens
 
 
 def on_ray(function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
-    """On all CPUs of the cluster that `RAY_ADDRESS` names, or of this machine. Files must be
-    readable on every machine, by the same path.
+    """Tokenise on all CPUs of the cluster that `RAY_ADDRESS` names, or of this machine.
+
+    Every machine must be able to read the files, by the same path.
 
     Raises:
         ConfigError: Ray is not installed.
-        UserError: an actor has died more often than Ray starts it again.
+        UserError: an actor died more often than Ray restarts it.
     """
     try:
         import ray
@@ -58,6 +58,8 @@ def on_ray(function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
 
 
 def _actor(ray: Any) -> Any:
+    """Return the actor's class; Ray is imported only if it is used."""
+
     class Actor:
         def __init__(self, function: Tokenise):
             self.function = function
@@ -65,5 +67,5 @@ def _actor(ray: Any) -> Any:
         def apply(self, piece: Piece) -> Tokens:
             return self.function(piece)
 
-    # What a machine has lost is done again on another.
+    # If a machine is lost, another one repeats its work.
     return ray.remote(num_cpus=1, max_restarts=3, max_task_retries=3)(Actor)

@@ -1,18 +1,17 @@
-"""Token shards: what documents become on disk, once, so that any row of any run can be read in an
-instant.
+"""Token shards: documents on disk as token ids, from which any row of any run is read quickly.
 
 A cache is one folder, named after a fingerprint of everything that its content depends on:
 
     <cache_dir>/<fingerprint>/
-        train-00000.bin  train-00001.bin ...    token ids without gaps, in the smallest unsigned type that holds the vocabulary
-        train-starts.bin                        int64: where in the stream each document's EOS stands
-        train-hashes.bin                        uint64: a hash of each document's text
-        train-flags.bin                         of conversations: a byte for each token, see lm/documents/templates.py
-        val-...                                 the same for the validation split
-        manifest.json                           type, counts, and each file's size and SHA-256
+        train-00000.bin ...    token ids without gaps, in the smallest type that holds all ids
+        train-starts.bin       int64: where in the stream each document's EOS stands
+        train-hashes.bin       uint64: a hash of each document's text
+        train-flags.bin        conversations only: a byte for each id, see lm/documents/templates.py
+        val-...                the same for the validation split
+        manifest.json          type, counts, and each file's size and SHA-256
 
-The stream of a split is `EOS d1 EOS d2 ... EOS dn EOS`: each document is opened by an EOS, and one
-closes the last.
+The stream of a split is `EOS d1 EOS d2 ... EOS dn EOS`: an EOS opens each document, and one closes
+the last.
 """
 
 from __future__ import annotations
@@ -28,19 +27,18 @@ from numpy.typing import NDArray
 
 from lm.system.disk import fingerprint, sync
 
-FORMAT = 2  # Part of the fingerprint: raise it when the same text would give other files.
-SHARD_TOKENS = 2**26  # 128 MB at two bytes.
-MOST_OPEN = 128  # files at a time: a process may have 1,024, and a large corpus has more shards.
+FORMAT = 2  # part of the fingerprint: raise it if the same text would give other files
+SHARD_TOKENS = 2**26  # 128 MB at two bytes
+MOST_OPEN = 128  # files; a process may open 1,024, and a large corpus has more shards
 
 Manifest = dict[str, Any]
 
 
 class SplitWriter:
-    """Appends the documents of one split to its files; `close` returns what the manifest says of
-    them.
+    """Appends the documents of a split to its files; `close` returns their entry in the manifest.
 
-    Made again over the files of one that was killed, with the `state` that it had: what it wrote
-    after that is cut off.
+    With the `state` of a killed writer it continues in the same folder, and cuts off what that
+    writer wrote after the state.
 
     Raises:
         ValueError: the files hold less than the state says.
@@ -70,7 +68,7 @@ class SplitWriter:
 
     @property
     def state(self) -> Manifest:
-        """What another writer needs to go on from here, once `sync` is done."""
+        """What another writer needs to continue; call `sync` first."""
         names = ("tokens", "documents", "text_tokens", "text_bytes")
         return {name: getattr(self, name) for name in names}
 
@@ -86,12 +84,12 @@ class SplitWriter:
         """Append documents.
 
         Args:
-            ids: all their ids, of the shards' type, without EOS.
-            lengths: how many of them are each document's.
-            hashes: of each document's text.
-            text_bytes: the size of their texts in UTF-8.
-            flags: one for each id, where the writer is `flagged`.
-            text_tokens: how many of the ids are that text; None: all.
+            ids: the ids of all these documents, in the shards' type, without EOS.
+            lengths: how many ids each document has.
+            hashes: the hash of each document's text.
+            text_bytes: the size of the text in UTF-8.
+            flags: a flag for each id, if the writer is `flagged`.
+            text_tokens: how many of the ids are text; None: all.
         """
         assert (flags is not None) == self._flagged
         assert ids.dtype == self._eos.dtype, f"{ids.dtype} ids for {self._eos.dtype} shards"
@@ -110,7 +108,7 @@ class SplitWriter:
         self.text_bytes += text_bytes
 
     def sync(self) -> None:
-        """Wait until the disk has everything."""
+        """Wait until everything is on the disk."""
         for file in self._files():
             sync(file)
 
@@ -119,7 +117,7 @@ class SplitWriter:
         self._add_tokens(self._eos)
         if self._flagged:
             self._append("flags", np.zeros(1, np.uint8))
-        with ThreadPoolExecutor(2) as both:  # hashing leaves other threads alone
+        with ThreadPoolExecutor(2) as both:  # hashing runs outside the interpreter's lock
             stream = both.submit(self._stream_sha256)
             files = {file.name: fingerprint(file) for file in self._files()}
         return {
@@ -133,6 +131,7 @@ class SplitWriter:
         }
 
     def _stream_sha256(self) -> str:
+        """Hash the ids and flags, without how they are divided into shards."""
         stream = hashlib.sha256()
         for file in self._files():
             name = file.stem.removeprefix(f"{self._split}-")
@@ -156,12 +155,13 @@ class SplitWriter:
         return self._folder / f"{self._split}-{name}.bin"
 
     def _files(self) -> list[Path]:
-        # By the shards' numbers, also beyond the five digits that all have.
+        # Sort by the shards' numbers, which may have more than five digits.
         return sorted(
             self._folder.glob(f"{self._split}-*.bin"), key=lambda file: (len(file.name), file.name)
         )
 
     def _cut(self) -> None:
+        """Cut the files to the length that the state says, and remove others of this split."""
         whole, rest = divmod(self.tokens, self._shard_tokens)
         sizes = {f"{shard:05d}": self._shard_tokens for shard in range(whole)} | {
             f"{whole:05d}": rest
@@ -182,15 +182,14 @@ class SplitWriter:
 
 
 class TokenStore:
-    """One split of a cache: a stream of `tokens` ids, read from files that each process opens when
-    it first needs them.
+    """One split of a cache: a stream of `tokens` ids. Each process opens the files when it reads.
 
     Attributes:
-        tokens, documents: how many there are, EOS tokens counted.
-        text_tokens, text_bytes: the same text in tokens, EOS not counted, and in bytes of UTF-8; of
-            conversations, what is learnt of them.
-        sha256: of the ids and flags; equal data have equal hashes, wherever they came from.
-        flagged: whether there is a flag for each id.
+        tokens, documents: how many there are; EOS tokens count.
+        text_tokens, text_bytes: the text in tokens without EOS, and in bytes of UTF-8. In
+            conversations only text that is learnt counts.
+        sha256: a hash of the ids and flags; equal data have equal hashes.
+        flagged: whether each id has a flag.
     """
 
     def __init__(self, folder: Path, split: str, manifest: Manifest):
@@ -201,7 +200,7 @@ class TokenStore:
         self.text_tokens: int = entry["text_tokens"]
         self.text_bytes: int = entry["text_bytes"]
         self.sha256: str = entry["sha256"]
-        # windows of a stream name none
+        # the windows of a stream list no files, and have no flags
         self.flagged = f"{split}-flags.bin" in entry.get("files", {})
         self.dtype = np.dtype(manifest["dtype"])
         self._shard_tokens: int = entry["shard_tokens"]
@@ -209,7 +208,7 @@ class TokenStore:
         self._maps: dict[str, NDArray[Any]] = {}
 
     def read(self, start: int, length: int) -> NDArray[Any]:
-        """A copy of ids `start` to `start + length`, across shards; fewer at the end of the stream."""
+        """Return a copy of `length` ids from `start` on; fewer at the end of the stream."""
         end = min(start + length, self.tokens)
         assert 0 <= start < end, f"nothing to read at {start} of {self.tokens}"
         size, item = self._shard_tokens, self.dtype.itemsize
@@ -222,7 +221,7 @@ class TokenStore:
         return np.frombuffer(b"".join(parts), self.dtype)
 
     def read_flags(self, start: int, length: int) -> NDArray[np.uint8]:
-        """The flags of ids `start` to `start + length`."""
+        """Return the flags of `length` ids from `start` on."""
         return np.frombuffer(read_at(f"{self._prefix}-flags.bin", start, length), np.uint8)
 
     @property
@@ -236,10 +235,8 @@ class TokenStore:
         return self._map("hashes", np.uint64)
 
     def close(self) -> None:
-        """Let go of the files: the room of one that was removed is free only when nobody has it
-        open.
-        """
-        let_go(f"{self._prefix}-")
+        """Close the files: the disk frees a removed file only when no process has it open."""
+        close_files(f"{self._prefix}-")
         self._maps.clear()
 
     def _map(self, name: str, dtype: Any) -> NDArray[Any]:
@@ -250,41 +247,37 @@ class TokenStore:
         return self._maps[name]
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker that is sent a memory map would be sent the file's content.
+        # Pickling a memory map for a worker would copy the file's content.
         return {**self.__dict__, "_maps": {}}
 
 
 def _spread(values: NDArray[np.uint8], places: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The values at their places, and 0 elsewhere."""
+    """Return the values at their places, and 0 elsewhere."""
     result = np.zeros(len(places), np.uint8)
     result[places] = values
     return result
 
 
-# Reading from the middle of many files, of which only the latest stay open. Not through memory maps:
-# thousands of them would be open at once, and their pages would count as the process's memory.
+# The files that were read last stay open. Memory maps would not do: thousands would be open at
+# once, and their pages would count as the process's memory.
 _descriptors: dict[str, int] = {}
 
 
 def read_at(path: str, start: int, size: int) -> bytes:
-    """`size` bytes of a file from `start` on; fewer at its end."""
+    """Read `size` bytes of a file from `start` on; fewer at its end."""
     return os.pread(_descriptor(path), size, start)
 
 
-def let_go(prefix: str) -> None:
-    """Close the files whose paths begin so: the room of one that was removed is free only when
-    nobody has it open.
-    """
+def close_files(prefix: str) -> None:
+    """Close the files whose paths begin with a prefix."""
     for path in [path for path in _descriptors if path.startswith(prefix)]:
         os.close(_descriptors.pop(path))
 
 
 def _descriptor(path: str) -> int:
-    """A file's descriptor, for reading: the last `MOST_OPEN` that were asked for stay open,
-    whichever stores they belong to.
-    """
+    """Return a descriptor for reading a file; the last `MOST_OPEN` of all stores stay open."""
     descriptor = _descriptors.pop(path, None)
-    # removed since, and perhaps made again
+    # The file was removed, and may have been made again.
     if descriptor is not None and os.fstat(descriptor).st_nlink == 0:
         os.close(descriptor)
         descriptor = None

@@ -1,18 +1,17 @@
-"""A dataset that is larger than the disk: tokenised into windows while the run goes, a few of them
-kept at a time.
+"""A stream: a dataset that is larger than the disk, tokenised into windows during the run.
 
-The documents of the stream, in their order, are one endless sequence of tokens, EOS d1 EOS d2 ...,
-as in a cache; at the dataset's end it begins anew. Window w is a fixed stretch of it, rows are
-shuffled within their window (lm/tokens/plan.py), and what is needed to go on behind a window is
-stored with it: the position in the dataset and the tokens that are left over. So each window can be
-made again, and the rows of step k are the same in a run that was stopped as in one that was not; a
-buffer that is shuffled in passing cannot promise that.
+The documents of the dataset, in their order, are one endless sequence of tokens EOS d1 EOS d2 ...,
+as in a cache. At the dataset's end the sequence continues at its beginning. Window w is a fixed
+stretch of it, and rows are shuffled within their window (lm/tokens/plan.py). Each window stores
+what is needed to make the next one: the position in the dataset and the tokens that are left over.
+So each window can be made again, and a resumed run sees the same rows in the same steps. A shuffle
+buffer cannot promise that.
 
     <cache_dir>/<fingerprint>/
-        stream.json               the dataset's commit, for a run that has no checkpoint yet to name it
+        stream.json           the dataset's commit, for a run that has no checkpoint yet
         <commit>/
-            val-262144/           a cache of the documents to validate on, with at least so many tokens
-            window-000000/        manifest.json and rest.bin, which stay, and the tokens while they are needed
+            val-262144/       a cache of the validation documents: at least so many tokens
+            window-000000/    manifest.json and rest.bin, which stay, and the tokens while needed
 
 lm/tokens/producer.py is the process that makes the windows.
 """
@@ -42,20 +41,20 @@ from lm.tokens.prepare import SPLITS, Split
 from lm.tokens.store import Manifest, SplitWriter, TokenStore
 from lm.tokens.tokenise import Tokenise, Tokens
 
+# Passes over the dataset, rows read since, and the state of the datasets library.
 Position = dict[str, Any]
-# how often it was read, rows read since, the library's own state
 BEGINNING: Position = {"passes": 0, "row": 0, "state": None}
 
 
 @dataclass(frozen=True)
 class Stream:
-    """The windows of a streamed source, and the documents to validate on.
+    """The windows of a streamed source, and its validation documents.
 
     Attributes:
-        folder: its cache.
-        reader: cleans documents and knows the source.
-        tokenizer: makes ids of them.
-        split: which documents are validated on, and so never trained on.
+        folder: the cache.
+        reader: cleans the documents; it knows the source.
+        tokenizer: turns the documents into ids.
+        split: which documents are held out for validation, and never trained on.
         rows: how many rows a window has.
         length: T, the tokens in a row.
         revision: the dataset's commit.
@@ -72,12 +71,12 @@ class Stream:
 
     @property
     def sha256(self) -> str:
-        """Equal for equal streams: of the dataset's commit; all else is in the configuration."""
+        """A hash of the dataset's commit; everything else is in the configuration."""
         return hashlib.sha256(self.revision.encode()).hexdigest()
 
     @property
     def window_bytes(self) -> int:
-        """What a window's tokens take on the disk."""
+        """The size of a window's tokens on the disk."""
         return (self.rows * self.length + 1) * np.dtype(self.tokenizer.dtype).itemsize
 
     @property
@@ -86,8 +85,11 @@ class Stream:
         return self.reader.source
 
     def validation(self, tokens: int) -> TokenStore:
-        """The first documents of the stream that are held out, until they have so many tokens; made
-        once. Raises DataError.
+        """Return the first held-out documents of the stream, with at least so many tokens.
+
+        Raises:
+            DataError: the dataset cannot be read.
+            CheckpointError: the disk refuses the cache.
         """
         folder = self.folder / f"val-{tokens}"
         manifest, _ = open_or_build(
@@ -96,7 +98,7 @@ class Stream:
         return TokenStore(folder, "val", manifest)
 
     def window(self, number: int) -> TokenStore:
-        """A window's tokens, which have to be there (`is_whole`)."""
+        """Return a window's tokens, which must exist (`is_whole`)."""
         if number not in self._stores:
             for old in [old for old in self._stores if abs(old - number) > 1]:
                 self._stores.pop(old).close()
@@ -105,29 +107,32 @@ class Stream:
         return self._stores[number]
 
     def is_whole(self, number: int) -> bool:
-        """Whether a window's tokens are there."""
+        """Return whether a window's tokens exist."""
         try:
             return (self._window(number) / "train-00000.bin").stat().st_size == self.window_bytes
         except FileNotFoundError:
             return False
 
     def removed(self, number: int) -> Counter[str]:
-        """What the filters removed from a window that was made."""
+        """Count the documents that the filters removed from a window."""
         return Counter(read_json(self._window(number) / "manifest.json")["removed"])
 
     def clear(self, before: int, after: int | None = None) -> None:
-        """Remove the tokens of the windows before `before` and behind `behind`: they can be made
-        again from what stays.
+        """Remove the tokens of the windows before and after these two.
+
+        They can be made again from the files that stay.
         """
-        # the tokens first: a window that has them is whole
+        # sorted: train-00000.bin goes first, and without it a window is not whole
         for path in sorted(self.folder.glob("window-*/train-*.bin")):
             number = int(path.parent.name.removeprefix("window-").removesuffix(".tmp"))
             if number < before or (after is not None and number > after):
                 path.unlink()
 
     def make(self, number: int) -> None:
-        """Write a window. Of those before it whose end is not known, that is found out; their
-        tokens do not stay.
+        """Write a window.
+
+        A window begins where the one before it ends. If that is unknown, the windows before it are
+        made too, but without keeping their tokens.
 
         Raises:
             DataError: the dataset cannot be read.
@@ -143,15 +148,16 @@ class Stream:
                     path.unlink()
 
     def _make(self, number: int) -> None:
+        """Write a window; the end of the one before it is known."""
         size = self.rows * self.length
-        position, tokens, starts = self._behind(number - 1)
+        position, tokens, starts = self._end_of(number - 1)
         removed: Counter[str] = Counter()
         parts, count = [tokens], len(tokens)
         batches = self._batches(position, removed)
         while count < size + 1:
             texts, position = next(batches)
-            batch = Tokenise(self.reader, self.tokenizer).of(texts, removed)
-            batch = batch.of(~self.split.held_out(batch.hashes))
+            batch = Tokenise(self.reader, self.tokenizer).encode(texts, removed)
+            batch = batch.select(~self.split.held_out(batch.hashes))
             ids, begin = _with_openers(batch, self.tokenizer.eos_id)
             starts = np.concatenate([starts, count + begin])
             parts.append(ids)
@@ -162,9 +168,10 @@ class Stream:
         with refusals(self._window(number), self.window_bytes):
             self._write(number, stream[: size + 1], starts[starts < size + 1], rest, after)
 
-    def _behind(self, number: int) -> tuple[Position, Any, Any]:
-        """Where the stream goes on behind a window, and the tokens that are left over, with the
-        places where documents begin.
+    def _end_of(self, number: int) -> tuple[Position, Any, Any]:
+        """Return where the dataset continues after a window, and the tokens that are left over.
+
+        The third value is where documents begin in these tokens.
         """
         if number < 0:
             return BEGINNING, np.empty(0, self.tokenizer.dtype), np.empty(0, np.int64)
@@ -173,6 +180,7 @@ class Stream:
         return manifest["position"], rest, np.array(manifest["rest_starts"], np.int64)
 
     def _write(self, number: int, tokens: Any, starts: Any, rest: Any, after: Manifest) -> None:
+        """Write a window's files; if it was made before, its tokens must be the same."""
         folder = self._window(number)
         temporary = folder.with_suffix(".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -203,6 +211,7 @@ class Stream:
         sync(self.folder)
 
     def _hold_out(self, folder: Path, tokens: int) -> Manifest:
+        """Write held-out documents from the beginning of the dataset, at most one pass."""
         writers = {
             name: SplitWriter(folder, name, self.tokenizer.eos_id, self.tokenizer.dtype)
             for name in SPLITS
@@ -213,8 +222,9 @@ class Stream:
         ):
             if position["passes"]:
                 break
-            held_out = self.split.held_out(Tokenise(self.reader, None).of(texts, removed).hashes)
-            chosen = Tokenise(self.reader, self.tokenizer).of(
+            measured = Tokenise(self.reader, None).encode(texts, removed)
+            held_out = self.split.held_out(measured.hashes)
+            chosen = Tokenise(self.reader, self.tokenizer).encode(
                 [text for text, held in zip(texts, held_out, strict=True) if held], removed
             )
             if len(chosen.lengths):
@@ -234,8 +244,10 @@ class Stream:
     def _batches(
         self, position: Position, removed: Counter[str]
     ) -> Iterator[tuple[list[str], Position]]:
-        """Texts from a position on, without end, each batch with the position behind it. Raises
-        DataError.
+        """Yield texts from a position on, without end, each batch with the position after it.
+
+        Raises:
+            DataError: the dataset cannot be read, or has no text.
         """
         passes, row, state = position["passes"], position["row"], position["state"]
         while True:
@@ -262,16 +274,17 @@ class Stream:
 
 
 def choose_revision(folder: Path, source: HubSource, resumed: str | None) -> str:
-    """The commit that a run reads to its end: its checkpoint's, wherever that was written, else the
-    newest at its first start.
+    """Return the dataset's commit that a run reads to its end.
+
+    It is the commit in the run's checkpoint, or the newest one when the run first started.
 
     Args:
-        folder: where it is kept.
+        folder: the folder that keeps it.
         source: the dataset.
-        resumed: what the checkpoint says that the run goes on from, if it goes on.
+        resumed: the commit in the checkpoint, if the run is resumed.
 
     Raises:
-        DataError: the hub does not say.
+        DataError: the hub does not answer.
         CheckpointError: the folder cannot be written.
     """
     path = folder / "stream.json"
@@ -283,7 +296,7 @@ def choose_revision(folder: Path, source: HubSource, resumed: str | None) -> str
 
 
 def _with_openers(tokens: Tokens, eos_id: int) -> tuple[Any, Any]:
-    """The ids with an EOS before each document, and where those stand."""
+    """Return the ids with an EOS before each document, and where these EOS stand."""
     starts = np.cumsum(tokens.lengths + 1) - (tokens.lengths + 1)
     ids = np.empty(len(tokens.ids) + len(starts), tokens.ids.dtype)
     is_text = np.ones(len(ids), bool)

@@ -23,7 +23,7 @@ from lm.system.errors import ConfigError, DataError
 from lm.system.units import in_bytes
 from lm.tokenizer.tokenizer import ByteTokenizer
 from lm.tokens import prepare as preparation
-from lm.tokens.engines import here, on_this_machine
+from lm.tokens.engines import in_this_process, on_this_machine
 from lm.tokens.prepare import Split, prepare
 from lm.tokens.store import TokenStore
 from tests.support import runs
@@ -61,7 +61,7 @@ def reader(files, policy="stop", tokenizer=BYTES, **section):
     )
 
 
-def build(folder, source, split=NONE, engine=here):
+def build(folder, source, split=NONE, engine=in_this_process):
     folder.mkdir()
     manifest = prepare(folder, source, source.tokenizer, split, engine, quiet=True)
     return manifest, {name: TokenStore(folder, name, manifest) for name in ("train", "val")}
@@ -429,7 +429,7 @@ def test_what_is_there_is_written_over_only_when_told(tmp_path):
     (out / "val.bin").write_bytes(b"mine")
     line = export("--config", config, "--out", out, code=2)
     assert (
-        f"--out: {out / 'train.bin'} is there already; name another folder, or write over it with"
+        f"--out: {out / 'train.bin'} exists already; name another folder, or write over it with"
         " --force" in line
     )
     assert (out / "val.bin").read_bytes() == b"mine"

@@ -33,7 +33,7 @@ from lm.tokenizer.tokenizer import ByteTokenizer
 from lm.tokens import engines
 from lm.tokens import prepare as preparation
 from lm.tokens.cache import JOURNAL, open_or_build, read_manifest
-from lm.tokens.engines import here, on_this_machine
+from lm.tokens.engines import in_this_process, on_this_machine
 from lm.tokens.prepare import Split, prepare
 from lm.tokens.store import TokenStore
 from tests.support.slow_split import split_slowly
@@ -106,7 +106,7 @@ def source_in(folder, format="jsonl", texts=None, **filters):
     return {"format": format, "files": str(folder / f"*.{format}"), "filter": filters}
 
 
-def build(folder, section, split, engine=here, policy="skip"):
+def build(folder, section, split, engine=in_this_process, policy="skip"):
     """Files and manifest of a build in a new folder."""
     folder.mkdir()
     manifest = prepare(folder, reader(section, policy), BYTES, split, engine, quiet=True)
@@ -291,7 +291,7 @@ def test_a_file_that_changes_meanwhile_is_noticed(tmp_path):
     def engine(function, pieces):
         with (tmp_path / "a.jsonl").open("a") as file:
             file.write('{"text": "more"}\n')
-        return here(function, pieces)
+        return in_this_process(function, pieces)
 
     with pytest.raises(
         DataError, match=r"data\.source: its files changed while they were read; start again"
@@ -310,7 +310,7 @@ def killed_after(pieces, while_measuring=False):
     """An engine that ends like that after so many pieces."""
 
     def act(function, given):
-        for number, tokens in enumerate(here(function, given)):
+        for number, tokens in enumerate(in_this_process(function, given)):
             if number == pieces and while_measuring == (function.tokenizer is None):
                 raise Killed
             yield tokens
@@ -348,7 +348,9 @@ def test_stopped_anywhere_and_gone_on_is_the_same(tmp_path_factory, data, split,
                     killed_after(pieces, data.draw(st.booleans())),
                     quiet=True,
                 )
-        manifest = prepare(killed, reader(section), BYTES, SPLITS[split], here, quiet=True)
+        manifest = prepare(
+            killed, reader(section), BYTES, SPLITS[split], in_this_process, quiet=True
+        )
     assert (content(killed), manifest) == expected
 
 
@@ -375,7 +377,7 @@ def test_a_document_that_tail_has_parted_is_one_document_after_a_kill(
     folder.mkdir()
     with pytest.raises(Killed):
         prepare(folder, reader(section), BYTES, split, killed_after(2), quiet=True)
-    manifest = prepare(folder, reader(section), BYTES, split, here, quiet=True)
+    manifest = prepare(folder, reader(section), BYTES, split, in_this_process, quiet=True)
     assert (content(folder), manifest) == expected
 
 
@@ -399,7 +401,7 @@ def test_a_journal_that_is_not_true_is_not_believed(tmp_path, damage, monkeypatc
         monkeypatch.setattr(files, "SPAN_BYTES", 700)
     else:
         (folder / JOURNAL).write_text(damage, encoding="latin-1")
-    manifest = prepare(folder, reader(section), BYTES, HASH, here, quiet=True)
+    manifest = prepare(folder, reader(section), BYTES, HASH, in_this_process, quiet=True)
     assert (content(folder), manifest) == expected
 
 
@@ -567,7 +569,7 @@ def test_a_disk_that_fills_up_keeps_what_is_done(tmp_path, monkeypatch):
     expected, _ = build(tmp_path / "straight", section, HASH)
 
     def make(empty):
-        return prepare(empty, reader(section), BYTES, HASH, here, quiet=True)
+        return prepare(empty, reader(section), BYTES, HASH, in_this_process, quiet=True)
 
     append, room = preparation.SplitWriter._append, [25]
 
@@ -609,7 +611,7 @@ def test_memory_is_some_pieces(tmp_path, monkeypatch):
 
 def _manifest_only(folder, section):
     folder.mkdir()
-    return folder, prepare(folder, reader(section), BYTES, HASH, here, quiet=True)
+    return folder, prepare(folder, reader(section), BYTES, HASH, in_this_process, quiet=True)
 
 
 def test_only_some_pieces_wait(monkeypatch):

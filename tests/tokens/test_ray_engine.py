@@ -13,7 +13,7 @@ from lm.config.schema.source import JsonlSource
 from lm.documents.reader import Reader
 from lm.system.errors import DataError
 from lm.tokenizer.tokenizer import ByteTokenizer
-from lm.tokens.engines import here
+from lm.tokens.engines import in_this_process
 from lm.tokens.prepare import Split, prepare
 
 
@@ -41,7 +41,7 @@ def test_the_same_bytes_as_alone(
     monkeypatch.setattr("lm.documents.files.SPAN_BYTES", 20_000)  # the pieces are cut here
     reader = write(tmp_path)
     contents = []
-    for name, by in (("alone", here), ("ray", engine)):
+    for name, by in (("alone", in_this_process), ("ray", engine)):
         (tmp_path / name).mkdir()
         manifest = prepare(
             tmp_path / name, reader, ByteTokenizer(), Split("hash", 0.1), by, quiet=True
