@@ -412,7 +412,7 @@ from lm.tokens import engines
 from lm.documents import parquet
 from lm.tokens import prepare as preparation
 from lm.documents import reader as sources
-from lm.documents import files
+from lm.documents import files as text_files
 from tests.tokens.test_prepare_tokens import BYTES, SPLITS, reader
 from lm.tokens.cache import open_or_build
 text_files.SPAN_BYTES = parquet.SPAN_BYTES = sources.PIECE_CHARACTERS = 500
@@ -428,7 +428,12 @@ def engine(function, pieces):
         yield tokens
 
 def main():
-    open_or_build(Path(folder), lambda empty: preparation.prepare(empty, reader(section), BYTES, SPLITS[split], engine, True), print)
+    source = reader(section)
+
+    def build(empty):
+        return preparation.prepare(empty, source, BYTES, SPLITS[split], engine, True)
+
+    open_or_build(Path(folder), build, print)
 
 if __name__ == "__main__":
     from lm.system import errors
