@@ -38,7 +38,7 @@ class Config(Section):
         description="Where and how often the run is saved, and what is kept.",
     )
     logging: LoggingConfig = Field(
-        default_factory=LoggingConfig, description="What is logged during the run."
+        default_factory=LoggingConfig, description="Logging during the run."
     )
     finetune: FinetuneConfig | None = Field(
         None, description="How finetune.py trains a base checkpoint. null: a run of train.py."
