@@ -6,11 +6,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Self
 
 from lm.system.units import duration, in_bytes
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 LINE_SECONDS = 10.0  # between two plain lines
 
@@ -30,8 +31,10 @@ class Progress:
         self._figures = ""
         self._last_line = time.monotonic()
         self._first: tuple[int, float] | None = None  # this process's first step, and its time
-        self._bar = None
+        self._bar: tqdm | None = None
         if enabled and sys.stderr.isatty():
+            from tqdm import tqdm  # Only a terminal needs it.
+
             layout = "{l_bar}{bar}| {n}/{total}{postfix}"
             self._bar = tqdm(total=max_steps, initial=step, dynamic_ncols=True, bar_format=layout)
 
@@ -97,8 +100,10 @@ class ReadingProgress:
         self._what, self._total, self._done, self._quiet = what, sum(sizes), done, quiet
         self._start = self._last_line = time.monotonic()
         self._done_before = done
-        self._bar = None
+        self._bar: tqdm | None = None
         if not quiet and sys.stderr.isatty():
+            from tqdm import tqdm  # Only a terminal needs it.
+
             self._bar = tqdm(
                 desc=what,
                 total=sum(sizes) or None,
