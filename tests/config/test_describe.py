@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import typing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +20,6 @@ from lm.config.scalars import flow, plain
 from lm.config.schema.config import Config
 from lm.config.yaml_reader import read_text
 from tests.support.configs import BASE, BOTH, MIXTURE
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_origins(write) -> None:

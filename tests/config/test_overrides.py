@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
 from lm.commands import load_config
 from tests.support.configs import BASE, MIXTURE, complaints, value_of
-
-ROOT = Path(__file__).resolve().parents[2]
 
 SET = [
     (["--optimizer.lr", "3e-5"], "optimizer.lr", 3e-5),

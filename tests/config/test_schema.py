@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -13,8 +12,6 @@ from lm.commands import load_config
 from lm.config import keys
 from lm.config.schema.config import Config
 from tests.support.configs import BASE, MIXTURE, complaints, editor
-
-ROOT = Path(__file__).resolve().parents[2]
 
 REFUSED = [
     (

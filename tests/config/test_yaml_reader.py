@@ -14,8 +14,6 @@ from lm.commands import load_config
 from lm.config.scalars import plain, shown
 from tests.support.configs import BASE, READ, complaints, value_of
 
-ROOT = Path(__file__).resolve().parents[2]
-
 # ---------------------------------------------------------------- values
 
 
