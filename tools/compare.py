@@ -18,7 +18,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from lm.commands import add_flag, command_parser
 from lm.reports.comparison import Comparison, compare
@@ -32,13 +32,14 @@ if TYPE_CHECKING:
     from lm.evaluation.same_text import Verdict
     from lm.system.device import Device
     from lm.tokenizer.tokenizer import Tokenizer
+    from model import Decoder
 
 
 class Model(NamedTuple):
     """A run's best checkpoint, opened."""
 
     name: str
-    decoder: Any
+    decoder: Decoder
     tokenizer: Tokenizer
     data: PackedDataModule
 

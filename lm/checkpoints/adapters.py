@@ -8,8 +8,6 @@ import contextlib
 import os
 from pathlib import Path
 
-from torch import nn
-
 from lm.checkpoints.base import open_base
 from lm.checkpoints.folder import open_checkpoint, read_manifest, read_meta, verify
 from lm.checkpoints.meta import Adapters, AdaptersBase, read_adapters
@@ -18,9 +16,10 @@ from lm.config.schema.config import Config
 from lm.optim.optimizers import trained
 from lm.surgery.lora import add_adapters, merge
 from lm.system.errors import CheckpointError, ConfigError
+from model import Decoder
 
 
-def describe(config: Config, decoder: nn.Module) -> Adapters | None:
+def describe(config: Config, decoder: Decoder) -> Adapters | None:
     """What the meta.json of a run that trains adapters says of them; None of any other run. Raises
     CheckpointError: the base is gone.
     """
@@ -37,7 +36,7 @@ def describe(config: Config, decoder: nn.Module) -> Adapters | None:
     )
 
 
-def load_whole(decoder: nn.Module, folder: Path, base: Path | None = None) -> None:
+def load_whole(decoder: Decoder, folder: Path, base: Path | None = None) -> None:
     """Give a decoder without adapters the weights of a checkpoint, the averaged ones where it has
     them.
 

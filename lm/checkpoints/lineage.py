@@ -14,6 +14,7 @@ from lm.config.schema.config import Config
 from lm.system.device import Device, Precision
 from lm.system.machine import code, hardware
 from lm.tokenizer.tokenizer import Tokenizer
+from model import Decoder
 
 PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "safetensors", "numpy")
 
@@ -28,7 +29,7 @@ class Text(Protocol):
 
 def lasting_meta(
     config: Config,
-    decoder: Any,
+    decoder: Decoder,
     tokenizer: Tokenizer,
     text: Text,
     parent: dict[str, Any] | None,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lm.checkpoints import fsdp
@@ -26,6 +26,7 @@ from lm.optim.averaging import WeightAverage
 from lm.optim.optimizers import make_optimizer, trained
 from lm.surgery.fsdp import is_sharded, shard_like
 from lm.system.errors import CheckpointError
+from model import Decoder
 
 KEYS = {"step", "recent_losses", "optimizer"}
 OF_EACH_WEIGHT = {"step", "exp_avg", "exp_avg_sq"}
@@ -33,7 +34,7 @@ SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growt
 
 
 def tensor_writers(
-    decoder: nn.Module, optimizer: Optimizer, average: WeightAverage | None, state: dict[str, Any]
+    decoder: Decoder, optimizer: Optimizer, average: WeightAverage | None, state: dict[str, Any]
 ) -> dict[str, Callable[[Path], None]]:
     """The files of a run in training that the first process writes: name -> function that writes
     it.
@@ -55,7 +56,7 @@ def tensor_writers(
 
 
 def begin_shards(
-    path: Path, decoder: nn.Module, optimizer: Optimizer, average: WeightAverage | None
+    path: Path, decoder: Decoder, optimizer: Optimizer, average: WeightAverage | None
 ) -> Begun:
     """Each process's part of the checkpoint `path` of a decoder that is shared out. Raises
     CheckpointError on all processes.
@@ -69,7 +70,7 @@ def begin_shards(
     )
 
 
-def load_into(decoder: Any, folder: Path, averaged: bool) -> None:
+def load_into(decoder: Decoder, folder: Path, averaged: bool) -> None:
     """Give a decoder the weights of a checkpoint, ordinary or sharded: the averaged ones if wanted
     and there. Raises CheckpointError.
 
@@ -106,7 +107,7 @@ class Saved:
         return self.state
 
 
-def read_saved(folder: Path, decoder: nn.Module, config: OptimizerConfig, precision: str) -> Saved:
+def read_saved(folder: Path, decoder: Decoder, config: OptimizerConfig, precision: str) -> Saved:
     """Read it before anything of the run is touched: what is refused changes nothing. The decoder
     is whole. Raises CheckpointError.
     """

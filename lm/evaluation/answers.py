@@ -1,7 +1,7 @@
-"""How a decoder answers held-out conversations: what it writes, how likely it finds the references,
-which of some answers it chooses.
+"""Answers to held-out conversations: the text that a decoder writes, the likelihood of the
+references, and its choice among given answers.
 
-Prompts of like lengths are read together, which changes the time and none of the numbers.
+Prompts of similar lengths share a batch. That changes the time and none of the numbers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,23 +19,25 @@ from lm.documents.templates import LEARNED, ChatFormat, Encoded
 from lm.evaluation import scoring
 from lm.evaluation.scoring import ROWS, Row, batches
 from lm.generation.sampling import Sampling, generate, left_padded
+from lm.optim.modes import evaluating
 from lm.tokenizer.stream import text_behind
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lm.tokenizer.tokenizer import Tokenizer
+    from model import Decoder, KVCache
 
 Item = TypeVar("Item")
 
 
 class Answer(NamedTuple):
-    """What was written.
+    """The text that a decoder wrote.
 
     Attributes:
         text: without white space around it.
-        tokens: how many it has, the end not counted.
-        ended: it ended by itself.
+        tokens: how many it has, without the end of turn.
+        ended: whether the decoder ended it itself.
     """
 
     text: str
@@ -44,14 +46,14 @@ class Answer(NamedTuple):
 
 
 class Written(NamedTuple):
-    """The ids that stand behind a prompt, without what ended them, and whether something did."""
+    """The ids after a prompt, without the stop id, and whether there was one."""
 
     ids: tuple[int, ...]
     ended: bool
 
 
 class Loss(NamedTuple):
-    """Of one sequence: the sum over its labels, in nats, and how many they are."""
+    """The loss of one sequence: the sum over its labels in nats, and their number."""
 
     nats: float
     tokens: int
@@ -59,17 +61,17 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """What one decoder does with held-out conversations: a place for each of them in every list,
-    None where it was not asked.
+    """A decoder's results on held-out conversations. Each list has one element for each
+    conversation, None where nothing was measured.
 
     Attributes:
-        context: of the decoder.
-        no_room: prompts that fill it, so that there is no place for an answer.
-        answers: what it writes, of as many conversations as were to be answered.
-        losses: of what there is to learn in the conversation. None: it is longer than the context.
-        rejected: the same with the rejected answer, of preferences.
-        choices: which of `finetune.choices` it finds the most likely, where one of them is the
-            reference and there is room.
+        context: the decoder's context length.
+        no_room: the number of prompts that fill the context and leave no room for an answer.
+        answers: its answers, to `finetune.report_prompts` of the conversations.
+        losses: the loss of the labels. None: the conversation is longer than the context.
+        rejected: the loss with the rejected answer, for preferences.
+        choices: the most likely of `finetune.choices`, if one of them is the reference and there is
+            room.
     """
 
     context: int
@@ -81,27 +83,26 @@ class Measured:
 
 
 def measure(
-    decoder: Any,
+    decoder: Decoder,
     chat: ChatFormat,
     conversations: Sequence[Conversation],
     finetune: FinetuneConfig,
     rows: int = ROWS,
 ) -> Measured:
-    """Ask a decoder everything that `Measured` holds; it is left in the mode it came in. Of several
-    turns the last answer is asked for.
+    """Measure everything that `Measured` holds; the decoder's mode is restored. In a conversation
+    of several turns the last answer is asked for.
 
     Raises:
-        NonFiniteError: its answers are NaN or infinite.
+        NonFiniteError: the decoder's logits are NaN or infinite.
     """
     import torch
 
-    decoder = getattr(decoder, "_orig_mod", decoder)  # compiled, each length would be a new graph
-    context, training = decoder.config.context_length, decoder.training
+    context = decoder.config.context_length
     prompts = [chat.prompt(conversation.prompt) for conversation in conversations]
     room = [i for i, prompt in enumerate(prompts) if len(prompt) < context]
-    asked = evenly(room, finetune.report_prompts)
-    wanted = [chat.answer(choice) for choice in finetune.choices]
-    last_token = max(map(len, wanted), default=0) - 1
+    answered = evenly(room, finetune.report_prompts)
+    choices = [chat.answer(choice) for choice in finetune.choices]
+    last_token = max(map(len, choices), default=0) - 1
     choosing = [
         i
         for i in room
@@ -109,46 +110,34 @@ def measure(
         and len(prompts[i]) + last_token <= context
     ]
     pairs = [i for i, conversation in enumerate(conversations) if conversation.rejected is not None]
-    decoder.eval()
-    try:
-        with torch.no_grad():
-            answers = answer(
-                decoder, chat, [prompts[i] for i in asked], finetune.report_tokens, rows
-            )
-            losses = score(
-                decoder,
-                chat,
-                [chat.encode(Conversation(each.turns)) for each in conversations],
-                rows,
-            )
-            rejected = score(
-                decoder, chat, [chat.encode(with_rejected(conversations[i])) for i in pairs], rows
-            )
-            chosen = [
-                finetune.choices[best]
-                for best in choose(decoder, [prompts[i] for i in choosing], wanted, rows)
-            ]
-    finally:
-        decoder.train(training)
-    places = len(prompts)
+    preferred = [chat.encode(Conversation(conversation.turns)) for conversation in conversations]
+    rejected = [chat.encode(with_rejected(conversations[i])) for i in pairs]
+    with evaluating(decoder), torch.no_grad():
+        answers = answer(
+            decoder, chat, [prompts[i] for i in answered], finetune.report_tokens, rows
+        )
+        losses = score(decoder, chat, preferred, rows)
+        rejected_losses = score(decoder, chat, rejected, rows)
+        chosen = choose(decoder, [prompts[i] for i in choosing], choices, rows)
+    count = len(prompts)
     return Measured(
         context=context,
-        no_room=places - len(room),
-        answers=_placed(asked, answers, places),
+        no_room=count - len(room),
+        answers=_placed(answered, answers, count),
         losses=losses,
-        rejected=_placed(pairs, rejected, places),
-        choices=_placed(choosing, chosen, places),
+        rejected=_placed(pairs, rejected_losses, count),
+        choices=_placed(choosing, [finetune.choices[best] for best in chosen], count),
     )
 
 
 def answer(
-    decoder: Any,
+    decoder: Decoder,
     chat: ChatFormat,
     prompts: Sequence[Sequence[int]],
     most_tokens: int,
     rows: int = ROWS,
 ) -> list[Answer]:
-    """Continue each prompt with the most likely tokens, to the end of the turn or so many tokens."""
+    """Answer each prompt greedily, up to the end of the turn or `most_tokens` tokens."""
     written = write_greedily(decoder, chat.tokenizer, prompts, most_tokens, chat.stop_ids, rows)
     return [
         Answer(chat.answer_text(text_behind(chat.tokenizer, prompt, ids)).strip(), len(ids), ended)
@@ -157,30 +146,25 @@ def answer(
 
 
 def write_greedily(
-    decoder: Any,
+    decoder: Decoder,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     most_tokens: int,
     stop_ids: Collection[int],
     rows: int = ROWS,
 ) -> list[Written]:
-    """The most likely tokens behind each prompt, given as ids, up to one of `stop_ids` or so many
+    """Continue each prompt, given as ids, greedily, up to one of `stop_ids` or `most_tokens`
     tokens.
     """
     import torch
 
     generator = torch.Generator(next(decoder.parameters()).device)
+    greedy, vocab_size = Sampling(temperature=0), tokenizer.vocab_size
     drawn: list[list[int]] = [[] for _ in prompts]
     for batch in batches(prompts, rows):
         texts = [prompts[i] for i in batch]
         for tokens in generate(
-            decoder,
-            texts,
-            Sampling(temperature=0),
-            most_tokens,
-            stop_ids,
-            generator,
-            tokenizer.vocab_size,
+            decoder, texts, greedy, most_tokens, stop_ids, generator, vocab_size
         ):
             for i, token in zip(batch, tokens, strict=True):
                 drawn[i] += [token] if token is not None else []
@@ -191,48 +175,41 @@ def write_greedily(
 
 
 def score(
-    decoder: Any, chat: ChatFormat, sequences: Sequence[Encoded], rows: int = ROWS
+    decoder: Decoder, chat: ChatFormat, sequences: Sequence[Encoded], rows: int = ROWS
 ) -> list[Loss | None]:
-    """The loss of each sequence's labels, every token read in its true place; None where the
+    """Return the loss of each sequence's labels, every token read in its true place; None if the
     sequence is longer than the context.
     """
     from lm.optim.loss import IGNORE_INDEX
 
-    fitting = [
-        i
-        for i, sequence in enumerate(sequences)
-        if len(sequence.ids) <= decoder.config.context_length
-    ]
-    asked = []
+    context, eos_id = decoder.config.context_length, chat.tokenizer.eos_id
+    fitting = [i for i, sequence in enumerate(sequences) if len(sequence.ids) <= context]
+    scored = []
     for i in fitting:
-        # in their own type IGNORE_INDEX would be some id
+        # int64 before IGNORE_INDEX comes in: in the ids' own type it would be some id
         ids, flags = sequences[i].ids.astype(np.int64), sequences[i].flags
         assert flags is not None
-        # Behind the EOS that opens it.
-        asked.append(
-            Row(
-                np.concatenate([[chat.tokenizer.eos_id], ids[:-1]]),
-                np.where(flags & LEARNED, ids, IGNORE_INDEX),
-            )
-        )
+        labels = np.where(flags & LEARNED, ids, IGNORE_INDEX)
+        scored.append(Row(np.concatenate([[eos_id], ids[:-1]]), labels))
     losses = [
         Loss(float(scores.nats.sum()), len(scores.nats))
-        for scores in scoring.score(decoder, asked, rows)
+        for scores in scoring.score(decoder, scored, rows)
     ]
     return _placed(fitting, losses, len(sequences))
 
 
 def choose(
-    decoder: Any,
+    decoder: Decoder,
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     rows: int = ROWS,
 ) -> list[int]:
-    """Which of the answers, given as ids with their ends, each prompt makes the most likely.
+    """Return the index of the answer that is most likely after each prompt. Answers are ids with
+    their end of turn.
 
-    The prompt is read once; each answer is then read behind it and taken out of the cache again.
-    Nothing is divided by an answer's length: with its end it is a whole event, and the
-    probabilities of all answers add up to one.
+    The prompt is read once; each answer is then read after it and removed from the cache again.
+    Likelihoods are not divided by an answer's length: with its end an answer is a complete event,
+    and the probabilities of all answers add up to one.
     """
     import torch
 
@@ -250,34 +227,31 @@ def choose(
                 following = _log_probabilities(decoder, torch.full_like(ids[:, :1], read), cache)
                 likelihood = likelihood + following[:, token]
             likelihoods.append(likelihood)
-        for i, best in zip(
-            batch, torch.stack(likelihoods, dim=1).argmax(dim=1).tolist(), strict=True
-        ):
-            chosen[i] = best
+        best = torch.stack(likelihoods, dim=1).argmax(dim=1).tolist()
+        for i, number in zip(batch, best, strict=True):
+            chosen[i] = number
     return chosen
 
 
 def evenly(items: Sequence[Item], most: int) -> list[Item]:
-    """At most so many of the items, in their order and from all parts of them."""
+    """Return at most `most` of the items, in their order and evenly spread."""
     count = min(most, len(items))
     return [items[i * len(items) // count] for i in range(count)]
 
 
 def with_rejected(conversation: Conversation) -> Conversation:
-    """A preference's conversation as it goes with the answer that people liked less."""
+    """Return a preference's conversation with the rejected answer."""
     assert conversation.rejected is not None
     return Conversation(
         (*conversation.prompt, conversation.turns[-1]._replace(content=conversation.rejected))
     )
 
 
-def _log_probabilities(decoder: Any, ids: Tensor, cache: Any) -> Tensor:
-    """Of the token after the last, (B, V)."""
+def _log_probabilities(decoder: Decoder, ids: Tensor, cache: KVCache) -> Tensor:
+    """Return the log-probabilities of the token after the last, (B, V)."""
     return decoder.forward(ids, cache=cache)[:, -1].float().log_softmax(dim=-1)
 
 
-def _placed(
-    numbers: Sequence[int], values: Sequence[Item | None], places: int
-) -> list[Item | None]:
-    found = dict(zip(numbers, values, strict=True))
-    return [found.get(i) for i in range(places)]
+def _placed(indices: Sequence[int], values: Sequence[Item | None], count: int) -> list[Item | None]:
+    by_index = dict(zip(indices, values, strict=True))
+    return [by_index.get(i) for i in range(count)]

@@ -1,8 +1,8 @@
-"""How far a mean over cases can be trusted: the cases are drawn again, with replacement, ten
-thousand times (the bootstrap, Efron 1979).
+"""Confidence intervals of means over cases, from the bootstrap (Efron 1979): the cases are
+resampled ten thousand times, with replacement.
 
-All models are scored on the same drawn cases, so what makes a case hard for all of them cancels in
-their differences. A quotient of sums (nats by bytes, right answers by weights) is drawn as a whole,
+All models are scored on the same resampled cases, so the difficulty of a case cancels in their
+differences. A quotient of sums (nats by bytes, right answers by weights) is resampled as a whole,
 never as a mean of quotients.
 """
 
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 RESAMPLES = 10_000
 AT_ONCE = 2**22  # cases drawn at once
-FEWEST_BEYOND = 10  # draws behind a limit that a percentile needs
+FEWEST_BEYOND = 10  # a percentile needs this many draws beyond it
 
 Array = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """A value, and between which limits it lies with the stated confidence."""
+    """A value with the limits of its confidence interval."""
 
     value: float
     low: float
@@ -32,9 +32,9 @@ class Resampled(NamedTuple):
     """A quotient of sums over cases, for each of m models.
 
     Attributes:
-        values: (m,) float64, of the cases themselves.
-        drawn: (RESAMPLES, m) float64, of cases drawn again, the same for all models.
-        cases: how many equally weighted cases tell as much: (sum w)^2 / sum w^2 (Kish 1965).
+        values: (m,) float64, over the cases themselves.
+        drawn: (RESAMPLES, m) float64, over resampled cases, the same for all models.
+        cases: the effective number of cases, (sum w)^2 / sum w^2 (Kish 1965).
     """
 
     values: Array
@@ -43,11 +43,11 @@ class Resampled(NamedTuple):
 
 
 def resample(numerators: Array, denominators: Array, weights: Array, seed: int) -> Resampled:
-    """Draw the cases again.
+    """Resample the cases. The quotient is sum(w * numerator) / sum(w * denominator).
 
     Args:
-        numerators, denominators: (n, m) float64, of n cases and m models; the quotient is sum(w *
-            numerator) / sum(w * denominator). Denominators are greater than 0.
+        numerators: (n, m) float64, for n cases and m models.
+        denominators: (n, m) float64, greater than 0.
         weights: (n,) float64, greater than 0.
         seed: equal seeds draw equal cases.
     """
@@ -59,35 +59,33 @@ def resample(numerators: Array, denominators: Array, weights: Array, seed: int) 
     for first in range(0, RESAMPLES, rows):
         count = min(rows, RESAMPLES - first)
         picked = generator.integers(n, size=(count, n)) + n * np.arange(count)[:, None]
-        # how often each case was drawn
-        often = np.bincount(picked.ravel(), minlength=count * n).reshape(count, n)
-        parts.append(often @ sums)
+        times_drawn = np.bincount(picked.ravel(), minlength=count * n).reshape(count, n)
+        parts.append(times_drawn @ sums)
     drawn, all_cases = np.concatenate(parts), sums.sum(axis=0)
     cases = float(weights.sum() ** 2 / (weights**2).sum())
     return Resampled(all_cases[:m] / all_cases[m:], drawn[:, :m] / drawn[:, m:], cases)
 
 
 def mean_of(parts: list[Resampled]) -> Resampled:
-    """The mean of several sets of cases, each drawn by itself. It is trusted as if all of them were
-    as small as the smallest.
+    """Return the mean of several sets of cases, each resampled separately. Its number of cases is
+    that of the smallest set.
     """
-    values, drawn = (
-        np.mean([part.values for part in parts], axis=0),
-        np.mean([part.drawn for part in parts], axis=0),
-    )
+    values = np.mean([part.values for part in parts], axis=0)
+    drawn = np.mean([part.drawn for part in parts], axis=0)
     return Resampled(values, drawn, min(part.cases for part in parts))
 
 
 def interval(value: float, drawn: Array, cases: float, confidence: float = 0.95) -> Interval:
-    """The expanded percentile interval (Hesterberg 2015, "What Teachers Should Know About the
-    Bootstrap").
+    """Return the expanded percentile interval (Hesterberg 2015, "What Teachers Should Know About
+    the Bootstrap").
 
-    Plain percentiles are those of a normal distribution with the variance of n - 1 by n: too narrow
-    for few cases. These lie as far out as Student's t would put them. Where so few cases could all
-    point in one direction by chance alone (1 of 2^(n - 1) times), nothing is known: the limits are
-    infinite. A percentile behind which hardly anything was drawn is where the draws happen to end,
-    however small the tail; limits are then at least as far away as those of a normal distribution
-    that spreads as the draws do.
+    Plain percentiles use a variance that is too small by (n - 1) / n, so they are too narrow for
+    few cases. These limits are as far out as those of Student's t. Two cases need care:
+
+    - Very few cases may all point in one direction by chance, 1 of 2^(n - 1) times. Then nothing is
+      known, and the limits are infinite.
+    - A percentile with hardly any draws beyond it only shows where the draws end. Limits are then
+      at least those of a normal distribution with the draws' standard deviation.
     """
     from scipy.special import ndtr, stdtrit
 
@@ -103,12 +101,11 @@ def interval(value: float, drawn: Array, cases: float, confidence: float = 0.95)
 
 
 def share_interval(value: float, drawn: Array, cases: float, confidence: float = 0.95) -> Interval:
-    """As `interval`, for a share of cases. Where all cases agree, so does whatever is drawn from
-    them, and the exact limit of Clopper and Pearson (1934) is taken: 0 of 40 can well be 8 of 100.
+    """Return the `interval` of a share of cases. If all cases agree, so do all resampled ones, and
+    the exact limit of Clopper and Pearson (1934) applies: 0 of 40 may well be 8 of 100.
     """
-    found = interval(value, drawn, cases, confidence)
     if value not in (0, 1):
-        return found
+        return interval(value, drawn, cases, confidence)
     far = ((1 - confidence) / 2) ** (1 / cases)
     return Interval(value, far, 1.0) if value == 1 else Interval(value, 0.0, 1 - far)
 
@@ -116,16 +113,17 @@ def share_interval(value: float, drawn: Array, cases: float, confidence: float =
 def difference_interval(
     value: float, drawn: Array, cases: float, confidence: float, unit: float = 1.0
 ) -> Interval:
-    """As `interval`, for the difference of two shares of the same cases. Where it is the same in
-    every case, so it is in whatever is drawn from them, and the share of cases that might differ
-    otherwise has Clopper and Pearson's limit: two that agree on 40 of 40 may well disagree on 8 of
-    100.
+    """Return the `interval` of the difference of two shares of the same cases.
+
+    If the difference is the same in every case, it is the same in all resampled ones. The share of
+    cases that might differ then has Clopper and Pearson's limit: two models that agree on 40 of 40
+    cases may well disagree on 8 of 100.
 
     Args:
-        unit: how much of the difference one share makes, at most.
+        unit: the largest part of the difference that one share can make up.
     """
-    found = interval(value, drawn, cases, confidence)
-    if np.isinf(found.low) or np.ptp(drawn) > 1e-9:
-        return found
+    expanded = interval(value, drawn, cases, confidence)
+    if np.isinf(expanded.low) or np.ptp(drawn) > 1e-9:
+        return expanded
     reach = (unit + abs(value)) * (1 - ((1 - confidence) / 2) ** (1 / cases))
     return Interval(value, max(-unit, value - reach), min(unit, value + reach))

@@ -1,14 +1,13 @@
-"""How much of what a model wrote stands in the text that it was trained on.
+"""How much of a model's text is copied from its training text.
 
-Two figures, after RAVEN (McCoy et al. 2021, "How much do language models copy from their training
-data?"): the longest run of tokens that was copied, and the share of n-grams that are novel. The
-training text is read once, in pieces, and nothing rests on hashes: they only tell where it pays to
-compare tokens.
+There are two figures, after RAVEN (McCoy et al. 2021, "How much do language models copy from their
+training data?"): the longest copied run of tokens, and the share of novel n-grams. The training
+text is read once, in pieces. The result does not depend on hashes: they only select the places
+where tokens are compared.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +17,11 @@ from numpy.typing import NDArray
 
 from lm.evaluation.training_text import TrainingText
 
-# n-grams are of so many bytes, in tokens of the training text, so that tokenizers can be compared.
-# It is what five words of English take: whoever writes repeats most of the pairs and triples of
-# words in a large text, and makes most runs of five or more anew.
+# The length of an n-gram in bytes, so that tokenizers can be compared: about five English words.
+# Writers repeat most pairs and triples of words of a large text, but few runs of five or more.
 NGRAM_BYTES = 28
-PIECE = 2**17  # tokens at a time: what is made of them stays in a processor's cache
-MULTIPLIER = 0x9E3779B1  # odd, so that no token is multiplied away
+PIECE = 2**17  # tokens at a time, so that the arrays stay in a processor's cache
+MULTIPLIER = 0x9E3779B1  # odd, so that multiplication keeps tokens apart
 
 Ids = NDArray[np.uint32]
 Places = NDArray[np.int64]
@@ -31,72 +29,59 @@ Places = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Memorised:
-    """Of some continuations.
+    """The figures of a group of continuations.
 
     Attributes:
-        longest_run: the most consecutive tokens of a continuation that stand so in the training
-            text; 0: none of them occurs there.
+        longest_run: the most consecutive tokens of a continuation that are in the training text.
         longest_text: their text.
-        n: how many tokens an n-gram has.
-        ngrams: how many there are in the continuations, equal ones counted each time.
-        novel_share: the share of them that the training text does not have; None where there are
-            none.
-        tokens_read: of the training text.
-        seconds: that took, for all groups together.
-        missing: what of the training text is not here, a line for each part: then the longest run
-            is at least, and the novel share at most what is said.
+        n: the number of tokens of an n-gram.
+        novel_share: the share of n-grams that the training text does not have, equal ones counted
+            each time; None without n-grams.
+        missing: parts of the training text that are not on this machine, a line for each. Then
+            `longest_run` is a lower bound, and `novel_share` an upper bound.
     """
 
     longest_run: int
     longest_text: str
     n: int
-    ngrams: int
     novel_share: float | None
-    tokens_read: int
-    seconds: float
     missing: tuple[str, ...] = ()
 
 
 def memorised(
     text: TrainingText, groups: Sequence[Sequence[Sequence[int]]], piece: int = PIECE
 ) -> list[Memorised]:
-    """Look for groups of continuations, given as ids, in a training text, which is read once for
-    all of them.
+    """Search a training text for groups of continuations, given as ids. It is read once for all.
 
-    Memory: some megabytes for a piece, and for the continuations about 8 n bytes a token.
+    Memory: some megabytes for a piece, and about 8 n bytes for each token of the continuations.
 
     Raises:
-        OSError: the tokens were removed since the text was opened.
+        OSError: the tokens were removed after the text was opened.
     """
-    started = time.perf_counter()
     written = [Written(continuations) for continuations in groups]
     n = max(1, round(NGRAM_BYTES / text.bytes_per_token)) if text.bytes_per_token else NGRAM_BYTES
-    searches = [(Ngrams(each, n), LongestRun(each)) for each in written]
-    for ids in pieces(text, piece, max([n, *(each.longest for each in written)])):
+    searches = [(Ngrams(group, n), LongestRun(group)) for group in written]
+    for ids in pieces(text, piece, max([n, *(group.longest for group in written)])):
         for ngrams, run in searches:
             ngrams.look_in(ids)
             run.look_in(ids)
-    seconds = time.perf_counter() - started
     return [
         Memorised(
             longest_run=run.length,
             longest_text=text.tokenizer.decode(
-                each.ids[run.place : run.place + run.length].tolist()
+                group.ids[run.place : run.place + run.length].tolist()
             ),
             n=n,
-            ngrams=ngrams.count,
             novel_share=ngrams.novel / ngrams.count if ngrams.count else None,
-            tokens_read=text.tokens,
-            seconds=seconds,
             missing=text.missing,
         )
-        for each, (ngrams, run) in zip(written, searches, strict=True)
+        for group, (ngrams, run) in zip(written, searches, strict=True)
     ]
 
 
 def pieces(text: TrainingText, size: int, longest: int) -> Iterator[Ids]:
-    """The training text, `size` tokens at a time, and so many more that a run of `longest` that
-    begins in a piece is whole in it.
+    """Yield the training text, `size` tokens at a time. Pieces overlap, so that a run of `longest`
+    tokens is complete in the piece in which it begins.
     """
     for store in text.stores:
         for start in range(0, store.tokens, size):
@@ -104,12 +89,12 @@ def pieces(text: TrainingText, size: int, longest: int) -> Iterator[Ids]:
 
 
 class Written:
-    """Continuations in a row.
+    """Continuations, concatenated.
 
     Attributes:
-        ids: all their tokens.
-        left: for each, how many tokens its continuation has from there on.
-        longest: tokens of the longest.
+        ids: all tokens.
+        left: for each token, how many tokens its continuation has from there on.
+        longest: the number of tokens of the longest continuation.
     """
 
     def __init__(self, continuations: Sequence[Sequence[int]]):
@@ -122,10 +107,10 @@ class Written:
 
 
 class Ngrams:
-    """Which n-grams of continuations a text has.
+    """The n-grams of continuations that were not yet found in a text.
 
     Attributes:
-        count: how many there are, equal ones counted each time.
+        count: the number of all n-grams, equal ones counted each time.
     """
 
     def __init__(self, written: Written, n: int):
@@ -134,23 +119,23 @@ class Ngrams:
 
     @property
     def novel(self) -> int:
-        """How many were not found yet, equal ones counted each time."""
+        """Return how many were not found yet, equal ones counted each time."""
         return int(self._windows.counts.sum())
 
     def look_in(self, ids: Ids) -> None:
-        """What is found is not looked for again: what is frequent is gone after the first pieces."""
+        """Search a piece, and remove the n-grams in it. The first pieces remove the frequent ones."""
         _, found = self._windows.find(ids)
         if len(found):
             self._windows.remove(np.unique(found))
 
 
 class LongestRun:
-    """The longest run of a continuation that a text has. It looks only for what is longer than what
-    it has found, so that it finds little.
+    """The longest run of a continuation that a text has. The search is only for longer runs than
+    the longest so far, so there are few matches.
 
     Attributes:
-        length: tokens of it.
-        place: where in the continuations.
+        length: its number of tokens.
+        place: its place in the continuations.
     """
 
     def __init__(self, written: Written):
@@ -159,7 +144,7 @@ class LongestRun:
         self._longer = Windows(written, 1)
 
     def look_in(self, ids: Ids) -> None:
-        """Several times: where a run was found, another one of its kind may go on for longer."""
+        """Search a piece, again after each match: another run of that length may be longer."""
         while len(self._longer.places):
             at, found = self._longer.find(ids)
             if not len(at):
@@ -168,26 +153,26 @@ class LongestRun:
             self._longer = Windows(self._written, self.length + 1)
 
     def _extend(self, ids: Ids, at: Places, places: Places) -> None:
-        """Follow the runs of `length` + 1 that begin at these places of a text and of the
-        continuations to where the last of them ends.
+        """Extend runs of `length` + 1 tokens, which begin at these places of a text and of the
+        continuations, until the last one ends.
         """
         written, length = self._written, self.length + 1
         while len(at):
             self.length, self.place = length, int(places[0])
-            going_on = (at + length < len(ids)) & (written.left[places] > length)
-            at, places = at[going_on], places[going_on]
+            inside = (at + length < len(ids)) & (written.left[places] > length)
+            at, places = at[inside], places[inside]
             equal = ids[at + length] == written.ids[places + length]
             at, places, length = at[equal], places[equal], length + 1
 
 
 class Windows:
-    """The different runs of n tokens in continuations, to be found in a text.
+    """The distinct runs of n tokens in continuations, to be searched in a text.
 
-    A table says which hashes they have. Where the text has one of these, its tokens are compared.
+    A table holds their hashes. Where the text has one of these hashes, the tokens are compared.
 
     Attributes:
-        places: where each begins, the first time.
-        counts: how often each occurs.
+        places: where each run begins for the first time.
+        counts: how often each run occurs.
     """
 
     def __init__(self, written: Written, n: int):
@@ -205,35 +190,35 @@ class Windows:
         self._keep(places[order], counts[order], hashes[order])
 
     def remove(self, numbers: Places) -> None:
-        """Look no longer for these."""
+        """Remove the runs with these indices from the search."""
         kept = np.ones(len(self.places), bool)
         kept[numbers] = False
         self._keep(self.places[kept], self.counts[kept], self._hashes[kept])
 
     def find(self, ids: Ids) -> tuple[Places, Places]:
-        """Where in a text there is one of them, and for each such place its number."""
+        """Return the places of a text where one of the runs begins, and the index of that run."""
         if not len(self.places) or len(ids) < self._n:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         hashes = window_hashes(ids, self._n)
         at = np.flatnonzero(self._table.take(self._slots(hashes)))
         hashes = hashes[at]
         number = np.searchsorted(self._hashes, hashes)
-        found = []
-        while len(at):  # once, but for different runs of one hash
-            there = number < len(self.places)
-            there[there] = self._hashes[number[there]] == hashes[there]
-            at, number, hashes = at[there], number[there], hashes[there]
+        matches = []
+        while len(at):  # once, unless different runs have the same hash
+            same = number < len(self.places)
+            same[same] = self._hashes[number[same]] == hashes[same]
+            at, number, hashes = at[same], number[same], hashes[same]
             equal = self._equal(ids, at, self.places[number])
-            found.append((at[equal], number[equal]))
+            matches.append((at[equal], number[equal]))
             at, number, hashes = at[~equal], number[~equal] + 1, hashes[~equal]
-        if not found:
+        if not matches:
             return at, at
-        starts, numbers = zip(*found, strict=True)
+        starts, numbers = zip(*matches, strict=True)
         return np.concatenate(starts), np.concatenate(numbers)
 
     def _keep(self, places: Places, counts: Places, hashes: Ids) -> None:
         self.places, self.counts, self._hashes = places, counts, hashes
-        # few of the text's hashes are there by chance
+        # large enough that few of the text's hashes match by chance
         self._shift = np.uint32(32 - max(16, min(24, (64 * len(places)).bit_length())))
         self._table = np.zeros(2 ** (32 - int(self._shift)), bool)
         self._table[self._slots(hashes)] = True
@@ -251,17 +236,16 @@ class Windows:
 
 
 def window_hashes(ids: Ids, n: int) -> Any:
-    """Of each run of n tokens, from as many steps as n has binary digits: the hashes of long runs
-    are made of those of shorter ones.
+    """Return the hash of each run of n tokens. It takes as many steps as n has binary digits,
+    because hashes of long runs are combined from hashes of shorter ones.
     """
     hashes, done, width, factor, power = None, 0, 1, MULTIPLIER, ids
     while True:
         if n & width:
-            hashes = (
-                power
-                if hashes is None
-                else hashes[: len(power) - done] * np.uint32(factor) + power[done:]
-            )
+            if hashes is None:
+                hashes = power
+            else:
+                hashes = hashes[: len(power) - done] * np.uint32(factor) + power[done:]
             done += width
         if done == n:
             return hashes[: len(ids) - n + 1]  # type: ignore[index]

@@ -1,11 +1,10 @@
-"""Two models on the same text: how far apart they are, and whether that is more than the text alone
-could bring about.
+"""Two models on the same text: their difference, and whether it is beyond the noise of the text.
 
-Where both have the same tokenizer they score the same rows, in nats per token. Else they score the
-same passages of text, each read by itself behind an EOS and cut by each model's own tokenizer, in
-bits per byte. Rows or passages are then drawn again (lm/evaluation/intervals.py): another text of
-the same kind would have other ones. They are taken for independent, which neighbours of one
-document are not quite.
+With the same tokenizer both models score the same rows, in nats per token. Otherwise they score the
+same passages, in bits per byte; each passage is read alone after an EOS, in the model's own tokens.
+Rows or passages are then resampled (lm/evaluation/intervals.py), because another text of the same
+kind would have other ones. They are treated as independent, which neighbours in one document are
+not quite.
 """
 
 from __future__ import annotations
@@ -23,14 +22,15 @@ from lm.evaluation.intervals import interval, resample
 if TYPE_CHECKING:
     from lm.tokenizer.tokenizer import Tokenizer
     from lm.tokens.store import TokenStore
+    from model import Decoder
 
 SEED = 0
 SEEDS = "what another seed would do is not in this (python -m tools.ablate)"
 
 
 class Sums(NamedTuple):
-    """Of each row or passage: what a model makes of it, in nats or bits, over so many tokens or
-    bytes; both (n,) float64.
+    """The loss of each row or passage, in nats or bits, and its size, in tokens or bytes; both (n,)
+    float64.
     """
 
     amounts: NDArray[np.float64]
@@ -39,16 +39,19 @@ class Sums(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """How models A and B do on a text: lower is better.
+    """The losses of models A and B on a text; lower is better.
 
     Attributes:
-        text: whose text it is.
-        unit: of all numbers but `cases`.
-        kind: what was drawn again, "rows" or "passages".
-        cases: how many of them.
-        a, b: over the whole text.
-        difference, low, high: b - a, and the limits of its 95 % interval.
-        notes: what has to be borne in mind.
+        text: the name of the text.
+        unit: the unit of all numbers except `cases`.
+        kind: the resampled cases, "rows" or "passages".
+        cases: the number of cases.
+        a: model A's loss over the whole text.
+        b: model B's.
+        difference: b - a.
+        low: the lower limit of its 95 % interval.
+        high: the upper limit.
+        notes: limits of the verdict, for the reader.
     """
 
     text: str
@@ -64,11 +67,11 @@ class Verdict:
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Return whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
     def words(self, names: tuple[str, str]) -> str:
-        """The verdict for people, with what it does not say."""
+        """Return the verdict as a sentence, with its limits."""
         where = f"on {self.text} ({self.cases:,} {self.kind})"
         if self.difference == self.low == self.high == 0:
             return f"{names[0]} and {names[1]} score exactly the same {where}"
@@ -92,11 +95,11 @@ class Verdict:
 
 
 def judge(text: str, unit: str, kind: str, a: Sums, b: Sums, notes: Sequence[str]) -> Verdict:
-    """Hold two models' sums over the same cases against each other; there is at least one."""
+    """Compare two models' sums over the same cases, of which there is at least one."""
     amounts, sizes = np.stack([a.amounts, b.amounts], axis=1), np.stack([a.sizes, b.sizes], axis=1)
     drawn = resample(amounts, sizes, np.ones(len(amounts)), SEED)
     first, second = drawn.values.tolist()
-    found = interval(second - first, drawn.drawn[:, 1] - drawn.drawn[:, 0], drawn.cases)
+    difference = interval(second - first, drawn.drawn[:, 1] - drawn.drawn[:, 0], drawn.cases)
     return Verdict(
         text,
         unit,
@@ -104,23 +107,21 @@ def judge(text: str, unit: str, kind: str, a: Sums, b: Sums, notes: Sequence[str
         len(amounts),
         first,
         second,
-        found.value,
-        found.low,
-        found.high,
+        difference.value,
+        difference.low,
+        difference.high,
         list(notes),
     )
 
 
 def documents_known(held_out: Sequence[TokenStore], trained: Sequence[TokenStore]) -> int:
-    """How many of the documents to validate on are among those that a model was trained on,
-    whatever its tokenizer.
-    """
+    """Return how many held-out documents a model was trained on, whatever its tokenizer."""
     known = np.concatenate([np.empty(0, np.uint64), *(store.document_hashes for store in trained)])
     return sum(int(np.isin(store.document_hashes, known).sum()) for store in held_out)
 
 
-def sums_of_rows(decoder: Any, batches: Iterable[dict[str, Any]]) -> Sums:
-    """What a decoder makes of each row that has a label, in nats and tokens; `batches` as for
+def sums_of_rows(decoder: Decoder, batches: Iterable[dict[str, Any]]) -> Sums:
+    """Score each row that has a label, in nats and tokens. `batches` are those of
     `lm.evaluation.validation.evaluate`.
     """
     import torch
@@ -139,33 +140,31 @@ def sums_of_rows(decoder: Any, batches: Iterable[dict[str, Any]]) -> Sums:
     return Sums(all_nats[all_tokens > 0], all_tokens[all_tokens > 0])
 
 
-def sums_of_passages(decoder: Any, tokenizer: Tokenizer, passages: Sequence[str]) -> Sums:
-    """What a decoder makes of each passage, in bits and UTF-8 bytes. A long one is read in windows
-    that overlap.
-    """
+def sums_of_passages(decoder: Decoder, tokenizer: Tokenizer, passages: Sequence[str]) -> Sums:
+    """Score each passage, in bits and UTF-8 bytes. A long one is read in overlapping windows."""
     from lm.evaluation.scoring import score, windows
 
     context, rows, owners = decoder.config.context_length, [], []
     for number, passage in enumerate(passages):
-        of_passage = windows(tokenizer.eos_id, tokenizer.encode(passage), context)
-        rows += of_passage
-        owners += [number] * len(of_passage)
+        passage_rows = windows(tokenizer.eos_id, tokenizer.encode(passage), context)
+        rows += passage_rows
+        owners += [number] * len(passage_rows)
     nats = np.array([scores.nats.sum() for scores in score(decoder, rows)])
     sizes = np.array([len(passage.encode()) for passage in passages], float)
     return Sums(np.bincount(owners, nats, len(passages)) / math.log(2), sizes)
 
 
 def passages_of(texts: Iterable[str], characters: int, most: int) -> list[str]:
-    """At most so many passages of about so many characters, evenly spread over the texts, none of
-    white space alone.
+    """Return at most `most` passages of about `characters` characters, evenly spread over the
+    texts. None is white space only.
     """
-    found = [passage for text in texts for passage in _cut(text, characters) if passage.strip()]
-    n = min(most, len(found))
-    return [found[i * len(found) // n] for i in range(n)]
+    passages = [passage for text in texts for passage in _cut(text, characters) if passage.strip()]
+    n = min(most, len(passages))
+    return [passages[i * len(passages) // n] for i in range(n)]
 
 
 def _cut(text: str, characters: int) -> Iterator[str]:
-    """All of a text in pieces of nearly equal length, cut before white space where there is some."""
+    """Yield a text in pieces of nearly equal length, cut before white space if there is any."""
     begin, pieces = 0, max(1, round(len(text) / characters))
     for piece in range(1, pieces + 1):
         end = len(text) * piece // pieces

@@ -1,5 +1,6 @@
-"""The tokens that a run was trained on, where they lie prepared on this machine. Nothing is
-prepared for it, and nothing downloaded.
+"""The tokens that a run was trained on, if they are prepared on this machine.
+
+Nothing is prepared or downloaded here.
 """
 
 from __future__ import annotations
@@ -24,12 +25,11 @@ from lm.tokens.store import TokenStore
 
 @dataclass(frozen=True)
 class TrainingText:
-    """What a run was trained on, and what its base was before it: the training splits, whether the
-    run came to read all of them or not.
+    """The training splits of a run and of its base, whether or not the run read all of them.
 
     Attributes:
-        stores: the splits, each once. Of conversations they hold the prompts too.
-        missing: what is not here, a line for each part.
+        stores: the splits, each once. For conversations they hold the prompts too.
+        missing: a line for each part that is not on this machine.
     """
 
     tokenizer: Tokenizer
@@ -38,12 +38,12 @@ class TrainingText:
 
     @property
     def tokens(self) -> int:
-        """How many there are."""
+        """Return the number of tokens."""
         return sum(store.tokens for store in self.stores)
 
     @property
     def bytes_per_token(self) -> float:
-        """UTF-8 bytes of the text for each of its tokens; 0 where there is no text."""
+        """Return the UTF-8 bytes of the text for each of its tokens; 0 without text."""
         text_tokens = sum(store.text_tokens for store in self.stores)
         return sum(store.text_bytes for store in self.stores) / text_tokens if text_tokens else 0.0
 
@@ -53,26 +53,25 @@ def training_text(
 ) -> TrainingText | str:
     """Find the tokens of a run.
 
-    Those of a run's only source are known by their hash. Of several each is found by the
-    fingerprint of its files, which have to be where they were, seen from the same folder, and
-    unchanged; a dataset of the hub would have to be asked for its version. What is streamed is not
-    kept, and so is not here. Nor is what a run has read that another one started from by
-    --init-from.
+    The tokens of a run's only source are found by their hash. Those of several sources are found by
+    the fingerprint of their files, which must be unchanged and at the same relative paths. Hub
+    datasets are missing, because only the hub knows their version; so is streamed text, because it
+    is not kept. The text of a run that this one started from with --init-from is not included.
 
     Args:
-        config: what the run was trained with, as its checkpoints have it.
-        tokenizer: the one that it was trained with.
-        data_sha256: of the checkpoint's meta.json.
+        config: the run's configuration, from its checkpoints.
+        tokenizer: the run's tokenizer.
+        data_sha256: from the checkpoint's meta.json.
 
     Returns:
-        The text; if none of it is here, the reason in one line.
+        The text; if none of it is on this machine, the reason in one line.
     """
     stores, missing = dict[str, TokenStore](), list[str]()
-    for found in _own(config.data, tokenizer, data_sha256):
-        if isinstance(found, str):
-            missing.append(found)
+    for split in _own(config.data, tokenizer, data_sha256):
+        if isinstance(split, str):
+            missing.append(split)
         else:
-            stores[found.sha256] = found
+            stores[split.sha256] = split
     if config.finetune is not None:
         try:
             base = open_base(config)
@@ -92,14 +91,12 @@ def training_text(
 
 
 def _own(data: DataConfig, tokenizer: Tokenizer, data_sha256: str) -> Iterator[TokenStore | str]:
-    """Of each source the tokens to train on, or why they are not here."""
-    if (
-        len(data.parts) == 1
-        and data.validation is None
-        and (found := _of_hash(Path(data.cache_dir).expanduser(), data_sha256))
-    ):
-        yield found
-        return
+    """Yield each source's training split, or the reason why it is not on this machine."""
+    if len(data.parts) == 1 and data.validation is None:
+        split = _find_by_hash(Path(data.cache_dir).expanduser(), data_sha256)
+        if split is not None:
+            yield split
+            return
     for key, part in data.parts:
         if isinstance(part.source, HubSource) and part.source.streaming:
             yield f"{key}: what was read of {part.source.dataset} was streamed, and not kept"
@@ -108,11 +105,11 @@ def _own(data: DataConfig, tokenizer: Tokenizer, data_sha256: str) -> Iterator[T
                 f"{key}: which tokens are those of {dataset} cannot be told without asking the hub"
             )
         else:
-            yield _of_files(data, key, part.source, tokenizer)
+            yield _find_by_files(data, key, part.source, tokenizer)
 
 
-def _of_hash(caches: Path, data_sha256: str) -> TokenStore | None:
-    """The training split of the cache whose two splits together have a run's hash of its data."""
+def _find_by_hash(caches: Path, data_sha256: str) -> TokenStore | None:
+    """Return the training split of the cache whose two splits have a run's `data_sha256`."""
     for folder in sorted(path.parent for path in caches.glob("*/manifest.json")):
         if (manifest := read_manifest(folder)) is not None:
             train, val = (TokenStore(folder, split, manifest) for split in SPLITS)
@@ -121,7 +118,7 @@ def _of_hash(caches: Path, data_sha256: str) -> TokenStore | None:
     return None
 
 
-def _of_files(
+def _find_by_files(
     data: DataConfig, key: str, source: SingleSource, tokenizer: Tokenizer
 ) -> TokenStore | str:
     try:

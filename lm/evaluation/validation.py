@@ -9,23 +9,24 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lm.optim.loss import IGNORE_INDEX
+from lm.optim.modes import evaluating
 from lm.optim.objectives import NEXT_TOKEN, Objective
 from lm.surgery.fsdp import is_sharded
+from model import Decoder
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model scores on a text.
+    """The scores of a model on a text.
 
-    The loss counts the end of each document as a token; bits per byte leaves it out, since it is
-    not text. Both are NaN where nothing was scored.
+    The loss counts the end of each document as a token. Bits per byte exclude it, because it is not
+    text. Both are NaN if nothing was scored.
 
     Attributes:
-        sources: the same of each source, where there are several: their sums are those of the
-            whole.
+        sources: the scores of each source, if there are several. Their sums give the whole.
     """
 
     loss: float  # nats per token
@@ -35,7 +36,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): infinite where that does not fit a float, NaN where the loss is."""
+        """Return exp(loss): infinite if that does not fit a float, NaN if the loss is NaN."""
         try:
             return math.exp(self.loss)
         except OverflowError:
@@ -43,93 +44,89 @@ class Evaluation:
 
     @property
     def figures_by_source(self) -> dict[str, dict[str, float | None]]:
-        """`sources` for JSON, which has no NaN and no infinity: they are None."""
+        """Return `sources` for JSON. NaN and infinity become None, because JSON has neither."""
 
         def finite(value: float) -> float | None:
             return value if math.isfinite(value) else None
 
         return {
             name: {
-                "loss": finite(each.loss),
-                "bits_per_byte": finite(each.bits_per_byte),
-                "tokens": each.tokens,
+                "loss": finite(source.loss),
+                "bits_per_byte": finite(source.bits_per_byte),
+                "tokens": source.tokens,
             }
-            for name, each in self.sources.items()
+            for name, source in self.sources.items()
         }
 
 
 @torch.no_grad()
 def evaluate(
-    decoder: nn.Module,
+    decoder: Decoder,
     batches: Iterable[dict[str, Any]],
     not_text: Collection[int],
     bytes_per_token: float,
     objective: Objective = NEXT_TOKEN,
     sources: Mapping[str, float] = MappingProxyType({}),
 ) -> Evaluation:
-    """Score a decoder on batches.
+    """Score a decoder on batches, in evaluation mode.
 
     Args:
-        decoder: what the objective asks for losses.
+        decoder: the model that the objective asks for losses.
         batches: dicts of `input_ids`, `labels` and perhaps `document_ids`, each (B, T), on any
             device. In a run of many processes each brings its own share, with equally many batches.
         not_text: labels that are not text, such as EOS.
-        bytes_per_token: UTF-8 bytes of the text for each of its tokens, EOS not counted. Nats
-            become bits per byte of the source through it: exact over a whole split, a close
+        bytes_per_token: UTF-8 bytes of the text for each of its tokens, EOS not counted. It turns
+            nats into bits per byte of the source: exactly over a whole split, and as a close
             estimate over a part.
-        objective: where it is not per token, there are no bits per byte, and `tokens` counts its
-            losses.
-        sources: names, and `bytes_per_token` of each, to score each source's rows by themselves
-            too: then batches hold `source`, (B,), each row's number in this order. The same on
-            every process.
+        objective: without a loss per token there are no bits per byte, and `tokens` counts losses.
+        sources: names with their `bytes_per_token`, the same on every process, to score the rows of
+            each source separately too. Batches then hold `source`, (B,), each row's index in
+            this order.
 
     Returns:
-        The same numbers on every process. The decoder is left in the mode it came in.
+        The same numbers on every process.
 
     Raises:
-        Exception: whatever went wrong on this process; RuntimeError where it did so on another. Of
-            a decoder that is shared out the others are not told: they wait in one of its layers
+        Exception: any error of this process; RuntimeError if another process failed. If the decoder
+            is sharded, the other processes do not notice: they wait in one of its layers
             (`lm.surgery.fsdp.meet`).
     """
     device = next(decoder.parameters()).device
-    # Of the whole and of each source: nats, tokens, nats of text, tokens of text; and of the whole:
-    # processes that failed. Sums of sources are not added up to those of the whole, which so are
-    # the same bits as without them.
+    # A row for the whole, and one for each source: nats, tokens, nats of text, tokens of text; and
+    # for the whole the processes that failed. The whole is not the sum of the sources' sums, so it
+    # has the same bits with and without sources.
     totals = torch.zeros(1 + len(sources), 5, dtype=torch.float64)
+    ends = torch.tensor(list(not_text), device=device)
     failure: Exception | None = None
-    training = decoder.training
-    decoder.eval()
-    try:
-        for batch in batches:
-            rows = {
-                name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)
-            }
-            losses, ends = (
-                objective.losses(decoder, rows),
-                torch.tensor(list(not_text), device=device),
-            )
-            totals[0, :4] += _sums(losses, rows, ends, objective)
-            for number in batch["source"].unique().tolist() if sources else ():
-                own = rows["source"] == number
-                mine = {name: value[own] for name, value in rows.items()}
-                totals[1 + number, :4] += _sums(losses[own], mine, ends, objective)
-    except Exception as error:
-        if is_sharded(decoder):
-            raise
-        failure = error  # the other processes wait for this one's share, and are told
-        totals[0, 4] = 1
-    finally:
-        decoder.train(training)
+    with evaluating(decoder):
+        try:
+            for batch in batches:
+                rows = {
+                    name: value.to(device)
+                    for name, value in batch.items()
+                    if isinstance(value, Tensor)
+                }
+                losses = objective.losses(decoder, rows)
+                totals[0, :4] += _sums(losses, rows, ends, objective)
+                for number in batch["source"].unique().tolist() if sources else ():
+                    own = rows["source"] == number
+                    own_rows = {name: value[own] for name, value in rows.items()}
+                    totals[1 + number, :4] += _sums(losses[own], own_rows, ends, objective)
+        except Exception as error:
+            if is_sharded(decoder):
+                raise
+            failure = error  # the other processes wait for this one's share, which says so
+            totals[0, 4] = 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         totals = totals.to(device) if device.type == "cuda" else totals
         torch.distributed.all_reduce(totals)
     if totals[0, 4]:
         raise failure or RuntimeError("another process could not score its share")
     whole, *parts = totals.tolist()
-    of_sources = {
+    by_source = {
         name: _divided(sums, sources[name]) for name, sums in zip(sources, parts, strict=True)
     }
-    return replace(_divided(whole, bytes_per_token), sources=of_sources)
+    return replace(_divided(whole, bytes_per_token), sources=by_source)
 
 
 def _divided(sums: list[float], bytes_per_token: float) -> Evaluation:
@@ -147,7 +144,7 @@ def _sums(
     losses: Tensor, rows: Mapping[str, Tensor], not_text: Tensor, objective: Objective
 ) -> Tensor:
     labels = rows["labels"]
-    # Each batch is summed in float32 (MPS has no float64), the batches in float64.
+    # A batch is summed in float32, because MPS has no float64; batches are summed in float64.
     parts = [losses.sum(), objective.count(rows)]
     if objective.per_token:
         text = (labels != IGNORE_INDEX) & ~torch.isin(labels, not_text)

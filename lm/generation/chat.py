@@ -1,11 +1,11 @@
-"""A conversation with a model: what was said, how much of that it reads again, and what it answers."""
+"""A conversation with a model: its turns, how many the model reads again, and its answers."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lm.checkpoints.folder import read_meta
 from lm.checkpoints.meta import read_config, read_tokenizer
@@ -19,16 +19,18 @@ from lm.system.errors import ConfigError, DataError
 if TYPE_CHECKING:
     import torch
 
+    from model import Decoder
+
 
 def chat_format(folder: Path, template: str | None = None, system: str | None = None) -> ChatFormat:
-    """How to speak with a checkpoint: by the template and the system's words that it was fine-tuned
-    with, unless others are given.
+    """Return the chat format of a checkpoint: the template and the system message that it was
+    fine-tuned with, unless others are given.
 
-    Without torch, so that one that cannot be spoken to is refused at once.
+    It needs no torch, so a checkpoint that cannot chat is refused at once.
 
     Raises:
         ConfigError: there is no such template, the tokenizer lacks its special tokens, or the
-            checkpoint has none and none is given.
+            checkpoint has no template and none is given.
         CheckpointError: meta.json does not hold a configuration, or the tokenizer cannot be read.
     """
     if template is not None and template not in TEMPLATES:
@@ -40,23 +42,26 @@ def chat_format(folder: Path, template: str | None = None, system: str | None = 
             f"{folder} was not fine-tuned on conversations, so it has no template; give --template"
             f" {'|'.join(sorted(TEMPLATES))}, or fine-tune it with finetune.py"
         )
-    words = source.system if system is None and source else system
-    if words is not None and isinstance(fault := text_of(words), Fault):
+    message = source.system if system is None and source else system
+    if message is not None and isinstance(fault := text_of(message), Fault):
         raise ConfigError(f"--system: {fault.kind}, {fault.detail}")
-    return ChatFormat(template or source.template, read_tokenizer(folder, meta), words)  # type: ignore[union-attr]  # refused above
+    name = template or source.template  # type: ignore[union-attr]  # refused above
+    return ChatFormat(name, read_tokenizer(folder, meta), message)
 
 
 class Chat:
-    """The turns of one conversation; the system's words are the format's.
+    """The turns of one conversation. The system message belongs to the format.
 
     Attributes:
-        turns: a user's and an assistant's in turn, complete, so that an assistant's is the last.
-        forgotten: how many of them, from the oldest on, no longer fit the context and are not read
-            any more.
+        turns: user and assistant alternate; an assistant's is the last.
+        forgotten: the number of turns, from the oldest, that no longer fit the context. The model
+            does not read them any more.
     """
 
     def __init__(self, form: ChatFormat, context: int, longest: int):
-        """`context`: tokens that the model reads at once; `longest`: tokens of an answer."""
+        """Begin a conversation. `context` is the model's context length in tokens, `longest` the
+        most tokens of an answer.
+        """
         self.format = form
         self.context = context
         self.longest = longest
@@ -64,26 +69,24 @@ class Chat:
         self.forgotten = 0
 
     def prompt(self, message: str) -> list[int]:
-        """The ids that a message and the newest turns before it make, with room for an answer. The
-        oldest question and its answer, and then the next, are forgotten until there are `longest`
-        tokens left, or half of the context where that is less.
+        """Return the ids of a message and of the newest turns before it, with room for an answer.
+
+        The room is `longest` tokens, or half of the context if that is less. To make it, the oldest
+        question and its answer are forgotten, then the next.
 
         Raises:
-            DataError: the message is empty, no Unicode, or so long that nothing could be answered.
+            DataError: the message is empty, not Unicode, or too long to leave room for an answer.
         """
         if isinstance(fault := text_of(message), Fault):
             raise DataError(f"the message was not sent: {fault.kind}, {fault.detail}")
         if not message.strip():
             raise DataError("the message was not sent: it is empty")
-        room, asked, first = (
-            self.context - min(self.longest, self.context // 2),
-            Turn("user", message),
-            self.forgotten,
-        )
-        while len(ids := self.format.prompt([*self.turns[first:], asked])) > room and first < len(
-            self.turns
-        ):
+        most = self.context - min(self.longest, self.context // 2)
+        question, first = Turn("user", message), self.forgotten
+        ids = self.format.prompt([*self.turns[first:], question])
+        while len(ids) > most and first < len(self.turns):
             first += 2
+            ids = self.format.prompt([*self.turns[first:], question])
         if len(ids) >= self.context:
             raise DataError(
                 f"the message was not sent: with its template it has {len(ids):,} tokens, and the"
@@ -93,47 +96,40 @@ class Chat:
         return ids
 
     def take(self, message: str, answer: str) -> None:
-        """Remember a message with its answer. Without an answer there is nothing to go on from, and
-        both are left out.
-        """
+        """Remember a message with its answer. If the answer is empty, forget both."""
         if answer.strip():
             self.turns += [Turn("user", message), Turn("assistant", answer)]
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Forget all turns."""
         self.turns, self.forgotten = [], 0
 
     def to_json(self) -> str:
-        """One line, {"messages": [...]}, of the whole conversation: data.source.format: chat reads
-        it.
+        """Return the conversation as one line, {"messages": [...]}, which `data.source.format:
+        chat` reads.
         """
         system = [Turn("system", self.format.system)] if self.format.system else []
-        return json.dumps(
-            {
-                "messages": [
-                    {"role": turn.role, "content": turn.content} for turn in (*system, *self.turns)
-                ]
-            },
-            ensure_ascii=False,
-        )
+        turns = (*system, *self.turns)
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        return json.dumps({"messages": messages}, ensure_ascii=False)
 
     def reply(
         self,
         message: str,
-        decoder: Any,
+        decoder: Decoder,
         options: Sampling,
         generator: torch.Generator,
         stops: Sequence[str] = (),
     ) -> Generator[str]:
-        """Answer a message, piece by piece. However this ends, closed early too, what was said
-        until then is remembered.
+        """Yield the answer to a message, piece by piece. If the generator is closed early, the
+        answer up to that point is remembered.
 
         Raises:
-            DataError: as for `prompt`.
+            DataError: as `prompt` does.
         """
         ids = self.prompt(message)
         length = min(self.longest, self.context - len(ids))
-        said = ""
+        answer = ""
         progress = write(
             decoder,
             self.format.tokenizer,
@@ -146,9 +142,9 @@ class Chat:
         )
         try:
             for [sample] in progress:
-                fresh, said = (grown := self.format.answer_text(sample.text))[len(said) :], grown
-                if fresh:
-                    yield fresh
+                shown, answer = answer, self.format.answer_text(sample.text)
+                if len(answer) > len(shown):
+                    yield answer[len(shown) :]
         finally:
             progress.close()
-            self.take(message, said)
+            self.take(message, answer)

@@ -1,4 +1,4 @@
-"""From tokens to a text that can be shown while it grows: whole characters, stop strings, why a
+"""Tokens become text that can be shown while it grows: whole characters, stop strings, and why a
 text ended.
 """
 
@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Generator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from lm.generation.sampling import Sampling, generate
 from lm.system.errors import ConfigError
@@ -17,8 +17,10 @@ from lm.tokenizer.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import torch
 
-# What commands a terminal: the control characters of ECMA-48, 8-bit ones too, but for tabs and line
-# ends, whose carriage return can go.
+    from model import Decoder
+
+# Control characters of ECMA-48 command a terminal, 8-bit ones too. Tabs and line feeds stay,
+# carriage returns are dropped.
 COMMANDS = {
     code: "\N{REPLACEMENT CHARACTER}"
     for code in (*range(32), *range(127, 160))
@@ -27,14 +29,14 @@ COMMANDS = {
 
 
 def shown(text: str) -> str:
-    """A model's text for stdout. Files and pipes get it as it is; a terminal gets U+FFFD where the
-    text would command it.
+    """Return a model's text for stdout. A terminal gets U+FFFD instead of control characters; files
+    and pipes get the text unchanged.
     """
     return text.translate(COMMANDS) if sys.stdout.isatty() else text
 
 
 def write(
-    decoder: Any,
+    decoder: Decoder,
     tokenizer: Tokenizer,
     prompt_ids: Sequence[int],
     options: Sampling,
@@ -44,23 +46,15 @@ def write(
     stops: Sequence[str] = (),
     stop_ids: Collection[int] | None = None,
 ) -> Generator[list[Sample]]:
-    """`write_each` of one prompt, as often as asked. For the end alone: `for [sample] in
-    write(...): pass`.
-    """
+    """Continue one prompt `num_samples` times, as `write_each` does."""
+    prompts = [prompt_ids] * num_samples
     return write_each(
-        decoder,
-        tokenizer,
-        [prompt_ids] * num_samples,
-        options,
-        max_new_tokens,
-        generator,
-        stops,
-        stop_ids,
+        decoder, tokenizer, prompts, options, max_new_tokens, generator, stops, stop_ids
     )
 
 
 def write_each(
-    decoder: Any,
+    decoder: Decoder,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     options: Sampling,
@@ -69,9 +63,10 @@ def write_each(
     stops: Sequence[str] = (),
     stop_ids: Collection[int] | None = None,
 ) -> Generator[list[Sample]]:
-    """`generate`, as text. Yields a sample for each prompt while they are empty and again after
-    each token, always the same objects; all of them are finished at the end. `stop_ids`: what ends
-    a text (EOS).
+    """Continue prompts as text (`generate` yields the tokens).
+
+    Yields a sample for each prompt before the first token and after every token: always the same
+    objects, which grow. All samples are finished at the end. `stop_ids` end a text (default: EOS).
     """
     samples = [Sample(tokenizer, prompt, stops, stop_ids) for prompt in prompts]
     yield samples
@@ -93,11 +88,10 @@ def write_each(
 
 
 class StopStrings:
-    """Text up to the first stop string, in whatever pieces it arrives.
+    """A filter that passes text up to the first stop string, in whatever pieces it arrives.
 
-    Text that may turn out to be the beginning of a stop string is held back until that is decided.
-    Where several match, the one that is complete first counts, so that the result does not depend
-    on how the text was cut into pieces.
+    Text that may begin a stop string is held back until that is decided. If several match, the one
+    that is complete first counts, so the result does not depend on how the text was cut.
     """
 
     def __init__(self, stops: Sequence[str]):
@@ -108,24 +102,24 @@ class StopStrings:
         self._held = ""
 
     def push(self, text: str) -> str:
-        """Take more text; return what is certain to stand before any stop string. Nothing after one
-        was found.
+        """Take more text. Return the part that is certainly before any stop string; after a match
+        return nothing.
         """
         self._held += "" if self.found else text
         starts = {stop: self._held.find(stop) for stop in self._stops}
         matches = [(start + len(stop), start) for stop, start in starts.items() if start >= 0]
         self.found = self.found or bool(matches)
         keep = min(matches)[1] if matches else len(self._held) - self._undecided()
-        sure, self._held = self._held[:keep], "" if matches else self._held[keep:]
-        return sure
+        decided, self._held = self._held[:keep], "" if matches else self._held[keep:]
+        return decided
 
     def flush(self) -> str:
-        """There is no more text: what was held back was none of the stop strings."""
+        """Return the text that was held back, when no more text comes."""
         rest, self._held = self._held, ""
         return rest
 
     def _undecided(self) -> int:
-        """The length of the longest end of the held text that begins a stop string."""
+        """Return the length of the longest end of the held text that begins a stop string."""
         return max(
             (
                 n
@@ -141,12 +135,11 @@ class Sample:
     """One continuation while it grows.
 
     Attributes:
-        text: what may be shown so far: whole characters, and nothing that may belong to a stop
-            string.
-        tokens: tokens drawn, a closing EOS included.
-        finish: None while it grows; then why it ended: a stop string, the length that was asked
-            for, or EOS.
-        stop_ids: what counts as EOS; the tokenizer's alone unless others are given.
+        text: the text that may be shown so far: whole characters, and nothing that may belong to a
+            stop string.
+        tokens: the number of tokens drawn, including a closing EOS.
+        finish: None while it grows; then why it ended: a stop string, the maximum length, or EOS.
+        stop_ids: ids that count as EOS; by default only the tokenizer's.
     """
 
     def __init__(
@@ -173,7 +166,7 @@ class Sample:
             self.finish = "stop" if self._stops.found else None
 
     def close(self, finish: Literal["length", "eos"]) -> None:
-        """No more tokens come."""
+        """End the sample; no more tokens come."""
         self.text += self._stops.push(self._stream.flush())
         self.text += self._stops.flush()
         self.finish = "stop" if self._stops.found else finish

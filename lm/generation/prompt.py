@@ -1,4 +1,4 @@
-"""The text that a model continues: where it comes from, and the ids that stand for it."""
+"""The text that a model continues: where it comes from, and its ids."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from lm.system.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from lm.tokenizer.tokenizer import Tokenizer
 
-MOST_PROMPT = 2**24  # bytes; what never ends, such as /dev/zero, is not read for ever
+MOST_PROMPT = 2**24  # bytes: a file such as /dev/zero must not be read for ever
 
 
 def read_prompt(text: str | None, file: str | None) -> str:
-    """The prompt: `text` as it is, else what is in `file`, else what is piped into stdin.
+    """Return the prompt: `text` unchanged, else the content of `file`, else that of stdin.
 
-    The last line break of a file or of stdin was put there by an editor or by `echo`, and is not
-    part of the prompt; neither is a BOM. An empty `text` is a wish, to begin from nothing; an empty
-    file is more likely a mistake.
+    The last line break of a file or of stdin comes from an editor or from `echo` and is dropped, as
+    is a BOM. An empty `text` asks the model to begin a text; an empty file is probably a mistake.
 
     Raises:
         DataError: the file cannot be read, or the prompt is too long or not UTF-8.
-        ConfigError: there is none.
+        ConfigError: there is no prompt.
     """
     if text is None and file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise ConfigError(
@@ -34,7 +33,7 @@ def read_prompt(text: str | None, file: str | None) -> str:
     )
     try:
         if text is not None:
-            # bytes of an argument that are not UTF-8 arrive as surrogates
+            # Bytes of an argument that are not UTF-8 arrive as surrogates.
             return text.encode(errors="surrogateescape").decode()
         data = (
             sys.stdin.buffer.read(MOST_PROMPT + 1)
@@ -59,7 +58,7 @@ def read_prompt(text: str | None, file: str | None) -> str:
 
 
 def open_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
-    """A prompt's ids: one EOS, as before every document in training, then the text. An empty prompt
-    is the EOS alone.
+    """Return a prompt's ids: one EOS, as before every document in training, then the text. An empty
+    prompt is the EOS alone.
     """
     return [tokenizer.eos_id, *tokenizer.encode(text)]

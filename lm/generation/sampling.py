@@ -1,11 +1,10 @@
-"""Which token comes next: the filters, the draw, and the decode loop.
+"""The next token: the filters, the draw, and the decode loop.
 
-The filters are pure functions of scores and options; the loop asks for one token at a time and
-keeps nothing between calls. Nothing here prints, touches the global random state or leaves the
-decoder in another mode, so training can sample at a validation and go on unchanged.
+The filters are pure functions of logits and options. The loop yields one token at a time and keeps
+nothing between calls. Nothing here prints, changes the global random state or leaves the decoder in
+another mode, so training can sample at a validation and continue unchanged.
 
-torch is imported where the loop starts and nowhere else: the commands check their options before
-they wait for it.
+torch is imported late, in the loop, so that commands check their options first.
 """
 
 from __future__ import annotations
@@ -13,26 +12,27 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lm.optim.modes import evaluating
 from lm.system.errors import ConfigError, NonFiniteError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# Dividing by less than this overflows long before it changes anything: the best token has all the
-# probability.
+    from model import Decoder
+
+# Below this the best token has all the probability, and dividing by it would overflow.
 SMALLEST_TEMPERATURE = 1e-6
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. The fields are the flags of `infer.py`, and the filters are
-    applied in their order here, last to first.
+    """Options of the draw. The fields are the flags of `infer.py`.
 
     Raises:
-        ConfigError: a value is out of range; names the flag.
+        ConfigError: a value is out of range. The message names the flag.
     """
 
     temperature: float = field(
@@ -80,40 +80,37 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most likely token is taken without a draw."""
+        """Return whether the most likely token is taken without a draw."""
         return self.temperature < SMALLEST_TEMPERATURE
 
 
 def sample_next(
     logits: Tensor, options: Sampling, seen: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Choose a token for each row, (B,) int64, from (B, V) logits. Arguments as for
-    `filter_logits`; the draw uses `generator` alone.
+    """Choose a token for each row, (B,) int64, from (B, V) logits. The arguments are those of
+    `filter_logits`; the draw uses only `generator`.
     """
     logits = logits.float()
     if options.greedy:
         return penalise(logits, options.repetition_penalty, seen).argmax(dim=-1)
-    return (
-        filter_logits(logits, options, seen)
-        .softmax(dim=-1)
-        .multinomial(1, generator=generator)[:, 0]
-    )
+    probabilities = filter_logits(logits, options, seen).softmax(dim=-1)
+    return probabilities.multinomial(1, generator=generator)[:, 0]
 
 
 def filter_logits(logits: Tensor, options: Sampling, seen: Tensor) -> Tensor:
-    """Apply the options that are on, in the order repetition penalty, temperature, top-k, top-p,
-    min-p (that of `transformers`).
+    """Apply the options that are on, in the order of `transformers`: repetition penalty,
+    temperature, top-k, top-p, min-p.
 
-    The order matters: top-p and min-p look at probabilities after the temperature, and each filter
-    at what the earlier ones left over.
+    The order matters: top-p and min-p use probabilities after the temperature, and each filter sees
+    only the tokens that earlier filters kept.
 
     Args:
         logits: (B, V) float32.
-        options: anything but greedy.
+        options: any but greedy ones.
         seen: (B, V) bool, the tokens that have occurred in each row's text.
 
     Returns:
-        (B, V), -inf where a token is out; at least one is left in each row.
+        (B, V), -inf where a token is excluded. At least one is kept in each row.
     """
     logits = penalise(logits, options.repetition_penalty, seen) / options.temperature
     if options.top_k:
@@ -126,46 +123,45 @@ def filter_logits(logits: Tensor, options: Sampling, seen: Tensor) -> Tensor:
 
 
 def penalise(logits: Tensor, penalty: float, seen: Tensor) -> Tensor:
-    """Make the tokens that were seen less likely, once each, however often they occurred (Keskar et
-    al. 2019, CTRL, section 4.1).
+    """Make tokens that occurred less likely, once each however often they occurred (Keskar et al.
+    2019, CTRL, section 4.1).
 
-    A positive logit is divided and a negative one multiplied: dividing a negative one would make it
-    more likely.
+    A positive logit is divided, a negative one multiplied, because dividing a negative logit would
+    make the token more likely.
     """
     return logits.where(~seen, (logits * penalty).where(logits < 0, logits / penalty))
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Leave the k largest of each row, and what equals the smallest of them."""
+    """Keep the k largest logits of each row, and all that equal the smallest of them."""
     smallest = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
     return logits.masked_fill(logits < smallest, -math.inf)
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Leave the fewest tokens whose probabilities reach p, the one that crosses it included
+    """Keep the fewest tokens whose probabilities reach p, including the one that crosses it
     (nucleus sampling, Holtzman et al. 2020).
 
-    A token is out when it and all less likely ones together hold at most 1 - p. The most likely one
-    always stays.
+    A token is excluded if it and all less likely tokens together hold at most 1 - p. The most
+    likely token always stays.
     """
     ascending, order = logits.sort(dim=-1)
-    out = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
-    out[:, -1] = False
-    return logits.masked_fill(out.scatter(1, order, out), -math.inf)
+    excluded = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
+    excluded[:, -1] = False
+    return logits.masked_fill(excluded.scatter(1, order, excluded), -math.inf)
 
 
 def keep_min_p(logits: Tensor, share: float) -> Tensor:
-    """Leave the tokens that are at least `share` times as likely as the most likely one (Nguyen et
+    """Keep the tokens that are at least `share` times as likely as the most likely one (Nguyen et
     al. 2024).
     """
     probabilities = logits.softmax(dim=-1)
-    return logits.masked_fill(
-        probabilities < share * probabilities.amax(dim=-1, keepdim=True), -math.inf
-    )
+    least = share * probabilities.amax(dim=-1, keepdim=True)
+    return logits.masked_fill(probabilities < least, -math.inf)
 
 
 def generate(
-    decoder: Any,
+    decoder: Decoder,
     prompts: Sequence[Sequence[int]],
     options: Sampling,
     max_new_tokens: int,
@@ -175,48 +171,41 @@ def generate(
 ) -> Generator[list[int | None]]:
     """Continue prompts, one token at a time, each as if it were alone.
 
-    They are read once into a cache of keys and values, then each new token costs one position. When
-    a row's context is full the model forgets its oldest half: the newest `context_length // 2`
-    tokens are read again, into the emptied cache, and the text goes on; so it is with a prompt
-    longer than the context. No EOS is put before what is left: rows of training, too, begin in the
-    middle of documents.
+    The prompts are read once into a cache of keys and values; each new token then costs one
+    position. When the cache is full, the model reads the newest `context_length // 2` tokens again,
+    into an emptied cache, and goes on. A prompt longer than the context is cut in the same way. No
+    EOS is put before the rest: training rows, too, begin in the middle of documents.
 
     Args:
-        decoder, prompts: a `model.Decoder`; a row for each list of at least one id
-            (`lm.generation.prompt.open_prompt`), also for equal ones.
-        options: how each token is chosen. The repetition penalty counts the prompt and what was
-            forgotten, but never a stop id.
-        max_new_tokens, stop_ids: a row ends after so many tokens, or with the first of these ids
-            that it draws.
+        decoder: evaluated in evaluation mode; its mode is restored at the end.
+        prompts: a row for each list of at least one id (`lm.generation.prompt.open_prompt`), also
+            for equal ones.
+        options: how each token is chosen. The repetition penalty counts the prompt and forgotten
+            tokens, but never a stop id.
+        max_new_tokens: a row ends after this many tokens.
+        stop_ids: a row ends when it draws one of these.
         generator: on the decoder's device. The same state, decoder, prompts and options give the
             same ids.
-        vocab_size: ids from this on are never drawn.
+        vocab_size: ids from this one on are never drawn.
 
     Yields:
-        One id for each row, the stop id included; None for rows that have ended. Ends when all rows
-        have.
+        One id for each row, including the stop id; None for rows that have ended. It ends when all
+        rows have.
 
     Raises:
-        NonFiniteError: the decoder's answer to a prompt is NaN or infinite.
+        NonFiniteError: the decoder's logits for a prompt are NaN or infinite.
     """
     import torch
 
-    # compiled, each length of the cache would be a new graph
-    decoder = getattr(decoder, "_orig_mod", decoder)
     context = decoder.config.context_length
     texts = [list(prompt) for prompt in prompts]
-    seen = torch.zeros(
-        len(texts),
-        vocab_size or decoder.config.vocab_size,
-        dtype=torch.bool,
-        device=generator.device,
-    )
+    shape = len(texts), vocab_size or decoder.config.vocab_size or 0
+    seen = torch.zeros(shape, dtype=torch.bool, device=generator.device)
     for row, prompt in zip(seen, prompts, strict=True):
         row[[token for token in prompt if token not in stop_ids]] = True
     cache = decoder.new_cache(len(texts), min(context, max(map(len, texts)) + max_new_tokens))
-    ended, training = [False] * len(texts), decoder.training
-    decoder.eval()
-    try:
+    ended = [False] * len(texts)
+    with evaluating(decoder):
         for drawn in range(max_new_tokens):
             if drawn == 0 or cache.length == context:
                 texts = [
@@ -224,9 +213,9 @@ def generate(
                 ]
                 unread, cache.padding = left_padded(texts, generator.device)
                 cache.length = 0
-            # not around the loop: it would hold for the caller too, between two tokens
+            # Not around the loop: between two tokens the caller's code would run under it too.
             with torch.no_grad():
-                # .forward is never compiled code
+                # .forward is never compiled: each length of the cache would be a new graph
                 logits = decoder.forward(unread, cache=cache)[:, -1, :vocab_size].float()
             if drawn == 0 and not logits.isfinite().all():
                 raise NonFiniteError(
@@ -235,23 +224,21 @@ def generate(
                 )
             unread = sample_next(logits, options, seen, generator)[:, None]
             seen.scatter_(1, unread, True)
-            tokens = unread[:, 0].tolist()  # the one wait for the device
+            tokens = unread[:, 0].tolist()  # the only wait for the device
             for text, token in zip(texts, tokens, strict=True):
                 text.append(token)
             yield [None if end else token for token, end in zip(tokens, ended, strict=True)]
             ended = [end or token in stop_ids for token, end in zip(tokens, ended, strict=True)]
             if all(ended):
                 return
-    finally:
-        decoder.train(training)
 
 
 def left_padded(
     texts: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """Rows of ids that end together, (B, longest), and the number of places before each that hold
-    no text, (B,): what a `model.KVCache` is to be told. None where all are equally long, which
-    spares the model the masks.
+    """Return rows of ids that end together, (B, longest), and the padding of `model.KVCache`: the
+    number of positions without text at the start of each, (B,). It is None if all rows are equally
+    long, because the model then needs no masks.
     """
     import torch
 

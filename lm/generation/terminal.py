@@ -1,5 +1,5 @@
-"""A chat in the terminal, or with the lines that are piped in: answers go to stdout, everything
-about them to stderr.
+"""A chat in the terminal, or with lines from a pipe. Answers go to stdout, everything else to
+stderr.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ Reply = Callable[[str], Generator[str]]
 
 
 class Terminal:
-    """Lines from stdin, commands among them, and the answers to them."""
+    """A loop over lines from stdin: commands, and messages with their answers."""
 
     def __init__(self, chat: Chat, reply: Reply, stream: bool):
-        """`reply`: `Chat.reply` with all but the message; `stream`: show answers while they grow."""
+        """`reply` is `Chat.reply` with all arguments but the message; `stream` shows answers while
+        they grow.
+        """
         self.chat = chat
         self._reply = reply
         self._stream = stream
@@ -40,12 +42,12 @@ class Terminal:
         self._person = sys.stdin is not None and sys.stdin.isatty()
 
     def run(self) -> None:
-        """Until there are no more lines. Ctrl-C while an answer is written stops that answer, where
-        a person sits; else it ends all.
+        """Answer lines until the last one. In a terminal Ctrl-C stops the current answer; from a
+        pipe it ends the command.
         """
         if self._person:
             with contextlib.suppress(ImportError):
-                import readline  # noqa: F401  # now `input` can edit its line, and knows those before
+                import readline  # noqa: F401  # gives `input` line editing and history
             _note("/help shows the commands")
         while (line := self._read()) is not None:
             try:
@@ -58,15 +60,12 @@ class Terminal:
                 if not self._person:
                     raise
                 _note("(stopped)")
-            except (
-                DataError,
-                CheckpointError,
-                # a message too long, a file that cannot be written: the conversation goes on
-            ) as error:
+            except (DataError, CheckpointError) as error:
+                # The message is too long, or the file cannot be written: the conversation goes on.
                 _note(str(error))
 
     def say(self, message: str) -> None:
-        """Print the answer to a message. Raises DataError where it cannot be sent."""
+        """Print the answer to a message. Raises DataError if the message cannot be sent."""
         complete, pieces = not self.chat.forgotten, list[str]()
         with contextlib.closing(self._reply(message)) as reply:
             try:
@@ -86,7 +85,7 @@ class Terminal:
                 _note(FORGETTING)
 
     def _command(self, name: str, argument: str = "") -> bool:
-        """Whether to go on."""
+        """Run a command; return whether the chat goes on."""
         match name:
             case "/quit":
                 return False
@@ -117,13 +116,13 @@ class Terminal:
             if path.exists() and path != self._saved:
                 raise DataError(f"{path} is there already; name another")
             replace(path, self.chat.to_json() + "\n")
-        except (OSError, RuntimeError, ValueError) as error:  # nobody's home, a NUL
+        except (OSError, RuntimeError, ValueError) as error:  # no home folder, or a NUL in the name
             raise DataError(f"{name}: {error}") from error
         self._saved = path
         _note(f"{path}: {len(self.chat.turns)} messages")
 
     def _read(self) -> str | None:
-        """The next line, without its end; None at the end of all."""
+        """Return the next line without its end; None at the end of the input."""
         if sys.stdin is None:
             return None
         try:
@@ -133,7 +132,7 @@ class Terminal:
                     raise DataError(f"stdin: a line is longer than {MOST_PROMPT // 2**20} MiB")
                 return line.decode("utf-8-sig").rstrip("\r\n") if line else None
             if sys.stdout.isatty():
-                return input("> ")  # readline has to know the prompt, to write the line anew
+                return input("> ")  # readline redraws the line, so it must know the prompt
             print("> ", end="", file=sys.stderr, flush=True)
             return input()
         except EOFError:

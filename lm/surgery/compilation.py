@@ -1,4 +1,4 @@
-"""torch.compile, which may fail on any machine for reasons of its own, and then is done without."""
+"""torch.compile, if it works: it may fail on any machine, and the model then runs uncompiled."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import nn
 
 from lm.config.schema.config import Config
 from lm.surgery.fsdp import is_sharded, meet
+from model import Decoder
 
 
 def compile_if_wanted(
-    decoder: nn.Module,
+    decoder: Decoder,
     config: Config,
     device: torch.device,
     forward_context: Callable[[], AbstractContextManager[Any]],
     say: Callable[[str], None],
 ) -> None:
-    """Do what `trainer.compile` says, and try the result out, forward and backward; a decoder that
-    cannot be compiled stays as it is.
+    """Compile the decoder as `trainer.compile` asks, and try it forward and backward. If that
+    fails, the decoder stays as it was.
 
-    In place: torch.compile(decoder) would prefix every weight's name with _orig_mod.
+    It is compiled in place: torch.compile(decoder) would prefix every weight's name.
 
     Args:
-        decoder: the model; it is left in training mode, without gradients.
-        config: the run's.
-        device: where the decoder is.
-        forward_context: for its precision.
-        say: told what cannot be compiled.
+        decoder: the model; it ends in training mode, without gradients.
+        config: the run's configuration.
+        device: the decoder's device.
+        forward_context: the context of its precision.
+        say: prints why the decoder was not compiled.
     """
     wanted = config.trainer.compile
     if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
@@ -46,9 +46,7 @@ def compile_if_wanted(
             decoder.train()(*example).sum().backward()
             with torch.no_grad():
                 decoder.eval()(*example)
-    except (
-        Exception
-    ) as error:  # whatever the compiler, its back end or a missing C compiler come up with
+    except Exception as error:  # from the compiler, its back end or a missing C compiler
         problem = error
         decoder._compiled_call_impl = None
         say(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -213,7 +213,7 @@ class Validate(RunCallback):
         device = next(decoder.parameters()).device
         generator = torch.Generator(device).manual_seed(self.run.config.trainer.seed)
         *_, [sample] = write(
-            ForSampling(decoder) if module.sharded else decoder,
+            cast("Decoder", ForSampling(decoder)) if module.sharded else decoder,
             tokenizer,
             open_prompt(tokenizer, settings.sample_prompt),
             Sampling(temperature=settings.sample_temperature),

@@ -20,7 +20,8 @@ from lm.config.schema.model import ModelConfig
 from lm.config.schema.optimizer import OptimizerConfig
 from lm.optim.averaging import WeightAverage
 from lm.optim.optimizers import make_optimizer, parameter_groups, trained
-from lm.surgery.lora import Adapted, FourBitLinear, adapters_off, add_adapters, merge
+from lm.surgery.four_bit import FourBitLinear
+from lm.surgery.lora import Adapted, adapters_off, add_adapters, merge
 from lm.system.errors import ConfigError
 from lm.training.forecast import footprint
 from model import Decoder
