@@ -123,7 +123,7 @@ class Ngrams:
         return int(self._windows.counts.sum())
 
     def look_in(self, ids: Ids) -> None:
-        """Search a piece, and remove the n-grams in it. The first pieces remove the frequent ones."""
+        """Search a piece, and remove the n-grams in it. The first pieces remove frequent ones."""
         _, found = self._windows.find(ids)
         if len(found):
             self._windows.remove(np.unique(found))

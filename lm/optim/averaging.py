@@ -12,14 +12,13 @@ from lm.optim.optimizers import trained
 
 
 class WeightAverage:
-    """Keeps `average = decay * average + (1 - decay) * weights` of a model's trained parameters.
+    """The average of a model's trained parameters: decay * average + (1 - decay) * weights.
 
-    It starts as a copy of the weights, so there is no moment at which it is empty or biased to
-    zero.
+    It begins as a copy of the weights, so it is never empty or biased to zero.
 
     Attributes:
-        weights: the averages by parameter name, on the model's device and in its types; a tied one
-            once.
+        weights: the averages by parameter name, on the model's device and in its types; a tied
+            parameter occurs once.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -30,12 +29,9 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after an optimiser step."""
-        torch._foreach_lerp_(
-            list(self.weights.values()),
-            [p.detach() for p in trained(model).values()],
-            1 - self.decay,
-        )
+        """Add the weights after an optimiser step to the average."""
+        weights = [parameter.detach() for parameter in trained(model).values()]
+        torch._foreach_lerp_(list(self.weights.values()), weights, 1 - self.decay)
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Continue from saved averages."""
@@ -44,8 +40,8 @@ class WeightAverage:
 
     @contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:
-        """Within the block the model has the averaged weights; afterwards its own again, bit for
-        bit.
+        """Give the model the averaged weights within the block; afterwards it has its own again,
+        bit for bit.
         """
         self._swap(model)
         try:
@@ -55,9 +51,9 @@ class WeightAverage:
 
     @torch.no_grad()
     def _swap(self, model: nn.Module) -> None:
-        # Exchanging the storages would be free, but compiled code and DDP's buckets hold on to the
+        # Exchanging the storages would be free, but compiled code and DDP's buckets refer to the
         # old ones.
         for name, parameter in trained(model).items():
-            kept = parameter.detach().clone()
+            copy = parameter.detach().clone()
             parameter.copy_(self.weights[name])
-            self.weights[name].copy_(kept)
+            self.weights[name].copy_(copy)

@@ -1,8 +1,7 @@
-"""What a row of tokens is learnt for: each next token, or which of two answers is the better one.
+"""Training objectives: predict each next token, or prefer one of two answers (DPO).
 
-An objective gives sums, and what to divide them by. The division comes last, over all micro-batches
-and processes of a step or all batches of a validation, so it does not matter how the rows were cut
-into them.
+An objective returns losses and their number. The caller divides last, over all micro-batches and
+processes of a step or all batches of a validation, so the cut into batches does not matter.
 """
 
 from __future__ import annotations
@@ -22,15 +21,19 @@ Rows = Mapping[str, Any]  # `input_ids`, `labels` and perhaps `document_ids`, ea
 
 
 class Objective(Protocol):
-    """Attributes: per_token: a loss is that of a token, and the sum of a text's is in nats."""
+    """The interface of objectives.
+
+    Attributes:
+        per_token: whether each loss belongs to one token, in nats.
+    """
 
     per_token: bool
 
     def count(self, rows: Rows) -> Tensor:
-        """How many losses there are, as an int64 scalar; known without the decoder."""
+        """Return how many losses the rows have, as an int64 scalar, without a decoder."""
 
     def losses(self, decoder: nn.Module, rows: Rows) -> Tensor:
-        """The losses of rows (B, T), float32, 0 where there is none."""
+        """Return the losses of rows (B, T), float32, 0 where there is none."""
 
 
 class NextToken:
@@ -39,11 +42,11 @@ class NextToken:
     per_token = True
 
     def count(self, rows: Rows) -> Tensor:
-        """Labels."""
+        """Return the number of labels."""
         return count_targets(rows["labels"])
 
     def losses(self, decoder: nn.Module, rows: Rows) -> Tensor:
-        """(B, T) in nats."""
+        """Return the losses, (B, T), in nats."""
         losses: Tensor = decoder(rows["input_ids"], rows["labels"], rows.get("document_ids"))
         return losses
 
@@ -52,16 +55,16 @@ NEXT_TOKEN = NextToken()
 
 
 class Preference:
-    """Direct preference optimisation (Rafailov et al. 2023, equation 7): -log sigmoid(beta
-    (r(chosen) - r(rejected))), where r is the logarithm of how much likelier an answer is than the
-    reference makes it.
+    """Direct preference optimisation (Rafailov et al. 2023, equation 7).
 
-    A row holds pairs: its documents 0 and 1 are a prompt with the chosen and with the rejected
-    answer, so are 2 and 3, and so on.
+        -log sigmoid(beta (r(chosen) - r(rejected)))    r(y) = log p(y) - log p_reference(y)
+
+    A row holds pairs: documents 0 and 1 are a prompt with the chosen and with the rejected answer,
+    documents 2 and 3 the next pair, and so on.
 
     Args:
-        beta: how much staying near the reference weighs.
-        reference: gives, for a while, the decoder that the run started from.
+        beta: the weight of staying near the reference.
+        reference: a context that yields the decoder from which the run started.
     """
 
     per_token = False
@@ -73,16 +76,16 @@ class Preference:
         self.reference = reference
 
     def count(self, rows: Rows) -> Tensor:
-        """Pairs."""
+        """Return the number of pairs."""
         answered = _by_document((rows["labels"] != IGNORE_INDEX).float(), rows["document_ids"]) > 0
         return answered[..., 0].sum()
 
     def losses(self, decoder: nn.Module, rows: Rows) -> Tensor:
-        """(B, pairs)."""
+        """Return the losses, (B, pairs)."""
         inputs = rows["input_ids"], rows["labels"], rows["document_ids"]
         with torch.no_grad(), self.reference(decoder) as reference:
             before = reference(*inputs)
-        # losses are negative logarithms
+        # A token's loss is its negative log-probability.
         ratios = _by_document(before - decoder(*inputs), inputs[2])
         answered = _by_document((inputs[1] != IGNORE_INDEX).float(), inputs[2]) > 0
         losses = -F.logsigmoid(self.beta * (ratios[..., 0] - ratios[..., 1]))
@@ -90,7 +93,7 @@ class Preference:
 
 
 def kept(reference: nn.Module) -> Callable[[nn.Module], AbstractContextManager[nn.Module]]:
-    """A reference that is a decoder of its own."""
+    """Return a reference that is a separate decoder."""
     reference.eval().requires_grad_(False)
 
     @contextlib.contextmanager
@@ -101,7 +104,7 @@ def kept(reference: nn.Module) -> Callable[[nn.Module], AbstractContextManager[n
 
 
 def _by_document(values: Tensor, document_ids: Tensor) -> Tensor:
-    """Sums of (*, T) over each document, in pairs: (*, n, 2)."""
+    """Sum (*, T) over each document, in pairs: (*, n, 2)."""
     n = int(document_ids.max()) // 2 + 1
     sums = torch.zeros(*values.shape[:-1], 2 * n, dtype=torch.float32, device=values.device)
     return sums.scatter_add(-1, document_ids, values.float()).unflatten(-1, (n, 2))

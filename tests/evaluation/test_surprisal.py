@@ -12,12 +12,13 @@ import torch
 
 from lm.config.schema.model import ModelConfig
 from lm.display.html import visible
+from lm.display.style import DARK, LIGHT
 from lm.evaluation.surprisal import Surprisal, measure
 from lm.evaluation.validation import evaluate
 from lm.reports import run_model
 from lm.tokenizer.tokenizer import ByteTokenizer
 from model import Decoder
-from tests.display.test_html import HOSTILE, Read, contrast, schemes
+from tests.display.test_html import HOSTILE, Read, contrast
 
 BYTES = ByteTokenizer()
 T = 24
@@ -153,7 +154,7 @@ def test_shades(bits, shade):
     [(0, (236, 112, 20), run_model.LIGHT), (1, (205, 84, 10), run_model.DARK)],
 )
 def test_text_can_be_read_on_every_shade(scheme, colour, shares):
-    names = schemes()[scheme]
+    names = (LIGHT, DARK)[scheme]
     assert (
         f"rgba({', '.join(map(str, colour))}, {shares[-1]})" in run_model.STYLE
         and len(shares) == run_model.SHADES
