@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from lm.optim.loss import IGNORE_INDEX
 from lm.optim.objectives import Objective
 from lm.optim.optimizers import trained
+from model import Decoder
 
 ROUNDING = 1e-3  # of the logits' spread: float32 adds the same numbers in another order
 USUAL_STD = 0.02  # of initial weights, as GPT-2 and Llama have it
@@ -42,7 +43,7 @@ class Result(NamedTuple):
     where: str = ""
 
 
-def lively(decoder: Any) -> Any:
+def lively(decoder: Decoder) -> Decoder:
     """The decoder, in place, in evaluation mode, its trained matrices drawn so that each makes
     numbers about as large as those it reads.
     """
@@ -55,7 +56,7 @@ def lively(decoder: Any) -> Any:
     return decoder.eval()
 
 
-def future(decoder: Any, row: Rows) -> Result:
+def future(decoder: Decoder, row: Rows) -> Result:
     """Other tokens from place t on change no logit before t, and no gradient of those logits
     reaches them. `row` is (1, T); with its documents, as in training, and without, as in writing.
     """
@@ -91,7 +92,7 @@ def future(decoder: Any, row: Rows) -> Result:
     return Result(leak <= 1e-5 * least < math.inf and pull <= 1e-5, figure, where)
 
 
-def cache(decoder: Any, row: Rows) -> Result:
+def cache(decoder: Decoder, row: Rows) -> Result:
     """Logits through the cache, token by token, in chunks, and behind left padding, against those
     of one forward pass. `row` is (1, T).
     """
@@ -124,7 +125,7 @@ def cache(decoder: Any, row: Rows) -> Result:
     )
 
 
-def documents(decoder: Any, row: Rows) -> Result:
+def documents(decoder: Decoder, row: Rows) -> Result:
     """Other tokens in one document change nothing in another, and each reads as if it were alone.
     `row` is (1, T), with its documents.
     """
@@ -158,7 +159,7 @@ def documents(decoder: Any, row: Rows) -> Result:
 
 
 @torch.no_grad()
-def initial_loss(decoder: Any, rows: Rows, objective: Objective, fresh: bool) -> Result:
+def initial_loss(decoder: Decoder, rows: Rows, objective: Objective, fresh: bool) -> Result:
     """Of untrained weights ln V, since every token is as likely; of a base less; of preferences ln
     2, since it is its own reference. Let pass are 5 %; of tokens what chance does to so few; and
     above, what the usual std adds at this width: logits of variance v cost v / 2.
@@ -168,7 +169,7 @@ def initial_loss(decoder: Any, rows: Rows, objective: Objective, fresh: bool) ->
     """
     decoder.eval()
     of, n, echo, beyond = (
-        decoder.config.vocab_size if objective.per_token else 2,
+        decoder.lm_head.out_features if objective.per_token else 2,
         int(objective.count(rows)),
         "",
         0.0,
@@ -204,7 +205,7 @@ def initial_loss(decoder: Any, rows: Rows, objective: Objective, fresh: bool) ->
 
 
 def gradients(
-    decoder: Any, optimizer: Optimizer, rows: Rows, objective: Objective, adapters: bool = False
+    decoder: Decoder, optimizer: Optimizer, rows: Rows, objective: Objective, adapters: bool = False
 ) -> Result:
     """Within three steps each parameter has had a gradient, and the optimiser has it. One step is
     not enough: what lies behind a projection that is zero at first, or an adapter's A, gets its
@@ -247,7 +248,7 @@ def gradients(
 
 
 def heart(
-    decoder: Any,
+    decoder: Decoder,
     optimizer: Optimizer,
     row: Rows,
     objective: Objective,
@@ -291,7 +292,7 @@ def heart(
     )
 
 
-def _logits(decoder: Any, ids: Tensor, documents: Tensor | None = None) -> Tensor:
+def _logits(decoder: Decoder, ids: Tensor, documents: Tensor | None = None) -> Tensor:
     """(B, T, V), float32."""
     with torch.no_grad():
         logits: Tensor = decoder(ids, document_ids=documents).float()
@@ -305,13 +306,13 @@ def _gap(one: Tensor, other: Tensor) -> float:
     return (one - other).abs().nan_to_num(nan=math.inf, posinf=math.inf).max().item()
 
 
-def _others(decoder: Any, ids: Tensor) -> Tensor:
+def _others(decoder: Decoder, ids: Tensor) -> Tensor:
     """Other tokens than these."""
-    return (ids + 1) % decoder.config.vocab_size
+    return (ids + 1) % decoder.lm_head.out_features
 
 
-def _short(decoder: Any, row: Rows) -> dict[str, Tensor]:
-    length = max(2, MOST_LOGITS // decoder.config.vocab_size)
+def _short(decoder: Decoder, row: Rows) -> dict[str, Tensor]:
+    length = max(2, MOST_LOGITS // decoder.lm_head.out_features)
     return {name: tensor[:1, :length] for name, tensor in row.items()}
 
 
@@ -323,7 +324,7 @@ def _piece(row: Rows) -> dict[str, Tensor]:
     return {name: tensor[:1, start : start + HEART_TOKENS] for name, tensor in row.items()}
 
 
-def _pull(decoder: Any, ids: Tensor, documents: Tensor | None, t: int) -> float:
+def _pull(decoder: Decoder, ids: Tensor, documents: Tensor | None, t: int) -> float:
     """The largest gradient that logits before t send to the embeddings read from t on."""
     read: list[Tensor] = []
 
@@ -344,7 +345,7 @@ def _pull(decoder: Any, ids: Tensor, documents: Tensor | None, t: int) -> float:
 
 
 def _through_cache(
-    decoder: Any, ids: Tensor, sizes: list[int], padding: list[int], whole: Tensor
+    decoder: Decoder, ids: Tensor, sizes: list[int], padding: list[int], whole: Tensor
 ) -> float:
     """How far the last row's logits are off `whole`, (T, V), at the end of each chunk; that row
     begins with so much padding.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lm.config.schema.config import Config
@@ -48,7 +48,7 @@ class Footprint:
         return self.gradients + self.optimizer + self.averages
 
 
-def footprint(decoder: nn.Module, averaged: bool) -> Footprint:
+def footprint(decoder: Decoder, averaged: bool) -> Footprint:
     """Return the footprint of a decoder that AdamW trains, with or without averaged weights.
 
     A frozen weight needs no gradient, no moments and no average.
@@ -74,7 +74,7 @@ class Trial:
 
 
 def try_out(
-    decoder: nn.Module,
+    decoder: Decoder,
     optimizer: Optimizer,
     make_loss: Callable[[], Tensor],
     forward_context: Callable[[], AbstractContextManager[Any]],

@@ -483,7 +483,6 @@ def test_a_compiled_decoder_is_not_compiled_again_for_every_length() -> None:
 
     decoder = tiny_decoder()
     plain = ids_of(decoder, [1], Sampling(), 10)
-    assert ids_of(torch.compile(decoder, backend=backend), [1], Sampling(), 10) == plain
     decoder.compile(backend=backend)
     assert ids_of(decoder, [1], Sampling(), 10) == plain
     assert not calls
