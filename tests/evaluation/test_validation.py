@@ -273,6 +273,7 @@ def score_share(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(score_share, args=(str(tmp_path),), nprocs=2)
     alone = evaluate(decoder(), cut(of_two_sources(), 3), {EOS}, 1.7, sources=SOURCES)

@@ -20,6 +20,8 @@ from model import Decoder
 from tests.support import runs
 from tests.support.faults import ROOT
 
+pytestmark = pytest.mark.usefixtures("starts_processes")
+
 COMMANDS = (
     *sorted(path.name for path in ROOT.glob("*.py") if path.stem not in ("model", "data")),
     *sorted(f"tools.{path.stem}" for path in ROOT.glob("tools/[!_]*.py")),
