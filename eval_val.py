@@ -12,8 +12,8 @@ import math
 import sys
 import time
 
-from lm.checkpoints.folder import open_checkpoint, read_meta
-from lm.checkpoints.meta import read_model
+from lm.checkpoints.folder import open_checkpoint
+from lm.checkpoints.meta import read_meta
 from lm.commands import add_flag, command_parser, load_config
 from lm.system import errors
 from lm.system.errors import ConfigError
@@ -29,9 +29,8 @@ def main() -> None:
             " loss of its own; its results are in evaluations.jsonl and report.md of the run's"
             " folder"
         )
-    folder = open_checkpoint(arguments.ckpt)
-    meta = read_meta(folder)
-    step, context_length = meta["step"], read_model(folder, meta).context_length
+    checkpoint = open_checkpoint(arguments.ckpt)
+    context_length = read_meta(checkpoint).model.context_length
     if config.row_length > context_length:
         raise ConfigError(
             f"{arguments.config}: rows of {config.row_length} tokens are longer than the"
@@ -49,7 +48,7 @@ def main() -> None:
 
     device = choose_device(arguments.device, "--device")
     precision = choose_precision(config.trainer.precision, device)
-    decoder, stored, _ = load(arguments.ckpt, device)
+    decoder, stored, _ = load(checkpoint, device)
     tokenizer = resolve(arguments.tokenizer, stored)
     # of a stream, what the run validates on is the whole split
     if not (config.data.streams and config.data.validation is None):
@@ -67,7 +66,7 @@ def main() -> None:
         result = evaluate(decoder, batches, reserved, data.text_bytes_per_token, sources=sources)
     report = {
         "checkpoint": arguments.ckpt,
-        "step": step,
+        "step": checkpoint.step,
         "config": arguments.config,
         "loss": result.loss,
         "perplexity": result.perplexity,
@@ -85,7 +84,7 @@ def main() -> None:
         print(json.dumps(finite, indent=1))  # JSON has no NaN
     else:
         print(
-            f"{arguments.ckpt} (step {step:,}) on the validation split of {arguments.config},"
+            f"{arguments.ckpt} (step {checkpoint.step:,}) on the validation split of {arguments.config},"
             f" {result.tokens:,} tokens:"
         )
         print(

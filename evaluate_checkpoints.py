@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm.checkpoints.folder import point, read_manifest
+from lm.checkpoints.folder import Checkpoint, point
 from lm.commands import add_flag, command_parser
 from lm.system import errors
 from lm.system.disk import refusals
@@ -155,7 +155,7 @@ def link(winner: Entrant) -> None:
     disk refuses, print the reason.
     """
     try:
-        if read_manifest(winner.path)["sha256"] != winner.manifest_sha256:
+        if Checkpoint(winner.path).sha256 != winner.manifest_sha256:
             raise CheckpointError(f"{winner.path} was replaced since it was ranked")
         point(winner.path.parent, "ranked-best.ckpt", winner.path)
     except CheckpointError as error:

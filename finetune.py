@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm.checkpoints.base import Base, open_base, tokenizer_of
-from lm.checkpoints.folder import pointed, read_meta
-from lm.checkpoints.meta import check_session, read_tokenizer
+from lm.checkpoints.folder import Checkpoint, pointed
 from lm.commands import answer_without_training, load_config, training_parser
 from lm.config.reader import Loaded
 from lm.config.schema.config import Config
@@ -62,10 +61,10 @@ def assemble(loaded: Loaded, origin: Origin, say: Callable[[str], None]) -> Part
 
 def require_same(base: Base, parent: dict[str, Any] | None) -> None:
     """Raise CheckpointError if the run started from another base: best.ckpt moves on."""
-    if parent is not None and parent["manifest_sha256"] != base.sha256:
+    if parent is not None and parent["manifest_sha256"] != base.checkpoint.sha256:
         raise CheckpointError(
-            f"finetune.base: {base.folder} is not the checkpoint that the run started from; name"
-            " that one"
+            f"finetune.base: {base.checkpoint.path} is not the checkpoint that the run started"
+            " from; name that one"
         )
 
 
@@ -84,7 +83,7 @@ def start(config: Config, base: Base) -> Decoder:
         # come from the same random state, and so are the same, as in earlier versions.
         if isinstance(layer, nn.Linear | nn.Embedding):
             layer.reset_parameters()
-    load_whole(decoder, base.folder)
+    load_whole(decoder, base.checkpoint)
     if config.finetune.method != "full":
         add_adapters(decoder, config.finetune.lora, four_bits=config.finetune.method == "qlora")
     return decoder
@@ -122,14 +121,14 @@ def report(config: Config) -> None:
     device = choose_device(config.trainer.device)
     tuned = pointed(folder, "best.ckpt") or final
     base = open_base(config)
-    require_same(base, read_meta(tuned).get("parent"))
+    require_same(base, Checkpoint(tuned).meta.get("parent"))
     chat, conversations = held_out_conversations(config, tokenizer_of(config))
     print(
-        f"report: {base.folder.name} of the base and {tuned.name} on {len(conversations):,}"
+        f"report: {base.checkpoint.path.name} of the base and {tuned.name} on {len(conversations):,}"
         " held-out conversations",
         flush=True,
     )
-    decoders = load(base.folder, device).decoder, load(tuned, device).decoder
+    decoders = load(base.checkpoint, device).decoder, load(tuned, device).decoder
     before, after = (measure(decoder, chat, conversations, config.finetune) for decoder in decoders)
     compare(
         folder,
@@ -147,12 +146,10 @@ def losses_on_base_text(base: Base, before: Decoder, after: Decoder) -> tuple[fl
     from data import PackedDataModule
     from lm.evaluation.validation import evaluate
 
-    tokenizer = read_tokenizer(base.folder, base.meta)
+    tokenizer = base.meta.load_tokenizer()
     try:
-        check_session(base.folder, base.meta)
-        data = PackedDataModule(
-            base.config, tokenizer, lambda line: None, base.meta.get("revisions", {})
-        )
+        revisions = base.meta.session.revisions
+        data = PackedDataModule(base.config, tokenizer, lambda line: None, revisions)
         batches = data.val_dataloader()
     except UserError as error:
         print(f"what was forgotten is not measured: {error}")

@@ -138,7 +138,7 @@ def main() -> None:
         **{option.name: getattr(arguments, option.name) for option in dataclasses.fields(Sampling)}
     )
     lines = arguments.chat and arguments.prompt is None and arguments.prompt_file is None
-    prompt, folder = (
+    prompt, checkpoint = (
         ("" if lines else read_prompt(arguments.prompt, arguments.prompt_file)),
         open_checkpoint(arguments.ckpt),
     )
@@ -147,7 +147,7 @@ def main() -> None:
         from lm.generation.chat import Chat, chat_format
         from lm.generation.terminal import Terminal
 
-        form = chat_format(folder, arguments.template, arguments.system)
+        form = chat_format(checkpoint, arguments.template, arguments.system)
 
     import torch
 
@@ -157,7 +157,7 @@ def main() -> None:
     from lm.tokenizer.tokenizer import resolve
 
     device = choose_device(arguments.device, "--device")
-    decoder, stored, meta = load(folder, device)
+    decoder, stored, meta = load(checkpoint, device)
     tokenizer = resolve(arguments.tokenizer, stored)
     generator, context = torch.Generator(device).manual_seed(seed), decoder.config.context_length
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -168,11 +168,11 @@ def main() -> None:
             chat.reply, decoder=decoder, options=options, generator=generator, stops=arguments.stop
         )
         terminal = Terminal(chat, reply, stream=not arguments.no_stream)
-        print(f"{folder.name} on {device}, --seed {seed}", file=sys.stderr)
+        print(f"{checkpoint.path.name} on {device}, --seed {seed}", file=sys.stderr)
         terminal.run() if lines else terminal.say(prompt)
         return
     prompt_ids = open_prompt(tokenizer, prompt)
-    print(f"{folder.name} on {device}, --seed {seed}", file=sys.stderr)
+    print(f"{checkpoint.path.name} on {device}, --seed {seed}", file=sys.stderr)
     if len(prompt_ids) > context:
         print(
             f"the prompt has {len(prompt_ids)} tokens, the model's context {context}: it reads the"
@@ -197,7 +197,7 @@ def main() -> None:
         report = {
             "prompt": prompt,
             "samples": texts,
-            "checkpoint": str(folder),
+            "checkpoint": str(checkpoint.path),
             "step": meta["step"],
             "seed": seed,
             "device": device,

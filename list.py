@@ -94,15 +94,16 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
             "damage": None,
         }
         try:
-            meta, manifest = checkpoint.read_meta(path), checkpoint.read_manifest(path)
-            validation = validations.get((step, manifest["sha256"]))
+            opened = checkpoint.Checkpoint(path)
+            meta, files = opened.meta, opened.files
+            validation = validations.get((step, opened.sha256))
             row |= {
                 "epoch": float(meta["epoch"]),
                 "tokens": count(meta["tokens"]),
                 "val_loss": results.finite(validation.loss) if validation else None,
                 "parameters": count(meta["n_parameters"]),
                 "adapters": count(meta["adapters"]["n_parameters"]) if "adapters" in meta else None,
-                "size": count(sum(file["bytes"] for file in manifest["files"].values())),
+                "size": count(sum(file["bytes"] for file in files.values())),
                 "date": str(meta["saved_at"]),
                 "parent": meta["parent"] and str(meta["parent"]["path"]),
             }

@@ -67,8 +67,8 @@ def assemble(loaded: Loaded, start: Origin, say: Callable[[str], None]) -> Parts
 
     def make_decoder() -> Decoder:
         decoder = Decoder(config.with_vocabulary(tokenizer.vocab_size).model)
-        if start.init_from is not None:
-            load_whole(decoder, start.init_from)
+        if start.checkpoint is not None and start.session is None:
+            load_whole(decoder, start.checkpoint)
         return decoder
 
     data = PackedDataModule(config, tokenizer, say, start.revisions)

@@ -102,12 +102,12 @@ def opened(name: str, folder: Path, rows: int, device: Device | Literal["auto"])
     """
     from data import PackedDataModule
     from lm import load
-    from lm.checkpoints.meta import check_session, read_config
+    from lm.checkpoints.meta import Meta
     from lm.system.device import choose_device
 
     decoder, tokenizer, meta = load(folder, choose_device(device, "--device"))
-    check_session(folder, meta)
-    config = read_config(folder, meta["config"])
+    typed = Meta(folder, meta)
+    config, revisions = typed.config, typed.session.revisions
     # of a stream, what the run validates on is the whole split
     if not (config.data.streams and config.data.validation is None):
         config = config.model_copy(
@@ -117,7 +117,7 @@ def opened(name: str, folder: Path, rows: int, device: Device | Literal["auto"])
         name,
         decoder,
         tokenizer,
-        PackedDataModule(config, tokenizer, lambda line: None, meta.get("revisions", {})),
+        PackedDataModule(config, tokenizer, lambda line: None, revisions),
     )
 
 

@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoints.folder import open_checkpoint, read_manifest, read_meta
+from lm.checkpoints.folder import Checkpoint, open_checkpoint
 from lm.commands import add_flag, command_parser
 from lm.system import disk, errors
 
@@ -48,13 +48,13 @@ def main() -> None:
             f"lm-evaluation-harness is not installed: {sys.executable} -m pip install"
             " lm-eval==0.4.13"
         )
-    folder = open_checkpoint(arguments.ckpt)
+    checkpoint = open_checkpoint(arguments.ckpt)
     be_quiet()
     form = None
     if arguments.chat:
         from lm.generation.chat import chat_format
 
-        form = chat_format(folder, arguments.template)
+        form = chat_format(checkpoint, arguments.template)
     with contextlib.redirect_stdout(sys.stderr):  # for what the harness prints
         from lm import load
         from lm.evaluation.harness import Subject, find_tasks, load_tasks
@@ -62,10 +62,10 @@ def main() -> None:
 
         device = choose_device(arguments.device, "--device")
         manager, names = find_tasks(arguments.tasks, arguments.include_path)
-        decoder, tokenizer, _ = load(folder, device)
+        decoder, tokenizer, _ = load(checkpoint, device)
         subject = Subject(decoder, tokenizer, arguments.batch_size, form)
         results = evaluate(subject, manager, load_tasks(manager, names), arguments)
-    report = report_of(folder, device, results, arguments) | {"cut": dict(subject.cut)}
+    report = report_of(checkpoint, device, results, arguments) | {"cut": dict(subject.cut)}
     text = json.dumps(report, indent=1, ensure_ascii=False)
     if arguments.out is not None:
         disk.replace(arguments.out, text + "\n")
@@ -181,17 +181,16 @@ def evaluate(
 
 
 def report_of(
-    folder: Path, device: str, results: dict[str, Any], arguments: argparse.Namespace
+    checkpoint: Checkpoint, device: str, results: dict[str, Any], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Return the checkpoint, the settings and the harness's results as one JSON object. Numbers
     that are not finite become null.
     """
     from lm.evaluation.harness import chance
 
-    meta = read_meta(folder)
     settings = {
-        "step": meta["step"],
-        "manifest_sha256": read_manifest(folder)["sha256"],
+        "step": checkpoint.step,
+        "manifest_sha256": checkpoint.sha256,
         "device": device,
         "limit": arguments.limit,
     }

@@ -91,11 +91,11 @@ def measured(run: RunRecord) -> tuple[Surprisal, Tokenizer, str, float | None]:
     """The best checkpoint on what the run validates on, its name, and the loss that the run
     recorded for it. Raises UserError.
     """
-    from lm.checkpoints.meta import read_config
+    from lm.checkpoints.meta import Meta
 
     if (saved := run.best_checkpoint) is None:
         raise errors.CheckpointError("no checkpoint can be read")
-    config = read_config(saved.path, saved.meta["config"])
+    config = Meta(saved.path, saved.meta).config
     if config.finetune is not None and config.finetune.objective == "dpo":
         raise errors.ConfigError(
             "it learnt from preferences, of which no token has a loss of its own"

@@ -1,6 +1,4 @@
-"""Checkpoints that hold adapters alone: what they say of their base, where it is, and how the two
-become one model.
-"""
+"""Checkpoints that hold adapters alone: their entry in meta.json, and how they meet their base."""
 
 from __future__ import annotations
 
@@ -9,8 +7,8 @@ import os
 from pathlib import Path
 
 from lm.checkpoints.base import open_base
-from lm.checkpoints.folder import open_checkpoint, read_manifest, read_meta, verify
-from lm.checkpoints.meta import Adapters, AdaptersBase, read_adapters
+from lm.checkpoints.folder import Checkpoint, open_checkpoint
+from lm.checkpoints.meta import Adapters, AdaptersBase, read_meta
 from lm.checkpoints.train_state import load_into
 from lm.config.schema.config import Config
 from lm.optim.optimizers import trained
@@ -20,83 +18,84 @@ from model import Decoder
 
 
 def describe(config: Config, decoder: Decoder) -> Adapters | None:
-    """What the meta.json of a run that trains adapters says of them; None of any other run. Raises
-    CheckpointError: the base is gone.
+    """Return the `adapters` of meta.json for a run that trains adapters; None for any other run.
+
+    Raises:
+        CheckpointError: the base is gone.
     """
     if config.finetune is None or config.finetune.method == "full":
         return None
-    base = open_base(config)
-    # found again where both were moved together
-    from_run = os.path.relpath(base.folder, Path(config.checkpoint.directory).resolve())
+    base = open_base(config).checkpoint
+    # finds the base again after both folders were moved together
+    from_run = os.path.relpath(base.path, Path(config.checkpoint.directory).resolve())
     return Adapters(
         method=config.finetune.method,
         lora=config.finetune.lora,
         n_parameters=sum(parameter.numel() for parameter in trained(decoder).values()),
-        base=AdaptersBase(path=str(base.folder), from_run=from_run, manifest_sha256=base.sha256),
+        base=AdaptersBase(path=str(base.path), from_run=from_run, manifest_sha256=base.sha256),
     )
 
 
-def load_whole(decoder: Decoder, folder: Path, base: Path | None = None) -> None:
-    """Give a decoder without adapters the weights of a checkpoint, the averaged ones where it has
-    them.
+def load_whole(decoder: Decoder, checkpoint: Checkpoint, base: Path | None = None) -> None:
+    """Give a decoder without adapters the weights of a checkpoint, averaged if it has averages.
 
-    Of a checkpoint of adapters these are its base's with the adapters merged in; the base may be
-    one of adapters itself.
+    For a checkpoint of adapters these are the weights of its base, with the adapters merged in.
+    The base may hold adapters itself.
 
     Args:
-        decoder: has the checkpoint's shape; on the CPU, or on the meta device, where a shape takes
-            no memory before weights prove it.
-        folder: the checkpoint.
-        base: where its base is; None looks where its meta.json says.
+        decoder: has the checkpoint's shape. It is on the CPU, or on the meta device, where a shape
+            takes no memory before weights prove it.
+        checkpoint: holds a model's weights, or adapters.
+        base: the path of the base; None looks for it where meta.json says.
 
     Raises:
-        CheckpointError: something is missing or damaged, bitsandbytes for 4-bit weights too, or the
-            base is another than the one that the adapters were trained beside.
+        CheckpointError: a file is missing or damaged; bitsandbytes is missing for 4-bit weights;
+            the base is not the one that the adapters were trained on.
     """
-    verify(folder, ("meta.json",))
-    adapters = read_adapters(folder, read_meta(folder))
+    adapters = read_meta(checkpoint).adapters
+    checkpoint.verify(("meta.json",))
     if adapters is None:
-        load_into(decoder, folder, averaged=True)
+        load_into(decoder, checkpoint, averaged=True)
         return
-    load_whole(decoder, find_base(folder, adapters, base))
+    load_whole(decoder, find_base(checkpoint, adapters, base))
     try:
         add_adapters(decoder, adapters.lora, four_bits=adapters.method == "qlora")
-    except ConfigError as error:  # what it names was written there, not by whoever loads it
-        raise CheckpointError(f"{folder / 'meta.json'}: {error}") from error
-    load_into(decoder, folder, averaged=True)
+    except ConfigError as error:  # meta.json named it, not the user
+        raise CheckpointError(f"{checkpoint.path / 'meta.json'}: {error}") from error
+    load_into(decoder, checkpoint, averaged=True)
     merge(decoder)
 
 
-def find_base(folder: Path, adapters: Adapters, named: Path | None = None) -> Path:
-    """The base of the checkpoint `folder`: the one that is named, or the first that is where its
-    run had it.
+def find_base(checkpoint: Checkpoint, adapters: Adapters, named: Path | None = None) -> Checkpoint:
+    """Return the base of a checkpoint: the one that is named, or the first where its run had it.
 
     Raises:
-        CheckpointError: there is none, or it is another one.
+        CheckpointError: there is none, or it is a different one.
     """
     wanted = adapters.base.manifest_sha256
-    name_it = f"`python -m tools.merge_lora --ckpt {folder} --base CKPT --out DIR`"
+    name_it = f"`python -m tools.merge_lora --ckpt {checkpoint.path} --base CKPT --out DIR`"
     places = (
         [named]
         if named is not None
-        else [Path(adapters.base.path), folder.parent / adapters.base.from_run]
+        else [Path(adapters.base.path), checkpoint.path.parent / adapters.base.from_run]
     )
     places = [Path(os.path.normpath(place)) for place in places]
-    there = []
+    candidates = []
     for place in places:
         with contextlib.suppress(CheckpointError):
-            there.append(open_checkpoint(place))
-    if not there:
+            candidates.append(open_checkpoint(place))
+    if not candidates:
         looked = " and ".join(dict.fromkeys(map(str, places)))
         raise CheckpointError(
-            f"{folder} holds adapters alone, and their base is not at {looked}; say where it is:"
+            f"{checkpoint.path} holds adapters alone, and their base is not at {looked}; say where"
+            f" it is: {name_it}"
+        )
+    by_hash = {candidate.sha256: candidate for candidate in reversed(candidates)}
+    if wanted not in by_hash:
+        sha256, candidate = list(by_hash.items())[-1]
+        raise CheckpointError(
+            f"{checkpoint.path} holds adapters of the base with the manifest {wanted[:12]}, and"
+            f" {candidate.path} has {sha256[:12]}; bring that base back, or say where it is:"
             f" {name_it}"
         )
-    found = {read_manifest(place)["sha256"]: place for place in reversed(there)}
-    if wanted not in found:
-        sha256, place = list(found.items())[-1]
-        raise CheckpointError(
-            f"{folder} holds adapters of the base with the manifest {wanted[:12]}, and {place} has"
-            f" {sha256[:12]}; bring that base back, or say where it is: {name_it}"
-        )
-    return found[wanted]
+    return by_hash[wanted]

@@ -1,59 +1,57 @@
-"""The checkpoint that a fine-tuning configuration starts from: it brings the model's shape, the
-tokenizer and perhaps a template.
+"""The checkpoint that a fine-tuning configuration starts from.
+
+The base decides the model's shape and the tokenizer, and it may bring a chat template.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from lm.checkpoints.folder import open_checkpoint, read_manifest, read_meta
-from lm.checkpoints.meta import read_config, read_model, read_tokenizer
+from lm.checkpoints.folder import Checkpoint, open_checkpoint
+from lm.checkpoints.meta import Meta, read_meta
 from lm.config.schema.config import Config
 from lm.system.errors import ConfigError
 
 if TYPE_CHECKING:
     from lm.tokenizer.tokenizer import Tokenizer
 
-# What a run may decide for itself: it changes how weights are trained, not what they are.
+# What a run may decide for itself: these keys change how weights are trained, not what they are.
 OWN = {"dropout", "gradient_checkpointing"}
 
 
-class Base(NamedTuple):
-    """A base checkpoint.
+@dataclass(frozen=True)
+class Base:
+    """A base checkpoint, opened."""
 
-    Attributes:
-        folder: where it is.
-        meta: its meta.json.
-        config: what it was trained with; names in it are those of that time.
-        sha256: of its manifest, which stands for all of its files.
-    """
-
-    folder: Path
-    meta: dict[str, Any]
-    config: Config
-    sha256: str
+    checkpoint: Checkpoint
+    meta: Meta
+    config: Config  # of the run that made it; its file names are those of that time
 
 
 def open_base(config: Config) -> Base:
-    """The base of a configuration that has `finetune`. Raises CheckpointError where it is not there
-    or not whole.
+    """Open the base of a configuration that has `finetune`.
+
+    Raises:
+        CheckpointError: the base is missing or damaged.
     """
     assert config.finetune is not None
-    folder = open_checkpoint(config.finetune.base)
-    meta = read_meta(folder)
-    return Base(folder, meta, read_config(folder, meta["config"]), read_manifest(folder)["sha256"])
+    checkpoint = open_checkpoint(config.finetune.base)
+    meta = read_meta(checkpoint)
+    base = Base(checkpoint, meta, meta.config)
+    _ = checkpoint.manifest  # read now: a base that is damaged is refused at once
+    return base
 
 
 def filled(config: Config) -> dict[str, Any]:
-    """The sections of a configuration that has `finetune`, with what the base decides.
+    """Return the sections of a configuration that has `finetune`, completed from its base.
 
     Raises:
-        ConfigError: it says otherwise than the base what the base decides.
-        CheckpointError: the base is not there.
+        ConfigError: the configuration contradicts the base.
+        CheckpointError: the base is missing or damaged.
     """
     base = open_base(config)
-    shape, tokenizer = read_model(base.folder, base.meta), str(base.meta["tokenizer"]["name"])
+    shape, tokenizer = base.meta.model, base.meta.tokenizer.name
     for key in sorted(config.model.model_fields_set - OWN):
         if getattr(config.model, key) != getattr(shape, key):
             raise ConfigError(
@@ -75,17 +73,16 @@ def filled(config: Config) -> dict[str, Any]:
 
 
 def tokenizer_of(config: Config) -> Tokenizer:
-    """The configured tokenizer, or the base's."""
+    """Return the configured tokenizer, or the base's for fine-tuning."""
     if config.finetune is None:
         from lm.tokenizer.tokenizer import load_tokenizer
 
         return load_tokenizer(config.tokenizer.name)
-    base = open_base(config)
-    return read_tokenizer(base.folder, base.meta)
+    return open_base(config).meta.load_tokenizer()
 
 
 def _no_template(base: Base) -> str:
     raise ConfigError(
-        f"data.source.template: base, and {base.folder} was not trained on conversations; name one,"
-        " such as alpaca"
+        f"data.source.template: base, and {base.checkpoint.path} was not trained on conversations;"
+        " name one, such as alpaca"
     )

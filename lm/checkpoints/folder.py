@@ -38,10 +38,19 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm.system.disk import fingerprint, read_json, refusals, sync
+from lm.system.disk import (
+    fingerprint,
+    fingerprint_of,
+    read_json,
+    read_json_bytes,
+    refusals,
+    sync,
+)
 from lm.system.errors import CheckpointError
 
 FORMAT = 1
@@ -57,69 +66,119 @@ META_TYPES = {"step": int, "model": dict, "tokenizer": dict, "config": dict}
 
 
 class Begun(NamedTuple):
-    """A checkpoint that several processes have begun: the temporary folder, and what the manifest
-    is to say of the files in it.
+    """A checkpoint that several processes have begun to write."""
+
+    folder: Path  # the temporary folder
+    files: dict[str, Any]  # the manifest's entries for the files that are in it already
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint directory. Its meta.json and manifest.json are read once, when first needed.
+
+    `open_checkpoint` makes one from a path that a user wrote.
+
+    Raises:
+        CheckpointError: every property and method, if the file that it needs is missing or damaged.
     """
 
-    folder: Path
-    files: dict[str, Any]
+    path: Path
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The content of meta.json, whose format, step and sections are checked.
+
+        lm/checkpoints/meta.py checks what is in the sections.
+        """
+        return self._meta[0]
+
+    @property
+    def step(self) -> int:
+        """The number of updates that made these weights."""
+        step: int = self.meta["step"]
+        return step
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest: {"files": {name: {"bytes", "sha256"}}, "sha256"}."""
+        file = self.path / "manifest.json"
+        manifest = read_json(file)
+        files = manifest.get("files")
+        if not isinstance(files, dict) or manifest.get("sha256") != _hash_of_table(files):
+            raise CheckpointError(f"{file} is damaged: its own hash does not match")
+        return manifest
+
+    @property
+    def files(self) -> dict[str, Any]:
+        """The files that belong to the checkpoint: name -> {"bytes", "sha256"}."""
+        files: dict[str, Any] = self.manifest["files"]
+        return files
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the table of files, which stands for the content of the whole checkpoint."""
+        sha256: str = self.manifest["sha256"]
+        return sha256
+
+    def verify(self, names: Iterable[str] | None = None) -> None:
+        """Compare every byte with the manifest, of all files or of `names` alone.
+
+        Raises:
+            CheckpointError: names the first file that is missing, extra, cut or changed.
+        """
+        stated = self.files
+        try:
+            present = {entry.name for entry in self.path.iterdir()} - {"manifest.json"}
+            for name in names or sorted({*required(stated), *stated, *present}):
+                if name not in present:
+                    # an absolute name would replace the path
+                    raise CheckpointError(f"{self.path}/{name} is missing")
+                if name not in stated:
+                    raise CheckpointError(
+                        f"{self.path / name} does not belong to this checkpoint: its manifest does"
+                        " not have it"
+                    )
+                if not self._has_content(name, stated[name]):
+                    raise CheckpointError(
+                        f"{self.path / name} is damaged: its content is not what was saved"
+                    )
+        except OSError as error:
+            raise CheckpointError(
+                f"{error.filename or self.path} cannot be read: {error.strerror}"
+            ) from error
+
+    @cached_property
+    def _meta(self) -> tuple[dict[str, Any], bytes]:
+        """The content of meta.json, and its bytes: `verify` hashes those that were parsed."""
+        file = self.path / "meta.json"
+        meta, content = read_json_bytes(file)
+        if meta.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{file}: format {meta.get('format')!r} is unknown to this version of the project,"
+                f" which reads {FORMAT}"
+            )
+        wrong = [key for key, kind in META_TYPES.items() if type(meta.get(key)) is not kind]
+        if wrong or not 0 <= meta["step"] < 10**18:
+            raise CheckpointError(
+                f"{file} is damaged: {', '.join(wrong) or 'step'} is missing or not what it should"
+                " be"
+            )
+        if step_of(self.path) not in (-1, meta["step"]):
+            raise CheckpointError(
+                f"{file} is of step {meta['step']}, but its folder is named for another; rename it"
+                f" {step_name(meta['step'])}"
+            )
+        return meta, content
+
+    def _has_content(self, name: str, stated: object) -> bool:
+        """Return whether a file is a regular file with the stated size and hash."""
+        if name == "meta.json" and "_meta" in vars(self):  # it was read already
+            return fingerprint_of(self._meta[1]) == stated
+        return (self.path / name).is_file() and fingerprint(self.path / name) == stated
 
 
-def step_name(step: int) -> str:
-    """The directory name of a step's checkpoint; it sorts by step."""
-    return f"step-{step:08d}.ckpt"
-
-
-def step_of(path: Path) -> int:
-    """The step in a checkpoint directory's name, or -1 if it is not one."""
-    match = STEP_NAME.fullmatch(path.name)
-    return int(match[1]) if match else -1
-
-
-def step_directories(folder: str | Path) -> list[Path]:
-    """The checkpoints in a run's folder, oldest first; links, files and unfinished ones are not
-    among them.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            found = [
-                Path(folder) / entry.name
-                for entry in entries
-                if entry.is_dir(follow_symlinks=False)
-            ]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from error
-    return sorted(
-        (path for path in found if step_of(path) >= 0), key=lambda path: (step_of(path), path.name)
-    )
-
-
-def shard_names(kind: str, count: int) -> list[str]:
-    """The files of a kind of tensors ("model", "optimizer", "ema") that `count` processes wrote."""
-    return [f"{kind}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
-
-
-def shard_count(names: Iterable[str]) -> int:
-    """Return how many processes wrote the checkpoint with these files; 0 for an ordinary one."""
-    return max((int(match[3]) for match in map(SHARD_NAME.fullmatch, names) if match), default=0)
-
-
-def required(names: Iterable[str]) -> set[str]:
-    """The files that must be there for those to be a whole checkpoint."""
-    names = list(names)
-    count = shard_count(names)
-    if count == 0:
-        return set(MERGED if set(names) == set(MERGED) else ORDINARY)
-    kinds = {"model", "optimizer"} | {
-        match[1] for match in map(SHARD_NAME.fullmatch, names) if match
-    }
-    return {*SHARDED, *(name for kind in kinds for name in shard_names(kind, count))}
-
-
-def open_checkpoint(path: str | Path) -> Path:
-    """The directory that a path or link means.
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Return the checkpoint that a path or link means.
 
     Raises:
         CheckpointError: nothing is there, or it is not a checkpoint of this project.
@@ -127,7 +186,7 @@ def open_checkpoint(path: str | Path) -> Path:
     path = Path(path)
     try:
         if (path / "meta.json").exists():
-            return path.resolve()
+            return Checkpoint(path.resolve())
         steps = [step.name for step in step_directories(path if path.is_dir() else path.parent)]
         if not path.exists():
             dangling = " (the link leads nowhere)" if path.is_symlink() else ""
@@ -148,88 +207,74 @@ def open_checkpoint(path: str | Path) -> Path:
     raise CheckpointError(f"{path}: {problem}")
 
 
-def read_meta(path: str | Path) -> dict[str, Any]:
-    """What meta.json says: step, model, tokenizer, configuration, parent. Raises CheckpointError if
-    it is damaged or of another format.
-    """
-    file = Path(path) / "meta.json"
-    meta = read_json(file)
-    if meta.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{file}: format {meta.get('format')!r} is unknown to this version of the project,"
-            f" which reads {FORMAT}"
-        )
-    wrong = [key for key, kind in META_TYPES.items() if type(meta.get(key)) is not kind]
-    if wrong or not 0 <= meta["step"] < 10**18:
-        raise CheckpointError(
-            f"{file} is damaged: {', '.join(wrong) or 'step'} is missing or not what it should be"
-        )
-    if step_of(file.parent) not in (-1, meta["step"]):
-        raise CheckpointError(
-            f"{file} is of step {meta['step']}, but its folder is named for another; rename it"
-            f" {step_name(meta['step'])}"
-        )
-    return meta
-
-
-def read_manifest(path: str | Path) -> dict[str, Any]:
-    """The manifest: {"files": {name: {"bytes", "sha256"}}, "sha256"}. `sha256` names the whole
-    checkpoint.
-    """
-    file = Path(path) / "manifest.json"
-    manifest = read_json(file)
-    if not isinstance(manifest.get("files"), dict) or manifest.get("sha256") != _hash_of_table(
-        manifest["files"]
-    ):
-        raise CheckpointError(f"{file} is damaged: its own hash does not match")
-    return manifest
-
-
-def verify(path: str | Path, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """Read every byte of a checkpoint, or of the files `names` in it, and compare with the
-    manifest, which is returned.
-
-    Raises:
-        CheckpointError: names the first file that is missing, extra, cut or changed.
-    """
-    path = Path(path)
-    manifest = read_manifest(path)
-    stated = manifest["files"]
-    try:
-        present = {entry.name for entry in path.iterdir()} - {"manifest.json"}
-        for name in names or sorted({*required(stated), *stated, *present}):
-            if name not in present:
-                # an absolute name would replace the path
-                raise CheckpointError(f"{path}/{name} is missing")
-            if name not in stated:
-                raise CheckpointError(
-                    f"{path / name} does not belong to this checkpoint: its manifest does not"
-                    " have it"
-                )
-            if not (path / name).is_file() or fingerprint(path / name) != stated[name]:
-                raise CheckpointError(
-                    f"{path / name} is damaged: its content is not what was saved"
-                )
-    except OSError as error:
-        raise CheckpointError(
-            f"{error.filename or path} cannot be read: {error.strerror}"
-        ) from error
-    return manifest
-
-
-def newest_whole(folder: str | Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies (None if there is none), and what was wrong with the
-    newer ones.
-    """
+def newest_whole(folder: str | Path) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest checkpoint that verifies, if any, and the problems of newer ones."""
     problems: list[str] = []
     for path in reversed(step_directories(folder)):
+        checkpoint = Checkpoint(path)
         try:
-            verify(path)
-            read_meta(path)
-            return path, problems
+            checkpoint.verify()
+            _ = checkpoint.meta  # it has to be readable, too
+            return checkpoint, problems
         except CheckpointError as error:
             problems.append(str(error))
     return None, problems
+
+
+def step_name(step: int) -> str:
+    """Return the directory name of a step's checkpoint; the names sort by step."""
+    return f"step-{step:08d}.ckpt"
+
+
+def step_of(path: Path) -> int:
+    """Return the step in a checkpoint directory's name, or -1 for any other name."""
+    match = STEP_NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def step_directories(folder: str | Path) -> list[Path]:
+    """Return the checkpoint directories in a run's folder, oldest first.
+
+    Links, files and unfinished checkpoints are not among them.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            directories = [
+                Path(folder) / entry.name
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False)
+            ]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from error
+    checkpoints = [path for path in directories if step_of(path) >= 0]
+    return sorted(checkpoints, key=lambda path: (step_of(path), path.name))
+
+
+def shard_names(kind: str, count: int) -> list[str]:
+    """Return the names of the files that `count` processes write for a kind of tensors.
+
+    The kinds are "model", "optimizer" and "ema".
+    """
+    return [f"{kind}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def shard_count(names: Iterable[str]) -> int:
+    """Return how many processes wrote the checkpoint with these files; 0 for an ordinary one."""
+    return max((int(match[3]) for match in map(SHARD_NAME.fullmatch, names) if match), default=0)
+
+
+def required(names: Iterable[str]) -> set[str]:
+    """Return the files that a checkpoint needs in order to be complete, given those it has."""
+    names = list(names)
+    count = shard_count(names)
+    if count == 0:
+        return set(MERGED if set(names) == set(MERGED) else ORDINARY)
+    kinds = {"model", "optimizer"} | {
+        match[1] for match in map(SHARD_NAME.fullmatch, names) if match
+    }
+    return {*SHARDED, *(name for kind in kinds for name in shard_names(kind, count))}
 
 
 def write_checkpoint(
@@ -238,13 +283,13 @@ def write_checkpoint(
     needed: int = 0,
     begun: Begun | None = None,
 ) -> dict[str, Any]:
-    """Write a checkpoint so that it is whole or absent; return its manifest.
+    """Write a checkpoint so that it is complete or absent; return its manifest.
 
     Args:
-        path: the final name. If a checkpoint stands there already it is replaced.
+        path: the final name. A checkpoint with this name is replaced.
         writers: file name -> function that writes that file at the path it is given.
-        needed: about how many bytes it takes, for the message about a disk that is full.
-        begun: files that are there already, flushed and hashed.
+        needed: about how many bytes the checkpoint takes, for the message about a full disk.
+        begun: files that were written already, flushed and hashed.
 
     Raises:
         CheckpointError: the disk refused; what was there before is untouched.
@@ -259,8 +304,7 @@ def write_checkpoint(
                 sync(temporary / name)
                 files[name] = fingerprint(temporary / name)
             manifest = {"files": files, "sha256": _hash_of_table(files)}
-            # No line end behind the last bracket: so the file is no JSON any more wherever it is
-            # cut.
+            # without a line end after the last bracket, the file is no JSON wherever it is cut
             (temporary / "manifest.json").write_text(
                 json.dumps(manifest, indent=1), encoding="utf-8"
             )
@@ -282,8 +326,10 @@ def write_json(path: Path, value: object) -> None:
 
 
 def point(folder: Path, name: str, target: Path) -> None:
-    """Let the link `folder/name` mean `target`, a checkpoint in the same folder, at once and for
-    every reader. Raises CheckpointError.
+    """Set the link `folder/name` to `target`, a checkpoint in the same folder, in one step.
+
+    Raises:
+        CheckpointError: the disk refused.
     """
     temporary = folder / f".{name}.tmp-{os.getpid()}"
     with refusals(folder / name):
@@ -291,31 +337,31 @@ def point(folder: Path, name: str, target: Path) -> None:
         try:
             temporary.symlink_to(target.name)
             temporary.replace(folder / name)
-        finally:  # a folder under that name refuses
+        finally:  # a folder with that name makes `replace` fail
             temporary.unlink(missing_ok=True)
 
 
 def pointed(folder: Path, name: str) -> Path | None:
-    """The checkpoint that a link in `folder` means, or None."""
+    """Return the path that a link in `folder` points to, or None if there is no link."""
     link = folder / name
     return folder / link.readlink().name if link.is_symlink() else None
 
 
 def links_to(path: Path) -> list[str]:
-    """Which of the names beside a checkpoint mean it, without their ending: "best", "last" and so
-    on.
-    """
+    """Return the names of the links to a checkpoint without their ending: "best", "last", ..."""
     return [name.removesuffix(".ckpt") for name in NAMES if pointed(path.parent, name) == path]
 
 
 def retain(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints; those that a link means stay. Raises
-    CheckpointError.
+    """Delete all but the newest `keep` checkpoints and those that a link points to.
+
+    Raises:
+        CheckpointError: the disk refused.
     """
     linked = {os.path.realpath(entry) for entry in folder.iterdir() if entry.is_symlink()}
     for path in step_directories(folder)[:-keep]:
         if os.path.realpath(path) not in linked:
-            # Renamed first: a half-deleted directory must not look like a checkpoint.
+            # renamed first: a half-deleted directory must not look like a checkpoint
             doomed = path.with_name(f".{path.name}.tmp-deleted")
             with refusals(path):
                 path.rename(doomed)
@@ -323,16 +369,16 @@ def retain(folder: Path, keep: int) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed writers left behind. Only the run that holds the folder's lock may do
-    this.
-    """
+    """Remove the temporary files of killed writers. Only the holder of the folder's lock may do so."""
     for entry in folder.glob(".*.tmp-*"):
         _clear_away(entry)
 
 
 def _clear_away(leftover: Path) -> None:
-    """Delete what a writer left; but a checkpoint that had only stepped aside for its successor
-    returns if that one never came.
+    """Delete a temporary file or folder.
+
+    A checkpoint that was renamed to make room for its successor gets its name back if the
+    successor never arrived.
     """
     final = leftover.with_name(leftover.name[1:].rpartition(".tmp-")[0])
     with contextlib.suppress(OSError):

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lm.checkpoints.folder import Begun, read_manifest, shard_count, shard_names, verify
+from lm.checkpoints.folder import Begun, Checkpoint, shard_count, shard_names
 from lm.checkpoints.weights import read_weights, require_fitting, write_weights
 from lm.surgery.fsdp import local_tensor, shard_like
 from lm.system.disk import fingerprint, read_json, refusals, sync
@@ -83,15 +83,15 @@ def _local_tensors(tensors: Mapping[str, Tensor], rank: int) -> Iterator[tuple[s
             yield name, tensor
 
 
-def read_shards(folder: Path, kind: str) -> Iterator[tuple[str, Tensor]]:
+def read_shards(checkpoint: Checkpoint, kind: str) -> Iterator[tuple[str, Tensor]]:
     """Yield the whole tensors of a sharded checkpoint, on the CPU. Every file is compared with the
     manifest first.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    names = shard_names(kind, shard_count(read_manifest(folder)["files"]))
-    verify(folder, ("meta.json", *names))
+    folder, names = checkpoint.path, shard_names(kind, shard_count(checkpoint.files))
+    checkpoint.verify(("meta.json", *names))
     try:
         files = [safe_open(folder / name, "pt") for name in names]
         keys = [set(file.keys()) for file in files]
@@ -107,22 +107,22 @@ def read_shards(folder: Path, kind: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def read_any_weights(
-    folder: Path, expected: Mapping[str, Tensor], averaged: bool
+    checkpoint: Checkpoint, expected: Mapping[str, Tensor], averaged: bool
 ) -> dict[str, Tensor]:
     """Read the weights as `lm.checkpoints.weights.read_weights` does, from a sharded checkpoint
     too.
     """
-    if not has_shards(folder, "model"):
-        return read_weights(folder, expected, averaged)
-    kind = "ema" if averaged and has_shards(folder, "ema") else "model"
-    weights = dict(read_shards(folder, kind))
-    require_fitting(folder, weights, expected)
+    if not has_shards(checkpoint, "model"):
+        return read_weights(checkpoint, expected, averaged)
+    kind = "ema" if averaged and has_shards(checkpoint, "ema") else "model"
+    weights = dict(read_shards(checkpoint, kind))
+    require_fitting(checkpoint.path, weights, expected)
     return weights
 
 
-def has_shards(folder: Path, kind: str) -> bool:
+def has_shards(checkpoint: Checkpoint, kind: str) -> bool:
     """Return whether a checkpoint is sharded and has tensors of this kind."""
-    names = read_manifest(folder)["files"]
+    names = checkpoint.files
     return any(name in names for name in shard_names(kind, shard_count(names)))
 
 
@@ -132,20 +132,21 @@ def write_train_state(path: Path, state: Mapping[str, Any], optimizer: Optimizer
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def read_train_state(folder: Path) -> dict[str, Any]:
+def read_train_state(checkpoint: Checkpoint) -> dict[str, Any]:
     """Read from a sharded checkpoint what an ordinary one has in train_state.pt: whole tensors, on
     the CPU.
 
     Raises:
         CheckpointError: a shard, or train_state.json, is missing or damaged.
     """
-    content = read_json(folder / "train_state.json")
+    content = read_json(checkpoint.path / "train_state.json")
     states: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in read_shards(folder, "optimizer"):
+    for name, tensor in read_shards(checkpoint, "optimizer"):
         number, _, key = name.partition(".")
         if not number.isdecimal():
             raise CheckpointError(
-                f"{folder}: its optimizer shards hold {name!r}, which is no state of a weight"
+                f"{checkpoint.path}: its optimizer shards hold {name!r}, which is no state of a"
+                " weight"
             )
         states.setdefault(int(number), {})[key] = tensor
     groups = content.pop("param_groups", None)

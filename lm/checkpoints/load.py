@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 
 from lm.checkpoints.adapters import load_whole
-from lm.checkpoints.folder import open_checkpoint, read_meta
-from lm.checkpoints.meta import read_adapters, read_model, read_tokenizer
+from lm.checkpoints.folder import Checkpoint, open_checkpoint
+from lm.checkpoints.meta import read_meta
 from lm.checkpoints.weights import read_weights
 from lm.tokenizer.tokenizer import Tokenizer
 from model import Decoder
@@ -23,7 +23,7 @@ class Model(NamedTuple):
     meta: dict[str, Any]  # the content of meta.json
 
 
-def load(path: str | Path, device: str = "cpu") -> Model:
+def load(path: str | Path | Checkpoint, device: str = "cpu") -> Model:
     """Open a checkpoint for use: `decoder, tokenizer, meta = load("checkpoints/best.ckpt")`.
 
     The decoder is in evaluation mode. It holds the averaged (EMA) weights if the run kept them.
@@ -34,18 +34,18 @@ def load(path: str | Path, device: str = "cpu") -> Model:
         CheckpointError: the path is missing or is not a checkpoint; its weights do not fit its
             configuration; the base of its adapters is missing or a different one.
     """
-    folder = open_checkpoint(path)
-    meta = read_meta(folder)
-    tokenizer = read_tokenizer(folder, meta)
+    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    meta = read_meta(checkpoint)
+    tokenizer = meta.load_tokenizer()
     with torch.device("meta"):
-        decoder = Decoder(read_model(folder, meta), initialise=False)
-    if read_adapters(folder, meta) is not None:
-        load_whole(decoder, folder)
+        decoder = Decoder(meta.model, initialise=False)
+    if meta.adapters is not None:
+        load_whole(decoder, checkpoint)
     else:
         # strict=False only because a tied head has a second name in state_dict(). read_weights has
         # already compared every name with the model's.
         decoder.load_state_dict(
-            read_weights(folder, dict(decoder.named_parameters())), strict=False, assign=True
+            read_weights(checkpoint, dict(decoder.named_parameters())), strict=False, assign=True
         )
         decoder.tie_weights()
-    return Model(decoder.to(device).eval(), tokenizer, meta)
+    return Model(decoder.to(device).eval(), tokenizer, checkpoint.meta)

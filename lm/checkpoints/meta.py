@@ -1,20 +1,24 @@
-"""What a checkpoint says of itself beyond lm/checkpoints/folder.py's own fields, held against what
-this version of the project knows.
+"""meta.json with types: what a checkpoint says about itself, validated before anything is built.
 
-A hash proves that a file is as it was written, not who wrote it: each value is checked here before
-anything is built from it. No torch.
+A hash proves that a file is as it was written, not who wrote it. Each part is therefore validated
+against the types of this version of the project. A part is validated when it is first used, because
+a command must refuse a checkpoint for what it needs and for nothing else: infer.py reads the model
+of a checkpoint whose run configuration only a later version understands. Keys that this version
+does not know are kept and ignored. lm/checkpoints/folder.py reads the file and checks its format
+on the standard library. This file needs pydantic, but not torch.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lm.checkpoints.folder import Checkpoint
 from lm.config.schema.config import Config
 from lm.config.schema.finetune import LoraConfig
 from lm.config.schema.model import ModelConfig
@@ -25,22 +29,24 @@ from lm.system.errors import CheckpointError
 if TYPE_CHECKING:
     from lm.tokenizer.tokenizer import Tokenizer
 
-COMMIT = re.compile("[0-9a-f]{40,64}")  # it names a folder
+PartModel = TypeVar("PartModel", bound=BaseModel)
+
 MOST_TOKENIZER = 2**29  # bytes; the largest vocabularies in use need some 40 million
 
-PathText = Annotated[str, Field(pattern=r"^[^\x00]+$")]  # what the operating system takes for one
+PathText = Annotated[str, Field(pattern=r"^[^\x00]+$")]  # the operating system takes no NUL
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40,64}$")]  # it names a folder
 
 
 class AdaptersBase(Section):
-    """The checkpoint beside whose weights adapters were trained."""
+    """The checkpoint that adapters were trained on."""
 
     path: PathText
-    from_run: PathText  # the same, seen from the run's folder
+    from_run: PathText  # the same place, relative to the run's folder
     manifest_sha256: str
 
 
 class Adapters(Section):
-    """What a checkpoint holds instead of a model's weights, as its meta.json has it."""
+    """`adapters`: a checkpoint that has it holds adapters instead of a model's weights."""
 
     method: Literal["lora", "qlora"]
     lora: LoraConfig
@@ -48,113 +54,141 @@ class Adapters(Section):
     base: AdaptersBase
 
 
-def read_model(path: Path, meta: Mapping[str, Any]) -> ModelConfig:
-    """The shape of a checkpoint's decoder. Raises CheckpointError if it is none that this version
-    can build.
+class Part(BaseModel):
+    """A part of meta.json that may have more keys in another version of the project."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class TokenizerFacts(Part):
+    """`tokenizer`: identifies the tokenizer in the checkpoint's tokenizer.json."""
+
+    name: str
+    sha256: str
+    eos_id: int
+    pad_id: int
+
+
+class Versions(Part):
+    """`versions`: the packages that the session ran with."""
+
+    torch: str
+
+
+class Parent(Part):
+    """`parent`: the checkpoint that the run started from."""
+
+    manifest_sha256: str
+
+
+class Session(Part):
+    """The session that wrote the checkpoint, for a run that goes on from it."""
+
+    seconds: float = Field(0.0, ge=0, le=10**12)  # training time of the run so far
+    versions: Versions = Versions(torch="")
+    revisions: dict[str, Commit] = {}  # the commits of the streamed datasets, by their keys
+    parent: Parent | None = None
+
+
+@dataclass(frozen=True)
+class Meta:
+    """meta.json of the checkpoint in `folder`; each part is validated when it is first used.
+
+    Raises:
+        CheckpointError: every property and method, naming the file, the key and the problem.
     """
-    try:
-        shape = ModelConfig.model_validate(meta["model"])
-    except ValidationError as error:
-        raise CheckpointError(f"{path / 'meta.json'}: {_first_problem('model', error)}") from error
-    if shape.vocab_size is None:
-        raise CheckpointError(
-            f"{path / 'meta.json'}: model.vocab_size is missing, and no decoder is without"
-        )
-    return shape
+
+    folder: Path
+    values: Mapping[str, Any]
+
+    @cached_property
+    def model(self) -> ModelConfig:
+        """The shape of the decoder, with its vocabulary."""
+        shape = self._validated(ModelConfig, "model")
+        if shape.vocab_size is None:
+            raise CheckpointError(
+                f"{self.file}: model.vocab_size is missing, and no decoder is without"
+            )
+        return shape
+
+    @cached_property
+    def tokenizer(self) -> TokenizerFacts:
+        """The facts that tokenizer.json is compared with."""
+        try:
+            return TokenizerFacts.model_validate(self.values.get("tokenizer"))
+        except ValidationError as error:
+            raise CheckpointError(
+                f"{self.file}: {_first_problem(error, 'tokenizer')}; the tokenizer cannot be read"
+            ) from error
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration of the run. Keys that are newer than the checkpoint have defaults."""
+        return self._validated(Config, "config")
+
+    @cached_property
+    def adapters(self) -> Adapters | None:
+        """The facts about adapters; None for a checkpoint with all of a model's weights."""
+        return self._validated(Adapters, "adapters") if "adapters" in self.values else None
+
+    @cached_property
+    def session(self) -> Session:
+        """The session that wrote the checkpoint. Keys that are missing have defaults."""
+        try:
+            return Session.model_validate(dict(self.values))
+        except ValidationError as error:
+            raise CheckpointError(f"{self.file} is damaged: {_first_problem(error)}") from error
+
+    @property
+    def file(self) -> Path:
+        """The path of meta.json, for messages."""
+        return self.folder / "meta.json"
+
+    def load_tokenizer(self) -> Tokenizer:
+        """Return the checkpoint's own tokenizer, compared with the hash and the model's size."""
+        from lm.tokenizer.tokenizer import from_definition
+
+        facts, file = self.tokenizer, self.folder / "tokenizer.json"
+        try:
+            definition = read_text(file, MOST_TOKENIZER)
+            tokenizer = from_definition(definition, facts.name, facts.eos_id, facts.pad_id)
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"{file}: the tokenizer cannot be read: {reason}") from error
+        if tokenizer.sha256 != facts.sha256:
+            raise CheckpointError(
+                f"{file} is not the tokenizer that meta.json names ({facts.name},"
+                f" {facts.sha256[:12]})"
+            )
+        if not all(0 <= number < tokenizer.vocab_size for number in (facts.eos_id, facts.pad_id)):
+            raise CheckpointError(
+                f"{file}: the tokenizer has no ids {facts.eos_id} and {facts.pad_id}, which"
+                " meta.json names"
+            )
+        # not `self.model`: a run that goes on takes the model's shape from its configuration
+        rows = self.values.get("model", {}).get("vocab_size")
+        if isinstance(rows, int) and tokenizer.vocab_size > rows:
+            raise CheckpointError(
+                f"{file}: the tokenizer has {tokenizer.vocab_size:,} ids, but the model of"
+                f" meta.json only {rows:,}"
+            )
+        return tokenizer
+
+    def _validated(self, model: type[PartModel], key: str) -> PartModel:
+        try:
+            return model.model_validate(self.values.get(key))
+        except ValidationError as error:
+            raise CheckpointError(
+                f"{self.file}: {_first_problem(error, key)}; another version of the project wrote"
+                " it"
+            ) from error
 
 
-def read_config(path: Path, stored: Mapping[str, Any]) -> Config:
-    """The `config` of a checkpoint's meta.json; keys that are newer than it have their defaults.
-    Raises CheckpointError.
-    """
-    try:
-        return Config.model_validate(stored)
-    except ValidationError as error:
-        raise CheckpointError(f"{path / 'meta.json'}: {_first_problem('config', error)}") from error
+def read_meta(checkpoint: Checkpoint) -> Meta:
+    """Return a checkpoint's meta.json with types. Raises CheckpointError."""
+    return Meta(checkpoint.path, checkpoint.meta)
 
 
-def read_adapters(path: Path, meta: Mapping[str, Any]) -> Adapters | None:
-    """The `adapters` of a checkpoint's meta.json; None of a checkpoint with all of a model's
-    weights. Raises CheckpointError.
-    """
-    if "adapters" not in meta:
-        return None
-    try:
-        return Adapters.model_validate(meta["adapters"])
-    except ValidationError as error:
-        raise CheckpointError(
-            f"{path / 'meta.json'}: {_first_problem('adapters', error)}"
-        ) from error
-
-
-def check_session(path: Path, meta: Mapping[str, Any]) -> None:
-    """Raise CheckpointError unless a run can go on from what meta.json says of the session that
-    wrote it; what is missing is not asked.
-    """
-    seconds, versions = meta.get("seconds", 0.0), meta.get("versions", {"torch": ""})
-    wrong = []
-    if type(seconds) not in (int, float) or not 0 <= seconds < math.inf or seconds > 10**12:
-        wrong.append("seconds")
-    if not isinstance(versions, dict) or not isinstance(versions.get("torch"), str):
-        wrong.append("versions.torch")
-    revisions = meta.get("revisions", {})
-    if not isinstance(revisions, dict) or not all(
-        isinstance(sha, str) and COMMIT.fullmatch(sha) for sha in revisions.values()
-    ):
-        wrong.append("revisions")
-    parent = meta.get("parent")
-    if parent is not None and not (
-        isinstance(parent, dict) and isinstance(parent.get("manifest_sha256"), str)
-    ):
-        wrong.append("parent.manifest_sha256")
-    if wrong:
-        raise CheckpointError(
-            f"{path / 'meta.json'} is damaged: {', '.join(wrong)} is missing or not what it"
-            " should be"
-        )
-
-
-def read_tokenizer(path: str | Path, meta: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that travels in a checkpoint, checked against the hash and the model in its
-    meta.json. Raises CheckpointError.
-    """
-    from lm.tokenizer.tokenizer import from_definition
-
-    file = Path(path) / "tokenizer.json"
-    try:
-        stored = meta["tokenizer"]
-        definition = read_text(file, MOST_TOKENIZER)
-        tokenizer = from_definition(
-            definition, str(stored["name"]), int(stored["eos_id"]), int(stored["pad_id"])
-        )
-        same = tokenizer.sha256 == stored["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{file}: the tokenizer cannot be read: {reason}") from error
-    if not same:
-        raise CheckpointError(
-            f"{file} is not the tokenizer that meta.json names ({stored['name']},"
-            f" {str(stored['sha256'])[:12]})"
-        )
-    if not all(
-        0 <= number < tokenizer.vocab_size for number in (tokenizer.eos_id, tokenizer.pad_id)
-    ):
-        raise CheckpointError(
-            f"{file}: the tokenizer has no ids {tokenizer.eos_id} and {tokenizer.pad_id}, which"
-            " meta.json names"
-        )
-    rows = meta.get("model", {}).get("vocab_size")
-    if isinstance(rows, int) and tokenizer.vocab_size > rows:
-        raise CheckpointError(
-            f"{file}: the tokenizer has {tokenizer.vocab_size:,} ids, but the model of meta.json"
-            f" only {rows:,}"
-        )
-    return tokenizer
-
-
-def _first_problem(section: str, error: ValidationError) -> str:
+def _first_problem(error: ValidationError, *keys: str) -> str:
     first = error.errors()[0]
-    return (
-        f"{'.'.join(map(str, (section, *first['loc'])))}: {first['msg']}; another version of the"
-        " project wrote it"
-    )
+    return f"{'.'.join(map(str, (*keys, *first['loc'])))}: {first['msg']}"

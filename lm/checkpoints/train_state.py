@@ -1,8 +1,7 @@
-"""What a checkpoint holds of a run in training: written here, and read so that nothing in it can
-run.
+"""The training state in a checkpoint: written here, and read so that no code in it can run.
 
-torch takes whatever fits its containers: moments of other shapes, which the fused kernel then reads
-past their end. So every value is looked at here, before anything of the run is touched.
+torch accepts whatever fits its containers, such as moments of other shapes, and the fused kernel
+then reads beyond their end. Every value is therefore checked before the run is touched.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lm.checkpoints import fsdp
-from lm.checkpoints.folder import Begun, read_meta
+from lm.checkpoints.folder import Begun, Checkpoint
 from lm.checkpoints.weights import write_state, write_weights
 from lm.config.schema.optimizer import OptimizerConfig
 from lm.optim.averaging import WeightAverage
@@ -36,11 +35,10 @@ SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growt
 def tensor_writers(
     decoder: Decoder, optimizer: Optimizer, average: WeightAverage | None, state: dict[str, Any]
 ) -> dict[str, Callable[[Path], None]]:
-    """The files of a run in training that the first process writes: name -> function that writes
-    it.
+    """Return the files that the first process writes: name -> function that writes the file.
 
-    `state`, of plain values, goes along with the optimiser's. Of a decoder that is shared out,
-    `begin_shards` has written the tensors.
+    `state` holds plain values, which are saved with the optimiser's state. If the decoder is
+    sharded, `begin_shards` has written the tensors already.
     """
     if is_sharded(decoder):
         return {"train_state.json": lambda path: fsdp.write_train_state(path, state, optimizer)}
@@ -58,8 +56,10 @@ def tensor_writers(
 def begin_shards(
     path: Path, decoder: Decoder, optimizer: Optimizer, average: WeightAverage | None
 ) -> Begun:
-    """Each process's part of the checkpoint `path` of a decoder that is shared out. Raises
-    CheckpointError on all processes.
+    """Write this process's part of the checkpoint `path` of a sharded decoder.
+
+    Raises:
+        CheckpointError: on all processes, if one of them failed.
     """
     kinds: dict[str, dict[str, Tensor]] = {
         "model": dict(trained(decoder)),
@@ -70,14 +70,21 @@ def begin_shards(
     )
 
 
-def load_into(decoder: Decoder, folder: Path, averaged: bool) -> None:
-    """Give a decoder the weights of a checkpoint, ordinary or sharded: the averaged ones if wanted
-    and there. Raises CheckpointError.
+def load_into(decoder: Decoder, checkpoint: Checkpoint, averaged: bool) -> None:
+    """Give a decoder the weights of a checkpoint, ordinary or sharded.
 
-    Of a decoder with frozen weights those that are trained, which are all that its checkpoints
-    hold. One on the meta device comes to the CPU once they are found to fit.
+    A decoder with frozen weights gets the trained ones, because its checkpoints hold no others. A
+    decoder on the meta device moves to the CPU after the weights have proved to fit.
+
+    Args:
+        decoder: has the checkpoint's shape.
+        checkpoint: holds the weights.
+        averaged: prefer the EMA weights if the checkpoint has them.
+
+    Raises:
+        CheckpointError: the weights are missing, damaged or of another model.
     """
-    weights = fsdp.read_any_weights(folder, trained(decoder), averaged)
+    weights = fsdp.read_any_weights(checkpoint, trained(decoder), averaged)
     if any(parameter.is_meta for parameter in decoder.parameters()):
         decoder.to_empty(device="cpu").tie_weights()
     with torch.no_grad():
@@ -87,15 +94,13 @@ def load_into(decoder: Decoder, folder: Path, averaged: bool) -> None:
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds beside the weights, whole and on the CPU."""
+    """The training state of a checkpoint besides the weights, unsharded and on the CPU."""
 
     state: dict[str, Any]
     averages: dict[str, Tensor] | None
 
     def restore(self, optimizer: Optimizer, average: WeightAverage | None) -> dict[str, Any]:
-        """Put the optimiser and the averages where they were; returns the plain values that went
-        along.
-        """
+        """Restore the optimiser and the averages; return the plain values saved with them."""
         optimizer.load_state_dict(fsdp.shard_optimizer_state(self.state["optimizer"], optimizer))
         if average is not None and self.averages is not None:
             average.load(
@@ -107,46 +112,49 @@ class Saved:
         return self.state
 
 
-def read_saved(folder: Path, decoder: Decoder, config: OptimizerConfig, precision: str) -> Saved:
-    """Read it before anything of the run is touched: what is refused changes nothing. The decoder
-    is whole. Raises CheckpointError.
+def read_saved(
+    checkpoint: Checkpoint, decoder: Decoder, config: OptimizerConfig, precision: str
+) -> Saved:
+    """Return the training state before the run is touched, so that a refusal changes nothing.
+
+    The decoder is not sharded yet. Raises CheckpointError.
     """
-    state = read_train_state(
-        folder, read_meta(folder)["step"], make_optimizer(decoder, config, precision)
-    )
+    state = read_train_state(checkpoint, make_optimizer(decoder, config, precision))
     wanted = config.ema_decay and (
-        (folder / "ema.safetensors").exists() or fsdp.has_shards(folder, "ema")
+        (checkpoint.path / "ema.safetensors").exists() or fsdp.has_shards(checkpoint, "ema")
     )
     return Saved(
-        state, fsdp.read_any_weights(folder, trained(decoder), averaged=True) if wanted else None
+        state,
+        fsdp.read_any_weights(checkpoint, trained(decoder), averaged=True) if wanted else None,
     )
 
 
-def read_train_state(folder: Path, step: int, optimizer: Optimizer) -> dict[str, Any]:
-    """A checkpoint's `step`, `recent_losses`, `optimizer` and, of an fp16 run, `scaler`.
+def read_train_state(checkpoint: Checkpoint, optimizer: Optimizer) -> dict[str, Any]:
+    """Return `step`, `recent_losses`, `optimizer` and, for an fp16 run, `scaler`.
 
     Args:
-        folder: the checkpoint.
-        step: the step that its meta.json names.
-        optimizer: one over the weights that the state is for; it is not changed.
+        checkpoint: holds the state.
+        optimizer: has the weights that the state is for; it is not changed.
 
     Raises:
-        CheckpointError: the file is missing, no such file, holds more than tensors and numbers, or
-            state of other weights.
+        CheckpointError: the file is missing, is not such a file, holds more than tensors and
+            numbers, or holds the state of other weights.
     """
-    sharded = fsdp.has_shards(folder, "optimizer")
-    file = folder / ("train_state.json" if sharded else "train_state.pt")
-    state = fsdp.read_train_state(folder) if sharded else _unpickled(file)
-    if problem := _problem(state, step, optimizer):
+    sharded = fsdp.has_shards(checkpoint, "optimizer")
+    file = checkpoint.path / ("train_state.json" if sharded else "train_state.pt")
+    state = fsdp.read_train_state(checkpoint) if sharded else _unpickled(file)
+    if problem := _problem(state, checkpoint.step, optimizer):
         raise CheckpointError(f"{file} is damaged: {problem}")
-    # The configuration decides on the groups' settings, not what it said when the run was saved.
+    # the configuration of today decides the groups' settings, not the one that was saved
     groups = optimizer.state_dict()["param_groups"]
     return state | {"optimizer": {"state": state["optimizer"]["state"], "param_groups": groups}}
 
 
 def _unpickled(file: Path) -> Any:
-    """The plain values and tensors in a file of torch's; CheckpointError where it holds anything
-    else.
+    """Return the content of a file that torch.save made of plain values and tensors alone.
+
+    Raises:
+        CheckpointError: the file holds anything else.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -160,11 +168,9 @@ def _unpickled(file: Path) -> Any:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
     except CheckpointError:
         raise
-    except (
-        Exception
-        # torch, its unpickler and zipfile have a dozen classes; torch's message advises to let the file
-        # run code
-    ) as error:
+    # torch, its unpickler and zipfile raise a dozen classes. torch's own message is not shown: it
+    # advises to let the file run code.
+    except Exception as error:
         kind = type(error).__name__
         raise CheckpointError(
             f"{file} cannot be read: it is not what torch.save makes of tensors and numbers alone"
@@ -173,7 +179,7 @@ def _unpickled(file: Path) -> Any:
 
 
 def _problem(state: Any, step: int, optimizer: Optimizer) -> str | None:
-    """What is wrong with the state, if anything is."""
+    """Return the first problem of the state, if any."""
     if not isinstance(state, dict) or not KEYS <= state.keys() <= KEYS | {"scaler"}:
         return "it should hold step, recent_losses, optimizer and for fp16 scaler"
     losses = state["recent_losses"]
@@ -206,21 +212,22 @@ def _problem(state: Any, step: int, optimizer: Optimizer) -> str | None:
     weights = dict(
         enumerate(weight for group in optimizer.param_groups for weight in group["params"])
     )
-    unused = not stored["state"] and (scaler or not losses)  # every update so far was left out
+    unused = not stored["state"] and (scaler or not losses)  # every update so far was skipped
     if stored["state"].keys() != weights.keys() and not unused:
         return "optimizer has the state of other weights than the model's"
-    wrong = (_wrong_value(values, weights[number]) for number, values in stored["state"].items())
+    problems = (_wrong_value(values, weights[number]) for number, values in stored["state"].items())
     return next(
         (
-            f"optimizer.state[{number}]: {said}"
-            for number, said in zip(stored["state"], wrong, strict=True)
-            if said
+            f"optimizer.state[{number}]: {problem}"
+            for number, problem in zip(stored["state"], problems, strict=True)
+            if problem
         ),
         None,
     )
 
 
 def _wrong_value(values: Any, weight: Tensor) -> str | None:
+    """Return the first problem of one weight's optimiser state, if any."""
     if not isinstance(values, dict) or values.keys() != OF_EACH_WEIGHT:
         return f"it should hold {', '.join(sorted(OF_EACH_WEIGHT))}"
     for name, value in values.items():

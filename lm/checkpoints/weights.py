@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint, as safetensors: nothing in these files can run code."""
+"""The tensors of a checkpoint, as safetensors: nothing in these files can run code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lm.checkpoints.folder import read_manifest, shard_count, verify
+from lm.checkpoints.folder import Checkpoint, shard_count
 from lm.system.errors import CheckpointError
 
 
@@ -30,60 +30,55 @@ def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
             metadata={"format": "pt"},
         )
     except SafetensorError as error:
-        # all that the library tells of the system's answer
+        # the message is the only place where the library keeps the system's error number
         number = re.search(r"\(os error (\d+)\)", str(error))
         raise (
             OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
         ) from error
-    # The library's files are for their owner alone; a checkpoint is for whoever may read its
-    # folder.
+    # the library makes files that only their owner can read; a checkpoint is as open as its folder
     path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write what else training must remember, for `torch.load(path, weights_only=True)`.
+    """Write the rest of the training state, for `torch.load(path, weights_only=True)`.
 
     Raises:
         OSError: the disk refused.
     """
     try:
-        # where torch opens the file itself, a full disk is "[enforce fail ...] unexpected pos 64 vs
-        # 0"
+        # if torch opened the file, a full disk would be "[enforce fail ...] unexpected pos 64 vs 0"
         with path.open("wb") as file:
             torch.save(state, file)
-    except RuntimeError as error:  # what torch makes of it when it cannot finish the file either
+    except RuntimeError as error:  # torch raises it when it cannot finish the file either
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def read_weights(
-    folder: Path, expected: Mapping[str, Tensor], averaged: bool = True
+    checkpoint: Checkpoint, expected: Mapping[str, Tensor], averaged: bool = True
 ) -> dict[str, Tensor]:
-    """The checkpoint's weights, on the CPU.
+    """Return the weights of an ordinary checkpoint, on the CPU.
 
-    The file and the meta.json that describes the model are held against the manifest first: a
-    flipped bit would load without a word.
+    The file and meta.json, which describes the model, are compared with the manifest first: a
+    flipped bit would load without a message.
 
     Args:
-        folder: the checkpoint.
-        expected: the model's own parameters by name, which may be on the meta device; names, shapes
-            and types are held against them.
-        averaged: prefer the EMA weights where the checkpoint has them.
+        checkpoint: an ordinary or merged one.
+        expected: the model's parameters by name, which may be on the meta device. Names, shapes and
+            types must agree with them.
+        averaged: prefer the EMA weights if the checkpoint has them.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or a name, shape or type differs; or many
-            processes wrote it.
+        CheckpointError: the file is missing or damaged; a name, shape or type differs; or the
+            checkpoint is sharded.
     """
-    if shard_count(read_manifest(folder)["files"]):
+    folder, files = checkpoint.path, checkpoint.files
+    if shard_count(files):
         raise CheckpointError(
             f"{folder}: a sharded checkpoint: run `python -m tools.consolidate {folder}` first"
         )
-    name = (
-        "ema.safetensors"
-        if averaged and "ema.safetensors" in read_manifest(folder)["files"]
-        else "model.safetensors"
-    )
+    name = "ema.safetensors" if averaged and "ema.safetensors" in files else "model.safetensors"
     path = folder / name
-    verify(folder, ("meta.json", name))
+    checkpoint.verify(("meta.json", name))
     try:
         weights = load_file(path)
     except (OSError, SafetensorError, TypeError, ValueError, RuntimeError) as error:
@@ -97,8 +92,10 @@ def read_weights(
 def require_fitting(
     path: Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> None:
-    """Hold weights that were read at `path` against the model's own: names, shapes, types. Raises
-    CheckpointError.
+    """Compare weights that were read from `path` with the model's: names, shapes and types.
+
+    Raises:
+        CheckpointError: they do not fit, or a number is not finite.
     """
     for name in sorted(expected.keys() ^ weights.keys()):
         where = "is missing" if name in expected else "is not a weight of the model"

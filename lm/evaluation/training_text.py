@@ -75,7 +75,7 @@ def training_text(
     if config.finetune is not None:
         try:
             base = open_base(config)
-            before = training_text(base.config, tokenizer, str(base.meta.get("data_sha256")))
+            before = training_text(base.config, tokenizer, str(base.meta.values.get("data_sha256")))
         except UserError as error:
             before = str(error)
         if isinstance(before, str):

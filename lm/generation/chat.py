@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm.checkpoints.folder import read_meta
-from lm.checkpoints.meta import read_config, read_tokenizer
+from lm.checkpoints.folder import Checkpoint
+from lm.checkpoints.meta import read_meta
 from lm.documents.conversations import Turn
 from lm.documents.faults import Fault, text_of
 from lm.documents.templates import TEMPLATES, ChatFormat
@@ -22,7 +21,9 @@ if TYPE_CHECKING:
     from model import Decoder
 
 
-def chat_format(folder: Path, template: str | None = None, system: str | None = None) -> ChatFormat:
+def chat_format(
+    checkpoint: Checkpoint, template: str | None = None, system: str | None = None
+) -> ChatFormat:
     """Return the chat format of a checkpoint: the template and the system message that it was
     fine-tuned with, unless others are given.
 
@@ -35,18 +36,18 @@ def chat_format(folder: Path, template: str | None = None, system: str | None = 
     """
     if template is not None and template not in TEMPLATES:
         raise ConfigError(f"--template {template}: there is {', '.join(sorted(TEMPLATES))}")
-    meta = read_meta(folder)
-    source = read_config(folder, meta["config"]).data.chat
+    meta = read_meta(checkpoint)
+    source = meta.config.data.chat
     if template is None and source is None:
         raise ConfigError(
-            f"{folder} was not fine-tuned on conversations, so it has no template; give --template"
-            f" {'|'.join(sorted(TEMPLATES))}, or fine-tune it with finetune.py"
+            f"{checkpoint.path} was not fine-tuned on conversations, so it has no template; give"
+            f" --template {'|'.join(sorted(TEMPLATES))}, or fine-tune it with finetune.py"
         )
     message = source.system if system is None and source else system
     if message is not None and isinstance(fault := text_of(message), Fault):
         raise ConfigError(f"--system: {fault.kind}, {fault.detail}")
     name = template or source.template  # type: ignore[union-attr]  # refused above
-    return ChatFormat(name, read_tokenizer(folder, meta), message)
+    return ChatFormat(name, meta.load_tokenizer(), message)
 
 
 class Chat:

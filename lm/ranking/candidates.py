@@ -13,14 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm.checkpoints.folder import (
-    links_to,
-    open_checkpoint,
-    read_manifest,
-    read_meta,
-    step_directories,
-)
-from lm.checkpoints.meta import read_config, read_tokenizer
+from lm.checkpoints.folder import Checkpoint, links_to, open_checkpoint, step_directories
+from lm.checkpoints.meta import read_meta
 from lm.documents.templates import TEMPLATES, ChatFormat
 from lm.runs.results import RecordedValidation, read_by_checkpoint
 from lm.system.errors import CheckpointError, ConfigError, DataError, printable
@@ -75,11 +69,11 @@ def find(patterns: Sequence[str]) -> tuple[list[Candidate], list[Failure]]:
             inside = [] if (match / "meta.json").exists() else step_directories(match)
             for folder in inside or [match]:
                 try:
-                    path = open_checkpoint(folder)
+                    checkpoint = open_checkpoint(folder)
+                    path, sha256 = checkpoint.path, checkpoint.sha256
                     if path not in checkpoints:
-                        meta, sha256 = read_meta(path), read_manifest(path)["sha256"]
-                        recorded = validations(path.parent).get((meta["step"], sha256))
-                        checkpoints[path] = meta, recorded, sha256
+                        recorded = validations(path.parent).get((checkpoint.step, sha256))
+                        checkpoints[path] = checkpoint.meta, recorded, sha256
                 except CheckpointError as error:
                     failures[os.path.realpath(folder)] = Failure(printable(str(folder)), str(error))
     paths = sorted(checkpoints)
@@ -116,7 +110,7 @@ def case_files(named: Sequence[str]) -> list[Path]:
     return list(files.values())
 
 
-def format_of(path: Path, meta: dict[str, Any], template: str | None) -> ChatFormat | None:
+def format_of(path: Path, template: str | None) -> ChatFormat | None:
     """Return the format of chats with a checkpoint: the one of its fine-tuning, unless `template`
     names another. Return None if it has none and its tokenizer cannot encode the default one.
 
@@ -127,13 +121,15 @@ def format_of(path: Path, meta: dict[str, Any], template: str | None) -> ChatFor
     """
     from lm.generation.chat import chat_format
 
-    use_default = template is None and read_config(path, meta["config"]).data.chat is None
+    checkpoint = Checkpoint(path)
+    meta = read_meta(checkpoint)
+    use_default = template is None and meta.config.data.chat is None
     if use_default and not set(TEMPLATES[DEFAULT_TEMPLATE].specials) <= set(
-        read_tokenizer(path, meta).specials
+        meta.load_tokenizer().specials
     ):
         return None
     try:
-        return chat_format(path, DEFAULT_TEMPLATE if use_default else template)
+        return chat_format(checkpoint, DEFAULT_TEMPLATE if use_default else template)
     except ConfigError as error:
         if template not in TEMPLATES:
             raise

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm.checkpoints.folder import read_manifest
-from lm.checkpoints.meta import read_config
+from lm.checkpoints.folder import Checkpoint
+from lm.checkpoints.meta import Meta
 from lm.evaluation.training_text import training_text
 from lm.ranking.candidates import Candidate, Failure, format_of
 from lm.ranking.cases import CaseSet
@@ -113,21 +113,21 @@ def _measure(
 ) -> Entrant:
     decoder, stored, meta = load(candidate.path, device)
     # The candidate's recorded validation would belong to other weights.
-    if read_manifest(candidate.path)["sha256"] != candidate.sha256:
+    if Checkpoint(candidate.path).sha256 != candidate.sha256:
         raise CheckpointError(
             f"{candidate.path} was replaced while others were measured; rank again"
         )
     tokenizer = resolve(tokenizer_option, stored)
     try:
         text = training_text(
-            read_config(candidate.path, meta["config"]), tokenizer, str(meta.get("data_sha256"))
+            Meta(candidate.path, meta).config, tokenizer, str(meta.get("data_sha256"))
         )
     except CheckpointError as error:
         # The configuration is of another version. The weights may still be readable.
         text = str(error)
     measured: dict[int, SetResult] = {}
     for i, cases in enumerate(sets):
-        chat = format_of(candidate.path, meta, template) if cases.chat else None
+        chat = format_of(candidate.path, template) if cases.chat else None
         if chat is not None or not cases.chat:
             measured[i] = measure(decoder, tokenizer, chat, cases)
     if not isinstance(text, str):

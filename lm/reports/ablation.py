@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm.checkpoints.base import OWN
-from lm.checkpoints.folder import open_checkpoint, read_meta
+from lm.checkpoints.folder import open_checkpoint
 from lm.config.schema.config import Config
 from lm.display.tables import Table, markdown_table
 from lm.runs.results import read_validations
@@ -64,7 +64,7 @@ def outcome(folder: Path) -> Outcome:
             " goes on with it"
         )
     meta, (lines, _) = (
-        read_meta(open_checkpoint(folder / "final.ckpt")),
+        open_checkpoint(folder / "final.ckpt").meta,
         read_validations(folder),
     )
     losses = [line.loss for line in lines if math.isfinite(line.loss)]

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
-from lm.checkpoints.meta import read_config
+from lm.checkpoints.meta import Meta
 from lm.display import charts
 from lm.display.html import Html, document, element, joined
 from lm.display.tables import EVERY, html_table
@@ -329,7 +329,7 @@ def _problems(run: RunRecord) -> Iterator[Html]:
 
 def _planned(run: RunRecord) -> int | None:
     try:
-        return read_config(run.folder, run.config).max_steps
+        return Meta(run.folder, {"config": run.config}).config.max_steps
     except CheckpointError:
         return whole(run.config, "trainer", "max_steps")
 

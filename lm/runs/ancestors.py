@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoints.folder import read_manifest, read_meta
+from lm.checkpoints.folder import Checkpoint
 from lm.system.errors import CheckpointError
 from lm.system.json_values import found, text, whole
 
@@ -43,7 +43,7 @@ def ancestors(folder: Path, meta: Mapping[str, Any]) -> Iterator[Ancestor]:
             return
         sha256 = text(parent, "manifest_sha256")
         place = _place(folder, path, sha256)
-        meta = read_meta(place) if place is not None else {}
+        meta = Checkpoint(place).meta if place is not None else {}
         yield Ancestor(path, whole(parent, "step"), sha256, place, meta)
         folder = place.parent if place is not None else folder
 
@@ -55,7 +55,7 @@ def _place(folder: Path, path: str, sha256: str | None) -> Path | None:
     named = Path(path)
     for candidate in (named, folder.resolve().parent / named.parent.name / named.name):
         try:
-            if read_manifest(candidate)["sha256"] == sha256 and read_meta(candidate):
+            if Checkpoint(candidate).sha256 == sha256 and Checkpoint(candidate).meta:
                 return candidate
         except (
             CheckpointError,

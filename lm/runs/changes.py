@@ -1,4 +1,4 @@
-"""What may change when a run goes on from a checkpoint, and what then is said or refused."""
+"""The changes that a run may make when it continues from a checkpoint, and those it may not."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoints.meta import read_config
+from lm.checkpoints.meta import Meta
 from lm.config.schema.config import Config
 from lm.config.schema.section import flattened
 from lm.system.errors import ConfigError, printable
 
-# What may change when a run goes on without changing what it computes: where it writes, how long it
-# may take, what it measures.
+# These keys may change without changing the result: where a run writes, how long it may take, what
+# it measures.
 HARMLESS = (
     "checkpoint",
     "logging",
     "data.cache_dir",
     "data.workers",
-    "data.on_bad_row",  # it lets a run go on past a bad row or not; the others are the same
-    # wherever they lie: the text itself is compared, by its hash (machine_changes)
+    "data.on_bad_row",  # it decides whether a run stops at a bad row; the other rows are the same
+    # files may have moved: the text itself is compared, by its hash (machine_changes)
     "data.source.files",
     "data.source.parts[].source.files",
     "data.validation.files",
-    "finetune.base",  # wherever it lies: finetune.py compares its hash
+    "finetune.base",  # it may have moved: finetune.py compares its hash
     *(f"finetune.{key}" for key in ("choices", "report_prompts", "report_tokens")),
     "model.gradient_checkpointing",
     *(
@@ -40,8 +40,8 @@ HARMLESS = (
         )
     ),
 )
-# What may change and changes the result, if only in the last bits. Anything that is in neither list
-# makes it another run.
+# These keys may change too, but they change the result, if only in the last bits. A key in neither
+# list makes it a different run.
 INEXACT = (
     *(
         f"optimizer.{key}"
@@ -72,24 +72,21 @@ INEXACT = (
         )
     ),
 )
-# What these come to is known only on the machine: `machine_changes` sees to them.
+# The values that these stand for are known only on the machine: `machine_changes` compares them.
 SETTLED_LATER = ("trainer.device", "trainer.threads")
 END_OF_EXACTNESS = " (from here on the weights are not bit for bit those of an unchanged run)"
 
 
-def changes(config: Config, stored: Mapping[str, Any], checkpoint: Path) -> Iterator[str]:
-    """Hold the configuration against the one that a checkpoint was saved with; yields a line for
-    each change that is allowed.
+def changes(config: Config, meta: Meta) -> Iterator[str]:
+    """Compare the configuration with a checkpoint's; yield a line for each allowed change.
 
     Raises:
-        ConfigError: something differs that may not; one line for each such key.
-        CheckpointError: the stored configuration cannot be understood.
+        ConfigError: keys differ that must not; one line for each of them.
+        CheckpointError: this version cannot read the checkpoint's configuration.
     """
-    before = read_config(checkpoint, stored)
-    old, new = (
-        flattened(before.model_dump(mode="json")),
-        flattened(config.model_dump(mode="json")),
-    )
+    checkpoint = meta.folder
+    old = flattened(meta.config.model_dump(mode="json"))
+    new = flattened(config.model_dump(mode="json"))
     differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if refused := [key for key in differing if not _may_change(key, old.get(key), new.get(key))]:
         lines = [
@@ -111,19 +108,18 @@ def changes(config: Config, stored: Mapping[str, Any], checkpoint: Path) -> Iter
 def machine_changes(
     before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path
 ) -> Iterator[str]:
-    """Hold what only a started session knows (text, machine, versions) against the meta.json of the
-    checkpoint that it resumes.
+    """Compare text, machine and versions, which only a started session knows, with a checkpoint.
 
     Args:
-        before: that meta.json.
+        before: the meta.json of the checkpoint that the session resumes.
         now: the part of the session's own meta.json that stays the same.
-        checkpoint: where `before` was read.
+        checkpoint: the path of the checkpoint.
 
     Yields:
         A line for each change after which the run is not bit for bit the same.
 
     Raises:
-        ConfigError: the precision or the text is another.
+        ConfigError: the precision or the text is different.
     """
     before = {**now, **before}
     if before["precision"] != now["precision"]:
@@ -148,17 +144,17 @@ def machine_changes(
 
 
 def start_flag(config: Config) -> str:
-    """What names the checkpoint that a new run starts from: finetune.py has a key for it."""
+    """Return the flag for the checkpoint that a new run starts from; finetune.py has a key for it."""
     return "--init-from" if config.finetune is None else "--finetune.base"
 
 
 def is_harmless(key: str) -> bool:
-    """Whether a key, as `flattened` names it, says nothing about what a run computes."""
+    """Return whether a key, as `flattened` names it, has no influence on what a run computes."""
     return _is_among(key, HARMLESS)
 
 
 def _may_change(key: str, old: Any, new: Any) -> bool:
-    # what auto comes to is known only with torch: `machine_changes` sees to it
+    # the value that auto stands for is known only with torch: `machine_changes` compares it
     if key == "trainer.precision":
         return "auto" in (old, new)
     return _is_among(key, HARMLESS + INEXACT)
@@ -170,5 +166,5 @@ def _is_among(key: str, names: tuple[str, ...]) -> bool:
 
 
 def _shown(values: dict[str, Any], key: str) -> str:
-    """As it is written in YAML, near enough; "nothing" for a key that the other side does not have."""
+    """Return a value much as YAML would write it, or "nothing" for a key that is missing."""
     return json.dumps(values[key], ensure_ascii=False) if key in values else "nothing"

@@ -24,9 +24,9 @@ from pathlib import Path
 
 from lm.checkpoints.folder import (
     NAMES,
+    Checkpoint,
     point,
     pointed,
-    read_manifest,
     step_directories,
     step_of,
     sweep,
@@ -196,10 +196,10 @@ class RunFolder:
         """Let best.ckpt mean the checkpoint with the lowest recorded loss, of those that are still
         here.
         """
-        by_manifest = {}
+        by_manifest: dict[str | None, Path] = {}
         for path in step_directories(self.path):
             try:
-                by_manifest[read_manifest(path)["sha256"]] = path
+                by_manifest[Checkpoint(path).sha256] = path
             except CheckpointError:
                 continue
         scored = [

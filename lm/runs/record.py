@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoints.folder import pointed, read_manifest, read_meta, step_directories, step_of
+from lm.checkpoints.folder import Checkpoint, pointed, step_directories, step_of
 from lm.runs import metrics
 from lm.runs.folder import NAMES, PARENT
 from lm.runs.incidents import read_incidents
@@ -283,9 +283,10 @@ def _checkpoints(folder: Path) -> Iterator[Saved]:
     for path in step_directories(folder):
         links = tuple(name for name, target in targets.items() if target == path)
         try:
-            meta, manifest = read_meta(path), read_manifest(path)
-            size = sum(whole(file, "bytes") or 0 for file in manifest["files"].values())
-            yield Saved(path, step_of(path), meta, manifest["sha256"], size, links, None)
+            checkpoint = Checkpoint(path)
+            meta, files = checkpoint.meta, checkpoint.files
+            size = sum(whole(file, "bytes") or 0 for file in files.values())
+            yield Saved(path, step_of(path), meta, checkpoint.sha256, size, links, None)
         except CheckpointError as error:
             yield Saved(path, step_of(path), {}, None, None, links, str(error))
 

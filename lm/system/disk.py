@@ -88,6 +88,11 @@ def fingerprint(path: Path) -> dict[str, Any]:
         }
 
 
+def fingerprint_of(content: bytes) -> dict[str, Any]:
+    """Return the size and hash that a file with this content has."""
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
 def read_start(path: Path | str, most: int) -> bytes:
     """Return the content of a file, pipe (`<(command)`) or device, but at most `most` + 1 bytes.
     Raises OSError.
@@ -101,13 +106,12 @@ def read_start(path: Path | str, most: int) -> bytes:
         return file.read(most + 1)
 
 
-def read_text(path: Path, most: int = MOST_JSON, errors: str = "strict") -> str:
-    """Return the text of a regular UTF-8 file of at most `most` bytes. Pipes and devices are
+def read_bytes(path: Path, most: int = MOST_JSON) -> bytes:
+    """Return the content of a regular file of at most `most` bytes. Pipes and devices are
     refused: they may block or never end.
 
     Raises:
-        OSError: the file cannot be read, is not a regular file, or is larger.
-        UnicodeDecodeError: the file is not UTF-8, and `errors` is "strict".
+        OSError: the file cannot be read, is too large, or is not a regular file.
     """
     # Without O_NONBLOCK even opening a pipe would wait for a writer.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
@@ -116,13 +120,29 @@ def read_text(path: Path, most: int = MOST_JSON, errors: str = "strict") -> str:
         content = file.read(most + 1)
     if len(content) > most:
         raise OSError(errno.EFBIG, f"larger than {most / 2**20:,.0f} MiB", str(path))
-    return content.decode(errors=errors)
+    return content
+
+
+def read_text(path: Path, most: int = MOST_JSON, errors: str = "strict") -> str:
+    """Return the content of a regular UTF-8 file of at most `most` bytes.
+
+    Raises:
+        OSError: as `read_bytes`.
+        UnicodeDecodeError: the file is not UTF-8, unless `errors` allows that.
+    """
+    return read_bytes(path, most).decode(errors=errors)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file. Raises CheckpointError."""
+    """Return the JSON object that a file holds. Raises CheckpointError."""
+    return read_json_bytes(path)[0]
+
+
+def read_json_bytes(path: Path) -> tuple[dict[str, Any], bytes]:
+    """Return the JSON object that a file holds, and the file's bytes. Raises CheckpointError."""
     try:
-        value = json.loads(read_text(path))
+        content = read_bytes(path)
+        value = json.loads(content.decode())
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -131,7 +151,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged: it should hold a JSON object")
-    return value
+    return value, content
 
 
 def require_room(folder: Path, size: int, situation: str) -> None:

@@ -20,6 +20,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lm.checkpoints.folder import Checkpoint
 from lm.checkpoints.train_state import Saved, load_into, read_saved
 from lm.config.schema.config import Config
 from lm.optim.averaging import WeightAverage
@@ -77,10 +78,10 @@ class LanguageModel(lightning.LightningModule):
         if not hasattr(self, "decoder"):
             seed_all(fold(self.config.trainer.seed))
             self.decoder = self._make_decoder()
-            if (path := self._resume) is not None:
-                load_into(self.decoder, path, averaged=False)
-                optimizer = self.config.optimizer
-                self._saved = read_saved(path, self.decoder, optimizer, self.precision)
+            if self._resume is not None:
+                checkpoint, optimizer = Checkpoint(self._resume), self.config.optimizer
+                load_into(self.decoder, checkpoint, averaged=False)
+                self._saved = read_saved(checkpoint, self.decoder, optimizer, self.precision)
         if self.device_mesh is not None and not self.sharded:
             layers = self.decoder.get_submodule("layers").children()
             fsdp.shard(self.decoder, layers, self.device_mesh["data_parallel"])

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from lm.checkpoints.folder import read_meta
+from lm.checkpoints.folder import Checkpoint
 from lm.config.schema.trainer import TrainerConfig
-from lm.runs.origin import Origin
+from lm.runs.origin import Origin, resuming
 from lm.system.device import check_devices, choose_device
 from lm.system.errors import ConfigError, UserError
 
@@ -239,5 +239,6 @@ def _read(paths: dict[str, str | None]) -> Origin:
     resume, init_from = (
         (Path(text) if (text := paths[name]) else None) for name in ("resume", "init_from")
     )
-    path = resume or init_from
-    return Origin(resume, init_from, read_meta(path) if path is not None else None)
+    if resume is not None:
+        return resuming(Checkpoint(resume))
+    return Origin(Checkpoint(init_from) if init_from is not None else None)

@@ -13,8 +13,8 @@ from typing import Any
 
 from lm.checkpoints.folder import (
     Begun,
+    Checkpoint,
     point,
-    read_manifest,
     retain,
     step_name,
     write_checkpoint,
@@ -104,7 +104,7 @@ class Record:
         self.folder.record(
             RecordedValidation(
                 step,
-                read_manifest(checkpoint)["sha256"] if checkpoint.exists() else None,
+                Checkpoint(checkpoint).sha256 if checkpoint.exists() else None,
                 result.loss,
                 result.perplexity,
                 result.bits_per_byte,

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 import eval_val
 import finetune as command
 from lm import load
-from lm.checkpoints.folder import MERGED, ORDINARY, read_manifest, read_meta, required, verify
-from lm.checkpoints.meta import read_adapters
+from lm.checkpoints.folder import MERGED, ORDINARY, Checkpoint, required
+from lm.checkpoints.meta import Meta
 from lm.commands import load_config
 from lm.config.schema.finetune import LoraConfig
 from lm.optim.optimizers import trained
@@ -100,7 +100,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 def by_hand(checkpoint: Path, base: Path) -> Decoder:
     """The decoder with its adapters beside it, as it was trained, with the averaged weights."""
-    decoder, meta = load(base)[0], read_meta(checkpoint)
+    decoder, meta = load(base)[0], Checkpoint(checkpoint).meta
     add_adapters(
         decoder, LoraConfig(rank=2, alpha=8), four_bits=meta["adapters"]["method"] == "qlora"
     )
@@ -116,7 +116,7 @@ def merged(checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *argume
         sys, "argv", ["merge_lora", "--ckpt", str(checkpoint), "--out", str(out), *arguments]
     )
     merge_lora.main()
-    return out / f"step-{read_meta(checkpoint)['step']:08d}.ckpt"
+    return out / f"step-{Checkpoint(checkpoint).meta['step']:08d}.ckpt"
 
 
 def refusal(checkpoint: Path) -> str:
@@ -128,7 +128,7 @@ def refusal(checkpoint: Path) -> str:
 
 def test_a_checkpoint_holds_adapters_alone_and_says_of_what(run: Path, base: Path) -> None:
     checkpoint = (run / "final.ckpt").resolve()
-    meta = read_meta(checkpoint)
+    meta = Checkpoint(checkpoint).meta
     tensors = load_file(checkpoint / "model.safetensors")
     assert len(tensors) == 28 and all(
         name.rpartition(".")[2] in ("lora_A", "lora_B") for name in tensors
@@ -137,7 +137,7 @@ def test_a_checkpoint_holds_adapters_alone_and_says_of_what(run: Path, base: Pat
     states = torch.load(checkpoint / "train_state.pt", weights_only=True)["optimizer"]["state"]
     assert len(states) == 28
     n_trained = sum(tensor.numel() for tensor in tensors.values())
-    assert meta["n_parameters"] == read_meta(base)["n_parameters"]
+    assert meta["n_parameters"] == Checkpoint(base).meta["n_parameters"]
     assert meta["adapters"] == {
         "method": run.parent.name.rstrip("0"),
         "lora": {"rank": 2, "alpha": 8.0, "dropout": 0.1, "targets": ["layers.*"]},
@@ -145,15 +145,15 @@ def test_a_checkpoint_holds_adapters_alone_and_says_of_what(run: Path, base: Pat
         "base": {
             "path": str(base),
             "from_run": meta["adapters"]["base"]["from_run"],
-            "manifest_sha256": read_manifest(base)["sha256"],
+            "manifest_sha256": Checkpoint(base).sha256,
         },
     }
     assert (run / meta["adapters"]["base"]["from_run"]).resolve() == base
-    assert meta["parent"]["manifest_sha256"] == read_manifest(base)["sha256"]
-    assert "adapters" not in read_meta(base)
+    assert meta["parent"]["manifest_sha256"] == Checkpoint(base).sha256
+    assert "adapters" not in Checkpoint(base).meta
     taken = footprint(by_hand(checkpoint, base), averaged=True)
     files = sum(
-        file["bytes"] for name, file in read_manifest(checkpoint)["files"].items() if name in FILES
+        file["bytes"] for name, file in Checkpoint(checkpoint).files.items() if name in FILES
     )
     assert (
         taken.gradients == taken.averages == 4 * n_trained
@@ -201,7 +201,7 @@ def test_loaded_it_is_what_was_trained(
     apart = (logits(decoder) - logits(by_hand(checkpoint, base))).abs().max().item()
     assert apart < 1e-5 < (logits(decoder) - logits(load(base)[0])).abs().max()
     figure(
-        f"{read_meta(checkpoint)['adapters']['method']}: merged logits differ by at most"
+        f"{Checkpoint(checkpoint).meta['adapters']['method']}: merged logits differ by at most"
         f" {apart:.1e} after a run"
     )
 
@@ -231,17 +231,17 @@ def test_merged_it_is_an_ordinary_checkpoint(
 ) -> None:
     checkpoint = (run / "final.ckpt").resolve()
     path = merged(checkpoint, tmp_path / "out", monkeypatch)
-    verify(path)
+    Checkpoint(path).verify()
     assert (
         load_file(path / "model.safetensors").keys() == load_file(base / "model.safetensors").keys()
     )
     assert torch.equal(logits(load(path)[0]), logits(load(checkpoint)[0]))
-    meta = read_meta(path)
-    assert "adapters" not in meta and meta["n_parameters"] == read_meta(base)["n_parameters"]
+    meta = Checkpoint(path).meta
+    assert "adapters" not in meta and meta["n_parameters"] == Checkpoint(base).meta["n_parameters"]
     assert meta["parent"] == {
         "path": str(checkpoint),
         "step": 12,
-        "manifest_sha256": read_manifest(checkpoint)["sha256"],
+        "manifest_sha256": Checkpoint(checkpoint).sha256,
     }
     assert not list((tmp_path / "out").glob(".*"))
     with pytest.raises(
@@ -295,7 +295,7 @@ def test_moved_together_they_find_each_other(family: Path, lora_run: Path) -> No
     load(family / "run" / "final.ckpt")
     (family / "base").rename(family / "elsewhere")
     checkpoint = (family / "run" / "final.ckpt").resolve()
-    was = read_meta(checkpoint)["adapters"]["base"]["path"]
+    was = Checkpoint(checkpoint).meta["adapters"]["base"]["path"]
     assert (
         refusal(checkpoint)
         == f"{checkpoint} holds adapters alone, and their base is not at {was} and"
@@ -326,9 +326,9 @@ def test_another_base_is_refused(
 ) -> None:
     checkpoint = (family / "run" / "final.ckpt").resolve()
     [base] = (family / "base").iterdir()
-    old = read_manifest(base)["sha256"]
-    other = sealed(base, meta__json=json.dumps(read_meta(base) | {"seconds": 1.5}).encode())
-    new = read_manifest(other)["sha256"]
+    old = Checkpoint(base).sha256
+    other = sealed(base, meta__json=json.dumps(Checkpoint(base).meta | {"seconds": 1.5}).encode())
+    new = Checkpoint(other).sha256
     said = refusal(checkpoint)
     assert said.startswith(
         f"{checkpoint} holds adapters of the base with the manifest {old[:12]}, and {other} has"
@@ -376,7 +376,7 @@ def test_a_damaged_base_is_refused(family: Path) -> None:
 )
 def test_hostile_adapters_are_refused(family: Path, change: dict[str, Any], said: str) -> None:
     checkpoint = (family / "run" / "final.ckpt").resolve()
-    meta = read_meta(checkpoint)
+    meta = Checkpoint(checkpoint).meta
     path = sealed(
         checkpoint, meta__json=json.dumps(meta | {"adapters": meta["adapters"] | change}).encode()
     )
@@ -388,7 +388,7 @@ def test_a_shape_takes_no_memory_before_the_bases_weights_prove_it(
 ) -> None:
     """Its embedding alone would take 4 TB."""
     checkpoint = (family / "run" / "final.ckpt").resolve()
-    meta = read_meta(checkpoint)
+    meta = Checkpoint(checkpoint).meta
     meta["model"] |= {"d_model": 2**16, "vocab_size": 2**24}
     path = sealed(checkpoint, meta__json=json.dumps(meta).encode())
     assert "where the configured model has torch.float32 (16777216, 65536)" in refusal(path)
@@ -399,8 +399,8 @@ def test_a_shape_takes_no_memory_before_the_bases_weights_prove_it(
 @pytest.mark.parametrize("adapters", [None, 3, [], "lora", {}])
 def test_adapters_that_are_none_are_refused(adapters: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="adapters"):
-        read_adapters(tmp_path, {"adapters": adapters})
-    assert read_adapters(tmp_path, {}) is None
+        _ = Meta(tmp_path, {"adapters": adapters}).adapters
+    assert Meta(tmp_path, {}).adapters is None
 
 
 def test_a_run_goes_on_with_its_own_base_only(family: Path, base: Path) -> None:
@@ -413,9 +413,9 @@ def test_a_run_goes_on_with_its_own_base_only(family: Path, base: Path) -> None:
     there = [f"--checkpoint.directory={family / 'run'}", f"--data.cache_dir={family / 'cache'}"]
     assert values["finetune"]["base"] != str(moved)
     finetune(file, *there, f"--finetune.base={moved}", resume="auto")
-    assert read_meta(family / "run" / "final.ckpt")["adapters"]["base"]["path"] == str(moved)
+    assert Checkpoint(family / "run" / "final.ckpt").meta["adapters"]["base"]["path"] == str(moved)
     shutil.rmtree(family / "run" / "step-00000012.ckpt")
-    other = sealed(moved, meta__json=json.dumps(read_meta(moved) | {"seconds": 1.5}).encode())
+    other = sealed(moved, meta__json=json.dumps(Checkpoint(moved).meta | {"seconds": 1.5}).encode())
     with pytest.raises(
         CheckpointError,
         match=rf"^finetune\.base: {other} is not the checkpoint that the run started from",

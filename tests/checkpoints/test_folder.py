@@ -20,20 +20,18 @@ import pytest
 
 from lm.checkpoints import folder as checkpoint
 from lm.checkpoints.folder import (
+    Checkpoint,
     newest_whole,
     open_checkpoint,
     point,
     pointed,
-    read_manifest,
-    read_meta,
     retain,
     step_directories,
     step_of,
     sweep,
-    verify,
     write_checkpoint,
 )
-from lm.checkpoints.meta import read_tokenizer
+from lm.checkpoints.meta import Meta
 from lm.system.errors import CheckpointError
 from tests.support.faults import ROOT, kill_everywhere, not_root, save, sealed
 
@@ -74,10 +72,10 @@ class NewCheckpoint:
 
     @staticmethod
     def check(run: Path) -> None:
-        found, problems = newest_whole(run)
-        assert found is not None and not problems
+        newest, problems = newest_whole(run)
+        assert newest is not None and not problems
         for path in step_directories(run):
-            verify(path)
+            Checkpoint(path).verify()
         last = pointed(run, "last.ckpt")
         assert last is not None and last in step_directories(run), (
             "the link means a whole checkpoint at every moment"
@@ -90,7 +88,7 @@ class NewCheckpoint:
         }, "nothing half-written stays"
         NewCheckpoint.act(run)
         assert names(run) == ["last.ckpt", "step-00000002.ckpt"]
-        assert verify(run / "last.ckpt")
+        Checkpoint(run / "last.ckpt").verify()
 
 
 class ReplacedCheckpoint:
@@ -107,10 +105,10 @@ class ReplacedCheckpoint:
     @staticmethod
     def check(run: Path) -> None:
         for path in step_directories(run):
-            verify(path)
+            Checkpoint(path).verify()
         sweep(run)
         assert names(run) == ["step-00000001.ckpt"]
-        verify(run / "step-00000001.ckpt")
+        Checkpoint(run / "step-00000001.ckpt").verify()
         assert (run / "step-00000001.ckpt" / "model.safetensors").read_bytes() in (
             b"the old weights",
             b"the new weights",
@@ -187,7 +185,7 @@ for limit in range(0, 2000, 100):
         )
         assert message.endswith("B free); what was saved before is untouched")
     assert names(tmp_path) == [old.name]
-    verify(old)
+    Checkpoint(old).verify()
 
 
 @pytest.mark.parametrize(
@@ -216,7 +214,7 @@ def test_a_writer_that_fails_leaves_what_was_there(
     message = refused(tmp_path / "step-00000002.ckpt", {"model.safetensors": fail})
     assert said in message and message.count("\n") == 0
     assert names(tmp_path) == [old.name]
-    verify(old)
+    Checkpoint(old).verify()
 
 
 def test_what_is_not_the_disk_s_fault_is_not_laid_to_it(tmp_path: Path) -> None:
@@ -265,7 +263,7 @@ def test_a_disk_that_fails_at_any_sync_or_rename(
     with pytest.raises(CheckpointError, match=r"could not be written: Input/output error \("):
         save(tmp_path, 1, b"new")
     assert names(tmp_path) == [old.name]
-    verify(old)
+    Checkpoint(old).verify()
     assert (old / "model.safetensors").read_bytes() == (b"new" if number == 8 else b"old"), (
         "complete before the last call, or not at all"
     )
@@ -295,15 +293,14 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_what_was_saved_verifies(saved: Path) -> None:
-    manifest = verify(saved)
-    assert set(manifest["files"]) == {*FILES} - {"manifest.json"} and manifest == read_manifest(
-        saved
-    )
+    checkpoint = Checkpoint(saved)
+    checkpoint.verify()
+    assert set(checkpoint.files) == {*FILES} - {"manifest.json"}
 
 
 def assert_found(path: Path, name: str) -> None:
     with pytest.raises(CheckpointError) as caught:
-        verify(path)
+        Checkpoint(path).verify()
     assert str(caught.value).startswith(f"{path / name} "), caught.value
     assert "\n" not in str(caught.value)
 
@@ -322,7 +319,7 @@ def test_every_flipped_bit_and_every_cut_is_found_and_named(saved: Path) -> None
                 (saved / name).write_bytes(damaged)
                 assert_found(saved, name)
         (saved / name).write_bytes(whole)
-    verify(saved)
+    Checkpoint(saved).verify()
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -345,7 +342,7 @@ def test_missing_extra_swapped(saved: Path, name: str) -> None:
     (saved / name).write_bytes((saved / other).read_bytes())
     (saved / other).write_bytes(content)
     with pytest.raises(CheckpointError):
-        verify(saved)
+        Checkpoint(saved).verify()
 
 
 def test_files_of_another_checkpoint(saved: Path, tmp_path: Path) -> None:
@@ -369,7 +366,7 @@ def test_files_of_another_checkpoint(saved: Path, tmp_path: Path) -> None:
     ],
 )
 def test_an_edited_manifest(saved: Path, edit: Any) -> None:
-    manifest = read_manifest(saved)
+    manifest = Checkpoint(saved).manifest
     edit(manifest)
     (saved / "manifest.json").write_text(json.dumps(manifest))
     assert_found(saved, "manifest.json")
@@ -377,7 +374,7 @@ def test_an_edited_manifest(saved: Path, edit: Any) -> None:
 
 @pytest.mark.parametrize("entry", [None, 3, {}, {"bytes": "7", "sha256": None}, {"bytes": 7}])
 def test_a_manifest_with_wrong_kinds_of_values(saved: Path, entry: Any) -> None:
-    files = read_manifest(saved)["files"] | {"meta.json": entry}
+    files = Checkpoint(saved).files | {"meta.json": entry}
     (saved / "manifest.json").write_text(
         json.dumps({"files": files, "sha256": checkpoint._hash_of_table(files)})
     )
@@ -386,9 +383,7 @@ def test_a_manifest_with_wrong_kinds_of_values(saved: Path, entry: Any) -> None:
 
 def test_a_manifest_cannot_point_outside(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
-    files = read_manifest(saved)["files"] | {
-        "../secret": checkpoint.fingerprint(tmp_path / "secret")
-    }
+    files = Checkpoint(saved).files | {"../secret": checkpoint.fingerprint(tmp_path / "secret")}
     (saved / "manifest.json").write_text(
         json.dumps({"files": files, "sha256": checkpoint._hash_of_table(files)})
     )
@@ -403,22 +398,22 @@ def test_a_required_file_that_the_manifest_never_had(tmp_path: Path) -> None:
 
 def test_some_files_only(saved: Path) -> None:
     (saved / "train_state.pt").write_bytes(b"damaged")
-    verify(saved, ("meta.json", "model.safetensors"))
+    Checkpoint(saved).verify(("meta.json", "model.safetensors"))
     with pytest.raises(CheckpointError, match=r"train_state\.pt is damaged"):
-        verify(saved, ("meta.json", "train_state.pt"))
+        Checkpoint(saved).verify(("meta.json", "train_state.pt"))
     with pytest.raises(CheckpointError, match=r"ema\.safetensors is missing"):
-        verify(saved, ("ema.safetensors",))
+        Checkpoint(saved).verify(("ema.safetensors",))
 
 
 def test_newest_whole_passes_over_what_is_damaged_and_says_why(tmp_path: Path) -> None:
     paths = [save(tmp_path, step) for step in (100, 200, 300, 400, 500)]
     point(tmp_path, "last.ckpt", paths[0])
-    assert newest_whole(tmp_path) == (paths[4], [])
+    assert newest_whole(tmp_path) == (Checkpoint(paths[4]), [])
     (paths[4] / "model.safetensors").write_bytes(b"weightz")
     (paths[3] / "manifest.json").unlink()
     sealed(paths[2], meta__json=b"[]")  # every hash is right
-    found, problems = newest_whole(tmp_path)
-    assert found == paths[1]
+    newest, problems = newest_whole(tmp_path)
+    assert newest == Checkpoint(paths[1])
     assert problems == [
         f"{paths[4]}/model.safetensors is damaged: its content is not what was saved",
         f"{paths[3]}/manifest.json is missing",
@@ -427,8 +422,8 @@ def test_newest_whole_passes_over_what_is_damaged_and_says_why(tmp_path: Path) -
     for path in paths[:2]:
         shutil.rmtree(path)
         path.mkdir()
-    found, problems = newest_whole(tmp_path)
-    assert found is None and len(problems) == 5
+    newest, problems = newest_whole(tmp_path)
+    assert newest is None and len(problems) == 5
     assert newest_whole(tmp_path / "nowhere") == (None, [])
 
 
@@ -449,7 +444,10 @@ def test_strange_things_with_the_names_of_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "step-00000005.ckpt").symlink_to("step-00000005.ckpt")
     os.mkfifo(tmp_path / "step-00000006.ckpt")
     before = names(tmp_path)
-    assert step_directories(tmp_path) == [whole] and newest_whole(tmp_path) == (whole, [])
+    assert step_directories(tmp_path) == [whole] and newest_whole(tmp_path) == (
+        Checkpoint(whole),
+        [],
+    )
     retain(tmp_path, keep=1)
     sweep(tmp_path)
     assert names(tmp_path) == before
@@ -465,8 +463,8 @@ def test_folders_that_cannot_be_read(unprivileged: Path) -> None:
     save(unprivileged, 1)
     closed = save(unprivileged, 2)
     closed.chmod(0)
-    found, problems = newest_whole(unprivileged)
-    assert found == Path("step-00000001.ckpt") and problems == [
+    newest, problems = newest_whole(unprivileged)
+    assert newest == Checkpoint(Path("step-00000001.ckpt")) and problems == [
         "step-00000002.ckpt/manifest.json cannot be read: Permission denied"
     ]
     with pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
@@ -476,7 +474,7 @@ def test_folders_that_cannot_be_read(unprivileged: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"model\.safetensors cannot be read: Permission denied"
     ):
-        verify(closed)
+        Checkpoint(closed).verify()
     Path("shut").mkdir(mode=0)
     with pytest.raises(CheckpointError, match="shut cannot be read: Permission denied"):
         step_directories("shut")
@@ -505,10 +503,10 @@ def test_a_path_or_link_opens_its_directory(
         open_checkpoint("best.ckpt")
         == open_checkpoint(path)
         == open_checkpoint(str(path) + "/")
-        == path
+        == Checkpoint(path)
     )
     shutil.copytree(path, tmp_path / "my model")
-    assert read_meta(open_checkpoint("my model"))["step"] == 1
+    assert open_checkpoint("my model").step == 1
 
 
 def test_what_is_not_a_checkpoint_is_told_in_a_line(tmp_path: Path) -> None:
@@ -549,13 +547,14 @@ def test_nothing_is_ever_unpickled(tmp_path: Path) -> None:
 
     hostile = pickle.dumps(Canary())
     path = sealed(save(tmp_path, 1), train_state__pt=hostile, tokenizer__json=hostile)
-    verify(path)
+    Checkpoint(path).verify()
+    facts = {"name": "byte", "sha256": "0" * 64, "eos_id": 0, "pad_id": 0}
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: the tokenizer cannot be read"):
-        read_tokenizer(path, read_meta(path))
+        Meta(path, Checkpoint(path).meta | {"tokenizer": facts}).load_tokenizer()
     (path / "meta.json").write_bytes(hostile)
     newest_whole(tmp_path)
     with pytest.raises(CheckpointError):
-        read_meta(path)
+        _ = Checkpoint(path).meta
     assert not (tmp_path / "executed").exists()
     source = (ROOT / "lm" / "checkpoints" / "folder.py").read_text()
     assert "pickle" not in source and "torch.load" not in source
@@ -597,7 +596,7 @@ def test_a_wrong_meta_json(tmp_path: Path, content: bytes | dict[str, Any], said
         content if isinstance(content, bytes) else json.dumps(META | content).encode()
     )
     with pytest.raises(CheckpointError) as caught:
-        read_meta(path)
+        _ = Checkpoint(path).meta
     assert (
         str(caught.value).startswith(f"{path}/meta.json")
         and said in str(caught.value)
@@ -612,7 +611,7 @@ def test_a_key_that_is_missing(tmp_path: Path, key: str) -> None:
         json.dumps({name: value for name, value in META.items() if name != key})
     )
     with pytest.raises(CheckpointError, match=f"is damaged: {key} is missing"):
-        read_meta(path)
+        _ = Checkpoint(path).meta
 
 
 def test_the_tokenizer_is_held_against_meta(tmp_path: Path) -> None:
@@ -627,15 +626,15 @@ def test_the_tokenizer_is_held_against_meta(tmp_path: Path) -> None:
         "pad_id": byte.pad_id,
     }
     (tmp_path / "tokenizer.json").write_text(byte.definition)
-    assert read_tokenizer(tmp_path, {"tokenizer": stored}).encode("hi") == [104, 105]
+    assert Meta(tmp_path, {"tokenizer": stored}).load_tokenizer().encode("hi") == [104, 105]
     with pytest.raises(
         CheckpointError,
         match=r"tokenizer\.json is not the tokenizer that meta\.json names \(byte, 000000000000\)",
     ):
-        read_tokenizer(tmp_path, {"tokenizer": stored | {"sha256": "0" * 64}})
+        Meta(tmp_path, {"tokenizer": stored | {"sha256": "0" * 64}}).load_tokenizer()
     for wrong in ({}, stored | {"eos_id": "x"}, stored | {"pad_id": None}, []):
         with pytest.raises(CheckpointError, match="the tokenizer cannot be read"):
-            read_tokenizer(tmp_path, {"tokenizer": wrong})
+            Meta(tmp_path, {"tokenizer": wrong}).load_tokenizer()
     for content in (b"", b"\xff", b"[" * 100_000, b"{}", b"[]", None):
         (tmp_path / "tokenizer.json").unlink()
         if content is not None:
@@ -643,7 +642,7 @@ def test_the_tokenizer_is_held_against_meta(tmp_path: Path) -> None:
         else:
             (tmp_path / "tokenizer.json").mkdir()
         with pytest.raises(CheckpointError, match="the tokenizer cannot be read"):
-            read_tokenizer(tmp_path, {"tokenizer": stored})
+            Meta(tmp_path, {"tokenizer": stored}).load_tokenizer()
 
 
 # Names and retention
@@ -670,7 +669,7 @@ def test_links_are_relative_replaced_at_once_and_move_with_the_folder(
         point(run, "best.ckpt", two)
     assert pointed(run, "best.ckpt") == two
     run.rename(tmp_path / "elsewhere")
-    assert read_meta(tmp_path / "elsewhere" / "best.ckpt")["step"] == 2
+    assert Checkpoint(tmp_path / "elsewhere" / "best.ckpt").step == 2
     assert names(tmp_path / "elsewhere") == [
         "best.ckpt",
         "step-00000001.ckpt",
@@ -738,7 +737,7 @@ def test_sweep_removes_leftovers_and_nothing_else(tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
     sweep(tmp_path)
     assert names(tmp_path) == [*kept[:2], "step-00000001.ckpt", kept[2]]
-    verify(tmp_path / "step-00000001.ckpt")
+    Checkpoint(tmp_path / "step-00000001.ckpt").verify()
 
 
 @pytest.mark.usefixtures("starts_processes")

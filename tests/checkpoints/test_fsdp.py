@@ -18,14 +18,13 @@ from safetensors.torch import load_file
 from lm import load
 from lm.checkpoints import fsdp
 from lm.checkpoints.folder import (
+    Checkpoint,
     newest_whole,
-    read_meta,
     required,
     shard_count,
     shard_names,
     step_directories,
     step_of,
-    verify,
 )
 from lm.system.errors import CheckpointError, ConfigError
 from tests.support.runs import config_file, slurm_tasks, train
@@ -88,7 +87,7 @@ def joined(checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     """What `python -m tools.consolidate` makes of it."""
     monkeypatch.setattr(sys, "argv", ["consolidate", str(checkpoint), "--out", str(out)])
     consolidate.main()
-    return out / f"step-{read_meta(checkpoint)['step']:08d}.ckpt"
+    return out / f"step-{Checkpoint(checkpoint).meta['step']:08d}.ckpt"
 
 
 def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -125,7 +124,7 @@ def test_joined_shards_are_bit_for_bit_what_the_processes_held(
 ) -> None:
     held = torch.load(shared / "gathered.pt", weights_only=True)
     ordinary = joined(shared / "run" / "step-00000009.ckpt", tmp_path, monkeypatch)
-    verify(ordinary)
+    Checkpoint(ordinary).verify()
     state = torch.load(ordinary / "train_state.pt", weights_only=True)
     tensors = {
         f"{number}.{key}": value
@@ -148,12 +147,12 @@ def test_joined_shards_are_bit_for_bit_what_the_processes_held(
 def test_a_share_is_a_share(shared: Path) -> None:
     """Each process wrote about half of every tensor."""
     checkpoint = shared / "run" / "step-00000012.ckpt"
-    assert read_meta(checkpoint)["shards"] == 2
+    assert Checkpoint(checkpoint).meta["shards"] == 2
     parts = [load_file(checkpoint / name) for name in shard_names("model", 2)]
     assert [part["embed_tokens.weight"].shape for part in parts] == [(131, 66), (130, 66)]
     assert (
         sum(tensor.numel() for part in parts for tensor in part.values())
-        == read_meta(checkpoint)["n_parameters"]
+        == Checkpoint(checkpoint).meta["n_parameters"]
     )
     assert not list((shared / "run").glob(".*tmp*"))
 
@@ -169,8 +168,8 @@ def test_resumed_on_one_process_and_back_on_two(
     newest, _ = newest_whole(run)
     assert (
         newest is not None
-        and newest.name == "step-00000007.ckpt"
-        and (newest / "train_state.pt").exists()
+        and newest.path.name == "step-00000007.ckpt"
+        and (newest.path / "train_state.pt").exists()
     )
     codes, said = slurm_tasks(tmp_path, "none", "--config", str(config), *FSDP, "--resume", "auto")
     assert codes == [0, 0], said
@@ -244,7 +243,7 @@ def test_a_full_disk_of_one_process_ends_all(tmp_path: Path) -> None:
         "step-00000008.ckpt could not be written: No space left on device" in text for text in said
     )
     assert step_of(step_directories(run)[-1]) == 6 and newest_whole(run) == (
-        run / "step-00000006.ckpt",
+        Checkpoint(run / "step-00000006.ckpt"),
         [],
     )
     assert not list(run.glob(".*tmp*"))
@@ -258,7 +257,10 @@ def test_who_fails_alone_in_the_middle_of_a_validation_ends_all(tmp_path: Path, 
     assert codes == [1, 1], said
     assert "internal error: RuntimeError: no such kernel" in said[1]
     assert "another process of this run has ended" in said[0]
-    assert newest_whole(tmp_path / "run") == (tmp_path / "run" / "step-00000008.ckpt", [])
+    assert newest_whole(tmp_path / "run") == (
+        Checkpoint(tmp_path / "run" / "step-00000008.ckpt"),
+        [],
+    )
     assert [step for step, _ in losses(tmp_path / "run")] == [0, 4]
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lm import load
-from lm.checkpoints.folder import read_manifest, write_checkpoint, write_json
+from lm.checkpoints.folder import Checkpoint, write_checkpoint, write_json
 from lm.checkpoints.weights import read_weights, write_state, write_weights
 from lm.config.schema.model import ModelConfig
 from lm.system.errors import CheckpointError
@@ -75,7 +75,7 @@ def checkpoint(
 
 def refusal(path: Path, expected: dict[str, Tensor] = EXPECTED) -> str:
     with pytest.raises(CheckpointError) as caught:
-        read_weights(path, expected)
+        read_weights(Checkpoint(path), expected)
     message = str(caught.value)
     assert message.startswith(str(path)) and "\n" not in message
     return message.removeprefix(f"{path}/")
@@ -112,8 +112,10 @@ def test_a_model_comes_back_the_same_and_a_tied_head_once(tmp_path: Path, tied: 
 def test_the_averaged_weights_are_preferred_and_never_replaced_in_silence(tmp_path: Path) -> None:
     average = {name: torch.ones_like(tensor) for name, tensor in EXPECTED.items()}
     path = checkpoint(tmp_path, EXPECTED, average)
-    assert torch.equal(read_weights(path, EXPECTED)["a"], torch.ones(2, 3))
-    assert torch.equal(read_weights(path, EXPECTED, averaged=False)["a"], torch.zeros(2, 3))
+    assert torch.equal(read_weights(Checkpoint(path), EXPECTED)["a"], torch.ones(2, 3))
+    assert torch.equal(
+        read_weights(Checkpoint(path), EXPECTED, averaged=False)["a"], torch.zeros(2, 3)
+    )
     (path / "ema.safetensors").unlink()
     assert refusal(path) == "ema.safetensors is missing"
 
@@ -121,7 +123,7 @@ def test_the_averaged_weights_are_preferred_and_never_replaced_in_silence(tmp_pa
 def test_odd_layouts_and_gradients_are_written_as_plain_tensors(tmp_path: Path) -> None:
     odd = torch.arange(6.0).reshape(3, 2).T.requires_grad_()
     path = checkpoint(tmp_path, {"a": odd, "b": torch.arange(8.0)[::2]})
-    weights = read_weights(path, EXPECTED)
+    weights = read_weights(Checkpoint(path), EXPECTED)
     assert torch.equal(weights["a"], odd) and torch.equal(
         weights["b"], torch.tensor([0.0, 2, 4, 6])
     )
@@ -178,7 +180,7 @@ def test_a_missing_name(tmp_path: Path) -> None:
 def test_expected_weights_need_no_memory(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, EXPECTED)
     on_meta = {name: tensor.to("meta") for name, tensor in EXPECTED.items()}
-    assert read_weights(path, on_meta)["a"].device.type == "cpu"
+    assert read_weights(Checkpoint(path), on_meta)["a"].device.type == "cpu"
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "meta.json"])
@@ -243,7 +245,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_with_a_right_manifest_is_refused(tmp_path: Path, name: str) -> None:
     path = sealed(checkpoint(tmp_path, EXPECTED), model__safetensors=HOSTILE[name])
-    assert read_manifest(path)["files"]["model.safetensors"]["bytes"] == len(HOSTILE[name])
+    assert Checkpoint(path).files["model.safetensors"]["bytes"] == len(HOSTILE[name])
     assert refusal(path).startswith("model.safetensors")
 
 

@@ -432,7 +432,7 @@ def test_the_winner_is_linked_listed_kept_and_a_base(run: Path, tmp_path: Path, 
         "step-00000300.ckpt",
     ]
     config = Config.model_validate({**NOWHERE, "finetune": {"base": str(link)}})
-    assert open_base(config).folder == link.resolve()
+    assert open_base(config).checkpoint.path == link.resolve()
     # The link is another name of its target.
     again = rank("--checkpoints", f"{run}/*.ckpt", "--cases", cases, "--json")
     assert again.ranking()["checkpoints"][0]["links"] == "ranked-best"
@@ -798,7 +798,7 @@ def test_names_from_outside_command_nothing(trained: Path, tmp_path: Path, rank:
 
 
 def test_the_recorded_validation_stands_beside(run: Path, tmp_path: Path, rank: Any) -> None:
-    manifest = checkpoint.read_manifest(run / "step-00000300.ckpt")["sha256"]
+    manifest = checkpoint.Checkpoint(run / "step-00000300.ckpt").sha256
     line = {"step": 300, "manifest_sha256": manifest, "loss": 1.25, "bits_per_byte": 1.75}
     other = {"step": 200, "manifest_sha256": "of other bytes", "loss": 0.5, "bits_per_byte": 0.5}
     (run / "evaluations.jsonl").write_text(json.dumps(other) + "\n{\n" + json.dumps(line) + "\n")

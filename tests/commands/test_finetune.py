@@ -11,7 +11,7 @@ import yaml
 
 from data import PackedDataModule
 from lm.checkpoints.base import open_base, tokenizer_of
-from lm.checkpoints.folder import read_meta
+from lm.checkpoints.folder import Checkpoint
 from lm.commands import load_config
 from lm.system.errors import CheckpointError, ConfigError, DataError
 from tests.commands.test_resume_proof import proof
@@ -133,10 +133,10 @@ def test_it_starts_from_the_base_learns_and_resumes_to_the_bit(tmp_path, base, m
 
 def test_the_checkpoint_says_where_it_comes_from(tmp_path, base):
     config = tune(config_file(tmp_path, base))
-    meta = read_meta(tmp_path / "tuned" / "final.ckpt")
-    assert meta["parent"]["manifest_sha256"] == open_base(config).sha256
+    meta = Checkpoint(tmp_path / "tuned" / "final.ckpt").meta
+    assert meta["parent"]["manifest_sha256"] == open_base(config).checkpoint.sha256
     assert meta["config"]["data"]["source"]["template"] == "instruction-output"
-    assert meta["model"] == read_meta(base)["model"]
+    assert meta["model"] == Checkpoint(base).meta["model"]
 
 
 def test_its_own_resolved_configuration_is_one(tmp_path, base):

@@ -170,7 +170,7 @@ def test_a_result_counts_only_for_the_bytes_that_were_measured(run: Path) -> Non
 
 
 def test_the_latest_result_counts(run: Path) -> None:
-    evaluate(run, 500, checkpoint.read_manifest(run / "step-00000500.ckpt")["sha256"], 2.125)
+    evaluate(run, 500, checkpoint.Checkpoint(run / "step-00000500.ckpt").sha256, 2.125)
     assert listed(run)[0]["val_loss"] == 2.125
 
 

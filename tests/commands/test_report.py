@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lm.checkpoints.folder import point, read_manifest, step_name, write_checkpoint, write_json
+from lm.checkpoints.folder import Checkpoint, point, step_name, write_checkpoint, write_json
 from lm.display.html import element, visible
 from lm.reports.run import report
 from lm.runs.metrics import MetricsLog
@@ -142,7 +142,7 @@ def test_the_numbers_are_those_of_the_files(tmp_path):
     [line] = [line for line in lines if line[0] == step_name(20)]
     assert (
         line[1:3] == ["10,240", "3.2500"]
-        and line[-1] == read_manifest(folder / step_name(20))["sha256"][:12]
+        and line[-1] == Checkpoint(folder / step_name(20)).sha256[:12]
     )
     # of the norms 1 and 2 one is above the limit of 1
     assert "1 of 2 logged steps exceeded it" in read.text
@@ -304,7 +304,7 @@ def test_differences_from_the_parent_and_from_the_defaults(tmp_path):
     parent = {
         "path": "elsewhere/base/" + step_name(40),
         "step": 40,
-        "manifest_sha256": read_manifest(base / step_name(40))["sha256"],
+        "manifest_sha256": Checkpoint(base / step_name(40)).sha256,
     }
     config = CONFIG | {
         "optimizer": CONFIG["optimizer"] | {"lr": 0.25},
@@ -338,7 +338,7 @@ def test_the_parent_of_the_parent(tmp_path):
         return {
             "path": str(folder / step_name(40)),
             "step": 40,
-            "manifest_sha256": read_manifest(folder / step_name(40))["sha256"],
+            "manifest_sha256": Checkpoint(folder / step_name(40)).sha256,
         }
 
     first = write_run(tmp_path / "first")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lm.checkpoints.folder import newest_whole, read_manifest, step_directories, verify
+from lm.checkpoints.folder import Checkpoint, newest_whole, step_directories
 from lm.runs.origin import find_checkpoint
 from lm.system.errors import CheckpointError
 from tests.support.faults import sealed
@@ -62,10 +62,10 @@ class Victim:
 
     def refused(self, name: str) -> None:
         with pytest.raises(CheckpointError) as refusal:
-            verify(self.newest)
+            Checkpoint(self.newest).verify()
         assert str(refusal.value).startswith(str(self.newest / name)), refusal.value
         said: list[str] = []
-        assert find_checkpoint(self.run, "auto", said.append) == self.whole
+        assert find_checkpoint(self.run, "auto", said.append) == Checkpoint(self.whole)
         assert said == [f"passed over: {refusal.value}"]
         assert refusal.value.exit_code == 5
         with pytest.raises(CheckpointError):
@@ -76,7 +76,7 @@ class Victim:
         self.newest.mkdir()
         for name, content in self.contents.items():
             (self.newest / name).write_bytes(content)
-        assert newest_whole(self.run) == (self.newest, [])
+        assert newest_whole(self.run) == (Checkpoint(self.newest), [])
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def test_a_meta_json_that_is_sealed_but_wrong(victim: Victim) -> None:
     for change in ({"format": 2}, {"step": 11}, {"step": -1}, {"config": 3}, {"model": None}):
         sealed(victim.newest, meta__json=json.dumps(meta | change).encode())
         said: list[str] = []
-        assert find_checkpoint(victim.run, "auto", said.append) == victim.whole
+        assert find_checkpoint(victim.run, "auto", said.append) == Checkpoint(victim.whole)
         assert len(said) == 1 and str(victim.newest / "meta.json") in said[0]
 
 
@@ -376,6 +376,6 @@ def test_a_second_process_in_a_live_run(tmp_path: Path) -> None:
         time.sleep(0.01)
     assert steps(tmp_path / "run")[-1] > before, "the first goes on"
     assert first.kill() == -9
-    assert all(read_manifest(path) for path in step_directories(tmp_path / "run"))
+    assert all(Checkpoint(path).manifest for path in step_directories(tmp_path / "run"))
     third = start(tmp_path / "second", "--resume", "auto", "--trainer.max_minutes=1e-9")
     assert third.wait() == 0, third.err

@@ -22,13 +22,13 @@ import torch
 from safetensors.torch import load_file
 
 from lm.checkpoints.folder import (
+    Checkpoint,
     newest_whole,
     point,
     retain,
     step_directories,
     step_name,
     step_of,
-    verify,
     write_checkpoint,
     write_json,
 )
@@ -171,13 +171,14 @@ class Writer:
         """The newest checkpoint, once the next session has looked at the folder; whatever is there
         is whole, and nothing else is there.
         """
-        assert all(verify(path) for path in step_directories(self.folder))
+        for path in step_directories(self.folder):
+            Checkpoint(path).verify()
         RunFolder(self.folder).close()
         assert not [path.name for path in self.folder.iterdir() if ".tmp" in path.name]
         newest, problems = newest_whole(self.folder)
         assert newest is not None and problems == []
-        assert_readable(newest, (1.0, 2.0, 3.0, 3.5))
-        return newest
+        assert_readable(newest.path, (1.0, 2.0, 3.0, 3.5))
+        return newest.path
 
 
 def sample(things: list[Any], number: int) -> list[Any]:
@@ -252,7 +253,7 @@ def test_failing_calls(tmp_path: Path, amount: Amount, figure: Figure) -> None:
         newest = writer.swept()
         if code == 0:  # it was tried again, and all is there
             assert step_of(newest) == 3
-            assert_readable(newest, (3.5,))
+            assert_readable(newest.path, (3.5,))
         else:
             refused += 1
             assert code == 5, told
@@ -374,7 +375,8 @@ def test_kills_where_the_run_is_on_another_file_system_than_tmpdir(
             assert newest_whole(run)[1] == []
             assert [*(tmp_path / "tmp").iterdir()] == []
         finish(tmp_path, "--resume", "auto")
-        assert all(verify(path) for path in step_directories(run))
+        for path in step_directories(run):
+            Checkpoint(path).verify()
         assert not unfinished(run) and [*(tmp_path / "tmp").iterdir()] == []
     figure(
         f"{in_write} of {in_write} kills within a write to another file system ({kills} in all): 0"
@@ -487,7 +489,7 @@ def test_a_full_disk_that_is_foreseen(
             assert refused or saved, process.err
             if saved:
                 stopped += 1
-                assert step_of(newest_whole(run)[0]) == int(saved[1])
+                assert newest_whole(run)[0].step == int(saved[1])
             assert not [path.name for path in run.rglob("*") if ".tmp" in path.name]
             subprocess.run([require("mount"), "-o", "remount,size=64m", str(mounted)], check=True)
             finish(folder, "--resume", "auto")

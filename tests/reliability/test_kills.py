@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from lm.checkpoints.folder import (
+    Checkpoint,
     newest_whole,
     pointed,
-    read_meta,
     step_directories,
     step_name,
     step_of,
@@ -41,7 +41,7 @@ def assert_tidy(folder: Path, keep: int) -> None:
     run = folder / "run"
     linked = {pointed(run, name) for name in ("best.ckpt", "last.ckpt", "final.ckpt")}
     assert {*step_directories(run)} == {*step_directories(run)[-keep:]} | linked
-    assert newest_whole(run) == (pointed(run, "final.ckpt"), [])
+    assert newest_whole(run) == (Checkpoint(pointed(run, "final.ckpt")), [])
     assert pointed(run, "last.ckpt") == pointed(run, "final.ckpt")
     assert [path for path in folder.rglob("*") if ".tmp" in path.name] == []
     assert [*(folder / "tmp").iterdir()] == []
@@ -142,7 +142,7 @@ def test_killed_ten_times_within_one_pass_over_the_data(
             time.sleep(0.001)
         assert process.kill() == -9
         reached.append(newest(killed / "run"))
-    epoch = read_meta(killed / "run" / step_name(reached[-1]))["epoch"]
+    epoch = Checkpoint(killed / "run" / step_name(reached[-1])).meta["epoch"]
     assert epoch < 1 and reached == sorted(set(reached))
     finish(killed, "--resume", "auto")
     assert_same_run(straight / "run", killed / "run")
@@ -188,7 +188,7 @@ def test_resumed_from_every_kind_of_point(tmp_path: Path, amount: Amount, figure
         folder.mkdir()
         every_step(folder, accumulation)
         finish(folder)
-        epochs = [read_meta(path)["epoch"] for path in step_directories(folder / "run")]
+        epochs = [Checkpoint(path).meta["epoch"] for path in step_directories(folder / "run")]
         assert len(epochs) == STEPS and epochs[7] < 1 < epochs[8]
         for step, validated in places:
             again = tmp_path / "again"

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from lm.checkpoints.folder import point, pointed, read_manifest, step_directories, step_of, verify
+from lm.checkpoints.folder import Checkpoint, point, pointed, step_directories, step_of
 from lm.runs.folder import RunFolder
 from lm.runs.metrics import MetricsLog, read
 from lm.runs.results import RecordedValidation, read_validations, validations_without_progress
@@ -32,7 +32,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def evaluated(step: int, loss: float, path: Path | None = None) -> RecordedValidation:
-    manifest = read_manifest(path)["sha256"] if path is not None else None
+    manifest = Checkpoint(path).sha256 if path is not None else None
     return RecordedValidation(
         step,
         manifest,
@@ -236,7 +236,7 @@ def test_a_new_run_moves_the_old_one_aside(tmp_path: Path) -> None:
             "last": "step-00001000.ckpt",
             "final": "step-00001000.ckpt",
         }
-        verify(old / "final.ckpt")
+        Checkpoint(old / "final.ckpt").verify()
         RunFolder(old).close()  # nobody holds it
 
 
@@ -435,7 +435,7 @@ class FreshStart:
         [whole] = [folder for folder in run.parent.iterdir() if steps(folder)]
         assert whole.name in ("run", "run-1") and steps(whole) == [1, 2]
         for path in step_directories(whole):
-            verify(path)
+            Checkpoint(path).verify()
         assert links(whole) == {
             "best": "step-00000002.ckpt",
             "last": "step-00000002.ckpt",
@@ -474,7 +474,7 @@ class Rewound:
         }
         for folder in everything:
             for path in step_directories(folder):
-                verify(path)
+                Checkpoint(path).verify()
         assert {row["step"] for row in read(run / "metrics.csv")} == {
             0,
             1,

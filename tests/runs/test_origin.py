@@ -13,14 +13,8 @@ from typing import Any
 
 import pytest
 
-from lm.checkpoints.folder import (
-    point,
-    read_manifest,
-    read_meta,
-    step_directories,
-    step_name,
-    step_of,
-)
+from lm.checkpoints.folder import Checkpoint, point, step_directories, step_name, step_of
+from lm.checkpoints.meta import Meta
 from lm.config.schema.config import Config
 from lm.runs.changes import HARMLESS, INEXACT, SETTLED_LATER, changes, machine_changes
 from lm.runs.folder import RunFolder
@@ -57,9 +51,7 @@ def trained(folder: Path, *steps: int, **meta: Any) -> Path:
         )
         point(folder, "last.ckpt", path)
         run.record(
-            RecordedValidation(
-                step, read_manifest(path)["sha256"], 5 - step / 1000, 1.0, 1.0, 1, 1.0
-            )
+            RecordedValidation(step, Checkpoint(path).sha256, 5 - step / 1000, 1.0, 1.0, 1, 1.0)
         )
     run.close()
     return folder
@@ -157,7 +149,7 @@ def test_auto_takes_the_newest(tmp_path: Path) -> None:
     assert started.origin.resume == started.origin.path == folder / "step-00000600.ckpt"
     assert (
         started.origin.step == 600
-        and started.origin.meta == read_meta(folder / "step-00000600.ckpt")
+        and started.origin.meta == Checkpoint(folder / "step-00000600.ckpt").meta
         and started.said == []
     )
 
@@ -250,11 +242,13 @@ def test_a_named_one_of_another_run_is_an_error_that_knows_the_way(tmp_path: Pat
 
 
 def test_an_unchanged_configuration_says_nothing(tmp_path: Path) -> None:
-    assert list(changes(config(), config().model_dump(mode="json"), tmp_path)) == []
+    assert (
+        list(changes(config(), Meta(tmp_path, {"config": config().model_dump(mode="json")}))) == []
+    )
     given = config(model__vocab_size=320)
-    assert list(changes(given, given.model_dump(mode="json"), tmp_path)) == []
+    assert list(changes(given, Meta(tmp_path, {"config": given.model_dump(mode="json")}))) == []
     through_a_file = json.loads(json.dumps(config().model_dump(mode="json")))
-    assert list(changes(config(), through_a_file, tmp_path)) == []
+    assert list(changes(config(), Meta(tmp_path, {"config": through_a_file}))) == []
 
 
 def test_refused_changes_are_told_all_at_once(tmp_path: Path) -> None:
@@ -291,7 +285,7 @@ def test_another_kind_of_source_and_a_validation_of_its_own(tmp_path: Path) -> N
         model__n_kv_heads=2,
     )
     with pytest.raises(ConfigError) as caught:
-        list(changes(now, config().model_dump(mode="json"), tmp_path))
+        list(changes(now, Meta(tmp_path, {"config": config().model_dump(mode="json")})))
     lines = str(caught.value).splitlines()
     assert 'data.source.format: the run to resume has "txt", got "jsonl"' in lines
     assert 'data.source.unit: the run to resume has "paragraph", got nothing' in lines
@@ -354,7 +348,11 @@ EXACT = {
 @pytest.mark.parametrize("key", CHANGES)
 def test_allowed_changes_are_said_and_where_exactness_ends(key: str, tmp_path: Path) -> None:
     stored = config().model_dump(mode="json")
-    said = list(changes(config(**{key: CHANGES[key]}), stored, tmp_path / "step-00000500.ckpt"))
+    said = list(
+        changes(
+            config(**{key: CHANGES[key]}), Meta(tmp_path / "step-00000500.ckpt", {"config": stored})
+        )
+    )
     section, name = key.split("__")
     old, new = json.dumps(stored[section][name]), json.dumps(CHANGES[key])
     inexact = section == "optimizer" or (section == "trainer" and key not in EXACT)
@@ -402,22 +400,22 @@ def test_precision_may_be_named_but_not_changed(
     """
     stored = config(trainer__precision=old).model_dump(mode="json")
     if allowed:
-        assert list(changes(config(trainer__precision=new), stored, tmp_path / "x")) == [
-            f'changed since x: trainer.precision "{old}" -> "{new}"'
-        ]
+        assert list(
+            changes(config(trainer__precision=new), Meta(tmp_path / "x", {"config": stored}))
+        ) == [f'changed since x: trainer.precision "{old}" -> "{new}"']
     else:
         with pytest.raises(
             ConfigError, match=r'^trainer\.precision: the run to resume has "fp32", got "bf16"'
         ):
-            list(changes(config(trainer__precision=new), stored, tmp_path))
+            list(changes(config(trainer__precision=new), Meta(tmp_path, {"config": stored})))
 
 
 def test_a_key_that_is_newer_than_the_checkpoint_has_its_default(tmp_path: Path) -> None:
     stored = config().model_dump(mode="json")
     del stored["model"]["qk_norm"], stored["logging"]
-    assert list(changes(config(), stored, tmp_path)) == []
+    assert list(changes(config(), Meta(tmp_path, {"config": stored}))) == []
     with pytest.raises(ConfigError, match=r"model\.qk_norm: the run to resume has false, got true"):
-        list(changes(config(model__qk_norm=True), stored, tmp_path))
+        list(changes(config(model__qk_norm=True), Meta(tmp_path, {"config": stored})))
 
 
 @pytest.mark.parametrize(
@@ -425,7 +423,7 @@ def test_a_key_that_is_newer_than_the_checkpoint_has_its_default(tmp_path: Path)
 )
 def test_a_stored_configuration_of_another_version(tmp_path: Path, stored: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError) as caught:
-        list(changes(config(), stored, tmp_path))
+        list(changes(config(), Meta(tmp_path, {"config": stored})))
     message = str(caught.value)
     assert message.startswith(f"{tmp_path}/meta.json: config.") and message.endswith(
         "; another version of the project wrote it"
@@ -502,7 +500,7 @@ def test_a_new_run_from_a_parent_needs_no_equal_configuration(tmp_path: Path) ->
     assert started.origin.parent == {
         "path": str(path),
         "step": 500,
-        "manifest_sha256": read_manifest(path)["sha256"],
+        "manifest_sha256": Checkpoint(path).sha256,
     }
     assert started.said == [f"starting from the weights of {parent / 'best.ckpt'} (step 500)"]
     assert steps(parent) == [500]
@@ -511,7 +509,7 @@ def test_a_new_run_from_a_parent_needs_no_equal_configuration(tmp_path: Path) ->
 def test_a_resumed_run_keeps_its_parent(tmp_path: Path) -> None:
     folder = trained(tmp_path / "run", 500)
     parent = {"path": "x", "step": 9, "manifest_sha256": "ab"}
-    meta = read_meta(folder / "step-00000500.ckpt") | {"parent": parent}
+    meta = Checkpoint(folder / "step-00000500.ckpt").meta | {"parent": parent}
     sealed(folder / "step-00000500.ckpt", meta__json=json.dumps(meta).encode())
     assert Started(folder, resume="auto").origin.parent == parent
 
@@ -598,8 +596,7 @@ def test_the_text_may_lie_elsewhere(tmp_path: Path) -> None:
     """Whether it is the same text is seen in the text, by `machine_changes`."""
     [line] = changes(
         config(data__source__files=["elsewhere.txt"]),
-        config().model_dump(mode="json"),
-        tmp_path / "x",
+        Meta(tmp_path / "x", {"config": config().model_dump(mode="json")}),
     )
     assert line == 'changed since x: data.source.files ["corpus.txt"] -> ["elsewhere.txt"]'
 
@@ -616,12 +613,21 @@ def part(weight: int = 1, files: str = "a.txt", **source: Any) -> dict[str, Any]
 
 def test_the_text_of_a_mixture_may_lie_elsewhere(tmp_path: Path) -> None:
     stored = mixture(part(3), part(files="b.txt")).model_dump(mode="json")
-    assert list(changes(mixture(part(3), part(files="b.txt")), stored, tmp_path / "x")) == []
-    [line] = changes(mixture(part(3), part(files="elsewhere.txt")), stored, tmp_path / "x")
+    assert (
+        list(
+            changes(mixture(part(3), part(files="b.txt")), Meta(tmp_path / "x", {"config": stored}))
+        )
+        == []
+    )
+    [line] = changes(
+        mixture(part(3), part(files="elsewhere.txt")), Meta(tmp_path / "x", {"config": stored})
+    )
     assert (
         line == 'changed since x: data.source.parts[1].source.files ["b.txt"] -> ["elsewhere.txt"]'
     )
-    both = changes(mixture(part(3, files="c"), part(files="d")), stored, tmp_path / "x")
+    both = changes(
+        mixture(part(3, files="c"), part(files="d")), Meta(tmp_path / "x", {"config": stored})
+    )
     assert [line.split()[3] for line in both] == [
         "data.source.parts[0].source.files",
         "data.source.parts[1].source.files",
@@ -669,7 +675,11 @@ def test_what_else_a_mixture_is_made_of_may_not_change(
     tmp_path: Path, now: Config, expected: list[str]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        list(changes(now, mixture(part(3), part(1)).model_dump(mode="json"), tmp_path))
+        list(
+            changes(
+                now, Meta(tmp_path, {"config": mixture(part(3), part(1)).model_dump(mode="json")})
+            )
+        )
     lines = str(caught.value).splitlines()
     assert lines[: len(expected)] == expected
     assert not any(".files" in line for line in lines), "their text is compared by its hash"
@@ -686,7 +696,7 @@ def test_what_is_left_out_of_the_text_may_not_change(tmp_path: Path, key: str) -
             rf"^data\.source\.filter\.{key}: the run to resume has (null|0|false), got (7|true)\n"
         ),
     ):
-        list(changes(now, config().model_dump(mode="json"), tmp_path))
+        list(changes(now, Meta(tmp_path, {"config": config().model_dump(mode="json")})))
 
 
 def test_a_finished_run_that_goes_on_has_no_final_checkpoint(tmp_path: Path) -> None:

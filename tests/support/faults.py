@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoints.folder import read_manifest, step_name, write_checkpoint, write_json
+from lm.checkpoints.folder import Checkpoint, step_name, write_checkpoint, write_json
 
 ROOT = Path(__file__).parents[2]
 DISK_EVENTS = (
@@ -58,7 +58,7 @@ def sealed(path: Path, **files: bytes) -> Path:
     """Put other content into a checkpoint and make the manifest right again, as someone could who
     means harm.
     """
-    contents = {name: (path / name).read_bytes() for name in read_manifest(path)["files"]}
+    contents = {name: (path / name).read_bytes() for name in Checkpoint(path).files}
     contents |= {name.replace("__", "."): content for name, content in files.items()}
     shutil.rmtree(path)
     write_checkpoint(

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from lm.checkpoints.folder import read_manifest
+from lm.checkpoints.folder import Checkpoint
 from lm.config.schema.config import Config
 from lm.system.errors import CheckpointError, ConfigError
 from lm.system.units import in_bytes
@@ -67,7 +67,7 @@ def test_the_footprint_is_that_of_the_real_thing(tmp_path: Path) -> None:
     assert taken.optimizer == moments
     files = sum(
         file["bytes"]
-        for name, file in read_manifest(checkpoint)["files"].items()
+        for name, file in Checkpoint(checkpoint).files.items()
         if name != "tokenizer.json"
     )
     assert taken.checkpoint <= files <= 1.1 * taken.checkpoint

@@ -24,7 +24,7 @@ from lightning.pytorch.plugins.environments import (
 )
 from safetensors.torch import load_file
 
-from lm.checkpoints.folder import step_directories, step_of, verify
+from lm.checkpoints.folder import Checkpoint, step_directories, step_of
 from lm.config.schema.config import Config
 from lm.config.schema.data import DataConfig
 from lm.config.schema.trainer import TrainerConfig
@@ -214,7 +214,7 @@ def test_a_killed_process_is_named_by_the_launcher(tmp_path: Path) -> None:
 def assert_resumable(run: Path, step: int) -> None:
     """Its newest checkpoint is that of `step`, and whole."""
     assert [step_of(path) for path in step_directories(run)][-1] == step
-    verify(step_directories(run)[-1])
+    Checkpoint(step_directories(run)[-1]).verify()
 
 
 @pytest.mark.usefixtures("starts_processes")

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lm.checkpoints.folder import read_meta, step_directories, step_of, write_checkpoint
+from lm.checkpoints.folder import Checkpoint, step_directories, step_of, write_checkpoint
 from lm.system.errors import ConfigError, NonFiniteError, Stopped
 from lm.training.module import LanguageModel
 from tests.support.runs import config_file, train
@@ -95,7 +95,7 @@ def test_a_run_leaves_what_it_should(straight: Path) -> None:
     assert [int(row["step"]) for row in rows if row["split"] == "val"] == [0, 4, 8, 12]
     assert (straight / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert not list(straight.glob(".*tmp*"))
-    meta = read_meta(straight / "final.ckpt")
+    meta = Checkpoint(straight / "final.ckpt").meta
     assert meta["step"] == 12
     assert meta["tokens"] == 12 * 8 * 16
     assert meta["epoch"] > 1.1, "the test should see more than one epoch"
@@ -107,7 +107,7 @@ def test_the_resolved_configuration_is_saved(straight: Path) -> None:
 
     saved = load_config(straight / "config.yaml", []).config
     assert saved == load_config(straight.parent / "config.yaml", []).config
-    assert read_meta(straight / "final.ckpt")["config"] == saved.model_dump(mode="json")
+    assert Checkpoint(straight / "final.ckpt").meta["config"] == saved.model_dump(mode="json")
 
 
 @pytest.mark.usefixtures("trains")
@@ -393,7 +393,7 @@ def test_a_new_run_from_old_weights(tmp_path: Path) -> None:
         "--optimizer.lr=1e-4",
         init_from=str(parent),
     )
-    recorded = read_meta(tmp_path / "child" / "final.ckpt")["parent"]
+    recorded = Checkpoint(tmp_path / "child" / "final.ckpt").meta["parent"]
     assert recorded["step"] == 12
     assert (
         recorded["manifest_sha256"] == json.loads((parent / "manifest.json").read_text())["sha256"]
@@ -401,7 +401,7 @@ def test_a_new_run_from_old_weights(tmp_path: Path) -> None:
     assert evaluations(tmp_path / "child")[0]["loss"] == pytest.approx(
         evaluations(tmp_path / "run")[-1]["loss"], abs=1e-6
     )
-    assert read_meta(tmp_path / "run" / "final.ckpt")["parent"] is None
+    assert Checkpoint(tmp_path / "run" / "final.ckpt").meta["parent"] is None
 
 
 @pytest.mark.usefixtures("trains")
@@ -421,7 +421,7 @@ def test_a_run_from_old_weights_that_was_killed_early_begins_again_from_them(
     train(config, child, resume="auto")
     straight = f"--checkpoint.directory={tmp_path / 'straight'}"
     train(config, straight, init_from=parent)
-    assert read_meta(tmp_path / "child" / "final.ckpt")["parent"]["step"] == 12
+    assert Checkpoint(tmp_path / "child" / "final.ckpt").meta["parent"]["step"] == 12
     weights = [
         (tmp_path / name / "final.ckpt" / "model.safetensors").read_bytes()
         for name in ("child", "straight", "run")
