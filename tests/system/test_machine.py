@@ -68,6 +68,7 @@ def test_without_git_nothing_is_recorded(tmp_path, monkeypatch):
     assert machine.code(tmp_path) is None
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_the_machine_has_parts(monkeypatch, tmp_path):
     hardware = machine.hardware("cpu")
     assert hardware["cores"] >= 1 and hardware["gpu"] is None and hardware["system"]
