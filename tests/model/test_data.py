@@ -16,9 +16,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data import PackedDataModule, Rows, TrainingSteps, ValidationBatches
+from lm.config.reader import load
 from lm.config.schema.config import Config
 from lm.documents.reader import hash_of_text
 from lm.system.errors import ConfigError, DataError
+from lm.system.machine import ROOT
 from lm.tokenizer.tokenizer import ByteTokenizer
 from lm.tokens.plan import Plan
 from lm.tokens.rows import DocumentRows, PackedRows
@@ -717,6 +719,22 @@ def test_going_on_takes_every_row_of_every_source_once_an_epoch(tmp_path):
     ]
     assert [sorted(rows) for rows in epochs] == [expected] * 2 and epochs[0] != epochs[1]
     assert data.epochs_per_step == 1 / n
+
+
+def test_a_run_goes_on_without_the_source_that_ran_dry(tmp_path, monkeypatch):
+    """As configs/mixture_smoke.yaml does it: 2 : 1 while both sources have rows, then one alone."""
+    monkeypatch.chdir(ROOT)
+    overrides = ["--data.cache_dir", str(tmp_path)]
+    config = load("configs/mixture_smoke.yaml", overrides).config
+    data = PackedDataModule(config, BYTES, lambda line: None)
+    plan, batch_size = data.plan, config.trainer.batch_size
+    rows = np.concatenate([plan.of_step(step, batch_size) for step in range(config.max_steps)])
+    first, second = (rows[rows[:, 0] == part, 2] for part in (0, 1))
+    end = int(np.flatnonzero(rows[:, 0] == 0)[-1]) + 1  # where the first source has run dry
+    assert plan.sizes[0] - len(first) < 2, "less than a block is left for the end of the epoch"
+    assert abs(len(first) - 2 * (end - len(first))) <= 2, "2 : 1 until then"
+    assert len(rows) - end > 10 * batch_size and (rows[end:, 0] == 1).all()
+    assert len({*first}) == len(first) and len({*second}) == len(second), "no row comes again"
 
 
 @pytest.mark.parametrize("when_one_ends", ["repeat", "go_on"])
