@@ -413,7 +413,7 @@ from lm.documents import parquet
 from lm.tokens import prepare as preparation
 from lm.documents import reader as sources
 from lm.documents import files as text_files
-from tests.tokens.test_prepare_tokens import BYTES, SPLITS, reader
+from tests.tokens.test_prepare import BYTES, SPLITS, reader
 from lm.tokens.cache import open_or_build
 text_files.SPAN_BYTES = parquet.SPAN_BYTES = sources.PIECE_CHARACTERS = 500
 preparation.JOURNAL_TOKENS = 300
