@@ -1,8 +1,10 @@
-"""Let a checkpoint write: `python infer.py --ckpt checkpoints/final.ckpt --prompt "Attention is"`.
-With --chat, speak with it.
+"""Generate text with a checkpoint, or chat with it.
 
-The text goes to stdout, everything about it to stderr. torch is the only heavy import, and comes
-after all checks that do without it.
+    python infer.py --ckpt checkpoints/final.ckpt --prompt "Attention is"
+    python infer.py --ckpt runs/finetune_smoke/best.ckpt --chat
+
+The text goes to stdout, everything else to stderr. torch is the only heavy import, and comes after
+all checks that do not need it.
 """
 
 from __future__ import annotations
@@ -28,10 +30,13 @@ from lm.system import errors
 if TYPE_CHECKING:
     from lm.generation.continuation import Sample
 
-EPILOG = """Without --prompt and --prompt-file the prompt is read from stdin; the last line break of a file or of stdin does not count.
-An empty --prompt lets the model begin a text of its own. When its context is full it forgets the older half and writes on.
-With --chat each line of stdin is a message, or a command such as /help; a --prompt is one message, and its answer the end. When the
-context is full the oldest questions are forgotten, together with their answers."""
+EPILOG = """
+Without --prompt and --prompt-file the prompt comes from stdin. The last line break of a file or of
+stdin does not count. With an empty --prompt the model begins a text of its own. When its context is
+full, it forgets the older half and goes on. With --chat each line of stdin is a message or a
+command such as /help; with a --prompt the command answers that message and ends. When the context
+is full, the oldest questions are forgotten together with their answers.
+"""
 
 
 def parse() -> argparse.Namespace:
@@ -110,8 +115,8 @@ def parse() -> argparse.Namespace:
 
 
 def print_samples(samples: Sequence[Sample], progress: Iterator[object], prompt: str) -> None:
-    """Print one sample after another, each as it grows; `progress` lets all grow, also those whose
-    turn has not come.
+    """Print one sample after another while it grows. `progress` extends all samples, also those
+    that are printed later.
     """
     from lm.generation.continuation import shown
 
@@ -161,7 +166,7 @@ def main() -> None:
     tokenizer = resolve(arguments.tokenizer, stored)
     generator, context = torch.Generator(device).manual_seed(seed), decoder.config.context_length
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
+        sys.stdout.reconfigure(errors="replace")  # for a terminal that is not UTF-8
     if arguments.chat:
         chat = Chat(form, context, arguments.max_new_tokens)
         reply = functools.partial(
