@@ -1,59 +1,91 @@
-"""The door `from lm import load`, and the old one, which names it."""
+"""A checkpoint is read once: python -m pytest tests/checkpoints/test_load.py."""
 
 from __future__ import annotations
 
+import collections
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
+from torch import nn
 
-import lm
+from lm import load
+from lm.checkpoints.folder import write_checkpoint, write_json
+from lm.checkpoints.weights import write_weights
 from lm.config.schema.model import ModelConfig
-from lm.system import errors
-from lm.tokenizer.tokenizer import ByteTokenizer
+from lm.tokenizer.tokenizer import load_tokenizer
 from model import Decoder
-from tests.support import runs
+from tests.support.faults import ROOT
+
+COUNTED = """
+import json, runpy, sys
+opened = []
+sys.addaudithook(lambda event, details: opened.append(str(details[0])) if event == "open" else None)
+sys.argv = {arguments!r}
+{action}
+names = ("meta.json", "manifest.json")
+print(json.dumps([name.rsplit("/")[-1] for name in opened if name.endswith(names)]), file=sys.stderr)
+"""
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    tokenizer = ByteTokenizer()
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small merged checkpoint with drawn weights."""
+    path = tmp_path_factory.mktemp("run") / "step-00000001.ckpt"
+    tokenizer = load_tokenizer("byte")
     shape = ModelConfig(
-        vocab_size=tokenizer.vocab_size, d_model=16, n_layers=1, n_heads=2, context_length=8
+        vocab_size=tokenizer.vocab_size, context_length=16, n_layers=1, n_heads=2, d_model=16
     )
-    return runs.write_trained(tmp_path, Decoder(shape), tokenizer, {}, 3)
+    weights: dict[str, nn.Parameter] = dict(Decoder(shape).named_parameters())
+    meta = {
+        "format": 1,
+        "step": 1,
+        "model": shape.model_dump(mode="json"),
+        "tokenizer": {
+            "name": tokenizer.name,
+            "sha256": tokenizer.sha256,
+            "eos_id": tokenizer.eos_id,
+            "pad_id": tokenizer.pad_id,
+        },
+        "config": {},
+        "a key of another version": 1,
+    }
+    write_checkpoint(
+        path,
+        {
+            "model.safetensors": lambda file: write_weights(file, weights),
+            "tokenizer.json": lambda file: file.write_text(tokenizer.definition),
+            "meta.json": lambda file: write_json(file, meta),
+        },
+    )
+    return path
 
 
-def test_an_opened_checkpoint_has_names_and_unpacks_as_a_triple(checkpoint: Path) -> None:
-    model = lm.load(checkpoint)
-    decoder, tokenizer, meta = model
-    assert (model.decoder, model.tokenizer, model.meta) == (decoder, tokenizer, meta)
-    assert isinstance(decoder, Decoder) and not decoder.training
-    assert tokenizer.decode(tokenizer.encode("a b")) == "a b" and meta["step"] == 3
-    assert decoder(torch.tensor([[1, 2]])).shape == (1, 2, tokenizer.vocab_size)
+def opened(arguments: list[str], action: str) -> collections.Counter[str]:
+    """Run a program and count how often it opens meta.json and manifest.json."""
+    code = COUNTED.format(arguments=arguments, action=action)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return collections.Counter(json.loads(done.stderr.splitlines()[-1]))
 
 
 @pytest.mark.usefixtures("starts_processes")
-def test_the_package_is_light_until_load_is_asked_for() -> None:
-    program = "import lm, sys; print({m for m in sys.modules if m == 'torch' or m[:3] == 'lm.'})"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout == "set()\n", done.stderr
-    with pytest.raises(AttributeError, match="no attribute 'loads'"):
-        getattr(lm, "loads")  # noqa: B009
+def test_infer_reads_each_file_once(checkpoint: Path) -> None:
+    arguments = ["infer.py", "--ckpt", str(checkpoint), "--prompt", "a", "--device", "cpu"]
+    arguments += ["--max-new-tokens", "2"]
+    counts = opened(arguments, 'runpy.run_path("infer.py", run_name="__main__")')
+    assert counts == {"meta.json": 1, "manifest.json": 1}
 
 
-def test_the_old_door_names_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
-    def command() -> None:
-        from model import load  # type: ignore[attr-defined]
+@pytest.mark.usefixtures("starts_processes")
+def test_load_reads_each_file_once(checkpoint: Path) -> None:
+    action = f"import lm; lm.load({str(checkpoint)!r})"
+    assert opened(["-"], action) == {"meta.json": 1, "manifest.json": 1}
 
-        print(load)
 
-    with pytest.raises(ImportError, match=r"`from lm import load`") as refusal:
-        command()
-    assert "\n" not in str(refusal.value)
-    with pytest.raises(SystemExit) as ended:
-        errors.run(command)
-    message = capsys.readouterr().err
-    assert ended.value.code and message.count("\n") == 1 and "`from lm import load`" in message
+def test_load_returns_the_plain_dict_with_keys_that_it_does_not_know(checkpoint: Path) -> None:
+    meta = load(checkpoint).meta
+    assert type(meta) is dict and meta["a key of another version"] == 1
