@@ -1,10 +1,9 @@
-"""Which held-out text the model is trained on: documents that share runs of words with the training
-text.
+"""Held-out documents that share runs of words with the training text.
 
 This is the measure of GPT-3 (Brown et al. 2020, "Language Models are Few-Shot Learners", appendix
-C): a document is suspect if any 13 words in a row are in the training text too, without regard to
-case, punctuation and white space. Words and not tokens, so that the answer does not depend on the
-tokenizer, and 13 bytes in common would mean nothing.
+C). A document is suspect if any 13 words in a row also occur in the training text, regardless of
+case, punctuation and white space. Words, unlike tokens, do not depend on the tokenizer; for a byte
+tokenizer, 13 shared tokens would mean nothing.
 """
 
 from __future__ import annotations
@@ -32,20 +31,18 @@ from lm.system.errors import DataError
 from lm.tokenizer.tokenizer import Tokenizer
 from lm.tokens.store import TokenStore
 
-# Nothing parts the words of Chinese and Japanese: each of their characters counts as one.
+# Chinese and Japanese do not separate words: each of their characters counts as a word.
 _UNPARTED = "\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 WORD = re.compile(rf"[{_UNPARTED}]|[^\W{_UNPARTED}]+")
-TRAINING_CHARACTERS = 2**20  # Training text is looked up this much at a time,
-HELD_OUT_CHARACTERS = 2**25  # and held-out text, for each of which the training text is read once.
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C17)  # odd, so that no word is multiplied away
+TRAINING_CHARACTERS = 2**20  # training text that is looked up at once
+HELD_OUT_CHARACTERS = 2**25  # held-out text for which the training text is read once
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C17)  # odd, so that the product keeps every word
 
 Item = TypeVar("Item")
 
 
 class StoredDocument(Document):
-    """A document whose place is only its number; the source that it came from may know a better
-    one.
-    """
+    """A document whose place is only its number; its source may know file and line."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +50,11 @@ class Match:
     """A held-out document that shares n-grams with the training text.
 
     Attributes:
-        document, training: where it stands, and where the first training document that has the
-            first shared n-gram.
-        ngrams, shared: how many it has, and how many of them are in the training text.
-        words: the first shared one, as the document has it.
+        document: its place.
+        training: the place of the first training document with the first shared n-gram.
+        ngrams: how many n-grams the document has.
+        shared: how many of them occur in the training text.
+        words: the first shared n-gram, as the document writes it.
     """
 
     document: str
@@ -68,8 +66,9 @@ class Match:
 
 @dataclass
 class Overlap:
-    """How much of a held-out text is in the training text. Documents of less than n words have no
-    n-grams: they are not judged.
+    """The part of a held-out text that occurs in the training text.
+
+    Documents of fewer than n words have no n-grams; they are counted as too short.
     """
 
     name: str
@@ -84,13 +83,11 @@ def find_overlaps(
     n: int,
     sources: Iterable[Iterable[Document]] = (),
 ) -> list[Overlap]:
-    """Which documents of the held-out texts, given by name, share n words in a row with the
-    training text.
+    """Find the documents of the named held-out texts that share n words in a row with training text.
 
-    Memory: some hundred megabytes, however large the texts are. Time: the words of the training
-    text are gone through once for each 32 million characters of held-out text, and the sources
-    once, to name documents by file:line. Two different n-grams pass for one with a chance of 2^-64
-    a pair.
+    This takes some hundred megabytes of memory for texts of any size. It reads the training text
+    once for each 32 million characters of held-out text, and the sources once, to name documents by
+    file:line. Two different n-grams collide with a chance of 2^-64 a pair.
     """
     overlaps = {name: Overlap(name) for name in held_out}
     items = ((name, document) for name, documents in held_out.items() for document in documents)
@@ -120,12 +117,13 @@ def find_overlaps(
 def _search(
     held_out: list[Document], training: Sequence[Document], n: int, numbered: dict[int, set[str]]
 ) -> Iterator[tuple[int, Match | None]]:
-    """For each held-out document, how many n-grams it has, and what it shares. Stored ones are
-    noted in `numbered`: hash -> places.
+    """Yield each held-out document's number of n-grams, and its match if it shares any.
+
+    Places that are only numbers are added to `numbered`: hash -> places.
     """
     ngrams, owners = _ngrams([document.text for document in held_out], n)
     keys, key_of = np.unique(ngrams, return_inverse=True)
-    seen_in = np.full(len(keys), -1)  # which of `seen` has it first
+    seen_in = np.full(len(keys), -1)  # the index in `seen` of the first document with the n-gram
     seen: list[tuple[str, int | None]] = []
     watched = tqdm(
         training,
@@ -139,7 +137,7 @@ def _search(
     ):
         found, found_in = _ngrams([document.text for document in batch], n)
         places = np.searchsorted(keys, found) % len(keys)
-        # backwards: of equal ones the first is written last
+        # Backwards: of equal n-grams the first one is written last.
         new = np.flatnonzero((keys[places] == found) & (seen_in[places] < 0))[::-1]
         holders, holder_of = np.unique(found_in[new], return_inverse=True)
         seen_in[places[new]] = len(seen) + holder_of
@@ -167,15 +165,13 @@ def _search(
 
 
 def _name(document: Document) -> tuple[str, int | None]:
-    """A document's place and, if that is only a number, the hash to look for in the sources."""
+    """Return a document's place and, if that is only a number, its hash for a search in the sources."""
     return document.place, hash(document.text) if isinstance(document, StoredDocument) else None
 
 
 def _ngrams(texts: list[str], n: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """The hashes of all runs of n words that lie in one text, in order, and the number of that
-    text.
-    """
-    # Python's own hash differs from process to process; here one process is all there is.
+    """Return the hashes of all runs of n words within a text, in order, and each text's number."""
+    # Python's hash differs between processes, but these hashes never leave this one.
     words = [
         np.array([hash(word.lower()) for word in WORD.findall(text)], np.int64) for text in texts
     ]
@@ -185,18 +181,18 @@ def _ngrams(texts: list[str], n: int) -> tuple[NDArray[np.uint64], NDArray[np.in
     hashes = np.zeros(runs, np.uint64)
     for i in range(n):
         hashes = hashes * MULTIPLIER + stream[i : i + runs]
-    whole = owners[:runs] == owners[n - 1 :][:runs]
-    return hashes[whole], owners[:runs][whole]
+    within = owners[:runs] == owners[n - 1 :][:runs]
+    return hashes[within], owners[:runs][within]
 
 
 def _ranges(owners: NDArray[np.int64], n: int) -> Iterator[tuple[int, int]]:
-    """Where in the ascending `owners` each of 0..n-1 stands, from and to."""
+    """Return the bounds of each of 0..n-1 in the ascending `owners`."""
     bounds = np.searchsorted(owners, np.arange(n + 1))
     return itertools.pairwise(bounds.tolist())
 
 
 def _excerpt(text: str, first: int, n: int) -> str:
-    """n words from the one numbered `first` on, as they stand in the text."""
+    """Return n words from word number `first` on, as the text writes them."""
     words = list(itertools.islice(WORD.finditer(text), first, first + n))
     return text[words[0].start() : words[-1].end()]
 
@@ -216,11 +212,9 @@ def _batches(
 
 
 class StoredDocuments(Sequence[Document]):
-    """The documents of a split's token stores, decoded when they are asked for: what the model sees
-    of them. Their place is a number.
+    """The documents of a split's token stores, decoded on access; their places are numbers.
 
-    Of conversations what is learnt of them: the words that a template puts around it would be
-    shared by all.
+    Of conversations only the learnt text is decoded: all of them share the template's words.
     """
 
     def __init__(self, split: str, stores: Sequence[TokenStore], tokenizer: Tokenizer):
@@ -230,7 +224,7 @@ class StoredDocuments(Sequence[Document]):
     def __len__(self) -> int:
         return self._firsts[-1]
 
-    def __getitem__(self, number: Any) -> Any:  # Sequence wants slices too, which nobody asks for
+    def __getitem__(self, number: Any) -> Any:  # Sequence allows slices too, which nobody uses
         if not 0 <= number < len(self):
             raise IndexError(number)
         which = bisect.bisect_right(self._firsts, number) - 1
@@ -248,11 +242,12 @@ class StoredDocuments(Sequence[Document]):
 
 
 def read_held_out(file: str) -> Iterator[Document]:
-    """The documents of any further text: paragraphs of a .txt, and of a .jsonl or .json all strings
-    of a line or an entry together.
+    """Yield the documents of a file: paragraphs of .txt, lines of .jsonl, entries of .json.
+
+    All strings of a line or an entry together are one document.
 
     Raises:
-        DataError: it cannot be read, or is of another kind.
+        DataError: the file cannot be read or has another ending.
     """
     path = Path(file)
     with reading(file, "--against"):
@@ -278,7 +273,7 @@ def read_held_out(file: str) -> Iterator[Document]:
                 yield Document("\n".join(_strings(entry)), f"{file}{name}")
         else:
             raise DataError(
-                f"--against: {file} is of no kind that is known here; name files that end in .txt,"
+                f"--against: {file} has an unknown ending; name files that end in .txt,"
                 " .jsonl or .json"
             )
 
@@ -291,7 +286,7 @@ def _parse(content: bytes, place: str) -> Any:
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """The items of a list, and of lists in a mapping; with their names in the manner of jq."""
+    """Yield the items of a list, or of the lists in a mapping, with names in jq's syntax."""
     if isinstance(value, list):
         yield from ((f"[{i}]", item) for i, item in enumerate(value))
     elif isinstance(value, dict):
@@ -305,7 +300,7 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """All strings in a value, in order; keys are no text."""
+    """Yield all strings in a value, in order, without keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):

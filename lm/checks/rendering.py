@@ -1,7 +1,7 @@
-"""Rows of tokens for people: in the terminal, and as one HTML file that needs nothing else.
+"""Rows of tokens for a reader: in the terminal, and as one HTML file.
 
-Text from elsewhere reaches neither as it is: what cannot be seen, or could command the terminal, is
-shown by a sign or by its code point (lm/display/html.py).
+Characters that cannot be seen, or could command the terminal, are shown as a sign or as their code
+point (lm/display/html.py).
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lm.checks.xray import Row
-from lm.display.html import SIGNS, Html, document, element, escape, visible
+from lm.display.html import Html, document, element, lines_of, visible
 from lm.display.tables import Table, cell_width, html_table, terminal_table
 from lm.optim.loss import IGNORE_INDEX
 from lm.tokenizer.stream import TextStream
 from lm.tokenizer.tokenizer import Tokenizer
 
-SHOWN = 10  # lines of a note that the terminal has; the HTML file and --json have all
-PART = "·"  # a token that is a part of a character
+SHOWN = 10  # lines of a note in the terminal; the HTML file and --json have all
+PART = "·"  # a token that is part of a character
 LEGEND = (
     "⟨eos⟩ is no text   ↵ ⇥ line end, tab   ␛ ⟨200B⟩ cannot be seen   · part of a character, shown"
     " with its last part"
 )
-# as ECMA-48 numbers them
+# Codes of ECMA-48.
 LOUD, QUIET, SPECIAL, STRIPES = "1", "90", "1;35", ("38;5;16;48;5;153", "38;5;16;48;5;223")
 
 
@@ -37,10 +37,10 @@ class Token:
 
     Attributes:
         text: safe to show.
-        position: where in the row it stands.
-        special: it stands for no text.
-        labelled: the model is taught what follows.
-        begins: a document begins with it.
+        position: the token's place in the row.
+        special: the token stands for no text.
+        labelled: the position has a label.
+        begins: a document begins with this token.
     """
 
     text: str
@@ -51,9 +51,7 @@ class Token:
 
 
 def special_names(tokenizer: Tokenizer) -> dict[int, str]:
-    """What tokens that are no text are called: eos and pad by what they do, others by their own
-    name.
-    """
+    """Return names for the special tokens: eos and pad by their purpose, others by their text."""
     added = {
         token["id"]: visible(token["content"])
         for token in json.loads(tokenizer.definition).get("added_tokens", [])
@@ -68,7 +66,7 @@ def special_names(tokenizer: Tokenizer) -> dict[int, str]:
 
 
 def tokens_of(row: Row, tokenizer: Tokenizer) -> list[Token]:
-    """The tokens of a row; the padding at its end is one."""
+    """Return the tokens of a row; the padding at its end becomes one token."""
     names, stream, tokens = special_names(tokenizer), TextStream(tokenizer), []
     begins = [False, *(row.documents[1:] != row.documents[:-1]).tolist()]
     labelled = (row.labels != IGNORE_INDEX).tolist()
@@ -81,7 +79,7 @@ def tokens_of(row: Row, tokenizer: Tokenizer) -> list[Token]:
 
 
 def facts(row: Row) -> str:
-    """One line about a row."""
+    """Describe a row in one line."""
     documents = int(row.documents[row.used - 1]) + 1 if row.used else 0
     cut = ["", "cut at the start", "cut at the end", "cut at both ends"][
         row.starts_inside + 2 * row.ends_inside
@@ -96,8 +94,9 @@ def facts(row: Row) -> str:
 
 
 def terminal_row(row: Row, tokens: Sequence[Token], width: int, colour: bool) -> Iterator[str]:
-    """Lines of at most `width` cells, each led by the position of its first token; ├ marks where a
-    document begins.
+    """Yield lines of at most `width` cells; each begins with the position of its first token.
+
+    ├ marks the beginning of a document.
     """
     yield _paint(facts(row), LOUD, colour)
     digits = len(str(len(row.ids)))
@@ -131,8 +130,9 @@ def terminal_row(row: Row, tokens: Sequence[Token], width: int, colour: bool) ->
 
 
 def _with_marks(tokens: Sequence[Token], striped: bool) -> Iterator[str]:
-    """The tokens' texts for where there are no colours: ┊ between tokens of text, ⟦ ⟧ around those
-    without a label.
+    """Yield the tokens' texts for a terminal without colours.
+
+    ┊ separates tokens of text; ⟦ ⟧ enclose tokens without a label.
     """
     around = [None, *tokens, None]
     for before, token, after in zip(around, tokens, around[2:], strict=False):
@@ -147,14 +147,12 @@ def _with_marks(tokens: Sequence[Token], striped: bool) -> Iterator[str]:
 
 
 def show_rows(rows: Sequence[Row], tokenizer: Tokenizer, unlabelled: str) -> None:
-    """Rows in the terminal, and below them what the signs mean: `unlabelled` is what is said of
-    tokens without a label.
-    """
+    """Print rows, then a legend; `unlabelled` explains tokens without a label."""
     colour = (
         sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     )
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
+        sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 prints ? instead
     width = shutil.get_terminal_size((100, 24)).columns
     for row in rows:
         print(*terminal_row(row, tokens_of(row, tokenizer), width, colour), sep="\n", end="\n\n")
@@ -162,7 +160,7 @@ def show_rows(rows: Sequence[Row], tokenizer: Tokenizer, unlabelled: str) -> Non
 
 
 def show_tables(tables: Mapping[str, Table], notes: Mapping[str, Sequence[str]]) -> None:
-    """Tables in the terminal, and the first lines of each note."""
+    """Print tables and the first lines of each note."""
     for lines in tables.values():
         print(f"\n{terminal_table(lines)}")
     for heading, items in notes.items():
@@ -175,7 +173,7 @@ def show_tables(tables: Mapping[str, Table], notes: Mapping[str, Sequence[str]])
 
 
 def are_words(tokens: Sequence[Token]) -> bool:
-    """Tokens have to be told apart, unless nearly each is a single character."""
+    """Return whether tokens need visible borders, because few of them are single characters."""
     lengths = [len(token.text) for token in tokens if not token.special]
     return sum(lengths) > 1.5 * len(lengths)
 
@@ -187,18 +185,24 @@ def _paint(text: str, style: str, colour: bool) -> str:
 ROWS = """
 :root { --a: #d6e8fb; --b: #fbe6d2; --special: #a3168f }
 @media (prefers-color-scheme: dark) { :root { --a: #1d3a57; --b: #553619; --special: #f08be0 } }
-.row { font: 14px/1.9 ui-monospace, SFMono-Regular, "DejaVu Sans Mono", monospace; white-space: pre-wrap; overflow-wrap: anywhere;
-  border-left: 3px solid var(--line); padding-left: 1em }
-i { font-style: normal; border-radius: 3px } i:hover { outline: 2px solid var(--special) }
-.words i { background: var(--a) } .words i:nth-child(even) { background: var(--b) }
+.row { font: 14px/1.9 ui-monospace, SFMono-Regular, "DejaVu Sans Mono", monospace;
+  white-space: pre-wrap; overflow-wrap: anywhere; border-left: 3px solid var(--line); padding-left: 1em }
+i { font-style: normal; border-radius: 3px }
+i:hover { outline: 2px solid var(--special) }
+.words i { background: var(--a) }
+.words i:nth-child(even) { background: var(--b) }
 .row i.q { background: none; color: var(--quiet); text-decoration: underline dotted }
-.row i.s { background: none; color: var(--special); font-weight: bold } .row i.s.q { color: var(--quiet) }
-i.b::before { content: ""; display: block; border-top: 1px dashed var(--special); margin: .3em 0 }
-i[data-p]::before { content: attr(data-p); color: var(--quiet); font-size: 10px; vertical-align: super; margin-right: .2em }
-i:hover::after { content: attr(data-t); position: fixed; left: 0; right: 0; bottom: 0; padding: .5em 1em; background: var(--soft);
-  color: var(--ink); font: 14px/1.5 ui-monospace, monospace; border-top: 1px solid var(--line); text-decoration: none }
+.row i.s { background: none; color: var(--special); font-weight: bold }
+.row i.s.q { color: var(--quiet) }
+i.b::before { content: ""; display: block; border-top: 1px dashed var(--special);
+  margin: .3em 0 }
+i[data-p]::before { content: attr(data-p); color: var(--quiet); font-size: 10px;
+  vertical-align: super; margin-right: .2em }
+i:hover::after { content: attr(data-t); position: fixed; left: 0; right: 0; bottom: 0;
+  padding: .5em 1em; background: var(--soft); color: var(--ink); font: 14px/1.5 ui-monospace, monospace;
+  border-top: 1px solid var(--line); text-decoration: none }
 """
-RULER = 32  # Every so many positions, one is written out.
+RULER = 32  # one position in so many is written out
 
 
 def html_page(
@@ -208,13 +212,11 @@ def html_page(
     tokenizer: Tokenizer,
     notes: dict[str, list[str]],
 ) -> str:
-    """Tables, then rows whose tokens tell all about themselves under the pointer, then lists of
-    lines; each under its heading.
-    """
+    """Return a page of tables, rows and notes; a token's details appear under the pointer."""
     parts = [element("h1", title)]
     for heading, lines in tables.items():
         parts += [element("h2", heading), html_table(lines)]
-    hints = "underlined: no label, what follows is not taught"
+    hints = "underlined: no label, the next token is not learnt"
     more = (
         "a dashed line: a document begins; hover over a token for its position, id, label and"
         " document"
@@ -258,13 +260,8 @@ def _html_tokens(row: Row, tokens: Sequence[Token], tokenizer: Tokenizer) -> Ite
         ruler = i if i % RULER == 0 and not token.begins else None
         yield element(
             "i",
-            with_line_ends(token.text),
+            lines_of(token.text),
             class_=flags.strip() or None,
             data_t=about,
             data_p=ruler,
         )
-
-
-def with_line_ends(text: str) -> Html:
-    """A token's text, in which the sign of a line end also ends the line."""
-    return Html(escape(text).replace(SIGNS["\n"], SIGNS["\n"] + "\n"))

@@ -1,4 +1,4 @@
-"""Whether two runs are the same to the bit, and if not, the first thing in which they differ."""
+"""The comparison of two runs bit by bit, which finds the first difference."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor
 from lm.checkpoints.folder import step_directories, step_of
 from lm.system.errors import CheckpointError
 
-Trace = dict[int, dict[str, str]]  # step -> what it was, exactly
+Trace = dict[int, dict[str, str]]  # step -> its batch and numbers, exactly
 
 
 def trace_of(
     step: int, batch: dict[str, Any], loss: Tensor, learning_rate: float, grad_norm: Tensor
 ) -> str:
-    """A line for one training step: a hash of its batch, and its numbers to the last bit."""
+    """Return a line for one training step: the batch's hash, and the numbers to the last bit."""
     digest = hashlib.sha256()
     for name in sorted(name for name, value in batch.items() if isinstance(value, Tensor)):
         digest.update(batch[name].cpu().contiguous().numpy().tobytes())
@@ -37,11 +37,10 @@ def trace_of(
 
 
 def read_trace(file: Path) -> Trace:
-    """The steps of a run that was traced. A step that was done again, after a kill, must have been
-    the same again.
+    """Read the steps of a traced run; a step that was repeated after a kill must be the same.
 
     Raises:
-        CheckpointError: it was not.
+        CheckpointError: a repeated step differs.
     """
     trace: Trace = {}
     for line in file.read_text().splitlines():
@@ -49,19 +48,19 @@ def read_trace(file: Path) -> Trace:
         step = values.pop("step")
         if trace.setdefault(step, values) != values:
             raise CheckpointError(
-                f"step {step}: done again after a kill, {_difference(trace[step], values)}"
+                f"step {step}: repeated after a kill, {_difference(trace[step], values)}"
             )
     return trace
 
 
 def first_difference(one: Path, other: Path, one_trace: Trace, other_trace: Trace) -> str | None:
-    """Step by step, then checkpoint by checkpoint; None where all is the same.
+    """Compare step by step, then checkpoint by checkpoint; return None if all is the same.
 
     Args:
         one: the folder of a run.
         other: the folder of the run that should be the same.
-        one_trace: the first one's steps.
-        other_trace: the second one's.
+        one_trace: the steps of the first run.
+        other_trace: the steps of the second run.
     """
     if one_trace.keys() != other_trace.keys():
         return f"the steps: {len(one_trace)} against {len(other_trace)}"
@@ -90,7 +89,7 @@ def _difference(one: dict[str, str], other: dict[str, str]) -> str:
 
 
 def _tensors(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
-    """Weights, averages and optimiser state, by file and name."""
+    """Yield weights, averages and optimiser state, by file and name."""
     for file in sorted(checkpoint.glob("*.safetensors")):
         for name, tensor in sorted(load_file(file).items()):
             yield f"{file.name}: {name}", tensor

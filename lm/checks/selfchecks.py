@@ -1,9 +1,9 @@
-"""What must hold of any decoder, before a long run is spent on it: each check is handed one with
-real rows, and says what it measured.
+"""Properties that any decoder must have before a long run starts.
 
-The first three are about who may look at whom, and are made on `lively` weights: at the start of a
-run the projections that write to the residual stream may be zero, and then a token sees nobody, and
-every mask looks right.
+Each check takes a decoder and real rows, and returns what it measured. The first three concern
+which token may attend to which. They run on `randomise`d weights: at the start of a run the
+projections into the residual stream may be zero. No token then sees another one, and every mask
+looks right.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from lm.optim.optimizers import trained
 from model import Decoder
 
 ROUNDING = 1e-3  # of the logits' spread: float32 adds the same numbers in another order
-USUAL_STD = 0.02  # of initial weights, as GPT-2 and Llama have it
-MOST_LOGITS = 2**24  # that a check holds at once
-HEART_TOKENS = 128  # of the row that is learned by heart
+USUAL_STD = 0.02  # of initial weights, as in GPT-2 and Llama
+MOST_LOGITS = 2**24  # in memory at once
+HEART_TOKENS = 128  # length of the piece that is memorised
 HEART_WARMUP = 10
 HEART_STEPS = 200
 HEART_SECONDS = 60.0
@@ -34,8 +34,12 @@ Rows = Mapping[str, Tensor]  # `input_ids`, `labels` and perhaps `document_ids`,
 
 
 class Result(NamedTuple):
-    """What a check found: `ok` is None where there is nothing to check, `figure` what was measured,
-    `where` to look if it is not ok.
+    """The result of a check.
+
+    Attributes:
+        ok: None if there is nothing to check.
+        figure: the measurement in words.
+        where: the place to look at if the check failed.
     """
 
     ok: bool | None
@@ -43,9 +47,10 @@ class Result(NamedTuple):
     where: str = ""
 
 
-def lively(decoder: Decoder) -> Decoder:
-    """The decoder, in place, in evaluation mode, its trained matrices drawn so that each makes
-    numbers about as large as those it reads.
+def randomise(decoder: Decoder) -> Decoder:
+    """Draw the decoder's trained matrices anew, in place, and return it in evaluation mode.
+
+    Each matrix then writes numbers about as large as those it reads.
     """
     chance = torch.Generator().manual_seed(0)
     for parameter in trained(decoder).values():
@@ -57,14 +62,18 @@ def lively(decoder: Decoder) -> Decoder:
 
 
 def future(decoder: Decoder, row: Rows) -> Result:
-    """Other tokens from place t on change no logit before t, and no gradient of those logits
-    reaches them. `row` is (1, T); with its documents, as in training, and without, as in writing.
+    """Check that tokens from position t on do not affect the logits before t.
+
+    Other tokens must change none of these logits, and no gradient of the logits may reach them.
+    `row` is (1, T). It is checked with its documents, as in training, and without, as in
+    generation.
     """
     row = _short(decoder, row)
     ids, length = row["input_ids"], row["input_ids"].shape[1]
     places = sorted({1, 1 + length // 4, 1 + length // 2, length - 1} & set(range(1, length)))
     leak, least, pull = 0.0, math.inf, 0.0
-    for documents in {id(each): each for each in (None, row.get("document_ids"))}.values():
+    with_documents = [row["document_ids"]] if "document_ids" in row else []
+    for documents in (None, *with_documents):
         before = _logits(decoder, ids, documents)
         for t in places:
             after = _logits(
@@ -74,10 +83,10 @@ def future(decoder: Decoder, row: Rows) -> Result:
                 max(leak, _gap(after[:, :t], before[:, :t])),
                 min(least, _gap(after[:, t:], before[:, t:])),
             )
-        pull = max(pull, _pull(decoder, ids, documents, places[-1]))
+        pull = max(pull, _largest_gradient(decoder, ids, documents, places[-1]))
     where = (
-        "model.py: Decoder._mask and the attention's is_causal: a token may look at itself and what"
-        " came before"
+        "model.py: Decoder._mask and the attention's is_causal: a token may attend to itself and to"
+        " earlier tokens"
     )
     if least == 0:
         return Result(
@@ -86,32 +95,33 @@ def future(decoder: Decoder, row: Rows) -> Result:
             "model.py: Decoder.forward does not read its input",
         )
     figure = (
-        f"largest change {leak:.3g} in {len(places)} places (up to {least:.3g} from there on),"
+        f"largest change {leak:.3g} in {len(places)} places (up to {least:.3g} after them),"
         f" gradient {pull:.3g}"
     )
     return Result(leak <= 1e-5 * least < math.inf and pull <= 1e-5, figure, where)
 
 
 def cache(decoder: Decoder, row: Rows) -> Result:
-    """Logits through the cache, token by token, in chunks, and behind left padding, against those
-    of one forward pass. `row` is (1, T).
+    """Check that the cache gives the logits of one forward pass.
+
+    The tokens enter one by one, in chunks, and after left padding. `row` is (1, T).
     """
     ids = _short(decoder, row)["input_ids"][:, :96]
-    whole = _logits(decoder, ids)[0]
-    length, pad = len(whole), len(whole) // 3
+    expected = _logits(decoder, ids)[0]
+    length, pad = len(expected), len(expected) // 3
     padded = torch.cat([ids[:, :1].expand(1, pad), ids[:, : length - pad]], dim=1)
     worst = {
-        "one token at a time": _through_cache(decoder, ids, [1] * length, [0], whole),
-        "in chunks": _through_cache(decoder, ids, [pad, 1, length - pad - 1], [0], whole),
+        "one token at a time": _through_cache(decoder, ids, [1] * length, [0], expected),
+        "in chunks": _through_cache(decoder, ids, [pad, 1, length - pad - 1], [0], expected),
         "with left padding": _through_cache(
-            decoder, torch.cat([ids, padded]), [length - 1, 1], [0, pad], whole
+            decoder, torch.cat([ids, padded]), [length - 1, 1], [0, pad], expected
         ),
     }
-    bound = ROUNDING * whole.std().item()
+    bound = ROUNDING * expected.std().item()
     broken = [way for way, value in worst.items() if not value <= bound]
     figure = (
         f"logits differ by at most {max(worst.values()):.2g} (their spread is"
-        f" {whole.std().item():.2g})"
+        f" {expected.std().item():.2g})"
     )
     figure = (
         f"logits differ by {worst[broken[0]]:.2g} {broken[0]} (rounding would be {bound:.1g})"
@@ -126,16 +136,18 @@ def cache(decoder: Decoder, row: Rows) -> Result:
 
 
 def documents(decoder: Decoder, row: Rows) -> Result:
-    """Other tokens in one document change nothing in another, and each reads as if it were alone.
-    `row` is (1, T), with its documents.
+    """Check that packed documents do not affect each other.
+
+    Other tokens in one document must change no logit of another, and each document must have the
+    logits that it has alone. `row` is (1, T), with its documents.
     """
     row = _short(decoder, row)
     ids, numbers = row["input_ids"], row["document_ids"]
     packed, leak, apart = _logits(decoder, ids, numbers), 0.0, 0.0
-    found = numbers[0].unique().tolist()[:8]
-    if len(found) < 2:
+    tested = numbers[0].unique().tolist()[:8]
+    if len(tested) < 2:
         return Result(None, "no row of the first batch holds two documents")
-    for number in found:
+    for number in tested:
         mine = numbers == number
         leak = max(
             leak,
@@ -148,8 +160,8 @@ def documents(decoder: Decoder, row: Rows) -> Result:
         apart = max(apart, _gap(alone, packed[mine]))
     bound = ROUNDING * packed.std().item()
     figure = (
-        f"largest change {leak:.3g} in the others of {len(found)} documents; alone each reads the"
-        f" same, up to {apart:.2g}"
+        f"largest change {leak:.3g} in the others of {len(tested)} documents; alone each has the"
+        f" same logits, up to {apart:.2g}"
     )
     return Result(
         leak <= bound and apart <= bound,
@@ -160,21 +172,22 @@ def documents(decoder: Decoder, row: Rows) -> Result:
 
 @torch.no_grad()
 def initial_loss(decoder: Decoder, rows: Rows, objective: Objective, fresh: bool) -> Result:
-    """Of untrained weights ln V, since every token is as likely; of a base less; of preferences ln
-    2, since it is its own reference. Let pass are 5 %; of tokens what chance does to so few; and
-    above, what the usual std adds at this width: logits of variance v cost v / 2.
+    """Check the first loss against its expected value.
 
-    A tied head that nothing has been added to finds the token that it has just read more likely:
-    that one is left out there.
+    It is ln V for random weights (all tokens are equally likely), less for a trained base, and ln 2
+    for preferences (the policy is its own reference). The tolerance is 5 %, plus sampling noise,
+    plus what init_std adds at this width: logits of variance v cost v / 2.
+
+    An untrained tied head prefers the token that it has just read, so that token is excluded there.
     """
     decoder.eval()
-    of, n, echo, beyond = (
-        decoder.lm_head.out_features if objective.per_token else 2,
+    choices, n, echo, beyond = (
+        decoder.config.vocab_size if objective.per_token else 2,
         int(objective.count(rows)),
         "",
         0.0,
     )
-    loss, expected = objective.losses(decoder, rows).sum().item() / n, math.log(of)
+    loss, expected = objective.losses(decoder, rows).sum().item() / n, math.log(choices)
     if fresh and objective.per_token:
         ids, labels = rows["input_ids"][:1], rows["labels"][:1]
         logits = _logits(decoder, ids, rows["document_ids"][:1] if "document_ids" in rows else None)
@@ -187,7 +200,7 @@ def initial_loss(decoder: Decoder, rows: Rows, objective: Objective, fresh: bool
                 int(asked.sum()),
             )
         beyond = 3 * spread / math.sqrt(max(1, n))
-    figure = f"{loss:.3f} nats, ln {of:,} is {expected:.3f}{echo}"
+    figure = f"{loss:.3f} nats, ln {choices:,} is {expected:.3f}{echo}"
     if fresh or not objective.per_token:
         where = (
             "model.init_std is too large, or the loss is not a mean"
@@ -207,9 +220,11 @@ def initial_loss(decoder: Decoder, rows: Rows, objective: Objective, fresh: bool
 def gradients(
     decoder: Decoder, optimizer: Optimizer, rows: Rows, objective: Objective, adapters: bool = False
 ) -> Result:
-    """Within three steps each parameter has had a gradient, and the optimiser has it. One step is
-    not enough: what lies behind a projection that is zero at first, or an adapter's A, gets its
-    first gradient once that has moved. Only beside `adapters` may anything be frozen.
+    """Check that every parameter has a gradient within three steps, and is in the optimiser.
+
+    One step is not enough. A parameter before a projection that starts at zero, such as an
+    adapter's A, has a gradient only after that projection has moved. Parameters may be frozen only
+    with `adapters`.
     """
     decoder.eval()
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -247,7 +262,7 @@ def gradients(
     return Result(True, f"all {len(learnt)}, within {steps} step{'s' * (steps > 1)}")
 
 
-def heart(
+def overfit_one_batch(
     decoder: Decoder,
     optimizer: Optimizer,
     row: Rows,
@@ -255,9 +270,10 @@ def heart(
     share: float,
     seconds: float = HEART_SECONDS,
 ) -> Result:
-    """The loss of one row, or of a piece of it, falls below a `share` of what it was, without
-    dropout. A rate below 1e-3 is raised to that: what is asked is whether the weights can follow,
-    not how fast they should.
+    """Check that the loss of one row, or of a piece of it, falls below a `share` of its start.
+
+    Dropout is off. A learning rate below 1e-3 is raised to 1e-3: the question is whether the weights
+    can follow, not how fast they should.
     """
     decoder.eval()
     row = _piece(row) if objective.per_token else row
@@ -277,7 +293,7 @@ def heart(
         if step and time.monotonic() - started > seconds:
             return Result(
                 None,
-                f"{figure}; more than {seconds:g} s are not given to it, so that this stays open",
+                f"{figure}; undecided after its limit of {seconds:g} s",
             )
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * min(1, (step + 1) / HEART_WARMUP)
@@ -293,22 +309,20 @@ def heart(
 
 
 def _logits(decoder: Decoder, ids: Tensor, documents: Tensor | None = None) -> Tensor:
-    """(B, T, V), float32."""
+    """Return the logits, (B, T, V), in float32."""
     with torch.no_grad():
         logits: Tensor = decoder(ids, document_ids=documents).float()
     return logits
 
 
 def _gap(one: Tensor, other: Tensor) -> float:
-    """The largest difference; infinite where there is a NaN, which Python's `max` and `min` would
-    pass over.
-    """
+    """Return the largest difference, or infinity if there is a NaN, which `max` would ignore."""
     return (one - other).abs().nan_to_num(nan=math.inf, posinf=math.inf).max().item()
 
 
 def _others(decoder: Decoder, ids: Tensor) -> Tensor:
-    """Other tokens than these."""
-    return (ids + 1) % decoder.lm_head.out_features
+    """Return tokens of which each differs from the given one."""
+    return (ids + 1) % decoder.config.vocab_size
 
 
 def _short(decoder: Decoder, row: Rows) -> dict[str, Tensor]:
@@ -317,19 +331,19 @@ def _short(decoder: Decoder, row: Rows) -> dict[str, Tensor]:
 
 
 def _piece(row: Rows) -> dict[str, Tensor]:
-    """So much of a row as is learned by heart, with its first labels in it."""
+    """Return the piece of a row that is memorised, with the row's first labels in it."""
     asked = (row["labels"][0] != IGNORE_INDEX).nonzero()
     first = int(asked[0]) if len(asked) else 0
     start = max(0, min(first - HEART_TOKENS // 4, row["labels"].shape[1] - HEART_TOKENS))
     return {name: tensor[:1, start : start + HEART_TOKENS] for name, tensor in row.items()}
 
 
-def _pull(decoder: Decoder, ids: Tensor, documents: Tensor | None, t: int) -> float:
-    """The largest gradient that logits before t send to the embeddings read from t on."""
+def _largest_gradient(decoder: Decoder, ids: Tensor, documents: Tensor | None, t: int) -> float:
+    """Return the largest gradient of logits before t in the embeddings read from t on."""
     read: list[Tensor] = []
 
     def keep(_: nn.Module, __: object, output: Tensor) -> Tensor:
-        # a leaf, also where the table itself is frozen
+        # A leaf has a gradient even if the table itself is frozen.
         read.append(output.detach().requires_grad_())
         return read[-1]
 
@@ -345,10 +359,11 @@ def _pull(decoder: Decoder, ids: Tensor, documents: Tensor | None, t: int) -> fl
 
 
 def _through_cache(
-    decoder: Decoder, ids: Tensor, sizes: list[int], padding: list[int], whole: Tensor
+    decoder: Decoder, ids: Tensor, sizes: list[int], padding: list[int], expected: Tensor
 ) -> float:
-    """How far the last row's logits are off `whole`, (T, V), at the end of each chunk; that row
-    begins with so much padding.
+    """Return the largest difference from `expected`, (T, V), at the end of each chunk.
+
+    Each row of `ids` begins with the given padding.
     """
     store = decoder.new_cache(len(ids), ids.shape[1])
     if any(padding):
@@ -359,5 +374,5 @@ def _through_cache(
             logits = decoder(ids[:, end : end + size], cache=store)[:, -1].float()  # (B, V)
         end += size
         for row, pad in zip(logits, padding, strict=True):
-            worst = max(worst, _gap(row, whole[end - 1 - pad]))
+            worst = max(worst, _gap(row, expected[end - 1 - pad]))
     return worst

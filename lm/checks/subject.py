@@ -1,5 +1,6 @@
-"""What the self-checks are made on: models and rows of a session that is never begun, and about how
-long that takes.
+"""The subject of the self-checks: models and rows of a run that never starts.
+
+It also forecasts how long the checks take.
 """
 
 from __future__ import annotations
@@ -23,13 +24,11 @@ from lm.training.forecast import try_out
 from lm.training.parts import Parts
 
 ROWS = 4  # of the first step
-RESUME_STEPS = 4  # of each of the runs that are compared
+RESUME_STEPS = 4  # of each compared run
 
 
 class Subject:
-    """What a session would train: models, each as the run would begin with it, and rows of its
-    first step.
-    """
+    """The models and rows of a run: each model as at the run's start, and rows of its first step."""
 
     def __init__(self, parts: Parts):
         self.parts = parts
@@ -39,7 +38,7 @@ class Subject:
 
     @functools.cached_property
     def rows(self) -> dict[str, Tensor]:
-        """(n, T), those with most to predict first."""
+        """The rows, (n, T), those with the most labels first."""
         data = self.parts.data
         try:
             batch = next(iter(data.train_dataloader()))
@@ -54,28 +53,28 @@ class Subject:
         return {name: tensor[order].to(self.parts.device) for name, tensor in rows.items()}
 
     def decoder(self) -> Any:
-        """A new one, the same every time."""
+        """Return a new decoder, the same every time."""
         seed_all(fold(self.config.trainer.seed))
         return self.parts.make_decoder().to(self.parts.device)
 
     def check(self, name: str) -> Result:
-        """One of `lm.checks.selfchecks`, with what it asks for."""
+        """Run one of `lm.checks.selfchecks` with its arguments."""
         decoder, objective = self.decoder(), self.parts.objective
         first, several = ({key: value[:n] for key, value in self.rows.items()} for n in (1, ROWS))
         if name == "future":
-            return selfchecks.future(selfchecks.lively(decoder), first)
+            return selfchecks.future(selfchecks.randomise(decoder), first)
         if name == "cache":
-            return selfchecks.cache(selfchecks.lively(decoder), first)
+            return selfchecks.cache(selfchecks.randomise(decoder), first)
         if name == "documents":
             if "document_ids" not in self.rows:
                 return Result(None, "they do, by choice: data.document_mask is false")
             fullest = int(self.rows["document_ids"].amax(dim=1).argmax())
             return selfchecks.documents(
-                selfchecks.lively(decoder),
+                selfchecks.randomise(decoder),
                 {key: value[fullest][None] for key, value in self.rows.items()},
             )
         if name == "loss":
-            # Small batches have more chance in them than there is to be found.
+            # In small batches, chance is larger than the deviations that matter.
             many = {
                 key: value[: max(ROWS, self.config.trainer.micro_batch)]
                 for key, value in self.rows.items()
@@ -87,9 +86,9 @@ class Subject:
         adapters = self.config.finetune is not None and self.config.finetune.method != "full"
         if name == "gradients":
             return selfchecks.gradients(decoder, optimizer, several, objective, adapters)
-        # To know how frequent each token is saves hardly half of the loss. Adapters beside frozen
-        # weights, and preferences, get no further.
-        return selfchecks.heart(
+        # Learning only the tokens' frequencies saves less than half of the loss. Adapters on frozen
+        # weights, and preferences, do not go much further.
+        return selfchecks.overfit_one_batch(
             decoder,
             optimizer,
             first,
@@ -98,12 +97,13 @@ class Subject:
         )
 
     def forecast(self, names: list[str], since: float) -> str:
-        """About how long these checks take, from one row that is tried, and the time
-        (time.perf_counter) since when we got here.
+        """Return how long these checks take, forecast from one row.
+
+        `since` is the time (time.perf_counter) at which the command started.
         """
         reading = time.perf_counter()
         first = {key: value[:1] for key, value in self.rows.items()}
-        # text may be tokenised here; the runs that come find it in the cache
+        # The text may be tokenised here; the later runs find the tokens in the cache.
         since += time.perf_counter() - reading
         decoder, config = self.decoder(), self.config
         start = time.perf_counter() - since
@@ -135,8 +135,9 @@ class Subject:
 
 
 def shortened(config: Config) -> Config:
-    """The same run with small batches, validations and samples. Accumulation stays, if there is
-    any.
+    """Return the configuration with small batches, validations and samples.
+
+    Accumulation stays on if it was on.
     """
     trainer, logging = config.trainer, config.logging
     rows = trainer.micro_batch * trainer.processes

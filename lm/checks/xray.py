@@ -1,6 +1,4 @@
-"""What the model will see, in numbers: how the rows of a step are laid out, and what the splits
-consist of.
-"""
+"""The data of a run in numbers: the layout of the rows of a step, and the content of the splits."""
 
 from __future__ import annotations
 
@@ -21,21 +19,21 @@ from lm.tokens.prepare import SPLITS
 from lm.tokens.store import TokenStore
 
 Integers = NDArray[np.int64]
-Stores = dict[str, list[tuple[str, TokenStore]]]  # for each split, the sources' names and tokens
+Stores = dict[str, list[tuple[str, TokenStore]]]  # split -> its sources' names and tokens
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a step; arrays of T.
+    """One row of a step; the arrays are (T,).
 
     Attributes:
-        documents: which of the row's documents each token belongs to, from 0.
-        positions: as the model counts them: from 0 in each document where `document_ids` keep
-            documents apart, else in the row.
-        used: positions before the padding at the end, in which documents and positions mean
-            nothing.
-        starts_inside, ends_inside: the first (last) document began before the row (goes on after
-            it).
+        documents: the number of each token's document in the row, from 0.
+        positions: the position that the model uses: from 0 in each document if `document_ids`
+            separate documents, otherwise from 0 in the row.
+        used: the number of tokens before the padding at the end; in the padding, documents and
+            positions mean nothing.
+        starts_inside: the first document began before the row.
+        ends_inside: the last document continues after the row.
     """
 
     name: str
@@ -49,15 +47,15 @@ class Row:
 
     @property
     def supervised(self) -> int:
-        """Positions with a label."""
+        """The number of positions with a label."""
         return int((self.labels != IGNORE_INDEX).sum())
 
 
 def read_rows(batch: dict[str, Any], tokenizer: Tokenizer, sources: Sequence[str]) -> list[Row]:
-    """The rows of a step's item, whose tensors are (A, B, T), in the order that does not depend on
-    A, B and processes.
+    """Return the rows of a step's item, whose tensors are (A, B, T).
 
-    `sources` names where each comes from; it is said where there are several.
+    Their order does not depend on A, B and the number of processes. `sources` names each row's
+    source; a row's name includes it if there are several.
     """
     names = [name for name in ("input_ids", "labels", "document_ids") if name in batch]
     tables = [batch[name].numpy().reshape(-1, batch[name].shape[-1]) for name in names]
@@ -88,8 +86,9 @@ def read_rows(batch: dict[str, Any], tokenizer: Tokenizer, sources: Sequence[str
 
 
 def conversation_row(document: Document, eos_id: int) -> Row:
-    """A conversation as it is stored: its EOS first, its end included. Labels are the tokens
-    themselves, where they are learnt.
+    """Return a conversation as it is stored, from its EOS to its end.
+
+    The labels are the tokens themselves, at those positions that are learnt.
     """
     assert document.encoded is not None and document.encoded.flags is not None
     ids = np.append(eos_id, document.encoded.ids).astype(np.int64)
@@ -110,8 +109,9 @@ def conversation_row(document: Document, eos_id: int) -> Row:
 
 
 def _ends_inside(labels: Integers, used: int, ends: Collection[int]) -> bool:
-    """The last label is the next token of the same document, and not its end: EOS, or what ends a
-    turn. Where the loss leaves it out, padding says that the document was over.
+    """Return whether the row's last label is neither EOS nor the end of a turn.
+
+    If the loss ignores that label, padding after it shows that the document was complete.
     """
     if used == 0:
         return False
@@ -136,7 +136,7 @@ class RowStatistics:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> RowStatistics:
-        """Sums over all of them; a document in two rows counts twice."""
+        """Sum over all rows; a document in two rows counts twice."""
         return cls(
             rows=len(rows),
             positions=sum(len(row.ids) for row in rows),
@@ -149,23 +149,21 @@ class RowStatistics:
 
 
 def stores_of(corpora: Sequence[Corpus]) -> Stores:
-    """Each split's tokens, of the sources that have some for it. What is streamed to train on is
-    not stored.
-    """
-    found = [
+    """Return each split's stores, without empty ones; streamed training text has no store."""
+    stores = [
         (name, store)
         for name, corpus in named(corpora)
         for store in corpus.stores
         if store.documents
     ]
     return {
-        split: [(name, store) for name, store in found if store.split == split] for split in SPLITS
+        split: [(name, store) for name, store in stores if store.split == split] for split in SPLITS
     }
 
 
 @dataclass(frozen=True)
 class SourceStatistics:
-    """What one source gives to one split. Lengths are in tokens, EOS not counted."""
+    """One source's part of one split; lengths are in tokens, without EOS."""
 
     split: str
     source: str
@@ -175,13 +173,13 @@ class SourceStatistics:
     bytes_per_token: float
     median_length: float
     longest: int
-    longer_than_row: int  # documents that no row of T holds: their EOS takes a place in it
+    longer_than_row: int  # documents that, with their EOS, do not fit a row of T tokens
 
     @classmethod
     def of(
         cls, split: str, stores: Sequence[tuple[str, TokenStore]], row_length: int
     ) -> list[SourceStatistics]:
-        """One for each named store of a split; 8 bytes of memory for each document."""
+        """Return the statistics of each named store of a split, in 8 bytes of memory a document."""
         total, result = sum(store.tokens for _, store in stores), []
         for name, store in stores:
             lengths = np.diff(store.document_starts, append=store.tokens - 1) - 1
@@ -202,7 +200,7 @@ class SourceStatistics:
 
 
 def source_table(sources: Sequence[SourceStatistics]) -> list[list[str]]:
-    """For people: headings, then a line for each."""
+    """Return the headings and a line for each source, for a reader."""
     headings = [
         "split: source",
         "documents",
@@ -229,7 +227,7 @@ def source_table(sources: Sequence[SourceStatistics]) -> list[list[str]]:
 
 
 def row_table(counts: RowStatistics) -> list[list[str]]:
-    """For people: headings, then a line for each count and its share."""
+    """Return the headings and a line for each count and its share, for a reader."""
     lines = [
         ("positions", counts.positions, counts.positions),
         ("with a label", counts.supervised, counts.positions),
@@ -240,13 +238,13 @@ def row_table(counts: RowStatistics) -> list[list[str]]:
         ("documents and parts of documents", counts.documents, 0),
     ]
     return [["in these steps", "number", "share"]] + [
-        [name, f"{number:,}", f"{number / whole:.1%}" if whole else ""]
-        for name, number, whole in lines
+        [name, f"{number:,}", f"{number / total:.1%}" if total else ""]
+        for name, number, total in lines
     ]
 
 
 def overlap_table(overlaps: Sequence[Overlap], n: int) -> list[list[str]]:
-    """For people: headings, then a line for each text that was compared."""
+    """Return the headings and a line for each compared text, for a reader."""
     lines = [
         [
             f"{n} words in a row that are trained on too",
@@ -257,21 +255,21 @@ def overlap_table(overlaps: Sequence[Overlap], n: int) -> list[list[str]]:
         ]
     ]
     for overlap in overlaps:
-        judged, found = overlap.documents - overlap.too_short, len(overlap.matches)
+        judged, shared = overlap.documents - overlap.too_short, len(overlap.matches)
         lines.append(
             [
                 overlap.name,
                 f"{overlap.documents:,}",
                 f"{judged:,}",
-                f"{found:,}",
-                f"{found / judged:.1%}" if judged else "",
+                f"{shared:,}",
+                f"{shared / judged:.1%}" if judged else "",
             ]
         )
     return lines
 
 
 def match_lines(overlap: Overlap, n: int) -> list[str]:
-    """A line for each document in common, worst first."""
+    """Return a line for each document with shared text, the worst first."""
     worst = sorted(overlap.matches, key=lambda match: -match.shared / match.ngrams)
     return [
         f'{m.document}: {m.shared:,} of {m.ngrams:,} runs of {n} words, first "{m.words}", as in'

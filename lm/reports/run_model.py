@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from lm.checks.rendering import LEGEND, are_words, special_names, tokens_of, with_line_ends
+from lm.checks.rendering import LEGEND, are_words, special_names, tokens_of
 from lm.checks.xray import Row, read_rows
 from lm.display.charts import Chart, Series, chart
-from lm.display.html import Html, element, joined, visible
+from lm.display.html import Html, element, joined, lines_of, visible
 from lm.display.tables import html_table
 from lm.evaluation.surprisal import Guessed, Surprisal
 from lm.tokenizer.tokenizer import Tokenizer
@@ -166,7 +166,7 @@ def _tokens(row: Row, guessed: Guessed, tokenizer: Tokenizer) -> Iterator[Html]:
     for place, text, special in cells:
         nats = guessed.nats[place] if place >= 0 else math.nan
         if not math.isfinite(nats):
-            yield element("i", with_line_ends(text), class_="n" + " s" * special)
+            yield element("i", lines_of(text), class_="n" + " s" * special)
             continue
         bits, expected = nats / math.log(2), int(guessed.likeliest[place])
         likely = names.get(expected) or f"“{visible(tokenizer.decode([expected]))}”"
@@ -174,9 +174,7 @@ def _tokens(row: Row, guessed: Guessed, tokenizer: Tokenizer) -> Iterator[Html]:
             f"{bits:.2f} bits ({nats:.3f} nats): {_percent(math.exp(-nats))}; expected {likely}: "
         )
         about += _percent(float(guessed.probability[place]))
-        yield element(
-            "i", with_line_ends(text), class_=f"h{shade(bits)}" + " s" * special, title=about
-        )
+        yield element("i", lines_of(text), class_=f"h{shade(bits)}" + " s" * special, title=about)
 
 
 def _percent(share: float) -> str:

@@ -123,6 +123,6 @@ def test_a_step_that_was_done_again_must_be_the_same(tmp_path: Path) -> None:
     assert list(read_trace(tmp_path / "trace.jsonl")) == [1, 2, 3]
     (tmp_path / "trace.jsonl").write_text("\n".join([*lines, lines[0].replace("aa", "bb")]))
     with pytest.raises(
-        CheckpointError, match=r"^step 1: done again after a kill, the batch differs \(aa, bb\)$"
+        CheckpointError, match=r"^step 1: repeated after a kill, the batch differs \(aa, bb\)$"
     ):
         read_trace(tmp_path / "trace.jsonl")

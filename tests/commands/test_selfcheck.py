@@ -250,7 +250,7 @@ def test_a_large_model_gets_no_more_than_its_time(tmp_path: Path) -> None:
     tried = subject(tmp_path)
     decoder = tried.decoder()
     optimizer = make_optimizer(decoder, tried.config.optimizer, "fp32")
-    result = selfchecks.heart(
+    result = selfchecks.overfit_one_batch(
         decoder,
         optimizer,
         {key: value[:1] for key, value in tried.rows.items()},
@@ -260,7 +260,7 @@ def test_a_large_model_gets_no_more_than_its_time(tmp_path: Path) -> None:
     )
     assert result.ok is None
     assert "in 1 steps" in result.figure
-    assert "more than 0 s are not given to it" in result.figure
+    assert "undecided after its limit of 0 s" in result.figure
 
 
 def test_the_usual_initialisation_is_right_at_any_width_and_few_labels_prove_nothing(
@@ -315,7 +315,7 @@ def test_preferences_begin_at_ln_2(tmp_path: Path) -> None:
     assert (result.ok, result.figure) == (True, "0.693 nats, ln 2 is 0.693")
     optimizer = make_optimizer(decoder, OptimizerConfig(lr=1e-2), "fp32")
     assert selfchecks.gradients(decoder, optimizer, rows, objective, adapters=True).ok
-    assert selfchecks.heart(decoder, optimizer, rows, objective, share=0.5).ok
+    assert selfchecks.overfit_one_batch(decoder, optimizer, rows, objective, share=0.5).ok
     nn.init.normal_(decoder.layers[0].attention.q_proj.lora_B, std=3)
     assert selfchecks.initial_loss(decoder, rows, objective, fresh=False).ok is False
 
