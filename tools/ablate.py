@@ -1,14 +1,14 @@
-"""Change one thing and see what helps, measured: a baseline and a variant, several seeds each, and
-the difference with its interval.
+"""Measure one change: a baseline and a variant, several seeds each, and the difference.
 
 python -m tools.ablate --config config_smoke.yaml --change optimizer.lr=3e-3 --seeds 3
-python -m tools.ablate --config config_smoke.yaml --change model.n_layers=8 --change model.d_model=96 --trainer.max_steps 100
+python -m tools.ablate --config config_smoke.yaml --change model.n_layers=8 \\
+    --change model.d_model=96 --trainer.max_steps 100
 
-Several --change make one variant that has them all; for several variants, run it again. Any key of
-the configuration can be changed for both, as in train.py. Each run is one of train.py (or
-finetune.py) with a seed and a folder of its own below --out; the same command again goes on where
-it was interrupted, and with more --seeds adds to what is there. A run that diverges is reported,
-and the others go on.
+Several --change make one variant with all of them; for several variants, start the command again.
+Any key of the configuration can be changed for both runs, as in train.py. Each run is one of
+train.py (or finetune.py) with its own seed and its own folder below --out. The same command again
+resumes an interrupted ablation, and with more --seeds adds runs to it. A run that diverges is
+reported, and the others continue.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from lm.system.errors import ConfigError, NonFiniteError
 from lm.system.signals import StopSignals, child
 
 ROOT = Path(__file__).parents[1]
-# what this command gives each run
+# keys that this command sets for each run
 OWN = ("trainer.seed", "checkpoint.directory", "finetune.report_prompts")
 
 
 def main() -> None:
-    """Refuse what cannot be run, run the pairs, and say what came of it."""
+    """Check the arguments, run the pairs, and print the difference."""
     arguments, overrides = parser().parse_known_args()
     changes = [f"--{change.removeprefix('--')}" for change in arguments.change]
     keys = {key_of(flag) for flag in changes}
     if own := keys & set(OWN):
         raise ConfigError(
-            f"--change {min(own)}: this command gives it to each run itself; change something else"
+            f"--change {min(own)}: this command sets it for each run itself; change another key"
         )
     if arguments.seeds < 1:
         raise ConfigError(f"--seeds: {arguments.seeds} is not a number of pairs; write 1 or more")
@@ -53,8 +53,8 @@ def main() -> None:
         unit_of(variant),
     ):
         raise ConfigError(
-            "--change: variant and baseline are not learnt for the same thing, so that their losses"
-            " do not compare"
+            "--change: variant and baseline have different objectives, so their losses do not"
+            " compare"
         )
     out = arguments.out or Path("runs") / f"ablate-{short_name(changes)}"
     texts = to_yaml(baseline), to_yaml(variant)
@@ -72,11 +72,11 @@ def main() -> None:
         if baseline.finetune is None
         else ["finetune.py", "--finetune.report_prompts=0"]
     )
-    said = sys.stderr if arguments.json else sys.stdout
+    news = sys.stderr if arguments.json else sys.stdout
     for seed in seeds:
         for name, results in runs.items():
             folder = out / f"{name}-seed-{seed}"
-            # Not from the user's file, which may be edited before the last run begins.
+            # Not the user's file, which may be edited before the last run starts.
             command = [
                 *script,
                 "--config",
@@ -86,11 +86,11 @@ def main() -> None:
             ]
             result = run(folder, command)
             results.append(result)
-            told = (
+            outcome_text = (
                 result.problem
                 or f"validation loss {result.final:.4f} ({result.seconds:.0f} s of training)"
             )
-            print(f"{name}, seed {seed}: {told}", file=said, flush=True)
+            print(f"{name}, seed {seed}: {outcome_text}", file=news, flush=True)
     named, same = [flag.removeprefix("--") for flag in changes], kept(baseline, variant)
     ablation = Ablation(
         arguments.config,
@@ -117,7 +117,7 @@ def main() -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags; any key of the configuration is one more, for both runs."""
+    """Return the parser of the command line; the configuration's keys are further flags."""
     result = command_parser("python -m tools.ablate", __doc__)
     add_flag(result, "--config", help="the baseline's YAML file")
     result.add_argument(
@@ -125,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         action="append",
         metavar="KEY=VALUE",
-        help="what the variant has otherwise; repeatable",
+        help="a change of the variant; repeatable",
     )
     result.add_argument(
         "--seeds", type=int, default=3, metavar="N", help="pairs of runs, from trainer.seed on (3)"
@@ -134,14 +134,14 @@ def parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="DIR",
-        help="where the runs go (default: runs/ablate- and what is changed)",
+        help="the folder of the runs (default: runs/ablate- and the changes)",
     )
-    add_flag(result, "--json", help="print one JSON object; what goes on meanwhile goes to stderr")
+    add_flag(result, "--json", help="print one JSON object; progress goes to stderr")
     return result
 
 
 def unit_of(config: Config) -> str:
-    """Of the losses of a run."""
+    """Return the unit of a run's losses."""
     return (
         "nats per token"
         if config.finetune is None or config.finetune.objective == "sft"
@@ -150,14 +150,12 @@ def unit_of(config: Config) -> str:
 
 
 def key_of(flag: str) -> str:
-    """--optimizer.lr=1e-3 -> optimizer.lr."""
+    """Return a flag's key: --optimizer.lr=1e-3 -> optimizer.lr."""
     return flag.removeprefix("--").partition("=")[0]
 
 
 def without(flags: list[str], keys: set[str]) -> list[str]:
-    """The flags, each with its value, but for those of some keys: what is changed may have been
-    given for the baseline.
-    """
+    """Remove the flags of some keys, with their values: --change overrides the baseline's flags."""
     kept, dropping = list[str](), False
     for word in flags:
         if word.startswith("--"):
@@ -168,7 +166,7 @@ def without(flags: list[str], keys: set[str]) -> list[str]:
 
 
 def short_name(changes: list[str]) -> str:
-    """--optimizer.lr=1e-3 -> lr-1e-3."""
+    """Return a folder's name for changes: --optimizer.lr=1e-3 -> lr-1e-3."""
     short = "-".join(
         f"{key_of(flag).rpartition('.')[2]}-{flag.partition('=')[2]}" for flag in changes
     )
@@ -176,8 +174,10 @@ def short_name(changes: list[str]) -> str:
 
 
 def claim(out: Path, texts: tuple[str, str]) -> None:
-    """Begin an ablation in a folder, or go on with the same one. Raises ConfigError where it is
-    another.
+    """Start an ablation in a folder, or resume it.
+
+    Raises:
+        ConfigError: the folder holds another ablation.
     """
     for name, text in zip(("baseline.yaml", "variant.yaml"), texts, strict=True):
         path = out / name
@@ -193,11 +193,10 @@ def claim(out: Path, texts: tuple[str, str]) -> None:
 
 
 def run(folder: Path, command: list[str]) -> Outcome:
-    """Train, or go on with it, to its end; what it says goes to a log beside its folder.
+    """Train a run, or resume it, to its end; its output goes to a log next to its folder.
 
     Raises:
-        UserError: it ended otherwise than well or by diverging; the message is its own, and so is
-            the exit code.
+        UserError: the run failed otherwise than by diverging; message and exit code are the run's.
         Stopped: a signal came; the run has saved.
     """
     with (
@@ -206,13 +205,13 @@ def run(folder: Path, command: list[str]) -> Outcome:
     ):
         words = [sys.executable, str(ROOT / command[0]), *command[1:], "--resume", "auto"]
         with child(words, log) as process:
-            _, said = process.communicate()
-        log.write(said)
+            _, errors_of_run = process.communicate()
+        log.write(errors_of_run)
     if process.returncode == NonFiniteError.exit_code:
         return Outcome(problem="diverged")
     if process.returncode != 0:
         error = errors.UserError(
-            f"{folder}: the run ended with exit code {process.returncode}: {said.strip()}"
+            f"{folder}: the run ended with exit code {process.returncode}: {errors_of_run.strip()}"
         )
         error.exit_code = process.returncode
         raise error

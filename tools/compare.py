@@ -1,14 +1,13 @@
-"""Hold two runs against each other: what was set differently, their curves by tokens, what they
-wrote, and which is better.
+"""Compare two runs: configuration, curves by tokens, samples, and which one is better.
 
 python -m tools.compare runs/a runs/b
 python -m tools.compare runs/a runs/b --out comparison.html
 python -m tools.compare runs/a runs/b --json --no-model
 
-The best checkpoint of each is scored on the same text, which is A's validation text and, where B
-was validated on another, B's too: in nats per token on the same rows where both have the same
-tokenizer, else in bits per byte on the same passages. The interval of the difference says what
-another such text could have shown. --no-model leaves that out, and needs no torch.
+The command scores both best checkpoints on A's validation text and, if B was validated on another
+one, on B's too. With the same tokenizer it compares nats per token on the same rows, otherwise bits
+per byte on the same passages. The interval of the difference shows what another such text could
+have given. --no-model skips the scoring, and needs no torch.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Model(NamedTuple):
-    """A run's best checkpoint, opened."""
+    """A run's best checkpoint and its data, loaded."""
 
     name: str
     decoder: Decoder
@@ -45,37 +44,40 @@ class Model(NamedTuple):
 
 
 def main() -> None:
-    """Read both folders, score both models, and show what differs."""
+    """Read both folders, score both models, and print what differs."""
     arguments = parser().parse_args()
-    # lm/evaluation/intervals.py: five could all point in one direction by chance
+    # Five rows could all point in one direction by chance (lm/evaluation/intervals.py).
     if arguments.rows < 6:
         raise errors.ConfigError(
             f"--rows: fewer than 6 rows give no interval, got {arguments.rows}; write 6 or more"
         )
-    found = compare(read_run(arguments.run_a), read_run(arguments.run_b))
+    comparison = compare(read_run(arguments.run_a), read_run(arguments.run_b))
     if not arguments.no_model:
-        verdicts, notes = score(found, arguments.rows, arguments.device)
-        found = dataclasses.replace(found, verdicts=verdicts, notes=found.notes + notes)
+        verdicts, notes = score(comparison, arguments.rows, arguments.device)
+        comparison = dataclasses.replace(
+            comparison, verdicts=verdicts, notes=comparison.notes + notes
+        )
     if arguments.json:
-        print(json.dumps(as_json(found), indent=1, ensure_ascii=False))
+        print(json.dumps(as_json(comparison), indent=1, ensure_ascii=False))
     else:
-        print(*terminal(found), sep="\n")
+        print(*terminal(comparison), sep="\n")
     if arguments.out:
-        replace(arguments.out, page(found))
+        replace(arguments.out, page(comparison))
         print(f"\nwritten: {arguments.out}", file=sys.stderr)
 
 
 def score(
-    found: Comparison, rows: int, device: Device | Literal["auto"]
+    comparison: Comparison, rows: int, device: Device | Literal["auto"]
 ) -> tuple[list[Verdict], list[str]]:
-    """The verdicts, and why there are not more: what cannot be opened or scored costs a verdict,
-    not the comparison.
+    """Return the verdicts, and notes on those that are missing.
+
+    A model or text that cannot be opened or scored costs a verdict, not the comparison.
     """
-    a, b = (run.best_checkpoint for run in found.runs)
+    a, b = (run.best_checkpoint for run in comparison.runs)
     if a is None or b is None:
         return [], [
             f"{name} has no checkpoint to score"
-            for name, saved in zip(found.names, (a, b), strict=True)
+            for name, saved in zip(comparison.names, (a, b), strict=True)
             if saved is None
         ]
     if a.manifest_sha256 == b.manifest_sha256:
@@ -83,12 +85,12 @@ def score(
     try:
         models = [
             opened(name, saved.path, rows, device)
-            for name, saved in zip(found.names, (a, b), strict=True)
+            for name, saved in zip(comparison.names, (a, b), strict=True)
         ]
     except errors.UserError as error:
         return [], [f"not scored: {error}"]
     verdicts, notes = [], []
-    for owner in models[:1] if found.yardstick.column else models:
+    for owner in models[:1] if comparison.yardstick.column else models:
         try:
             verdicts.append(verdict_on(owner, models[0], models[1], rows))
         except errors.UserError as error:
@@ -97,9 +99,7 @@ def score(
 
 
 def opened(name: str, folder: Path, rows: int, device: Device | Literal["auto"]) -> Model:
-    """A checkpoint for use, and the data that it was trained and is validated on, so many rows of
-    it.
-    """
+    """Load a checkpoint and its data, of which `rows` rows are validated."""
     from data import PackedDataModule
     from lm import load
     from lm.checkpoints.meta import Meta
@@ -108,7 +108,7 @@ def opened(name: str, folder: Path, rows: int, device: Device | Literal["auto"])
     decoder, tokenizer, meta = load(folder, choose_device(device, "--device"))
     typed = Meta(folder, meta)
     config, revisions = typed.config, typed.session.revisions
-    # of a stream, what the run validates on is the whole split
+    # A streamed run validates on its full split.
     if not (config.data.streams and config.data.validation is None):
         config = config.model_copy(
             update={"trainer": config.trainer.model_copy(update={"validation_rows": rows})}
@@ -122,8 +122,10 @@ def opened(name: str, folder: Path, rows: int, device: Device | Literal["auto"])
 
 
 def verdict_on(owner: Model, a: Model, b: Model, most: int) -> Verdict:
-    """Both on the validation text of one of them. Raises UserError where it is not there or both
-    cannot read it.
+    """Score both models on the validation text of one of them.
+
+    Raises:
+        UserError: the text is missing, or the two cannot read it alike.
     """
     from lm.checks.overlap import StoredDocuments
     from lm.evaluation.same_text import (
@@ -137,9 +139,9 @@ def verdict_on(owner: Model, a: Model, b: Model, most: int) -> Verdict:
 
     data, text = owner.data, f"the validation text of {owner.name}"
     if data.config.finetune is not None and data.config.finetune.objective == "dpo":
-        raise errors.ConfigError("it is of preferences, in which no token has a loss of its own")
+        raise errors.ConfigError("it holds preferences, in which no token has a loss of its own")
     contexts, stores = (
-        [each.decoder.config.context_length for each in (a, b)],
+        [model.decoder.config.context_length for model in (a, b)],
         [corpus.val for corpus in data.corpora],
     )
     other, notes = b if owner is a else a, list[str]()
@@ -147,9 +149,9 @@ def verdict_on(owner: Model, a: Model, b: Model, most: int) -> Verdict:
         corpus.train for corpus in other.data.trained if isinstance(corpus.train, TokenStore)
     ]
     if known := documents_known(stores, trained):
-        of = sum(store.documents for store in stores)
+        total = sum(store.documents for store in stores)
         notes.append(
-            f"{other.name} was trained on {known:,} of the {of:,} documents that {owner.name} is"
+            f"{other.name} was trained on {known:,} of the {total:,} documents that {owner.name} is"
             " validated on"
         )
     length = data.config.row_length
@@ -170,27 +172,27 @@ def verdict_on(owner: Model, a: Model, b: Model, most: int) -> Verdict:
         )
     if any(store.flagged for store in stores):
         raise errors.ConfigError(
-            "it is of conversations, and the two models would cut them into other tokens or rows"
+            "it holds conversations, which the two models would cut into other tokens or rows"
         )
     documents = StoredDocuments("val", stores, owner.tokenizer)
     n = min(most, len(documents))
     texts = [documents[i * len(documents) // n].text for i in range(n)]
     passages = passages_of(texts, round(length * data.text_bytes_per_token), most)
-    first, second = (sums_of_passages(each.decoder, each.tokenizer, passages) for each in (a, b))
+    first, second = (sums_of_passages(model.decoder, model.tokenizer, passages) for model in (a, b))
     return judge(text, "bits per byte", "passages", first, second, notes)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """Return the parser of the command line."""
     result = command_parser("python -m tools.compare", __doc__)
     result.add_argument(
         "run_a", metavar="RUN_A", type=Path, help="a run's folder, such as checkpoints/"
     )
-    result.add_argument("run_b", metavar="RUN_B", type=Path, help="another one's")
+    result.add_argument("run_b", metavar="RUN_B", type=Path, help="the other run's folder")
     result.add_argument("--out", metavar="FILE", type=Path, help="write an HTML page, one file")
     add_flag(result, "--json")
     result.add_argument(
-        "--no-model", action="store_true", help="score nothing: only what the folders tell"
+        "--no-model", action="store_true", help="score nothing; use only the folders' files"
     )
     result.add_argument(
         "--rows",

@@ -1,19 +1,18 @@
-"""See what the model will see: the rows of real training steps, what the data consists of, and what
-validation text is trained on too.
+"""Show the data that the model will see: rows of real steps, counts, and overlap with validation.
 
 python -m tools.inspect_data --config config_smoke.yaml
 python -m tools.inspect_data --config config_smoke.yaml --step 100 --rows 2 --html rows.html
-python -m tools.inspect_data --config config_smoke.yaml --against cases.json questions.jsonl notes.txt
+python -m tools.inspect_data --config config_smoke.yaml --against cases.json notes.txt
 
-The validation text, and any further one named by --against, is compared with the training text:
-which documents share 13 words in a row with it, without regard to case and punctuation (as in
-GPT-3's paper, appendix C). That goes through the training text once for each 32 million characters
-of the other, and takes some hundred megabytes of memory; --ngram 0 leaves it out. Text that is
-streamed is not stored: it is neither counted nor compared, only shown; its windows up to the step
-are made, in the run's cache.
+The command compares the validation text, and each file of --against, with the training text. It
+lists the documents that share 13 words in a row with it, regardless of case and punctuation (as in
+GPT-3's paper, appendix C). This reads the training text once for each 32 million characters of the
+other text, and takes some hundred megabytes of memory; --ngram 0 skips it. Streamed text is not
+stored: it is shown, but neither counted nor compared. Its windows up to the step are made, in the
+run's cache.
 
-Of conversations only what is learnt is compared; --sample N shows the N-th of the files instead,
-whole, with what is learnt of it.
+Only the learnt part of conversations is compared. --sample N shows the N-th conversation of the
+files instead, in full, with its learnt part marked.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Refuse what cannot work, then open the data, count, compare, and show."""
+    """Check the arguments, open the data, count, compare, and print."""
     arguments, overrides = parser().parse_known_args()
     config = load_config(arguments.config, overrides).config
     if not 0 <= arguments.step < config.max_steps:
@@ -82,15 +81,15 @@ def main() -> None:
     if overlaps:
         tables["Overlap"] = xray.overlap_table(overlaps, arguments.ngram)
     notes = {
-        f"{found.name}: in the training text too": xray.match_lines(found, arguments.ngram)
-        for found in overlaps
-        if found.matches
+        f"{overlap.name}: in the training text too": xray.match_lines(overlap, arguments.ngram)
+        for overlap in overlaps
+        if overlap.matches
     }
     if streamed:
         nothing = (
             ""
             if stores["train"]
-            else "; overlap with the training text cannot be computed, as none of it is stored"
+            else "; overlap with the training text cannot be computed, because none of it is stored"
         )
         notes[f"streamed, so neither counted nor compared{nothing}"] = streamed
     if arguments.html:
@@ -104,12 +103,12 @@ def main() -> None:
         report = {"sources": sources, "streamed": streamed, "rows": counts, "overlaps": overlaps}
         print(json.dumps(report, default=dataclasses.asdict, indent=1))
     else:
-        rendering.show_rows(shown, tokenizer, "no label: what follows is not taught")
+        rendering.show_rows(shown, tokenizer, "no label: the next token is not learnt")
         rendering.show_tables(tables, notes)
 
 
 def rows_of(data: PackedDataModule, first: int, least: int) -> list[Row]:
-    """The rows of whole steps from `first` on, so many or a few more."""
+    """Return the rows of complete steps from `first` on, at least `least` of them."""
     from lm.checks import xray
     from lm.tokens.corpus import named
 
@@ -118,7 +117,7 @@ def rows_of(data: PackedDataModule, first: int, least: int) -> list[Row]:
     data.start_step = first
     loader = data.train_dataloader()
     try:
-        for step in loader.sampler:  # not a range: streams have to hear of each step
+        for step in loader.sampler:  # not a range: streams must be told of each step
             parts = data.plan.of_step(step, data.config.trainer.batch_size)[:, 0].tolist()
             rows += xray.read_rows(
                 loader.dataset[step], data.tokenizer, [names[part] for part in parts]
@@ -131,7 +130,7 @@ def rows_of(data: PackedDataModule, first: int, least: int) -> list[Row]:
 
 
 def compare(stores: Stores, data: PackedDataModule, against: list[str], n: int) -> list[Overlap]:
-    """What the validation split and further files share with the training text."""
+    """Find the overlap of the validation split and of further files with the training text."""
     from lm.checks.overlap import StoredDocuments, find_overlaps, read_held_out
 
     train, val = (
@@ -145,7 +144,7 @@ def compare(stores: Stores, data: PackedDataModule, against: list[str], n: int) 
 
 
 def show_sample(config: Config, tokenizer: Tokenizer, number: int) -> None:
-    """One conversation, counted through the sources from 1."""
+    """Show one conversation, counted through the sources from 1."""
     from lm.checks import rendering, xray
     from lm.tokens.corpus import readers
 
@@ -162,7 +161,7 @@ def show_sample(config: Config, tokenizer: Tokenizer, number: int) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags; any key of the configuration is one more."""
+    """Return the parser of the command line; the configuration's keys are further flags."""
     result = command_parser("python -m tools.inspect_data", __doc__)
     add_flag(result, "--config", help="the YAML file; its keys can be changed, as in train.py")
     result.add_argument(
@@ -186,14 +185,14 @@ def parser() -> argparse.ArgumentParser:
         "--html",
         type=Path,
         metavar="FILE",
-        help="write it all, with each token's particulars, into one HTML file too",
+        help="also write everything, with each token's details, into one HTML file",
     )
     result.add_argument(
         "--against",
         nargs="+",
         default=[],
         metavar="FILE",
-        help="further text to look for in the training text",
+        help="more text to search for in the training text",
     )
     result.add_argument(
         "--ngram",

@@ -1,4 +1,4 @@
-"""Draw learning curves again, several runs over one another.
+"""Draw the learning curves of one or more runs into one picture.
 
 python -m tools.plot_curves checkpoints
 python -m tools.plot_curves runs/small runs/large --out comparison.png
@@ -14,7 +14,7 @@ from lm.system import errors
 
 
 def main() -> None:
-    """Read the runs, draw one picture, and say where each curve ended."""
+    """Read the runs, draw one picture, and print where each curve ended."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.plot_curves",
         description="Draw loss, perplexity and learning rate of one or more runs.",

@@ -1,13 +1,12 @@
-"""A run as one HTML file that needs nothing else: numbers, curves, what it wrote, where it comes
-from, what it took.
+"""Write a report on a run as one HTML file: numbers, curves, texts, origin and cost.
 
 python -m tools.report checkpoints
 python -m tools.report runs/small --out small.html --no-model
 
-With the model (the best checkpoint), the validation split is scored once more, as a validation of
-the run does it: for a text that is coloured by surprisal, and the loss by place in the context. The
-text has to be where the configuration says: run it where the run was started. --no-model leaves
-that out and takes a second.
+The command loads the best checkpoint and scores the validation split once more, as a validation of
+the run does. From that come a text coloured by surprisal, and the loss by position in the context.
+The text must be at the path of the configuration, so start the command where the run was started.
+--no-model skips this part and takes a few seconds.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Read the folder, ask the model, write the page."""
+    """Read the folder, score the model, and write the page."""
     arguments = parser().parse_args()
     if arguments.watts is not None and not 0 < arguments.watts < 1e9:
         raise errors.ConfigError(
-            f"--watts: a power above 0, got {arguments.watts:g}; write what the machine draws while"
-            " it trains"
+            f"--watts: a power above 0, got {arguments.watts:g}; write the machine's power while it"
+            " trains"
         )
 
     from lm.runs.record import read_run
@@ -59,15 +58,13 @@ def main() -> None:
 
 
 def of_model(run: RunRecord, without: bool) -> tuple[dict[str, Html], str]:
-    """The parts for which the model is needed, and their style; or one that says why they are
-    missing.
-    """
+    """Return the parts that need the model and their style, or a part that states why they miss."""
     from lm.display.html import element
 
     try:
         if without:
-            raise errors.UserError("--no-model left them out")
-        found, tokenizer, weights, recorded = measured(run)
+            raise errors.UserError("--no-model skipped them")
+        surprisal, tokenizer, weights, recorded = measured(run)
     except errors.UserError as error:
         print(f"without the model: {error}")
         return {
@@ -79,17 +76,22 @@ def of_model(run: RunRecord, without: bool) -> tuple[dict[str, Html], str]:
     from lm.reports import run_model
 
     parts = {
-        "surprise": run_model.surprise(found, tokenizer, weights, recorded),
-        "positions": run_model.positions(found),
+        "surprise": run_model.surprise(surprisal, tokenizer, weights, recorded),
+        "positions": run_model.positions(surprisal),
     }
-    if (by_source := run_model.by_source(found)) is not None:
+    if (by_source := run_model.by_source(surprisal)) is not None:
         parts["sources"] = by_source
     return parts, run_model.STYLE
 
 
 def measured(run: RunRecord) -> tuple[Surprisal, Tokenizer, str, float | None]:
-    """The best checkpoint on what the run validates on, its name, and the loss that the run
-    recorded for it. Raises UserError.
+    """Score the best checkpoint on the validation split.
+
+    Returns the result, the tokenizer, the checkpoint's name and the loss that the run recorded for
+    it.
+
+    Raises:
+        UserError: the checkpoint cannot be loaded, or its text cannot be read.
     """
     from lm.checkpoints.meta import Meta
 
@@ -98,7 +100,7 @@ def measured(run: RunRecord) -> tuple[Surprisal, Tokenizer, str, float | None]:
     config = Meta(saved.path, saved.meta).config
     if config.finetune is not None and config.finetune.objective == "dpo":
         raise errors.ConfigError(
-            "it learnt from preferences, of which no token has a loss of its own"
+            "it learnt from preferences, in which no token has a loss of its own"
         )
 
     from data import PackedDataModule
@@ -110,17 +112,17 @@ def measured(run: RunRecord) -> tuple[Surprisal, Tokenizer, str, float | None]:
     decoder, tokenizer, _ = load(saved.path, device)
     data = PackedDataModule(config, tokenizer, lambda line: None, saved.meta.get("revisions", {}))
     with autocast(device, choose_precision(config.trainer.precision, device)):
-        found = measure(decoder, batches(data), config.row_length)
+        surprisal = measure(decoder, batches(data), config.row_length)
     losses = [
         v.loss
         for v in run.validations
         if v.manifest_sha256 == saved.manifest_sha256 and math.isfinite(v.loss)
     ]
-    return found, tokenizer, saved.path.name, losses[-1] if losses else None
+    return surprisal, tokenizer, saved.path.name, losses[-1] if losses else None
 
 
 def batches(data: PackedDataModule) -> Iterator[Batch]:
-    """What a validation scores, with the name of each row's source."""
+    """Yield the batches of a validation, with the name of each row's source."""
     from data import ValidationBatches
     from lm.checks.xray import named
 
@@ -133,7 +135,7 @@ def batches(data: PackedDataModule) -> Iterator[Batch]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """Return the parser of the command line."""
     result = command_parser("python -m tools.report", __doc__)
     result.add_argument("run", metavar="RUN", type=Path, help="a run's folder, such as checkpoints")
     result.add_argument(
@@ -145,13 +147,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--no-model",
         action="store_true",
-        help="only what the folder's files say: nothing is loaded and scored",
+        help="use only the folder's files; load and score nothing",
     )
     result.add_argument(
         "--watts",
         type=float,
         metavar="N",
-        help="what the machine draws while it trains, for the energy estimate",
+        help="the machine's power while it trains; the report then shows the energy",
     )
     return result
 

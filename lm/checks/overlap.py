@@ -83,7 +83,7 @@ def find_overlaps(
     n: int,
     sources: Iterable[Iterable[Document]] = (),
 ) -> list[Overlap]:
-    """Find the documents of the named held-out texts that share n words in a row with training text.
+    """Find held-out documents that share n words in a row with the training text.
 
     This takes some hundred megabytes of memory for texts of any size. It reads the training text
     once for each 32 million characters of held-out text, and the sources once, to name documents by
@@ -165,7 +165,7 @@ def _search(
 
 
 def _name(document: Document) -> tuple[str, int | None]:
-    """Return a document's place and, if that is only a number, its hash for a search in the sources."""
+    """Return a document's place and, if that is a number, its hash for a search in the sources."""
     return document.place, hash(document.text) if isinstance(document, StoredDocument) else None
 
 

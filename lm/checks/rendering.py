@@ -186,7 +186,8 @@ ROWS = """
 :root { --a: #d6e8fb; --b: #fbe6d2; --special: #a3168f }
 @media (prefers-color-scheme: dark) { :root { --a: #1d3a57; --b: #553619; --special: #f08be0 } }
 .row { font: 14px/1.9 ui-monospace, SFMono-Regular, "DejaVu Sans Mono", monospace;
-  white-space: pre-wrap; overflow-wrap: anywhere; border-left: 3px solid var(--line); padding-left: 1em }
+  white-space: pre-wrap; overflow-wrap: anywhere;
+  border-left: 3px solid var(--line); padding-left: 1em }
 i { font-style: normal; border-radius: 3px }
 i:hover { outline: 2px solid var(--special) }
 .words i { background: var(--a) }
@@ -199,7 +200,8 @@ i.b::before { content: ""; display: block; border-top: 1px dashed var(--special)
 i[data-p]::before { content: attr(data-p); color: var(--quiet); font-size: 10px;
   vertical-align: super; margin-right: .2em }
 i:hover::after { content: attr(data-t); position: fixed; left: 0; right: 0; bottom: 0;
-  padding: .5em 1em; background: var(--soft); color: var(--ink); font: 14px/1.5 ui-monospace, monospace;
+  padding: .5em 1em; background: var(--soft);
+  color: var(--ink); font: 14px/1.5 ui-monospace, monospace;
   border-top: 1px solid var(--line); text-decoration: none }
 """
 RULER = 32  # one position in so many is written out

@@ -272,8 +272,8 @@ def overfit_one_batch(
 ) -> Result:
     """Check that the loss of one row, or of a piece of it, falls below a `share` of its start.
 
-    Dropout is off. A learning rate below 1e-3 is raised to 1e-3: the question is whether the weights
-    can follow, not how fast they should.
+    Dropout is off. A learning rate below 1e-3 is raised to 1e-3: the question is whether the
+    weights can follow, not how fast they should.
     """
     decoder.eval()
     row = _piece(row) if objective.per_token else row

@@ -28,7 +28,7 @@ RESUME_STEPS = 4  # of each compared run
 
 
 class Subject:
-    """The models and rows of a run: each model as at the run's start, and rows of its first step."""
+    """A run's models, each in its first state, and rows of its first step."""
 
     def __init__(self, parts: Parts):
         self.parts = parts

@@ -118,7 +118,7 @@ def cut(text: str, width: int) -> str:
 
 
 def cell_width(text: str) -> int:
-    """Count the terminal cells of a text: East Asian characters take two, combining accents none."""
+    """Count the terminal cells of a text: two for East Asian characters, none for accents."""
     return sum(
         (
             0

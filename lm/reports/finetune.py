@@ -1,5 +1,6 @@
-"""What fine-tuning changed: the base and the tuned model on the same held-out conversations, as a
-table, as JSON and as a page to read.
+"""The report on a fine-tuning: base and tuned model on the same held-out conversations.
+
+It is printed as a table and written as answers.json and as report.md.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class Measure:
     """A line of the table.
 
     Attributes:
-        key: its name in the JSON.
-        kind: a share of one is shown in percent and changes by points; a loss changes by a
-            percentage of itself; a number by a number.
+        key: the measure's name in the JSON.
+        kind: "share" is shown in percent and changes by points, "loss" changes by a percentage of
+            itself, "number" by a number.
     """
 
     key: str
@@ -63,7 +64,7 @@ MEASURES = (
 
 
 class Compared(NamedTuple):
-    """One held-out conversation, and what each of the two models makes of it."""
+    """One held-out conversation, and what both models were measured to do with it."""
 
     conversation: Conversation
     before: dict[str, Any]
@@ -79,18 +80,19 @@ def report(
     finetune: FinetuneConfig,
     base_loss: tuple[float, float] | None = None,
 ) -> None:
-    """Say what changed, and write it into a run's folder as `answers.json` and `report.md`.
+    """Print what changed, and write `answers.json` and `report.md` into the run's folder.
 
     Args:
-        folder, say: of the run.
-        conversations: held out, as they were measured.
+        folder: the run's folder.
+        say: prints a text.
+        conversations: the held-out conversations, in the order of the measurements.
         before, after: `lm.evaluation.answers.measure` of the base and of the tuned decoder.
-        finetune: as for `measure`.
-        base_loss: in nats per token of the text that the base was validated on, before and after;
-            None: that text is not there.
+        finetune: the section that `measure` had.
+        base_loss: nats per token on the text that the base was validated on, before and after;
+            None if that text is missing.
 
     Raises:
-        CheckpointError: the disk refuses a file.
+        CheckpointError: a file cannot be written.
     """
     first, second = figures(conversations, before), figures(conversations, after)
     second["reward_accuracy"] = reward_accuracy(before, after)
@@ -108,12 +110,12 @@ def report(
         "before": first | {"confusion": confusion(conversations, before)},
         "after": second | {"confusion": chosen},
         "notes": notes,
-        "conversations": [_as_json(each) for each in compared(conversations, before, after)],
+        "conversations": [_as_json(item) for item in compared(conversations, before, after)],
     }
     replace(
         folder / "report.md", page(table, chosen, notes, compared(conversations, before, after))
     )
-    # Last: while it is missing, the report is not done.
+    # Written last: without this file the report counts as missing.
     replace(
         folder / "answers.json",
         json.dumps(finite(facts), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
@@ -125,7 +127,7 @@ def report(
 
 
 def table_of(before: Figures, after: Figures) -> Table:
-    """The headings, then a line for each measure that there is."""
+    """Return the headings and a line for each measure that has a value."""
     lines = [["held-out conversations", "before", "after", "change"]]
     for measure in MEASURES:
         a, b = before.get(measure.key), after.get(measure.key)
@@ -137,7 +139,7 @@ def table_of(before: Figures, after: Figures) -> Table:
 
 
 def confusion_table(counts: dict[str, dict[str, int]]) -> Table:
-    """A line for each reference, a column for each choice."""
+    """Return a line for each reference and a column for each choice."""
     choices = sorted({choice for row in counts.values() for choice in row} | set(counts))
     heading = ["after, by the reference", *(f"chosen {visible(choice)}" for choice in choices)]
     return [
@@ -155,9 +157,7 @@ def notes_of(
     finetune: FinetuneConfig,
     base_loss: tuple[float, float] | None,
 ) -> Iterator[str]:
-    """What has to be known to read the numbers: how many there are, what was left out, how it was
-    counted.
-    """
+    """Yield the notes that explain the numbers: counts, skipped items, the way of counting."""
     held_out, context, choices = (
         len(conversations),
         measured.context,
@@ -200,10 +200,10 @@ def notes_of(
 def compared(
     conversations: Sequence[Conversation], before: Measured, after: Measured
 ) -> list[Compared]:
-    """All conversations with what either model makes of them."""
+    """Return all conversations with both models' measurements."""
     return [
-        Compared(each, _one(each, before, i), _one(each, after, i))
-        for i, each in enumerate(conversations)
+        Compared(conversation, _one(conversation, before, i), _one(conversation, after, i))
+        for i, conversation in enumerate(conversations)
     ]
 
 
@@ -213,9 +213,7 @@ def page(
     notes: Sequence[str],
     conversations: Sequence[Compared],
 ) -> str:
-    """The report as Markdown; text of models and of data is shown as what it is, whatever signs it
-    holds.
-    """
+    """Return the report as Markdown; characters of models' and data's texts are never markup."""
     parts = ["# Report\n", "## Fine-tuning\n"]
     parts += [
         markdown_table(lines)
@@ -223,21 +221,21 @@ def page(
         if len(lines) > 1
     ]
     parts += ["".join(f"- {safe(note)}\n" for note in notes)]
-    answered = [each for each in conversations if "answer" in each.after]
-    for number, each in enumerate(evenly(answered, SIDE_BY_SIDE), 1):
+    answered = [item for item in conversations if "answer" in item.after]
+    for number, item in enumerate(evenly(answered, SIDE_BY_SIDE), 1):
         parts.append(f"### Answer {number}\n")
         lines = [
             ["", ""],
-            ["prompt", spoken(each.conversation.prompt)],
-            ["reference", each.conversation.answer],
+            ["prompt", spoken(item.conversation.prompt)],
+            ["reference", item.conversation.answer],
         ]
-        lines += [["before", _told(each.before)], ["after", _told(each.after)]]
+        lines += [["before", _answer_text(item.before)], ["after", _answer_text(item.after)]]
         parts.append(markdown_table(lines, EVERY))
     return "\n".join(parts)
 
 
 def spoken(turns: Sequence[Turn]) -> str:
-    """Turns as a text; who speaks is said where it is more than one question."""
+    """Return turns as text, with roles if there is more than one turn."""
     texts = ["\n".join(filter(None, (turn.content, turn.input))) for turn in turns]
     return (
         texts[0]
@@ -247,12 +245,12 @@ def spoken(turns: Sequence[Turn]) -> str:
 
 
 def _one(conversation: Conversation, measured: Measured, i: int) -> dict[str, Any]:
-    """What one model makes of a conversation; only what it was asked."""
-    found: dict[str, Any] = {}
+    """Return one model's measurements on a conversation, without those that were not made."""
+    measurements: dict[str, Any] = {}
     answer: Answer | None = measured.answers[i]
     if answer is not None:
-        found |= {"answer": answer.text, "tokens": answer.tokens, "ended": answer.ended}
-        found |= {
+        measurements |= {"answer": answer.text, "tokens": answer.tokens, "ended": answer.ended}
+        measurements |= {
             "exact_match": exact_match(answer.text, conversation.answer),
             "f1": token_f1(answer.text, conversation.answer),
         }
@@ -260,32 +258,34 @@ def _one(conversation: Conversation, measured: Measured, i: int) -> dict[str, An
         "loss": measured.losses[i],
         "rejected_loss": measured.rejected[i],
     }
-    found |= {
+    measurements |= {
         name: {"nats": loss.nats, "tokens": loss.tokens}
         for name, loss in losses.items()
         if loss is not None
     }
-    return found | ({"choice": measured.choices[i]} if measured.choices[i] is not None else {})
+    return measurements | (
+        {"choice": measured.choices[i]} if measured.choices[i] is not None else {}
+    )
 
 
-def _as_json(each: Compared) -> dict[str, Any]:
+def _as_json(item: Compared) -> dict[str, Any]:
     turns = [
         {key: value for key, value in turn._asdict().items() if value}
-        for turn in each.conversation.prompt
+        for turn in item.conversation.prompt
     ]
     rejected = (
-        {} if each.conversation.rejected is None else {"rejected": each.conversation.rejected}
+        {} if item.conversation.rejected is None else {"rejected": item.conversation.rejected}
     )
     return {
         "prompt": turns,
-        "reference": each.conversation.answer,
+        "reference": item.conversation.answer,
         **rejected,
-        "before": each.before,
-        "after": each.after,
+        "before": item.before,
+        "after": item.after,
     }
 
 
-def _told(answered: dict[str, Any]) -> str:
+def _answer_text(answered: dict[str, Any]) -> str:
     return answered["answer"] + ("" if answered["ended"] else " … (no end)")
 
 

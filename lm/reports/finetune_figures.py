@@ -1,4 +1,4 @@
-"""The numbers that are made of a decoder's answers. None stands where there is nothing to count."""
+"""Measures of a decoder's answers; None if there is nothing to count."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ Figures = dict[str, float | None]
 
 
 def figures(conversations: Sequence[Conversation], measured: Measured) -> Figures:
-    """Each measure of one decoder, in the shares and units of the JSON; None where there is nothing
-    to measure.
-    """
+    """Return each measure of one decoder, in the units of the JSON; None if it has no data."""
     references = [conversation.answer for conversation in conversations]
     answered = [
         (answer, text) for answer, text in zip(measured.answers, references, strict=True) if answer
@@ -39,14 +37,15 @@ def figures(conversations: Sequence[Conversation], measured: Measured) -> Figure
         "exact_match": _mean([exact_match(answer.text, text) for answer, text in answered]),
         "token_f1": _mean([token_f1(answer.text, text) for answer, text in answered]),
         "answer_tokens": _mean([answer.tokens for answer, _ in answered]),
-        # Each token weighs the same: a mean of the conversations' means would favour those of short
-        # ones.
+        # Each token weighs the same; a mean over conversations would overweight short ones.
         "answer_loss": _ratio(
             sum(loss.nats for loss in losses), sum(loss.tokens for loss in losses)
         ),
         "scored_tokens": sum(loss.tokens for loss in losses),
         "accuracy": _ratio(sum(right), sum(asked)),
-        "balanced_accuracy": _mean([hits / of for hits, of in zip(right, asked, strict=True)]),
+        "balanced_accuracy": _mean(
+            [hits / count for hits, count in zip(right, asked, strict=True)]
+        ),
         "preferred_likelier": _mean([chosen < rejected for chosen, rejected in pairs]),
     }
 
@@ -54,7 +53,7 @@ def figures(conversations: Sequence[Conversation], measured: Measured) -> Figure
 def confusion(
     conversations: Sequence[Conversation], measured: Measured
 ) -> dict[str, dict[str, int]]:
-    """How often what was chosen, by the reference: {"spam": {"spam": 70, "ham": 4}, ...}."""
+    """Count the choices for each reference: {"spam": {"spam": 70, "ham": 4}, ...}."""
     counts: dict[str, dict[str, int]] = {}
     for conversation, choice in zip(conversations, measured.choices, strict=True):
         if choice is not None:
@@ -64,22 +63,21 @@ def confusion(
 
 
 def reward_accuracy(before: Measured, after: Measured) -> float | None:
-    """The share of pairs whose preferred answer gained more than the other one (Rafailov et al.
-    2023: the implicit reward is higher).
+    """Return the share of pairs whose preferred answer gained more likelihood than the other one.
+
+    This is the accuracy of the implicit reward (Rafailov et al. 2023).
     """
     pairs = zip(before.losses, before.rejected, after.losses, after.rejected, strict=True)
     return _mean([a.nats - c.nats > b.nats - d.nats for a, b, c, d in pairs if a and b and c and d])
 
 
 def exact_match(text: str, reference: str) -> bool:
-    """Whether two texts have the same words."""
+    """Return whether two texts have the same words in the same order."""
     return words(text) == words(reference)
 
 
 def token_f1(text: str, reference: str) -> float:
-    """How far two texts have the same words, in any order: 2 * shared / (words of the one + words
-    of the other), as SQuAD counts it.
-    """
+    """Return SQuAD's F1 of the words in any order: 2 * shared / (words of both texts)."""
     ours, theirs = words(text), words(reference)
     if not ours or not theirs:
         return float(ours == theirs)
@@ -87,8 +85,9 @@ def token_f1(text: str, reference: str) -> float:
 
 
 def words(text: str) -> list[str]:
-    """What SQuAD (Rajpurkar et al. 2016) compares: lower case, without ASCII punctuation and
-    articles, split at white space.
+    """Return the words that SQuAD (Rajpurkar et al. 2016) compares.
+
+    They are lower case, without ASCII punctuation and articles, split at white space.
     """
     return ARTICLES.sub(" ", text.lower().translate(WITHOUT_PUNCTUATION)).split()
 

@@ -62,7 +62,7 @@ def _one(item: Mapping[str, Any]) -> Iterator[Html]:
     order = f"ordered by {by.replace('_', ' ')}; " if by else ""
     yield html_table(
         lines,
-        f"{count}{order}a range of ranks if they are uncertain, intervals in brackets, shares of one",
+        f"{count}{order}uncertain ranks are ranges, intervals in brackets, shares of one",
     )
     sentences = [
         words for pair in _list(found(item, "pairs")) if (words := text(pair, "words")) is not None

@@ -22,7 +22,7 @@ blockquote b { font-weight: 600 }
 
 
 def timeline(run: RunRecord) -> Html:
-    """Return the samples at about a tenth, a half and the end of training, then all others, folded."""
+    """Return the samples at about a tenth, a half and the end of training; all others are folded."""
     samples = [validation for validation in run.validations if validation.sample is not None]
     if not samples:
         return element(
@@ -64,7 +64,7 @@ def _distance(moment: float, step: int) -> tuple[float, int]:
 
 
 def answers(run: RunRecord) -> Html | None:
-    """Return both models' answers to held-out prompts, from answers.json; None without that file."""
+    """Return both models' answers to held-out prompts; None without answers.json."""
     if run.answers is None:
         return None
     from lm.reports.finetune import confusion_table, table_of

@@ -277,7 +277,7 @@ def test_flags() -> None:
         (["--change", "optimizer.lrr=1"], "optimizer.lrr: unknown key"),
         (["--change", "optimizer.lr=fast"], "optimizer.lr: not a number"),
         (["--change", "optimizer.lr"], "optimizer.lr: no value"),
-        (["--change", "trainer.seed=3"], "--change trainer.seed: this command gives it"),
+        (["--change", "trainer.seed=3"], "--change trainer.seed: this command sets it"),
         (["--change", "optimizer.lr=1", "--seeds", "0"], "--seeds: 0 is not a number of pairs"),
     ],
 )

@@ -690,7 +690,7 @@ def test_rows_of_a_stream_are_those_of_its_window_and_the_rest_is_said(tmp_path)
     assert "train:" not in rest
     heading = (
         "streamed, so neither counted nor compared; overlap with the training text cannot be"
-        " computed, as none of it is stored"
+        " computed, because none of it is stored"
     )
     assert rest.endswith(f"\n\n{heading}\n  hub wikimedia/wikipedia\n")
     numbers = json.loads(report.stdout)
