@@ -369,7 +369,7 @@ def retain(folder: Path, keep: int) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files of killed writers. Only the holder of the folder's lock may do so."""
+    """Remove the temporary files of killed writers; the caller must hold the folder's lock."""
     for entry in folder.glob(".*.tmp-*"):
         _clear_away(entry)
 

@@ -127,7 +127,7 @@ def has_shards(checkpoint: Checkpoint, kind: str) -> bool:
 
 
 def write_train_state(path: Path, state: Mapping[str, Any], optimizer: Optimizer) -> None:
-    """Write the values that are not tensors: `state`, and the settings of the optimiser's groups."""
+    """Write what is not a tensor: `state`, and the settings of the optimiser's groups."""
     content = {**state, "param_groups": optimizer.state_dict()["param_groups"]}
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""What a checkpoint's meta.json says about where it comes from, beyond the step it was saved at."""
+"""The part of meta.json that says where a checkpoint comes from: text, machine, versions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "safetensors", "
 
 
 class Text(Protocol):
-    """What was learnt from."""
+    """The text that a run trains on."""
 
     sha256: str
     revisions: dict[str, str]
@@ -36,8 +36,9 @@ def lasting_meta(
     device: Device,
     precision: Precision,
 ) -> dict[str, Any]:
-    """The part of meta.json that stays the same through a session. A run of adapters has `adapters`
-    too (lm/checkpoints/adapters.py).
+    """Return the part of meta.json that stays the same through a session.
+
+    A run that trains adapters has `adapters` too (lm/checkpoints/adapters.py).
     """
     adapters = describe(config, decoder)
     return {

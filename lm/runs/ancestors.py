@@ -1,4 +1,4 @@
-"""The checkpoints that a run descends from, as far as they still lie where it says, or beside it."""
+"""The checkpoints that a run descends from, if they are still where its meta.json says."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ MOST = 32
 
 @dataclass(frozen=True)
 class Ancestor:
-    """A checkpoint, as its child's meta.json has it.
+    """A checkpoint, as its child's meta.json names it.
 
     Attributes:
-        path: as it was named then.
-        place: where a checkpoint with just this manifest hash lies now; None: nowhere that we
-            looked.
+        path: its path when the child started.
+        place: the path of a checkpoint with this manifest hash today; None: it was not found.
         meta: its meta.json; empty without `place`.
     """
 
@@ -33,34 +32,36 @@ class Ancestor:
 
 
 def ancestors(folder: Path, meta: Mapping[str, Any]) -> Iterator[Ancestor]:
-    """The parent of a run in `folder` whose checkpoints have `meta`, then its parent, to the first
-    whose own are not known.
+    """Yield the parent of a run, then the parent's parent, until one is unknown.
+
+    Args:
+        folder: the run's folder.
+        meta: the meta.json of its checkpoints.
     """
-    for _ in range(MOST):  # a chain that somebody has made into a ring ends, too
+    for _ in range(MOST):  # a chain that somebody made into a ring ends, too
         parent = found(meta, "parent")
         path = text(parent, "path")
         if path is None:
             return
         sha256 = text(parent, "manifest_sha256")
         place = _place(folder, path, sha256)
-        meta = Checkpoint(place).meta if place is not None else {}
-        yield Ancestor(path, whole(parent, "step"), sha256, place, meta)
-        folder = place.parent if place is not None else folder
+        meta = place.meta if place is not None else {}
+        where = place.path if place is not None else None
+        yield Ancestor(path, whole(parent, "step"), sha256, where, meta)
+        folder = where.parent if where is not None else folder
 
 
-def _place(folder: Path, path: str, sha256: str | None) -> Path | None:
-    """As it is written, or beside the run's folder, if runs were moved together. Only the very
-    bytes count.
+def _place(folder: Path, path: str, sha256: str | None) -> Checkpoint | None:
+    """Return the checkpoint at `path`, or next to the run's folder if both were moved together.
+
+    Only a checkpoint with the same bytes counts.
     """
     named = Path(path)
     for candidate in (named, folder.resolve().parent / named.parent.name / named.name):
         try:
-            if Checkpoint(candidate).sha256 == sha256 and Checkpoint(candidate).meta:
-                return candidate
-        except (
-            CheckpointError,
-            OSError,
-            ValueError,
-        ):  # ValueError: no path at all, with a NUL in it
+            checkpoint = Checkpoint(candidate)
+            if checkpoint.sha256 == sha256 and checkpoint.meta:
+                return checkpoint
+        except (CheckpointError, OSError, ValueError):  # ValueError: a path with a NUL in it
             continue
     return None

@@ -144,7 +144,7 @@ def machine_changes(
 
 
 def start_flag(config: Config) -> str:
-    """Return the flag for the checkpoint that a new run starts from; finetune.py has a key for it."""
+    """Return the flag that names a new run's first checkpoint; finetune.py has a key instead."""
     return "--init-from" if config.finetune is None else "--finetune.base"
 
 

@@ -1,17 +1,17 @@
-"""A run's folder: who may write in it, what it holds, and what its checkpoints scored.
+"""A run's folder: its files, its lock, and the ways in which a run starts or continues in it.
 
     checkpoints/
-        step-*.ckpt, best.ckpt, last.ckpt, final.ckpt, ranked-best.ckpt     see lm/checkpoints/folder.py
+        step-*.ckpt, best.ckpt, last.ckpt, ...    see lm/checkpoints/folder.py
         config.yaml            the resolved configuration
-        metrics.csv            one row each `logging.every` steps and each validation
-        evaluations.jsonl      one line each validation: step, checkpoint, loss, and a text that the model wrote
+        metrics.csv            one row for each logged step and each validation
+        evaluations.jsonl      one line for each validation (lm/runs/results.py)
         curves.png, events.*   curves, and TensorBoard's files
-        after-step-*-1         what came after a step to which the run went back
+        after-step-*-1         the later checkpoints and results of a run that went back to a step
         .lock                  held while a run writes here
 
-Nothing is ever deleted but old checkpoints beyond `checkpoint.keep`, and log lines that the same
-run is going to write again: what is in the way of a new run is moved aside, and that is said. Only
-the standard library, so that listing and refusing are instant.
+Only two things are ever deleted: old checkpoints beyond `checkpoint.keep`, and log lines that the
+same run is going to write again. Anything else in the way of a new run is moved aside, and the user
+is told. This file needs only the standard library, so that listing and refusing are instant.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from lm.system.errors import CheckpointError, ConfigError
 from lm.system.locks import claim
 
 RECORDS = ("metrics.csv", results.FILE)
-# the checkpoint that the run started from, for a start that comes to no checkpoint of its own
+# names the checkpoint that the run started from, in case it is killed before its own first one
 PARENT = "init-from.txt"
 
 
@@ -46,10 +46,10 @@ class RunFolder:
     """A run's folder, locked by this process."""
 
     def __init__(self, path: str | Path):
-        """Create the folder if need be, lock it, and remove what a killed run left half-written.
+        """Create the folder if necessary, lock it, and remove the temporary files of killed runs.
 
         Raises:
-            ConfigError: another run is at work in it.
+            ConfigError: another run is using it.
             CheckpointError: it cannot be created or written.
         """
         self.path = Path(path)
@@ -62,10 +62,9 @@ class RunFolder:
             sweep(folder)
 
     def start_fresh(self) -> str | None:
-        """Make room for a new run; return what was found here and where it is now, or None if there
-        was nothing.
+        """Make room for a new run; return a message about the old one, or None without one.
 
-        The whole folder is renamed, one atomic operation, to the first free `NAME-1`, `NAME-2`, ...
+        The whole folder is renamed, in one atomic operation, to the first free `NAME-1`, `NAME-2`.
 
         Raises:
             ConfigError: moving the folder would move more than one run.
@@ -75,7 +74,7 @@ class RunFolder:
             (self.path / name).exists() for name in RECORDS
         ):
             return None
-        here = self.path.resolve()  # what a link means is moved, not the link
+        here = self.path.resolve()  # a link stays; the folder behind it is moved
         inner = sorted(lock.parent.name for lock in here.glob("*/.lock"))
         if inner or Path.cwd().is_relative_to(here):
             why = (
@@ -108,19 +107,18 @@ class RunFolder:
         )
 
     def begin_again(self, configuration: str, first_save: int) -> str | None:
-        """Let a run that was ended before its first checkpoint (killed, or by a full disk) begin
-        again in its place; return what to say.
+        """Let a run that ended before its first checkpoint begin again in its folder.
 
-        Its logs are taken away: the run is going to write them again, as it does with the lines
-        behind a checkpoint that it goes on from. What it will not write again stays:
-        incidents.jsonl, whose skipped updates are skipped again, reports and tracebacks. None, and
-        nothing is touched, where that is not certain: the configuration is another, or there has
-        been a checkpoint, which somebody took away to keep the logs alone. `start_fresh` moves such
-        a folder aside.
+        Return a message, or None if the folder does not clearly hold such a start. It does not if
+        the configuration is different, or if there was a checkpoint that somebody removed to keep
+        the logs alone. `start_fresh` then moves the folder aside.
+
+        The logs are deleted, because the run is going to write them again. The other files stay:
+        incidents.jsonl, whose skipped updates are skipped again, reports and tracebacks.
 
         Args:
-            configuration: the run's, as it stands in config.yaml.
-            first_save: the step of its first checkpoint; whatever is logged later had one.
+            configuration: the text of the run's config.yaml.
+            first_save: the step of its first checkpoint; later log lines mean that it existed.
         """
         try:
             same = read_text(self.path / "config.yaml") == configuration
@@ -139,35 +137,37 @@ class RunFolder:
         )
 
     def rewind(self, step: int) -> str | None:
-        """Let the run stand where it stood after `step`, from where it goes on; return what was
-        moved aside for that, or None.
+        """Bring the folder back to its state after `step`; return a message about moved files.
 
-        Later checkpoints and results are kept in a folder `after-step-...`, with a copy of the
-        later rows of metrics.csv; the log itself drops them when it is opened. Raises
-        CheckpointError.
+        Later checkpoints and results move to a folder `after-step-...`, with a copy of the later
+        rows of metrics.csv; the log itself drops them when it is opened. The message is None if
+        nothing was moved.
+
+        Raises:
+            CheckpointError: the disk refused.
         """
         later = [path for path in step_directories(self.path) if step_of(path) > step]
         evaluations = self.evaluations()
         undone = [line for line in evaluations if line.step > step]
-        said = None
+        message = None
         if later or undone:
             aside = _first_free(self.path / f"after-step-{step:08d}")
             rows = metrics.after(self.path / "metrics.csv", step)
             with refusals(aside):
                 aside.mkdir()
-                # before anything is moved: when nothing later is left here, the rest of a rewind
-                # that was cut short is skipped
+                # First of all: a rewind that was cut short finds nothing later here, and then skips
+                # this part.
                 if rows:
                     replace(aside / "metrics.csv", rows)
-                # newest first: if this is cut short, what `--resume auto` finds is nearest to what
-                # was asked
+                # Newest first: if this is cut short, `--resume auto` finds the checkpoint that is
+                # nearest to the wanted one.
                 for path in reversed(later):
                     path.rename(aside / path.name)
             if undone:
                 results.write_validations(aside, undone)
                 kept = [line for line in evaluations if line.step <= step]
                 results.write_validations(self.path, kept)
-            said = (
+            message = (
                 f"{_count(later, 'later checkpoint')} and {_count(undone, 'later result')} moved to"
                 f" {aside}"
             )
@@ -179,23 +179,19 @@ class RunFolder:
         if steps := step_directories(self.path):
             point(self.path, "last.ckpt", steps[-1])
         self.point_to_best()
-        return said
+        return message
 
     def evaluations(self) -> list[RecordedValidation]:
-        """Every recorded validation, oldest first."""
+        """Return all recorded validations, oldest first."""
         return results.read_validations(self.path)[0]
 
     def record(self, validation: RecordedValidation) -> None:
-        """Append a validation's result, durably, and let best.ckpt follow it. Raises
-        CheckpointError.
-        """
+        """Append a validation durably, and update best.ckpt. Raises CheckpointError."""
         results.append_validation(self.path, validation)
         self.point_to_best()
 
     def point_to_best(self) -> None:
-        """Let best.ckpt mean the checkpoint with the lowest recorded loss, of those that are still
-        here.
-        """
+        """Set best.ckpt to the checkpoint with the lowest recorded loss that is still here."""
         by_manifest: dict[str | None, Path] = {}
         for path in step_directories(self.path):
             try:
@@ -212,8 +208,9 @@ class RunFolder:
             point(self.path, "best.ckpt", by_manifest[best.manifest_sha256])
 
     def close(self) -> None:
-        """Release the lock; the end of the process does so too. Folders that were made for a run
-        which was refused go again.
+        """Release the lock; the end of the process does so too.
+
+        Folders that were created for a run which was then refused are removed.
         """
         with contextlib.suppress(OSError):
             if self._made and [entry.name for entry in self.path.iterdir()] == [".lock"]:
@@ -224,7 +221,7 @@ class RunFolder:
 
 
 def parent_of_start(folder: Path) -> str | None:
-    """The checkpoint that `--init-from` named when the run in this folder was started, if it did."""
+    """Return the checkpoint that `--init-from` named when the run was started, if any."""
     try:
         return read_text(folder / PARENT).rstrip("\n")
     except FileNotFoundError:
@@ -232,7 +229,7 @@ def parent_of_start(folder: Path) -> str | None:
 
 
 def _first_free(path: Path) -> Path:
-    """`path-1`, or the next number of which nothing has the name."""
+    """Return `path-1`, or the path with the next number that is free."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(1))
     return next(candidate for candidate in numbered if not os.path.lexists(candidate))
 

@@ -1,11 +1,10 @@
-"""What went wrong in a run that could be lived with, or could not: incidents.jsonl, and reports on
-numbers that are not finite.
+"""The incidents of a run: skipped updates, loss spikes, and reports on numbers that are not finite.
 
-    incidents.jsonl              a line each: step, kind, message
-    nonfinite-step-00000005/     what there was to see: report.json, batch.jsonl
+    incidents.jsonl              one line for each incident: step, kind, message
+    nonfinite-step-00000005/     the evidence: report.json, batch.jsonl
 
-The steps whose update was left out are read back from here when a run is resumed or goes back to a
-checkpoint, and left out again: the checkpoint that it starts from was saved before it came to them.
+A run that is resumed or goes back to a checkpoint reads the skipped updates from here and skips
+them again, because the checkpoint was saved before it reached them.
 """
 
 from __future__ import annotations
@@ -25,28 +24,28 @@ from lm.system.errors import CheckpointError, NonFiniteError
 
 Kind = Literal["skipped", "overflow", "spike", "memory"]
 
-# each holds a whole batch; a run that goes wrong every few steps must not fill the disk with them
+# each report holds a whole batch; a run that fails every few steps must not fill the disk
 MAX_REPORTS = 20
 SPIKE_WINDOW = 100  # steps
 SPIKE_NOISE = 8
 
 
 class GoBack(Exception):
-    """The session ends here, and the run goes on from its newest checkpoint."""
+    """Ends the session; the run continues from its newest checkpoint."""
 
 
 class Incidents:
-    """The incidents of a run: all processes know them, the first one reads and writes them.
+    """The incidents of a run. All processes know them; the first one reads and writes the file.
 
     Args:
-        folder: the run's folder; None on all processes but the first.
-        decode: ids -> text, for the reports.
+        folder: the run's folder; None on all processes except the first.
+        decode: turns ids into text, for the reports.
         policy: `trainer.on_nonfinite`.
         limit: `trainer.nonfinite_limit`.
-        say: shows a line to the user.
+        say: prints a line.
 
     Raises:
-        CheckpointError: here or later, where the files cannot be read or written.
+        CheckpointError: every method, if the files cannot be read or written.
     """
 
     def __init__(
@@ -66,11 +65,14 @@ class Incidents:
         self._left_out: set[int] = set()
 
     def recall(self, step: int, broadcast: Callable[[Any], Any]) -> None:
-        """Read what has been written down so far, and say which updates are left out; `broadcast`
-        gives it to all processes.
+        """Read the recorded incidents on the first process, and print the skipped updates.
 
-        An overflow after `step`, from which the run goes on, counts only if it comes again: the
-        rate may be another by now.
+        An overflow after `step`, where the run continues, counts only if it happens again: the
+        learning rate may be different by now.
+
+        Args:
+            step: updates done.
+            broadcast: sends the first process's value to all processes.
         """
         self._seen = broadcast(
             set(read_incidents(self._folder / "incidents.jsonl"))
@@ -88,17 +90,14 @@ class Incidents:
 
     @property
     def skipped(self) -> set[int]:
-        """The steps (updates done before them) whose update was given up, for
-        `trainer.on_nonfinite`.
-        """
+        """The steps (counted in updates before them) that `trainer.on_nonfinite` skipped."""
         return {step for step, kind, _ in self._seen if kind == "skipped"}
 
     def note(self, step: int, kind: Kind, message: str) -> None:
-        """Write down and say what happened to the update that follows `step`; a run that comes by
-        here again writes nothing.
+        """Record and print an incident of the update after `step`; a repeated one is recorded once.
 
         Raises:
-            NonFiniteError: too many updates in a row were left out.
+            NonFiniteError: too many updates in a row were skipped.
         """
         self._say(f"step {step + 1:,}: {message}")
         if self._folder is not None and (step, kind, message) not in self._seen:
@@ -124,27 +123,24 @@ class Incidents:
         inputs: list[list[int]],
         labels: list[list[int]],
     ) -> None:
-        """Do what `trainer.on_nonfinite` says with the update that follows `step`. Returns where it
-        is to be left out.
+        """Do what `trainer.on_nonfinite` says with the update after `step`; return to skip it.
 
         Args:
             step: updates done.
-            problem: what is wrong with it.
+            problem: what is wrong with the update.
             facts: for report.json.
-            inputs: the rows that it was to learn from, as ids, for batch.jsonl.
-            labels: what was to be predicted in them.
+            inputs: the rows of the step, as ids, for batch.jsonl.
+            labels: the labels of these rows.
 
         Raises:
-            NonFiniteError: the run is to stop, or too many updates in a row were left out.
-            GoBack: the run is to go on from its newest checkpoint, without this step.
+            NonFiniteError: the run stops, or too many updates in a row were skipped.
+            GoBack: the run continues from its newest checkpoint, without this step.
         """
         try:
             report = self._report(step, facts, inputs, labels)
             seen = f"; what there was to see is in {report}" if report is not None else ""
-        except (
-            CheckpointError
-            # what went wrong is still the numbers, and every process has to go on from here alike
-        ) as refusal:
+        # the numbers are still the problem, and all processes must continue in the same way
+        except CheckpointError as refusal:
             seen = f"; what there was to see could not be kept: {refusal}"
         if self._policy == "stop":
             raise NonFiniteError(
@@ -163,8 +159,9 @@ class Incidents:
     def _report(
         self, step: int, facts: dict[str, Any], inputs: list[list[int]], labels: list[list[int]]
     ) -> Path | None:
-        """Put what there was to see into a folder of its own, and return that; None where enough
-        have been kept, or another writes.
+        """Write a report into a new folder and return the folder.
+
+        Return None if there are enough reports already, or if another process writes them.
         """
         if self._folder is None:
             return None
@@ -190,18 +187,17 @@ class Incidents:
 
 
 class SpikeWatch:
-    """Flags a loss that stands out: more than 8 noise levels, and 2 %, above the median of the last
-    20.
+    """Flags a loss that is more than 8 noise levels, and 2 %, above the median of the last 20.
 
-    The noise level is the median difference between neighbours among the last 100 losses, which
-    neither a falling loss nor one earlier spike moves much.
+    The noise level is the median difference between neighbours among the last 100 losses. Neither a
+    falling loss nor one earlier spike changes it much.
     """
 
     def __init__(self, recent: Sequence[float] = ()):
         self.recent = deque(recent, maxlen=SPIKE_WINDOW)
 
     def take(self, loss: float) -> str | None:
-        """Take in the next loss; what to say if it is a spike."""
+        """Add the next loss; return a message if it is a spike."""
         message = None
         if len(self.recent) >= SPIKE_WINDOW // 2:
             usual = statistics.median(list(self.recent)[-20:])
@@ -215,8 +211,9 @@ class SpikeWatch:
 
 
 def read_incidents(path: Path) -> Iterable[tuple[int, str, str]]:
-    """A line that a kill cut short is as if it had never been: the step before it was not saved
-    either.
+    """Yield (step, kind, message) of each line; skip damaged lines.
+
+    A line that a kill cut short does not count: the step before it was not saved either.
     """
     with refusals(path):
         lines = (
@@ -231,7 +228,7 @@ def read_incidents(path: Path) -> Iterable[tuple[int, str, str]]:
 
 
 def _strict(value: Any) -> Any:
-    """JSON has no NaN: it is written as a word."""
+    """Return a value with NaN and infinity as words, because JSON has no such numbers."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):

@@ -1,10 +1,9 @@
 """metrics.csv: the run's own record, one row for every logged step and every validation.
 
 Lightning's CSVLogger deletes the old file when a run is started again in the same folder. This log
-only ever appends, one write for each row, so that a killed run leaves at most one cut line.
-Resuming takes away the rows that the resumed run is going to write again; nothing else ever does.
-Where the run goes back behind saved or validated steps, `RunFolder.rewind` has put a copy of them
-aside.
+only appends, one write for each row, so a killed run leaves at most one cut line. Only resuming
+removes rows, namely those that the resumed run is going to write again. If the run goes back before
+saved or validated steps, `RunFolder.rewind` has copied their rows.
 """
 
 from __future__ import annotations
@@ -43,15 +42,14 @@ class MetricsLog:
 
     Args:
         path: the file; its folder exists.
-        resume_step: None for a fresh run, which starts the file. The step that a resumed run
-            continues from: rows after it are taken away, history up to it stays as it is, byte for
-            byte.
-        validated: the validation of `resume_step` is on record. If not, the resumed run does it
-            again, and a row of it is taken away.
+        resume_step: the step that a resumed run continues from; None for a fresh run, which starts
+            the file. Rows after this step are removed; the rows before it stay byte for byte.
+        validated: the validation of `resume_step` is recorded. If not, the resumed run repeats it,
+            and its row is removed.
 
     Attributes:
-        dropped: the lines that resuming took away: rows after `resume_step`, damaged ones, and a
-            last line that was cut.
+        dropped: how many lines resuming removed: rows after `resume_step`, damaged ones, and a last
+            line that was cut.
 
     Raises:
         CheckpointError: the file cannot be read or written, holds other columns, or (fresh run)
@@ -83,7 +81,7 @@ class MetricsLog:
         Args:
             step: optimiser steps done.
             split: which text was measured.
-            values: other columns by name; what is left out or None stays empty. The time stamp is
+            values: other columns by name; a missing one or None stays empty. The time stamp is
                 added here.
         """
         assert values.keys() <= set(COLUMNS), (
@@ -97,8 +95,9 @@ class MetricsLog:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows, oldest first: column name -> int, float or str, None where the cell is empty. A
-    last line that was cut is left out.
+    """Return the rows, oldest first: column name -> int, float or str; None for an empty cell.
+
+    A last line that was cut is skipped.
 
     Raises:
         CheckpointError: the file cannot be read, holds other columns, or a line within it is
@@ -111,8 +110,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def read_whole_lines(path: Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
-    """As `read`, but damaged lines come back beside the rows, by their numbers. Raises
-    CheckpointError for a file that cannot be read.
+    """Return the rows as `read` does, and the damaged lines by their numbers.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds other columns.
     """
     rows, damaged = [], {}
     for number, line in enumerate(_lines(path, _text(path)), start=2):
@@ -124,8 +125,10 @@ def read_whole_lines(path: Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
 
 
 def after(path: Path, step: int) -> str:
-    """The rows that come after `step`, under the header, as the text of a file; nothing if there
-    are none. Raises CheckpointError.
+    """Return the rows after `step` with the header, as the text of a file; empty without rows.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds other columns.
     """
     lines = []
     for line in _lines(path, _text(path)) if path.exists() else []:
@@ -143,8 +146,8 @@ def _text(path: Path) -> str:
 
 
 def _lines(path: Path, text: str) -> list[str]:
-    """The whole lines behind the header, which is checked."""
-    # behind the last line end stands nothing, or a line that was cut
+    """Return the complete lines after the header, which is checked."""
+    # after the last line end there is nothing, or a line that was cut
     header, *lines = text.split("\n")[:-1] or [text]
     if header != HEADER:
         raise CheckpointError(
@@ -159,7 +162,7 @@ def _row(line: str) -> dict[str, Any]:
 
 
 def _is_history(line: str, resume_step: int, validated: bool) -> bool:
-    """False too for a line that a power cut damaged: it must not keep the run from going on."""
+    """Return whether a resumed run keeps a line. It drops damaged ones, so that it can continue."""
     try:
         row = _row(line)
     except ValueError:

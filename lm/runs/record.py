@@ -1,9 +1,8 @@
-"""All that a run's folder tells about the run, for those who show it: read without torch, and as
-much of it as is whole.
+"""A run's folder, read for reports: everything in it that is not damaged, without torch.
 
-A part that is missing, cut or damaged is left out and named in `problems`; nothing here changes the
-folder, which may belong to a run that is still going. Values come from files, so each has its type
-checked here: who shows them only has to escape texts.
+A part that is missing, cut or damaged is skipped and named in `problems`. Nothing here changes the
+folder, which may belong to a run that is still going. The type of each value is checked here, so a
+report only has to escape texts.
 """
 
 from __future__ import annotations
@@ -30,12 +29,11 @@ TRACES = ("nonfinite-step-*", "error-*.txt", "after-step-*")
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint in the folder. `meta` is empty, and there is no hash, where `problem` says what
-    is damaged.
+    """A checkpoint in the folder. If it is damaged, `problem` says how, and `meta` is empty.
 
     Attributes:
         size: bytes of all its files.
-        links: best.ckpt, last.ckpt and final.ckpt, as far as they mean it.
+        links: those of best.ckpt, last.ckpt, final.ckpt, ... that point to it.
     """
 
     path: Path
@@ -49,21 +47,21 @@ class Saved:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run.
+    """A run, as its folder records it.
 
     Attributes:
         problems: a line for each part that is missing or damaged.
         rows: of metrics.csv, oldest first (lm/runs/metrics.py).
         validations: oldest first.
         checkpoints: oldest first.
-        config: the resolved configuration, section by section; empty where it is not known.
-        meta: the newest readable checkpoint's meta.json; empty where there is none.
+        config: the resolved configuration, section by section; empty if it is not known.
+        meta: the newest readable checkpoint's meta.json; empty if there is none.
         incidents: (updates done, kind, message).
-        traces: reports, tracebacks and what was moved aside, as files and folders.
+        traces: files and folders with reports, tracebacks and what was moved aside.
         answers: answers.json of a fine-tuned run; None: it has none.
         ranking: ranking.json; None: there is none.
-        start: the checkpoint that the run was told to start from, as init-from.txt has it.
-        going: a process is at work in the folder.
+        start: the checkpoint that the run started from, as init-from.txt has it.
+        going: a process is training in the folder.
     """
 
     folder: Path
@@ -82,7 +80,7 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """The folder's own name, wherever it was named from."""
+        """The name of the folder, even if the path is `.`."""
         return self.folder.resolve().name or str(self.folder)
 
     @property
@@ -93,38 +91,37 @@ class RunRecord:
 
     @property
     def best_checkpoint(self) -> Saved | None:
-        """That of the lowest recorded loss of those that are still here, or where none was
-        validated the newest; None: none is whole.
+        """The checkpoint with the lowest recorded loss that is still here.
+
+        If none was validated, it is the newest. None: all are damaged or gone.
         """
         scored = [
             (v.loss, saved)
             for v in self.validations
             if math.isfinite(v.loss) and (saved := self.checkpoint_of(v))
         ]
-        whole_ones = [saved for saved in self.checkpoints if saved.problem is None]
+        undamaged = [saved for saved in self.checkpoints if saved.problem is None]
         return (
             min(scored, key=lambda pair: pair[0])[1]
             if scored
-            else whole_ones[-1]
-            if whole_ones
+            else undamaged[-1]
+            if undamaged
             else None
         )
 
     @property
     def of_pairs(self) -> bool:
-        """It learns from preferences: what is validated are pairs of answers, and no token has a
-        loss of its own.
-        """
+        """Whether the run learns from preferences: a loss is of a pair of answers, not a token."""
         return text(self.config, "finetune", "objective") == "dpo"
 
     @property
     def unit(self) -> str:
-        """Of its losses."""
+        """The unit of the run's losses."""
         return "loss per pair of answers" if self.of_pairs else "nats per token"
 
     @property
     def step(self) -> int:
-        """Updates done, as far as anything tells."""
+        """The number of updates done, as far as it is recorded."""
         known = (
             [row["step"] for row in self.rows]
             + [v.step for v in self.validations]
@@ -134,7 +131,7 @@ class RunRecord:
 
     @property
     def tokens(self) -> int | None:
-        """Tokens trained on."""
+        """The number of tokens trained on."""
         return max(
             (int(row["tokens"]) for row in self.rows if row["tokens"] is not None),
             default=whole(self.meta, "tokens"),
@@ -142,7 +139,7 @@ class RunRecord:
 
     @property
     def seconds(self) -> float | None:
-        """Training time, without validation and saving."""
+        """The training time in seconds, without validation and saving."""
         known = [
             row["seconds"]
             for row in self.rows
@@ -152,13 +149,11 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
-        """Whether final.ckpt says that the run came to its end."""
+        """Whether final.ckpt says that the run reached its end."""
         return any("final.ckpt" in saved.links for saved in self.checkpoints)
 
     def points(self, split: str, column: str, over: str = "tokens") -> list[tuple[float, float]]:
-        """A column of metrics.csv for one split, over another column, where both are there and
-        finite.
-        """
+        """Return the points of two columns of metrics.csv, for one split, if both are finite."""
         pairs = [(row[over], row[column]) for row in self.rows if row["split"] == split]
         return [
             (x, y)
@@ -167,7 +162,7 @@ class RunRecord:
         ]
 
     def checkpoint_of(self, validation: RecordedValidation) -> Saved | None:
-        """The checkpoint whose very bytes were validated, if it is still here."""
+        """Return the checkpoint whose bytes were validated, if it is still here."""
         wanted = validation.manifest_sha256
         return next(
             (
