@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import random
-import runpy
 import signal
 import subprocess
 import sys
@@ -161,7 +160,9 @@ def last_step(trace: Path) -> int:
 
 
 def traced(trace: Path, arguments: list[str]) -> None:
-    """train.py or finetune.py, with each step written down."""
+    """Run train.py or finetune.py, and write a line into `trace` after each step."""
+    import finetune
+    import train
     from lm.checks.sameness import trace_of
     from lm.training.module import LanguageModel
 
@@ -177,7 +178,8 @@ def traced(trace: Path, arguments: list[str]) -> None:
 
     LanguageModel.training_step = traced_step  # type: ignore[method-assign]
     sys.argv = [str(ROOT / arguments[0]), *arguments[1:]]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    commands = {"train.py": train.main, "finetune.py": finetune.main}
+    commands[arguments[0]]()
 
 
 def compare(straight: Path, interrupted: Path) -> None:
