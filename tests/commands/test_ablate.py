@@ -34,7 +34,7 @@ from tools.selfcheck import parts_of
 
 
 class QuickChild:
-    """A run that starts in no time, since it is forked from a process that has imported everything."""
+    """Start a run at once: it is forked from a process that has imported everything."""
 
     def __init__(self, words: list[str], stdout: IO[str]):
         assert words[:2] == [sys.executable, str(ROOT / "train.py")]
@@ -47,7 +47,7 @@ class QuickChild:
 
 
 def ablate(config: Path, *arguments: str) -> tuple[str, str]:
-    """The command in this process, and its runs in others: what it wrote to stdout and to stderr."""
+    """Run the command here and its runs in other processes; return stdout and stderr."""
     out, said = io.StringIO(), io.StringIO()
     with (
         pytest.MonkeyPatch.context() as patch,

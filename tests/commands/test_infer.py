@@ -404,5 +404,8 @@ def test_help_names_every_option() -> None:
         "--chat --system --template --ckpt --prompt --prompt-file --max-new-tokens --temperature"
         " --top-k --top-p --min-p"
     )
-    for flag in f"{flags} --repetition-penalty --seed --num-samples --stop --tokenizer --device --json --no-stream".split():
+    for flag in (
+        f"{flags} --repetition-penalty --seed --num-samples --stop --tokenizer --device --json"
+        " --no-stream"
+    ).split():
         assert f"  {flag}" in text

@@ -322,13 +322,17 @@ def test_only_the_standard_library_is_imported_and_no_weights_are_read(run: Path
     code = f"""
 import runpy, sys
 opened, before = [], set(sys.modules)
-sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event == "open" else None)
+def remember(event, arguments):
+    if event == "open":
+        opened.append(str(arguments[0]))
+sys.addaudithook(remember)
 sys.argv = ["list.py", {str(run)!r}]
 sys.path.insert(0, {str(ROOT)!r})
 runpy.run_path("list.py", run_name="__main__")
 names = {{name.split(".")[0] for name in set(sys.modules) - before}}
 print(sorted(names - sys.stdlib_module_names), file=sys.stderr)
-print(sorted(name.rsplit("/")[-1] for name in opened if name.startswith({str(run)!r})), file=sys.stderr)
+names = [name for name in opened if name.startswith({str(run)!r})]
+print(sorted(name.rsplit("/")[-1] for name in names), file=sys.stderr)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

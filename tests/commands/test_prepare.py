@@ -1,4 +1,4 @@
-"""Tokens ahead of the run, as a person types it: python -m pytest tests/commands/test_prepare.py."""
+"""tools.prepare as a user types it: python -m pytest tests/commands/test_prepare.py."""
 
 import json
 import os

@@ -153,7 +153,7 @@ def test_the_choice_is_not_by_the_mean_over_tokens() -> None:
     """
 
     class Half(torch.nn.Linear):
-        """Every token has the probability 1/2, but for the first of a short answer, which has 1/4."""
+        """Give each token the probability 1/2, and the first of a short answer 1/4."""
 
         def new_cache(self, rows: int, length: int) -> Any:
             return type("Cache", (), {"length": 0})()

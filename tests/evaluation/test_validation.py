@@ -180,7 +180,7 @@ def test_left_in_its_own_mode_after_an_exception_too(training: bool) -> None:
 
 
 def test_leaves_no_trace_in_training() -> None:
-    """No gradient, no random number drawn: the next training step is the one that would have been."""
+    """No gradient and no random number is drawn, so the next training step is the same."""
     model = decoder().train()
     state = torch.get_rng_state()
     first = evaluate(model, [rows()], {EOS}, 1.0)

@@ -45,7 +45,7 @@ GREEDY = Sampling(temperature=0)
 
 @functools.cache
 def learned() -> Decoder:
-    """It knows both turns of TALK by heart, and to "0" it answers digits that do not end for long."""
+    """It knows both turns of TALK by heart. It answers "0" with many digits."""
     torch.manual_seed(0)
     config = ModelConfig(
         vocab_size=BYTE.vocab_size, d_model=64, n_layers=2, n_heads=2, context_length=2048

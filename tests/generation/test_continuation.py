@@ -40,7 +40,7 @@ def pieces(stops: list[str], texts: list[str]) -> tuple[list[str], bool]:
 
 
 def up_to_the_first_stop(stops: list[str], text: str) -> tuple[str, bool]:
-    """Slow and obvious: the shortest beginning of the text that ends in a stop string, without it."""
+    """Return the shortest beginning that ends in a stop string, without it: slow, obvious."""
     for end in range(1, len(text) + 1):
         matching = [stop for stop in stops if text[:end].endswith(stop)]
         if matching:

@@ -39,7 +39,8 @@ COMMAND = re.compile(
 )
 # Flags of torchrun, srun, sbatch and pip, and of another project.
 FLAGS_OF_OTHERS = {
-    "--kill-on-bad-exit", "--version", "--section.key", "--master-addr", "--master-port", "--node-rank", "--ntasks",
+    "--kill-on-bad-exit", "--version", "--section.key", "--master-addr", "--master-port",
+    "--node-rank", "--ntasks",
     "--rdzv-endpoint", "--shutdown-timeout", "--signals-to-handle", "--long",
 }  # fmt: skip
 # LEARNING_PATH.md shows how this mistake is reported.
@@ -321,7 +322,7 @@ def test_make_targets_exist() -> None:
 
 
 def test_the_readme_is_short_and_begins_with_the_essentials() -> None:
-    """The order is: a title, a picture, commands, the file tree, the rest. The tree has every room."""
+    """A title, a picture, commands, the file tree, the rest. The tree has every room."""
     text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 120
     blocks = FENCE.findall(text)

@@ -135,7 +135,8 @@ def test_same_as_gpt2() -> None:
     ours = decoder(**GPT2, d_ff=128)
     c = ours.config
     config = transformers.GPT2Config(
-        vocab_size=c.vocab_size, n_positions=c.context_length, n_embd=c.d_model, n_layer=c.n_layers, n_head=c.n_heads, n_inner=c.mlp_width,
+        vocab_size=c.vocab_size, n_positions=c.context_length, n_embd=c.d_model,
+        n_layer=c.n_layers, n_head=c.n_heads, n_inner=c.mlp_width,
         layer_norm_epsilon=c.norm_eps, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
     )  # fmt: skip
     theirs = transformers.GPT2LMHeadModel(config).eval()

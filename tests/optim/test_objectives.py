@@ -36,7 +36,7 @@ def make_pairs(n, seed=0):
 
 
 def rows_of(pairs, per_row, length=64):
-    """Rows as the data module makes them: each answer behind its prompt, as a document of its own."""
+    """Return rows as the data module does: each answer follows its prompt, in one document."""
     rows = {"input_ids": [], "labels": [], "document_ids": []}
     for first in range(0, len(pairs), per_row):
         ids, labels, documents = [], [], []

@@ -1,4 +1,4 @@
-"""Randomness that is computed, not carried along: python -m pytest tests/optim/test_randomness.py."""
+"""Seeds are computed, not carried along: python -m pytest tests/optim/test_randomness.py."""
 
 from __future__ import annotations
 

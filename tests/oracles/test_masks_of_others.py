@@ -6,9 +6,10 @@ They agree to the token, ids and mask. What differs, and is meant to:
 * Theirs ends with the line break that chatml writes behind each turn; here it stands between turns,
   and nothing follows the last end of turn: no answer ever needs that token, and it is learnt by
   neither.
-* What counts inside `{% generation %}` is the jinja template's to say. CHATML here puts an answer and its <|im_end|> there, as our mask
-  does. trl's own training template for Qwen2.5 also counts the line breaks before and behind as the answer's: the first one ends every
-  prompt, so it is never to be written, and the last one comes when writing has stopped.
+* The jinja template decides what counts inside `{% generation %}`. CHATML here puts an answer and
+  its <|im_end|> there, as our mask does. trl's own training template for Qwen2.5 also counts the
+  line breaks around the answer. The first one ends every prompt, so a model never writes it. The
+  last one comes after the model has stopped.
 * They tokenise what stands between two special tokens as one text, so an answer that begins with a
   line break has another first token there (tests/documents/test_templates.py, T14).
 """
@@ -85,7 +86,7 @@ def test_transformers_assistant_tokens_mask(messages: list[dict[str, str]]) -> N
 
 @pytest.mark.parametrize("messages", CONVERSATIONS)
 def test_transformers_generation_prompt(messages: list[dict[str, str]]) -> None:
-    """T15: what the model is given to read in a chat, the EOS that opens each sequence here aside."""
+    """T15: a chat has the same ids as theirs, except the EOS that opens each sequence here."""
     conversation = conversation_of({"messages": messages}, "messages")
     assert isinstance(conversation, Conversation)
     found = theirs().apply_chat_template(
@@ -186,6 +187,6 @@ def test_trl_assistant_only_loss(tmp_path: Path) -> None:
 
 
 def test_trl_completion_only_loss(tmp_path: Path) -> None:
-    """Theirs learns the last of several answers alone; here those in a prompt are learnt as well."""
+    """Theirs learns only the last of several answers; ours also learns those in a prompt."""
     rows = [{"prompt": messages[:-1], "completion": messages[-1:]} for messages in CONVERSATIONS]
     assert_same(trl_batch(rows, tmp_path, completion_only_loss=True), CONVERSATIONS, True)

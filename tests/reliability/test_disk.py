@@ -61,7 +61,7 @@ def require(tool: str) -> str:
 
 
 def write_two(folder: Path, ready: Any, attached: Any) -> None:
-    """Checkpoints 2 and 3 are written after 1, which is deleted for that; then 3 is written again."""
+    """Checkpoints 2 and 3 are written after 1, which is deleted; then 3 is written again."""
     (folder.parent / "elsewhere").mkdir(exist_ok=True)
     # what is opened when this is done for the first time would be counted
     write_one(folder.parent / "elsewhere", 1, 0.0)

@@ -1,4 +1,4 @@
-"""A long run: memory, open files and time per step stay what they were, and the record has no gap."""
+"""A long run: memory, open files and time per step stay the same; the record has no gap."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def watched(self, batch, batch_idx):
     step_of_training(self, batch, batch_idx)
     if self.step % 100 == 0:
         resident = int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        sample = [self.step, resident, len(os.listdir("/proc/self/fd")), threading.active_count(), time.process_time()]
+        files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+        sample = [self.step, resident, files, threads, time.process_time()]
         with open(os.environ["SAMPLES"], "a") as file:
             file.write(json.dumps(sample) + "\\n")
 lm.training.module.LanguageModel.training_step = watched

@@ -96,11 +96,13 @@ ham                               1            1
 spam                              0            1
 
 3 of 4 held-out prompts answered with the likeliest tokens, at most 64 each
-matches and F1 compare words as SQuAD does: lower case, no punctuation, no articles (a, an, the); F1 is a mean over answers
+matches and F1 compare words as SQuAD does: lower case, no punctuation, no articles \
+(a, an, the); F1 is a mean over answers
 1 prompt is too long for the context of 256: left out
 1 conversation is longer than the context of 256: left out of the loss
 1 conversation is left out of the choice: the reference is none of ham, spam, or there is no room
-what was forgotten: on the text that the base was validated on, the loss went from 4.0000 to 4.2000 nats per token
+what was forgotten: on the text that the base was validated on, the loss went from 4.0000 \
+to 4.2000 nats per token
 answers to read: {tmp_path}/report.md; all: {tmp_path}/answers.json"""
     )
     assert (facts["held_out"], facts["no_room"], facts["context"]) == (4, 1, 256)
@@ -121,7 +123,8 @@ answers to read: {tmp_path}/report.md; all: {tmp_path}/answers.json"""
         },
     }  # fmt: skip
     assert facts["conversations"][2] == {
-        "prompt": [{"role": "user", "content": "Now?"}], "reference": "ham", "before": {"choice": "spam"}, "after": {"choice": "spam"},
+        "prompt": [{"role": "user", "content": "Now?"}], "reference": "ham",
+        "before": {"choice": "spam"}, "after": {"choice": "spam"},
     }  # fmt: skip
     assert "## Fine-tuning\n" in page
     assert "| loss on the base's own text, nats per token | 4.0000 | 4.2000 | +5.0 % |\n" in page

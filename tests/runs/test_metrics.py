@@ -34,8 +34,8 @@ def test_fresh_run_writes_the_header_and_one_line_for_each_row(tmp_path: Path) -
     )
     header, line, rest = path.read_text().split("\n")
     assert (
-        header
-        == "step,epoch,split,loss,timestamp,tokens,perplexity,bits_per_byte,lr,grad_norm,tokens_per_second,mfu,peak_memory_mb,seconds"
+        header == "step,epoch,split,loss,timestamp,tokens,perplexity,bits_per_byte,lr,grad_norm,"
+        "tokens_per_second,mfu,peak_memory_mb,seconds"
     )
     assert re.fullmatch(
         r"7,0\.5,val,1\.234568,\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00,1536000,3\.4368908,1\.7811,,,,,,1234567\.8",

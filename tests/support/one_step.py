@@ -1,7 +1,9 @@
 """One optimiser step over eight rows with very uneven masks; the first process writes its
 gradients. Run alone or under torchrun:
 
-python -m tests.support.one_step FOLDER CASE...          a case is MICRO_BATCH, with -fsdp, -lora or -qlora behind it; writes FOLDER/CASE.pt
+python -m tests.support.one_step FOLDER CASE...
+
+A case is MICRO_BATCH, followed by -fsdp, -lora or -qlora. The result is FOLDER/CASE.pt.
 """
 
 from __future__ import annotations
@@ -102,8 +104,10 @@ def main(micro_batch: int, out: Path, world_size: int, *options: str) -> None:
     module = Recorder(config, make_decoder, "fp32", incidents, NextToken())
     strategy = ModelParallelStrategy(world_size, 1) if fsdp else "ddp" if world_size > 1 else "auto"
     trainer = lightning.Trainer(
-        accelerator="cpu", devices=world_size, strategy=strategy, max_epochs=1, use_distributed_sampler=False,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", devices=world_size, strategy=strategy, max_epochs=1,
+        use_distributed_sampler=False,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
     )  # fmt: skip
     rank = trainer.global_rank
     trainer.fit(module, DataLoader(OneStep(micro_batch, rank, world_size), batch_size=None))

@@ -185,7 +185,7 @@ def _task(environment: dict[str, str], arguments: list[str]) -> None:
 def write_trained(
     folder: Path, decoder: Any, tokenizer: Tokenizer, config: dict[str, object], step: int = 150
 ) -> Path:
-    """A checkpoint of a decoder that a test has trained by itself; nothing can be resumed from it."""
+    """Write a checkpoint of a decoder that a test has trained; it cannot be resumed."""
     import torch
 
     from lm.checkpoints.folder import write_checkpoint, write_json

@@ -320,7 +320,7 @@ def test_a_mixture_of_one_is_that_one():
 
 
 def test_blocks_are_shuffled_each_in_its_own_way():
-    """Over many blocks of 1 : 1 : 2 each of the 12 orders comes up as often. 6 standard deviations."""
+    """Many blocks of 1 : 1 : 2 have each of the 12 orders equally often, within 6 sigma."""
     n = 12_000
     parts = Plan((10, 10, 10), (1, 1, 2), seed=5).rows(np.arange(4 * n))[:, 0].reshape(n, 4)
     counts = Counter(map(tuple, parts.tolist()))
@@ -429,7 +429,7 @@ def test_large_mixtures(when_one_ends, sizes, weights):
 )
 @settings(max_examples=60, deadline=None)
 def test_the_first_epoch_that_a_step_needs(sizes, weights, step, batch):
-    """Of what came before it, that step and all later ones need nothing: what a stream may forget."""
+    """That step and all later ones need nothing before it, so a stream may forget it."""
     plan = Plan(tuple(sizes), tuple(weights[: len(sizes)]), "repeat", 3)
     later = plan.rows(np.arange(step * batch, step * batch + 40 * sum(weights)))
     for part in range(len(sizes)):

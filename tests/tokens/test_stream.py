@@ -200,7 +200,7 @@ def test_more_validation_rows_than_before_are_held_out_anew(tmp_path: Path) -> N
 def test_a_stream_of_which_nothing_is_held_out_is_not_read_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`data.validation` names other text: reading all of Wikipedia to find nothing would take days."""
+    """`data.validation` names other text: searching all of Wikipedia would take days."""
     monkeypatch.setattr(hub, "stream", lambda *_: pytest.fail("the stream was read"))
     assert make_stream(tmp_path, split=Split("none")).validation(0).documents == 0
 

@@ -154,7 +154,8 @@ def test_validations_are_counted(max_steps: int, start: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("devices", "micro_batch", "said"), [(1, 8, ""), (1, 2, ", as 4 x 2 rows"), (2, 4, ", as 4 rows on each of 2 devices"),
+    ("devices", "micro_batch", "said"), [(1, 8, ""), (1, 2, ", as 4 x 2 rows"), (2, 4,
+    ", as 4 rows on each of 2 devices"),
                                          (2, 2, ", as 2 x 2 rows on each of 2 devices")],
 )  # fmt: skip
 def test_a_step_s_rows_and_where_they_go(

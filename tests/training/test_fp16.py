@@ -118,7 +118,8 @@ def fit(
     scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=growth)
     plugins = [MixedPrecision("16-mixed", "cpu", scaler)] if precision == "fp16" else []
     trainer = lightning.Trainer(
-        accelerator="cpu", devices=1, plugins=plugins, max_epochs=1, logger=False, enable_checkpointing=False,
+        accelerator="cpu", devices=1, plugins=plugins, max_epochs=1, logger=False,
+        enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     first = 3 if resume is not None else 0

@@ -1,4 +1,4 @@
-"""Numbers that are not finite, spikes, too little memory, evaluations that fail, a disk that fills."""
+"""Non-finite numbers, spikes, too little memory, failed evaluations, a full disk."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_skip_is_the_run_without_that_update(
 
 @pytest.mark.usefixtures("trains")
 def test_a_skipped_step_changes_nothing(without: Path) -> None:
-    """Weights and averages of steps 7 and 8 are the same; the learning rate and the plan went on."""
+    """Steps 7 and 8 have equal weights and averages; the learning rate and the plan go on."""
     folder = without.parent
     run = folder / "each"
     left_out(run, 7)
