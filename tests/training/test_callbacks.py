@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.runs import config_file, train
 
+pytestmark = pytest.mark.usefixtures("trains")
+
 
 def test_lightning_keeps_the_order_of_the_callbacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,8 @@ import pytest
 from lm.runs.metrics import read
 from tests.support.runs import train
 
+pytestmark = pytest.mark.usefixtures("trains")
+
 OLDER_RUN = Path(__file__).parent / "older_run"
 # The losses of steps 6 to 15, as the same commit logged them in a run that was not stopped.
 LOSSES = (
