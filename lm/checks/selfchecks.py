@@ -182,7 +182,7 @@ def initial_loss(decoder: Decoder, rows: Rows, objective: Objective, fresh: bool
     """
     decoder.eval()
     choices, n, echo, beyond = (
-        decoder.config.vocab_size if objective.per_token else 2,
+        decoder.lm_head.out_features if objective.per_token else 2,
         int(objective.count(rows)),
         "",
         0.0,
@@ -322,7 +322,7 @@ def _gap(one: Tensor, other: Tensor) -> float:
 
 def _others(decoder: Decoder, ids: Tensor) -> Tensor:
     """Return tokens of which each differs from the given one."""
-    return (ids + 1) % decoder.config.vocab_size
+    return (ids + 1) % decoder.lm_head.out_features
 
 
 def _short(decoder: Decoder, row: Rows) -> dict[str, Tensor]:
