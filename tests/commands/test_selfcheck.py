@@ -326,6 +326,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     main()
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -378,6 +379,7 @@ def test_a_finetuning_configuration(
     assert found == dict.fromkeys(QUICK, True) | {"documents": None, "loss": False}
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_resume_that_forgets_the_optimiser_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

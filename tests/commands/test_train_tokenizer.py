@@ -291,6 +291,7 @@ def made(folder: Path, config: Path, *flags: str, **environment: str) -> tuple[b
     return out.read_bytes(), said
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_the_same_bytes_in_every_run(tmp_path: Path) -> None:
     config = config_file(tmp_path)
     conditions = [
@@ -319,6 +320,7 @@ def stored_texts(store: TokenStore) -> list[str]:
     return [bytes(part[1:].astype(np.uint8)).decode() for part in parts if len(part) > 1]
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("split", SPLITS)
 def test_only_the_training_side_is_learnt_from(tmp_path: Path, split: str) -> None:
     """The result is the same as from the training side in the token cache."""
@@ -349,6 +351,7 @@ def test_only_the_training_side_is_learnt_from(tmp_path: Path, split: str) -> No
     assert [row[2] for row in rows] == [f"{sizes['train']:,}", f"{sizes['val']:,}"]
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_the_budget_on_the_command_line(tmp_path: Path) -> None:
     config = config_file(tmp_path)
     written, said = made(tmp_path, config, "--bytes", "500")
@@ -358,6 +361,7 @@ def test_the_budget_on_the_command_line(tmp_path: Path) -> None:
     assert written.decode() == learn(excerpt(train, 500), 300)[0]
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_the_budget_is_shared_out_by_the_weights_of_a_mixture(tmp_path: Path) -> None:
     """Weights 3 and 7 share 1,000 bytes as 300 and 700; a large budget takes all text.
 
@@ -405,6 +409,7 @@ def test_the_budget_is_shared_out_by_the_weights_of_a_mixture(tmp_path: Path) ->
     assert everything.decode() == learn(texts["a"] + texts["b"], 270)[0]
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_run_trains_with_it_and_transformers_reads_the_folder(tmp_path: Path) -> None:
     config, out = config_file(tmp_path), tmp_path / "bpe"
     run(
@@ -448,6 +453,7 @@ def test_a_run_trains_with_it_and_transformers_reads_the_folder(tmp_path: Path) 
     assert "done: " in done.stdout
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_it_says_what_is_worth_knowing(tmp_path: Path) -> None:
     lines = corpus(tmp_path).read_text(encoding="utf-8").split("\n\n")
     rows = [json.dumps({"text": line.strip()}) for line in lines] + [
@@ -469,6 +475,7 @@ def test_it_says_what_is_worth_knowing(tmp_path: Path) -> None:
     assert "round trip: 0 of " in said
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     ("flags", "code", "told"),
     [
@@ -509,6 +516,7 @@ def test_mistakes_are_one_line(tmp_path: Path, flags: list[str], code: int, told
     assert not out.exists()
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     config = config_file(tmp_path)
     common = [*COMMAND, "--config", str(config), "--vocab-size", "300", "--out"]

@@ -155,6 +155,7 @@ def test_it_is_what_one_document_after_the_other_gives(
             assert int(start) == 0 or ids[int(start) - 1] == EOS
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("kind", ["hash", "tail"])
 def test_any_number_of_processes_writes_the_same(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(text_files, "SPAN_BYTES", 300)

@@ -567,6 +567,7 @@ def test_steps_have_micro_batches(tmp_path):
     } == dict.fromkeys(["input_ids", "labels", "document_ids"], (4, 2, 8))
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(tmp_path, workers):
     plain, parallel = (module(tmp_path, TEXTS, workers=n, document_mask=True) for n in (0, workers))
@@ -737,6 +738,7 @@ def test_a_run_goes_on_without_the_source_that_ran_dry(tmp_path, monkeypatch):
     assert len({*first}) == len(first) and len({*second}) == len(second), "no row comes again"
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("when_one_ends", ["repeat", "go_on"])
 @pytest.mark.parametrize(("workers", "world_size"), [(0, 1), (2, 1), (0, 2), (2, 2)])
 def test_a_resumed_mixture_goes_on_with_the_same_rows(tmp_path, when_one_ends, workers, world_size):
