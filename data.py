@@ -114,11 +114,8 @@ class PackedDataModule(lightning.LightningDataModule):
         for line in summary(self.trained, self.corpora, train, val):
             self._say(line)
         require_rows(self.config, self.trained, train, val)
-        pad_id, document_mask = self.tokenizer.pad_id, self.config.data.document_mask
-        return {
-            "train": Rows(train, pad_id, document_mask),
-            "val": Rows(val, pad_id, document_mask),
-        }
+        settings = self.tokenizer.pad_id, self.config.data.document_mask
+        return {"train": Rows(train, *settings), "val": Rows(val, *settings)}
 
     @functools.cached_property
     def plan(self) -> Plan:

@@ -33,7 +33,8 @@ class Decoder(nn.Module):
     """Token ids in, next-token logits (or their loss) out.
 
     `config.vocab_size` must be a number; the commands take it from the tokenizer.
-    `initialise=False` draws no weights, for callers that load their own.
+    `initialise=False` draws no weights, for callers that load their own. `n_parameters` counts a
+    tied head once; `n_matmul_parameters` counts all linear layers, the head even if it is tied.
     """
 
     def __init__(self, config: ModelConfig, initialise: bool = True):
@@ -54,8 +55,8 @@ class Decoder(nn.Module):
             self.initialise()
         # Counted now: adapters, 4-bit weights and FSDP change parameters() later.
         matrices = [layer.weight for layer in self.modules() if isinstance(layer, nn.Linear)]
-        self._n_parameters = sum(weight.numel() for weight in self.parameters())
-        self._n_matmul_parameters = sum(weight.numel() for weight in matrices)
+        self.n_parameters = sum(weight.numel() for weight in self.parameters())
+        self.n_matmul_parameters = sum(weight.numel() for weight in matrices)
 
     def tie_weights(self) -> None:
         """Let the head share the embedding's weight, also after loading with `assign=True`."""
@@ -136,14 +137,6 @@ class Decoder(nn.Module):
                 nn.init.ones_(parameter)
             else:
                 nn.init.normal_(parameter, std=residual_std if residual else std)
-
-    def n_parameters(self) -> int:
-        """Return the number of weights. A tied head counts once, adapters do not count."""
-        return self._n_parameters
-
-    def n_matmul_parameters(self) -> int:
-        """Return the number of weights in linear layers; the head counts even if it is tied."""
-        return self._n_matmul_parameters
 
     def _positions(
         self, input_ids: Tensor, document_ids: Tensor | None, start: int, padding: Tensor | None
@@ -298,9 +291,7 @@ class KVCache:
         return self.keys.shape[3]
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new positions, (B, K, T, E). Return all of this layer's, (B, K, S, E) with
-        S = length + T.
-        """
+        """Store (B, K, T, E) of new positions; return the layer's (B, K, S, E), S = length + T."""
         end = self.length + k.shape[2]
         assert end <= self.capacity, f"{end} positions do not fit a cache of {self.capacity}"
         self.keys[layer, :, :, self.length : end] = k

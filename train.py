@@ -82,10 +82,7 @@ def fit(parts: Parts, start: Origin, run: Run) -> None:
     from lm.training.trainer import make_trainer, prepare_torch
 
     prepare_torch(parts)
-    incidents = run.incidents(parts.tokenizer)
-    module = LanguageModel(
-        parts.config, parts.make_decoder, parts.precision, incidents, parts.objective, start.resume
-    )
+    module = LanguageModel(parts, run.incidents(parts.tokenizer), start.resume)
     module.configure_model()
     run.open_record(parts, start, module.decoder)
     after_each_step = [  # in this order

@@ -178,6 +178,9 @@ def traced(trace: Path, arguments: list[str]) -> None:
 
     LanguageModel.training_step = traced_step  # type: ignore[method-assign]
     sys.argv = [str(ROOT / arguments[0]), *arguments[1:]]
+    # Lightning starts its other processes by the main module's name if it has one, and otherwise
+    # by sys.argv: those train, and are not traced.
+    sys.modules["__main__"].__spec__ = None
     commands = {"train.py": train.main, "finetune.py": finetune.main}
     commands[arguments[0]]()
 

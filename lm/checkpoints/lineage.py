@@ -43,7 +43,7 @@ def lasting_meta(
     adapters = describe(config, decoder)
     return {
         "format": FORMAT,
-        "n_parameters": decoder.n_parameters(),
+        "n_parameters": decoder.n_parameters,
         "model": decoder.config.model_dump(mode="json"),
         "tokenizer": {
             "name": tokenizer.name,

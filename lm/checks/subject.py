@@ -129,7 +129,7 @@ class Subject:
         }
         total = sum(seconds[name] for name in names)
         return (
-            f"{decoder.n_parameters():,} parameters, float32 on {self.parts.device}: this will"
+            f"{decoder.n_parameters:,} parameters, float32 on {self.parts.device}: this will"
             f" take about {duration(total)}"
         )
 

@@ -16,12 +16,8 @@ DECAYED = (nn.Linear, nn.Embedding)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the trained parameters by name: frozen ones are missing, a tied one is there once.
-    Only these are saved and averaged.
-    """
-    return {
-        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
-    }
+    """Return the parameters to train, save and average, by name; a tied one is there once."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[Group]:

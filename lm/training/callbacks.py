@@ -14,6 +14,7 @@ behind all others. They share the attributes of `Run`.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable
@@ -179,7 +180,9 @@ class Validate(RunCallback):
     def _validate(self, trainer: Trainer, module: LanguageModel) -> None:
         run, started = self.run, time.perf_counter()
         alone = trainer.world_size == 1  # several score to the end, or some would wait for others
-        with module.averaged() as decoder, trainer.precision_plugin.forward_context():
+        decoder, average = module.decoder, module.average
+        judged = average.swapped_in(decoder) if average else contextlib.nullcontext()
+        with judged, trainer.precision_plugin.forward_context():
             result = self._attempt("validation", module, lambda: self._score(decoder, alone))
             if alone and run.signals.requested:
                 run.signal = run.signals.requested

@@ -184,7 +184,7 @@ class Forecast:
     def lines(self, folder: Path) -> list[str]:
         """Return the lines that need no measurement: model, run, disk."""
         config, trainer, footprint = self.config, self.config.trainer, self.footprint
-        n_parameters = self.decoder.n_parameters()
+        n_parameters = self.decoder.n_parameters
         n_trained = sum(parameter.numel() for parameter in trained(self.decoder).values())
         beside = f" ({n_trained:,} trained)" if n_trained != n_parameters else ""
         tokens = config.max_steps * config.tokens_per_step

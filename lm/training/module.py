@@ -8,9 +8,7 @@ Lightning's own accumulation averages the means of micro-batches, which differs 
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +20,16 @@ from torch.optim import Optimizer
 
 from lm.checkpoints.folder import Checkpoint
 from lm.checkpoints.train_state import Saved, load_into, read_saved
-from lm.config.schema.config import Config
 from lm.optim.averaging import WeightAverage
-from lm.optim.objectives import NEXT_TOKEN, Objective
 from lm.optim.optimizers import make_optimizer
 from lm.optim.randomness import fold, seed_all
 from lm.optim.schedule import learning_rate
 from lm.runs.incidents import Incidents, SpikeWatch
 from lm.surgery import fsdp
 from lm.system.errors import NonFiniteError, is_out_of_memory
+from lm.training.parts import Parts
 from lm.training.processes import exchange_gradients
 from lm.training.recovery import LossScale, give_up, halve_rows
-from model import Decoder
 
 
 class LanguageModel(lightning.LightningModule):
@@ -48,28 +44,20 @@ class LanguageModel(lightning.LightningModule):
         average: the averaged weights, or None where `optimizer.ema_decay` is 0.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        make_decoder: Callable[[], Decoder],
-        precision: str,
-        incidents: Incidents,
-        objective: Objective = NEXT_TOKEN,
-        resume: Path | None = None,
-    ):
+    def __init__(self, parts: Parts, incidents: Incidents, resume: Path | None = None):
         super().__init__()
         self.automatic_optimization = False
-        self.config = config
-        self.precision = precision
+        self.config = parts.config
+        self.precision = parts.precision
+        self.objective = parts.objective
         self.incidents = incidents
-        self.objective = objective
         self.step = 0
         self.average: WeightAverage | None = None
         self.loss = self.grad_norm = torch.tensor(math.nan)
         self.used_learning_rate = 0.0
         self.spikes = SpikeWatch()
-        self._rows_at_once = config.trainer.micro_batch
-        self._make_decoder = make_decoder
+        self._rows_at_once = parts.config.trainer.micro_batch
+        self._make_decoder = parts.make_decoder
         self._resume = resume
         self._saved: Saved | None = None  # between reading and restoring
 
@@ -202,13 +190,6 @@ class LanguageModel(lightning.LightningModule):
             )
         if clip := self.config.optimizer.grad_clip:
             nn.utils.clip_grads_with_norm_(parameters, clip, self.grad_norm)
-
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[Decoder]:
-        """Yield the decoder as it is judged: with the averaged weights where the run keeps them."""
-        average = self.average
-        with average.swapped_in(self.decoder) if average else contextlib.nullcontext():
-            yield self.decoder
 
     def _summed(self, value: Tensor) -> Tensor:
         """Add up over processes."""

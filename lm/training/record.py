@@ -191,7 +191,7 @@ def open_record(
 
 def _work(parts: Parts, decoder: Decoder, meta: dict[str, Any]) -> StepWork:
     config, shape = parts.config, decoder.config
-    matrices = decoder.n_matmul_parameters()
+    matrices = decoder.n_matmul_parameters
     adapters = meta["adapters"]["n_parameters"] if "adapters" in meta else 0
     flops = flops_per_token(
         matrices + adapters,

@@ -89,12 +89,10 @@ def test_a_model_comes_back_the_same_and_a_tied_head_once(tmp_path: Path, tied: 
     )
     stored = load_file(path / "model.safetensors")
     assert ("lm_head.weight" in stored) is not tied
-    assert sum(tensor.numel() for tensor in stored.values()) == saved.n_parameters()
+    assert sum(tensor.numel() for tensor in stored.values()) == saved.n_parameters
     loaded, tokenizer, meta = load(path)
     assert (
-        loaded.n_parameters() == saved.n_parameters()
-        and tokenizer.name == "byte"
-        and meta["step"] == 3
+        loaded.n_parameters == saved.n_parameters and tokenizer.name == "byte" and meta["step"] == 3
     )
     assert not loaded.training
     for name, parameter in saved.named_parameters():

@@ -428,8 +428,8 @@ def test_a_tied_head_is_one_tensor_everywhere() -> None:
     moved = model.to(torch.float64)
     assert moved.lm_head.weight is moved.embed_tokens.weight
     untied = decoder(tie_embeddings=False)
-    assert untied.n_parameters() == model.n_parameters() + 97 * 32
-    assert untied.n_matmul_parameters() == model.n_matmul_parameters()
+    assert untied.n_parameters == model.n_parameters + 97 * 32
+    assert untied.n_matmul_parameters == model.n_matmul_parameters
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -445,9 +445,9 @@ def test_without_initialisation_nothing_is_drawn(device: str) -> None:
 
 def test_weights_are_counted_before_anything_is_done_to_them() -> None:
     model = decoder()
-    counts = model.n_parameters(), model.n_matmul_parameters()
+    counts = model.n_parameters, model.n_matmul_parameters
     model.layers[0].attention.q_proj = torch.nn.Identity()
-    assert (model.n_parameters(), model.n_matmul_parameters()) == counts
+    assert (model.n_parameters, model.n_matmul_parameters) == counts
 
 
 def test_gradient_checkpointing_changes_nothing() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -26,6 +27,7 @@ from lm.runs.incidents import Incidents
 from lm.surgery.fsdp import full_tensor
 from lm.surgery.lora import add_adapters
 from lm.training.module import LanguageModel
+from lm.training.parts import Parts
 from lm.training.processes import disconnect
 from model import Decoder
 
@@ -92,6 +94,8 @@ def main(micro_batch: int, out: Path, world_size: int, *options: str) -> None:
                 "batch_size": ROWS,
                 "micro_batch_size": micro_batch,
                 "devices": world_size,
+                "device": "cpu",
+                "precision": "fp32",
             },
         }
     )
@@ -101,7 +105,9 @@ def main(micro_batch: int, out: Path, world_size: int, *options: str) -> None:
         decoder = Decoder(ModelConfig(**config.model.model_dump()))
         return adapted(decoder, "qlora" in options) if {"lora", "qlora"} & {*options} else decoder
 
-    module = Recorder(config, make_decoder, "fp32", incidents, NextToken())
+    nothing: Any = None
+    parts = Parts(config, nothing, nothing, make_decoder, NextToken())
+    module = Recorder(parts, incidents)
     strategy = ModelParallelStrategy(world_size, 1) if fsdp else "ddp" if world_size > 1 else "auto"
     trainer = lightning.Trainer(
         accelerator="cpu", devices=world_size, strategy=strategy, max_epochs=1,

@@ -375,8 +375,8 @@ def test_four_bits_take_an_eighth_and_are_near() -> None:
         and taken.checkpoint == 4 * taken.gradients < before.checkpoint / 20
     )
     assert (
-        model.n_parameters() == base.n_parameters()
-        and model.n_matmul_parameters() == base.n_matmul_parameters()
+        model.n_parameters == base.n_parameters
+        and model.n_matmul_parameters == base.n_matmul_parameters
     )
     error = [
         (layer.base.weight(torch.float32) - base.get_submodule(name).weight).norm()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning
 import pytest
@@ -22,6 +23,7 @@ from lm.config.schema.model import ModelConfig
 from lm.runs.incidents import Incidents
 from lm.system.errors import NonFiniteError
 from lm.training.module import LanguageModel
+from lm.training.parts import Parts
 from lm.training.record import writers
 from model import Decoder
 
@@ -107,13 +109,12 @@ def fit(
             "trainer": {"max_steps": STEPS, "batch_size": ROWS},
         }
     )
-    module = Recorder(
-        config,
-        lambda: Decoder(ModelConfig(**config.model.model_dump())),
-        precision,
-        Incidents(None, str, policy, limit, say),
-        resume=resume,
+    nothing: Any = None
+    parts = Parts(
+        config, nothing, nothing, lambda: Decoder(ModelConfig(**config.model.model_dump()))
     )
+    vars(parts)["precision"] = precision  # fp16 is not offered on a CPU
+    module = Recorder(parts, Incidents(None, str, policy, limit, say), resume)
     module.save = save
     scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=growth)
     plugins = [MixedPrecision("16-mixed", "cpu", scaler)] if precision == "fp16" else []
