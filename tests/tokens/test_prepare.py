@@ -130,6 +130,7 @@ def documents(folder, manifest, split):
 # --- how many processes
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("format", ["jsonl", "csv", "txt"])
 @pytest.mark.parametrize("split", SPLITS)
 def test_any_number_of_processes_writes_the_same(tmp_path, split, format):
@@ -256,6 +257,7 @@ def test_no_text_at_all_is_no_failure_here(tmp_path):
 # --- what is wrong in the text
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("format", ["jsonl", "csv"])
 def test_a_bad_row_in_a_later_piece_names_its_line(tmp_path, format, processes):

@@ -18,7 +18,7 @@ from lm.tokens.prepare import Split, prepare
 
 
 @pytest.fixture(scope="module", params=[1, 2])
-def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
+def engine(request: pytest.FixtureRequest, starts_processes: None) -> Iterator[Any]:
     import ray  # needed: a cluster's engine that was never started is no engine
 
     from lm.tokens.ray_engine import on_ray

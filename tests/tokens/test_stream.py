@@ -584,6 +584,7 @@ def limited(calls: int) -> Any:
     )
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_another_process_that_reads_the_same_stream_is_an_error(tmp_path: Path) -> None:
     """Such as a training run, while the data are looked at: its windows may never come to those
     that are wanted here.
@@ -632,6 +633,7 @@ def test_windows_have_to_hold_what_is_loaded_ahead(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_what_goes_wrong_in_the_producer_is_raised_where_the_window_is_awaited(
     tmp_path: Path,
 ) -> None:
@@ -650,6 +652,7 @@ def test_what_goes_wrong_in_the_producer_is_raised_where_the_window_is_awaited(
         environment.undo()
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_windows_are_made_one_ahead_and_removed_behind(tmp_path: Path) -> None:
     stream = make_stream(tmp_path)
     make_all(stream, 5)
@@ -679,6 +682,7 @@ def test_what_the_producer_leaves_keeps_its_exit_code(
         await_window(make_stream(tmp_path), 0)
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_mistake_in_the_producer_is_an_internal_error_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -706,6 +710,7 @@ def test_a_mistake_in_the_producer_is_an_internal_error_of_the_run(
     assert "in _behind" in file.read_text()
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_a_run_before_leaves_no_windows_elsewhere_and_no_fault(tmp_path: Path) -> None:
     stream = make_stream(tmp_path)
     for window in range(8):
@@ -736,6 +741,7 @@ def test_a_run_before_leaves_no_windows_elsewhere_and_no_fault(tmp_path: Path) -
         producer.close()
 
 
+@pytest.mark.usefixtures("starts_processes")
 def test_what_a_session_left_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "stream", fake_hub([*TEXTS, "", " "]))
     stream = make_stream(tmp_path)

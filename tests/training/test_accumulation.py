@@ -29,7 +29,7 @@ def assert_close(result: dict[str, Tensor], expected: dict[str, Tensor]) -> None
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+def whole(tmp_path_factory: pytest.TempPathFactory, trains: None) -> dict[str, Tensor]:
     """All eight rows at once, in one process."""
     out = tmp_path_factory.mktemp("whole") / "out.pt"
     one_step.main(8, out, 1)
