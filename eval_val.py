@@ -84,7 +84,8 @@ def main() -> None:
         print(json.dumps(finite, indent=1))  # JSON has no NaN
     else:
         print(
-            f"{arguments.ckpt} (step {checkpoint.step:,}) on the validation split of {arguments.config},"
+            f"{arguments.ckpt} (step {checkpoint.step:,}) on the validation split of"
+            f" {arguments.config},"
             f" {result.tokens:,} tokens:"
         )
         print(

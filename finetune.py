@@ -124,8 +124,8 @@ def report(config: Config) -> None:
     require_same(base, Checkpoint(tuned).meta.get("parent"))
     chat, conversations = held_out_conversations(config, tokenizer_of(config))
     print(
-        f"report: {base.checkpoint.path.name} of the base and {tuned.name} on {len(conversations):,}"
-        " held-out conversations",
+        f"report: {base.checkpoint.path.name} of the base and {tuned.name} on"
+        f" {len(conversations):,} held-out conversations",
         flush=True,
     )
     decoders = load(base.checkpoint, device).decoder, load(tuned, device).decoder

@@ -1,7 +1,7 @@
 """Make one ordinary checkpoint from adapters and the base that they were trained on.
 
 python -m tools.merge_lora --ckpt checkpoints/best.ckpt --out runs/merged
-python -m tools.merge_lora --ckpt checkpoints/best.ckpt --base /elsewhere/base.ckpt --out runs/merged
+python -m tools.merge_lora --ckpt checkpoints/best.ckpt --base moved/base.ckpt --out runs/merged
 
 The result lies in the folder that --out names, under the name of the adapters' step. Adapters and
 base stay. The result holds the averaged weights if the run kept them, and needs no base any more.

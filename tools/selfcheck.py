@@ -103,7 +103,7 @@ def parts_of(loaded: Loaded) -> Parts:
 
 
 def resume(config: Config) -> Result:
-    """tools.resume_proof on a shortened run, which is its own process: it starts and stops several."""
+    """Run tools.resume_proof on a shortened run, in a process that starts and stops several."""
     from lm.checks.selfchecks import Result
     from lm.checks.subject import RESUME_STEPS, shortened
 

@@ -22,7 +22,7 @@ blockquote b { font-weight: 600 }
 
 
 def timeline(run: RunRecord) -> Html:
-    """Return the samples at about a tenth, a half and the end of training; all others are folded."""
+    """Return the samples at about a tenth, a half and the end of training; fold all others."""
     samples = [validation for validation in run.validations if validation.sample is not None]
     if not samples:
         return element(

@@ -26,7 +26,8 @@ sys.addaudithook(lambda event, details: opened.append(str(details[0])) if event 
 sys.argv = {arguments!r}
 {action}
 names = ("meta.json", "manifest.json")
-print(json.dumps([name.rsplit("/")[-1] for name in opened if name.endswith(names)]), file=sys.stderr)
+opened = [name.rsplit("/")[-1] for name in opened if name.endswith(names)]
+print(json.dumps(opened), file=sys.stderr)
 """
 
 
