@@ -1,9 +1,9 @@
-"""What is in a run's folder, one line for each checkpoint.
+"""List the checkpoints in a run's folder.
 
 python list.py [FOLDER] [--json] [--sort val_loss]
 
-Reads the JSON files with the standard library alone: no torch, and no weights, whose damage only
-those find who load them.
+It reads the JSON files with the standard library alone: neither torch nor the weights. Damaged
+weights are found when they are loaded.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from lm.checkpoints import folder as checkpoint
+from lm.display.tables import terminal_table
 from lm.runs import results
 from lm.system import errors
+from lm.system.json_values import finite
 from lm.system.units import in_bytes, short
 
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {  # key -> heading, how it is shown
@@ -79,8 +81,8 @@ def main() -> None:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """One row for each checkpoint, oldest first. What is unknown is None; `damage` says why a
-    damaged one has little else.
+    """Return one row for each checkpoint, oldest first. An unknown value is None; `damage` says why
+    a damaged checkpoint has few values.
     """
     validations = results.read_by_checkpoint(folder)
     rows = []
@@ -100,7 +102,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
             row |= {
                 "epoch": float(meta["epoch"]),
                 "tokens": count(meta["tokens"]),
-                "val_loss": results.finite(validation.loss) if validation else None,
+                "val_loss": finite(validation.loss) if validation else None,
                 "parameters": count(meta["n_parameters"]),
                 "adapters": count(meta["adapters"]["n_parameters"]) if "adapters" in meta else None,
                 "size": count(sum(file["bytes"] for file in files.values())),
@@ -118,9 +120,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def count(value: Any) -> int:
-    """A number of things. Raises ValueError or OverflowError where it cannot be one: such a number
-    could not even be shown.
-    """
+    """Return a number of things. Raise ValueError or OverflowError if it cannot be one."""
     number = int(value)
     if not 0 <= number < 2**63:
         raise ValueError("a count is negative or too large")
@@ -128,27 +128,20 @@ def count(value: Any) -> int:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Aligned columns: numbers to the right, words to the left. That of the adapters only where
-    there are any.
-    """
-    columns = []
-    for key, (heading, show) in COLUMNS.items():
-        if key == "adapters" and all(row[key] is None for row in rows):
-            continue
-        # every checkpoint has a date, unless its meta.json is damaged
-        unknown = "damaged" if key == "date" else "-"
-        cells = [
-            heading,
-            *(unknown if row[key] is None else errors.printable(show(row[key])) for row in rows),
-        ]
-        width = max(map(len, cells))
-        columns.append(
-            [
-                cell.ljust(width) if key in ("date", "links", "parent") else cell.rjust(width)
-                for cell in cells
-            ]
-        )
-    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+    """Return the rows as an aligned table. Only a run of adapters has their column."""
+    keys = [key for key in COLUMNS if key != "adapters" or any(row[key] for row in rows)]
+    headings = [COLUMNS[key][0] for key in keys]
+    words = [i for i, key in enumerate(keys) if key in ("date", "links", "parent")]
+    return terminal_table(
+        [headings, *([cell(key, row[key]) for key in keys] for row in rows)], words
+    )
+
+
+def cell(key: str, value: Any) -> str:
+    """Return the text of a cell. Every whole checkpoint has a date."""
+    if value is None:
+        return "damaged" if key == "date" else "-"
+    return errors.printable(COLUMNS[key][1](value))
 
 
 if __name__ == "__main__":

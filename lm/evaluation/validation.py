@@ -15,6 +15,7 @@ from lm.optim.loss import IGNORE_INDEX
 from lm.optim.modes import evaluating
 from lm.optim.objectives import NEXT_TOKEN, Objective
 from lm.surgery.fsdp import is_sharded
+from lm.system.json_values import finite
 from model import Decoder
 
 
@@ -45,10 +46,6 @@ class Evaluation:
     @property
     def figures_by_source(self) -> dict[str, dict[str, float | None]]:
         """Return `sources` for JSON. NaN and infinity become None, because JSON has neither."""
-
-        def finite(value: float) -> float | None:
-            return value if math.isfinite(value) else None
-
         return {
             name: {
                 "loss": finite(source.loss),

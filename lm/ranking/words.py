@@ -14,8 +14,8 @@ from lm.evaluation.intervals import RESAMPLES, Interval
 from lm.ranking.entrants import Entrant
 from lm.ranking.measures import CENTRED, FIGURES, MEASURES, Kind
 from lm.ranking.ranking import CONFIDENCE, Pair, Ranking
-from lm.runs.results import finite
 from lm.system.errors import printable
+from lm.system.json_values import finite
 
 WIDTH = 100  # columns of the terminal's table
 LONGEST_NAME = 40  # characters of a checkpoint's name in the terminal

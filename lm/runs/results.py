@@ -17,7 +17,7 @@ from types import NoneType
 
 from lm.system.disk import append, read_text, replace
 from lm.system.errors import CheckpointError, printable
-from lm.system.json_values import number, text, whole
+from lm.system.json_values import finite, number, text, whole
 
 FILE = "evaluations.jsonl"
 MOST_BYTES = 2**30  # a million validations have less
@@ -122,11 +122,6 @@ def validations_without_progress(validations: Sequence[RecordedValidation]) -> i
     return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
 
-def finite(value: float) -> float | None:
-    """Return the value, or None (null in JSON) if it is NaN or infinite."""
-    return value if math.isfinite(value) else None
-
-
 def _parse(line: str) -> RecordedValidation | None:
     """Return the validation of a line; None if the line is damaged.
 
@@ -161,9 +156,4 @@ def _to_json(validation: RecordedValidation) -> str:
     values = asdict(validation)
     if not values["sources"]:
         del values["sources"]
-    return json.dumps(
-        {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in values.items()
-        }
-    )
+    return json.dumps(finite(values))  # strict JSON has neither NaN nor infinity
