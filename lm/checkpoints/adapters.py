@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lm.checkpoints.base import open_base
 from lm.checkpoints.folder import Checkpoint, open_checkpoint
 from lm.checkpoints.meta import Adapters, AdaptersBase, read_meta
 from lm.checkpoints.train_state import load_into
-from lm.config.schema.config import Config
 from lm.optim.optimizers import trained
 from lm.surgery.lora import add_adapters, merge
 from lm.system.errors import CheckpointError, ConfigError
 from model import Decoder
+
+if TYPE_CHECKING:
+    from lm.config.schema.config import Config
 
 
 def describe(config: Config, decoder: Decoder) -> Adapters | None:

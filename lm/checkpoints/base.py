@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from lm.checkpoints.folder import Checkpoint, open_checkpoint
 from lm.checkpoints.meta import Meta, read_meta
-from lm.config.schema.config import Config
 from lm.system.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lm.config.schema.config import Config
     from lm.tokenizer.tokenizer import Tokenizer
 
 # What a run may decide for itself: these keys change how weights are trained, not what they are.

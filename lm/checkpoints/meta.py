@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lm.checkpoints.folder import Checkpoint
-from lm.config.schema.config import Config
 from lm.config.schema.finetune import LoraConfig
 from lm.config.schema.model import ModelConfig
 from lm.config.schema.section import Section
@@ -27,6 +26,7 @@ from lm.system.disk import read_text
 from lm.system.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from lm.config.schema.config import Config
     from lm.tokenizer.tokenizer import Tokenizer
 
 PartModel = TypeVar("PartModel", bound=BaseModel)
@@ -124,6 +124,9 @@ class Meta:
     @cached_property
     def config(self) -> Config:
         """The configuration of the run. Keys that are newer than the checkpoint have defaults."""
+        # Late: opening a model does without the configuration of its run, which is slow to import.
+        from lm.config.schema.config import Config
+
         return self._validated(Config, "config")
 
     @cached_property
