@@ -67,6 +67,11 @@ def trains() -> None:
 
 
 @pytest.fixture(scope="session")
+def takes_seconds() -> None:
+    """Mark a test slow because it computes for seconds: many examples, simulations, learning."""
+
+
+@pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
     """Return the folder of one run of 12 steps, over three epochs, never interrupted.
 

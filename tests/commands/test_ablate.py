@@ -74,6 +74,7 @@ def test_the_interval_is_that_of_students_table(pairs: int, t: float) -> None:
     assert found.high - found.mean == pytest.approx(t * math.sqrt((pairs + 1) / 12), rel=1e-4)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     """3 pairs of normal numbers around 0.5, and a common part in each pair that must not matter."""
     chance, held = random.Random(0), 0

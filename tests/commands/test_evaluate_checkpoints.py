@@ -753,6 +753,7 @@ def test_a_training_text_that_goes_away_costs_one_checkpoint(
     assert "train.bin cannot be read" in json.loads(done.out)["failed"][0]["reason"]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_names_from_outside_command_nothing(trained: Path, tmp_path: Path, rank: Any) -> None:
     evil = tmp_path / "a\x1b[31m|b$x$" / "run"
     shutil.copytree(trained, evil, symlinks=True)

@@ -103,6 +103,7 @@ token = st.sampled_from([1, 2, EOS, PAD])
 cell = st.tuples(token, st.sampled_from([-100, 1, 2, EOS]), st.booleans())
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(row=st.lists(cell, min_size=1, max_size=9), padding=st.integers(0, 3), masked=st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_rows_are_read_from_the_tensors_alone(row, padding, masked):
@@ -193,6 +194,7 @@ documents = st.lists(
 )
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(
     held_out=documents,
     training=documents,

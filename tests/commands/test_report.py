@@ -232,6 +232,7 @@ def test_no_text_becomes_markup(tmp_path):
     assert read.text.replace("↵\n", "↵").count(visible(NASTY)) > 25
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_how_far_it_came(tmp_path):
     folder = write_run(tmp_path / "run")
     assert "Not finished: it stands at step 40 of 40" in page_of(folder).text
@@ -241,6 +242,7 @@ def test_how_far_it_came(tmp_path):
     assert "Finished after step 40 of 40." in page_of(folder).text
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(
     "name",
     [
@@ -430,6 +432,7 @@ def test_links_lead_from_where_the_page_lies(tmp_path):
     assert f'href="../a%20run/{step_name(20)}"' in content
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_thousands_of_validations_do_not_make_a_page_that_cannot_be_opened(tmp_path):
     folder = write_run(tmp_path / "run")
     with (folder / "evaluations.jsonl").open("a") as file:
@@ -628,6 +631,7 @@ def test_a_ranking_is_shown(tmp_path):
     assert "not ranked: step-9" in text and "95 % together" in text and "<script" not in content
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(
     "content",
     ["3", "[]", '{"rankings": 3}', '{"rankings": [{"checkpoints": [{}]}], "failed": [{}]}'],

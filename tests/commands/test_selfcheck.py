@@ -55,6 +55,7 @@ def red(tried: Subject) -> set[str]:
     return {name for name in QUICK if tried.check(name).ok is False}
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -184,6 +185,7 @@ class ShufflesLabels(NextToken):
         )
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(
     ("make", "broken"),
     [
@@ -235,6 +237,7 @@ def test_a_zero_start_hides_no_leak(tmp_path: Path) -> None:
     assert not tried.check("future").ok
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_labels_that_mean_nothing_are_not_learned(tmp_path: Path) -> None:
     assert red(subject(tmp_path, objective=ShufflesLabels())) == {"heart"}
 
@@ -263,6 +266,7 @@ def test_a_large_model_gets_no_more_than_its_time(tmp_path: Path) -> None:
     assert "undecided after its limit of 0 s" in result.figure
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_the_usual_initialisation_is_right_at_any_width_and_few_labels_prove_nothing(
     tmp_path: Path,
 ) -> None:

@@ -172,6 +172,7 @@ def one_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mutations") / "m.yaml"
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @settings(max_examples=300, deadline=None)
 @given(given=st.sampled_from([BOTH, MIXTURE]), long=st.booleans(), mutations=MUTATIONS, flags=FLAGS)
 def test_anything_is_a_configuration_or_a_list_of_complaints(

@@ -130,6 +130,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @settings(max_examples=200, deadline=None)
 @given(VALUES)
 @example("on")

@@ -67,6 +67,7 @@ def dots(figure: ElementTree.Element) -> list[tuple[str, ElementTree.Element]]:
     return [(title, dot) for title, group in titled(figure) for dot in group.iter("circle")]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(
     ("x_log", "y_log"), [(False, False), (True, False), (False, True), (True, True)]
 )

@@ -83,6 +83,7 @@ def test_what_is_not_finite_is_left_out_and_does_not_spread(tmp_path: Path) -> N
     assert data(loss)[:2] == [([1000, 4000], [3.0, 2.0])] * 2
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(("first", "scale"), [(3.0, "linear"), (6.0, "log"), (12.0, "log")])
 def test_a_wide_range_of_perplexities_has_a_logarithmic_scale(
     tmp_path: Path, first: float, scale: str
@@ -140,6 +141,7 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
     assert names[:2] == [str(one), str(two / "metrics.csv")]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(
     ("train", "val"), [([], VAL), (TRAIN, []), ([2.0], []), ([2.0, math.nan, math.inf], [2.0])]
 )

@@ -69,6 +69,7 @@ files = st.lists(st.sampled_from(PIECES), max_size=30).map(b"".join) | st.binary
 )
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(content=files, cuts=st.data())
 @settings(max_examples=400, deadline=None)
 def test_any_spans_together_are_the_whole(tmp_path_factory, content, cuts):

@@ -107,6 +107,7 @@ def slow(files, split, filters):
     return (*split_slowly(kept, split, text), removed)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(
     files=st.lists(
         st.lists(st.sampled_from([*b"ab \xc3\xbc", EOS, EOS, BOS]), max_size=40),

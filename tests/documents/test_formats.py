@@ -294,6 +294,7 @@ EDITS = st.lists(
 )
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @settings(max_examples=1000)
 @given(line=st.sampled_from(LINES), edits=EDITS)
 def test_a_line_is_what_json_makes_of_it(line, edits):

@@ -158,6 +158,7 @@ def test_a_reader_can_be_read_again_and_counts_afresh(tmp_path):
     assert source.skipped == {"no key 'text'": 1}
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_memory_is_one_document(tmp_path):
     file = tmp_path / "large.txt"
     with file.open("w") as stream:

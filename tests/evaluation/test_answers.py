@@ -125,6 +125,7 @@ def test_the_loss_is_that_of_each_token_read_alone(
         assert math.isclose(loss.nats, expected.nats, rel_tol=1e-5)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("shape", [{}, LEARNED_POSITIONS])
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_the_choice_is_the_likeliest_answer_with_its_end(shape: dict[str, Any], rows: int) -> None:
@@ -170,6 +171,7 @@ def test_the_choice_is_not_by_the_mean_over_tokens() -> None:
     assert choose(model, [[0], [0, 0]], [[1, 2], [2, 2], [1]]) == [2, 2]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("shape", [{}, LEARNED_POSITIONS])
 def test_the_answers_are_those_of_each_prompt_alone(shape: dict[str, Any]) -> None:
     model = decoder(**shape)

@@ -171,6 +171,7 @@ CONTEXTS = [
 ]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_log_likelihoods_are_those_of_transformers(pair: Pair) -> None:
     """T44: right logits, left truncation that keeps the end of the context, the opening EOS of
     training.
@@ -220,6 +221,7 @@ WANTED: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("wanted", WANTED, ids=str)
 def test_texts_are_those_of_transformers(pair: Pair, wanted: dict[str, Any]) -> None:
     asked = [(context.rstrip() or "you", wanted) for context in CONTEXTS]
@@ -248,6 +250,7 @@ def test_log_likelihoods_are_those_of_our_own_scores(pair: Pair) -> None:
     )
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("batch_size", [1, 2, 50])
 def test_order_and_batch_size_change_no_number(pair: Pair, batch_size: int) -> None:
     """T7: neither the order nor the batch size changes a result."""

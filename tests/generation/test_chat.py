@@ -190,6 +190,7 @@ def replies(chat: Chat, message: str, decoder: Any = None, **options: Any) -> Ge
     return chat.reply(message, decoder or learned(), GREEDY, torch.Generator(), **options)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_a_talk_goes_on_as_it_was_learnt() -> None:
     """Token by token, without the template's white space around an answer, and with the answer's
     own.

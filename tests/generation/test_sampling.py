@@ -259,6 +259,7 @@ def slow_ids(
             return
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @settings(max_examples=25, deadline=None)
 @given(
     prompt=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=40),
@@ -295,6 +296,7 @@ def test_decoding_with_the_cache_is_the_full_forward_at_every_position(
         torch.testing.assert_close(logits[:, -1], full[:, cache.length - 1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("settings", [{}, {"qk_norm": True, "n_kv_heads": 1}, LEARNED_POSITIONS])
 @pytest.mark.parametrize(("context", "length"), [(64, 12), (12, 30), (2, 6)])
 @pytest.mark.parametrize(
@@ -474,6 +476,7 @@ def test_under_bfloat16_autocast() -> None:
         assert len(ids_of(tiny_decoder(), [1, 2], Sampling(), 20)) == 20
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_a_compiled_decoder_is_not_compiled_again_for_every_length() -> None:
     calls: list[int] = []
 

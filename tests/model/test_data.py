@@ -510,6 +510,7 @@ def test_documents_are_tokenised_in_batches(tmp_path, monkeypatch):
     assert module(tmp_path, TEXTS, cache_dir=str(tmp_path / "other")).sha256 == whole
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_the_corpus_is_never_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("lm.documents.files.SPAN_BYTES", 10_000)
     source = write_jsonl(tmp_path / "a.jsonl", (f"document {i} " + "x" * 1000 for i in range(5000)))

@@ -199,6 +199,7 @@ def test_cached_decoding_equals_the_full_forward(
     assert cache.length == 24
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -467,6 +468,7 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(model(x), model(x))
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_it_learns_to_copy_but_cannot_look_ahead() -> None:
     """T8: "repeat the previous token" is learned to the end; "tell the token after next" of random
     text stays at ln(V).

@@ -87,6 +87,7 @@ def test_the_loss_and_its_gradients_are_the_papers(per_row):
     assert all(parameter.grad is None for parameter in reference.parameters())
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_the_loss_is_trls():
     dpo_trainer = pytest.importorskip(
         "trl.trainer.dpo_trainer", reason="pip install trl, to compare with it"

@@ -145,6 +145,7 @@ def test_ranks_are_counted_from_what_can_be_told_apart() -> None:
     assert all(pair.difference.value > 0 for pair in lower.pairs)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_of_five_equal_entrants_some_are_told_apart_in_one_of_20_rankings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -212,6 +212,7 @@ def slow(
     )
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("shape", [ROPE, LEARNED], ids=["rope", "learned"])
 @pytest.mark.parametrize(
     ("tokenizer", "chat"),

@@ -623,6 +623,7 @@ def assert_that_it_refuses(named: str, *arguments: str, command: str = "train") 
     assert picture(Path()) == before and not Path("EXECUTED").exists()
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("name", FILES)
 def test_a_malformed_file(here: Path, name: str) -> None:
     content, named = FILES[name]
@@ -631,6 +632,7 @@ def test_a_malformed_file(here: Path, name: str) -> None:
     assert_that_it_refuses(named, "--config", "c.yaml", "--ckpt", "x", command="eval_val")
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("key", sorted({key for key, _ in VALUES}))
 def test_wrong_values_of_a_key(here: Path, key: str) -> None:
     """Try the file, and the command line unless any text is right for the key."""
@@ -654,6 +656,7 @@ def test_a_malformed_source(here: Path, name: str) -> None:
     assert_that_it_refuses(f"c.yaml:1: {named}", "--config", "c.yaml")
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("name", LINES)
 def test_a_malformed_argument_line(here: Path, name: str) -> None:
     arguments, named = LINES[name]
@@ -949,6 +952,7 @@ FLAGS = st.lists(
 )  # fmt: skip
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_anything_loads_or_is_refused_in_lines(
     here: Path, amount: Callable[[int, int], int], figure: Callable[[str], None]
 ) -> None:

@@ -386,6 +386,7 @@ def check(code: int, err: str, expected: str, folder: Path) -> None:
     assert err.strip("\n").isprintable()
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("case", CASES)
 def test_bad_data(tmp_path: Path, case: str) -> None:
     config, expected = arranged(tmp_path, case)

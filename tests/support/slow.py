@@ -1,8 +1,8 @@
 """Quick and slow tests: a test that starts a process or trains a run is slow.
 
 A test asks for that with a fixture, `starts_processes` or `trains`, and so gets the marker `slow`.
-Without the fixture, starting a process or training fails, so that nobody can forget it. `make
-check` runs the quick tests.
+Without the fixture, starting a process or training fails, so that nobody can forget it. A test that
+computes for seconds uses `takes_seconds`. `make check` runs the quick tests.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-FIXTURES = {"starts_processes", "trains"}
+FIXTURES = {"starts_processes", "trains", "takes_seconds"}
 STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
 # Programs that answer within milliseconds; the code under test asks them about the machine.
 QUICK_PROGRAMS = {"git"}

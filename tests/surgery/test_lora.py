@@ -86,6 +86,7 @@ def backward(model: nn.Module) -> None:
     model(IDS[:, :-1], IDS[:, 1:]).sum().backward()
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("targets", [["layers.*"], ["*.q_proj", "*.v_proj"]])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_same_function_and_gradients_as_pefts(

@@ -169,6 +169,7 @@ PIECES = [
 CACHED = functools.cache(both)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("cut", CUTS)
 @settings(max_examples=150, deadline=None)
 @given(
@@ -181,6 +182,7 @@ def test_any_text_has_the_same_ids(cut: str, text: str) -> None:
     assert found is not None and found.tolist() == slow.encode(text)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @settings(max_examples=400, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=12),
@@ -242,6 +244,7 @@ def bordering() -> tuple[str, ...]:
     return tuple(dict.fromkeys(f"{a} {b}" for a, b in pairs))
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("cut", PATTERNS)
 def test_every_character_is_cut_alike(cut: str) -> None:
     """Each stands alone, repeated, between letters, digits and signs, after a space and so on.
@@ -473,6 +476,7 @@ def test_text_that_is_not_unicode_is_a_data_error_either_way(much: int) -> None:
         tokenizer.encode_flat(["fine", "abc\udc00"])
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(), max_size=8))
 @example([])

@@ -520,6 +520,7 @@ def test_same_tokenizer_in_an_older_librarys_words() -> None:
 # ---------------------------------------------------------------- streaming
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("name", TOY)
 @settings(max_examples=150)
 @given(

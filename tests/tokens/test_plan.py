@@ -125,6 +125,7 @@ def slow_rows(first, last, n_rows, seed):
     return endless[first:last]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(
     step=st.integers(0, 40),
     batch_size=st.integers(1, 20),
@@ -235,6 +236,7 @@ def check(plan, rows):
         assert found == block if place <= len(rows) else found <= block
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(
     parts=PARTS,
     seed=SEEDS,
@@ -257,6 +259,7 @@ def test_blocks_have_exact_shares_and_parts_their_own_epochs(parts, seed, when_o
         ]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(parts=PARTS, seed=SEEDS, epochs=st.integers(1, 3))
 @settings(max_examples=150, deadline=None)
 @example(parts=[(2, 5), (100, 1)], seed=0, epochs=2)  # not one whole block
@@ -284,6 +287,7 @@ def test_stop_ends_with_the_last_block_in_which_nothing_comes_twice(parts):
     assert any(epoch for _, epoch, _ in rows[plan.n_rows :]), "one more block would not do"
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(
     parts=PARTS,
     seed=SEEDS,
