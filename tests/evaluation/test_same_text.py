@@ -236,5 +236,5 @@ def test_text_that_one_was_trained_on_is_said(tmp_path: Path) -> None:
 def test_conversations_are_not_cut_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a, _ = models(tmp_path)
     monkeypatch.setattr(a.data.corpora[0].val, "flagged", True)
-    with pytest.raises(ConfigError, match="it is of conversations"):
+    with pytest.raises(ConfigError, match="it holds conversations"):
         verdict_on(a, a, a._replace(tokenizer=OtherBytes()), 500)

@@ -17,7 +17,7 @@ from lm.runs import metrics
 from lm.system.errors import CheckpointError
 from lm.system.progress import Progress
 from lm.training import logger
-from lm.training.logger import Logbook, StepWork, Stopwatch
+from lm.training.logger import RunLogger, StepWork, Stopwatch
 
 WORK = StepWork(tokens=1000, epochs=0.25, flops=6e9)
 
@@ -43,8 +43,10 @@ def opened(
     seconds: float = 0.0,
     peak_flops: float = 1e12,
     tensorboard: bool = True,
-) -> Logbook:
-    return Logbook(folder, step, seconds, WORK, peak_flops, "cpu", Progress(100, step), tensorboard)
+) -> RunLogger:
+    return RunLogger(
+        folder, step, seconds, WORK, peak_flops, "cpu", Progress(100, step), tensorboard
+    )
 
 
 def logged(folder: Path, tag: str) -> list[tuple[int, float]]:
@@ -54,13 +56,13 @@ def logged(folder: Path, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
-def train(book: Logbook, clock: Clock, first: int, last: int, loss: float = 3.0) -> None:
+def train(book: RunLogger, clock: Clock, first: int, last: int, loss: float = 3.0) -> None:
     """Steps of two seconds, each of them logged."""
     for step in range(first, last + 1):
         book.stopwatch.go()
         clock.now += 2
         book.stopwatch.pause()
-        book.training(step, loss + step / 100, 1e-3, 0.5)
+        book.log_metrics({"loss": loss + step / 100, "lr": 1e-3, "grad_norm": 0.5}, step)
 
 
 def test_rows_of_training(tmp_path: Path, clock: Clock) -> None:
@@ -91,7 +93,7 @@ def test_rows_of_validation(
     tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     book = opened(tmp_path)
-    book.validation(0, Evaluation(loss=math.log(5), bits_per_byte=1.25, tokens=12_345), None)
+    book.log_validation(0, Evaluation(loss=math.log(5), bits_per_byte=1.25, tokens=12_345), None)
     [row] = metrics.read(tmp_path / "metrics.csv")
     assert (row["step"], row["split"], row["seconds"], row["lr"], row["mfu"]) == (
         0,
@@ -110,7 +112,7 @@ def test_rows_of_validation(
 
 def test_a_validation_of_nothing_is_written_down_as_nan(tmp_path: Path, clock: Clock) -> None:
     book = opened(tmp_path)
-    book.validation(3, Evaluation(math.nan, math.nan, 0), None)
+    book.log_validation(3, Evaluation(math.nan, math.nan, 0), None)
     [row] = metrics.read(tmp_path / "metrics.csv")
     assert math.isnan(row["loss"])
     assert math.isnan(row["perplexity"])
@@ -125,7 +127,7 @@ def test_an_unknown_peak_leaves_mfu_empty(tmp_path: Path, clock: Clock) -> None:
 def test_tensorboard_has_the_same_figures_at_once(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without close(), and however slow the writing thread is: a killed run has them all."""
+    """Without finalize(), and however slow the writing thread is: a killed run has them all."""
     write = RecordWriter.write
 
     def slow_write(writer: RecordWriter, event: bytes) -> None:
@@ -142,7 +144,7 @@ def test_tensorboard_has_the_same_figures_at_once(
     ]
     assert logged(tmp_path, "lr/train") == [(step, pytest.approx(1e-3)) for step in (1, 2, 3)]
     assert logged(tmp_path, "tokens_per_second/train") == [(2, 500.0), (3, 500.0)]
-    book.validation(3, Evaluation(2.0, 1.0, 10), "once\nupon")
+    book.log_validation(3, Evaluation(2.0, 1.0, 10), "once\nupon")
     assert logged(tmp_path, "loss/val") == [(3, 2.0)]
     assert logged(tmp_path, "perplexity/val") == [(3, pytest.approx(math.exp(2)))]
     events = EventAccumulator(str(tmp_path))
@@ -154,8 +156,8 @@ def test_tensorboard_has_the_same_figures_at_once(
 def test_without_tensorboard_there_is_no_file_of_it(tmp_path: Path, clock: Clock) -> None:
     book = opened(tmp_path, tensorboard=False)
     train(book, clock, 1, 1)
-    book.validation(1, Evaluation(2.0, 1.0, 10), "text")
-    book.close()
+    book.log_validation(1, Evaluation(2.0, 1.0, 10), "text")
+    book.finalize("success")
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
@@ -166,9 +168,9 @@ def test_a_resumed_run_takes_later_rows_out(
     again, 1 to 5 are history.
     """
     first = opened(tmp_path)
-    first.validation(0, Evaluation(4.0, 2.0, 10), None)
+    first.log_validation(0, Evaluation(4.0, 2.0, 10), None)
     train(first, clock, 1, 5)
-    first.validation(5, Evaluation(3.0, 1.5, 10), None)
+    first.log_validation(5, Evaluation(3.0, 1.5, 10), None)
     train(first, clock, 6, 8)
     history = (tmp_path / "metrics.csv").read_text().splitlines()[:8]
     capsys.readouterr()
@@ -180,7 +182,7 @@ def test_a_resumed_run_takes_later_rows_out(
     )
     assert (tmp_path / "metrics.csv").read_text().splitlines() == history
     train(second, clock, 6, 7, loss=1.0)
-    second.close()
+    second.finalize("success")
     rows = metrics.read(tmp_path / "metrics.csv")
     assert [row["step"] for row in rows if row["split"] == "train"] == [1, 2, 3, 4, 5, 6, 7]
     assert [row["step"] for row in rows if row["split"] == "val"] == [0, 5]
@@ -199,7 +201,7 @@ def test_resumed_twice_in_a_row(tmp_path: Path, clock: Clock) -> None:
     for resumed_at, last, loss in [(0, 4, 3.0), (2, 5, 2.0), (3, 6, 1.0)]:
         book = opened(tmp_path, step=resumed_at)
         train(book, clock, resumed_at + 1, last, loss)
-        book.close()
+        book.finalize("success")
     expected = [3.01, 3.02, 2.03, 1.04, 1.05, 1.06]
     assert [row["loss"] for row in metrics.read(tmp_path / "metrics.csv")] == expected
     assert logged(tmp_path, "loss/train") == [
@@ -235,7 +237,7 @@ SAMPLES = [
 def test_a_sample_is_shown_on_one_line_that_harms_no_terminal(
     sample: str, shown: str, tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    opened(tmp_path).validation(1, Evaluation(1.0, 1.0, 10), sample)
+    opened(tmp_path).log_validation(1, Evaluation(1.0, 1.0, 10), sample)
     assert capsys.readouterr().out.splitlines()[1:] == [f'  it writes: "{shown}"']
 
 
@@ -258,7 +260,7 @@ def test_a_full_disk_is_one_plain_error(tmp_path: Path, clock: Clock) -> None:
         with pytest.raises(
             CheckpointError, match="TensorBoard's files cannot be written: File too large"
         ):
-            book.validation(1, Evaluation(1.0, 1.0, 10), "x" * 10_000)
+            book.log_validation(1, Evaluation(1.0, 1.0, 10), "x" * 10_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
@@ -268,7 +270,7 @@ def test_a_folder_that_is_none_is_one_plain_error(tmp_path: Path, clock: Clock) 
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="TensorBoard's files cannot be written"):
         logger._event_writer(tmp_path / "file", 0)
-    book.close()
+    book.finalize("success")
 
 
 def test_the_stopwatch_leaves_pauses_out(clock: Clock) -> None:
