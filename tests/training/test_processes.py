@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from lm.checkpoints.folder import Checkpoint, step_directories, step_of
 from lm.config.schema.config import Config
 from lm.config.schema.data import DataConfig
+from lm.config.schema.optimizer import OptimizerConfig
 from lm.config.schema.trainer import TrainerConfig
 from lm.runs.folder import RunFolder
 from lm.system.errors import ConfigError
@@ -46,7 +47,8 @@ def parts() -> Parts:
     data = DataConfig.model_validate({"source": {"format": "txt", "files": "unused"}})
     trainer = TrainerConfig(max_steps=1, device="cpu", precision="fp32")
     nothing: Any = None
-    return Parts(Config(data=data, trainer=trainer), nothing, nothing, nothing)
+    optimizer = OptimizerConfig(warmup_steps=0)
+    return Parts(Config(data=data, optimizer=optimizer, trainer=trainer), nothing, nothing, nothing)
 
 
 def configured(folder: Path, **trainer: object) -> Path:
