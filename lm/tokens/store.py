@@ -68,7 +68,7 @@ class SplitWriter:
 
     @property
     def state(self) -> Manifest:
-        """What another writer needs to continue; call `sync` first."""
+        """The state from which another writer continues; call `sync` first."""
         names = ("tokens", "documents", "text_tokens", "text_bytes")
         return {name: getattr(self, name) for name in names}
 
@@ -226,7 +226,7 @@ class TokenStore:
 
     @property
     def document_starts(self) -> NDArray[np.int64]:
-        """Where each document's EOS stands, ascending; on disk, not in memory."""
+        """The position of each document's EOS, ascending; on disk, not in memory."""
         return self._map("starts", np.int64)
 
     @property

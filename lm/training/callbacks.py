@@ -301,5 +301,5 @@ class EndStep(RunCallback):
 
 
 def validation_is_due(config: Config, step: int) -> bool:
-    """Whether the weights after `step` updates are validated."""
+    """Return whether the weights after `step` updates are validated."""
     return step % config.trainer.validate_every == 0 or step == config.max_steps

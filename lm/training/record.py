@@ -116,7 +116,7 @@ class Record:
         )  # last: without this line it is no validation, and a resumed run validates again
 
     def is_validated(self, step: int) -> bool:
-        """Whether the validation of `step` is recorded."""
+        """Return whether the validation of `step` is recorded."""
         return any(line.step == step for line in self.folder.evaluations())
 
     def validations_without_progress(self) -> int:
