@@ -327,7 +327,7 @@ def test_a_damaged_shard_is_found(
     assert not (tmp_path / "out").exists()
     if damage != "extra":
         with pytest.raises(CheckpointError, match=name):
-            list(fsdp.read_shards(checkpoint, kind))
+            list(fsdp.read_shards(Checkpoint(checkpoint), kind))
 
 
 def test_a_manifest_without_a_shard_is_not_whole() -> None:
