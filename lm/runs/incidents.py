@@ -74,11 +74,9 @@ class Incidents:
             step: updates done.
             broadcast: sends the first process's value to all processes.
         """
-        self._seen = broadcast(
-            set(read_incidents(self._folder / "incidents.jsonl"))
-            if self._folder is not None
-            else None
-        )
+        folder = self._folder
+        incidents = set(read_incidents(folder / "incidents.jsonl")) if folder is not None else set()
+        self._seen = broadcast(incidents)
         self._left_out = self.skipped | {
             at for at, kind, _ in self._seen if kind == "overflow" and at < step
         }
