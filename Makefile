@@ -10,6 +10,8 @@ RUN         := $(VENV)/bin/python
 RUN_READY   := $(VENV)/.run-ready
 DEV_READY   := $(VENV)/.dev-ready
 INSTALL      = $(RUN) -m tools.install
+# Without cached bytecode every process of the tests would compile all modules anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup setup-dev smoke check test reliability lint docs clean
 .DEFAULT_GOAL := help
