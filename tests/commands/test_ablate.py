@@ -142,6 +142,7 @@ def start(folder: Path, *flags: str) -> tuple[Any, dict[str, torch.Tensor], list
     return loaded.config, weights, rows
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(
     ("change", "rows", "batches", "weights"),
     [

@@ -454,6 +454,7 @@ def test_a_folder_that_refuses_the_link_is_not_fatal(run: Path, tmp_path: Path, 
     assert done.code == 0 and "no link: " in done.err and "could not be written" in done.err
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_files_and_json_have_the_same_numbers(run: Path, tmp_path: Path, rank: Any) -> None:
     save_cases(tmp_path / "next.yaml", next_letters())
     save_cases(
@@ -658,6 +659,7 @@ def test_a_template_that_one_cannot_speak_is_no_reason_to_ask_nobody(
     )
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_a_winner_that_has_gone_or_was_replaced_is_not_linked(
     run: Path, tmp_path: Path, rank: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -815,6 +817,7 @@ def test_the_recorded_validation_stands_beside(run: Path, tmp_path: Path, rank: 
     ]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_no_network_and_the_same_table_each_time(
     run: Path, tmp_path: Path, rank: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,6 +162,7 @@ def test_stop_strings(checkpoints: Path) -> None:
     assert report["samples"] == [{"text": "34567", "tokens": 8, "finish": "stop"}]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_past_the_context_it_counts_on(
     checkpoints: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +178,7 @@ def test_past_the_context_it_counts_on(
     )
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_samples_one_after_another_and_the_same_again_with_the_same_seed(
     checkpoints: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -146,6 +146,7 @@ def test_counts_over_rows():
 texts = st.lists(st.text("ab é日", min_size=1, max_size=12), min_size=1, max_size=8)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(texts=texts, others=texts, length=st.integers(2, 12))
 @settings(max_examples=50, deadline=None)
 def test_what_sources_give(tmp_path_factory, texts, others, length):
@@ -338,6 +339,7 @@ def test_further_files_that_cannot_be_read_are_refused(tmp_path, name, content, 
 # --- the terminal
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_everything_is_visible_and_nothing_is_lost():
     for start in range(0, sys.maxunicode, 4096):
         text = "".join(map(chr, range(start, start + 4096)))

@@ -116,6 +116,7 @@ def table_lines(content: str) -> list[list[str]]:
     ]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_the_numbers_are_those_of_the_files(tmp_path):
     folder = write_run(tmp_path / "run")
     content = report(read_run(folder), folder / "report.html", {})
@@ -168,6 +169,7 @@ def test_it_needs_nothing_from_elsewhere(tmp_path):
     assert "https://example.org/x.png" in read.text
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_no_text_becomes_markup(tmp_path):
     """Hostile text wherever a file can hold some."""
     deep = {
@@ -289,6 +291,7 @@ def test_only_a_configuration(tmp_path):
         assert said in read.text, said
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_samples_of_the_start_the_middle_and_the_end(tmp_path):
     folder = write_run(tmp_path / "run")
     with (folder / "evaluations.jsonl").open("a") as file:
@@ -301,6 +304,7 @@ def test_samples_of_the_start_the_middle_and_the_end(tmp_path):
     assert "<b>Once</b> 100" in shown and "50% of the way, validation loss 3.0000" in shown
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_differences_from_the_parent_and_from_the_defaults(tmp_path):
     base = write_run(tmp_path / "base")
     parent = {
@@ -353,6 +357,7 @@ def test_the_parent_of_the_parent(tmp_path):
     assert [line[0] for line in lines if line[0].endswith("parent")] == names
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_before_and_after_fine_tuning(tmp_path):
     folder = write_run(tmp_path / "run")
     each = {"prompt": [{"role": "user", "content": "2 + 2?"}], "reference": "4"}
@@ -375,6 +380,7 @@ def test_before_and_after_fine_tuning(tmp_path):
     assert "4 of 12 answers" in Read(content).text and "109 of 109" in Read(content).text
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(
     "answers",
     [
@@ -392,6 +398,7 @@ def test_answers_of_any_shape(tmp_path, answers):
     assert "Curves" in page_of(folder).text
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_energy_is_shown_for_a_given_power_only(tmp_path):
     folder = write_run(tmp_path / "run")  # 400 s of steps and 60 s of validations
     assert (
@@ -401,6 +408,7 @@ def test_energy_is_shown_for_a_given_power_only(tmp_path):
     assert " Wh" not in page_of(folder).text
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_losses_of_each_source(tmp_path):
     folder = write_run(tmp_path / "run")
     with (folder / "evaluations.jsonl").open("a") as file:
@@ -413,6 +421,7 @@ def test_losses_of_each_source(tmp_path):
     ) and "At step 60, and the lowest" in content
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_incidents_and_reports_are_shown(tmp_path):
     folder = write_run(tmp_path / "run")
     assert "Incidents" not in page_of(folder).text
@@ -452,6 +461,7 @@ def test_thousands_of_validations_do_not_make_a_page_that_cannot_be_opened(tmp_p
     ]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_of_preferences_no_loss_is_per_token(tmp_path):
     folder = write_run(
         tmp_path / "run", config=CONFIG | {"finetune": {"base": "b", "objective": "dpo"}}
@@ -468,6 +478,7 @@ def test_of_preferences_no_loss_is_per_token(tmp_path):
     )
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_names_stay_as_they_are_written(tmp_path):
     folder = write_run(tmp_path / "run", tokenizer=TOKENIZER | {"name": "Files/Own.json"})
     assert "2 layers, tokenizer Files/Own.json." in page_of(folder).text
@@ -607,6 +618,7 @@ def ranked(**changes: object) -> dict[str, object]:
     } | changes
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_a_ranking_is_shown(tmp_path):
     folder = write_run(tmp_path / "run")
     facts = {

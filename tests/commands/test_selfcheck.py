@@ -344,6 +344,7 @@ def test_the_command(
     assert not (tmp_path / "run").exists(), "the run's own folder is left alone"
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_a_finetuning_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

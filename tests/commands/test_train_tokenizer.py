@@ -220,6 +220,7 @@ def test_nothing_is_read_beyond_the_budget() -> None:
     assert (size, asked) == (50_000, 510)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_a_long_text_is_fed_in_pieces_that_are_the_same_words() -> None:
     chance = random.Random(0)
     words = [

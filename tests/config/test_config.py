@@ -68,6 +68,7 @@ errors.run(lambda: load_config("c.yaml", sys.argv[1:]))
     ]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_no_key_without_a_reader() -> None:
     """Some code reads an attribute of each key's name.
 

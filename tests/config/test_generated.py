@@ -115,6 +115,7 @@ def check_shipped(path: Path) -> Loaded:
     return load_config(path)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_every_shipped_yaml_loads_and_names_its_schema(
     path: Path, monkeypatch: pytest.MonkeyPatch

@@ -341,6 +341,7 @@ WRONG_FLAGS = [
 ]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(("overrides", "expected"), WRONG_FLAGS, ids=range(len(WRONG_FLAGS)))
 def test_wrong_flags_are_one_line_each(write, overrides: list[str], expected: list[str]) -> None:
     lines = complaints(write(BASE + "optimizer: {lr: 1e-3}"), *overrides)

@@ -173,6 +173,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(("text", "expected"), REFUSED, ids=range(len(REFUSED)))
 def test_a_value_that_is_refused_is_one_line(write, text: str, expected: str) -> None:
     (line,) = complaints(write(BASE + text))
@@ -468,6 +469,7 @@ SOURCES = [
 ]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(("data", "expected"), SOURCES, ids=range(len(SOURCES)))
 def test_a_source_that_is_refused_is_one_line(write, data: str, expected: str) -> None:
     assert complaints(write(f"data:\n  {data}\ntrainer: {{max_steps: 1000}}")) == [
@@ -761,6 +763,7 @@ def test_every_problem_is_told_at_once_in_the_order_of_the_file(write) -> None:
     ]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_no_message_speaks_pydantic(write) -> None:
     """The table has every error type that the schema's core schema can raise for JSON input."""
     from lm.config.complaints import WRONG
@@ -818,6 +821,7 @@ def test_no_message_speaks_pydantic(write) -> None:
     } <= seen, "else the table has rows that nobody needs"
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_the_json_schema_refuses_what_the_reader_refuses() -> None:
     for text, expected in REFUSED:
         # A JSON Schema cannot express checks across keys, infinities (not in JSON), and whole

@@ -252,6 +252,7 @@ SYNTAX = [
 ]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(("text", "expected"), SYNTAX, ids=range(len(SYNTAX)))
 def test_a_file_that_is_not_a_configuration_is_one_line(
     write, text: str | bytes, expected: str | None

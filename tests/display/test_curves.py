@@ -152,6 +152,7 @@ def test_part_of_a_run_can_be_drawn(tmp_path: Path, train: list[float], val: lis
     assert out.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_the_picture_is_replaced_whole(tmp_path: Path) -> None:
     run, out = run_folder(tmp_path / "a"), tmp_path / "curves.png"
     out.write_text("old")
@@ -176,6 +177,7 @@ def test_a_run_without_a_loss_has_nothing_to_draw(tmp_path: Path) -> None:
     assert not (tmp_path / "curves.png").exists()
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_a_folder_that_refuses_the_picture_is_a_checkpoint_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="could not be written: No such file or directory"):
         curves.draw([run_folder(tmp_path / "a")], tmp_path / "absent" / "curves.png")

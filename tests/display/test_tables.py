@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ tables = st.integers(1, 4).flatmap(
 )
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(tables)
 def test_terminal_lines_hold_every_cell_and_no_command(table):
     lines = terminal_table(table).split("\n")
@@ -29,6 +31,7 @@ def test_terminal_lines_hold_every_cell_and_no_command(table):
     assert all(character.isprintable() for line in lines for character in line)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(tables, st.integers(30, 60))
 def test_a_width_limits_every_line(table, width):
     shown = terminal_table(table, width=width, indent="  ")

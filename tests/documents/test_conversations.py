@@ -330,6 +330,7 @@ JSON = st.recursive(
 KEYS = sorted({key for keys, _ in LAYOUTS.values() for key in keys} | {"input", "system"})
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), JSON), st.sampled_from(["auto", *LAYOUTS]))
 def test_any_row_is_a_conversation_or_a_fault(row: dict[str, Any], layout: str) -> None:

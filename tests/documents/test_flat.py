@@ -207,6 +207,7 @@ def test_a_large_vocabulary_has_four_bytes_unless_it_is_said(tmp_path, dtype, op
     assert [text(ids) for ids in documents(stores["train"])] == ["one", "two"]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_memory_is_a_piece(tmp_path):
     file = write(tmp_path / "a.bin", stream(*["some words " * 20] * 20_000))
     tracemalloc.start()

@@ -127,6 +127,7 @@ fields = st.text(
 )
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(table=st.lists(st.tuples(fields, fields), max_size=8), delimiter=st.sampled_from(",;\t|"))
 @settings(max_examples=150, deadline=None)
 def test_csv_gives_back_what_was_quoted(tmp_path_factory, table, delimiter):
@@ -317,6 +318,7 @@ def write_groups(path, texts, size):
     return str(path)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("span_bytes", [1, 3000, 10**9])
 def test_row_groups_make_pieces(tmp_path, monkeypatch, span_bytes):
     texts = [f"{i} " + "y" * (i % 40) for i in range(1000)]
@@ -341,6 +343,7 @@ def test_a_large_row_group_is_read_from_its_beginning(tmp_path, monkeypatch):
     assert spans(file, section(format="parquet")) is None
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_memory_is_not_a_row_group(tmp_path):
     texts = [f"{i} " * 300 for i in range(20_000)]
     file = write_groups(tmp_path / "a.parquet", texts, 20_000)

@@ -65,6 +65,7 @@ def test_a_whole_file_keeps_its_last_newline_and_nul_is_a_character(tmp_path):
     ]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(
     st.lists(
         st.text(

@@ -332,6 +332,7 @@ FORGED = [
 SAID = st.lists(st.sampled_from(FORGED) | st.text(max_size=4), min_size=1, max_size=4).map("".join)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @settings(deadline=None)
 @given(
     st.sampled_from(sorted(FORMATS)),
@@ -352,6 +353,7 @@ def test_a_prompt_is_the_beginning_of_the_conversation_that_it_becomes(
     assert both == whole
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @settings(deadline=None)
 @given(st.sampled_from(sorted(FORMATS)), SAID, SAID, SAID, st.just("") | SAID)
 def test_whatever_is_said_the_special_tokens_are_the_templates_own(
@@ -375,6 +377,7 @@ def test_whatever_is_said_the_special_tokens_are_the_templates_own(
     )
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @settings(deadline=None)
 @given(
     st.sampled_from([key for key in sorted(FORMATS) if key[1] != "prepending"]), SAID, SAID, SAID
@@ -424,6 +427,7 @@ def test_every_sequence_begins_with_one_eos(form: ChatFormat) -> None:
 # ---------------------------------------------------------------- what was said
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @settings(deadline=None)
 @given(st.sampled_from([key for key in sorted(FORMATS) if key[1] != "prepending"]), SAID)
 def test_what_was_said_comes_back_from_an_answers_text(key: tuple[str, str], text: str) -> None:

@@ -107,6 +107,7 @@ def slow_loss(model: Any, ids: Sequence[int], learned: Sequence[bool]) -> Loss:
     )
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("shape", [{}, LEARNED_POSITIONS])
 @pytest.mark.parametrize("mask_prompt", [True, False])
 @pytest.mark.parametrize("rows", [1, 3, 8])
@@ -310,6 +311,7 @@ def test_the_reward_is_what_was_gained_on_the_base() -> None:
     assert reward_accuracy(measured(losses=[None]), measured(losses=[None])) is None
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("rows", [1, 3])
 def test_nothing_depends_on_the_batches(rows: int) -> None:
     model, whole = decoder(), settings()

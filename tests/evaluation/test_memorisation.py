@@ -108,6 +108,7 @@ def checked(sources: Sequence[Texts], continuations: Texts, n: int, piece: int) 
     assert found.novel_share == (novel / ngrams if ngrams else None)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(st.lists(few, min_size=1, max_size=2), few, st.integers(1, 6), st.integers(1, 9))
 def test_what_is_found_is_what_looking_everywhere_finds(
     sources: list[Texts], continuations: Texts, n: int, piece: int
@@ -115,6 +116,7 @@ def test_what_is_found_is_what_looking_everywhere_finds(
     checked(sources, continuations, n, piece)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(st.lists(few, min_size=1, max_size=2), few, st.integers(1, 6), st.sampled_from([0, 3]))
 def test_nothing_rests_on_hashes(
     sources: list[Texts], continuations: Texts, n: int, kinds: int

@@ -106,6 +106,7 @@ def test_rows_are_paired() -> None:
     assert paired.high - paired.low < (unpaired.high - unpaired.low) / 5
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_coverage() -> None:
     """Of 200 texts drawn by the same rule, about 95 % have the truth in their interval."""
     generator, inside = np.random.default_rng(4), 0

@@ -75,6 +75,7 @@ def one_by_one(
     return nats, likeliest
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("most", [1, 3, 8])
 def test_scores_are_those_of_each_token_read_alone(decoder: Decoder, most: int) -> None:
     """T7 and T44: the same at each batch size, from the right logits, with the border kept where

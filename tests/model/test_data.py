@@ -124,6 +124,7 @@ def obvious_rows(documents, length):
 documents = st.lists(st.lists(st.integers(0, 255), max_size=15), min_size=1, max_size=8)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(documents=documents, length=st.integers(2, 12), shard_tokens=st.integers(1, 40))
 @settings(max_examples=100, deadline=None)
 def test_rows_are_the_stream_and_its_successors(tmp_path_factory, documents, length, shard_tokens):
@@ -144,6 +145,7 @@ def test_rows_are_the_stream_and_its_successors(tmp_path_factory, documents, len
     assert all(torch.equal(without[name], found[name]) for name in without)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(documents=documents, length=st.integers(2, 12), batch_size=st.integers(1, 9))
 @settings(max_examples=60, deadline=None)
 def test_every_token_is_a_target_once_an_epoch(tmp_path_factory, documents, length, batch_size):
@@ -180,6 +182,7 @@ def test_an_id_that_looks_like_eos_does_not_part_a_document(tmp_path):
     assert numbered(rows, [0])["document_ids"].tolist() == [[0, 0, 0, 0, 1, 1]]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(documents=documents, length=st.integers(2, 12), stride=st.integers(1, 12))
 @settings(max_examples=100, deadline=None)
 def test_with_a_stride_rows_overlap_and_the_last_one_reaches_the_end(
@@ -236,6 +239,7 @@ def obvious_document_rows(documents, length):
     return rows
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(
     documents=documents,
     length=st.integers(2, 12),
@@ -255,6 +259,7 @@ def test_rows_of_documents(tmp_path_factory, documents, length, shard_tokens, do
         assert [found[name][i].tolist() for name in names] == list(row[: len(names)])
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_rows_of_documents_through_the_module(tmp_path):
     """Documents longer than a row, and shorter: each token is a label once an epoch, in validation
     too; the line says what is padding.
@@ -356,6 +361,7 @@ def test_more_validation_text_keeps_what_was_held_out(tmp_path):
     assert few < many
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6), fraction=st.floats(0.05, 0.95))
 @settings(max_examples=60, deadline=None)
 def test_tail_split_cuts_at_the_character(tmp_path_factory, lengths, fraction):
@@ -594,6 +600,7 @@ def test_a_resumed_run_sees_what_a_straight_one_sees(tmp_path, start):
     assert all(equal(rest[k], straight[k]) for k in rest)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_epochs_are_shuffled_anew_and_seeds_differ(tmp_path):
     def order(seed, epoch):
         data = module(tmp_path, TEXTS, trainer={"batch_size": 1, "seed": seed})
@@ -605,6 +612,7 @@ def test_epochs_are_shuffled_anew_and_seeds_differ(tmp_path):
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(
     ("micro_batch", "world_size"), [(8, 1), (4, 1), (2, 1), (4, 2), (2, 2), (1, 4)]
 )
@@ -686,6 +694,7 @@ def test_each_step_has_its_share_of_each_source(tmp_path):
     )
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_a_source_of_a_mixture_gives_all_its_rows_before_one_comes_again(tmp_path):
     data = module(
         tmp_path,
@@ -705,6 +714,7 @@ def test_a_source_of_a_mixture_gives_all_its_rows_before_one_comes_again(tmp_pat
         assert sorted(given_by_part[:n]) == sorted(given_by_part[n:]) == expected
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_going_on_takes_every_row_of_every_source_once_an_epoch(tmp_path):
     data = module(
         tmp_path,
@@ -768,6 +778,7 @@ def test_a_resumed_mixture_goes_on_with_the_same_rows(tmp_path, when_one_ends, w
             assert torch.equal(dealt.reshape(8, 8), straight[k][name].reshape(8, 8))
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("rows", ["packed", "document"])
 def test_validation_covers_all_sources_each_token_once(tmp_path, world_size, rows):
@@ -947,6 +958,7 @@ def test_how_often_a_run_reads_each_source_is_said_where_sources_are_repeated(tm
 # --- validation
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(
     n_tokens=st.integers(2, 60),
     n_rows=st.none() | st.integers(1, 30),
@@ -1005,6 +1017,7 @@ def test_validation_rows_are_spread_and_always_the_same(tmp_path):
     assert all(map(equal, first, list(other_seed.val_dataloader())))
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_the_validation_loss_does_not_depend_on_the_batch_size(tmp_path, batch_size):
     data = module(tmp_path, TEXTS, trainer={"batch_size": batch_size})

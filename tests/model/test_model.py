@@ -108,6 +108,7 @@ def check_same_function(ours: Decoder, theirs: torch.nn.Module, names: dict[str,
         )
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_same_as_llama(kv_heads: int, tie: bool) -> None:
@@ -176,6 +177,7 @@ def test_same_as_gpt2() -> None:
 # --- the cache
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(
     "changes",
     [

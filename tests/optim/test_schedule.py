@@ -132,6 +132,7 @@ def runs(draw: st.DrawFn) -> tuple[int, OptimizerConfig]:
     )
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(runs())
 def test_equals_the_slow_version(run: tuple[int, OptimizerConfig]) -> None:
     max_steps, config = run

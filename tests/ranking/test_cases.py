@@ -373,6 +373,7 @@ WRONG_CASES = [
 ]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(("case", "expected"), WRONG_CASES)
 def test_a_wrong_case_is_one_line(write, case: str, expected: list[str] | None) -> None:
     problems = complaints(write(f"{HEAD}  - {case}\n"))
@@ -546,11 +547,13 @@ def test_messages_hold_nothing_that_commands_a_terminal(write) -> None:
 # ---------------------------------------------------------------- the shipped files
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_the_shipped_files_are_read_and_have_their_sizes() -> None:
     assert {path.stem for path in (ROOT / "cases").glob("*")} == set(SIZES)
     assert {name: len(shipped(name).cases) for name in SIZES} == SIZES
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("name", SIZES)
 def test_a_shipped_file_says_what_it_measures_and_how_to_run_it(name: str) -> None:
     text = (ROOT / "cases" / f"{name}.yaml").read_text(encoding="utf-8")
@@ -600,6 +603,7 @@ def chosen(cases: list[Case], key) -> tuple[float, float]:
     return hits / len(cases), chance / len(cases)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_length_tells_nothing(name: str, sign: int) -> None:

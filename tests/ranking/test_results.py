@@ -256,6 +256,7 @@ def test_results_are_those_of_each_case_read_token_by_token(
     )
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_the_order_of_cases_changes_no_bit() -> None:
     model = decoder(BYTE.vocab_size)
     cases = list(TEXTS)

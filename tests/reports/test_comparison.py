@@ -238,6 +238,7 @@ OTHER_FILES = changed("data", source={"format": "txt", "files": ["b.txt"]})
 BPE = {"tokenizer": {"name": "bpe", "sha256": "u"}, "data_sha256": "e"}
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(
     ("b", "column", "says"),
     [
@@ -439,6 +440,7 @@ def test_text_of_models_commands_nothing(tmp_path: Path) -> None:
     assert not re.search(r"(?:https?:)?//", re.sub(r'xmlns="[^"]*"', "", content))
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_a_terminal_of_100_columns_is_wide_enough(tmp_path: Path) -> None:
     long = changed(
         "data", source={"format": "txt", "files": [f"{'x' * 70}{i}.txt" for i in range(9)]}

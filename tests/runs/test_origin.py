@@ -345,6 +345,7 @@ EXACT = {
 }
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("key", CHANGES)
 def test_allowed_changes_are_said_and_where_exactness_ends(key: str, tmp_path: Path) -> None:
     stored = config().model_dump(mode="json")

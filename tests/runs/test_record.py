@@ -112,6 +112,7 @@ def test_a_missing_part_is_named_and_the_rest_is_read(tmp_path, name):
     )
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(
     "damage", [b"", b"{}", b"\xff\xfe", b"[" * 100_000, b"null", b"1e999", b"step,loss\n1,2\n"]
 )

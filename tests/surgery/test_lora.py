@@ -167,6 +167,7 @@ def test_dropout_acts_on_what_the_adapters_read_and_only_in_training() -> None:
     assert torch.equal(layer(x), layer.base(x))
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("four_bits", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_frozen_weights_get_no_gradient_and_never_change(shape: str, four_bits: bool) -> None:
@@ -199,6 +200,7 @@ def test_adapters_do_not_decay_and_nothing_else_is_in_the_optimiser() -> None:
     assert sorted(grouped) == sorted(map(id, trained(model).values())) and len(grouped) == 28
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("four_bits", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_merged_equals_unmerged(shape: str, four_bits: bool, figure: Callable[[str], None]) -> None:

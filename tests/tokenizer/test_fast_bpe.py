@@ -138,6 +138,7 @@ def assert_same(definition: str, texts: list[str]) -> None:
 # ---------------------------------------------------------------- the same ids
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("cut", CUTS)
 def test_odd_texts_have_the_same_ids(cut: str) -> None:
     assert_same(trained(cut), [*ODD, CORPUS, *(a + b for a in ODD for b in ODD)])
@@ -326,6 +327,7 @@ def test_long_runs_are_the_same_or_left_to_tokenizers(cut: str, run: str) -> Non
         assert found is not None and found.tolist() == slow.encode(text)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_what_the_regular_expression_gives_up_on_is_left_to_tokenizers() -> None:
     text = " " * 1_100_000 + "x"
     fast, slow = both(with_merges("Ġ Ġ", cut="GPT-2"))

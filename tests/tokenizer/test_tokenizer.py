@@ -212,6 +212,7 @@ def test_byte_definition_is_a_hugging_face_tokenizer() -> None:
     ], "read by others, the special tokens are special"
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(st.text(), st.lists(st.integers(0, 259)))
 @example("<|eos|> \u0000 \ufffd\U0001f600", [0xF0, 0x9F, 0x98, 258, 0x80, 0xE0, 0x80, 0xC3])
 def test_byte_definition_means_the_same_to_the_library(text: str, ids: list[int]) -> None:
@@ -544,6 +545,7 @@ def test_stream_is_the_text_and_never_half_a_character(name: str, text: str) -> 
     assert stream.flush() == ""
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @settings(max_examples=300)
 @given(
     st.lists(st.integers(0, 299), max_size=80)

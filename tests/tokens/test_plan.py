@@ -20,6 +20,7 @@ def shuffled(n, key):
     return permute(np.arange(n, dtype=np.uint64), n, np.full(n, key, np.uint64)).tolist()
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(n=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
 @settings(max_examples=150, deadline=None)
 def test_every_row_once(n, key):
@@ -276,6 +277,7 @@ def test_going_on_gives_every_row_once_an_epoch(parts, seed, epochs):
     check(plan, rows)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(parts=PARTS)
 @settings(max_examples=150, deadline=None)
 def test_stop_ends_with_the_last_block_in_which_nothing_comes_twice(parts):
@@ -406,6 +408,7 @@ def test_no_amount_of_text_makes_a_step_slower_or_larger(when_one_ends):
     assert large[1] < 2 * small[1]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(
     sizes=st.lists(st.integers(2**38, 2**40), min_size=2, max_size=4),
     weights=st.lists(st.integers(1, 1000), min_size=4, max_size=4),
