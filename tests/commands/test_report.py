@@ -151,6 +151,7 @@ def test_the_numbers_are_those_of_the_files(tmp_path):
     assert ["tokens per second of training, overall", "51"] in lines
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_it_needs_nothing_from_elsewhere(tmp_path):
     folder = write_run(tmp_path / "run", sample="see https://example.org/x.png")
     content = report(read_run(folder), folder / "report.html", {})

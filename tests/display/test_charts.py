@@ -134,6 +134,7 @@ def test_the_best_point_is_filled_and_says_its_value():
     assert filled == [False, True, False]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_what_is_not_finite_is_not_drawn():
     points = [(0.0, 1.0), (1.0, math.nan), (2.0, math.inf), (3.0, 2.0)]
     assert len(drawn(parsed(Chart("t", "x", "y", [Series("a", points)])), "a")) == 2

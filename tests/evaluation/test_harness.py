@@ -202,6 +202,7 @@ def test_the_greedy_continuation_is_known_as_such(pair: Pair) -> None:
     ]
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_rolling_log_likelihoods_are_those_of_transformers(pair: Pair) -> None:
     asked = [(text_of(words, words),) for words in (1, 7, 30, 90, 200)] + [("",)]
     mine = pair.subject.loglikelihood_rolling(requests("loglikelihood_rolling", asked))
@@ -661,6 +662,7 @@ def test_minimal_pairs_are_chosen_as_our_own_ranking_chooses(pair: Pair, tmp_pat
     assert chance(results["samples"]["pairs"]) == 0.5
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.usefixtures("offline")
 def test_the_shipped_minimal_pairs_as_a_task(tmp_path: Path) -> None:
     """docs/EVALUATION.md shows this: a file of cases as a task of the harness has exactly the

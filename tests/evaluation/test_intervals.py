@@ -35,6 +35,7 @@ SCORES = {
 }
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("n", [40, 200])
 @pytest.mark.parametrize("kind", SCORES)
 @pytest.mark.usefixtures("few_resamples")
@@ -52,6 +53,7 @@ def test_95_of_100_intervals_hold_the_true_mean(
     assert 0.92 <= held / SIMULATIONS <= 0.98
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.usefixtures("few_resamples")
 def test_the_interval_of_a_quotient_of_sums_holds_the_true_quotient(
     figure: Callable[[str], None],
@@ -77,6 +79,7 @@ def test_of_few_cases_plain_percentiles_would_be_too_narrow() -> None:
     assert high - low > 1.15 * (plain[1] - plain[0])
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("n", [40, 200])
 @pytest.mark.parametrize("kind", ["binary", "continuous"])
 @pytest.mark.usefixtures("few_resamples")

@@ -207,6 +207,7 @@ def test_a_talk_goes_on_as_it_was_learnt() -> None:
     ], "read again as it was in training"
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_an_answer_ends_at_its_longest_and_where_the_context_ends() -> None:
     prompt = len(FORM.prompt([Turn("user", "0")]))
     # a token is the space before

@@ -168,6 +168,7 @@ def test_saved_averages_are_taken_up() -> None:
     assert same(saved, WeightAverage(decoder(seed=1), 0.9).weights)  # copied, not kept
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_names_are_those_of_the_uncompiled_model() -> None:
     """So that a compiled run's file loads into an eager model."""
     model = decoder()

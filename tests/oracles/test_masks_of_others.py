@@ -174,6 +174,7 @@ def _turns(messages: list[dict[str, str]]) -> Any:
     return conversation.turns
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_trl_assistant_only_loss(tmp_path: Path) -> None:
     assert_same(
         trl_batch(

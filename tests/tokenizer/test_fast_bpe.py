@@ -318,6 +318,7 @@ def test_what_a_normalizer_may_change_is_left_to_tokenizers() -> None:
     assert ids is not None and ids.tolist() == slow.encode(text)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("run", [" ", "\n", "a", "1", "!", "é", "\u00a0", " \n", "'"])
 def test_long_runs_are_the_same_or_left_to_tokenizers(cut: str, run: str) -> None:

@@ -320,6 +320,7 @@ def killed_after(pieces, while_measuring=False):
     return act
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(
     data=st.data(),
     split=st.sampled_from(["hash", "tail", "tested"]),
@@ -383,6 +384,7 @@ def test_a_document_that_tail_has_parted_is_one_document_after_a_kill(
     assert (content(folder), manifest) == expected
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(
     "damage", ["{", "[]", "{}", "null", "\xff", "cut", "missing", "other pieces"]
 )
@@ -604,6 +606,7 @@ def test_a_disk_that_fills_up_keeps_what_is_done(tmp_path, monkeypatch):
 # --- memory
 
 
+@pytest.mark.usefixtures("takes_seconds")
 def test_memory_is_some_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "SPAN_BYTES", 50_000)
     monkeypatch.setattr(preparation, "JOURNAL_TOKENS", 1_000_000)

@@ -64,6 +64,7 @@ def expected(given, length, too_long):
     return result
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @settings(max_examples=150)
 @given(conversations, st.integers(4, 16), st.booleans(), st.sampled_from(["drop", "cut"]))
 def test_rows_hold_every_conversation_once_token_for_token(

@@ -36,6 +36,7 @@ def write(folder, batches, dtype=np.uint16, shard_tokens=2**26):
 documents = st.lists(st.lists(st.integers(0, 8), max_size=12), min_size=1, max_size=6)
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(
     batches=st.lists(documents, min_size=1, max_size=4),
     shard_tokens=st.integers(1, 30),
@@ -149,6 +150,7 @@ def test_a_cache_that_was_made_again_is_not_read_from_the_old_files(tmp_path):
         assert store.read(1, 2).tolist() == content
 
 
+@pytest.mark.usefixtures("takes_seconds")
 @given(
     batches=st.lists(documents, min_size=1, max_size=5),
     shard_tokens=st.integers(1, 30),
