@@ -285,6 +285,16 @@ def test_mistakes_are_one_plain_answer(
     assert named in done.stderr
 
 
+def heavy_imports(import_times: str) -> set[str]:
+    """Return the packages that take seconds to import, of those in `-X importtime`'s output."""
+    heavy = {"torch", "lightning", "transformers", "datasets", "matplotlib", "numpy", "tokenizers"}
+    return heavy & {
+        line.rsplit("|", 1)[-1].strip().split(".")[0]
+        for line in import_times.splitlines()
+        if line.startswith("import time:")
+    }
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -309,20 +319,7 @@ def test_mistakes_are_one_plain_answer(
 def test_help_answers_without_anything_heavy(command: list[str]) -> None:
     done = run("-X", "importtime", *command, "--help")
     assert "usage:" in done.stdout
-    imported = {
-        line.rsplit("|", 1)[-1].strip().split(".")[0]
-        for line in done.stderr.splitlines()
-        if line.startswith("import time:")
-    }
-    assert not imported & {
-        "torch",
-        "lightning",
-        "transformers",
-        "datasets",
-        "matplotlib",
-        "numpy",
-        "tokenizers",
-    }
+    assert not heavy_imports(done.stderr)
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "benchmarks").glob("*.py")))
@@ -342,17 +339,4 @@ def test_configuration_errors_answer_without_anything_heavy() -> None:
         "fast",
         code=2,
     )
-    imported = {
-        line.rsplit("|", 1)[-1].strip().split(".")[0]
-        for line in done.stderr.splitlines()
-        if line.startswith("import time:")
-    }
-    assert not imported & {
-        "torch",
-        "lightning",
-        "transformers",
-        "datasets",
-        "matplotlib",
-        "numpy",
-        "tokenizers",
-    }
+    assert not heavy_imports(done.stderr)
