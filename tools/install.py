@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from importlib import metadata
 
 # "Downloading numpy-2.4.6-cp311-cp311-linux_x86_64.whl (16.8 MB)"; metadata is too small to show
 STARTS = r"\s*(?:Downloading|Using cached|Processing) (?:\S*/)?"
@@ -51,9 +52,7 @@ def shown(lines: Iterable[str], terminal: bool) -> Iterator[str]:
 
 def _progress_bar() -> list[str]:
     """Return the option for machine-readable progress, which pip has from 24.1 on."""
-    import pip
-
-    version = tuple(int(part) for part in re.findall(r"\d+", pip.__version__)[:2])
+    version = tuple(int(part) for part in re.findall(r"\d+", metadata.version("pip"))[:2])
     return ["--progress-bar", "raw"] if version >= (24, 1) else []
 
 

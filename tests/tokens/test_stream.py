@@ -707,7 +707,7 @@ def test_a_mistake_in_the_producer_is_an_internal_error_of_the_run(
         " 'position'"
     )
     assert capsys.readouterr().err == f"{said} (the traceback is in {file})\n"
-    assert "in _behind" in file.read_text()
+    assert "stream.make(window)" in file.read_text()
 
 
 @pytest.mark.usefixtures("starts_processes")
