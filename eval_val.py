@@ -8,40 +8,31 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
+from typing import TYPE_CHECKING
 
-from lm.checkpoints.folder import open_checkpoint
+from lm.checkpoints.folder import Checkpoint, open_checkpoint
 from lm.checkpoints.meta import read_meta
 from lm.commands import add_flag, command_parser, load_config
 from lm.system import errors
 from lm.system.errors import ConfigError
+from lm.system.json_values import finite
+
+if TYPE_CHECKING:
+    from lm.config.schema.config import Config
+    from lm.evaluation.validation import Evaluation
 
 
 def main() -> None:
     """Refuse what cannot work, then load what is heavy and score."""
     arguments, overrides = parser().parse_known_args()
     config = load_config(arguments.config, overrides).config
-    if config.finetune is not None and config.finetune.objective == "dpo":
-        raise ConfigError(
-            f"{arguments.config}: finetune.objective dpo compares two answers, and no token has a"
-            " loss of its own; its results are in evaluations.jsonl and report.md of the run's"
-            " folder"
-        )
     checkpoint = open_checkpoint(arguments.ckpt)
-    context_length = read_meta(checkpoint).model.context_length
-    if config.row_length > context_length:
-        raise ConfigError(
-            f"{arguments.config}: rows of {config.row_length} tokens are longer than the"
-            f" checkpoint's context of {context_length}; write --data.sequence_length"
-            f" {context_length}"
-        )
+    check(config, arguments.config, checkpoint)
 
     from data import PackedDataModule
     from lm import load
-    from lm.display.html import visible
-    from lm.display.tables import terminal_table
     from lm.evaluation.validation import evaluate
     from lm.system.device import autocast, choose_device, choose_precision
     from lm.tokenizer.tokenizer import resolve
@@ -58,12 +49,16 @@ def main() -> None:
     data = PackedDataModule(config, tokenizer, say=lambda line: print(line, file=sys.stderr))
     started = time.perf_counter()
     with autocast(device, precision):
-        batches, reserved, sources = (
+        result = evaluate(
+            decoder,
             data.val_dataloader(),
             tokenizer.reserved_ids,
-            data.validation_sources,
+            data.text_bytes_per_token,
+            sources=data.validation_sources,
         )
-        result = evaluate(decoder, batches, reserved, data.text_bytes_per_token, sources=sources)
+    if not arguments.json:
+        print_scores(f"{arguments.ckpt} (step {checkpoint.step:,})", arguments.config, result)
+        return
     report = {
         "checkpoint": arguments.ckpt,
         "step": checkpoint.step,
@@ -75,39 +70,58 @@ def main() -> None:
         "device": device,
         "precision": precision,
         "seconds": round(time.perf_counter() - started, 3),
-    } | ({"sources": result.figures_by_source} if result.sources else {})
-    if arguments.json:
-        finite = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in report.items()
-        }
-        print(json.dumps(finite, indent=1))  # JSON has no NaN
-    else:
-        print(
-            f"{arguments.ckpt} (step {checkpoint.step:,}) on the validation split of"
-            f" {arguments.config},"
-            f" {result.tokens:,} tokens:"
+    }
+    if result.sources:
+        report["sources"] = result.figures_by_source
+    print(json.dumps(finite(report), indent=1))
+
+
+def check(config: Config, file: str, checkpoint: Checkpoint) -> None:
+    """Refuse a configuration whose validation split the checkpoint cannot be scored on.
+
+    Raises:
+        ConfigError: the objective has no loss per token, or the rows are longer than the context.
+    """
+    if config.finetune is not None and config.finetune.objective == "dpo":
+        raise ConfigError(
+            f"{file}: finetune.objective dpo compares two answers, and no token has a loss of its"
+            " own; its results are in evaluations.jsonl and report.md of the run's folder"
         )
-        print(
-            f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.2f},"
-            f" {result.bits_per_byte:.4f} bits per byte"
+    context_length = read_meta(checkpoint).model.context_length
+    if config.row_length > context_length:
+        raise ConfigError(
+            f"{file}: rows of {config.row_length} tokens are longer than the checkpoint's context"
+            f" of {context_length}; write --data.sequence_length {context_length}"
         )
-        if result.sources:
-            table = [["source", "tokens", "loss", "perplexity", "bits per byte"]] + [
-                [
-                    visible(name),
-                    f"{each.tokens:,}",
-                    f"{each.loss:.4f}",
-                    f"{each.perplexity:.2f}",
-                    f"{each.bits_per_byte:.4f}",
-                ]
-                for name, each in result.sources.items()
+
+
+def print_scores(checkpoint: str, file: str, result: Evaluation) -> None:
+    """Print the scores in words, and a table of the sources if there are several."""
+    from lm.display.html import visible
+    from lm.display.tables import terminal_table
+
+    print(f"{checkpoint} on the validation split of {file}, {result.tokens:,} tokens:")
+    print(
+        f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.2f},"
+        f" {result.bits_per_byte:.4f} bits per byte"
+    )
+    if result.sources:
+        heading = ["source", "tokens", "loss", "perplexity", "bits per byte"]
+        rows = [
+            [
+                visible(name),
+                f"{each.tokens:,}",
+                f"{each.loss:.4f}",
+                f"{each.perplexity:.2f}",
+                f"{each.bits_per_byte:.4f}",
             ]
-            print(f"\n{terminal_table(table)}")
+            for name, each in result.sources.items()
+        ]
+        print(f"\n{terminal_table([heading, *rows])}")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags; any key of the configuration is one more."""
+    """Return the parser; any key of the configuration is one more flag."""
     result = command_parser("eval_val.py", __doc__)
     add_flag(result, "--ckpt")
     add_flag(

@@ -28,6 +28,11 @@ from lm.generation.sampling import Sampling
 from lm.system import errors
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from torch import Generator
+
+    from lm.checkpoints.load import Model
     from lm.generation.continuation import Sample
 
 EPILOG = """
@@ -39,31 +44,16 @@ is full, the oldest questions are forgotten together with their answers.
 """
 
 
-def parse() -> argparse.Namespace:
-    """Read the command line; every field of `Sampling` is a flag."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return the parser; every field of `Sampling` is a flag."""
+    result = argparse.ArgumentParser(
         description="Let a checkpoint write.", epilog=EPILOG, allow_abbrev=False
     )
-    add_flag(parser, "--ckpt")
-    prompt = parser.add_mutually_exclusive_group()
+    add_flag(result, "--ckpt")
+    prompt = result.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
     prompt.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 file that holds it")
-    parser.add_argument(
-        "--chat",
-        action="store_true",
-        help="a conversation with a checkpoint that was fine-tuned on conversations",
-    )
-    parser.add_argument(
-        "--system",
-        metavar="TEXT",
-        help="--chat: what the model is told first (what it was fine-tuned with)",
-    )
-    parser.add_argument(
-        "--template",
-        metavar="NAME",
-        help="--chat: another template than the one that it was fine-tuned with",
-    )
-    parser.add_argument(
+    result.add_argument(
         "--max-new-tokens",
         type=int,
         default=200,
@@ -71,36 +61,66 @@ def parse() -> argparse.Namespace:
         help="write so many tokens at most (200)",
     )
     for option in dataclasses.fields(Sampling):
-        flag, text = (
+        result.add_argument(
             "--" + option.name.replace("_", "-"),
-            f"{option.metadata['help']} ({option.default})",
+            type=type(option.default),
+            default=option.default,
+            metavar="X",
+            help=f"{option.metadata['help']} ({option.default})",
         )
-        parser.add_argument(
-            flag, type=type(option.default), default=option.default, metavar="X", help=text
-        )
-    parser.add_argument(
+    result.add_argument(
         "--seed", type=int, metavar="N", help="the same seed gives the same text (drawn, and shown)"
     )
-    parser.add_argument(
+    result.add_argument(
         "--num-samples", type=int, default=1, metavar="N", help="write so many texts (1)"
     )
-    parser.add_argument(
+    result.add_argument(
         "--stop",
         action="append",
         default=[],
         metavar="TEXT",
         help="end before this text; may be given several times",
     )
-    parser.add_argument(
+    result.add_argument(
         "--tokenizer",
         default="auto",
         metavar="NAME",
         help="the checkpoint's own, or one that must equal it (auto)",
     )
-    add_flag(parser, "--device")
-    add_flag(parser, "--json", help="print one JSON object when all is written")
-    parser.add_argument("--no-stream", action="store_true", help="print when all is written")
-    arguments = parser.parse_args()
+    add_flag(result, "--device")
+    add_flag(result, "--json", help="print one JSON object when all is written")
+    result.add_argument("--no-stream", action="store_true", help="print when all is written")
+    add_chat_flags(result.add_argument_group("chat"))
+    return result
+
+
+def add_chat_flags(group: argparse._ArgumentGroup) -> None:
+    """Add --chat, and the flags that need it."""
+    group.add_argument(
+        "--chat",
+        action="store_true",
+        help="a conversation with a checkpoint that was fine-tuned on conversations",
+    )
+    group.add_argument(
+        "--system",
+        metavar="TEXT",
+        help="what the model is told first (what it was fine-tuned with)",
+    )
+    group.add_argument(
+        "--template",
+        metavar="NAME",
+        help="another template than the one that it was fine-tuned with",
+    )
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line.
+
+    Raises:
+        ConfigError: a number is out of range, or two flags exclude each other.
+    """
+    flags = parser()
+    arguments = flags.parse_args()
     for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("seed", 0)):
         value = getattr(arguments, name)
         if value is not None and not least <= value < 2**63:
@@ -108,7 +128,7 @@ def parse() -> argparse.Namespace:
                 f"--{name.replace('_', '-')} {value} is out of range; write {least} or more"
             )
     wrong = ("json", "num_samples") if arguments.chat else ("system", "template")
-    if used := [name for name in wrong if getattr(arguments, name) != parser.get_default(name)]:
+    if used := [name for name in wrong if getattr(arguments, name) != flags.get_default(name)]:
         reason = "cannot be had with --chat" if arguments.chat else "is for --chat"
         raise errors.ConfigError(f"--{used[0].replace('_', '-')} {reason}; leave one of them out")
     return arguments
@@ -136,17 +156,56 @@ def print_samples(samples: Sequence[Sample], progress: Iterator[object], prompt:
             print(flush=True)  # after Ctrl-C too: the shell's prompt begins a line of its own
 
 
+def write_samples(
+    model: Model, prompt: str, options: Sampling, generator: Generator, arguments: Namespace
+) -> dict[str, object]:
+    """Continue a prompt and print the texts. Return the report of --json."""
+    from lm.generation.continuation import write
+
+    prompt_ids = open_prompt(model.tokenizer, prompt)
+    context = model.decoder.config.context_length
+    if len(prompt_ids) > context:
+        print(
+            f"the prompt has {len(prompt_ids)} tokens, the model's context {context}: it reads the"
+            f" last {context // 2}",
+            file=sys.stderr,
+        )
+    started = time.perf_counter()
+    progress = write(
+        model.decoder,
+        model.tokenizer,
+        prompt_ids,
+        options,
+        arguments.max_new_tokens,
+        generator,
+        arguments.num_samples,
+        arguments.stop,
+    )
+    samples = next(progress)
+    if arguments.json or arguments.no_stream:
+        collections.deque(progress, maxlen=0)  # to the end
+    if not arguments.json:
+        print_samples(samples, progress, prompt)
+    seconds, tokens = time.perf_counter() - started, sum(sample.tokens for sample in samples)
+    speed = tokens / seconds
+    print(f"{tokens} tokens in {seconds:.1f} s, {speed:.0f} tokens/s", file=sys.stderr)
+    texts = [
+        {"text": sample.text, "tokens": sample.tokens, "finish": sample.finish}
+        for sample in samples
+    ]
+    return {"prompt": prompt, "samples": texts, "tokens_per_second": round(speed, 1)}
+
+
 def main() -> None:
-    """Run the command."""
+    """Check what can be checked without torch, then open the checkpoint and write."""
     arguments = parse()
     options = Sampling(
         **{option.name: getattr(arguments, option.name) for option in dataclasses.fields(Sampling)}
     )
+    # without a prompt, --chat reads its messages line by line
     lines = arguments.chat and arguments.prompt is None and arguments.prompt_file is None
-    prompt, checkpoint = (
-        ("" if lines else read_prompt(arguments.prompt, arguments.prompt_file)),
-        open_checkpoint(arguments.ckpt),
-    )
+    prompt = "" if lines else read_prompt(arguments.prompt, arguments.prompt_file)
+    checkpoint = open_checkpoint(arguments.ckpt)
     seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
     if arguments.chat:
         from lm.generation.chat import Chat, chat_format
@@ -157,62 +216,38 @@ def main() -> None:
     import torch
 
     from lm import load
-    from lm.generation.continuation import write
     from lm.system.device import choose_device
     from lm.tokenizer.tokenizer import resolve
 
     device = choose_device(arguments.device, "--device")
-    decoder, stored, meta = load(checkpoint, device)
-    tokenizer = resolve(arguments.tokenizer, stored)
-    generator, context = torch.Generator(device).manual_seed(seed), decoder.config.context_length
+    model = load(checkpoint, device)
+    model = model._replace(tokenizer=resolve(arguments.tokenizer, model.tokenizer))
+    generator = torch.Generator(device).manual_seed(seed)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # for a terminal that is not UTF-8
+    print(f"{checkpoint.path.name} on {device}, --seed {seed}", file=sys.stderr)
     if arguments.chat:
-        chat = Chat(form, context, arguments.max_new_tokens)
+        chat = Chat(form, model.decoder.config.context_length, arguments.max_new_tokens)
         reply = functools.partial(
-            chat.reply, decoder=decoder, options=options, generator=generator, stops=arguments.stop
+            chat.reply,
+            decoder=model.decoder,
+            options=options,
+            generator=generator,
+            stops=arguments.stop,
         )
         terminal = Terminal(chat, reply, stream=not arguments.no_stream)
-        print(f"{checkpoint.path.name} on {device}, --seed {seed}", file=sys.stderr)
         terminal.run() if lines else terminal.say(prompt)
         return
-    prompt_ids = open_prompt(tokenizer, prompt)
-    print(f"{checkpoint.path.name} on {device}, --seed {seed}", file=sys.stderr)
-    if len(prompt_ids) > context:
-        print(
-            f"the prompt has {len(prompt_ids)} tokens, the model's context {context}: it reads the"
-            f" last {context // 2}",
-            file=sys.stderr,
-        )
-
-    started = time.perf_counter()
-    count, length, stops = arguments.num_samples, arguments.max_new_tokens, arguments.stop
-    progress = write(decoder, tokenizer, prompt_ids, options, length, generator, count, stops)
-    samples = next(progress)
-    if arguments.json or arguments.no_stream:
-        collections.deque(progress, maxlen=0)  # to the end
-    if not arguments.json:
-        print_samples(samples, progress, prompt)
-    seconds, tokens = time.perf_counter() - started, sum(sample.tokens for sample in samples)
+    report = write_samples(model, prompt, options, generator, arguments)
     if arguments.json:
-        texts = [
-            {"text": sample.text, "tokens": sample.tokens, "finish": sample.finish}
-            for sample in samples
-        ]
-        report = {
-            "prompt": prompt,
-            "samples": texts,
+        report |= {
             "checkpoint": str(checkpoint.path),
-            "step": meta["step"],
+            "step": model.meta["step"],
             "seed": seed,
             "device": device,
-        }
-        report |= {
             "sampling": dataclasses.asdict(options),
-            "tokens_per_second": round(tokens / seconds, 1),
         }
         print(json.dumps(report, ensure_ascii=False))
-    print(f"{tokens} tokens in {seconds:.1f} s, {tokens / seconds:.0f} tokens/s", file=sys.stderr)
 
 
 if __name__ == "__main__":

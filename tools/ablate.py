@@ -17,6 +17,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from lm.commands import add_flag, command_parser, load_config
@@ -37,69 +38,29 @@ def main() -> None:
     """Check the arguments, run the pairs, and print the difference."""
     arguments, overrides = parser().parse_known_args()
     changes = [f"--{change.removeprefix('--')}" for change in arguments.change]
-    keys = {key_of(flag) for flag in changes}
-    if own := keys & set(OWN):
-        raise ConfigError(
-            f"--change {min(own)}: this command sets it for each run itself; change another key"
-        )
     if arguments.seeds < 1:
         raise ConfigError(f"--seeds: {arguments.seeds} is not a number of pairs; write 1 or more")
-    baseline, variant = (
-        load_config(arguments.config, overrides).config,
-        load_config(arguments.config, [*without(overrides, keys), *changes]).config,
-    )
-    if (baseline.finetune is None, unit_of(baseline)) != (
-        variant.finetune is None,
-        unit_of(variant),
-    ):
-        raise ConfigError(
-            "--change: variant and baseline have different objectives, so their losses do not"
-            " compare"
-        )
+    baseline, variant = configurations(arguments.config, overrides, changes)
     out = arguments.out or Path("runs") / f"ablate-{short_name(changes)}"
     texts = to_yaml(baseline), to_yaml(variant)
     claim(out, texts)
 
-    seeds, runs = (
-        [baseline.trainer.seed + i for i in range(arguments.seeds)],
-        {
-            "baseline": list[Outcome](),
-            "variant": list[Outcome](),
-        },
-    )
+    seeds = [baseline.trainer.seed + i for i in range(arguments.seeds)]
+    news = sys.stderr if arguments.json else sys.stdout
     script = (
         ["train.py"]
         if baseline.finetune is None
         else ["finetune.py", "--finetune.report_prompts=0"]
     )
-    news = sys.stderr if arguments.json else sys.stdout
-    for seed in seeds:
-        for name, results in runs.items():
-            folder = out / f"{name}-seed-{seed}"
-            # Not the user's file, which may be edited before the last run starts.
-            command = [
-                *script,
-                "--config",
-                str(out / f"{name}.yaml"),
-                f"--trainer.seed={seed}",
-                f"--checkpoint.directory={folder}",
-            ]
-            result = run(folder, command)
-            results.append(result)
-            outcome_text = (
-                result.problem
-                or f"validation loss {result.final:.4f} ({result.seconds:.0f} s of training)"
-            )
-            print(f"{name}, seed {seed}: {outcome_text}", file=news, flush=True)
-    named, same = [flag.removeprefix("--") for flag in changes], kept(baseline, variant)
+    results = run_pairs(out, script, seeds, lambda line: print(line, file=news, flush=True))
     ablation = Ablation(
         arguments.config,
-        named,
+        [flag.removeprefix("--") for flag in changes],
         seeds,
-        runs["baseline"],
-        runs["variant"],
+        results["baseline"],
+        results["variant"],
         unit_of(baseline),
-        same,
+        kept(baseline, variant),
         texts,
     )
     ablation.write(out)
@@ -138,6 +99,31 @@ def parser() -> argparse.ArgumentParser:
     )
     add_flag(result, "--json", help="print one JSON object; progress goes to stderr")
     return result
+
+
+def configurations(file: str, overrides: list[str], changes: list[str]) -> tuple[Config, Config]:
+    """Return the configurations of the baseline and of the variant.
+
+    Raises:
+        ConfigError: one of them is wrong, a change is of a key that this command sets, or the two
+            losses do not compare.
+    """
+    keys = {key_of(flag) for flag in changes}
+    if own := keys & set(OWN):
+        raise ConfigError(
+            f"--change {min(own)}: this command sets it for each run itself; change another key"
+        )
+    baseline = load_config(file, overrides).config
+    variant = load_config(file, [*without(overrides, keys), *changes]).config
+    if (baseline.finetune is None, unit_of(baseline)) != (
+        variant.finetune is None,
+        unit_of(variant),
+    ):
+        raise ConfigError(
+            "--change: variant and baseline have different objectives, so their losses do not"
+            " compare"
+        )
+    return baseline, variant
 
 
 def unit_of(config: Config) -> str:
@@ -190,6 +176,31 @@ def claim(out: Path, texts: tuple[str, str]) -> None:
         out.mkdir(parents=True, exist_ok=True)
     for name, text in zip(("baseline.yaml", "variant.yaml"), texts, strict=True):
         replace(out / name, text)
+
+
+def run_pairs(
+    out: Path, script: list[str], seeds: list[int], say: Callable[[str], None]
+) -> dict[str, list[Outcome]]:
+    """Train the baseline and the variant with each seed; say how each ended."""
+    results = {"baseline": list[Outcome](), "variant": list[Outcome]()}
+    for seed in seeds:
+        for name in results:
+            folder = out / f"{name}-seed-{seed}"
+            command = [
+                *script,
+                # Not the user's file, which may be edited before the last run starts.
+                f"--config={out / name}.yaml",
+                f"--trainer.seed={seed}",
+                f"--checkpoint.directory={folder}",
+            ]
+            result = run(folder, command)
+            results[name].append(result)
+            ending = (
+                result.problem
+                or f"validation loss {result.final:.4f} ({result.seconds:.0f} s of training)"
+            )
+            say(f"{name}, seed {seed}: {ending}")
+    return results
 
 
 def run(folder: Path, command: list[str]) -> Outcome:

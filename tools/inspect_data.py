@@ -42,14 +42,7 @@ def main() -> None:
     """Check the arguments, open the data, count, compare, and print."""
     arguments, overrides = parser().parse_known_args()
     config = load_config(arguments.config, overrides).config
-    if not 0 <= arguments.step < config.max_steps:
-        raise errors.ConfigError(
-            f"--step: the run has the steps 0 to {config.max_steps - 1}, got {arguments.step};"
-            " write one of them"
-        )
-    for flag, least in ("rows", 1), ("ngram", 0), ("sample", 1):
-        if (given := getattr(arguments, flag)) is not None and given < least:
-            raise errors.ConfigError(f"--{flag}: too small, got {given}, write {least} or more")
+    check(arguments, config)
 
     from data import PackedDataModule
     from lm.checks import rendering, xray
@@ -105,6 +98,18 @@ def main() -> None:
     else:
         rendering.show_rows(shown, tokenizer, "no label: the next token is not learnt")
         rendering.show_tables(tables, notes)
+
+
+def check(arguments: argparse.Namespace, config: Config) -> None:
+    """Refuse a step that the run does not have, and numbers that are too small."""
+    if not 0 <= arguments.step < config.max_steps:
+        raise errors.ConfigError(
+            f"--step: the run has the steps 0 to {config.max_steps - 1}, got {arguments.step};"
+            " write one of them"
+        )
+    for flag, least in ("rows", 1), ("ngram", 0), ("sample", 1):
+        if (given := getattr(arguments, flag)) is not None and given < least:
+            raise errors.ConfigError(f"--{flag}: too small, got {given}, write {least} or more")
 
 
 def rows_of(data: PackedDataModule, first: int, least: int) -> list[Row]:

@@ -45,27 +45,11 @@ def main() -> None:
     arguments, overrides = parser().parse_known_args()
     data = load_config(arguments.config, overrides).config.data
 
-    from lm.tokenizer.learn import (
-        LEAST_VOCABULARY,
-        MOST_BYTES,
-        SETTINGS,
-        check_specials,
-        excerpt,
-        learn,
-    )
+    from lm.tokenizer.learn import SETTINGS, excerpt, learn
     from lm.tokens import corpus
 
     specials = arguments.special
-    check_specials(specials)
-    sizes = (
-        ("--vocab-size", arguments.vocab_size, LEAST_VOCABULARY + len(specials), 2**20),
-        ("--bytes", arguments.bytes, 1, MOST_BYTES),
-    )
-    for flag, value, least, most in sizes:
-        if not least <= value <= most:
-            raise errors.ConfigError(
-                f"{flag}: {value:,} is out of range; write {least:,} to {most:,}"
-            )
+    check(arguments)
     file, settings = free_paths(arguments.out, arguments.force)
     started = time.perf_counter()
     readers = corpus.readers(data)
@@ -102,6 +86,22 @@ def main() -> None:
         else ""
     )
     report(file, arguments.vocab_size, train, val)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse special tokens that cannot be learnt, and sizes that are out of range."""
+    from lm.tokenizer.learn import LEAST_VOCABULARY, MOST_BYTES, check_specials
+
+    check_specials(arguments.special)
+    sizes = (
+        ("--vocab-size", arguments.vocab_size, LEAST_VOCABULARY + len(arguments.special), 2**20),
+        ("--bytes", arguments.bytes, 1, MOST_BYTES),
+    )
+    for flag, value, least, most in sizes:
+        if not least <= value <= most:
+            raise errors.ConfigError(
+                f"{flag}: {value:,} is out of range; write {least:,} to {most:,}"
+            )
 
 
 def report(file: Path, asked: int, train: Texts, val: Texts) -> None:
