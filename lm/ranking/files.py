@@ -112,7 +112,7 @@ def _ranking(ranking: Ranking) -> dict[str, Any]:
         "sets": list(ranking.parts),
         "by": ranking.by.key,
         "chance": ranking.chance,
-        "asked": ranking.asked,
+        "asked": ranking.n_cases,
     }
     if cases is not None:
         facts |= {

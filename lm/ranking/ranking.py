@@ -75,7 +75,7 @@ class Ranking:
         parts: the names of the sets.
         by: the measure that orders the entrants.
         results: each entrant's result on the set; empty for several sets.
-        asked: for each measure's key the number of cases behind it. A case counts if the measure
+        n_cases: for each measure's key the number of cases behind it. A case counts if the measure
             exists for all entrants.
         chance: the accuracy of guessing, or None without choices.
         scores: for each measure's key the interval of each entrant.
@@ -89,7 +89,7 @@ class Ranking:
     by: Measure
     entrants: tuple[Entrant, ...]
     results: tuple[SetResult, ...]
-    asked: dict[str, int]
+    n_cases: dict[str, int]
     chance: float | None
     scores: dict[str, list[Interval]]
     drawn: dict[str, Resampled]
@@ -145,7 +145,7 @@ def rank_set(
         by=measure,
         entrants=measured,
         results=results,
-        asked=numbers,
+        n_cases=numbers,
         chance=chance,
         scores=scores,
         drawn=drawn,
@@ -185,7 +185,7 @@ def rank_together(rankings: Sequence[Ranking], by: str | None = None) -> Ranking
         drawn = part.drawn[measure.key]
         shares.append(Resampled(drawn.values[columns], drawn.drawn[:, columns], drawn.cases))
         tags[part.parts[0]] = (
-            part.asked[ACCURACY.key if measure is CENTRED else measure.key],
+            part.n_cases[ACCURACY.key if measure is CENTRED else measure.key],
             shares[-1].values.tolist(),
         )
     mean = mean_of(shares)
@@ -195,7 +195,7 @@ def rank_together(rankings: Sequence[Ranking], by: str | None = None) -> Ranking
         by=measure,
         entrants=entrants,
         results=(),
-        asked={measure.key: sum(count for count, _ in tags.values())},
+        n_cases={measure.key: sum(count for count, _ in tags.values())},
         chance=0.0 if measure is CENTRED else None,
         scores={measure.key: _scores(measure, mean)},
         drawn={measure.key: mean},

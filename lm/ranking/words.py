@@ -201,7 +201,7 @@ def notes(ranking: Ranking) -> Iterator[str]:
     if ranking.cases is not None:
         for measure in MEASURES:
             n_cases = sum(measure.asks(case) for case in ranking.cases.cases)
-            if skipped := n_cases - ranking.asked.get(measure.key, 0):
+            if skipped := n_cases - ranking.n_cases.get(measure.key, 0):
                 yield (
                     f"{measure.label}: skips {skipped:,} of {n_cases:,} cases, which are too long"
                     " for a context"
@@ -258,7 +258,7 @@ def general_notes(rankings: Sequence[Ranking]) -> Iterator[str]:
 
 
 def _cases(ranking: Ranking) -> str:
-    count = ranking.asked[ranking.by.key]
+    count = ranking.n_cases[ranking.by.key]
     return f"{count:,} case{'s' * (count != 1)}"
 
 

@@ -22,7 +22,7 @@ from lm.evaluation.same_text import Verdict
 from lm.runs.changes import is_harmless
 from lm.runs.record import RunRecord
 from lm.runs.results import RecordedValidation
-from lm.system.json_values import found, text, whole
+from lm.system.json_values import count, lookup, text
 
 LINEAGE = (
     "tokenizer",
@@ -231,10 +231,10 @@ def choose_yardstick(a: RunRecord, b: RunRecord) -> Yardstick:
             else "no checkpoint proves it"
         )
         return Yardstick(column, f"by their configurations the text is the same; {note}")
-    cut = [{key: found(run.config, *key.split(".")) for key in CUT} for run in (a, b)]
+    cut = [{key: lookup(run.config, *key.split(".")) for key in CUT} for run in (a, b)]
     for keys, run in zip(cut, (a, b), strict=True):
         # As in Config.row_length.
-        keys["data.sequence_length"] = keys["data.sequence_length"] or found(
+        keys["data.sequence_length"] = keys["data.sequence_length"] or lookup(
             run.config, "model", "context_length"
         )
     if differing := [key for key in CUT if cut[0][key] != cut[1][key]]:
@@ -313,7 +313,7 @@ def _notes(a: RunRecord, b: RunRecord, names: tuple[str, str]) -> list[str]:
         }
         parent = text(run.meta, "parent", "manifest_sha256")
         if parent in saved:
-            adapters = whole(run.meta, "adapters", "n_parameters")
+            adapters = count(run.meta, "adapters", "n_parameters")
             what = f"trained {adapters:,} parameters of adapters on" if adapters else "started from"
             notes.append(f"{name} {what} the weights of {its} at step {saved[parent]:,}")
     return notes

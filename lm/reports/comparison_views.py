@@ -27,7 +27,7 @@ from lm.display.tables import (
 )
 from lm.reports.comparison import Comparison, Difference, Reached, Sample, at
 from lm.runs.record import RunRecord
-from lm.system.json_values import finite, whole
+from lm.system.json_values import count, finite
 from lm.system.units import duration, short
 
 MOST_PLACES = 12  # lines of the table of losses; JSON and the page's charts have all
@@ -264,8 +264,8 @@ def _written(name: str, sample: Sample) -> Html:
 
 def _facts(run: RunRecord) -> dict[str, str]:
     parameters, adapters = (
-        whole(run.meta, "n_parameters"),
-        whole(run.meta, "adapters", "n_parameters"),
+        count(run.meta, "n_parameters"),
+        count(run.meta, "adapters", "n_parameters"),
     )
     last, best = (run.validations[-1] if run.validations else None), run.best
     speed = run.tokens / run.seconds if run.tokens and run.seconds else None

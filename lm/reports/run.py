@@ -25,7 +25,7 @@ from lm.reports.run_ranking import ranking
 from lm.runs.ancestors import Ancestor, ancestors
 from lm.runs.record import RunRecord
 from lm.system.errors import CheckpointError
-from lm.system.json_values import found, text, whole
+from lm.system.json_values import count, lookup, text
 from lm.system.units import duration, in_bytes, short
 
 STYLE = """
@@ -152,7 +152,7 @@ def checkpoints(run: RunRecord, out: Path) -> Html:
         if saved.problem is not None:
             lines.append([link, element("span", "damaged", class_="mark"), *[""] * 5])
             continue
-        tokens, loss = whole(saved.meta, "tokens"), losses.get(saved.manifest_sha256)
+        tokens, loss = count(saved.meta, "tokens"), losses.get(saved.manifest_sha256)
         cells = [
             f"{tokens:,}" if tokens is not None else "–",
             f"{loss:.4f}" if loss is not None else "–",
@@ -188,8 +188,8 @@ def incidents(run: RunRecord, out: Path) -> Html | None:
 def _lead(run: RunRecord, line: Sequence[Ancestor]) -> Iterator[Html]:
     """Yield what the model is, then how far the run came."""
     parameters, trained = (
-        whole(run.meta, "n_parameters"),
-        whole(run.meta, "adapters", "n_parameters"),
+        count(run.meta, "n_parameters"),
+        count(run.meta, "adapters", "n_parameters"),
     )
     kind = f"A model of {parameters:,} parameters" if parameters is not None else "A model"
     kind += (
@@ -202,7 +202,7 @@ def _lead(run: RunRecord, line: Sequence[Ancestor]) -> Iterator[Html]:
     )
     how = (
         f"fine-tuned from {base}"
-        if found(run.config, "finetune")
+        if lookup(run.config, "finetune")
         else f"started from {base}"
         if base
         else "trained from random weights"
@@ -213,10 +213,10 @@ def _lead(run: RunRecord, line: Sequence[Ancestor]) -> Iterator[Html]:
 
 def _shape(run: RunRecord) -> str:
     known = [
-        (whole(run.meta, "model", key), words)
+        (count(run.meta, "model", key), words)
         for key, words in (("n_layers", "{:,} layers"), ("d_model", "width {:,}"))
     ]
-    known.append((whole(run.meta, "model", "context_length"), "context of {:,} tokens"))
+    known.append((count(run.meta, "model", "context_length"), "context of {:,} tokens"))
     parts = [words.format(value) for value, words in known if value is not None]
     parts += (
         [f"{'tokenizer' if parts else 'Tokenizer'} {name}"]
@@ -265,7 +265,7 @@ def _tiles(run: RunRecord) -> Html:
         run.best,
         run.tokens,
         run.seconds,
-        whole(run.meta, "n_parameters"),
+        count(run.meta, "n_parameters"),
     )
     unknown = "not recorded"
     finite = best is not None and math.isfinite(best.bits_per_byte)
@@ -331,7 +331,7 @@ def _planned(run: RunRecord) -> int | None:
     try:
         return Meta(run.folder, {"config": run.config}).config.max_steps
     except CheckpointError:
-        return whole(run.config, "trainer", "max_steps")
+        return count(run.config, "trainer", "max_steps")
 
 
 def _relative(path: Path, out: Path) -> str:

@@ -17,7 +17,7 @@ from lm.display.html import Html, element, folded, joined
 from lm.display.tables import EVERY, html_table
 from lm.runs.ancestors import Ancestor
 from lm.runs.record import RunRecord
-from lm.system.json_values import found, number, text, whole
+from lm.system.json_values import count, lookup, number, text
 from lm.system.units import in_bytes
 
 NOT_RECORDED = "not recorded"
@@ -37,7 +37,7 @@ def configuration(run: RunRecord, line: Sequence[Ancestor]) -> Html:
     parts: list[Html] = []
     changed: set[str] = set()
     if line:
-        parent = found(line[0].meta, "config")
+        parent = lookup(line[0].meta, "config")
         if isinstance(parent, Mapping):
             before = flattened(parent)
             changed = {
@@ -116,10 +116,10 @@ def _facts(run: RunRecord) -> Iterator[tuple[str, str | None]]:
             else None
         ),
     )
-    revisions = found(meta, "revisions")
+    revisions = lookup(meta, "revisions")
     if isinstance(revisions, Mapping) and revisions:
         yield "commits of streams", "; ".join(f"{key}: {value}" for key, value in revisions.items())
-    name, vocabulary = text(meta, "tokenizer", "name"), whole(meta, "tokenizer", "vocab_size")
+    name, vocabulary = text(meta, "tokenizer", "name"), count(meta, "tokenizer", "vocab_size")
     if name is not None:
         known = f"{name}, {vocabulary:,} tokens" if vocabulary is not None else name
         yield (
@@ -129,9 +129,9 @@ def _facts(run: RunRecord) -> Iterator[tuple[str, str | None]]:
     else:
         yield "tokenizer", None
     commit = text(meta, "code", "commit")
-    changed = ", with files changed since" if found(meta, "code", "changed") is True else ""
+    changed = ", with files changed since" if lookup(meta, "code", "changed") is True else ""
     yield "code", joined([element("code", commit), changed]) if commit else None
-    versions = found(meta, "versions")
+    versions = lookup(meta, "versions")
     yield (
         "packages",
         (
@@ -142,7 +142,7 @@ def _facts(run: RunRecord) -> Iterator[tuple[str, str | None]]:
     )
     yield "computed on", ", ".join(_computed_on(meta)) or None
     yield "machine", ", ".join(_machine(meta)) or None
-    adapters = whole(meta, "adapters", "n_parameters")
+    adapters = count(meta, "adapters", "n_parameters")
     if adapters is not None:
         base = text(meta, "adapters", "base", "path")
         yield (
@@ -158,7 +158,7 @@ def _computed_on(meta: Mapping[str, Any]) -> Iterator[str]:
     for key in ("device", "precision"):
         if (value := text(meta, key)) is not None:
             yield value
-    if (threads := whole(meta, "threads")) is not None:
+    if (threads := count(meta, "threads")) is not None:
         yield f"{threads} thread{'s' * (threads != 1)}"
 
 
@@ -166,7 +166,7 @@ def _machine(meta: Mapping[str, Any]) -> Iterator[str]:
     for key in ("gpu", "processor"):
         if (value := text(meta, "hardware", key)) is not None:
             yield value
-    if (cores := whole(meta, "hardware", "cores")) is not None:
+    if (cores := count(meta, "hardware", "cores")) is not None:
         yield f"{cores} core{'s' * (cores != 1)}"
     if (memory := number(meta, "hardware", "memory")) is not None:
         yield f"{in_bytes(memory)} of memory"

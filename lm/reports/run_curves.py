@@ -11,7 +11,7 @@ from lm.display.html import Html, element, folded, joined
 from lm.display.tables import html_table
 from lm.runs.record import RunRecord
 from lm.runs.results import RecordedValidation
-from lm.system.json_values import number, whole
+from lm.system.json_values import count, number
 
 TALL = 12  # lines of a table that is not folded
 MOST_LINES = 500  # lines of a folded table
@@ -134,7 +134,7 @@ def _rates(run: RunRecord) -> Iterator[Chart]:
 
 
 def _notes(run: RunRecord) -> Iterator[Html]:
-    best, vocabulary = run.best, whole(run.meta, "model", "vocab_size")
+    best, vocabulary = run.best, count(run.meta, "model", "vocab_size")
     if best is not None:
         yield element(
             "p",

@@ -8,7 +8,7 @@ from typing import Any
 from lm.display.html import Html, element, folded, joined
 from lm.display.tables import html_table
 from lm.runs.record import RunRecord
-from lm.system.json_values import found, number, text, whole
+from lm.system.json_values import count, lookup, number, text
 
 ABOUT = (
     "checkpoint",
@@ -29,22 +29,22 @@ def ranking(run: RunRecord) -> Html | None:
     """Return each ranking with its table, pairs and notes; None if the run has no ranking."""
     if run.ranking is None:
         return None
-    rankings = [item for item in _list(found(run.ranking, "rankings")) if _rows(item)]
+    rankings = [item for item in _list(lookup(run.ranking, "rankings")) if _rows(item)]
     if not rankings:
         return element("p", "ranking.json holds nothing that can be shown.", class_="quiet")
     parts = [part for item in rankings for part in _one(item)]
     parts += [
         element("p", f"not ranked: {text(failure, 'name')}: {text(failure, 'reason')}")
-        for failure in _list(found(run.ranking, "failed"))
+        for failure in _list(lookup(run.ranking, "failed"))
     ]
-    return joined([*parts, *_sentences(found(run.ranking, "notes"))])
+    return joined([*parts, *_sentences(lookup(run.ranking, "notes"))])
 
 
 def _one(item: Mapping[str, Any]) -> Iterator[Html]:
     rows = _rows(item)
     measured = [key for key in rows[0] if key not in ABOUT and not key.endswith(("_low", "_high"))]
     measured = [key for key in measured if any(number(row, key) is not None for row in rows)]
-    yield element("h3", " + ".join(str(name) for name in _all(found(item, "sets"))) or "cases")
+    yield element("h3", " + ".join(str(name) for name in _all(lookup(item, "sets"))) or "cases")
     if (about := text(item, "about")) is not None:
         yield element("p", about, class_="quiet small")
     lines = [["checkpoint", "rank", "step", *(key.replace("_", " ") for key in measured)]]
@@ -57,26 +57,26 @@ def _one(item: Mapping[str, Any]) -> Iterator[Html]:
         ]
         for row in rows
     ]
-    cases, by = whole(item, "cases"), text(item, "by")
-    count = f"{cases:,} cases; " if cases is not None else ""
+    cases, by = count(item, "cases"), text(item, "by")
+    counted = f"{cases:,} cases; " if cases is not None else ""
     order = f"ordered by {by.replace('_', ' ')}; " if by else ""
     yield html_table(
         lines,
-        f"{count}{order}uncertain ranks are ranges, intervals in brackets, shares of one",
+        f"{counted}{order}uncertain ranks are ranges, intervals in brackets, shares of one",
     )
     sentences = [
-        words for pair in _list(found(item, "pairs")) if (words := text(pair, "words")) is not None
+        words for pair in _list(lookup(item, "pairs")) if (words := text(pair, "words")) is not None
     ]
     yield from _sentences(sentences[:MOST_PAIRS])
     if sentences[MOST_PAIRS:]:
         yield folded(
             f"The other {len(sentences) - MOST_PAIRS} pairs", *_sentences(sentences[MOST_PAIRS:])
         )
-    yield from _sentences(found(item, "notes"))
+    yield from _sentences(lookup(item, "notes"))
 
 
 def _rank(row: Mapping[str, Any]) -> str:
-    best, worst = whole(row, "rank_best"), whole(row, "rank_worst")
+    best, worst = count(row, "rank_best"), count(row, "rank_worst")
     return (
         _shown(row, "rank")
         if best is None or worst is None
@@ -100,7 +100,7 @@ def _sentences(lines: object) -> Iterator[Html]:
 
 
 def _rows(item: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return _list(found(item, "checkpoints"))
+    return _list(lookup(item, "checkpoints"))
 
 
 def _list(value: object) -> list[Mapping[str, Any]]:

@@ -10,7 +10,7 @@ from lm.display.html import Html, element, folded, joined, lines_of
 from lm.display.tables import EVERY, html_table
 from lm.runs.record import RunRecord
 from lm.runs.results import RecordedValidation
-from lm.system.json_values import found, number, text
+from lm.system.json_values import lookup, number, text
 
 MOMENTS = (0.1, 0.5, 1.0)  # of the run so far
 MOST_ANSWERS = 5
@@ -77,14 +77,14 @@ def answers(run: RunRecord) -> Html | None:
     parts = (
         [html_table(lines, "Held-out conversations, before and after")] if len(lines) > 1 else []
     )
-    counts = _counts(found(run.answers, "after", "confusion"))
+    counts = _counts(lookup(run.answers, "after", "confusion"))
     parts += [html_table(confusion_table(counts))] if counts else []
-    notes = found(run.answers, "notes")
+    notes = lookup(run.answers, "notes")
     if isinstance(notes, list):
         parts.append(
             element("ul", *(element("li", str(note)) for note in notes), class_="quiet small")
         )
-    conversations = found(run.answers, "conversations")
+    conversations = lookup(run.answers, "conversations")
     asked = (
         [each for each in conversations if text(each, "after", "answer") is not None]
         if isinstance(conversations, list)
@@ -125,7 +125,7 @@ def _sample(run: RunRecord, validation: RecordedValidation, prompt: str) -> Html
 
 
 def _conversation(title: str, each: Mapping[str, object]) -> Html:
-    prompt = found(each, "prompt")
+    prompt = lookup(each, "prompt")
     turns = (
         [turn for turn in prompt if isinstance(turn, Mapping)] if isinstance(prompt, list) else []
     )
@@ -136,7 +136,7 @@ def _conversation(title: str, each: Mapping[str, object]) -> Html:
     said += [("its input", str(turn["input"])) for turn in turns if turn.get("input")]
     said += [("reference", text(each, "reference") or "–")]
     for side in ("before", "after"):
-        unended = " … (no end)" if found(each, side, "ended") is False else ""
+        unended = " … (no end)" if lookup(each, side, "ended") is False else ""
         said.append((side, (text(each, side, "answer") or "–") + unended))
     lines = [
         [title, ""],
@@ -146,7 +146,7 @@ def _conversation(title: str, each: Mapping[str, object]) -> Html:
 
 
 def _keys(values: Mapping[str, object], side: str) -> Iterator[str]:
-    inner = found(values, side)
+    inner = lookup(values, side)
     yield from inner if isinstance(inner, Mapping) else ()
 
 

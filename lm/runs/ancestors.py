@@ -9,7 +9,7 @@ from typing import Any
 
 from lm.checkpoints.folder import Checkpoint
 from lm.system.errors import CheckpointError
-from lm.system.json_values import found, text, whole
+from lm.system.json_values import count, lookup, text
 
 MOST = 32
 
@@ -39,7 +39,7 @@ def ancestors(folder: Path, meta: Mapping[str, Any]) -> Iterator[Ancestor]:
         meta: the meta.json of its checkpoints.
     """
     for _ in range(MOST):  # a chain that somebody made into a ring ends, too
-        parent = found(meta, "parent")
+        parent = lookup(meta, "parent")
         path = text(parent, "path")
         if path is None:
             return
@@ -47,7 +47,7 @@ def ancestors(folder: Path, meta: Mapping[str, Any]) -> Iterator[Ancestor]:
         place = _place(folder, path, sha256)
         meta = place.meta if place is not None else {}
         where = place.path if place is not None else None
-        yield Ancestor(path, whole(parent, "step"), sha256, where, meta)
+        yield Ancestor(path, count(parent, "step"), sha256, where, meta)
         folder = where.parent if where is not None else folder
 
 

@@ -21,7 +21,7 @@ from lm.runs.incidents import read_incidents
 from lm.runs.results import RecordedValidation, read_validations
 from lm.system.disk import read_json, read_text
 from lm.system.errors import CheckpointError
-from lm.system.json_values import WITHIN, number, text, whole
+from lm.system.json_values import WITHIN, count, number, text
 from lm.system.locks import is_claimed
 
 TRACES = ("nonfinite-step-*", "error-*.txt", "after-step-*")
@@ -134,7 +134,7 @@ class RunRecord:
         """The number of tokens trained on."""
         return max(
             (int(row["tokens"]) for row in self.rows if row["tokens"] is not None),
-            default=whole(self.meta, "tokens"),
+            default=count(self.meta, "tokens"),
         )
 
     @property
@@ -280,7 +280,7 @@ def _checkpoints(folder: Path) -> Iterator[Saved]:
         try:
             checkpoint = Checkpoint(path)
             meta, files = checkpoint.meta, checkpoint.files
-            size = sum(whole(file, "bytes") or 0 for file in files.values())
+            size = sum(count(file, "bytes") or 0 for file in files.values())
             yield Saved(path, step_of(path), meta, checkpoint.sha256, size, links, None)
         except CheckpointError as error:
             yield Saved(path, step_of(path), {}, None, None, links, str(error))

@@ -17,7 +17,7 @@ from types import NoneType
 
 from lm.system.disk import append, read_text, replace
 from lm.system.errors import CheckpointError, printable
-from lm.system.json_values import finite, number, text, whole
+from lm.system.json_values import count, finite, number, text
 
 FILE = "evaluations.jsonl"
 MOST_BYTES = 2**30  # a million validations have less
@@ -52,7 +52,7 @@ class RecordedValidation:
     def losses_by_source(self) -> dict[str, tuple[float, int]]:
         """The loss and the number of tokens of each source for which both are known."""
         figures = {
-            name: (number(values, "loss"), whole(values, "tokens"))
+            name: (number(values, "loss"), count(values, "tokens"))
             for name, values in self.sources.items()
         }
         return {
@@ -132,7 +132,7 @@ def _parse(line: str) -> RecordedValidation | None:
         values = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    step = whole(values, "step")  # None also for a line that is not an object
+    step = count(values, "step")  # None also for a line that is not an object
     if step is None or "loss" not in values or type(values["loss"]) not in (int, float, NoneType):
         return None
     loss, sources = number(values, "loss"), values.get("sources", {})
@@ -145,7 +145,7 @@ def _parse(line: str) -> RecordedValidation | None:
         loss=math.nan if loss is None else loss,
         perplexity=math.inf if perplexity is None else perplexity,
         bits_per_byte=math.nan if bits_per_byte is None else bits_per_byte,
-        tokens=whole(values, "tokens"),
+        tokens=count(values, "tokens"),
         seconds=number(values, "seconds"),
         sample=text(values, "sample"),
         sources=sources,

@@ -13,7 +13,7 @@ from typing import Any
 WITHIN = 2**53  # No count is larger. Python may refuse to print much larger integers.
 
 
-def found(values: Any, *keys: str) -> Any:
+def lookup(values: Any, *keys: str) -> Any:
     """Return the value under nested keys, or None."""
     for key in keys:
         values = values.get(key) if isinstance(values, Mapping) else None
@@ -22,12 +22,12 @@ def found(values: Any, *keys: str) -> Any:
 
 def number(values: Any, *keys: str) -> float | None:
     """Return the number under nested keys, or None if it is not finite or exceeds WITHIN."""
-    value = found(values, *keys)
+    value = lookup(values, *keys)
     # type() and not isinstance(): True is an int. A comparison with NaN is False.
     return value if type(value) in (int, float) and abs(value) <= WITHIN else None
 
 
-def whole(values: Any, *keys: str) -> int | None:
+def count(values: Any, *keys: str) -> int | None:
     """Return the count under nested keys, or None if it is not an integer from 0."""
     value = number(values, *keys)
     return int(value) if value is not None and value >= 0 and value == int(value) else None
@@ -35,7 +35,7 @@ def whole(values: Any, *keys: str) -> int | None:
 
 def text(values: Any, *keys: str) -> str | None:
     """Return the text under nested keys, or None."""
-    value = found(values, *keys)
+    value = lookup(values, *keys)
     return value if isinstance(value, str) else None
 
 

@@ -33,14 +33,14 @@ class StopSignals:
 
     Attributes:
         requested: the number of the first signal that arrived, or 0.
-        sheltered: whether a signal is only recorded, and does not raise.
+        deferred: whether a signal is only recorded, and does not raise.
         since: the time (time.monotonic) at which the time limit of the run begins. A run that
             returns to an earlier checkpoint keeps it.
     """
 
     def __init__(self, speaks: bool, advice: str = RESUME):
         self.requested = 0
-        self.sheltered = False
+        self.deferred = False
         self.since = time.monotonic()
         self._speaks = speaks
         self._advice = advice
@@ -49,7 +49,7 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
-        self.take()
+        self.install()
         return self
 
     def __exit__(
@@ -61,17 +61,17 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def take(self) -> None:
+    def install(self) -> None:
         """Install the handlers. Call it again after Lightning has installed its own."""
         for number in SIGNALS:
             signal.signal(number, self._note)
 
-    def leave_shelter(self) -> None:
+    def raise_deferred(self) -> None:
         """Let signals raise again. If one arrived in the meantime, raise Stopped now."""
         # Clear the flag first: a signal between these lines then raises by itself.
-        self.sheltered = False
+        self.deferred = False
         if self.requested:
-            self.sheltered = True
+            self.deferred = True
             raise stopped(self.requested, advice=self._advice)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -81,8 +81,8 @@ class StopSignals:
         if self.requested and number == signal.SIGINT:
             os._exit(128 + number)  # Checkpoints on the disk are complete at every moment.
         first, self.requested = not self.requested, self.requested or number
-        if not self.sheltered:
-            self.sheltered = True
+        if not self.deferred:
+            self.deferred = True
             raise stopped(number, advice=self._advice)
         if first and self._speaks:
             # The signal may interrupt a print, which is not reentrant; os.write is.

@@ -69,15 +69,15 @@ class DecideStop(RunCallback):
     def on_train_start(self, trainer: Trainer, module: LanguageModel) -> None:
         """Take the signals back: Lightning has put its own handlers in place."""
         signals = self.run.signals
-        signals.take()
+        signals.install()
         if trainer.world_size > 1:
-            signals.sheltered = True  # several processes agree to stop, after a step
+            signals.deferred = True  # several processes agree to stop, after a step
         else:
-            signals.leave_shelter()  # a run that has gone back to a checkpoint is still in it
+            signals.raise_deferred()  # a run that has gone back to a checkpoint is still in it
 
     def on_train_batch_start(self, trainer: Trainer, module: LanguageModel, *_: Any) -> None:
         """Note signals from here on, instead of raising: no step is left half done."""
-        self.run.signals.sheltered = True
+        self.run.signals.deferred = True
 
     def on_train_batch_end(self, trainer: Trainer, module: LanguageModel, *_: Any) -> None:
         """Stop after a signal or at the time limit; the last step of a run needs no limit."""
@@ -131,7 +131,7 @@ class SaveCheckpoint(RunCallback):
         """Save a step that was done when a signal came while the run waited for data."""
         unsaved = module.step > self.run.saved >= 0
         if isinstance(exception, Stopped) and trainer.world_size == 1 and unsaved:
-            self.run.signals.sheltered = True
+            self.run.signals.deferred = True
             self._save(module)
 
     def on_fit_end(self, trainer: Trainer, module: LanguageModel) -> None:
@@ -282,7 +282,7 @@ class EndStep(RunCallback):
         self.run.progress.advance(module.step)
         self._count_time()
         if trainer.world_size == 1 and not trainer.should_stop:
-            self.run.signals.leave_shelter()
+            self.run.signals.raise_deferred()
 
     def on_exception(
         self, trainer: Trainer, module: LanguageModel, exception: BaseException

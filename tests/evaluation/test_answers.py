@@ -41,6 +41,7 @@ from lm.reports.finetune_figures import (
 from lm.system.errors import NonFiniteError
 from lm.tokenizer.tokenizer import load_tokenizer
 from model import Decoder
+from tests.support.scripted import ScriptedDecoder
 
 BYTE = load_tokenizer("byte")
 CHAT = ChatFormat("instruction-output", BYTE)
@@ -194,40 +195,11 @@ def test_the_answers_are_those_of_each_prompt_alone(shape: dict[str, Any]) -> No
             assert ours == Answer(text, len(ids) - ended, ended)
 
 
-class Says(torch.nn.Module):
-    """Answers each prompt, known by its last but one line, with what it is told to, one byte after
-    another; then with zeros for ever.
-    """
-
-    def __init__(self, replies: dict[str, list[int]]):
-        super().__init__()
-        self.unused = torch.nn.Parameter(torch.zeros(1))
-        self.config = ModelConfig(vocab_size=BYTE.vocab_size, context_length=400)
-        self.replies = [(CHAT.prompt((Turn("user", text),)), ids) for text, ids in replies.items()]
-        self.read: list[list[int]] = []
-
-    def new_cache(self, rows: int, length: int) -> Any:
-        self.read = [[] for _ in range(rows)]
-        return type("Cache", (), {"length": 0, "padding": None})()
-
-    def forward(self, ids: Tensor, cache: Any = None) -> Tensor:
-        if cache is None:  # scored: all tokens are equally likely
-            return torch.zeros(*ids.shape, BYTE.vocab_size)
-        padding = (
-            [0] * len(ids) if cache.padding is None or cache.length else cache.padding.tolist()
-        )
-        self.read = [
-            known[: cache.length] + row[skip:]
-            for known, row, skip in zip(self.read, ids.tolist(), padding, strict=True)
-        ]
-        cache.length = cache.length + ids.shape[1]
-        scores = torch.zeros(len(ids), 1, BYTE.vocab_size)
-        for row, read in enumerate(self.read):
-            for prompt, reply in self.replies:
-                if read[: len(prompt)] == prompt:
-                    given = len(read) - len(prompt)
-                    scores[row, 0, reply[given] if given < len(reply) else 0] = 100.0
-        return scores
+def says(replies: dict[str, list[int]]) -> ScriptedDecoder:
+    """Return a decoder that answers each message with given ids."""
+    return ScriptedDecoder(
+        {tuple(CHAT.prompt((Turn("user", text),))): ids for text, ids in replies.items()}
+    )
 
 
 def test_the_figures_of_known_answers() -> None:
@@ -246,7 +218,7 @@ def test_the_figures_of_known_answers() -> None:
         "nothing": "something",
     }
     conversations = [asked(prompt, reference) for prompt, reference in references.items()]
-    found = measure(Says(replies), CHAT, conversations, settings(choices=[], report_tokens=20))
+    found = measure(says(replies), CHAT, conversations, settings(choices=[], report_tokens=20))
     assert found.answers == [
         Answer("The Answer!", 13, True),
         Answer("one three", 11, True),

@@ -97,7 +97,7 @@ def test_cases_that_one_cannot_be_asked_are_left_out_for_all() -> None:
     whole = entrant("whole", [result(True, nats=1.0)] * 5 + [result(True, nats=9.0)] * 5)
     short = entrant("short", [result(True, nats=2.0)] * 5 + [result(None, nats=None)] * 5)
     ranking = ranked(rank_set(cases(10), 0, [whole, short]))
-    assert ranking.asked["bits_per_byte"] == ranking.asked["accuracy"] == 5
+    assert ranking.n_cases["bits_per_byte"] == ranking.n_cases["accuracy"] == 5
     assert ranking.scores["bits_per_byte"][0].value == pytest.approx(1 / math.log(2) / 4)
     assert "bits/byte: skips 5 of 10 cases, which are too long for a context" in list(
         notes(ranking)

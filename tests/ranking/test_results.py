@@ -17,7 +17,6 @@ import pytest
 import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from torch import Tensor
 
 from lm.config.schema.cases import Case
 from lm.config.schema.model import ModelConfig
@@ -40,6 +39,7 @@ from lm.ranking.results import (
 from lm.system.errors import ConfigError, NonFiniteError
 from lm.tokenizer.tokenizer import Tokenizer, from_definition, load_tokenizer
 from model import Decoder
+from tests.support.scripted import ScriptedDecoder
 
 BYTE = load_tokenizer("byte")
 CONTEXT = 160
@@ -286,42 +286,6 @@ def test_choices_are_compared_behind_the_same_context() -> None:
     )
 
 
-class Says(torch.nn.Module):
-    """A decoder that continues each prompt with given ids, then with zeros. When it scores, all
-    tokens are equally likely.
-    """
-
-    def __init__(self, replies: dict[tuple[int, ...], list[int]]):
-        super().__init__()
-        self.unused = torch.nn.Parameter(torch.zeros(1))
-        self.config = ModelConfig(vocab_size=BYTE.vocab_size, context_length=400)
-        self.replies = replies
-        self.read: list[list[int]] = []
-
-    def new_cache(self, rows: int, length: int) -> Any:
-        self.read = [[] for _ in range(rows)]
-        return type("Cache", (), {"length": 0, "padding": None})()
-
-    def forward(self, ids: Tensor, cache: Any = None) -> Tensor:
-        if cache is None:
-            return torch.zeros(*ids.shape, BYTE.vocab_size)
-        padding = (
-            [0] * len(ids) if cache.padding is None or cache.length else cache.padding.tolist()
-        )
-        self.read = [
-            known[: cache.length] + row[skip:]
-            for known, row, skip in zip(self.read, ids.tolist(), padding, strict=True)
-        ]
-        cache.length += ids.shape[1]
-        scores = torch.zeros(len(ids), 1, BYTE.vocab_size)
-        for row, read in enumerate(self.read):
-            for prompt, reply in self.replies.items():
-                if tuple(read[: len(prompt)]) == prompt:
-                    given = len(read) - len(prompt)
-                    scores[row, 0, reply[given] if given < len(reply) else 0] = 100.0
-        return scores
-
-
 def measure_replies(
     replies: dict[str, str], cases: CaseSet, chat: ChatFormat | None = None
 ) -> SetResult:
@@ -338,7 +302,7 @@ def measure_replies(
         ]
         for prompt, reply in replies.items()
     }
-    return measure(Says(by_ids), BYTE, chat, cases)
+    return measure(ScriptedDecoder(by_ids), BYTE, chat, cases)
 
 
 def test_the_figures_of_known_continuations() -> None:
@@ -464,7 +428,7 @@ def test_what_was_written_is_looked_for_in_the_training_text() -> None:
     text = TrainingText(BYTE, (Store(),))  # type: ignore[arg-type]
     replies = {"a": " theory of"}
     cases = cases_of(Case(prompt="a", regex="x"), Case(prompt="b", regex="x"), length=10)
-    model = Says(
+    model = ScriptedDecoder(
         {
             (BYTE.eos_id, *BYTE.encode(prompt)): BYTE.encode(reply)
             for prompt, reply in replies.items()

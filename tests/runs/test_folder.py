@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from lm.runs.results import RecordedValidation, read_validations, validations_wi
 from lm.system import disk
 from lm.system.errors import CheckpointError, ConfigError
 from tests.support.faults import ROOT, kill_everywhere, not_root, save
+from tests.support.processes import other_process
 
 
 def steps(folder: Path) -> list[int]:
@@ -88,25 +89,14 @@ def unprivileged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 # The lock
 
 
-@contextmanager
-def holder(folder: Path, then: str = "sys.stdin.read()") -> Iterator[subprocess.Popen[str]]:
+def holder(
+    folder: Path, then: str = "sys.stdin.read()"
+) -> AbstractContextManager[subprocess.Popen[str]]:
     """Another process that holds the folder's lock."""
-    code = (
-        "import os, sys, time; from lm.runs.folder import RunFolder; run ="
-        f" RunFolder({str(folder)!r}); print('locked', flush=True); {then}"
+    return other_process(
+        "import os, sys, time; from lm.runs.folder import RunFolder;"
+        f" run = RunFolder({str(folder)!r}); print('ready', flush=True); {then}"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None and process.stdout.readline() == "locked\n"
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 @pytest.mark.usefixtures("starts_processes")

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from lm.system.locks import claim, hold, is_claimed, try_hold
+from tests.support.processes import other_process
 from tests.support.runs import ROOT
 
 
-@contextmanager
-def other_process(held: str) -> Iterator[subprocess.Popen[str]]:
-    """Start another process that enters a lock, given as an expression, until it is killed."""
-    code = (
+def holder(lock: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    """Another process that has entered a lock, given as an expression, until it is killed."""
+    return other_process(
         "import sys; from pathlib import Path; from lm.system.locks import *\n"
-        f"with {held}: print('held', flush=True); sys.stdin.read()"
+        f"with {lock}: print('ready', flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None and process.stdout.readline() == "held\n"
-        yield process
 
 
 @pytest.mark.usefixtures("starts_processes")
@@ -38,7 +27,7 @@ def test_hold_waits_and_reports_it_once(tmp_path: Path) -> None:
     path, waits = tmp_path / "lock", []
     with hold(path, lambda: pytest.fail("nobody holds it")):
         pass
-    with other_process(f"hold(Path({str(path)!r}), print)") as process:
+    with holder(f"hold(Path({str(path)!r}), print)") as process:
 
         def end_it() -> None:
             waits.append(time.monotonic())
@@ -58,7 +47,7 @@ def test_only_shared_locks_go_together(
     tmp_path: Path, theirs: bool, ours: bool, free: bool
 ) -> None:
     path = tmp_path / "lock"
-    with other_process(f"try_hold(Path({str(path)!r}), shared={theirs})") as process:
+    with holder(f"try_hold(Path({str(path)!r}), shared={theirs})") as process:
         with try_hold(path, shared=ours) as got:
             assert got is free
         process.kill()

@@ -44,3 +44,8 @@ def filter_field() -> Any:
     return Field(
         default_factory=Filter, description="Which documents are dropped. The log counts them."
     )
+
+
+def text_key_field() -> Any:
+    """Return the key `text_key` of a source whose documents are records."""
+    return Field("text", min_length=1, description="The key or column that holds the text.")

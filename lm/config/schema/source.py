@@ -7,7 +7,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StrictBool, field_validator, model_validator
 
 from lm.config.schema.chat import ChatSource
-from lm.config.schema.files_and_filter import FILES, FORMAT, Files, Filter, filter_field
+from lm.config.schema.files_and_filter import (
+    FILES,
+    FORMAT,
+    Files,
+    Filter,
+    filter_field,
+    text_key_field,
+)
 from lm.config.schema.section import Section
 
 
@@ -28,9 +35,7 @@ class JsonlSource(Section):
 
     format: Literal["jsonl"] = Field(description=FORMAT)
     files: Files = Field(description=FILES)
-    text_key: str = Field(
-        "text", min_length=1, description="The key or column that holds the text."
-    )
+    text_key: str = text_key_field()
     filter: Filter = filter_field()
 
 
@@ -39,9 +44,7 @@ class CsvSource(Section):
 
     format: Literal["csv"] = Field(description=FORMAT)
     files: Files = Field(description=FILES)
-    text_key: str = Field(
-        "text", min_length=1, description="The key or column that holds the text."
-    )
+    text_key: str = text_key_field()
     delimiter: str = Field(
         ",",
         min_length=1,
@@ -65,9 +68,7 @@ class ParquetSource(Section):
 
     format: Literal["parquet"] = Field(description=FORMAT)
     files: Files = Field(description="A path, a glob, or a list of them.")
-    text_key: str = Field(
-        "text", min_length=1, description="The key or column that holds the text."
-    )
+    text_key: str = text_key_field()
     filter: Filter = filter_field()
 
 
@@ -125,9 +126,7 @@ class HubSource(Section):
         None,
         description=("The dataset's commit or branch. null: the newest when the tokens are made."),
     )
-    text_key: str = Field(
-        "text", min_length=1, description="The key or column that holds the text."
-    )
+    text_key: str = text_key_field()
     streaming: StrictBool = Field(
         False,
         description="Read it over the network during training instead of downloading it first.",
