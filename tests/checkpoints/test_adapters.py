@@ -1,4 +1,4 @@
-"""Runs of adapters, and their checkpoints beside a base: python -m pytest
+"""Runs of adapters, and their checkpoints next to a base: python -m pytest
 tests/checkpoints/test_adapters.py.
 """
 
@@ -46,7 +46,7 @@ def base(smoke_run: Path) -> Path:
 def run(
     request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The folder of a run that never stopped."""
+    """Return the folder of a run that never stopped."""
     folder = tmp_path_factory.mktemp(request.param)
     finetune(config_of(folder, base), f"--finetune.method={request.param}")
     return folder / "run"
@@ -62,7 +62,7 @@ def lora_run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def family(lora_run: Path, tmp_path: Path) -> Path:
-    """A folder with a base and a run of its adapters, moved away from where they were written."""
+    """Yield a folder with a base and a run of its adapters, moved from where they were written."""
     copied, away = tmp_path / "copied", lora_run.parent
     shutil.copytree(away, copied, symlinks=True)
     (away / "base").rename(away / "hidden")
@@ -71,7 +71,7 @@ def family(lora_run: Path, tmp_path: Path) -> Path:
 
 
 def config_of(folder: Path, base: Path, **lora: object) -> Path:
-    """A YAML file for adapters of 12 steps, that learn the text that `base` was trained on."""
+    """Write a configuration of adapters that train for 12 steps on the text of `base`."""
     file = config_file(folder)
     values = yaml.safe_load(file.read_text())
     values["model"] = {"dropout": 0.1}
@@ -86,7 +86,7 @@ def config_of(folder: Path, base: Path, **lora: object) -> Path:
 
 
 def finetune(file: Path, *overrides: str, resume: str | None = None) -> None:
-    """What `python finetune.py` does once its arguments are read."""
+    """Train as `python finetune.py` does once its arguments are parsed."""
     loaded = load_config(file, list(overrides))
     assert loaded.config.finetune is not None
     train_command(loaded, command.assemble, resume, loaded.config.finetune.base)
@@ -99,7 +99,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 def by_hand(checkpoint: Path, base: Path) -> Decoder:
-    """The decoder with its adapters beside it, as it was trained, with the averaged weights."""
+    """Return the decoder with its adapters kept separate, as in training, with averaged weights."""
     decoder, meta = load(base)[0], Checkpoint(checkpoint).meta
     add_adapters(
         decoder, LoraConfig(rank=2, alpha=8), four_bits=meta["adapters"]["method"] == "qlora"
@@ -111,7 +111,7 @@ def by_hand(checkpoint: Path, base: Path) -> Decoder:
 
 
 def merged(checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Path:
-    """What `python -m tools.merge_lora` makes of it."""
+    """Run `python -m tools.merge_lora` and return the merged checkpoint."""
     monkeypatch.setattr(
         sys, "argv", ["merge_lora", "--ckpt", str(checkpoint), "--out", str(out), *arguments]
     )
@@ -277,7 +277,9 @@ def test_a_merged_one_begins_runs_and_resumes_none(
 
 
 def test_adapters_on_adapters(run: Path, tmp_path: Path) -> None:
-    """As sft and then dpo: the base of the second is the first with its base."""
+    """The base of a second run, as in sft and then dpo, is the first run's adapters with their
+    base.
+    """
     second = tmp_path / "second"
     second.mkdir()
     finetune(config_of(second, run / "final.ckpt", targets=["*.q_proj"]), "--trainer.max_steps=4")
@@ -313,7 +315,7 @@ def test_a_base_that_is_named_is_taken(family: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_damaged_tokenizer_is_not_merged(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under a manifest of its own it would look whole."""
+    """A merged checkpoint gets a new manifest, in which the damaged tokenizer would look whole."""
     file = (family / "run" / "final.ckpt").resolve() / "tokenizer.json"
     file.write_bytes(file.read_bytes() + b" ")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json is damaged"):
@@ -386,7 +388,7 @@ def test_hostile_adapters_are_refused(family: Path, change: dict[str, Any], said
 def test_a_shape_takes_no_memory_before_the_bases_weights_prove_it(
     family: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its embedding alone would take 4 TB."""
+    """The embedding of this shape alone would take 4 TB."""
     checkpoint = (family / "run" / "final.ckpt").resolve()
     meta = Checkpoint(checkpoint).meta
     meta["model"] |= {"d_model": 2**16, "vocab_size": 2**24}
@@ -404,7 +406,7 @@ def test_adapters_that_are_none_are_refused(adapters: Any, tmp_path: Path) -> No
 
 
 def test_a_run_goes_on_with_its_own_base_only(family: Path, base: Path) -> None:
-    """Wherever that lies by now."""
+    """The run accepts its own base at a new path and refuses another base."""
     file = family / "config.yaml"
     values = yaml.safe_load(file.read_text())
     for step in (9, 12):

@@ -48,17 +48,17 @@ def steps(folder: Path) -> list[int]:
 
 @pytest.fixture
 def unprivileged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, which is empty, as someone who is not root."""
+    """Yield the current folder, which is empty, for a user who is not root."""
     monkeypatch.chdir(tmp_path)
     with not_root(tmp_path):
         yield Path()
 
 
-# Written whole or not at all
+# A checkpoint is written whole or not at all
 
 
 class NewCheckpoint:
-    """A save as training does it: the next step, the link, one old checkpoint less."""
+    """A save as in training: the next step, the link, and the removal of an old checkpoint."""
 
     @staticmethod
     def prepare(run: Path) -> None:
@@ -92,7 +92,7 @@ class NewCheckpoint:
 
 
 class ReplacedCheckpoint:
-    """The same step again."""
+    """A second save of the same step."""
 
     @staticmethod
     def prepare(run: Path) -> None:
@@ -160,7 +160,7 @@ def refused(path: Path, writers: dict[str, Any]) -> str:
 
 @pytest.mark.usefixtures("starts_processes")
 def test_a_full_disk_costs_only_the_new_checkpoint(tmp_path: Path) -> None:
-    """At every size that the new files could have reached."""
+    """Each save that finds too little room fails and leaves the old checkpoint whole."""
     old = save(tmp_path, 1, b"x" * 2000)
     code = f"""
 import resource
@@ -218,8 +218,8 @@ def test_a_writer_that_fails_leaves_what_was_there(
 
 
 def test_what_is_not_the_disk_s_fault_is_not_laid_to_it(tmp_path: Path) -> None:
-    """A GPU fails while its weights are copied: an internal error (1), or too little memory (1),
-    but no refused checkpoint (5).
+    """A GPU error while its weights are copied is an internal error (exit code 1), not a checkpoint
+    error (5).
     """
 
     def fail(path: Path) -> None:
@@ -244,8 +244,8 @@ def test_ctrl_c_in_a_save_leaves_nothing_half_written(tmp_path: Path) -> None:
 def test_a_disk_that_fails_at_any_sync_or_rename(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """EIO at the n-th of them: file, file, file, file, manifest, directory, the old one aside, the
-    new one there, parent.
+    """The n-th sync or rename raises EIO: four files, the manifest, the directory, the old
+    checkpoint aside, the new one into place, the parent.
     """
     old = save(tmp_path, 1, b"old")
     calls = iter(range(100))
@@ -482,7 +482,7 @@ def test_folders_that_cannot_be_read(unprivileged: Path) -> None:
         open_checkpoint("shut/step-00000001.ckpt")
 
 
-# Opening one by its path
+# A checkpoint is opened by its path
 
 
 def refusal(path: Path) -> str:
@@ -698,7 +698,7 @@ def test_retention_keeps_the_newest_and_what_a_link_means(tmp_path: Path) -> Non
     for step in range(1, 10):
         save(tmp_path, step)
     point(tmp_path, "best.ckpt", tmp_path / "step-00000002.ckpt")
-    (tmp_path / "nice").symlink_to("best.ckpt")  # someone's own name
+    (tmp_path / "nice").symlink_to("best.ckpt")  # a name that the user chose
     (tmp_path / "mine").symlink_to(tmp_path / "step-00000004.ckpt")
     (tmp_path / "gone").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to("loop")

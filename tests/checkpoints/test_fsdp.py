@@ -1,5 +1,5 @@
-"""A model that is shared out (FSDP2) is the same model, and so are its checkpoints: python -m
-pytest tests/checkpoints/test_fsdp.py.
+"""A sharded model (FSDP2) and its checkpoints equal those of one process: python -m pytest
+tests/checkpoints/test_fsdp.py.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FILES = ("model.safetensors", "ema.safetensors")
 
 
 def configured(folder: Path) -> Path:
-    """12 steps without dropout; an odd vocabulary, so that shares are uneven."""
+    """Write a configuration of 12 steps without dropout; its odd vocabulary makes uneven shards."""
     folder.mkdir(exist_ok=True)
     model = {
         "context_length": 16,
@@ -47,8 +47,8 @@ def configured(folder: Path) -> Path:
         "init_std": 0.1,
         "vocab_size": 261,
     }
-    # With the usual eps AdamW makes a whole step of a gradient that is nothing but rounding: of a
-    # token that never occurs.
+    # With the usual eps, AdamW takes a full step for a gradient of pure rounding error, like that
+    # of a token that never occurs.
     return config_file(folder, data={"val_fraction": 0.4}, model=model, optimizer={"eps": 1e-4})
 
 
@@ -65,7 +65,7 @@ def validation_tokens(run: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
-    """The run of one process."""
+    """Train on one process without a stop and return the folder of the run."""
     folder = tmp_path_factory.mktemp("straight")
     with witness(folder):
         train(configured(folder))
@@ -74,8 +74,8 @@ def straight(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, starts_processes: None) -> Path:
-    """The folder of a run on two processes; beside it, what they held together before the tenth
-    step.
+    """Return the folder of a run on two processes. Its gathered.pt is what they held together
+    before the tenth step.
     """
     folder = tmp_path_factory.mktemp("shared")
     codes, said = slurm_tasks(folder, "gather:all:9", "--config", str(configured(folder)), *FSDP)
@@ -84,7 +84,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, starts_processes: None) -> 
 
 
 def joined(checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What `python -m tools.consolidate` makes of it."""
+    """Run `python -m tools.consolidate` and return the joined checkpoint."""
     monkeypatch.setattr(sys, "argv", ["consolidate", str(checkpoint), "--out", str(out)])
     consolidate.main()
     return out / f"step-{Checkpoint(checkpoint).meta['step']:08d}.ckpt"
@@ -161,7 +161,9 @@ def test_a_share_is_a_share(shared: Path) -> None:
 def test_resumed_on_one_process_and_back_on_two(
     straight: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sharded, ordinary, sharded; then from a joined one: always the run that never stopped."""
+    """A run resumed on one process and then on two, or from a joined checkpoint, ends as the run
+    that never stopped.
+    """
     config, run = configured(tmp_path), tmp_path / "run"
     shutil.copytree(shared / "run", run, symlinks=True)
     train(config, "--trainer.max_minutes=1e-9", resume=str(run / "step-00000006.ckpt"))
@@ -194,8 +196,8 @@ def test_resumed_on_four_processes(
     monkeypatch: pytest.MonkeyPatch,
     figure: Callable[[str], None],
 ) -> None:
-    """What two saved, four go on with: the same rows in the same order, each validation token
-    counted once, the same weights.
+    """Four processes resume a run of two with the same rows in the same order and the same weights.
+    Each validation token is counted once.
     """
     config, run = configured(tmp_path), tmp_path / "run"
     shutil.copytree(shared / "run", run, symlinks=True)
@@ -233,8 +235,8 @@ def test_resumed_on_four_processes(
 
 @pytest.mark.usefixtures("starts_processes")
 def test_a_full_disk_of_one_process_ends_all(tmp_path: Path) -> None:
-    """Of the second, which writes nothing but its shards. Nothing half-written is left, and what
-    was saved before is whole.
+    """The disk of the second process, which writes only its shards, is full. Nothing half-written
+    is left, and the checkpoint before is whole.
     """
     codes, said = slurm_tasks(tmp_path, "full:1:7", "--config", str(configured(tmp_path)), *FSDP)
     run = tmp_path / "run"
@@ -252,7 +254,9 @@ def test_a_full_disk_of_one_process_ends_all(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("kind", ["unwritten", "unscored"])
 def test_who_fails_alone_in_the_middle_of_a_validation_ends_all(tmp_path: Path, kind: str) -> None:
-    """The others wait for its part of a layer, and cannot be told. It was saved before."""
+    """The others wait for this process's part of a layer, so they end too. The checkpoint of that
+    step was saved before.
+    """
     codes, said = slurm_tasks(tmp_path, f"{kind}:1:7", "--config", str(configured(tmp_path)), *FSDP)
     assert codes == [1, 1], said
     assert "internal error: RuntimeError: no such kernel" in said[1]

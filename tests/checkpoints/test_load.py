@@ -33,7 +33,7 @@ print(json.dumps(opened), file=sys.stderr)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small merged checkpoint with drawn weights."""
+    """Write a small merged checkpoint with random weights and return its path."""
     path = tmp_path_factory.mktemp("run") / "step-00000001.ckpt"
     tokenizer = load_tokenizer("byte")
     shape = ModelConfig(

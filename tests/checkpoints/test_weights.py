@@ -101,7 +101,7 @@ def test_a_model_comes_back_the_same_and_a_tied_head_once(tmp_path: Path, tied: 
     assert same_storage is tied and (loaded.lm_head.weight is loaded.embed_tokens.weight) is tied
     ids = torch.arange(6)[None]
     assert torch.equal(loaded(ids), saved.eval()(ids))
-    if tied:  # what is trained on must stay one tensor
+    if tied:  # further training must keep it one tensor
         with torch.no_grad():
             loaded.embed_tokens.weight += 1
         assert torch.equal(loaded.lm_head.weight, loaded.embed_tokens.weight)
@@ -183,7 +183,7 @@ def test_expected_weights_need_no_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["model.safetensors", "meta.json"])
 def test_a_flipped_bit_is_not_loaded(tmp_path: Path, file: str) -> None:
-    """The library itself would load it without a word."""
+    """The safetensors library itself loads the damaged file without an error."""
     path = checkpoint(tmp_path, EXPECTED)
     content = bytearray((path / file).read_bytes())
     content[-3] ^= 4
@@ -249,7 +249,9 @@ def test_a_hostile_file_with_a_right_manifest_is_refused(tmp_path: Path, name: s
 
 @pytest.mark.usefixtures("starts_processes")
 def test_a_full_disk_is_a_checkpoint_error(tmp_path: Path) -> None:
-    """From each of the libraries that write tensors, none of which raises an OSError of its own."""
+    """Each library that writes tensors leads to a CheckpointError, although none raises an OSError
+    of its own.
+    """
     code = f"""
 import resource
 from pathlib import Path
@@ -280,8 +282,8 @@ for writer in (lambda path: write_weights(path, large), lambda path: torch.save(
 @pytest.mark.parametrize("write", [write_weights, write_state])
 @pytest.mark.parametrize("room", [0, 100, 5000, 100_000])
 def test_a_full_disk_is_told_in_the_systems_words(tmp_path: Path, write: Any, room: int) -> None:
-    """Neither as torch's "[enforce fail at inline_container.cc:672] . unexpected pos" nor as
-    safetensors' "Error while serializing".
+    """The message is the system's. It is neither torch's "[enforce fail at inline_container.cc:672]
+    . unexpected pos" nor safetensors' "Error while serializing".
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))

@@ -1,5 +1,5 @@
-"""Ablations: pairs that differ in one thing, the interval of the difference, runs that go on:
-python -m pytest tests/commands/test_ablate.py.
+"""Ablations: pairs that differ in one thing, the interval of the difference, and resuming: python
+-m pytest tests/commands/test_ablate.py.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tools.selfcheck import parts_of
 
 
 class QuickChild:
-    """Start a run at once: it is forked from a process that has imported everything."""
+    """A run that starts at once, forked from a process that has imported everything."""
 
     def __init__(self, words: list[str], stdout: IO[str]):
         assert words[:2] == [sys.executable, str(ROOT / "train.py")]
@@ -68,7 +68,7 @@ def ablate(config: Path, *arguments: str) -> tuple[str, str]:
     [(2, 12.7062), (3, 4.3027), (4, 3.1824), (5, 2.7764), (10, 2.2622), (31, 2.0423)],
 )
 def test_the_interval_is_that_of_students_table(pairs: int, t: float) -> None:
-    """Of differences 0, 1, 2, ...: their variance is n (n + 1) / 12."""
+    """The sample variance of the differences 0, 1, 2, ... is n (n + 1) / 12."""
     found = difference([0.0] * pairs, [float(i) for i in range(pairs)])
     assert found is not None and found.high is not None
     assert found.high - found.mean == pytest.approx(t * math.sqrt((pairs + 1) / 12), rel=1e-4)
@@ -76,7 +76,9 @@ def test_the_interval_is_that_of_students_table(pairs: int, t: float) -> None:
 
 @pytest.mark.usefixtures("takes_seconds")
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
-    """3 pairs of normal numbers around 0.5, and a common part in each pair that must not matter."""
+    """Each simulation has 3 pairs with normal differences around 0.5. A pair's large common part
+    must not matter.
+    """
     chance, held = random.Random(0), 0
     for _ in range(4000):
         common = [chance.gauss(0, 100) for _ in range(3)]
@@ -131,7 +133,7 @@ def test_in_words(found: Difference | None, words: str) -> None:
 
 
 def start(folder: Path, *flags: str) -> tuple[Any, dict[str, torch.Tensor], list[torch.Tensor]]:
-    """A run's configuration, its first weights, and the rows of its first steps."""
+    """Return a run's configuration, its first weights, and the rows of its first steps."""
     loaded = load_config(config_file(folder), list(flags))
     parts = parts_of(loaded)
     seed_all(fold(loaded.config.trainer.seed))
@@ -295,7 +297,7 @@ def test_what_is_wrong_is_refused_before_anything_runs(
 def too_slow(
     tmp_path_factory: pytest.TempPathFactory, starts_processes: None
 ) -> tuple[Path, dict[str, Any]]:
-    """A learning rate that is next to nothing, against a good one; the folder and what it said."""
+    """Ablate a good learning rate against one near zero; return the folder and the printed JSON."""
     folder = tmp_path_factory.mktemp("slow")
     arguments = [
         "--change",
@@ -369,7 +371,7 @@ def test_interrupted_it_goes_on_and_comes_to_the_same(
     _, said = process.communicate()
     assert (process.returncode, said) == (143, "stopped by SIGTERM; go on with the same command\n")
     assert not (first / "final.ckpt").exists(), "it was in the middle of the first run"
-    with claim(first):  # and that has ended too, or its folder would be in use
+    with claim(first):  # its run has also ended, or the folder would be in use
         pass
     found = json.loads(ablate(config, *arguments)[0])
     for name in ("baseline", "variant"):

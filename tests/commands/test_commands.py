@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def run(
     *command: str, code: int = 0, cwd: Path = ROOT, prompt: str | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command; its exit code is `code`, and there is no traceback."""
+    """Run a command; check its exit code and that there is no traceback."""
     done = subprocess.run(
         [sys.executable, *command],
         cwd=cwd,
@@ -38,7 +38,7 @@ def run(
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory, starts_processes: None) -> tuple[Path, str]:
-    """A few steps of the smoke run as shipped, and what it printed."""
+    """Train a few steps of the smoke run as shipped; return its folder and what it printed."""
     folder = tmp_path_factory.mktemp("smoke") / "checkpoints"
     budget = [
         "--trainer.max_steps",
@@ -111,9 +111,7 @@ def test_infer_writes(smoke: tuple[Path, str]) -> None:
 
 
 def test_eval_val_agrees_with_the_run_itself(smoke: tuple[Path, str]) -> None:
-    """The whole validation split was scored at the last step: the same number, from the files
-    alone.
-    """
+    """The last step scored the whole validation split, so the files alone give the same number."""
     folder = smoke[0]
     keys = ["--data.cache_dir", str(folder.parent / "cache")]
     command = [
@@ -163,8 +161,8 @@ def test_resume_and_continue_with_a_longer_budget(tmp_path: Path) -> None:
 
 
 def test_two_processes_write_one_run(tmp_path: Path) -> None:
-    """`trainer.devices: 2` on the CPU: the same losses as one process but for rounding, dropout
-    being off.
+    """Without dropout, `trainer.devices: 2` on the CPU gives the losses of one process but for
+    rounding.
     """
     one = config_file(
         tmp_path,
@@ -286,7 +284,7 @@ def test_mistakes_are_one_plain_answer(
 
 
 def heavy_imports(import_times: str) -> set[str]:
-    """Return the packages that take seconds to import, of those in `-X importtime`'s output."""
+    """Return the packages in `-X importtime`'s output that take seconds to import."""
     heavy = {"torch", "lightning", "transformers", "datasets", "matplotlib", "numpy", "tokenizers"}
     return heavy & {
         line.rsplit("|", 1)[-1].strip().split(".")[0]
@@ -324,7 +322,7 @@ def test_help_answers_without_anything_heavy(command: list[str]) -> None:
 
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "benchmarks").glob("*.py")))
 def test_benchmarks_can_be_started(script: str) -> None:
-    """Nobody runs them every day, and the type checker does not look at them."""
+    """Benchmarks are seldom run, and the type checker does not read them."""
     assert "usage:" in run(f"benchmarks/{script}", "--help").stdout
 
 

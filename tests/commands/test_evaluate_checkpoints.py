@@ -378,7 +378,7 @@ def test_a_folder_a_glob_and_links_mean_each_checkpoint_once(
 
 
 def test_other_tokenizers_compare_by_bytes(tmp_path: Path, rank: Any) -> None:
-    """A probability of 0.4 for each byte means fewer bits per byte than 0.25 for two bytes, and
+    """A probability of 0.25 for two bytes means fewer bits per byte than 0.4 for each byte, and
     more nats per token.
     """
     pairs = pairs_of_letters()
@@ -513,7 +513,7 @@ def test_files_and_json_have_the_same_numbers(run: Path, tmp_path: Path, rank: A
 def test_what_was_copied_is_looked_for_in_the_text_that_the_run_has_read(
     tmp_path: Path, rank: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # so that it writes letters
+    # A high learning rate, so that the model writes letters.
     config = runs.config_file(tmp_path, optimizer={"lr": 3e-2, "warmup_steps": 2})
     runs.train(config)
     capsys.readouterr()
@@ -539,7 +539,7 @@ def test_what_was_copied_is_looked_for_in_the_text_that_the_run_has_read(
 def test_several_sets_make_one_order_in_which_each_counts_alike(
     run: Path, tmp_path: Path, rank: Any
 ) -> None:
-    """The mean is of sets with 23 and 8 cases. A file without choices does not count."""
+    """The mean is over two sets, of 23 and 8 cases. A file without choices does not count."""
     folder = tmp_path / "cases"
     folder.mkdir()
     save_cases(folder / "a.yaml", next_letters())
@@ -808,7 +808,7 @@ def test_the_recorded_validation_stands_beside(run: Path, tmp_path: Path, rank: 
     cases = save_cases(tmp_path / "next.yaml", next_letters())
     done = rank("--checkpoints", run, "--cases", cases, "--json")
     rows = done.ranking()["checkpoints"]
-    # although three checkpoints are in the same folder
+    # The damaged line is named once, although three checkpoints share the folder.
     assert done.err.count("is damaged and not used") == 1
     assert [(row["val_loss"], row["val_bits_per_byte"]) for row in rows] == [
         (1.25, 1.75),
@@ -828,7 +828,7 @@ def test_no_network_and_the_same_table_each_time(
     cases = save_cases(tmp_path / "next.yaml", next_letters())
     first = rank("--checkpoints", run, "--cases", cases, "--no-link")
     second = rank("--checkpoints", run, "--cases", cases, "--no-link")
-    strip = re.compile(r"[\d,]+$", re.MULTILINE)  # speeds
+    strip = re.compile(r"[\d,]+$", re.MULTILINE)  # the speeds differ
     assert strip.sub("", first.out) == strip.sub("", second.out) and first.code == 0
 
 

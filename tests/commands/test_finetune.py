@@ -24,7 +24,7 @@ CHATS = [
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, trains: None):
-    """A checkpoint of a few steps."""
+    """Train a few steps and return the last checkpoint."""
     folder = tmp_path_factory.mktemp("base")
     path = runs.config_file(
         folder,
@@ -46,7 +46,7 @@ def chats(folder, rows=CHATS):
 
 
 def config_file(folder, base, **sections):
-    """A YAML file for a fine-tuning run of 6 steps."""
+    """Write a configuration for a fine-tuning run of 6 steps and return its path."""
     values = {
         "data": {
             "source": {
@@ -83,7 +83,7 @@ def config_file(folder, base, **sections):
 
 
 def tune(path, *overrides, resume=None):
-    """What `python finetune.py` does once its arguments are read."""
+    """Train as `python finetune.py` does with parsed arguments; return the configuration."""
     from finetune import assemble
     from train import train
 
@@ -441,7 +441,7 @@ def test_finetune_py_needs_the_section(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("starts_processes")
 def test_two_processes_learn_what_one_does(tmp_path, base):
-    """Answers of very different lengths: each process has another number of labels, and every label
+    """The answers differ much in length. Each process has another number of labels, and every label
     weighs the same.
     """
     chats(tmp_path, [(f"say {n}", "word " * (1 + n % 9)) for n in range(30)])
@@ -463,7 +463,7 @@ def test_two_processes_learn_what_one_does(tmp_path, base):
 
 @pytest.mark.usefixtures("starts_processes")
 def test_config_finetune_yaml_as_it_is_shipped(tmp_path, base):
-    """Its data as they are, from the hub; smaller in the budget and on a smaller base."""
+    """The data come from the hub, as the file says. Budget, base and template are replaced."""
     import os
     import subprocess
     import sys

@@ -32,7 +32,7 @@ CONTEXT = 96
 
 
 def learned() -> Decoder:
-    """It continues POEM, then ends; and it counts 0123456789 without end."""
+    """Return a decoder that continues POEM and then ends, and counts 0123456789 without end."""
     torch.manual_seed(0)
     decoder = Decoder(
         ModelConfig(vocab_size=320, d_model=32, n_layers=2, n_heads=2, context_length=CONTEXT)
@@ -82,8 +82,8 @@ class Pieces(io.TextIOWrapper):
 
 
 def infer(*arguments: str | Path, encoding: str = "utf-8", stdin: bytes = b"") -> list[bytes]:
-    """What stdout holds each time it is flushed, of a command inside this process: starting torch
-    takes seconds.
+    """Run infer.py in this process, because starting torch takes seconds; return what stdout holds
+    at each flush.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["infer.py", *map(str, arguments)])
@@ -109,7 +109,7 @@ def report_of(*arguments: str | Path) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("starts_processes")
 def test_as_a_person_types_it(checkpoints: Path) -> None:
-    """Prompt, continuation, one line break; the rest on stderr."""
+    """stdout gets the prompt, the continuation and one line break. Everything else is on stderr."""
     done = run(
         "--ckpt", checkpoints / "best.ckpt", "--prompt", "Attention is", "--temperature", "0"
     )
@@ -226,7 +226,7 @@ def test_a_terminal_that_is_not_utf8(checkpoints: Path) -> None:
 
 
 def counting(checkpoints: Path) -> subprocess.Popen[bytes]:
-    """An infer.py that would go on for a long time."""
+    """Start an infer.py that would run for a long time."""
     flags = (
         "--ckpt",
         checkpoints / "best.ckpt",
@@ -269,7 +269,7 @@ def test_a_reader_that_leaves(checkpoints: Path) -> None:
 
 @pytest.fixture
 def terminal() -> Iterator[int]:
-    """A stdin at which a person sits."""
+    """Yield a stdin that is a terminal."""
     ours, theirs = pty.openpty()
     yield theirs
     os.close(ours)

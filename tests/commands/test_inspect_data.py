@@ -1,5 +1,5 @@
-"""What the inspector shows, held against slow and obvious versions; and that no text from outside
-commands a terminal or a browser.
+"""The inspector's output equals slow, obvious computations, and no text from outside controls a
+terminal or a browser.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def batch(ids, labels, document_ids=None, step=7):
-    """A step's item of one micro-batch."""
+    """Return a step's item of one micro-batch."""
     tensors = {"input_ids": ids, "labels": labels} | (
         {} if document_ids is None else {"document_ids": document_ids}
     )
@@ -58,7 +58,7 @@ def batch(ids, labels, document_ids=None, step=7):
 
 
 def row_of(text, tokenizer=BYTES, length=None, unlabelled=()):
-    """A row that holds one document, padded to `length`."""
+    """Return a row that holds one document, padded to `length`."""
     ids = [tokenizer.eos_id, *tokenizer.encode(text), tokenizer.eos_id]
     inputs, labels = (
         ids[:-1],
@@ -85,7 +85,7 @@ def make_store(folder: Path, texts: list[str], split: str = "train", tokenizer=B
 
 
 def obvious_layout(ids, labels, document_ids):
-    """One position after the other: (documents, positions, used)."""
+    """Return (documents, positions, used), computed one position after the other."""
     used = len(ids)
     while used and ids[used - 1] == PAD and labels[used - 1] == -100:
         used -= 1
@@ -375,7 +375,7 @@ def test_terminal_rows_wrap_and_count_positions(tokenizer, width, text):
     bodies = [line[7:] for line in shown[1:]]
     assert "".join(bodies) == "".join(token.text for token in tokens)
     begun = 0
-    # each line's position is that of its first token
+    # A line's position is that of its first token.
     for (position, mark), body in zip(leads, bodies, strict=True):
         at = next(token for token in tokens if token.position == position)
         before = sum(len(token.text) for token in tokens if token.position < position)
@@ -426,7 +426,7 @@ def test_tables_are_aligned():
 
 
 class Page(HTMLParser):
-    """What a browser would see."""
+    """The page as a browser sees it."""
 
     def __init__(self, content: str):
         super().__init__(convert_charrefs=True)
@@ -512,7 +512,7 @@ def test_html_is_one_file_in_which_text_stays_text(tokenizer):
         ]
     assert (
         page.text.count(rendering.visible(HOSTILE)) == 8
-    )  # title, the same on the page, three cells, heading of the table, heading of the list, item
+    )  # title, page heading, three cells, heading of the table, heading of the list, list item
 
 
 def test_hovering_tells_all_about_a_token():
@@ -535,7 +535,7 @@ def test_hovering_tells_all_about_a_token():
 
 @pytest.fixture
 def inspect(monkeypatch, capsys) -> Iterator:
-    """The command in this process: what it printed."""
+    """Return a function that runs the command in this process and returns what it printed."""
 
     def call(*arguments: object, terminal: bool = False) -> str:
         monkeypatch.setattr(sys, "argv", ["inspect_data", *map(str, arguments)])
@@ -570,18 +570,18 @@ def test_the_rows_shown_are_those_of_the_steps(tmp_path, inspect):
         for head, *lines in (block.split("\n") for block in blocks)
     ]
     assert [(head, text.partition("⟦⟨pad")[0]) for head, text in found] == expected[:10]
-    # both steps as a whole are counted
+    # The counts cover both steps in full.
     assert re.search(r"^positions +256 ", printed, re.MULTILINE)
 
 
 def shown(lines: list[str]) -> str:
-    """The text behind each line's position and mark."""
+    """Return the text that follows each line's position and mark."""
     return "".join(re.fullmatch(r" *\d+ [│├] (.*)", line)[1] for line in lines)
 
 
 def mixture_of_two(tmp_path):
-    """Two sources whose files are called the same, one of upper and one of lower case; the second
-    gives two of three rows.
+    """Write a mixture of two sources with equal file names, one in upper and one in lower case. The
+    second gives two of three rows.
     """
     parts = []
     for weight, name, words in (1, "upper", "ABCD"), (2, "lower", "abcd"):
@@ -648,7 +648,7 @@ def test_documents_of_any_source_of_a_mixture_are_compared_and_named(tmp_path, i
 # --- the command, on what is streamed
 
 
-# as it is served
+# the documents in the order in which the hub serves them
 STREAMED = [
     f"Article {i}.{j}. " + f"It tells of {j * 7919 % 1000}. " * (j % 9)
     for i in range(3)
@@ -658,7 +658,9 @@ STREAMED = [
 
 @pytest.mark.usefixtures("starts_processes")
 def test_rows_of_a_stream_are_those_of_its_window_and_the_rest_is_said(tmp_path):
-    """With the real client, the process that makes the windows, and a step in the third of them."""
+    """The test uses the real client, the process that makes the windows, and a step in the third
+    window.
+    """
     test_stream.serve(tmp_path / "root")
     config = test_stream.config(tmp_path, "run")
     command = [
@@ -719,7 +721,7 @@ def test_beside_a_stream_what_is_stored_is_compared(tmp_path, inspect, monkeypat
     stream = (
         PackedDataModule(load_config(config).config, BYTES, say=lambda line: None).corpora[0].train
     )
-    for window in range(2):  # the process that would make them knows nothing of this one's hub
+    for window in range(2):  # their own process would not know the fake hub
         stream.make(window)
     html_file = tmp_path / "rows.html"
     printed = inspect("--config", config, "--rows", 8, "--html", html_file)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def save(
     folder: Path, step: int, loss: float | None = None, weights: int = 1000, **meta: Any
 ) -> Path:
-    """A checkpoint as training writes it, with the validation result that follows."""
+    """Save a checkpoint as training writes it, with the validation result that follows."""
     content = {
         "format": 1,
         "step": step,
@@ -74,7 +74,7 @@ def listed(*arguments: object) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Three checkpoints, the second best."""
+    """Return a folder with three checkpoints, of which the second is the best."""
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     evaluate(folder, 0, None, 5.55)
@@ -318,7 +318,7 @@ def test_a_folder_without_checkpoints_says_so(tmp_path: Path) -> None:
 
 
 def test_only_the_standard_library_is_imported_and_no_weights_are_read(run: Path) -> None:
-    """What makes 100 checkpoints quick, without a clock."""
+    """Both make a list of 100 checkpoints quick, and need no clock to test."""
     code = f"""
 import runpy, sys
 opened, before = [], set(sys.modules)

@@ -41,7 +41,7 @@ def caches(tmp_path):
 
 
 def mixture(tmp_path):
-    """Two sources, one of which leaves something out, and one to validate on."""
+    """Write two filtered sources to train on and one to validate on; return the section `data`."""
     parts = []
     for name, filters in ("a", {"deduplicate": True}), ("b", {"max_documents": 30}), ("c", {}):
         texts = [f"{name} {i % 45} {WORDS[i % 45 % 7]} ü" for i in range(50)]
@@ -166,7 +166,7 @@ def test_a_dataset_of_the_hub_is_then_no_longer_asked_for(tmp_path):
     with Hub(tmp_path / "hub") as hub:
         lines = prepare(config, environment=hub.environment(tmp_path / "home"))
     assert any("written to" in line for line in lines)
-    # nobody listens, and no variable says so
+    # No server listens at this address, and no variable sets the client to offline.
     gone = client_environment("http://127.0.0.1:9", tmp_path / "home")
     done = command("train.py", "--config", config, "--trainer.max_steps=3", environment=gone)
     assert done.returncode == 0, done.stderr

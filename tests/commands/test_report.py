@@ -1,4 +1,4 @@
-"""A report shows what the run's folder holds, and nothing gets out of its text: python -m pytest
+"""A report shows what the run's folder holds, and none of its text becomes markup: python -m pytest
 tests/commands/test_report.py.
 """
 
@@ -25,7 +25,7 @@ from tests.display.test_html import HOSTILE, Read
 from tools import report as command
 
 ROOT = Path(__file__).parents[2]
-# what can be a folder's name, and in a file of UTF-8
+# The hostile text without what a folder's name or a UTF-8 file cannot hold.
 NASTY = HOSTILE.replace("/", "∕").replace("\ud800", "")
 CONFIG = {
     "data": {"source": {"format": "txt", "files": ["a.txt"]}},
@@ -50,7 +50,7 @@ def write_run(
     sample: str = "Once upon",
     **meta: object,
 ) -> Path:
-    """40 steps, three validations, two checkpoints."""
+    """Write a run of 40 steps with three validations and two checkpoints."""
     folder.mkdir()
     log = MetricsLog(folder / "metrics.csv", resume_step=None)
     lines = []
@@ -105,7 +105,7 @@ def page_of(folder: Path, **options: object) -> Read:
 
 
 def table_lines(content: str) -> list[list[str]]:
-    """The cells of all tables' lines."""
+    """Return the cells of each line of all tables."""
     rows = re.findall(r"<tr>(.*?)</tr>", content, re.DOTALL)
     return [
         [
@@ -145,7 +145,7 @@ def test_the_numbers_are_those_of_the_files(tmp_path):
         line[1:3] == ["10,240", "3.2500"]
         and line[-1] == Checkpoint(folder / step_name(20)).sha256[:12]
     )
-    # of the norms 1 and 2 one is above the limit of 1
+    # One of the norms 1 and 2 is above the limit of 1.
     assert "1 of 2 logged steps exceeded it" in read.text
     assert ["validations and samples", "1 min", ""] in [[*line[:2], ""] for line in lines]
     assert ["tokens per second of training, overall", "51"] in lines
@@ -172,7 +172,7 @@ def test_it_needs_nothing_from_elsewhere(tmp_path):
 
 @pytest.mark.usefixtures("takes_seconds")
 def test_no_text_becomes_markup(tmp_path):
-    """Hostile text wherever a file can hold some."""
+    """Every place in the files that can hold text holds hostile text."""
     deep = {
         "data": {"source": {"format": "txt", "files": [NASTY], NASTY: NASTY}},
         "logging": {"sample_prompt": NASTY},
@@ -325,7 +325,7 @@ def test_differences_from_the_parent_and_from_the_defaults(tmp_path):
         "100",
         "2",
     ] in lines
-    # the default
+    # A value that equals the default is no difference.
     assert not [
         line for line in lines if line[0] == "logging.sample_temperature" and len(line) == 3
     ]
@@ -486,7 +486,7 @@ def test_names_stay_as_they_are_written(tmp_path):
 
 
 def test_a_start_from_other_weights_is_no_start_from_random_ones(tmp_path):
-    """Before the first checkpoint only init-from.txt tells."""
+    """Before the first checkpoint, only init-from.txt names the start."""
     (tmp_path / "config.yaml").write_text("trainer:\n  max_steps: 7\n")
     assert "trained from random weights" in page_of(tmp_path).text
     (tmp_path / "init-from.txt").write_text("runs/base/last.ckpt\n")
@@ -520,7 +520,7 @@ def run_command(monkeypatch, *arguments: object) -> None:
 
 
 def test_a_trained_run_with_its_model(smoke_run, tmp_path, monkeypatch, capsys):
-    """Measure a trained model again; the report repeats the loss that the run recorded."""
+    """The report measures the model again and repeats the loss that the run recorded."""
     folder = shutil.copytree(smoke_run / "run", tmp_path / "run", symlinks=True)
     run_command(monkeypatch, folder)
     assert "written: " in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The proof of exact resume, and that it finds what differs: python -m pytest
+"""The proof of exact resume passes for an exact one and finds any difference: python -m pytest
 tests/commands/test_resume_proof.py.
 """
 
@@ -48,7 +48,7 @@ def test_identical(tmp_path: Path, arguments: list[str]) -> None:
 
 @pytest.mark.usefixtures("starts_processes")
 def test_what_differs_is_found(tmp_path: Path) -> None:
-    """Random numbers that follow from the process, as where a generator's state is not restored."""
+    """The random numbers depend on the process, as if a generator's state were not restored."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, lm.optim.randomness as r\nfold = r.fold\nr.fold = lambda *parts: fold(*parts) +"
         " (os.getpid() if len(parts) > 1 else 0)\n"

@@ -1,4 +1,4 @@
-"""Every check is green on a right decoder, and red on one that is broken in just that: python -m
+"""Every check passes for a correct decoder and fails for one with exactly that defect: python -m
 pytest tests/commands/test_selfcheck.py.
 """
 
@@ -38,7 +38,7 @@ QUICK = tuple(CHECKS)[:-1]  # all but resume
 
 
 def subject(folder: Path, *overrides: str, **changes: Any) -> Subject:
-    """The tests' small run, with another decoder or objective."""
+    """Return the tests' small run with another decoder or objective."""
     parts = parts_of(
         load_config(
             config_file(folder),
@@ -145,8 +145,8 @@ class IgnoresDocuments(Decoder):
 
 
 class CountsThrough(Decoder):
-    """In a documents' row positions go on, where they should begin anew; only a learned table can
-    tell.
+    """Positions in a row continue across documents, where they should start anew. Only a learned
+    table shows it.
     """
 
     def _positions(
@@ -161,7 +161,7 @@ class Deaf(Decoder):
 
 
 class BurstsBehindPadding(Decoder):
-    """A token that may look at nothing: softmax makes NaN of it."""
+    """Padding gives NaN, as softmax does for a token that may look at nothing."""
 
     def forward(self, input_ids: Tensor, *rest: Any, **more: Any) -> Tensor:
         logits = super().forward(input_ids, *rest, **more)
@@ -176,7 +176,7 @@ class Bursts(Decoder):
 
 
 class ShufflesLabels(NextToken):
-    """Others each time, so that there is nothing to be learned."""
+    """The labels are shuffled anew each time, so nothing can be learned."""
 
     def losses(self, decoder: nn.Module, rows: Any) -> Tensor:
         labels = rows["labels"]
@@ -228,7 +228,7 @@ def test_a_mask_that_is_wrong_without_documents_is_seen_with_them_on(tmp_path: P
 
 
 def test_a_zero_start_hides_no_leak(tmp_path: Path) -> None:
-    """With residual_init zero the first weights look at nobody, so that they alone would pass any
+    """If residual_init is zero, the first weights look at no other token and would pass with any
     mask.
     """
     tried = subject(tmp_path, "--model.residual_init=zero", make_decoder=SeesTheNextToken)
@@ -325,7 +325,7 @@ def test_preferences_begin_at_ln_2(tmp_path: Path) -> None:
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    """The command in this process; what it calls for `resume` has its own."""
+    """Run the command in this process; the check `resume` starts processes of its own."""
     monkeypatch.setattr(sys, "argv", ["selfcheck", *arguments])
     main()
 
@@ -348,7 +348,7 @@ def test_the_command(
 def test_a_finetuning_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its base was trained on nothing, so its loss is that of chance: red, and the others green."""
+    """The base is untrained, so its loss is that of chance and only this check fails."""
     base = config_file(tmp_path)
     parts = parts_of(load_config(base))
     torch.manual_seed(0)

@@ -316,7 +316,7 @@ SPLITS: dict[str, dict[str, object]] = {
 def stored_texts(store: TokenStore) -> list[str]:
     """Return the documents of a split, decoded from its tokens in the cache."""
     stream = store.read(0, store.tokens)
-    # every document but the first begins with its EOS
+    # The first part is empty; every other part is a document that begins with its EOS.
     parts = np.split(stream, np.flatnonzero(stream == ByteTokenizer().eos_id))
     return [bytes(part[1:].astype(np.uint8)).decode() for part in parts if len(part) > 1]
 

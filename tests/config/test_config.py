@@ -72,7 +72,7 @@ errors.run(lambda: load_config("c.yaml", sys.argv[1:]))
 def test_no_key_without_a_reader() -> None:
     """Some code reads an attribute of each key's name.
 
-    Of the schema's own code, only properties count.
+    In the schema's own code, only properties count.
     """
     treats_all_alike = {
         ROOT / "lm/config/reader.py",

@@ -90,7 +90,7 @@ def test_what_is_written_loads_again_as_the_same(write, text: str) -> None:
         again = load_config(write(written))
         assert again.config == loaded.config
         assert all(origin.startswith("c.yaml:") for origin in again.origins.values())
-        # readers of YAML 1.1 too
+        # A reader of YAML 1.1 gets the same values.
         assert Config.model_validate(yaml.safe_load(written)) == loaded.config
 
 
@@ -150,7 +150,7 @@ def test_help_tells_every_key_within_120_columns() -> None:
     text = help_text()
     assert max(map(len, text.splitlines())) <= 120
     listed = re.findall(r"^  --(\S+) ", text, re.MULTILINE)
-    elsewhere = ("data.validation.", "data.source.parts[]")  # the same keys as of data.source
+    elsewhere = ("data.validation.", "data.source.parts[]")  # repeat the keys of data.source
     assert listed == [key.name for key in keys.leaves() if not key.name.startswith(elsewhere)]
     assert {"data.source.parts", "data.source.filter.min_length", "data.validation"} < {*listed}
     headings = re.findall(r"^(?:(\w+): |  --(\w+)\.)", text, re.MULTILINE)

@@ -71,7 +71,7 @@ def test_the_reference_shows_true_examples(write) -> None:
         assert any(line.removeprefix("--") in complaint for complaint in said), line
     rows = re.findall(r"^\| `(\S+)` \| ([^|]+) \|", text, re.MULTILINE)
     assert len({*rows}) == len(rows)
-    # the same keys as of data.source
+    # These repeat the keys of data.source.
     elsewhere = ("data.validation.", "data.source.parts[].source.")
     shown = [
         key for name, key in keys.keys().items() if "." in name and not name.startswith(elsewhere)

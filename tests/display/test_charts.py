@@ -29,7 +29,7 @@ def value_of(text: str) -> float:
 
 
 def tick_labels(figure: ElementTree.Element, axis: str) -> list[ElementTree.Element]:
-    """The labels below the x axis, which are centred, or left of the y axis."""
+    """Return the labels of an axis: those that are centred for x, those left of the axis for y."""
     texts = list(figure.iter("text"))
     if axis == "x":
         return [text for text in texts if "text-anchor: middle" in text.get("style", "")]
@@ -37,7 +37,7 @@ def tick_labels(figure: ElementTree.Element, axis: str) -> list[ElementTree.Elem
 
 
 def back(figure: ElementTree.Element, axis: str, log: bool) -> Callable[[float], float]:
-    """From a place in the drawing to a value, by nothing but what the ticks say."""
+    """Return a function from a place in the drawing to a value, which uses only the ticks."""
     labels = tick_labels(figure, axis)
     values = [value_of(label.text or "") for label in labels]
     if axis == "x":
@@ -50,7 +50,7 @@ def back(figure: ElementTree.Element, axis: str, log: bool) -> Callable[[float],
 
 
 def titled(figure: ElementTree.Element) -> list[tuple[str, ElementTree.Element]]:
-    """All parts of the drawing that have a title, with it."""
+    """Return all parts of the drawing that have a title, each with its title."""
     groups = [(group.findtext("title"), group) for group in figure.iter("g")]
     return [(title, group) for title, group in groups if title is not None]
 
@@ -63,7 +63,7 @@ def drawn(figure: ElementTree.Element, name: str) -> list[tuple[float, float]]:
 
 
 def dots(figure: ElementTree.Element) -> list[tuple[str, ElementTree.Element]]:
-    """Each dot with its title."""
+    """Return each dot with its title."""
     return [(title, dot) for title, group in titled(figure) for dot in group.iter("circle")]
 
 
@@ -166,7 +166,7 @@ def test_it_is_read_out_and_nothing_gets_out_of_it():
         "aria-label",
         *("d", "style", "x", "y", "cx", "cy", "r"),
     }
-    # Neither a namespace's address, nor a reference to a file, nor a style that reaches further.
+    # There is no address of a namespace, no reference to a file, and no style for other elements.
     assert not re.search(r"http|url\(|@import|<style|<\?|<!", chart(content))
     assert figure.find("svg").attrib["role"] == "img"
     plain = described(

@@ -161,7 +161,7 @@ def test_the_picture_is_replaced_whole(tmp_path: Path) -> None:
     data = out.read_bytes()
     assert data.startswith(b"\x89PNG") and data.endswith(b"IEND\xaeB`\x82")
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-    assert (width, height) == (1650, 870)  # 11 x 5.8 inches of 150 dots
+    assert (width, height) == (1650, 870)  # 11 x 5.8 inches at 150 dots per inch
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a", "curves.png"]
     assert dict(matplotlib.rcParams) == before
 
@@ -186,7 +186,7 @@ def test_a_folder_that_refuses_the_picture_is_a_checkpoint_error(tmp_path: Path)
 def test_a_read_only_disk_names_the_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not the temporary file, which such a disk does not even let us delete."""
+    """The message does not name the temporary file, which cannot even be deleted."""
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")

@@ -30,7 +30,7 @@ HOSTILE = (
 
 
 class Read(HTMLParser):
-    """What a browser would see."""
+    """The page as a browser sees it."""
 
     def __init__(self, content: str):
         super().__init__(convert_charrefs=True)
@@ -74,7 +74,7 @@ def test_what_is_read_is_what_was_written(text):
 def test_markup_is_escaped_once_and_text_each_time():
     assert element("p", element("b", "a < b")) == "<p><b>a &lt; b</b></p>"
     assert escape(escape("&")) == "&amp;" and isinstance(element("p"), Html)
-    # put together as text, it is text
+    # Markup that is concatenated as a string is text.
     assert element("p", str(element("b", "x")) + "") == "<p>&lt;b&gt;x&lt;/b&gt;</p>"
     assert (
         element("br", class_="a", aria_label="b", viewBox="0 0", hidden=False, id=None)
@@ -110,7 +110,7 @@ def test_a_page_needs_nothing_from_elsewhere():
 
 
 def luminance(colour: str) -> float:
-    """Relative, as WCAG 2.2 defines it."""
+    """Return the relative luminance as WCAG 2.2 defines it."""
     digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
     channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
@@ -132,7 +132,7 @@ def test_pages_have_both_palettes():
 def test_everything_can_be_told_from_its_ground(scheme):
     for ground in ("paper", "soft"):
         assert contrast(scheme["ink"], scheme[ground]) > 7
-        for name in ("quiet", "mark", "c0"):  # of which texts are
+        for name in ("quiet", "mark", "c0"):  # the colours of text
             assert contrast(scheme[name], scheme[ground]) > 4.5, name
     assert [
         name

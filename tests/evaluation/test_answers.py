@@ -1,4 +1,4 @@
-"""How a decoder answers: against slow and obvious ways to the same numbers, and on decoders whose
+"""A decoder's answers: compared with slow, obvious computations, and checked on decoders whose
 answers are known.
 """
 
@@ -83,7 +83,7 @@ def settings(**given: Any) -> FinetuneConfig:
 
 
 def decoder(context: int = 160, seed: int = 0, **shape: Any) -> Decoder:
-    """With scores that differ much, so that no order hangs on rounding."""
+    """Return a decoder whose scores differ so much that rounding decides no order."""
     torch.manual_seed(seed)
     shape = {
         "vocab_size": BYTE.vocab_size,
@@ -98,8 +98,8 @@ def decoder(context: int = 160, seed: int = 0, **shape: Any) -> Decoder:
 
 @torch.no_grad()
 def slow_loss(model: Any, ids: Sequence[int], learned: Sequence[bool]) -> Loss:
-    """A sequence alone, behind the EOS that opens it: each token's probability where it had not
-    been read yet.
+    """Return the loss of one sequence alone, after its opening EOS, from the probability of each
+    token.
     """
     probabilities = model(torch.tensor([[EOS, *ids]]))[0].double().softmax(-1)
     costs = [-math.log(probabilities[i, token]) for i, token in enumerate(ids)]
@@ -151,12 +151,14 @@ def test_the_choice_is_the_likeliest_answer_with_its_end(shape: dict[str, Any], 
 
 
 def test_the_choice_is_not_by_the_mean_over_tokens() -> None:
-    """Of a long answer with likely tokens and a short one: each token has half the probability of
-    what came before.
+    """A short answer is likelier than a long one, although the tokens of the long one are likelier
+    on average.
     """
 
     class Half(torch.nn.Linear):
-        """Give each token the probability 1/2, and the first of a short answer 1/4."""
+        """Give token 1 the probability 1/2 and tokens 2 and 3 the probability 1/4 at every
+        position.
+        """
 
         def new_cache(self, rows: int, length: int) -> Any:
             return type("Cache", (), {"length": 0})()
@@ -248,7 +250,7 @@ def measured(**lists: Any) -> Measured:
 
 
 def test_the_loss_weighs_tokens_and_not_conversations() -> None:
-    """The sums 2 and 90 over 1 and 9 tokens: 9.2 a token, and no 6.0."""
+    """The sums 2 and 90 over 1 and 9 tokens give 9.2 per token. The mean of the means is 6."""
     found = measured(losses=[Loss(2.0, 1), None, Loss(90.0, 9)])
     assert figures([asked("a", "b")] * 3, found)["answer_loss"] == 9.2
 
@@ -268,8 +270,8 @@ def test_the_choice_in_figures() -> None:
 
 
 def test_the_reward_is_what_was_gained_on_the_base() -> None:
-    """In the first pair both lost, the preferred answer less; in the second the preferred one is
-    the likelier, and gained less.
+    """Both answers of the first pair lose, the preferred one less. The preferred answer of the
+    second pair is likelier but gains less.
     """
     before = measured(
         losses=[Loss(10, 1), Loss(4, 2), Loss(1, 1)], rejected=[Loss(5, 1), Loss(9, 1), None]

@@ -1,6 +1,5 @@
 """The adapter for lm-evaluation-harness, compared with the harness's own adapter for `transformers`
-on the same weights, with our own scores, and with figures computed by hand. No test uses the
-network.
+on the same weights, with our own scores, and with hand-computed figures. No test uses the network.
 """
 
 from __future__ import annotations

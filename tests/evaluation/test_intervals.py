@@ -23,7 +23,7 @@ def resampled(
 
 @pytest.fixture
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The simulations are about the interval, not about the last digit of a percentile."""
+    """Draw fewer resamples, because the last digit of a percentile does not matter here."""
     monkeypatch.setattr(intervals, "RESAMPLES", 1000)
 
 
@@ -58,7 +58,7 @@ def test_95_of_100_intervals_hold_the_true_mean(
 def test_the_interval_of_a_quotient_of_sums_holds_the_true_quotient(
     figure: Callable[[str], None],
 ) -> None:
-    """Nats by bytes, where a long target has more of both, and weights that differ."""
+    """The quotient is nats by bytes, where a long target has more of both. The weights differ."""
     generator, held = np.random.default_rng(2), 0
     weights = np.repeat([1.0, 2.0], 30)
     for simulation in range(SIMULATIONS):
@@ -86,8 +86,8 @@ def test_of_few_cases_plain_percentiles_would_be_too_narrow() -> None:
 def test_equal_models_are_seldom_told_apart(
     kind: str, n: int, figure: Callable[[str], None]
 ) -> None:
-    """Two models as good as each other, whose scores on a case go together, as those of checkpoints
-    of one run do.
+    """The two models are equally good. Their scores on a case are correlated, like those of
+    checkpoints of one run.
     """
     generator, told_apart = np.random.default_rng(4), 0
     for simulation in range(SIMULATIONS):
@@ -103,7 +103,7 @@ def test_equal_models_are_seldom_told_apart(
 
 
 def test_pairing_tells_apart_what_single_intervals_do_not() -> None:
-    """A little better on each case; the cases differ far more than the models."""
+    """One model is a little better on each case; the cases differ far more than the models."""
     generator = np.random.default_rng(5)
     hard = generator.normal(0, 3, (40, 1))
     found = resampled(hard + np.array([0.0, 0.5]) + generator.normal(0, 0.1, (40, 2)))
@@ -126,7 +126,7 @@ def test_drawn_cases_are_the_same_for_all_models_and_each_time() -> None:
 
 
 def test_what_is_drawn_is_what_a_loop_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the draws are made in several parts."""
+    """This also holds where the draws are made in several parts."""
     monkeypatch.setattr(intervals, "RESAMPLES", 50)
     monkeypatch.setattr(intervals, "AT_ONCE", 7 * 12)
     generator = np.random.default_rng(7)
@@ -168,7 +168,7 @@ def test_a_handful_of_cases_says_nothing_of_others(n: int, confidence: float, kn
 
 @pytest.mark.parametrize(("value", "limits"), [(0.0, (0, 0.0881)), (1.0, (0.9119, 1))])
 def test_none_of_40_does_not_mean_never(value: float, limits: tuple[float, float]) -> None:
-    """0.0881 and 0.9119 are what binomial tables say."""
+    """The binomial tables give 0.0881 and 0.9119."""
     found = resampled(np.full((40, 1), value))
     assert share_interval(value, found.drawn[:, 0], found.cases)[1:] == pytest.approx(
         limits, abs=1e-4
@@ -193,8 +193,8 @@ def test_sets_count_alike_however_large_they_are() -> None:
 
 
 def test_limits_do_not_end_where_the_draws_end() -> None:
-    """Of 40 checkpoints there are 780 pairs; a percentile for each would be the smallest of all
-    draws, which errs far more often.
+    """40 checkpoints make 780 pairs. A percentile for each would be the smallest of all draws,
+    which errs far more often.
     """
     found = resampled(np.random.default_rng(10).normal(size=(200, 1)))
     (value,), (drawn,) = found.values, found.drawn.T
@@ -217,8 +217,8 @@ def test_limits_do_not_end_where_the_draws_end() -> None:
 def test_two_that_agree_in_all_cases_may_differ_in_others(
     value: float, n: int, limits: tuple[float, float]
 ) -> None:
-    """0.0881 is the binomial limit for none of 40; where one is always right and the other never,
-    both may err so often.
+    """0.0881 is the binomial limit for none of 40. If one model is always right and the other
+    never, both may err that often.
     """
     assert difference_interval(value, np.full(1000, value), n, 0.95)[1:] == pytest.approx(
         limits, abs=1e-4

@@ -1,5 +1,5 @@
-"""What a model wrote, looked for in its training text: against looking everywhere, and in the
-shards of small runs.
+"""The search for a model's output in its training text: compared with a search everywhere, and run
+on the shards of small runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ few = st.lists(st.lists(st.sampled_from([97, 98, 99]), max_size=12), max_size=6)
 
 
 def searched(text: TrainingText, continuations: Texts, piece: int = PIECE) -> Memorised:
-    """What is found of one group, beside others that must not matter."""
+    """Search a group of continuations among others that must not matter; return its figures."""
     first, found, last = memorised(text, [[], continuations, [*continuations, [97, 98]]], piece)
     assert (first.longest_run, first.novel_share) == (
         0,
@@ -44,7 +44,7 @@ def searched(text: TrainingText, continuations: Texts, piece: int = PIECE) -> Me
 def stored(
     folder: Path, name: str, documents: Texts, shard_tokens: int = 5, bytes_per_token: float = 1.0
 ) -> TokenStore:
-    """Shards of documents, as a run has them."""
+    """Store documents in shards, as a run does."""
     place = folder / name
     place.mkdir()
     writer = SplitWriter(place, "train", EOS, np.dtype(np.uint16), shard_tokens)
@@ -60,8 +60,8 @@ def stored(
 
 
 def naive(streams: Texts, continuations: Texts, n: int) -> tuple[int, list[list[int]], int, int]:
-    """The longest run, every run that is as long, the number of n-grams, and of novel ones:
-    everything compared with everything.
+    """Compare everything with everything; return the longest run, all runs of that length, and the
+    numbers of n-grams and of novel ones.
     """
 
     def runs(ids: Sequence[int], length: int) -> list[tuple[int, ...]]:
@@ -80,7 +80,7 @@ def naive(streams: Texts, continuations: Texts, n: int) -> tuple[int, list[list[
 
 
 class InMemory:
-    """As much of a token store as looking takes."""
+    """The part of a token store that the search needs."""
 
     def __init__(self, documents: Texts):
         self.ids = np.array(
@@ -121,7 +121,9 @@ def test_what_is_found_is_what_looking_everywhere_finds(
 def test_nothing_rests_on_hashes(
     sources: list[Texts], continuations: Texts, n: int, kinds: int
 ) -> None:
-    """Where all runs have the same hash, or one of three, it is only slower."""
+    """Equal hashes for all runs, or only three different ones, make the search slower and not
+    wrong.
+    """
     with pytest.MonkeyPatch.context() as patch:
         right = memorisation.window_hashes
         patch.setattr(
@@ -199,7 +201,7 @@ def test_nothing_written() -> None:
 
 
 def opened(path: Path) -> tuple[Config, list[Corpus]]:
-    """A configuration, and its caches, which are made."""
+    """Load a configuration and make its caches; return both."""
     config = load_config(path).config
     return config, open_corpora(config, BYTE, lambda _: None)
 
@@ -271,7 +273,7 @@ def test_a_stream_is_not_kept(tmp_path: Path) -> None:
 def test_the_only_source_of_a_run_is_known_by_the_hash_of_its_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever has become of its files; and the hub is not asked."""
+    """The files of the source may have changed or gone. The hub is not asked."""
     monkeypatch.setattr("lm.documents.reader.load_dataset", lambda _: pytest.fail("asked"))
     config, [corpus] = opened(config_file(tmp_path))
     data_sha256 = PackedDataModule(config, BYTE, lambda _: None).sha256

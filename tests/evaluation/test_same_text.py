@@ -1,4 +1,4 @@
-"""Two models on the same text, whose verdict is known: python -m pytest
+"""Comparisons of two models on the same text, with a known verdict: python -m pytest
 tests/evaluation/test_same_text.py.
 """
 
@@ -33,7 +33,7 @@ NAMES = ("a", "b")
 
 
 class OtherBytes(ByteTokenizer):
-    """The same ids under another name: what is per byte must not change."""
+    """The same ids under another name; figures per byte must not change."""
 
     sha256 = "of another tokenizer"
 
@@ -52,8 +52,8 @@ def decoder(context: int = 16, seed: int = 0) -> Decoder:
 
 
 def sums(generator: np.random.Generator, better_by: float, n: int = 200) -> tuple[Sums, Sums]:
-    """Rows that are hard or easy for both, of different lengths; one model is better by so much per
-    token, more or less.
+    """Return the sums of two models over rows of different lengths, hard or easy for both. The
+    second is better by about `better_by` per token.
     """
     sizes = generator.integers(5, 50, n).astype(float)
     hard = sizes * generator.normal(3, 1, n)
@@ -96,9 +96,7 @@ def test_noise_is_called_noise() -> None:
 
 
 def test_rows_are_paired() -> None:
-    """Unpaired, rows that differ by 1 nat per token among themselves would drown a difference of a
-    tenth.
-    """
+    """Without pairs, rows that differ by 1 nat per token would hide a difference of a tenth."""
     a, b = sums(np.random.default_rng(2), 0.1)
     order = np.random.default_rng(3).permutation(len(a.sizes))
     shuffled = Sums(b.amounts[order], b.sizes[order])
@@ -108,7 +106,7 @@ def test_rows_are_paired() -> None:
 
 @pytest.mark.usefixtures("takes_seconds")
 def test_coverage() -> None:
-    """Of 200 texts drawn by the same rule, about 95 % have the truth in their interval."""
+    """About 95 % of 200 texts drawn by the same rule have an interval that holds the truth."""
     generator, inside = np.random.default_rng(4), 0
     for _ in range(200):
         verdict = judge("", "", "rows", *sums(generator, 0.02, 40), [])
@@ -221,7 +219,7 @@ def test_another_tokenizer_or_a_shorter_context_is_compared_per_byte(tmp_path: P
 def test_text_that_one_was_trained_on_is_said(tmp_path: Path) -> None:
     a, b = models(tmp_path)
     assert verdict_on(a, a, b, 500).notes == []
-    # what is held out by 0.3 is held out by 0.6 too, and not the other way round
+    # All that is held out at 0.3 is also held out at 0.6, but not the other way round.
     other = data(tmp_path, "--data.val_fraction", "0.6")
     held_out = [other.corpora[0].val], [a.data.corpora[0].val]
     n = documents_known(held_out[0], [a.data.corpora[0].train])

@@ -1,4 +1,4 @@
-"""Scores of given tokens: against a decoder that reads each token alone, at every batch size,
+"""Scores of given tokens: compared with a decoder that reads each token alone, at every batch size,
 border and length.
 """
 
@@ -48,7 +48,9 @@ def decoder() -> Decoder:
 
 @pytest.fixture(scope="module")
 def merging() -> Tokenizer:
-    """It joins words with the space before them, and letters across the border of a prompt."""
+    """Return a tokenizer that joins words with the space before them, and letters across a prompt's
+    end.
+    """
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.train_from_iterator(
@@ -62,9 +64,7 @@ def merging() -> Tokenizer:
 def one_by_one(
     decoder: Decoder, context: Sequence[int], continuation: Sequence[int]
 ) -> tuple[list[float], list[bool]]:
-    """Each token by a decoder that reads what comes before it and nothing else, as generation
-    would.
-    """
+    """Score each token with a decoder that has read only what comes before it, as in generation."""
     nats, likeliest = [], []
     read = [EOS, *context, *continuation[:-1]][-CONTEXT:]
     first = len(read) - len(continuation) + 1
@@ -78,8 +78,8 @@ def one_by_one(
 @pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("most", [1, 3, 8])
 def test_scores_are_those_of_each_token_read_alone(decoder: Decoder, most: int) -> None:
-    """T7 and T44: the same at each batch size, from the right logits, with the border kept where
-    the left is cut.
+    """T7 and T44: the scores are the same at each batch size and come from the right logits. A cut
+    on the left keeps the border.
     """
     pairs = [(BYTE.encode(prompt), BYTE.encode(text)) for prompt, text in PAIRS]
     rows = [continued(EOS, context, continuation, CONTEXT) for context, continuation in pairs]
@@ -108,7 +108,7 @@ def test_nothing_to_score(decoder: Decoder) -> None:
 
 
 def test_a_row_opens_with_one_eos_unless_it_is_cut() -> None:
-    """T15, T44."""
+    """T15 and T44: a whole row begins with one EOS, a row that is cut on the left with none."""
     row = continued(EOS, [1, 2], [3, 4], CONTEXT)
     assert row.ids.tolist() == [EOS, 1, 2, 3]
     assert row.labels.tolist() == [-100, -100, 3, 4]
@@ -137,6 +137,6 @@ def test_windows_ask_for_every_token_once(length: int, context: int) -> None:
     for row, labels in itertools.chain((row.ids, row.labels) for row in rows):
         assert len(row) <= context
         places = np.flatnonzero(labels != -100)
-        # what was read just before it
+        # Each label follows the token at its place.
         assert [row[place] for place in places] == [labels[place] - 1 for place in places]
         assert row[0] == 0 or places[0] >= context // 2 - (context + 1) % 2

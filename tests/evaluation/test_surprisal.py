@@ -83,7 +83,7 @@ def test_the_sums_are_those_of_a_validation(decoder, masked):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_places_are_counted_from_where_the_model_begins_to_see(decoder, masked):
-    """Held against one row, one place at a time."""
+    """The sums equal those of one row and one place at a time."""
     nats, tokens = np.zeros(T + 1), np.zeros(T + 1, int)
     decoder.eval()
     for batch, _ in batches(masked):

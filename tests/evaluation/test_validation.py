@@ -24,7 +24,7 @@ Batch = dict[str, Any]
 
 
 class Given(nn.Module):
-    """Stands for a decoder: label i costs `costs[i]` nats, whatever the input."""
+    """A stand-in for a decoder: label i costs `costs[i]` nats, whatever the input."""
 
     def __init__(self, *costs: float):
         super().__init__()
@@ -52,7 +52,7 @@ def decoder() -> Decoder:
 
 
 def rows() -> Batch:
-    """Nine rows of up to two documents, of which some are mostly padding and two nothing else."""
+    """Return nine rows of up to two documents. Some are mostly padding, two are nothing else."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(EOS, (9, 7), generator=generator)
     ids[:, 2] = EOS
@@ -72,7 +72,7 @@ def cut(whole: Batch, size: int, begin: int = 0, end: int = 9) -> Iterator[Batch
 
 
 def test_batches_weigh_by_their_tokens() -> None:
-    """A sum of 2 over 1 token and one of 90 over 9: 92 / 10. The mean of the means would be 6."""
+    """The sums 2 over 1 token and 90 over 9 give 92 / 10. The mean of the means would be 6."""
     unequal = [batch([1]), batch([2] * 9)]
     result = evaluate(Given(0.0, 2.0, 10.0), unequal, {EOS}, 1.0)
     assert result.loss == pytest.approx(9.2)
@@ -106,8 +106,8 @@ def test_the_same_at_every_batch_size_and_equal_to_the_loop() -> None:
 
 
 def test_bits_per_byte_by_hand() -> None:
-    """Two tokens of 3 bytes each at 1 and 3 bits: 4 bits over 6 bytes. The loss has the end of the
-    document as a third token.
+    """Two tokens of 3 bytes each at 1 and 3 bits give 4 bits over 6 bytes. The loss has the end of
+    the document as a third token.
     """
     bit = math.log(2)
     result = evaluate(
@@ -180,7 +180,7 @@ def test_left_in_its_own_mode_after_an_exception_too(training: bool) -> None:
 
 
 def test_leaves_no_trace_in_training() -> None:
-    """No gradient and no random number is drawn, so the next training step is the same."""
+    """No gradient is left and no random number is drawn, so the next training step is the same."""
     model = decoder().train()
     state = torch.get_rng_state()
     first = evaluate(model, [rows()], {EOS}, 1.0)
@@ -190,7 +190,7 @@ def test_leaves_no_trace_in_training() -> None:
 
 
 def test_many_batches_do_not_wear_the_sum_out() -> None:
-    """In float32 a sum of 2**24 no longer notices another 0.5."""
+    """A sum of 2**24 in float32 no longer notices another 0.5."""
     batches = [batch([1])] + [batch([0])] * 200
     result = evaluate(Given(0.5, float(2**24)), batches, {EOS}, 1.0)
     assert result.loss * result.tokens == pytest.approx(2**24 + 100, rel=1e-12)
@@ -200,8 +200,8 @@ SOURCES = {"jsonl a": 1.2, "txt b": 2.5, "csv of which no row was chosen": 1.0}
 
 
 def of_two_sources() -> Batch:
-    """Rows 0 to 3 are of the first, 4 to 8 of the second; the cut at 3 has rows of both in one
-    batch.
+    """Return rows 0 to 3 of one source and rows 4 to 8 of another. Batches of 3 include one with
+    rows of both.
     """
     return rows() | {"source": torch.tensor([0] * 4 + [1] * 5)}
 

@@ -1,5 +1,5 @@
 """The validation loss of each source of a mixture, from its rows to the record of a run and back:
-python -m pytest of this file.
+python -m pytest tests/evaluation/test_validation_sources.py.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ NAMES = [
 
 
 def parts(folder: Path) -> list[dict[str, Any]]:
-    """Three sources: different texts, of different sizes, one of them with characters of two bytes;
-    two files have one name.
+    """Write three sources of different texts and sizes; return them as parts of a mixture. One has
+    characters of two bytes, and two files have one name.
     """
     texts = {"a.jsonl": TEXT, "b.jsonl": "0123456789 " * 9, "c/b.jsonl": "äöü " * 14}
     found = []
@@ -92,7 +92,7 @@ def test_each_validation_of_a_run_says_what_each_source_scores(
 
 
 def test_a_source_scores_what_it_scores_alone(run: Path) -> None:
-    """The slow and obvious version: a configuration that has nothing but this source."""
+    """The slow, obvious version is a configuration that has only this source."""
     recorded = read_validations(run)[0][-1].sources
     decoder, tokenizer, _ = load(run / "final.ckpt")
     for name, part in zip(NAMES, parts(run.parent), strict=True):

@@ -45,7 +45,7 @@ GREEDY = Sampling(temperature=0)
 
 @functools.cache
 def learned() -> Decoder:
-    """It knows both turns of TALK by heart. It answers "0" with many digits."""
+    """Return a decoder that knows both turns of TALK by heart and answers "0" with many digits."""
     torch.manual_seed(0)
     config = ModelConfig(
         vocab_size=BYTE.vocab_size, d_model=64, n_layers=2, n_heads=2, context_length=2048
@@ -101,7 +101,7 @@ def test_a_prompt_is_the_format_s_of_all_turns() -> None:
         Turn("user", "Hi"),
         Turn("assistant", "Ho"),
     ], "asking for a prompt remembers nothing"
-    # more than it can: half of the context is kept for an answer, and the other half for the past
+    # This asks for more than fits: half of the context is for an answer, half for the past.
     eager = Chat(FORM, 400, 1000)
     eager.turns = list(chat.turns)
     assert eager.prompt("And?") == chat.prompt("And?")
@@ -113,7 +113,7 @@ def test_the_oldest_turns_go_first_and_whole_and_the_system_stays() -> None:
     form = ChatFormat("alpaca", BYTE, system="Be brief.")
     chat = Chat(form, 200, 40)
     for i in range(9):
-        # so that without a question alone it would often fit
+        # The lengths vary, so that often only the question makes the prompt too long.
         question = f"Question {i}" + "?" * (13 * i % 40)
         ids = chat.prompt(question)
         assert len(ids) <= 200 - 40
@@ -122,7 +122,7 @@ def test_the_oldest_turns_go_first_and_whole_and_the_system_stays() -> None:
         )
         read = chat.turns[chat.forgotten :]
         assert ids == form.prompt([*read, Turn("user", question)])
-        if chat.forgotten:  # one pair more would not have fitted
+        if chat.forgotten:  # one more pair would not fit
             assert (
                 len(form.prompt([*chat.turns[chat.forgotten - 2 :], Turn("user", question)])) > 160
             )
@@ -140,8 +140,8 @@ def test_the_oldest_turns_go_first_and_whole_and_the_system_stays() -> None:
 def test_there_is_always_room_for_an_answer(
     longest: int, context: int, messages: list[str]
 ) -> None:
-    """So `longest` tokens, or at least what is left of the context behind a single message, are
-    written without anything forgotten.
+    """The prompt leaves room for `longest` tokens or half of the context. A message that stands
+    alone leaves at least one token.
     """
     chat = Chat(FORM, context, longest)
     for message in messages:
@@ -192,7 +192,7 @@ def replies(chat: Chat, message: str, decoder: Any = None, **options: Any) -> Ge
 
 @pytest.mark.usefixtures("takes_seconds")
 def test_a_talk_goes_on_as_it_was_learnt() -> None:
-    """Token by token, without the template's white space around an answer, and with the answer's
+    """The answer comes token by token, without the template's white space around it, but with its
     own.
     """
     chat = Chat(FORM, 1000, 100)
@@ -210,7 +210,7 @@ def test_a_talk_goes_on_as_it_was_learnt() -> None:
 @pytest.mark.usefixtures("takes_seconds")
 def test_an_answer_ends_at_its_longest_and_where_the_context_ends() -> None:
     prompt = len(FORM.prompt([Turn("user", "0")]))
-    # a token is the space before
+    # One token of the answer is the space before it.
     for context, longest, said in (
         (1000, 20, "0123456789012345678"),
         (prompt + 11, 500, "0123456789"),
@@ -238,8 +238,8 @@ def test_an_answer_that_is_broken_off_is_remembered_and_one_that_never_began_is_
 
 @pytest.fixture
 def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """`typed(chat, lines)`: what is on stdout and stderr when a person types them; a line that is
-    an exception is raised.
+    """Return `typed(chat, lines)`, which gives stdout and stderr as when a person types the lines.
+    A line that is an exception is raised.
     """
 
     def run(
@@ -298,7 +298,7 @@ def iter_of(*pieces: str) -> Generator[str]:
 
 
 def test_what_is_saved_and_what_is_not(typed: Any, tmp_path: Path) -> None:
-    """A file of somebody else's is left alone; the chat's own is written anew, until another
+    """A file of somebody else is not overwritten. The chat's own file is, until another
     conversation begins.
     """
     chat, file, other = Chat(FORM, 1000, 100), tmp_path / "a.jsonl", tmp_path / "b.jsonl"
@@ -362,8 +362,8 @@ def test_that_something_is_forgotten_is_said_where_nothing_is_answered(typed: An
 def test_no_answer_commands_the_terminal(
     typed: Any, monkeypatch: pytest.MonkeyPatch, screen: bool
 ) -> None:
-    """What is no screen gets the answer as it is; nor does a command that somebody pipes in reach
-    one.
+    """Answers and typed commands send no control characters to a terminal. Any other output gets
+    the answer as it is.
     """
     hostile = "a\x1b[2J\x9b1m\x7f\r\n\t語\u200d🙂\xa0b"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: screen, raising=False)
@@ -432,7 +432,7 @@ def test_nothing_said_is_told(typed: Any) -> None:
 
 
 def infer(*arguments: str | Path, stdin: bytes = b"") -> str:
-    """What stdout holds in the end."""
+    """Run infer.py in this process and return what stdout holds in the end."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             sys, "argv", ["infer.py", *map(str, arguments), "--temperature", "0", "--device", "cpu"]
@@ -446,7 +446,7 @@ def infer(*arguments: str | Path, stdin: bytes = b"") -> str:
 
 @pytest.mark.usefixtures("starts_processes")
 def test_piped_lines_are_answered_in_turn(speaks: Path) -> None:
-    """As a shell runs it: answers and nothing else on stdout, and it ends well."""
+    """A shell runs the program: stdout has the answers and nothing else, and the exit code is 0."""
     command = [
         sys.executable,
         str(ROOT / "infer.py"),
@@ -495,7 +495,7 @@ def test_one_message_and_the_flags_that_count(speaks: Path, tmp_path: Path) -> N
 
 
 def test_what_it_was_fine_tuned_with_unless_something_else_is_given(tmp_path: Path) -> None:
-    """Read off the prompt that the model is given."""
+    """The prompt that the model gets shows the template and the system message."""
     ckpt = checkpoint(tmp_path, {"format": "chat", "template": "alpaca", "system": "Trained."})
     prompts = []
 
@@ -568,7 +568,7 @@ def test_what_cannot_be_spoken_to_is_refused_without_torch(writes: Path) -> None
 
 
 class Person:
-    """Types into a terminal and reads what is on it."""
+    """A person who types into a terminal and reads its screen."""
 
     def __init__(self, ckpt: Path):
         self._ours, theirs = pty.openpty()
@@ -594,7 +594,7 @@ class Person:
         os.write(self._ours, text.encode())
 
     def waits_for(self, text: str) -> None:
-        """Until `text` is on the screen below what was waited for before."""
+        """Wait until `text` is on the screen, below the text of the last wait."""
         deadline = time.monotonic() + 120
         while text not in self.screen:
             assert time.monotonic() < deadline, self.screen
@@ -649,8 +649,8 @@ def test_a_person_types_stops_an_answer_and_leaves_by_ctrl_d(person: Person) -> 
 @pytest.mark.usefixtures("starts_processes")
 def test_ctrl_c_at_a_persons_prompt_ends_the_program(person: Person) -> None:
     person.waits_for("> ")
-    # Python asks for signals before it waits for keys: of one in between it learns with the next
-    # key
+    # Python checks for signals before it waits for a key. It would notice a signal in between only
+    # with the next key.
     time.sleep(1)
     os.killpg(person.process.pid, signal.SIGINT)
     assert person.leaves() == 130

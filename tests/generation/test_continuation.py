@@ -1,4 +1,4 @@
-"""Where a text ends, and what may be shown of it before that is known."""
+"""The end of a text, and the part of it that may be shown before the end is known."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def test_eos_ends_the_text_and_gives_free_what_was_held_back() -> None:
 
 
 def test_the_space_between_prompt_and_continuation_is_part_of_the_text(tmp_path: Path) -> None:
-    """Tokenizers that mark a word's beginning show no space before the first word: the continuation
-    must not be taken for one.
+    """Tokenizers that mark the beginning of a word show no space before a text's first word. The
+    continuation's first word keeps its space.
     """
     words = Backend(
         models.WordLevel(
@@ -287,7 +287,7 @@ def test_what_never_ends_is_not_read_for_ever(
 
 
 def test_a_pipe_that_somebody_writes_into_is_waited_for() -> None:
-    """`--prompt-file <(command)`."""
+    """The shell makes such a pipe for `--prompt-file <(command)`."""
     reader, writer = os.pipe()
     late = threading.Timer(0.3, lambda: (os.write(writer, b"Attention is\n"), os.close(writer)))
     late.start()

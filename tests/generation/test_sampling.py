@@ -1,4 +1,4 @@
-"""Each filter against `transformers`, the draw against its probabilities, the decode loop against a
+"""Filters are compared with `transformers`, draws with their probabilities, the decode loop with a
 slow one without a cache.
 """
 
@@ -55,7 +55,7 @@ def kept(logits: Tensor) -> list[int]:
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(5))
 class TestAgainstTransformers:
-    """Bit for bit, random logits, with and without ties."""
+    """Filters equal those of `transformers` bit for bit, on random logits with and without ties."""
 
     @pytest.mark.parametrize("k", [1, 2, 7, VOCABULARY, VOCABULARY + 10])
     def test_top_k(self, seed: int, ties: bool, k: int) -> None:
@@ -75,7 +75,7 @@ class TestAgainstTransformers:
     @pytest.mark.parametrize("penalty", [0.5, 1.0, 1.3, 5.0])
     def test_repetition_penalty(self, seed: int, ties: bool, penalty: float) -> None:
         logits = random_logits(seed, ties=ties)
-        # with repetitions
+        # 30 of 50 ids, so that some repeat
         ids = torch.randint(VOCABULARY, (4, 30), generator=torch.Generator().manual_seed(seed))
         assert torch.equal(
             penalise(logits, penalty, as_mask(ids)),
@@ -109,7 +109,7 @@ def in_the_order_of_transformers() -> Any:
 
 
 def test_the_order_matters() -> None:
-    """Else the test of the order would prove nothing."""
+    """If the order did not matter, the test of it would prove nothing."""
     logits = random_logits(0)
     late_temperature = keep_top_p(logits, 0.8) / 2
     assert not torch.equal(
@@ -170,7 +170,7 @@ def test_draws_follow_the_probabilities() -> None:
 
 
 def test_the_arithmetic_is_float32() -> None:
-    """In bfloat16, 256 and 257 are one number and the softmax a coarse one."""
+    """Bfloat16 cannot tell 256 from 257, and its softmax is coarse."""
     logits = torch.tensor([[5.0, 1.0, 0.0]], dtype=torch.bfloat16)
     seen = torch.tensor([[True, False, False]])
     draws = {
@@ -241,7 +241,7 @@ def slow_ids(
     seed: int,
     stop_ids: Collection[int],
 ) -> Iterator[int]:
-    """No cache: the whole window is read anew for every token."""
+    """Yield tokens without a cache; each of them reads the whole window again."""
     context, generator = decoder.config.context_length, torch.Generator().manual_seed(seed)
     window, everything = list(prompt), list(prompt)
     for _ in range(length):
@@ -305,8 +305,8 @@ def test_decoding_with_the_cache_is_the_full_forward_at_every_position(
 def test_prompts_of_different_lengths_are_continued_as_each_alone(
     settings: dict[str, Any], context: int, length: int, options: Sampling
 ) -> None:
-    """Also where the context is full, at another time for each, and where a prompt is longer than
-    it.
+    """This also holds where each context is full at another time, and where a prompt is longer than
+    the context.
     """
     decoder = tiny_decoder(context, **settings)
     prompts = [
@@ -323,7 +323,7 @@ def test_prompts_of_different_lengths_are_continued_as_each_alone(
 
 @pytest.mark.parametrize("changed", [[4], [9, 9, 9, 9, 9, 9, 9, 9, 9]])
 def test_a_row_is_not_changed_by_its_neighbours(changed: list[int]) -> None:
-    """Neither by what they hold nor by how long they are, and not by a row that ends early."""
+    """The neighbours' tokens and lengths do not matter, nor does a row that ends early."""
     decoder, greedy = tiny_decoder(64), Sampling(temperature=0)
     prompts = [[1, 2, 3], [5, 6, 7, 8, 9]]
     plain = [
@@ -355,7 +355,7 @@ def test_equally_long_prompts_need_no_padding() -> None:
 
 
 def test_the_context_is_read_once_and_then_one_position_a_token() -> None:
-    """Also what is read again when the context (8) is full: its half."""
+    """When the context (8) is full, half of it is read again."""
     decoder, read = tiny_decoder(context=8), []
     forward = decoder.forward
 
@@ -471,7 +471,7 @@ def test_gradients_pass_through_a_decoder_that_has_sampled() -> None:
 
 
 def test_under_bfloat16_autocast() -> None:
-    """As validation runs it in training."""
+    """Validation generates under autocast during training."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert len(ids_of(tiny_decoder(), [1, 2], Sampling(), 20)) == 20
 

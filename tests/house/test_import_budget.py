@@ -1,6 +1,6 @@
 """Each command has an import budget: the packages that it may load, by name.
 
-Every package is listed that may be loaded, so a new import fails here even if nobody thought of
+Every package that may be loaded is listed, so a new import fails here even if nobody thought of
 forbidding it. One package brings in others: torch, numpy and tqdm, for example.
 """
 
@@ -58,7 +58,7 @@ TORCH_PARTS = (
     "torch.distributed.tensor",
     "torch.utils.tensorboard",
 )
-# Lightning loads torchmetrics, which loads whatever it finds; so there only what is ours is held.
+# Lightning loads torchmetrics, which loads whatever is installed. These are forbidden for eval_val.
 NOT_FOR_VALIDATION = {"bitsandbytes", "datasets", "lm_eval", "peft", "ray", "tensorboard", "trl"}
 PROGRAM = """
 import atexit, json, runpy, sys

@@ -1,5 +1,5 @@
-"""The way of the data, held against slow and obvious versions of itself: every token once, the same
-rows for any workers and processes.
+"""The path of the data, compared with slow, obvious versions: every token once, and the same rows
+for any workers and processes.
 """
 
 import json
@@ -32,8 +32,8 @@ EOS, PAD = BYTES.eos_id, BYTES.pad_id
 
 
 def write_jsonl(path, texts):
-    """The source section of a new file; one that holds just that already stays as it is, and its
-    cache valid.
+    """Write texts to a file and return its source section. A file that already holds them stays as
+    it is, and its cache valid.
     """
     content = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     if not path.exists() or path.read_text() != content:
@@ -71,23 +71,23 @@ def make_store(folder, documents, dtype=np.uint16, shard_tokens=2**26):
 
 
 def packed(store, length, document_mask=False, stride=None):
-    """The rows of a single source."""
+    """Return the rows of a single source."""
     return Rows([PackedRows(store, length, stride or length)], PAD, document_mask)
 
 
 def numbered(rows, numbers):
-    """The rows of these numbers, counted through all sources."""
+    """Return the rows of these numbers, counted through all sources."""
     return rows[rows.addresses(np.array(numbers))]
 
 
 def the_store(module, split):
-    """Of a module with a single source."""
+    """Return the token store of a module with a single source."""
     (part,) = module.rows[split].parts
     return part.store
 
 
 def texts_of(store):
-    """The documents of a split as its stream of tokens has them."""
+    """Return the documents of a split, decoded from its stream of tokens."""
     bounds = [*store.document_starts.tolist(), store.tokens - 1]
     return [
         BYTES.decode(store.read(a, b - a)[1:]) if b - a > 1 else "" for a, b in pairwise(bounds)
@@ -105,8 +105,8 @@ TEXTS = [f"document {i} " + "x" * (i % 7) for i in range(200)]
 
 
 def obvious_rows(documents, length):
-    """One position after the other: input, label, number of the document (padding is one more than
-    the last).
+    """Return rows of (input, label, number of the document), one position after the other. The
+    number of padding is the last document's plus one.
     """
     stream = []
     for number, ids in enumerate(documents):
@@ -149,9 +149,7 @@ def test_rows_are_the_stream_and_its_successors(tmp_path_factory, documents, len
 @given(documents=documents, length=st.integers(2, 12), batch_size=st.integers(1, 9))
 @settings(max_examples=60, deadline=None)
 def test_every_token_is_a_target_once_an_epoch(tmp_path_factory, documents, length, batch_size):
-    """Also the tails. Positions in the stream stand in for the ids, so that each token is told from
-    all others.
-    """
+    """The tails also count. Positions in the stream replace the ids, so that all tokens differ."""
     folder = tmp_path_factory.mktemp("epoch")
     store = make_store(folder, documents, np.uint32)
     np.arange(store.tokens, dtype=np.uint32).tofile(folder / "train-00000.bin")
@@ -159,7 +157,7 @@ def test_every_token_is_a_target_once_an_epoch(tmp_path_factory, documents, leng
     steps = TrainingSteps(
         rows, Plan((len(rows),), seed=3), batch_size, micro_batch=1, rank=0, world_size=1
     )
-    # the fewest steps that are whole epochs
+    # The fewest steps that make whole epochs.
     n_steps = math.lcm(len(rows), batch_size) // batch_size
     labels = torch.cat([steps[k]["labels"].flatten() for k in range(n_steps)])
     seen = Counter(labels[labels != -100].tolist())
@@ -220,7 +218,7 @@ def test_validation_never_overlaps(tmp_path):
 
 
 def obvious_document_rows(documents, length):
-    """Each document with its EOS before it, in rows of its own; the EOS that follows is the last
+    """Return rows of one document each, with its EOS before it. The EOS that follows is the last
     label.
     """
     rows = []
@@ -261,8 +259,8 @@ def test_rows_of_documents(tmp_path_factory, documents, length, shard_tokens, do
 
 @pytest.mark.usefixtures("takes_seconds")
 def test_rows_of_documents_through_the_module(tmp_path):
-    """Documents longer than a row, and shorter: each token is a label once an epoch, in validation
-    too; the line says what is padding.
+    """The documents are longer or shorter than a row. Each token is a label once an epoch, also in
+    validation, and the log line shows the padding.
     """
     said = []
     texts = [*TEXTS[:100], *(f"{i} " + "long " * i for i in range(40))]
@@ -289,7 +287,7 @@ def test_rows_of_documents_through_the_module(tmp_path):
 
 
 def test_few_short_documents_are_enough_for_rows_of_documents(tmp_path):
-    """Rows of the stream need one that is full."""
+    """Rows of the stream need at least one full row."""
     few, held_out = ["ab", "c"], write_jsonl(tmp_path / "val.jsonl", ["d"])
     data = module(tmp_path, few, rows="document", validation=held_out)
     assert {tuple(inputs) for inputs, _ in rows_in(next(iter(data.train_dataloader())))} == {
@@ -557,7 +555,7 @@ def equal(a, b):
 
 
 def rows_in(batch):
-    """A step's rows, whatever its shape: pairs of inputs and labels, sorted."""
+    """Return a step's rows, whatever its shape, as sorted pairs of inputs and labels."""
     inputs, labels = (
         batch["input_ids"].flatten(0, -2).tolist(),
         batch["labels"].flatten(0, -2).tolist(),
@@ -587,9 +585,7 @@ def test_workers_change_nothing(tmp_path, workers):
 
 @pytest.mark.parametrize("start", [1, 7, 13, 19])
 def test_a_resumed_run_sees_what_a_straight_one_sees(tmp_path, start):
-    """Epochs have 7.5 steps here, so some of these are behind an epoch's border, and one is in its
-    middle.
-    """
+    """Epochs have 9.4 steps here, so the starts are in the first, second and third epoch."""
     source = write_jsonl(tmp_path / "a.jsonl", TEXTS[:40])
     straight = steps_of(module(tmp_path, source))
     resumed = module(tmp_path, source)
@@ -655,7 +651,9 @@ PARTS = [
 
 
 def mixture(tmp_path, weights=(2, 2, 1), parts=PARTS, when_one_ends="repeat", **other):
-    """A source of several; each has a letter of its own, by which its rows can be told."""
+    """Write several sources and return their mixture. Each has a letter of its own that identifies
+    its rows.
+    """
     tmp_path.mkdir(exist_ok=True)
     sources = [
         {**write_jsonl(tmp_path / f"{i}.jsonl", texts), **other} for i, texts in enumerate(parts)
@@ -668,7 +666,7 @@ def mixture(tmp_path, weights=(2, 2, 1), parts=PARTS, when_one_ends="repeat", **
 
 
 def letters_of(inputs):
-    """The letter of each row."""
+    """Return the letter of each row."""
     return [
         next(letter for letter in LETTERS if ord(letter) in row)
         for row in inputs.flatten(0, -2).tolist()
@@ -734,7 +732,9 @@ def test_going_on_takes_every_row_of_every_source_once_an_epoch(tmp_path):
 
 
 def test_a_run_goes_on_without_the_source_that_ran_dry(tmp_path, monkeypatch):
-    """As configs/mixture_smoke.yaml does it: 2 : 1 while both sources have rows, then one alone."""
+    """The rows of configs/mixture_smoke.yaml are 2 : 1 while both sources have some, then from one
+    alone.
+    """
     monkeypatch.chdir(ROOT)
     overrides = ["--data.cache_dir", str(tmp_path)]
     config = load("configs/mixture_smoke.yaml", overrides).config
@@ -753,7 +753,7 @@ def test_a_run_goes_on_without_the_source_that_ran_dry(tmp_path, monkeypatch):
 @pytest.mark.parametrize("when_one_ends", ["repeat", "go_on"])
 @pytest.mark.parametrize(("workers", "world_size"), [(0, 1), (2, 1), (0, 2), (2, 2)])
 def test_a_resumed_mixture_goes_on_with_the_same_rows(tmp_path, when_one_ends, workers, world_size):
-    """Also in the middle of an epoch, of a block, and with another number of processes before."""
+    """This also holds in the middle of an epoch or block, and after a run of one process."""
     source = mixture(tmp_path, (3, 2, 2), when_one_ends=when_one_ends)
     straight = steps_of(
         module(tmp_path, source, document_mask=True, trainer={"micro_batch_size": 4})
@@ -870,7 +870,7 @@ def test_a_run_that_needs_more_than_there_is_is_refused_with_the_number_of_steps
     just = module(tmp_path, source, trainer=trainer | {"max_steps": steps})
     assert len(steps_of(just)) == steps and just.plan.n_rows - steps * batch_size < batch_size
     with pytest.raises(ConfigError) as error:
-        # Asked before anything is written into the run's folder.
+        # This is read before anything is written into the run's folder.
         assert module(tmp_path, source, trainer=trainer | {"max_steps": steps + 1}).epochs_per_step
     assert (
         str(error.value)

@@ -1,5 +1,5 @@
-"""model.py against `transformers`, against slower ways to compute the same, and against the traps
-of the field.
+"""model.py, compared with `transformers` and with slower computations, and checked for the known
+traps.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHAPE = {
 def decoder(seed: int = 0, **changes: object) -> Decoder:
     torch.manual_seed(seed)
     made = Decoder(ModelConfig(**{**SHAPE, **changes}))  # type: ignore[arg-type]
-    # away from the tidy start, so that norms, biases and zero projections take part
+    # Noise on the initial weights, so that norms, biases and zero projections take part.
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -91,7 +91,9 @@ def llama_like(model: Decoder, kind: str) -> torch.nn.Module:
 
 
 def check_same_function(ours: Decoder, theirs: torch.nn.Module, names: dict[str, str]) -> None:
-    """Logits within 1e-5, gradients of the mean loss within 1e-4, for every parameter."""
+    """Check that logits agree within 1e-5, and the gradients of the mean loss within 1e-4 for every
+    parameter.
+    """
     x, y = ids(), ids(seed=2)
     ours.eval()
     torch.testing.assert_close(ours(x), theirs(input_ids=x).logits, atol=1e-5, rtol=1e-5)
@@ -212,8 +214,8 @@ def test_cached_decoding_equals_the_full_forward(
 )
 @pytest.mark.parametrize("steps", [[24], [20, 1, 1, 1, 1], [3, 21], [1] * 24])
 def test_a_left_padded_row_is_the_row_alone(changes: dict[str, object], steps: list[int]) -> None:
-    """Rows of 24 positions with 0 to 23 of padding, whatever ids stand there; also where a piece of
-    the prompt is padding alone.
+    """Rows of 24 positions have 0 to 23 of padding, whatever ids stand there. A piece of the prompt
+    may be padding alone.
     """
     model, x = decoder(**changes).eval(), ids(rows=24)
     cache, end = model.new_cache(24, 24), 0
@@ -229,7 +231,7 @@ def test_a_left_padded_row_is_the_row_alone(changes: dict[str, object], steps: l
 
 
 def test_even_padding_sees_something() -> None:
-    """Nothing to see is NaN in some kernels, and a NaN among the values reaches every query,
+    """A query that sees nothing is NaN in some kernels. A NaN among the values reaches every query,
     however little it counts.
     """
     mask = decoder()._mask(ids(), None, 0, torch.tensor([0, 23]))
@@ -237,7 +239,7 @@ def test_even_padding_sees_something() -> None:
 
 
 def test_rows_without_padding_have_no_mask() -> None:
-    """The fused causal kernel reads a prompt; a mask would keep it from that."""
+    """The fused causal kernel reads a prompt only without a mask."""
     model, x = decoder(), ids()
     assert model._mask(x, None, 0, None) is None
     assert model._positions(x, None, 0, None).dim() == 1
@@ -263,7 +265,7 @@ def test_the_future_does_not_leak_into_the_past() -> None:
 
 @pytest.mark.parametrize("positions", ["rope", "learned"])
 def test_packed_documents_equal_separate_ones(positions: str) -> None:
-    """T17: same logits, and the same gradients, as when each document stood alone."""
+    """T17: the losses and the gradients are those of each document alone."""
     model = decoder(positions=positions)
     x, y = ids(rows=1), ids(rows=1, seed=2)
     lengths, documents, rows = [9, 1, 14], [], []
@@ -288,7 +290,9 @@ def test_packed_documents_equal_separate_ones(positions: str) -> None:
 
 
 def test_documents_are_told_apart_by_number_not_by_token() -> None:
-    """The same text twice, as two documents and as one: in one, the second half sees the first."""
+    """The same text stands twice, as two documents and as one. Only as one does the second half see
+    the first.
+    """
     model = decoder()
     x = ids(rows=1, length=6).repeat(1, 2)
     one = model(x, x, torch.tensor([[0] * 6 + [1] * 6]))
@@ -346,7 +350,7 @@ def test_the_loss_is_that_of_a_hand_written_loop() -> None:
 @pytest.mark.parametrize("residual_init", ["scaled", "zero"])
 @pytest.mark.parametrize("vocab_size", [97, 2048])
 def test_the_first_loss_is_that_of_guessing(tie: bool, residual_init: str, vocab_size: int) -> None:
-    """T32: within 5 % of ln(V)."""
+    """T32: the first loss is within 5 % of ln(V)."""
     torch.manual_seed(0)
     config = ModelConfig(
         **{**SHAPE, "vocab_size": vocab_size, "tie_embeddings": tie, "residual_init": residual_init}
@@ -423,7 +427,7 @@ def test_rope_depends_on_distance_only() -> None:
 
 
 def test_a_tied_head_is_one_tensor_everywhere() -> None:
-    """T30: in the parameters once, still shared after a move and a copy."""
+    """T30: a tied head is not among the parameters and stays shared after a conversion."""
     model = decoder(tie_embeddings=True)
     names = [name for name, _ in model.named_parameters()]
     assert "lm_head.weight" not in names
@@ -472,8 +476,8 @@ def test_dropout_acts_in_training_only() -> None:
 
 @pytest.mark.usefixtures("takes_seconds")
 def test_it_learns_to_copy_but_cannot_look_ahead() -> None:
-    """T8: "repeat the previous token" is learned to the end; "tell the token after next" of random
-    text stays at ln(V).
+    """T8: the model learns to repeat the previous token. For the token after next of random text,
+    its loss stays at ln(V).
     """
 
     def train(shift: int) -> float:
