@@ -295,10 +295,8 @@ def test_plain_text_is_learnt_as_text(tmp_path, base):
     source = {"format": "txt", "files": str(runs.corpus(tmp_path))}
     path = config_file(tmp_path, base, data={"source": source, "document_mask": False})
     tune(path)
-    assert_same(
-        weights_of(tmp_path / "tuned" / "final.ckpt"),
-        weights_of(tmp_path / "tuned" / "step-00000006.ckpt"),
-    )
+    before, after = weights_of(base), weights_of(tmp_path / "tuned" / "final.ckpt")
+    assert all(not torch.equal(before[name], after[name]) for name in before)
 
 
 def test_preferences_are_learnt(tmp_path, base):

@@ -142,7 +142,6 @@ def test_every_byte_can_be_written() -> None:
     tokenizer = tokenizer_of(["aaaa aaaa"], 262)
     text = "".join(map(chr, range(0x250))) + "\U0001f600\U0010ffff\ue000"
     assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert {i for i in tokenizer.encode(text) if i < 256} <= set(range(256))
     assert tokenizer.encode("\0\x7f") == [0, 0x7F]
 
 
