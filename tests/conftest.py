@@ -1,4 +1,4 @@
-"""Options, markers and fixtures of all tests.
+"""Define the options, markers and fixtures of all tests.
 
 Each worker of pytest computes in one thread. `--long` is for the batteries of `make reliability`.
 """

@@ -1,4 +1,4 @@
-"""The average of the weights: python -m pytest tests/optim/test_averaging.py."""
+"""Test the average of the weights: python -m pytest tests/optim/test_averaging.py."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_it_starts_as_a_copy_of_its_own() -> None:
     average, before = WeightAverage(model, 0.9), copied(model)
     assert same(average.weights, before)
     disturb(model)
-    assert same(average.weights, before)  # not the same storage
+    assert same(average.weights, before)  # the storage is not shared
     assert not any(tensor.requires_grad for tensor in average.weights.values())
 
 
@@ -60,8 +60,8 @@ def test_equals_the_slow_loop(decay: float) -> None:
 
 
 def test_a_decay_near_one_moves_by_its_share_each_time() -> None:
-    """decay * average would round away what the average loses; from average + share * difference it
-    is not.
+    """The form average + share * difference keeps small steps. The form decay * average would round
+    them away.
     """
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
@@ -108,7 +108,7 @@ def test_swapped_in_the_model_has_the_averages_and_then_its_own_weights(
     with average.swapped_in(model):
         assert same(copied(model), averaged)
         assert (model.lm_head.weight is model.embed_tokens.weight) is tie_embeddings
-        # compiled code and DDP hold on to them
+        # compiled code and DDP keep references to this storage
         assert [parameter.data_ptr() for parameter in model.parameters()] == storages
     assert same(copied(model), own)
     assert same(average.weights, averaged)
@@ -170,7 +170,7 @@ def test_saved_averages_are_taken_up() -> None:
 
 @pytest.mark.usefixtures("takes_seconds")
 def test_names_are_those_of_the_uncompiled_model() -> None:
-    """So that a compiled run's file loads into an eager model."""
+    """A compiled run's averages have plain names, so that the file loads into an eager model."""
     model = decoder()
     names = list(copied(model))
     model.compile(backend="eager")

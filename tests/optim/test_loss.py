@@ -1,4 +1,4 @@
-"""The loss of each token: python -m pytest tests/optim/test_loss.py."""
+"""Test the loss of each token: python -m pytest tests/optim/test_loss.py."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ def test_a_batch_without_targets_is_zero_with_zero_gradients(
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 20, 21])
 def test_pieces_equal_the_whole(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values and gradients; 21 positions make pieces that divide them and pieces that do not."""
+    """Values and gradients are equal for pieces that divide the 21 positions and pieces that do
+    not.
+    """
     whole = gradients(*inputs())
     monkeypatch.setattr(loss, "MAX_LOGITS", rows * 11)
     for part, expected in zip(gradients(*inputs()), whole, strict=True):
@@ -92,7 +94,7 @@ def test_a_large_number_of_logits_is_never_held_at_once(monkeypatch: pytest.Monk
     monkeypatch.setattr(loss, "_losses", counting)
     gradients(*inputs())
     assert sizes[:6] == [4, 4, 4, 4, 4, 1]
-    # made once more in the backward pass, instead of kept
+    # computed again in the backward pass, not kept
     assert sorted(sizes[6:]) == [1, 4, 4, 4, 4, 4]
 
 

@@ -1,5 +1,5 @@
-"""Direct preference optimisation, held against trl's and against the paper's formula on one pair at
-a time.
+"""Compare direct preference optimisation with trl's, and with the paper's formula one pair at a
+time.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ def make_decoder(seed):
 
 
 def make_pairs(n, seed=0):
-    """Pairs of (prompt, chosen, rejected) ids, of many lengths."""
+    """Return n lists of (prompt, chosen, rejected) ids, of many lengths."""
     torch.manual_seed(seed)
     lengths = torch.randint(1, 6, (n, 3)).tolist()
     return [[torch.randint(1, 50, (length,)).tolist() for length in three] for three in lengths]
@@ -93,7 +93,7 @@ def test_the_loss_is_trls():
         "trl.trainer.dpo_trainer", reason="pip install trl, to compare with it"
     )
     policy, reference, pairs = make_decoder(0), make_decoder(1), make_pairs(5)
-    # chosen ones first, then rejected ones
+    # first the chosen answers, then the rejected ones
     texts = [[0, *prompt, *answers[i]] for i in (0, 1) for prompt, *answers in pairs]
     longest = max(map(len, texts))
     ids = torch.tensor([text + [0] * (longest - len(text)) for text in texts])

@@ -1,4 +1,6 @@
-"""Which weights decay, and that AdamW is AdamW: python -m pytest tests/optim/test_optimizers.py."""
+"""Test which weights decay, and that our AdamW is AdamW: python -m pytest
+tests/optim/test_optimizers.py.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ def decoder(**changes: Any) -> Decoder:
 
 
 def names(model: nn.Module, weight_decay: float = 0.1) -> dict[float, list[str]]:
-    """weight_decay -> the names of the parameters that have it."""
+    """Map each weight decay to the names of the parameters that have it."""
     name_of = {
         id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)
     }
@@ -64,7 +66,7 @@ def test_no_norm_and_no_bias_decays() -> None:
 
 
 class HeadNorm(nn.Module):
-    """A norm of someone's own making, with a scale for each head: a matrix by its shape."""
+    """A custom norm with a scale for each head. By its shape, the scale is a matrix."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +98,7 @@ def test_frozen_parameters_are_left_out_and_so_is_an_empty_group() -> None:
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_adamw_equals_the_plain_loop(fused: bool) -> None:
-    """Loshchilov & Hutter 2019, algorithm 2, written out in float64."""
+    """AdamW equals algorithm 2 of Loshchilov & Hutter 2019, computed here in float64."""
     torch.manual_seed(0)
     config = OptimizerConfig(lr=0.03, betas=(0.8, 0.97), eps=1e-6, weight_decay=0.5)
     model = nn.Sequential(nn.Linear(5, 7), nn.RMSNorm(7))
@@ -134,7 +136,7 @@ def test_the_configuration_reaches_the_optimiser() -> None:
 
 @pytest.mark.parametrize(("precision", "fused"), [("fp32", True), ("bf16", True), ("fp16", None)])
 def test_fused_unless_the_gradients_are_scaled(precision: str, fused: bool | None) -> None:
-    """None and not False, which would choose the slow loop over the parameters."""
+    """The option is None and not False, which would choose the slow loop over the parameters."""
     optimizer = make_optimizer(decoder(), OptimizerConfig(), precision)
     assert {group["fused"] for group in optimizer.param_groups} == {fused}
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from lm.optim.randomness import fold, seed_all
 
-# A changed number is a changed run: nobody could resume to the bit what an earlier version began.
+# If a number changed, runs of earlier versions could no longer be resumed to the bit.
 GOLDEN = {
     (0,): 4246866556266386882,
     (1337,): 8992403640872731004,

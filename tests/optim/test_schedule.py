@@ -1,4 +1,4 @@
-"""The learning rate at every step: python -m pytest tests/optim/test_schedule.py."""
+"""Test the learning rate at every step: python -m pytest tests/optim/test_schedule.py."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ def test_by_hand(max_steps: int, keys: dict[str, Any], expected: list[float]) ->
 
 
 def slow(max_steps: int, config: OptimizerConfig) -> list[float]:
-    """The whole run as a list of shares of the way down, put together piece by piece."""
+    """Return the learning rates of a whole run, computed piece by piece."""
     rise = [(number + 1) / (config.warmup_steps + 1) for number in range(config.warmup_steps)]
-    after = max_steps - len(rise)  # the first of these is the peak, the last the end
+    after = max_steps - len(rise)  # the first has the peak rate, the last the final rate
     if config.schedule == "constant" or after == 1:
         return [config.lr * share for share in rise + [1.0] * after]
     falls = after - 1
@@ -159,7 +159,7 @@ def test_every_run_rises_to_lr_and_never_rises_again(run: tuple[int, OptimizerCo
 
 @given(runs())
 def test_no_step_is_a_jump(run: tuple[int, OptimizerConfig]) -> None:
-    """Between two updates the rate moves by no more than the steepest place of its pieces."""
+    """The rate changes between two updates by no more than the steepest slope of its pieces."""
     max_steps, config = run
     found = [learning_rate(step, max_steps, config) for step in range(max_steps)]
     steps_down = max(1, max_steps - 1 - config.warmup_steps)
@@ -173,8 +173,8 @@ def test_no_step_is_a_jump(run: tuple[int, OptimizerConfig]) -> None:
 
 
 def test_a_longer_run_has_the_same_start_and_another_end() -> None:
-    """The rate follows from step and length alone, so a resumed run with another max_steps follows
-    the new one at once.
+    """The rate depends only on the step and the length. A resumed run with another max_steps
+    follows the new schedule at once.
     """
     short, long = (
         rates(100, schedule="linear", warmup_steps=10),

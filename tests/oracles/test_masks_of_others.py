@@ -1,17 +1,17 @@
-"""Which tokens are learnt, against transformers' and trl's masks of the same conversations: python
--m pytest tests/oracles/test_masks_of_others.py.
+"""Compare the tokens that are learnt with transformers' and trl's masks of the same conversations.
 
-They agree to the token, ids and mask. What differs, and is meant to:
+python -m pytest tests/oracles/test_masks_of_others.py
 
-* Theirs ends with the line break that chatml writes behind each turn; here it stands between turns,
-  and nothing follows the last end of turn: no answer ever needs that token, and it is learnt by
-  neither.
+Ids and masks agree to the token. Three differences are intended:
+
+* Theirs ends with the line break that chatml writes after each turn. Ours has line breaks only
+  between turns. No answer needs the last one, and neither mask learns it.
 * The jinja template decides what counts inside `{% generation %}`. CHATML here puts an answer and
   its <|im_end|> there, as our mask does. trl's own training template for Qwen2.5 also counts the
   line breaks around the answer. The first one ends every prompt, so a model never writes it. The
   last one comes after the model has stopped.
-* They tokenise what stands between two special tokens as one text, so an answer that begins with a
-  line break has another first token there (tests/documents/test_templates.py, T14).
+* They tokenise everything between two special tokens as one text. An answer that begins with a
+  line break therefore has another first token (tests/documents/test_templates.py).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def ours(messages: list[dict[str, str]]) -> Encoded:
 
 
 def theirs(template: str = CHATML) -> Any:
-    """Our tokenizer as transformers has it."""
+    """Return our tokenizer as a tokenizer of transformers."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -86,7 +86,7 @@ def test_transformers_assistant_tokens_mask(messages: list[dict[str, str]]) -> N
 
 @pytest.mark.parametrize("messages", CONVERSATIONS)
 def test_transformers_generation_prompt(messages: list[dict[str, str]]) -> None:
-    """T15: a chat has the same ids as theirs, except the EOS that opens each sequence here."""
+    """A chat has the same ids as theirs, except the EOS that opens each sequence here."""
     conversation = conversation_of({"messages": messages}, "messages")
     assert isinstance(conversation, Conversation)
     found = theirs().apply_chat_template(
@@ -96,14 +96,14 @@ def test_transformers_generation_prompt(messages: list[dict[str, str]]) -> None:
 
 
 def test_what_counts_inside_the_generation_block() -> None:
-    """With trl's template the mask has the line breaks around each answer too, and is else the
-    same.
+    """The mask of trl's template also includes the line breaks around each answer, and nothing
+    else.
     """
     trl = pytest.importorskip("trl")
     template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5_training.jinja").read_text(
         encoding="utf-8"
     )
-    # which has a system; where there is none, Qwen's template has words of its own
+    # This one has a system message. Without one, Qwen's template adds its own.
     messages = CONVERSATIONS[1]
     found = theirs(template).apply_chat_template(
         messages, return_assistant_tokens_mask=True, return_dict=True
@@ -117,7 +117,9 @@ def test_what_counts_inside_the_generation_block() -> None:
 
 
 def trl_batch(rows: list[dict[str, Any]], folder: Path, **settings: bool) -> Any:
-    """What trl's trainer hands to its model of all rows: input_ids, attention_mask and labels."""
+    """Return the batch of all rows that trl's trainer gives its model: input_ids, attention_mask
+    and labels.
+    """
     pytest.importorskip("trl")
     from datasets import Dataset
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -162,8 +164,8 @@ def assert_same(batch: Any, conversations: list[list[dict[str, str]]], only_last
         assert labels[:n] == [
             int(number) if flag else -100 for number, flag in zip(encoded.ids, learned, strict=True)
         ]
-        # The line break behind the last answer: completion-only loss counts it, as all that comes
-        # behind the prompt.
+        # Completion-only loss counts everything after the prompt, also the line break after the
+        # last answer.
         assert labels[n] == (NEWLINE[0] if only_last else -100)
         assert set(labels[n + 1 :]) <= {-100}
 

@@ -1,4 +1,6 @@
-"""Files of cases: valid ones, messages about invalid ones, and the fairness of the shipped ones."""
+"""Test files of cases: valid ones, messages about invalid ones, and the fairness of the shipped
+ones.
+"""
 
 from __future__ import annotations
 

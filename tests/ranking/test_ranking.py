@@ -1,4 +1,4 @@
-"""The order of entrants with given results."""
+"""Test the order of entrants with given results."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_the_order_of_cases_and_of_entrants_changes_no_value() -> None:
 
 
 def test_ranks_are_counted_from_what_can_be_told_apart() -> None:
-    """Two entrants are alike, far above a third."""
+    """Two entrants that are alike share ranks 1 and 2; a third, far below, has rank 3."""
     values = np.array([0.1, 0.9, 0.92])
     drawn = values + np.random.default_rng(1).normal(0, 0.05, (intervals.RESAMPLES, 3))
     order = order_of(ACCURACY, intervals.Resampled(values, drawn, 100.0))

@@ -1,4 +1,4 @@
-"""The results of a decoder on cases, compared with a decoder that reads each token alone, and on
+"""Compare the results of a decoder on cases with those of reading each token alone, and test
 decoders with known answers.
 """
 
@@ -227,7 +227,7 @@ def slow(
 def test_results_are_those_of_each_case_read_token_by_token(
     tokenizer: Tokenizer, chat: ChatFormat | None, shape: dict[str, Any]
 ) -> None:
-    """T7, T15 and T44: batch size, padding and the other cases change no result."""
+    """Batch size, padding and the other cases change no result."""
     model = decoder(tokenizer.vocab_size, **shape)
     cases = cases_of(*(TEXTS if chat is None else MESSAGES), chat=chat is not None)
     expected = [slow(model, tokenizer, chat, case, cases.max_new_tokens) for case in cases.cases]

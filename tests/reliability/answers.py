@@ -1,5 +1,5 @@
-"""A command inside this process, as a person types it: its exit code, its lines, and what it left
-on the disk.
+"""Run a command inside this process as a person types it. Record its exit code, its output and its
+changes on the disk.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ import pytest
 
 from lm.system import errors
 
-# seconds after which a command counts as hanging; what is refused is refused in far less than one
+# A command that takes longer than these seconds hangs. A refusal takes far less than one.
 PATIENCE = 60
 
 
 class Hangs(BaseException):
-    """A command waits for something that never comes. Not an Exception: no `except` of the command
-    may swallow it.
+    """A command waits for something that never comes. It is no Exception, so that no `except` of
+    the command swallows it.
     """
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a person and a script get to see."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -40,12 +40,12 @@ class Answer:
 
     @property
     def lines(self) -> list[str]:
-        """Of stderr, where refusals are."""
+        """Return the lines of stderr, where refusals are printed."""
         return self.err.splitlines()
 
 
 def answer(command: str, *arguments: str | Path) -> Answer:
-    """`python COMMAND.py ARGUMENTS...`, without the seconds that torch takes to be imported."""
+    """Run `python COMMAND.py ARGUMENTS...` here, without the seconds that importing torch takes."""
     out, err = io.StringIO(), io.StringIO()
     module, code = importlib.import_module(command), 0
     with pytest.MonkeyPatch.context() as patch, within(PATIENCE):
@@ -60,7 +60,7 @@ def answer(command: str, *arguments: str | Path) -> Answer:
 
 @contextlib.contextmanager
 def within(seconds: int) -> Iterator[None]:
-    """Raise Hangs in the block after so many seconds."""
+    """Raise Hangs if the block takes longer than so many seconds."""
 
     def ring(number: int, frame: FrameType | None) -> None:
         raise Hangs(f"no answer in {seconds} s")
@@ -75,8 +75,8 @@ def within(seconds: int) -> Iterator[None]:
 
 
 def picture(folder: Path) -> dict[str, str]:
-    """Everything below a folder but locks: kind, rights, last change, content. Two equal ones:
-    nothing was written in between.
+    """Return kind, rights, last change and content of everything below a folder except locks. If
+    two pictures are equal, nothing was written in between.
     """
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.name != ".lock"):

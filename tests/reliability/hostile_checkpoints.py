@@ -1,8 +1,8 @@
-"""Checkpoints as nobody should load them: each a small change to a good one, and who has to refuse
-it.
+"""Define checkpoints that nobody should load: a small change to a good one, and the commands that
+must refuse it.
 
-Whoever means harm can compute hashes, so the manifest is made right again after the change, unless
-the damage itself is what is looked for.
+An attacker can compute hashes. The manifest is therefore made valid again after the change, unless
+the test is about the damage itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lm.system.disk import fingerprint
 from tests.checkpoints.test_weights import HOSTILE, with_header
 
 STEP = "step-00000003.ckpt"
-# a file in the current folder that appears if anything in a checkpoint is executed
+# This file appears in the current folder if anything in a checkpoint is executed.
 CANARY = "EXECUTED"
 STATE, WEIGHTS, AVERAGE, META, TOKENIZER, MANIFEST = (
     *("train_state.pt", "model.safetensors", "ema.safetensors"),
@@ -35,7 +35,7 @@ STATE, WEIGHTS, AVERAGE, META, TOKENIZER, MANIFEST = (
 )
 RESUMES = frozenset({"resume", "auto"})
 TRAINS = RESUMES | {"init"}
-# list.py reads no tensors and no tokenizer; what it finds damaged it shows, and goes on
+# list.py reads no tensors and no tokenizer. It shows what is damaged and goes on.
 READS = TRAINS | {"infer", "eval"}
 ESCAPE = "\x1b[2J\x9b31m"
 
@@ -54,7 +54,7 @@ class Case:
 
 
 def seal(path: Path) -> None:
-    """Make the manifest right again."""
+    """Make the manifest valid again."""
     files = {
         file.name: fingerprint(file)
         for file in sorted(path.iterdir())
@@ -68,7 +68,7 @@ def write_manifest(path: Path, files: dict[str, Any]) -> None:
 
 
 class Runs:
-    """When it is unpickled, it calls."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, function: Any, *arguments: Any):
         self.call = function, arguments
@@ -78,7 +78,7 @@ class Runs:
 
 
 class Builds(dict[str, Any]):
-    """When it is unpickled, its attributes are set: the way in through __setstate__."""
+    """An object that sets attributes when it is unpickled, through __setstate__."""
 
     def __setstate__(self, state: Any) -> None:
         Path(CANARY).touch()
@@ -105,7 +105,7 @@ def in_zip(value: object, **options: Any) -> bytes:
 
 
 def put(name: str, content: bytes | str | Callable[[], bytes]) -> Callable[[Path], None]:
-    """Another content for a file."""
+    """Return a change that gives a file other content."""
 
     def change(path: Path) -> None:
         given = content() if callable(content) else content
@@ -115,7 +115,7 @@ def put(name: str, content: bytes | str | Callable[[], bytes]) -> Callable[[Path
 
 
 def state(edit: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    """Change what is in train_state.pt; a value that `edit` returns takes its place."""
+    """Change the content of train_state.pt. A value that `edit` returns replaces it."""
 
     def change(path: Path) -> None:
         value = torch.load(path / STATE, weights_only=True)
@@ -157,8 +157,8 @@ def meta(*keys: str, **values: Any) -> Callable[[Path], None]:
 
 
 def both(content: Callable[[Path], bytes]) -> Callable[[Path], None]:
-    """Other weights, averaged ones too: a resume begins with the one file, everything else with the
-    other.
+    """Replace the weights and the averaged weights. A resume reads the first file, every other
+    command the second.
     """
 
     def change(path: Path) -> None:
@@ -170,7 +170,7 @@ def both(content: Callable[[Path], bytes]) -> Callable[[Path], None]:
 
 
 def weights(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
-    """Change what is in the weights' files."""
+    """Change the files of the weights."""
 
     def content(path: Path) -> bytes:
         tensors = load_file(path / WEIGHTS)
@@ -181,7 +181,7 @@ def weights(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], 
 
 
 def in_place_of(*names: str, thing: str) -> Callable[[Path], None]:
-    """A folder, a pipe or a link where a file is meant."""
+    """Put a folder, a pipe or a link in the place of a file."""
 
     def change(path: Path) -> None:
         for name in names:
@@ -205,9 +205,7 @@ def fill(value: float) -> Callable[[dict[str, torch.Tensor]], Any]:
 
 
 def zip_bomb() -> bytes:
-    """Half a gigabyte of zeros in half a megabyte, where torch keeps its pickle and its first
-    tensor.
-    """
+    """Return a zip file of two megabytes whose first tensor is half a gigabyte of zeros."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({"step": 3, "optimizer": {}}, 2))
@@ -226,7 +224,7 @@ def other_zip() -> bytes:
 
 
 def old_tar() -> bytes:
-    """The format before 2018, with a pickle in each of its members."""
+    """Return a file in the tar format before 2018, with a pickle in each member."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
         for name in ("storages", "tensors", "pickle"):
@@ -255,7 +253,7 @@ def deep_pickle() -> bytes:
 
 
 def claimed_storage() -> bytes:
-    """A pickle of the old kind that only claims to have 2**46 bytes of storage."""
+    """Return a pickle of the old format that claims 2**46 bytes of storage."""
     good = in_zip({"step": 3, "x": torch.zeros(8)}, _use_new_zipfile_serialization=False)
     return good.replace(b"K\x08", b"\x8a\x06" + (2**44).to_bytes(6, "little"))
 
@@ -288,7 +286,7 @@ def other_architecture(path: Path) -> bytes:
 
 
 def tokenizer(edit: Callable[[dict[str, Any]], Any], **in_meta: Any) -> Callable[[Path], None]:
-    """Another tokenizer, whose hash meta.json has too."""
+    """Replace the tokenizer, and put its hash into meta.json."""
 
     def change(path: Path) -> None:
         from lm.tokenizer.tokenizer import _digest
@@ -454,7 +452,7 @@ def _only_average_nan(path: Path) -> None:
 
 
 def _meta_cases() -> list[Case]:
-    at_once = {  # seen by everyone who opens the checkpoint, list.py too
+    at_once = {  # found by every command that opens the checkpoint, list.py too
         "a pickle that runs code": put(META, lambda: pickle.dumps(ran_code(), 0)),
         "nothing": put(META, ""),
         "a list": put(META, "[]"),
@@ -607,7 +605,7 @@ def _tokenizer_cases() -> list[Case]:
 
 
 def _folder_cases() -> list[Case]:
-    """Damage that the manifest is for. Its maker cannot seal it, or did not."""
+    """Return cases of damage that the manifest detects. Its maker cannot seal it, or did not."""
     infer_too = {
         "the weights' files swapped": (swapped, READS, "safetensors"),
         "folders in place of the weights": (

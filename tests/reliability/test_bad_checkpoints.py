@@ -1,5 +1,5 @@
-"""Hostile and broken checkpoints, through every command that takes one: refused by name, and
-nothing of them is executed.
+"""Every command that takes a checkpoint refuses hostile and broken ones by name, and executes
+nothing of them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ ENTRIES = ("resume", "auto", "init", "infer", "eval", "list")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
-    """A run of 6 steps with its text, its token cache and its checkpoints of step 3 and 6."""
+    """Return the folder of a run of 6 steps, with its text, its token cache and its checkpoints of
+    steps 3 and 6.
+    """
     folder = tmp_path_factory.mktemp("finished")
     budget = {"max_steps": 6, "validate_every": 3, "threads": 1}
     train(config_file(folder, trainer=budget, logging={"sample_tokens": 2}))
@@ -45,8 +47,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
 def broken(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Case], Path]:
-    """Let the run stand with step 3 as its only checkpoint, changed by a case. The current folder
-    is where a canary would appear.
+    """Return a function that copies the run with step 3 as its only checkpoint, changed by a case.
+    A canary would appear in the current folder.
     """
 
     def make(case: Case) -> Path:
@@ -65,7 +67,7 @@ def broken(
 
 
 def arguments(entry: str, run: Path, finished: Path) -> list[str | Path]:
-    """The command line that brings a command to the checkpoint."""
+    """Return the command line with which a command reads the checkpoint."""
     config = ["--config", finished / "config.yaml"]
     return {
         "resume": ["train", *config, "--checkpoint.directory", run, "--resume", run / STEP],
@@ -100,7 +102,7 @@ def ask(entry: str, run: Path, finished: Path) -> Answer:
 
 
 def assert_readable(text: str) -> None:
-    """Nothing in it commands the terminal."""
+    """Check that the text holds no control characters of a terminal."""
     assert all(character.isprintable() or character in "\n" for character in text), repr(text)
 
 
@@ -112,7 +114,7 @@ def test_it_is_refused_by_name_and_nothing_is_executed_or_written(
     before = picture(run.parent), picture(finished)
     turn = CASES.index(case)
     asked = [entry for entry in ENTRIES if entry in case.refused_by]
-    # by default each case meets two commands, in turn
+    # by default each case is given to two commands, in turn
     for entry in (asked + asked)[turn % max(1, len(asked)) :][: amount(2, len(asked))]:
         got = ask(entry, run, finished)
         assert (entry, got.code) == (entry, 5), got
@@ -128,7 +130,7 @@ def test_it_is_refused_by_name_and_nothing_is_executed_or_written(
     assert ("damaged: " in listing.err) is case.listed_as_damaged, listing
     assert_readable(listing.out + listing.err)
     assert (picture(run.parent), picture(finished)) == before
-    # they do not read what is broken, and so must not mind
+    # these commands do not read the broken part, so they must succeed
     unaware = sorted(READS - case.refused_by)
     for entry in unaware if amount(0, 1) else sorted({"infer"} & set(unaware)):
         assert ask(entry, run, finished).code == 0, entry
@@ -138,7 +140,9 @@ def test_it_is_refused_by_name_and_nothing_is_executed_or_written(
 def test_hostile_results_beside_the_checkpoints(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """evaluations.jsonl is read by list.py and by every resume."""
+    """list.py and every resume skip damaged lines of evaluations.jsonl. A resume refuses a pipe in
+    its place.
+    """
     monkeypatch.chdir(tmp_path)
     good = (finished / "run" / "evaluations.jsonl").read_text()
     lines = [
@@ -245,8 +249,8 @@ BY_THEMSELVES = [
 def test_as_a_process_with_little_memory_and_a_torch_that_is_told_to_unpickle(
     broken: Callable[[Case], Path], finished: Path, amount: Callable[[int, int], int]
 ) -> None:
-    """TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD turns torch's protection off wherever a program does not
-    insist on it.
+    """Commands need little memory to refuse. They refuse even if TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD
+    turns off torch's default protection.
     """
     # kilobytes; importing torch and lightning takes most of it
     script = 'ulimit -v 6000000 && exec "$@"'
@@ -290,7 +294,7 @@ def test_the_corpus_is_as_large_as_it_says(
 
 
 def test_the_canary_can_sing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What would be seen if anything were unpickled."""
+    """The canary appears when a hostile object is unpickled."""
     monkeypatch.chdir(tmp_path)
     for hostile in (made_directory(), ran_code()):
         pickle.loads(pickle.dumps(hostile))

@@ -1,5 +1,5 @@
-"""Malformed configurations and argument lines, through the commands themselves: one clear line
-each, exit code 2, nothing written.
+"""Commands refuse malformed configurations and argument lines: one clear line each, exit code 2,
+nothing written.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ trainer:
 checkpoint:
   directory: run
 """
-# What a line on stderr may begin with: a place in the file, a flag, or the file as a whole.
+# A line on stderr begins with a place in the file, a flag, or the file as a whole.
 PLACE = r"(c\.yaml:\d+: |command line: |c\.yaml: )\S.*"
 MIB = 2**20
 
@@ -43,8 +43,8 @@ def bomb(levels: int = 12) -> str:
     )
 
 
-# ---------------------------------------------------------------- files: what they hold, and what
-# the answer has to name
+# ---------------------------------------------------------------- files: their content, and the
+# text that the message must hold
 
 FILES: dict[str, tuple[str | bytes, str]] = {
     "nothing": (b"", "c.yaml:1: empty"),
@@ -238,7 +238,7 @@ WRONG_FOR = {
 
 
 def wrong_values() -> Iterator[tuple[str, str]]:
-    """(dotted key, YAML text) that the schema refuses, for each of its keys."""
+    """Yield pairs of (dotted key, YAML text) that the schema refuses, for each of its keys."""
     for key in leaves():
         if key.name.startswith("data.source.") or key.name.startswith("data.validation"):
             continue
@@ -260,7 +260,7 @@ def wrong_values() -> Iterator[tuple[str, str]]:
                 and (value != "[]" or key.default == "[]")
             )
             empty = value == "''" and key.name == "logging.sample_prompt"
-            small = value == "1e300" and "<" not in key.type  # a number without an upper end
+            small = value == "1e300" and "<" not in key.type  # a number without an upper limit
             if not (nothing or empty or small or texts):
                 yield key.name, value
 
@@ -544,7 +544,7 @@ LINES: dict[str, tuple[list[str], str]] = {
     "an empty tokenizer": (["--tokenizer.name="], "command line: --tokenizer.name: empty"),
 }
 
-# What argparse answers: the line that counts comes last, below the usage.
+# These messages come from argparse. The line that counts comes last, below the usage.
 USAGE: dict[str, tuple[list[str], str]] = {
     "nothing at all": (["train"], "--config"),
     "a config without a value": (["train", "--config"], "--config"),
@@ -594,7 +594,7 @@ OUT_OF_RANGE = [
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder."""
+    """Return the current folder, which is empty."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -604,8 +604,8 @@ def write(content: str | bytes) -> None:
 
 
 def assert_refused(got: Answer, named: str) -> None:
-    """Exit code 2, and lines that each say where, of which one names what is wrong; nothing that
-    could command the terminal.
+    """Check for exit code 2 and lines that each name a place. One names the mistake, and none holds
+    control characters of a terminal.
     """
     assert got.code == 2, got
     assert got.out == ""
@@ -617,7 +617,7 @@ def assert_refused(got: Answer, named: str) -> None:
 
 
 def assert_that_it_refuses(named: str, *arguments: str, command: str = "train") -> None:
-    """Ask a command; it must refuse, and leave the folder as it was."""
+    """Check that a command refuses and leaves the folder as it was."""
     before = picture(Path())
     assert_refused(answer(command, *arguments), named)
     assert picture(Path()) == before and not Path("EXECUTED").exists()
@@ -635,7 +635,7 @@ def test_a_malformed_file(here: Path, name: str) -> None:
 @pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("key", sorted({key for key, _ in VALUES}))
 def test_wrong_values_of_a_key(here: Path, key: str) -> None:
-    """Try the file, and the command line unless any text is right for the key."""
+    """Every wrong value of the key in the file is refused with a line that names the key."""
     *sections, name = key.split(".")
     tree = yaml.safe_load(BASE) | (
         {"finetune": {"base": "x"}} if sections[:1] == ["finetune"] else {}
@@ -686,7 +686,7 @@ def test_a_flag_that_is_out_of_range(here: Path, words: list[str]) -> None:
 
 
 def places() -> dict[str, tuple[Callable[[], object], str]]:
-    """Where a file is meant there is something else."""
+    """Return ways to put something else in the place of a file, and the expected messages."""
     return {
         "nothing": (lambda: None, "c.yaml: no such file"),
         "a folder": (lambda: Path("c.yaml").mkdir(), "c.yaml: a folder"),
@@ -822,7 +822,7 @@ def test_as_a_process_nothing_heavy_is_imported(here: Path, name: str) -> None:
 
 @pytest.mark.usefixtures("starts_processes")
 def test_a_config_from_a_pipe_is_read(here: Path) -> None:
-    """`--config <(make-config)`: a pipe is no mistake as long as someone writes into it."""
+    """A pipe is no mistake if a process writes into it: `--config <(make-config)`."""
     write(BASE)
     words = [
         "bash",
@@ -896,7 +896,7 @@ TREES = st.recursive(
 
 @st.composite
 def by_bytes(draw: st.DrawFn) -> bytes:
-    """A good file in which pieces are cut, doubled, moved, or replaced."""
+    """Draw a good file in which pieces are cut, doubled, moved or replaced."""
     data = draw(st.sampled_from(SHIPPED)).encode()
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(data)))
@@ -914,8 +914,8 @@ def by_bytes(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def by_structure(draw: st.DrawFn) -> bytes:
-    """A good configuration in which keys are renamed, removed, moved or given other values, as
-    YAML.
+    """Draw a good configuration, as YAML, in which keys are renamed, removed, moved or given other
+    values.
     """
     tree = yaml.safe_load(draw(st.sampled_from(SHIPPED)))
     for _ in range(draw(st.integers(1, 3))):
@@ -956,7 +956,7 @@ FLAGS = st.lists(
 def test_anything_loads_or_is_refused_in_lines(
     here: Path, amount: Callable[[int, int], int], figure: Callable[[str], None]
 ) -> None:
-    """Mutations of good configurations and argument lines, by bytes and by structure."""
+    """Mutated configurations and argument lines load, or are refused in well-formed lines."""
     count = {"loaded": 0, "refused": 0}
 
     @settings(
@@ -974,7 +974,7 @@ def test_anything_loads_or_is_refused_in_lines(
             count["refused"] += 1
             for line in str(error).split("\n"):
                 assert re.fullmatch(PLACE, line) and line.isprintable(), line
-        except CheckpointError as error:  # a base that is not there
+        except CheckpointError as error:  # the base does not exist
             assert "no such checkpoint" in str(error)
         else:
             count["loaded"] += 1

@@ -1,5 +1,5 @@
-"""Malformed data, through the real reading path: one line that names the file and what is wrong,
-exit code 3, no tokens left behind.
+"""The real reading path refuses malformed data with exit code 3 and one line that names the file
+and the fault. It leaves no tokens behind.
 
 python -m pytest tests/reliability/test_bad_data.py
 """
@@ -70,7 +70,8 @@ JSONL, CSV, PARQUET, SMS, INSTRUCTION = (
     {"format": name} for name in ("jsonl", "csv", "parquet", "sms", "instruction")
 )
 
-# What the source's section says, what makes the file, and how the answer begins: {f} is the file.
+# The section of the source, the function that writes the file, and the beginning of the message.
+# {f} is the file.
 CASES: dict[str, tuple[dict[str, str], Writer, str]] = {
     # --- text
     "Latin-1": (
@@ -318,7 +319,7 @@ CASES: dict[str, tuple[dict[str, str], Writer, str]] = {
         holding("[]"),
         "{f}: empty file: there is no text in it;",
     ),
-    # --- what is no file
+    # --- things that are no file
     "missing": (
         TXT,
         lambda path: None,
@@ -355,7 +356,7 @@ BY_TRAIN = ["Latin-1", "gzip, cut", "csv, a quote without an end", "parquet, cut
 
 
 def arranged(folder: Path, case: str) -> tuple[Path, str]:
-    """A configuration, and how the answer begins."""
+    """Return a configuration and the beginning of the expected message."""
     section, write, expected = CASES[case]
     file = folder / "data"
     write(file)

@@ -46,7 +46,7 @@ def trained(smoke_run: Path, starts_processes: None) -> Path:
 
 
 class Victim:
-    """A copy of a run whose newest checkpoint is damaged in many ways, and mended after each."""
+    """A copy of a run whose newest checkpoint is damaged in many ways, and repaired after each."""
 
     def __init__(self, run: Path):
         self.run = run
@@ -54,7 +54,9 @@ class Victim:
         self.contents = {name: (self.newest / name).read_bytes() for name in KINDS}
 
     def damaged(self, name: str, content: bytes) -> None:
-        """It is detected, the file is named, and `auto` takes the checkpoint before."""
+        """Check that the damage is detected, the file is named, and `auto` takes the checkpoint
+        before.
+        """
         assert content != self.contents[name]
         (self.newest / name).write_bytes(content)
         self.refused(name)
@@ -89,7 +91,7 @@ def victim(trained: Path, tmp_path: Path) -> Iterator[Victim]:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_flipped_bits(victim: Victim, name: str, amount: Amount, figure: Figure) -> None:
-    """B3."""
+    """A flipped bit anywhere in a file is detected."""
     rng, count, original = random.Random(name), amount(20, 300), victim.contents[name]
     for _ in range(count):
         content, place = bytearray(original), rng.randrange(8 * len(original))
@@ -100,8 +102,8 @@ def test_flipped_bits(victim: Victim, name: str, amount: Amount, figure: Figure)
 
 @pytest.mark.parametrize("name", KINDS)
 def test_zeroed_pages(victim: Victim, name: str, amount: Amount, figure: Figure) -> None:
-    """B3. Of a small file, what lies behind a random place; a page that was zero before would not
-    be damage.
+    """A zeroed page is detected. In a small file the zeros begin at a random place. Pages that were
+    zero before are skipped.
     """
     rng, count, original, zero_before = (
         random.Random(name),
@@ -127,7 +129,7 @@ def test_zeroed_pages(victim: Victim, name: str, amount: Amount, figure: Figure)
 
 
 def test_truncations(victim: Victim, amount: Amount, figure: Figure) -> None:
-    """B4. The empty file and the last byte are among them."""
+    """Every truncation is detected, also an empty file and a missing last byte."""
     rng, count = random.Random(4), amount(30, 300)
     for number in range(count):
         name = KINDS[number % len(KINDS)]
@@ -156,8 +158,8 @@ def extra(victim: Victim) -> Iterator[str]:
 
 
 def swapped(victim: Victim) -> Iterator[str]:
-    """With another file of the checkpoint, with the same file of another one, or with something
-    that is no file.
+    """Replace a file by another one of the checkpoint, by the same file of another one, or by a
+    folder. Yield the name that must be reported.
     """
     for one, other in (
         ("model.safetensors", "ema.safetensors"),
@@ -171,7 +173,7 @@ def swapped(victim: Victim) -> Iterator[str]:
         shutil.copy(victim.whole / name, victim.newest / name)
         yield name
     shutil.copy(victim.whole / "manifest.json", victim.newest / "manifest.json")
-    yield "ema.safetensors"  # the first by name of those that differ from it
+    yield "ema.safetensors"  # the first by name of the files that differ from it
     for name in KINDS[:-1]:
         (victim.newest / name).unlink()
         (victim.newest / name).mkdir()
@@ -179,8 +181,8 @@ def swapped(victim: Victim) -> Iterator[str]:
 
 
 def edited(victim: Victim) -> Iterator[str]:
-    """By hand, and so that the manifest's own hash is wrong; or with that hash made right again,
-    which leaves the files' own.
+    """Edit the manifest by hand. Its own hash is wrong, or it is right and the hashes of the files
+    are wrong. Yield the name that must be reported.
     """
     manifest = json.loads(victim.contents["manifest.json"])
     for change in ({"sha256": "0" * 64}, {"files": {}}, {"files": None}, {"sha256": None}):
@@ -216,7 +218,7 @@ def _write_manifest(victim: Victim, files: dict[str, Any]) -> None:
 def test_files_that_are_not_what_they_were(
     victim: Victim, damage: Callable[[Victim], Iterator[str]], figure: Figure
 ) -> None:
-    """B4. Each yields what must be named, of the newest checkpoint."""
+    """Each damage is detected, and the message names the file of the newest checkpoint."""
     count = 0
     for name in damage(victim):
         victim.refused(name)
@@ -230,7 +232,7 @@ def test_files_that_are_not_what_they_were(
 
 
 def test_a_meta_json_that_is_sealed_but_wrong(victim: Victim) -> None:
-    """The manifest fits, what it vouches for does not: `auto` passes over that, too."""
+    """The manifest fits but meta.json is wrong. `auto` skips such a checkpoint, too."""
     meta = json.loads(victim.contents["meta.json"])
     for change in ({"format": 2}, {"step": 11}, {"step": -1}, {"config": 3}, {"model": None}):
         sealed(victim.newest, meta__json=json.dumps(meta | change).encode())
@@ -255,7 +257,9 @@ def test_all_damaged(victim: Victim) -> None:
 
 
 def copied(trained: Path, folder: Path) -> Path:
-    """The run in a folder of its own, and its configuration, with the same text and token cache."""
+    """Copy the run into a folder of its own, with the same text and token cache, and write its
+    configuration there.
+    """
     shutil.copytree(trained, folder, symlinks=True)
     config_file(folder)
     return folder
@@ -321,7 +325,9 @@ OTHER_RUNS = [
 
 
 def test_another_run_is_not_resumed(trained: Path, tmp_path: Path, figure: Figure) -> None:
-    """A10: exit 2, a line for each key, and what to write; nothing in the folder changes."""
+    """A resume with other settings exits with 2 and prints a line for each key and advice. Nothing
+    in the folder changes.
+    """
     folder = copied(trained, tmp_path / "copy")
     before = {
         path: path.stat().st_mtime_ns

@@ -1,5 +1,5 @@
-"""Disks that are full, fail, or lose power, seen from real system calls: python -m pytest
-tests/reliability/test_disk.py (as root).
+"""Checkpoints survive disks that are full, fail, or lose power, tested with real system calls:
+python -m pytest tests/reliability/test_disk.py (as root).
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def require(tool: str) -> str:
 
 
 def write_two(folder: Path, ready: Any, attached: Any) -> None:
-    """Checkpoints 2 and 3 are written after 1, which is deleted; then 3 is written again."""
+    """Write checkpoints 2 and 3 after 1, which is deleted; then write 3 again."""
     (folder.parent / "elsewhere").mkdir(exist_ok=True)
-    # what is opened when this is done for the first time would be counted
+    # the first write opens more files, which would be counted
     write_one(folder.parent / "elsewhere", 1, 0.0)
     ready.set()
     attached.wait()
@@ -91,7 +91,7 @@ def write_one(folder: Path, step: int, value: float) -> None:
 
 
 def assert_readable(path: Path, values: tuple[float, ...]) -> None:
-    """Every tensor is there, with one of these values in all of it."""
+    """Check that every tensor is there, and that one of these values fills all of them."""
     weights = load_file(path / "model.safetensors")
     state = torch.load(path / "train_state.pt", weights_only=True)["optimizer"]
     found = {
@@ -105,8 +105,8 @@ def assert_readable(path: Path, values: tuple[float, ...]) -> None:
 
 
 def traced(process: Forked, opened: Any, log: Path, *options: str) -> tuple[int, list[str]]:
-    """The exit code of a process that waits for `opened`, and its system calls; `options` are
-    strace's.
+    """Attach strace to a process that waits for `opened`. Return its exit code and its system
+    calls; `options` are strace's.
     """
     command = [
         require("strace"),
@@ -149,8 +149,8 @@ class Writer:
         return code, lines, process.err
 
     def calls(self) -> list[tuple[str, int, str]]:
-        """Every system call that changes something: its name, its number among those of that name,
-        and its arguments.
+        """Return every system call that changes something: its name, its number among those of that
+        name, and its arguments.
         """
         code, lines, _ = self.run("-e", f"trace={CHANGES}")
         assert code == 0
@@ -168,8 +168,8 @@ class Writer:
         return found
 
     def swept(self) -> Path:
-        """The newest checkpoint, once the next session has looked at the folder; whatever is there
-        is whole, and nothing else is there.
+        """Return the newest checkpoint after the next session has opened the folder. Check that all
+        checkpoints are whole and nothing else is there.
         """
         for path in step_directories(self.folder):
             Checkpoint(path).verify()
@@ -186,7 +186,7 @@ def sample(things: list[Any], number: int) -> list[Any]:
 
 
 def test_killed_before_every_system_call(tmp_path: Path, amount: Amount, figure: Figure) -> None:
-    """A2: strace sends SIGKILL when the writer enters the k-th call of a name."""
+    """A kill by strace at the k-th call of any name leaves the old or the new checkpoint."""
     writer = Writer(tmp_path)
     calls = [(name, number) for name, number, _ in writer.calls()]
     chosen = sample(calls, amount(15, len(calls)))
@@ -214,8 +214,8 @@ def test_killed_before_every_system_call(tmp_path: Path, amount: Amount, figure:
 
 
 def test_failing_calls(tmp_path: Path, amount: Amount, figure: Figure) -> None:
-    """B2: EIO, ENOSPC and EROFS at each write, fsync and rename, and at the others that change
-    something.
+    """EIO, ENOSPC or EROFS at any call that changes something ends with exit code 5 and one line.
+    The checkpoints stay whole.
     """
     writer = Writer(tmp_path)
     touching = [
@@ -251,7 +251,7 @@ def test_failing_calls(tmp_path: Path, amount: Amount, figure: Figure) -> None:
             f"{name} number {number} was not reached"
         )
         newest = writer.swept()
-        if code == 0:  # it was tried again, and all is there
+        if code == 0:  # the writer tried again and succeeded
             assert step_of(newest) == 3
             assert_readable(newest.path, (3.5,))
         else:
@@ -270,8 +270,8 @@ def test_failing_calls(tmp_path: Path, amount: Amount, figure: Figure) -> None:
 
 
 def test_order_of_writes(tmp_path: Path, figure: Figure) -> None:
-    """A4: written, flushed, the folder flushed, renamed, the parent flushed, for each checkpoint of
-    a run of train.py.
+    """Each checkpoint of train.py is written, flushed, its folder flushed, renamed, and the parent
+    flushed, in this order.
     """
     config_file(tmp_path)
     finish(tmp_path)
@@ -309,8 +309,8 @@ def test_order_of_writes(tmp_path: Path, figure: Figure) -> None:
 
 
 def order_of(lines: list[str], path: Path) -> list[tuple[str, str]]:
-    """What happened to a checkpoint, up to the flush behind its rename: ("write", file), ("fsync",
-    file, "." or ".."), ("rename", "").
+    """Return the events of a checkpoint up to the flush after its rename: ("write", file),
+    ("fsync", file), ("fsync", "." or ".."), ("rename", "").
     """
     temporary = re.compile(rf"{re.escape(str(path.parent))}/\.{re.escape(path.name)}\.tmp-\d+")
     events: list[tuple[str, str]] = []
@@ -343,7 +343,7 @@ def order_of(lines: list[str], path: Path) -> list[tuple[str, str]]:
 
 @contextmanager
 def disk(path: Path, kilobytes: int) -> Iterator[Path]:
-    """A file system of its own, in memory, with so much room."""
+    """Mount a file system in memory with room for so many kilobytes."""
     path.mkdir(exist_ok=True)
     subprocess.run(
         [require("mount"), "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(path)],
@@ -358,7 +358,9 @@ def disk(path: Path, kilobytes: int) -> Iterator[Path]:
 def test_kills_where_the_run_is_on_another_file_system_than_tmpdir(
     tmp_path: Path, amount: Amount, figure: Figure
 ) -> None:
-    """A3."""
+    """Kills during a write to another file system leave no corrupt checkpoint and no file in
+    $TMPDIR.
+    """
     wanted = amount(3, 25)
     large_state(tmp_path, steps=4 * wanted, run=tmp_path / "disk" / "run")
     rng, in_write = random.Random(3), 0
@@ -386,7 +388,7 @@ def test_kills_where_the_run_is_on_another_file_system_than_tmpdir(
 
 @pytest.fixture
 def straight(tmp_path: Path, starts_processes: None) -> Path:
-    """A run that never met a fault; its token cache is used by the others."""
+    """Return the folder of a run that never met a fault. The other runs use its token cache."""
     folder = tmp_path / "straight"
     folder.mkdir()
     config_file(
@@ -402,7 +404,7 @@ LOGGING = {"every": 1, "sample_tokens": 8, "tensorboard": True}
 
 
 def beside(straight: Path, folder: Path, run: Path) -> None:
-    """A configuration of the same run, in another folder."""
+    """Write a configuration of the same run into another folder."""
     folder.mkdir(exist_ok=True)
     data = {"cache_dir": str(straight / "cache")}
     config_file(
@@ -431,8 +433,8 @@ def size_of(checkpoint: Path) -> int:
 def test_a_full_disk_at_many_sizes(
     straight: Path, tmp_path: Path, amount: Amount, figure: Figure
 ) -> None:
-    """B1: exit 5 and one line; what was saved is whole; with more room the same command goes on, to
-    the same weights.
+    """A full disk ends the run with exit code 5 and one line, and all checkpoints are whole. With
+    more room the same command reaches the same weights.
     """
     sizes, with_previous = amount(4, 20), 0
     need = 3 * size_of(straight / "run" / "final.ckpt") // 1024
@@ -464,8 +466,8 @@ def test_a_full_disk_at_many_sizes(
 def test_a_full_disk_that_is_foreseen(
     straight: Path, tmp_path: Path, amount: Amount, figure: Figure
 ) -> None:
-    """B1 where nothing else fills the disk: refused before the first step, or stopped, saved,
-    before a checkpoint has no room.
+    """If nothing else fills the disk, the run is refused before its first step, or saves and stops
+    before a checkpoint lacks room.
     """
     sizes, stopped = amount(4, 20), 0
     one = size_of(straight / "run" / "final.ckpt") // 1024
@@ -504,7 +506,7 @@ def test_a_full_disk_that_is_foreseen(
 def test_files_that_may_not_grow(
     straight: Path, tmp_path: Path, amount: Amount, figure: Figure
 ) -> None:
-    """B1 without a mount: the system refuses to let a file grow."""
+    """A limit on file sizes ends the run with exit code 5 and one line. This needs no mount."""
     largest = max(file.stat().st_size for file in (straight / "run" / "final.ckpt").iterdir())
     limits = [8192 + (largest - 8192) * number // 10 for number in range(10)][:: amount(5, 1)]
     folder = tmp_path / "limited"
@@ -556,8 +558,8 @@ def test_no_room_for_the_token_cache(tmp_path: Path, kilobytes: int) -> None:
 
 @pytest.mark.parametrize("kilobytes", [32, 36, 40])
 def test_the_logs_alone_fill_the_disk(straight: Path, tmp_path: Path, kilobytes: int) -> None:
-    """metrics.csv, evaluations.jsonl or TensorBoard's file, whose writing thread would print a
-    traceback of its own.
+    """A disk that the logs fill ends the run with one line. TensorBoard's writing thread prints no
+    traceback.
     """
     folder = tmp_path / "logs"
     beside(straight, folder, folder / "disk" / "run")

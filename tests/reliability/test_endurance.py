@@ -1,4 +1,4 @@
-"""A long run: memory, open files and time per step stay the same; the record has no gap."""
+"""Memory, open files and time per step stay the same in a long run, and its record has no gap."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("starts_processes")
 
 ROOT = Path(__file__).parents[2]
 
-# Every hundredth step: resident pages, open files, threads, CPU seconds.
+# This records step, resident bytes, open files, threads and CPU seconds at every hundredth step.
 WATCHED = """
 import json, os, sys, threading, time
 import train, lm.system.errors, lm.training.module
@@ -91,7 +91,7 @@ def test_a_long_run(
 
 
 def test_a_worker_that_is_killed_ends_the_run(tmp_path: Path) -> None:
-    """With a message, not with a hang."""
+    """The run ends with a message and does not hang."""
     code = """
 import os, signal, sys, train, lm.system.errors, data
 get = data.TrainingSteps.__getitem__

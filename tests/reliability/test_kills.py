@@ -1,5 +1,5 @@
-"""kill -9 the command train.py, run it again, and it is the run that nobody killed: python -m
-pytest tests/reliability/test_kills.py.
+"""A run of train.py that is killed with kill -9 and started again is the run that nobody killed:
+python -m pytest tests/reliability/test_kills.py.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ Figure = Callable[[str], None]
 
 
 def assert_tidy(folder: Path, keep: int) -> None:
-    """Exactly the checkpoints that `keep` and the links ask for, links that lead somewhere, and
-    nothing temporary anywhere.
+    """Check that only the checkpoints of `keep` and of the links are there, that the links have
+    targets, and that nothing temporary is left.
     """
     run = folder / "run"
     linked = {pointed(run, name) for name in ("best.ckpt", "last.ckpt", "final.ckpt")}
@@ -60,7 +60,7 @@ def assert_tidy(folder: Path, keep: int) -> None:
     }
 
 
-# A fork is the command
+# A forked process is the same as the command
 
 
 def test_a_forked_process_does_what_the_command_does(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_forked_process_does_what_the_command_does(tmp_path: Path) -> None:
     assert_same(weights(tmp_path / "run"), weights(tmp_path / "run-1"))
 
 
-# Killed at any moment (A1, B5)
+# Killed at any moment
 
 
 def test_killed_at_random_moments(tmp_path: Path, amount: Amount, figure: Figure) -> None:
@@ -118,7 +118,7 @@ def test_killed_at_random_moments(tmp_path: Path, amount: Amount, figure: Figure
 def test_killed_ten_times_within_one_pass_over_the_data(
     tmp_path: Path, amount: Amount, figure: Figure
 ) -> None:
-    """A6: each session goes on from the last one's position, not from the pass's beginning."""
+    """Each session goes on from the last one's position, not from the start of the pass."""
     wanted = amount(3, 10)
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     for folder in (straight, killed):
@@ -156,7 +156,7 @@ def newest(run: Path) -> int:
     return max((step_of(path) for path in step_directories(run)), default=0)
 
 
-# Resumed from every kind of point (A5)
+# Resumed from every kind of point
 
 STEPS = 12
 EDGES = [
@@ -178,8 +178,8 @@ A_FEW = {2: [(1, True), (8, False), (9, True), (12, False)]}
 
 
 def test_resumed_from_every_kind_of_point(tmp_path: Path, amount: Amount, figure: Figure) -> None:
-    """The points are (step, whether its validation was recorded); a pass over the data ends within
-    step 9.
+    """A run resumed from any point is the same run. A point is (step, whether its validation was
+    recorded). A pass over the data ends within step 9.
     """
     points = POINTS if amount(0, 1) else A_FEW
     done = 0
@@ -221,8 +221,8 @@ def every_step(folder: Path, accumulation: int) -> Path:
 
 
 def as_if_killed(run: Path, step: int, validated: bool) -> None:
-    """Right after the result of `step` was recorded, or, if not validated, right before: its row in
-    metrics.csv is there already.
+    """Leave the run as if killed right after the result of `step` was recorded. If it is not
+    `validated`, the kill came before, with its row already in metrics.csv.
     """
     lines = (run / "evaluations.jsonl").read_text().splitlines(keepends=True)
     kept = [line for line in lines if json.loads(line)["step"] <= step - (not validated)]
@@ -231,7 +231,7 @@ def as_if_killed(run: Path, step: int, validated: bool) -> None:
         (run / name).unlink()
 
 
-# What else changes nothing (A7)
+# Settings that change nothing
 
 HARMLESS = [
     ["--data.workers=2", "--trainer.validate_every=100"],
@@ -267,7 +267,7 @@ def test_workers_and_intervals_change_no_weight(
         folder.mkdir()
         config_file(folder)
         process = start(folder, *arguments)
-        # which torch uses for a warning where there are more workers than cores
+        # stderr may hold torch's warning about more workers than cores
         assert process.wait() == 0, process.err
         assert_same(state(plain), state(folder / "run"))
         shutil.rmtree(folder)
@@ -278,5 +278,5 @@ def test_workers_and_intervals_change_no_weight(
 
 
 def state(run: Path) -> list[Any]:
-    """Everything that the next step depends on."""
+    """Return everything that the next step depends on."""
     return [weights(run), weights(run, file="ema.safetensors"), optimizer_state(run)]

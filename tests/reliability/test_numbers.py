@@ -1,4 +1,6 @@
-"""Numbers that are not finite, wherever they come from; and two runs that are one."""
+"""Numbers that are not finite stop a run wherever they come from, and two runs with one
+configuration are equal.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("trains")
 
 
 def poison_loss(chance: random.Random, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss of one micro-batch."""
+    """Make the loss of one micro-batch infinite or NaN."""
     forward, micro = Decoder.forward, chance.randrange(2)
     calls: list[int] = []
 
@@ -43,7 +45,7 @@ def poison_loss(chance: random.Random, step: int, monkeypatch: pytest.MonkeyPatc
 
 
 def poison_gradient(chance: random.Random, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One number in one gradient."""
+    """Make one number of one gradient infinite or NaN."""
     accumulate = LanguageModel._accumulate
 
     def broken(self: LanguageModel, batch: dict[str, Any]) -> Tensor:
@@ -59,7 +61,7 @@ def poison_gradient(chance: random.Random, step: int, monkeypatch: pytest.Monkey
 
 
 def poison_weight(chance: random.Random, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One number in a matrix that every token passes, as a flipped bit in memory would make it."""
+    """Make one number of a norm's weights NaN, as a flipped bit in memory could."""
     accumulate = LanguageModel._accumulate
 
     def broken(self: LanguageModel, batch: dict[str, Any]) -> Tensor:
@@ -80,7 +82,7 @@ def poison_weight(chance: random.Random, step: int, monkeypatch: pytest.MonkeyPa
 
 
 def poison_data(chance: random.Random, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows whose embedding overflows: what damaged data may do to a sum."""
+    """Mark a row of the step and make its loss overflow, as damaged data might."""
     get, forward = data.TrainingSteps.__getitem__, Decoder.forward
 
     def marked(self: data.TrainingSteps, number: int) -> dict[str, Any]:
@@ -103,8 +105,8 @@ KINDS = [poison_loss, poison_gradient, poison_weight, poison_data]
 def test_nothing_is_learnt_from_it(
     tmp_path: Path, amount: Callable[[int, int], int], figure: Callable[[str], None]
 ) -> None:
-    """At random steps: the run stops before the update, with exit code 4, and no checkpoint has a
-    number that is not finite.
+    """The run stops before the update at random steps with exit code 4. No checkpoint has a number
+    that is not finite.
     """
     times, tensors = amount(4, 30), 0
     for number in range(times):

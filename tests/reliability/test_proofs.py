@@ -1,5 +1,5 @@
-"""tools.resume_proof on shipped configurations and with the compiler: minutes each, so only with
---long.
+"""Run tools.resume_proof on shipped configurations and with the compiler. This takes minutes, so it
+needs --long.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def test_the_smoke_run(kill: list[str], figure: Callable[[str], None]) -> None:
 
 @pytest.mark.long
 def test_compiled(tmp_path: Path, figure: Callable[[str], None]) -> None:
-    """With the real compiler, which needs a C++ compiler on the machine."""
+    """A run with the real compiler resumes identically. The machine needs a C++ compiler."""
     config = str(config_file(tmp_path))
     done = subprocess.run(
         [sys.executable, "train.py", "--config", config, "--trainer.compile=on"],

@@ -1,5 +1,5 @@
-"""Two runs of which all is known, held against each other: python -m pytest
-tests/reports/test_comparison.py. No model is needed here.
+"""Compare two runs with known results, without a model: python -m pytest
+tests/reports/test_comparison.py.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def run_folder(
     sources: bool = False,
     **meta: object,
 ) -> Path:
-    """A run that was validated at these steps of so many tokens; a step takes half a second, and
-    every validation leaves a checkpoint.
+    """Write a run that was validated at these steps of so many tokens. A step takes half a second,
+    and every validation leaves a checkpoint.
     """
     folder.mkdir(parents=True)
     log, lines = MetricsLog(folder / "metrics.csv", resume_step=None), []
@@ -375,7 +375,7 @@ def test_differences_that_matter_come_first() -> None:
 
 
 class Texts(HTMLParser):
-    """The words of a page, and its tags."""
+    """The words and the tags of a page."""
 
     def __init__(self, content: str):
         super().__init__()

@@ -1,5 +1,5 @@
-"""The closing report of fine-tuning: what it says of known answers, and that no text in it can be
-taken for anything but text.
+"""The closing report of fine-tuning describes known answers correctly, and all text in it stays
+text.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ AFTER = measured(
 
 
 def told(folder: Path, *arguments: Any) -> tuple[str, dict[str, Any], str]:
-    """What is said, the JSON (which has no NaN), and the page."""
+    """Return the printed lines, the JSON (which has no NaN) and the page."""
     said: list[str] = []
     report(folder, said.append, *arguments)
     facts = json.loads((folder / "answers.json").read_text(), parse_constant=pytest.fail)
@@ -213,8 +213,8 @@ def test_no_text_commands_the_terminal_or_the_page(tmp_path: Path) -> None:
 
 @given(st.text("\\`*_~[]()<>#|&$@!:w.ab\n\x1b-+1 "))
 def test_safe_text_is_the_text_when_the_backslashes_are_read(text: str) -> None:
-    """As Markdown reads them: a backslash before a sign is that sign; and it knows HTML's names of
-    signs.
+    """Markdown reads the safe text as the original: a backslash before a sign is that sign, and
+    HTML's names of signs are decoded.
     """
     read, escaped = "", iter(safe(text))
     for character in escaped:

@@ -47,7 +47,7 @@ def evaluated(step: int, loss: float, path: Path | None = None) -> RecordedValid
 
 
 def trained(folder: Path, losses: dict[int, float]) -> Path:
-    """A folder in which a run saved and validated at some steps, and ended."""
+    """Return a folder in which a run saved and validated at some steps, and ended."""
     run = RunFolder(folder)
     for step, loss in losses.items():
         path = save(folder, step, f"weights of step {step}".encode()) if step else None
@@ -80,7 +80,7 @@ def links(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def unprivileged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, which is empty, as someone who is not root."""
+    """Yield the current folder, which is empty, to a user who is not root."""
     monkeypatch.chdir(tmp_path)
     with not_root(tmp_path):
         yield Path()
@@ -92,7 +92,7 @@ def unprivileged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 def holder(
     folder: Path, then: str = "sys.stdin.read()"
 ) -> AbstractContextManager[subprocess.Popen[str]]:
-    """Another process that holds the folder's lock."""
+    """Start another process that holds the folder's lock."""
     return other_process(
         "import os, sys, time; from lm.runs.folder import RunFolder;"
         f" run = RunFolder({str(folder)!r}); print('ready', flush=True); {then}"
@@ -128,11 +128,11 @@ def test_kill_9_frees_the_folder_although_a_worker_lives_on(tmp_path: Path) -> N
     fork = "pid = os.fork(); os.write(1, b'%d\\n' % pid); time.sleep(60)"
     with holder(tmp_path, fork) as first:
         assert first.stdout is not None
-        # both are running: the worker says 0
+        # both processes run: the worker prints 0
         worker = max(int(first.stdout.readline()) for _ in range(2))
         first.send_signal(signal.SIGKILL)
         first.wait()
-        os.kill(worker, 0)  # it is there
+        os.kill(worker, 0)  # the worker still runs
         RunFolder(tmp_path).close()
         os.kill(worker, signal.SIGKILL)
 
@@ -227,7 +227,7 @@ def test_a_new_run_moves_the_old_one_aside(tmp_path: Path) -> None:
             "final": "step-00001000.ckpt",
         }
         Checkpoint(old / "final.ckpt").verify()
-        RunFolder(old).close()  # nobody holds it
+        RunFolder(old).close()  # nobody holds its lock
 
 
 def test_the_number_is_the_first_that_is_free(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_run_without_checkpoints_of_ours_is_moved_too(tmp_path: Path, name: st
 
 
 def begun(folder: Path, rows: int, results: tuple[int, ...] = (0,)) -> Path:
-    """A start that logged so many steps, and came to no checkpoint."""
+    """Return the folder of a start that logged so many steps and wrote no checkpoint."""
     run = RunFolder(folder)
     (folder / "config.yaml").write_text("a: 1\n")
     log = MetricsLog(folder / "metrics.csv", resume_step=None)
@@ -271,7 +271,7 @@ def begun(folder: Path, rows: int, results: tuple[int, ...] = (0,)) -> Path:
 
 
 def test_a_start_without_a_checkpoint_begins_again_in_its_place(tmp_path: Path) -> None:
-    """Again and again: nothing is moved, and only what will be written again is gone."""
+    """Repeated starts move nothing, and remove only what will be written again."""
     folder = tmp_path / "run"
     for rows in (0, 1, 10):
         run = RunFolder(begun(folder, rows))
@@ -361,7 +361,7 @@ def test_behind_a_link_the_folder_is_moved_not_the_link(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_moved_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mount point, for one."""
+    """A folder such as a mount point stays as it is, and the message asks for a new one."""
     folder = trained(tmp_path / "run", {1: 1.0})
 
     def busy(*_: object) -> None:
@@ -410,7 +410,7 @@ def test_a_folder_that_holds_more_than_the_run_is_not_moved(
 
 
 class FreshStart:
-    """A new run where an old one was."""
+    """The actions of a new run in the folder of an old one, for `kill_everywhere`."""
 
     @staticmethod
     def prepare(run: Path) -> None:
@@ -435,7 +435,7 @@ class FreshStart:
 
 
 class Rewound:
-    """A run that goes on from an older step."""
+    """The actions of a run that goes on from an older step, for `kill_everywhere`."""
 
     @staticmethod
     def prepare(run: Path) -> None:
@@ -721,7 +721,9 @@ def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path: Path) -> None:
 def test_a_lock_whose_file_was_taken_away_is_not_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between opening the file and locking it, the one who held it may have removed it."""
+    """The holder may remove the file after it is opened and before it is locked. The lock is then
+    taken again.
+    """
     import fcntl
 
     real, calls = fcntl.flock, []

@@ -63,7 +63,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 def test_a_row_is_on_disk_when_append_returns(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    log = filled(path, steps=2)  # still open for more
+    log = filled(path, steps=2)  # the log stays open
     assert [row["step"] for row in metrics.read(path)] == [1, 2]
     log.append(3, "train", loss=0.1)
     assert [row["step"] for row in metrics.read(path)] == [1, 2, 3]
@@ -94,7 +94,7 @@ def test_resume_keeps_history_and_drops_what_comes_after(tmp_path: Path) -> None
 
 
 def test_a_validation_that_is_done_again_is_taken_out(tmp_path: Path) -> None:
-    """A kill came between this row and the line in evaluations.jsonl."""
+    """The row is removed if a kill came before its line in evaluations.jsonl."""
     path = tmp_path / "metrics.csv"
     log = filled(path, steps=2)
     log.append(2, "val", loss=0.5)

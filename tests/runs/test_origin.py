@@ -1,4 +1,4 @@
-"""What a run starts from, and what may change when it goes on: python -m pytest
+"""Test where a run starts from, and which settings may change when it goes on: python -m pytest
 tests/runs/test_origin.py.
 """
 
@@ -27,7 +27,7 @@ INEXACT_END = " (from here on the weights are not bit for bit those of an unchan
 
 
 def config(**overrides: Any) -> Config:
-    """A valid configuration; `trainer__max_steps=3` sets a key."""
+    """Return a valid configuration; `trainer__max_steps=3` sets a key."""
     values: dict[str, Any] = {
         "data": {"source": {"format": "txt", "files": "corpus.txt"}},
         "trainer": {"max_steps": 1000},
@@ -42,7 +42,7 @@ def config(**overrides: Any) -> Config:
 
 
 def trained(folder: Path, *steps: int, **meta: Any) -> Path:
-    """A run's folder with checkpoints at `steps`, as training leaves it."""
+    """Return a run's folder with checkpoints at `steps`, as training leaves it."""
     run = RunFolder(folder)
     saved_config = config().model_dump(mode="json")
     for step in steps:
@@ -58,7 +58,7 @@ def trained(folder: Path, *steps: int, **meta: Any) -> Path:
 
 
 class Started:
-    """What `find_origin` decided and said, with the folder locked as train.py does it."""
+    """The decision and the messages of `find_origin`, with the folder locked as in train.py."""
 
     def __init__(
         self,
@@ -364,10 +364,10 @@ def test_allowed_changes_are_said_and_where_exactness_ends(key: str, tmp_path: P
 
 
 def test_a_new_key_of_the_schema_is_decided_on_here() -> None:
-    """Decision: whatever is not known to be harmless makes it another run."""
+    """Every key that is not known to be harmless makes it another run."""
     changeable, refused = {key.replace("__", ".") for key in CHANGES}, set()
     for section, keys in config().model_dump().items():
-        for key in keys or ():  # no finetune in a run of train.py
+        for key in keys or ():  # train.py's configuration has no finetune section
             if f"{section}.{key}" not in changeable:
                 refused.add(f"{section}.{key}")
     hashed = {
@@ -376,7 +376,7 @@ def test_a_new_key_of_the_schema_is_decided_on_here() -> None:
         "data.validation.files",
         "finetune.base",
     }
-    # what comes after the training
+    # these take effect after the training
     reported = {f"finetune.{key}" for key in ("choices", "report_prompts", "report_tokens")}
     assert hashed | reported < {*HARMLESS}
     named = {name for name in HARMLESS + INEXACT if "." in name} - hashed - reported
@@ -396,8 +396,8 @@ def test_a_new_key_of_the_schema_is_decided_on_here() -> None:
 def test_precision_may_be_named_but_not_changed(
     tmp_path: Path, old: str, new: str, allowed: bool
 ) -> None:
-    """What auto comes to is held against the checkpoint later, by `machine_changes`, whose advice
-    must not be refused here.
+    """`machine_changes` later compares the precision that `auto` selects with the checkpoint. Its
+    advice must not be refused here.
     """
     stored = config(trainer__precision=old).model_dump(mode="json")
     if allowed:
@@ -531,7 +531,7 @@ def test_a_parent_makes_room_like_any_new_run(tmp_path: Path) -> None:
 def test_a_parent_in_the_folder_of_the_new_run_is_refused(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would be moved aside before it is read."""
+    """The parent would be moved aside before it is read."""
     folder = trained(tmp_path / "run", 500, 600)
     RunFolder(folder).rewind(500)
     monkeypatch.chdir(tmp_path)
@@ -568,7 +568,7 @@ def result(step: int, loss: float = 1.0) -> RecordedValidation:
     ("step", "losses", "patience", "finished"),
     [
         (1000, {1000: 1.0}, None, True),
-        (1000, {}, None, False),  # killed before the last validation: that is left to do
+        (1000, {}, None, False),  # killed before the last validation, so it is still to do
         (1000, {500: 1.0}, None, False),
         (999, {999: 1.0}, None, False),
         (1001, {}, None, True),  # the budget was lowered
@@ -576,7 +576,7 @@ def result(step: int, loss: float = 1.0) -> RecordedValidation:
         (500, {100: 1.0, 300: 2.0, 500: 2.0}, 3, False),
         (500, {100: 3.0, 300: 2.0, 500: 1.0}, 1, False),
         (500, {100: 1.0, 300: 2.0}, 1, False),
-        # going on from here, those were never made
+        # a run that goes on from here has not made the later ones
         (100, {100: 1.0, 300: 2.0, 500: 2.0}, 2, False),
     ],
 )
@@ -594,7 +594,7 @@ def test_finished(
 
 
 def test_the_text_may_lie_elsewhere(tmp_path: Path) -> None:
-    """Whether it is the same text is seen in the text, by `machine_changes`."""
+    """`machine_changes` reads the text and checks that it is the same."""
     [line] = changes(
         config(data__source__files=["elsewhere.txt"]),
         Meta(tmp_path / "x", {"config": config().model_dump(mode="json")}),

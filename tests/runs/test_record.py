@@ -1,4 +1,4 @@
-"""A run's folder as it is, whole or not: python -m pytest tests/runs/test_record.py."""
+"""Test reading a run's folder, complete or not: python -m pytest tests/runs/test_record.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configurations as text, and the complaints about them, for several test modules."""
+"""Provide configurations as text, and the messages about them, for several test modules."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Checkpoints without torch, a user who is not root, and kill -9 between any two things that a
-function does to the disk.
+"""Make checkpoints without torch, act as a user who is not root, and kill -9 a function between any
+two of its disk operations.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ DISK_EVENTS = (
     "os.truncate",
     "os.chmod",
 )
-_clock = {"until": -1}  # disk operations that are left to this process
+_clock = {"until": -1}  # the number of disk operations until the kill
 
 
 def save(folder: Path, step: int, weights: bytes = b"weights", **meta: Any) -> Path:
-    """A checkpoint as training writes it, with `weights` for tensors."""
+    """Write a checkpoint as training does, with `weights` for tensors, and return its folder."""
     content = {
         "format": 1,
         "step": step,
@@ -55,9 +55,7 @@ def save(folder: Path, step: int, weights: bytes = b"weights", **meta: Any) -> P
 
 
 def sealed(path: Path, **files: bytes) -> Path:
-    """Put other content into a checkpoint and make the manifest right again, as someone could who
-    means harm.
-    """
+    """Put other content into a checkpoint and update the manifest, as an attacker could."""
     contents = {name: (path / name).read_bytes() for name in Checkpoint(path).files}
     contents |= {name.replace("__", "."): content for name, content in files.items()}
     shutil.rmtree(path)
@@ -73,8 +71,8 @@ def sealed(path: Path, **files: bytes) -> Path:
 
 @contextmanager
 def not_root(folder: Path) -> Iterator[None]:
-    """Act as someone for whom a folder can be read-only, which for root none is; `folder` stays
-    open to them.
+    """Act as a user who is not root, because no folder is read-only for root. `folder` stays open
+    to this user.
     """
     user = os.geteuid()
     folder.chmod(0o777)
@@ -87,11 +85,11 @@ def not_root(folder: Path) -> Iterator[None]:
 
 
 def kill_everywhere(module: str, folder: Path) -> int:
-    """kill -9 the module's `act(folder)` before each of its disk operations; `check(folder)` must
-    hold each time. Returns the kills.
+    """Kill the module's `act(folder)` with kill -9 before each of its disk operations.
+    `check(folder)` must hold each time. Return the number of kills.
 
-    `prepare(folder)` comes first, every time in a new folder. All in one other process, which
-    forks: this one may have threads.
+    `prepare(folder)` comes first, each time in a new folder. Another process does all of this,
+    because it forks and this process may have threads.
     """
     code = f"from tests.support import faults; faults.drive({module!r}, {str(folder)!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -100,7 +98,7 @@ def kill_everywhere(module: str, folder: Path) -> int:
 
 
 def drive(module_and_scenario: str, folder: str) -> None:
-    """The other process's part of `kill_everywhere`."""
+    """Do the work of `kill_everywhere` in the other process."""
     module, scenario = module_and_scenario.split(":")
     actions = getattr(importlib.import_module(module), scenario)
     kills = 0
@@ -128,7 +126,7 @@ def drive(module_and_scenario: str, folder: str) -> None:
 
 
 def tick() -> None:
-    """Something is about to happen on the disk."""
+    """Count a disk operation, and kill this process before the chosen one."""
     if _clock["until"] == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     _clock["until"] -= 1

@@ -1,8 +1,8 @@
-"""The command train.py in processes that are forked from one that has imported everything: a start
-costs no seconds.
+"""Run the command train.py in processes forked from one that has imported everything, so that a
+start costs no seconds.
 
-Otherwise they are what a shell would start: their own process, arguments, environment, streams and
-exit code.
+In everything else they are like processes of a shell: they have their own arguments, environment,
+streams and exit code.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _context = multiprocessing.get_context("forkserver")
 
 class Forked:
     """A function that runs in a process of its own. Its output is in the files `NAME.out` and
-    `NAME.err`, which are written anew.
+    `NAME.err`, which are overwritten.
 
     Args:
         output: `NAME`.
-        act: what to do there, and its arguments, which are pickled.
+        act: the function, and its arguments, which are pickled.
     """
 
     def __init__(self, output: Path, act: Callable[..., None], *arguments: Any):
@@ -69,12 +69,12 @@ class Forked:
         return self.process.is_alive()
 
     def kill(self) -> int:
-        """kill -9 it, and return its exit code: -9, or what it had by then."""
+        """Kill the process with kill -9 and return its exit code: -9, or the one it had by then."""
         self.process.kill()
         return self.wait()
 
     def wait(self, seconds: float = 120) -> int:
-        """Its exit code, negative for a signal."""
+        """Wait for the process and return its exit code, negative for a signal."""
         self.process.join(seconds)
         if self.process.exitcode is None:
             self.process.kill()
@@ -93,11 +93,11 @@ def train(
     gate: Any = None,
     foreseeing: bool = True,
 ) -> Forked:
-    """`python train.py ARGUMENTS`, with $TMPDIR `temporary`, and `largest_file` bytes as the most
-    that a file may grow to.
+    """Start `python train.py ARGUMENTS` with `temporary` as $TMPDIR and files of at most
+    `largest_file` bytes.
 
-    With a `gate` it waits until that is set. Where it is not `foreseeing` it believes that the disk
-    has room, as when another program fills it in the next moment.
+    If `gate` is given, the process waits until it is set. If it is not `foreseeing`, it believes
+    that the disk has room, as when another program fills it in the next moment.
     """
     return Forked(
         output,
@@ -111,7 +111,7 @@ def train(
 
 
 def start(folder: Path, *arguments: str | Path, **limits: Any) -> Forked:
-    """`train` with the configuration in `folder`, where its output and its $TMPDIR are too."""
+    """Start `train` with the configuration in `folder`, where its output and $TMPDIR are, too."""
     temporary = folder / "tmp"
     temporary.mkdir(exist_ok=True)
     return train(
@@ -125,23 +125,23 @@ def start(folder: Path, *arguments: str | Path, **limits: Any) -> Forked:
 
 
 def finish(folder: Path, *arguments: str | Path) -> None:
-    """`start`, and wait until it has succeeded."""
+    """Start a run and wait until it has succeeded."""
     process = start(folder, *arguments)
     assert process.wait() == 0, process.err
     assert process.err == ""
 
 
 def gate() -> Any:
-    """An Event that a parent sets and its child waits for."""
+    """Return an Event that a parent sets and its child waits for."""
     return _context.Event()
 
 
 def kill_at(process: Forked, run: Path, rng: random.Random, in_write: bool, longest: float) -> bool:
-    """kill -9 a training run: within `longest` seconds and four checkpoints, or, with `in_write`,
-    while it writes a checkpoint.
+    """Kill a training run with kill -9 within `longest` seconds and four checkpoints or, with
+    `in_write`, while it writes a checkpoint.
 
     Returns:
-        Whether the kill came before the run's own end. `unfinished` says whether a checkpoint was
+        True if the kill came before the run's own end. `unfinished` tells whether a checkpoint was
         being written.
     """
     deadline = time.monotonic() + (60 if in_write else rng.uniform(0, longest))
@@ -159,7 +159,7 @@ def kill_at(process: Forked, run: Path, rng: random.Random, in_write: bool, long
 
 
 def unfinished(run: Path) -> list[Path]:
-    """Checkpoints under temporary names."""
+    """Return the checkpoints under temporary names."""
     with contextlib.suppress(FileNotFoundError):
         return [path for path in run.iterdir() if path.name.startswith(".step-")]
     return []
@@ -176,7 +176,7 @@ def _child(output: Path, act: Callable[..., None], arguments: tuple[Any, ...]) -
         f"forked from a process with {len(threads)} threads, or one that is not ready"
     )
     os.chdir(ROOT)
-    # as in a process that a shell starts: the server has handed on its own
+    # The child inherits the server's start method. A process that a shell starts forks.
     multiprocessing.set_start_method("fork", force=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # multiprocessing's server ignores it
     for stream, ending in ((sys.stdout, ".out"), (sys.stderr, ".err")):

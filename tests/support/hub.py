@@ -1,5 +1,5 @@
-"""A stand-in for the Hugging Face hub on loopback, so that the real clients can be tested without a
-network.
+"""Serve a stand-in for the Hugging Face hub on loopback, so that tests use the real clients without
+a network.
 
     with Hub(tmp_path) as hub:      # models/<id>/..., datasets/<owner>/<name>/...
         subprocess.run(..., env={**os.environ, **hub.environment(tmp_path / "home")})
@@ -28,12 +28,12 @@ FILE = re.compile(r"/(?P<kind>datasets/)?(?P<id>.+?)/resolve/(?P<revision>[^/]+)
 
 
 class Hub:
-    """Serves the folder `root` while the `with` block lasts.
+    """A server of the folder `root` that runs while the `with` block lasts.
 
     Attributes:
-        commits: those that can be asked for, the newest last.
-        requests: what was asked, as (method, path).
-        cuts: connections that were cut in the middle of a file: of every `cut_every` files one.
+        commits: the commits that clients can request, the newest last.
+        requests: the requests so far, as (method, path).
+        cuts: the number of connections cut in the middle of a file, one in every `cut_every` files.
     """
 
     def __init__(self, root: Path, gated: Collection[str] = (), cut_every: int = 0):
@@ -57,13 +57,13 @@ class Hub:
         self._server.server_close()
 
     def environment(self, home: Path) -> dict[str, str]:
-        """Variables that send a fresh process here, with its cache under `home`."""
+        """Return variables that send a fresh process here, with its cache under `home`."""
         return client_environment(self.url, home)
 
 
 def client_environment(url: str, home: Path) -> dict[str, str]:
-    """Variables for a client of the hub at `url`. They overrule whatever the caller's own
-    environment says.
+    """Return variables for a client of the hub at `url`. They overrule the caller's own
+    environment.
     """
     caches = {"HF_HOME": home, "HF_HUB_CACHE": home / "hub", "HF_DATASETS_CACHE": home / "datasets"}
     off = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "0")
@@ -86,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
-        """Tests read `hub.requests` instead."""
+        """Print nothing; tests read `hub.requests` instead."""
 
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -210,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _wanted_paths(body: bytes) -> list[str]:
-    """The clients send JSON or a form, depending on their version."""
+    """Return the paths of a request. Clients send JSON or a form, depending on their version."""
     wanted = (
         json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
     )

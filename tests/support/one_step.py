@@ -1,5 +1,5 @@
-"""One optimiser step over eight rows with very uneven masks; the first process writes its
-gradients. Run alone or under torchrun:
+"""Make one optimiser step over eight rows with very uneven masks; the first process writes its
+gradients. Run this alone or under torchrun:
 
 python -m tests.support.one_step FOLDER CASE...
 
@@ -35,7 +35,7 @@ ROWS, LENGTH, VOCABULARY = 8, 12, 50
 
 
 class OneStep(Dataset[dict[str, object]]):
-    """This process's part of the step, dealt out as data.TrainingSteps does."""
+    """A data set with this process's part of the step, distributed as in data.TrainingSteps."""
 
     def __init__(self, micro_batch: int, rank: int, world_size: int):
         chance = torch.Generator().manual_seed(0)
@@ -56,7 +56,7 @@ class OneStep(Dataset[dict[str, object]]):
 
 
 class Recorder(LanguageModel):
-    """Keeps the gradients that the optimiser gets to see."""
+    """A model that keeps the gradients that the optimiser receives."""
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
@@ -67,7 +67,7 @@ class Recorder(LanguageModel):
 
 
 def adapted(decoder: Decoder, four_bits: bool) -> Decoder:
-    """With adapters whose B is not zero, so that A learns too."""
+    """Add adapters whose B is not zero, so that A learns too."""
     add_adapters(decoder, LoraConfig(rank=3, targets=["layers.*"]), four_bits)
     for name, parameter in trained(decoder).items():
         if name.endswith("lora_B"):

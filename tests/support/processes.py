@@ -1,4 +1,4 @@
-"""A second Python process beside the test's own."""
+"""Start a second Python process next to the test's own."""
 
 from __future__ import annotations
 

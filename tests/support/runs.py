@@ -1,5 +1,5 @@
-"""Small training runs for tests: a text of our own, a configuration, and a run in this process or
-in several.
+"""Make small training runs for tests: a text, a configuration, and a run in this process or in
+several.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WORDS = TEXT.split()
 
 
 def corpus(folder: Path, documents: int = 20) -> Path:
-    """A file of short paragraphs, the same every time."""
+    """Write a file of short paragraphs, the same every time."""
     chance = random.Random(0)
     paragraphs = [
         " ".join(chance.choices(WORDS, k=chance.randint(3, 25))) + "." for _ in range(documents)
@@ -42,7 +42,7 @@ def corpus(folder: Path, documents: int = 20) -> Path:
 
 
 def config_file(folder: Path, **sections: dict[str, object]) -> Path:
-    """A YAML file for a run of 12 steps that takes a second; `sections` change keys."""
+    """Write the configuration of a run of 12 steps that takes a second; `sections` change keys."""
     values: dict[str, dict[str, object]] = {
         "data": {
             "source": {"format": "txt", "files": str(corpus(folder))},
@@ -77,8 +77,8 @@ def config_file(folder: Path, **sections: dict[str, object]) -> Path:
 
 
 def large_state(folder: Path, steps: int, run: Path | None = None) -> Path:
-    """A configuration that writes a checkpoint of some megabytes at every step, so that much of the
-    time is spent in writing.
+    """Write the configuration of a run that saves some megabytes at every step, so that writing
+    takes much of its time.
     """
     return config_file(
         folder,
@@ -98,7 +98,7 @@ def large_state(folder: Path, steps: int, run: Path | None = None) -> Path:
 def train(
     config: Path, *overrides: str, resume: str | None = None, init_from: str | None = None
 ) -> None:
-    """What `python train.py` does once its arguments are read."""
+    """Do what `python train.py` does after it has read its arguments."""
     from lm.commands import load_config
     from train import assemble
     from train import train as train_run
@@ -121,9 +121,7 @@ def train_once(folder: Path) -> Path:
 def launched(
     processes: int, module: str, *arguments: str, succeeds: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m module` in several processes, by torchrun. It comes to an end, and no process is
-    left behind.
-    """
+    """Run `python -m module` in several processes by torchrun, and wait for its end."""
     command = [*TORCHRUN, "--standalone", f"--nproc-per-node={processes}", "-m", module, *arguments]
     done = subprocess.run(
         command,
@@ -142,9 +140,9 @@ def launched(
 def slurm_tasks(
     folder: Path, fault: str, *arguments: str, count: int = 2
 ) -> tuple[list[int], list[str]]:
-    """Processes of tests.support.witnessed with what srun would put into their environment: their
-    exit codes, and what they said. They are forked from one that has imported everything, and
-    nobody but themselves ends them.
+    """Run processes of tests.support.witnessed with the environment of srun. Return their exit
+    codes and their output. They are forked from one process that has imported everything, and no
+    launcher ends them.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

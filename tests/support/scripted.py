@@ -1,4 +1,4 @@
-"""A decoder whose continuations a test writes down."""
+"""Provide a decoder whose continuations a test chooses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quick and slow tests: a test that starts a process or trains a run is slow.
+"""A test that starts a process, trains a run or computes for seconds is slow.
 
 A test asks for that with a fixture, `starts_processes` or `trains`, and so gets the marker `slow`.
 Without the fixture, starting a process or training fails, so that nobody can forget it. A test that
@@ -30,7 +30,7 @@ def mark(items: list[pytest.Item]) -> None:
 
 
 def watch(item: pytest.Item | None) -> None:
-    """Hold the rule while this test runs: its set-up, its call and its end."""
+    """Enforce the rule in the set-up, the call and the end of this test."""
     quick = item is not None and item.get_closest_marker("slow") is None
     _test["quick"] = item if quick else None
     trainer = sys.modules.get("lightning.pytorch.trainer.trainer")

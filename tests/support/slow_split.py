@@ -1,6 +1,4 @@
-"""The split of documents, one after another: the slow and obvious version that shards are held
-against.
-"""
+"""Split documents one after another. Tests compare shards with this slow and obvious version."""
 
 from __future__ import annotations
 
@@ -15,8 +13,8 @@ from lm.tokens.prepare import Split
 def split_slowly(
     kept: list[Any], split: Split, text: Callable[[Any], str]
 ) -> tuple[list[Any], list[Any]]:
-    """Documents to train on and to validate on; `text` gives the text of one. `tail` may cut one in
-    two.
+    """Return documents to train on and to validate on; `text` gives the text of one. `tail` may cut
+    one in two.
     """
     if split.kind == "hash":
         held_out = [hash_of_text(text(document)) < split.fraction * 2**64 for document in kept]

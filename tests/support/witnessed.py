@@ -1,14 +1,22 @@
-"""train.py with a witness, and with a fault if one is asked for. Run alone or under torchrun:
+"""Run train.py with a witness, and with a fault if one is given. Run this alone or under torchrun:
 
 python -m tests.support.witnessed FOLDER FAULT --config ... (the arguments of train.py)
 
 FOLDER/rows-RANK.jsonl gets a line for each step: the tokens that this process trained on.
 FOLDER/writes-RANK.txt gets the path of each file and folder that this process made, opened to
-write, or renamed. FAULT is `none`, or KIND:RANK:STEP: in that step that process raises an error
-(raise), is killed (kill), or gets a SIGUSR1 (usr1), or the launcher gets a SIGTERM (stop), or from
-then on its disk is full for shards (full), or it fails in the middle of a sample (unwritten) or of
-a validation (unscored), of a decoder that is shared out; the rank of these may be `all`.
-nan:all:STEP makes that step's loss NaN. gather:all:STEP writes what all processes hold together
+write, or renamed.
+
+FAULT is `none`, or KIND:RANK:STEP. In that step one of these things happens to that process:
+
+    raise      it raises an error
+    kill       it is killed
+    usr1       it gets a SIGUSR1
+    stop       its launcher gets a SIGTERM
+    full       its disk is full for shards from then on
+    unwritten  it fails in the middle of a sample of a sharded decoder; RANK may be `all`
+    unscored   it fails in the middle of a validation of a sharded decoder; RANK may be `all`
+
+nan:all:STEP makes that step's loss NaN. gather:all:STEP writes the complete state of all processes
 before that step into FOLDER/gathered.pt.
 """
 
@@ -38,7 +46,7 @@ from lm.training.module import LanguageModel
 
 @contextlib.contextmanager
 def witness(folder: Path, fault: str = "none") -> Iterator[None]:
-    """Within the block every training step of this process is written down."""
+    """Record every training step of this process while the block runs."""
     kind, _, place = fault.partition(":")
     original = LanguageModel.training_step
 
@@ -51,7 +59,7 @@ def witness(folder: Path, fault: str = "none") -> Iterator[None]:
         if kind == "gather" and place == f"all:{step}":
             gather(self, folder / "gathered.pt")
         if kind == "stop" and step >= int(place.partition(":")[2]):
-            time.sleep(0.1)  # the run is not to be over before the signal comes
+            time.sleep(0.1)  # the run must not end before the signal arrives
         original(self, batch, batch_idx)
 
     accumulate = LanguageModel._accumulate
@@ -108,7 +116,7 @@ def happen(kind: str, step: int) -> None:
 
 
 def failing_later(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, the second call of which goes wrong."""
+    """Return a function that raises an error at its second call."""
     calls = itertools.count(1)
 
     def called(*arguments: Any, **named: Any) -> Any:
@@ -120,7 +128,7 @@ def failing_later(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def rows(folder: Path, processes: int) -> dict[int, list[list[int]]]:
-    """step -> its rows in the order of the plan: micro-batch, process, row."""
+    """Return the rows of each step in the order of the plan: micro-batch, process, row."""
     ranks = [(folder / f"rows-{rank}.jsonl").read_text().splitlines() for rank in range(processes)]
     steps: dict[int, list[list[int]]] = {}
     for lines in zip(*(map(json.loads, rank) for rank in ranks), strict=True):
@@ -135,7 +143,7 @@ def rows(folder: Path, processes: int) -> dict[int, list[list[int]]]:
 
 
 def watch_writes(file: Path) -> None:
-    """Write down each path that Python code of this process changes from now on."""
+    """Record each path that Python code of this process changes from now on."""
     log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -156,7 +164,7 @@ def watch_writes(file: Path) -> None:
 def main() -> None:
     import train
 
-    # else this process was started by Lightning, with the arguments that are left here
+    # Otherwise Lightning started this process, with the arguments that are left here.
     if "WITNESS" not in os.environ:
         os.environ["WITNESS"] = json.dumps(sys.argv[1:3])
         sys.argv[1:] = sys.argv[3:]

@@ -1,4 +1,4 @@
-"""Adapters on linear layers, held against peft's and against plain matrices: python -m pytest
+"""Compare adapters on linear layers with peft's and with plain matrices: python -m pytest
 tests/surgery/test_lora.py.
 """
 
@@ -92,7 +92,9 @@ def backward(model: nn.Module) -> None:
 def test_the_same_function_and_gradients_as_pefts(
     shape: str, targets: list[str], figure: Callable[[str], None]
 ) -> None:
-    """peft's adapters in the same decoder, with the same weights."""
+    """peft's adapters in the same decoder, with the same weights, give the same logits and
+    gradients.
+    """
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
@@ -123,7 +125,7 @@ def test_the_same_function_and_gradients_as_pefts(
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_the_formula(shape: str) -> None:
-    """Against a decoder whose matrices are W + alpha / rank * B A, computed here."""
+    """The logits equal those of matrices W + alpha / rank * B A, computed here."""
     model, plain = adapted(shape, rank=4, alpha=6), decoder(shape)
     with torch.no_grad():
         for name, layer in model.named_modules():
@@ -142,7 +144,7 @@ def test_before_the_first_step_it_is_the_base(shape: str) -> None:
     wanted = [name for name in PER_LAYER if shape != "gpt2" or "gate" not in name]
     assert names == [f"layers.{layer}.{name}" for layer in range(2) for name in wanted]
     for name, weight in trained(model).items():
-        if name.endswith("lora_A"):  # as nn.Linear starts, and as peft does: a = sqrt(5)
+        if name.endswith("lora_A"):  # nn.Linear and peft start like this: a = sqrt(5)
             bound = weight.shape[1] ** -0.5
             assert 0.8 * bound < weight.abs().max() <= bound
         else:
@@ -258,7 +260,7 @@ def test_averages_of_adapters_are_swapped_in_and_out() -> None:
             ["layers.*", "*.query"],
             "'*.query' matches no layer; there are embed_tokens, layers.*.attention.q_proj, ",
         ),
-        # the whole name is meant
+        # a pattern must match the whole name
         (
             ["q_proj"],
             "'q_proj' matches no layer; there are embed_tokens, layers.*.attention.q_proj, ",
@@ -319,8 +321,8 @@ def test_any_module_will_do() -> None:
 
 @pytest.mark.parametrize("shape", [(5, 7), (64, 64), (3, 130), (128, 352), (352, 128), (33, 96)])
 def test_four_bits_are_the_nearest_of_sixteen_values(shape: tuple[int, int]) -> None:
-    """Each block of 64 is scaled by its largest; against a slow search, by the table of the paper
-    (appendix E).
+    """A slow search in the table of the paper (appendix E) gives the same values. Each block of 64
+    is scaled by its largest.
     """
     torch.manual_seed(0)
     layer = nn.Linear(shape[1], shape[0])
@@ -437,8 +439,8 @@ def test_without_bitsandbytes_one_line_says_so(monkeypatch: pytest.MonkeyPatch) 
 def test_processes_learn_the_same_adapters(
     method: str, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
-    """Over gloo, each with the whole decoder (ddp) or with a part of it (fsdp): gradients and
-    weights of one process.
+    """Processes over gloo have the gradients and weights of one process. Each holds the whole
+    decoder (ddp) or a part of it (fsdp).
     """
     one_step.main(8, tmp_path / "whole.pt", 1, method)
     whole = torch.load(tmp_path / "whole.pt", weights_only=True)
@@ -470,8 +472,8 @@ def test_a_copy_is_a_copy() -> None:
 
 
 def test_switched_off_it_is_the_reference_that_dpo_compares_with() -> None:
-    """The same losses and gradients as beside a copy of the base; dropout would differ from one
-    pass to the next.
+    """Losses and gradients equal those with a copy of the base as reference, although the adapters
+    have dropout.
     """
     from lm.optim.objectives import Preference, kept
 
@@ -493,8 +495,8 @@ def test_switched_off_it_is_the_reference_that_dpo_compares_with() -> None:
 
 @pytest.mark.parametrize("shape", ["llama", "untied"])
 def test_adapters_of_an_embedding_change_its_table_wherever_it_is_used(shape: str) -> None:
-    """Held against a decoder whose table is W + alpha / rank * B A, written out: loss, gradients,
-    and merged.
+    """Loss, gradients and merged weights equal those of a decoder whose table is W + alpha / rank *
+    B A, written out.
     """
     model, before = adapted(shape, targets=["embed_tokens"], rank=3, alpha=6.0), decoder(shape)
     low, high = trained(model).values()

@@ -1,4 +1,4 @@
-"""Devices and precisions, on simulated machines."""
+"""Test devices and precisions on simulated machines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def forbidden(*_: object, **__: object) -> None:
 
 
 class Machine:
-    """Return what torch and the system report on a machine with these parts."""
+    """A simulated machine. Torch and the system report the parts it is called with."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, cpuinfo: Path):
         self.monkeypatch, self.cpuinfo = monkeypatch, cpuinfo
@@ -266,8 +266,8 @@ def test_a_frozen_matrix_needs_no_gradient_of_its_own() -> None:
 
 
 def test_flops_per_token_of_gpt2() -> None:
-    """The figures of 124M at T = 1024 by hand: 12 blocks of 12 d^2 weights and a head of 50,257 d.
-    Attention has 12 * 12 * 1024 * 768 = 113.2 MFLOP.
+    """The FLOP of the 124M model at T = 1024 agree with figures by hand. 12 blocks have 12 d^2
+    weights each, and the head has 50,257 d. Attention has 12 * 12 * 1024 * 768 = 113.2 MFLOP.
     """
     matrices = 12 * 12 * 768**2 + 50_257 * 768
     assert matrices == 123_532_032

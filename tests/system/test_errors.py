@@ -1,4 +1,4 @@
-"""Exit codes and messages of failed commands."""
+"""Test exit codes and messages of failed commands."""
 
 from __future__ import annotations
 

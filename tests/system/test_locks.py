@@ -1,4 +1,4 @@
-"""`hold`, `try_hold` and `is_claimed`; tests/runs/test_folder.py tests `claim`."""
+"""Test `hold`, `try_hold` and `is_claimed`; tests/runs/test_folder.py tests `claim`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.runs import ROOT
 
 
 def holder(lock: str) -> AbstractContextManager[subprocess.Popen[str]]:
-    """Another process that has entered a lock, given as an expression, until it is killed."""
+    """Start another process that has entered a lock, given as an expression, until it is killed."""
     return other_process(
         "import sys; from pathlib import Path; from lm.system.locks import *\n"
         f"with {lock}: print('ready', flush=True); sys.stdin.read()"

@@ -1,4 +1,4 @@
-"""The record of the code's commit and of the hardware."""
+"""Test the record of the code's commit and of the hardware."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_code_within_the_checkout_of_another_project_is_not_its(tmp_path):
 
 @pytest.mark.usefixtures("starts_processes")
 def test_a_hook_of_another_checkout_does_not_answer(tmp_path, monkeypatch):
-    """In a hook git sets GIT_DIR, which takes precedence over -C."""
+    """The commit is right although git sets GIT_DIR in a hook, which overrides -C."""
     for name in ("mine", "theirs"):
         (tmp_path / name).mkdir()
         git(tmp_path / name, "init", "-q")

@@ -1,4 +1,4 @@
-"""Progress of a run: bars and lines."""
+"""Test the progress of a run: bars and lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The formatters of sizes, times and numbers."""
+"""Test the formatters of sizes, times and numbers."""
 
 from __future__ import annotations
 

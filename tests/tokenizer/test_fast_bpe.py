@@ -19,7 +19,7 @@ from lm.system.errors import DataError
 from lm.tokenizer.fast_bpe import FastBpe, NotTheSame, byte_symbols
 from lm.tokenizer.tokenizer import ByteTokenizer, FastTokenizer
 
-# As written in the published files.
+# The patterns are as in the published files.
 PATTERNS = {
     "GPT-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "Llama 3": (
@@ -195,7 +195,7 @@ def test_any_text_has_the_same_ids(cut: str, text: str) -> None:
 def test_any_merges_are_the_same_or_refused(
     numbers: list[tuple[int, int]], ignore: bool, more: list[str], texts: list[str], backwards: bool
 ) -> None:
-    """The lists are such as no training makes.
+    """Merges that no training makes give the same ids or are refused.
 
     Two pairs make one token, pairs never meet, tokens are out of reach, ids are in another order.
     """
@@ -248,7 +248,8 @@ def bordering() -> tuple[str, ...]:
 @pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("cut", PATTERNS)
 def test_every_character_is_cut_alike(cut: str) -> None:
-    """Each stands alone, repeated, between letters, digits and signs, after a space and so on.
+    """Each character stands alone, repeated, between letters, digits and signs, after a space and
+    so on.
 
     Ideographs, other letters without case, private use and unassigned code points are a million:
     they get a shorter context.
@@ -421,7 +422,7 @@ def test_what_might_differ_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["order", "left in two", "a special id of a piece", "inverted"])
 def test_what_is_refused_still_has_its_ids(name: str) -> None:
-    """`tokenizers` encodes it, for any amount of text."""
+    """`tokenizers` encodes refused definitions, for any amount of text."""
     definition = REFUSED[name][1]()
     slow, quick = fast_tokenizer(definition), fast_tokenizer(definition)
     quick.TIKTOKEN_PAYS = 0  # type: ignore[misc]

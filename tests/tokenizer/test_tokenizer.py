@@ -1,4 +1,4 @@
-"""Tokenizers: ids, definitions, refusals, streaming, and the hub through its real client."""
+"""Test tokenizers: ids, definitions, refusals, streaming, and the hub through its real client."""
 
 from __future__ import annotations
 

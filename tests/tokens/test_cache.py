@@ -176,7 +176,7 @@ def test_a_full_disk(tmp_path):
 
 @pytest.mark.usefixtures("starts_processes")
 def test_a_disk_that_really_fills_up(tmp_path):
-    """The system call fails, not a stand-in: files may not grow past 4 kB in that process."""
+    """The real system call fails, because files may not grow past 4 kB in that process."""
     program = (
         "import resource, sys, pathlib, signal; from tests.tokens.test_cache import open_cache,"
         " write; from lm.system.errors import CheckpointError\nsignal.signal(signal.SIGXFSZ,"
@@ -252,7 +252,7 @@ def test_without_a_journal_nothing_is_kept(tmp_path):
 
 
 def test_a_kill_before_the_last_renaming_finds_the_journal(tmp_path, monkeypatch):
-    """The longest builds would lose most."""
+    """The journal of a killed build is found. The longest builds would otherwise lose most."""
 
     def build_with_journal(temporary):
         (temporary / JOURNAL).touch()

@@ -1,4 +1,4 @@
-"""A split written as a flat file of ids: python -m pytest tests/tokens/test_export.py.
+"""Test a split that is written as a flat file of ids: python -m pytest tests/tokens/test_export.py.
 
 tests/documents/test_flat.py reads such files back, and runs the command.
 """
@@ -15,7 +15,7 @@ from lm.tokens.store import SplitWriter, TokenStore
 
 
 def store(folder):
-    """A split of one document, "text"."""
+    """Return a split of one document, "text"."""
     folder.mkdir()
     writer = SplitWriter(folder, "train", 256, np.uint16)
     writer.add(

@@ -1,5 +1,5 @@
-"""The shuffle: one-to-one for every size and key, different in every epoch, the same on every
-machine. And how sources are mixed.
+"""The shuffle is one-to-one for every size and key, different in every epoch, and the same on every
+machine. Mixtures of sources have exact shares.
 """
 
 import math
@@ -87,8 +87,8 @@ def test_each_position_has_its_own_key_and_any_shape():
 
 @pytest.mark.parametrize("n", [2, 3, 5, 7, 20])
 def test_the_shuffle_is_fair(n):
-    """Over many keys each pair of rows is as often at the first two places. 6 standard deviations:
-    a false alarm once in 10^6 tests.
+    """Each pair of rows is equally often at the first two places over many keys. 6 standard
+    deviations give a false alarm once in 10^6 tests.
     """
     trials = 40_000
     places, keys = np.meshgrid(np.arange(n, dtype=np.uint64), np.arange(trials, dtype=np.uint64))
@@ -107,7 +107,7 @@ def test_all_orders_of_four_rows_occur():
 
 
 def rows_of_step(step, batch_size, n_rows, seed):
-    """The rows of a step where there is one source, whose epochs begin where the plan's do."""
+    """Return the rows of a step of a single source, whose epochs begin where the plan's do."""
     part, epoch, row = Plan((n_rows,), seed=seed).of_step(step, batch_size).T
     assert not part.any()
     assert epoch.tolist() == [
@@ -117,7 +117,7 @@ def rows_of_step(step, batch_size, n_rows, seed):
 
 
 def slow_rows(first, last, n_rows, seed):
-    """What steps are defined as: the epochs' shuffles, one after the other."""
+    """Return the rows by their definition: the epochs' shuffles, one after the other."""
     endless = []
     while len(endless) < last:
         epoch = len(endless) // n_rows
@@ -188,9 +188,7 @@ def first_rows(plan, n):
 
 
 def slow_blocks(plan):
-    """How many rows of each part follow each other, in any order: block after block, without an
-    end.
-    """
+    """Yield the number of rows of each part in a block, block after block without end."""
     weights = [weight // math.gcd(*plan.weights) for weight in plan.weights]
     left = list(plan.sizes)
     while True:
@@ -198,8 +196,8 @@ def slow_blocks(plan):
         if plan.when_one_ends == "go_on":
             if not any(left):
                 left = list(plan.sizes)
-            # Less than its share of a block is kept for the end, where what is left of all parts
-            # makes one last block.
+            # A part with less than its share of a block is kept for the end. The rests of all parts
+            # make one last block.
             block = [
                 weight if size >= weight else 0 for size, weight in zip(left, weights, strict=True)
             ]
@@ -209,8 +207,8 @@ def slow_blocks(plan):
 
 
 def slow_mixture(plan, n):
-    """At least n rows in blocks: each takes as many rows of each part as it should, the next ones
-    of that part's own shuffled epochs.
+    """Return at least n rows in blocks. Each block takes the due number of rows of each part, in
+    the order of that part's own shuffled epochs.
     """
     alone = [
         iter(first_rows(Plan((size,), seed=plan.seed + i * 2**32), n + 100))
@@ -250,10 +248,10 @@ def test_blocks_have_exact_shares_and_parts_their_own_epochs(parts, seed, when_o
     plan = plan_of(parts, when_one_ends, seed)
     rows = first_rows(plan, n)
     check(plan, rows)
-    for i, size in enumerate(plan.sizes):  # the same without `Plan` as its own judge
+    for i, size in enumerate(plan.sizes):  # the same, checked without `Plan`
         mine = [(epoch, row) for part, epoch, row in rows if part == i]
         assert len(set(mine)) == len(mine)
-        # what is in the last block may be of this epoch or of the one before
+        # rows of the last block may be of this epoch or of the one before
         done = (len(mine) - max(plan.weights)) // size
         assert sorted(address for address in mine if address[0] < done) == [
             (e, row) for e in range(done) for row in range(size)
@@ -356,7 +354,7 @@ def test_sources_and_seeds_of_a_mixture_differ():
 
 
 def test_the_order_of_mixtures_never_changes():
-    """As for one source: resumed runs must find it as it was."""
+    """Resumed runs need the order that they began with, as for one source."""
     mixed = Plan((1000, 50, 7), (4, 4, 2), seed=1337)
     assert (
         " ".join(f"{part}:{row}" for part, _, row in first_rows(mixed, 10))
@@ -376,8 +374,8 @@ def test_the_order_of_mixtures_never_changes():
 
 @pytest.mark.parametrize("when_one_ends", ["repeat", "stop", "go_on"])
 def test_no_amount_of_text_makes_a_step_slower_or_larger(when_one_ends):
-    """10^12 tokens in rows of 1,024, four sources: a step costs what one of a small plan costs, in
-    memory and in calls.
+    """A step of 10^12 tokens in rows of 1,024 from four sources needs about the memory and calls of
+    a small plan's step.
     """
 
     def cost(sizes, step):
@@ -436,7 +434,7 @@ def test_large_mixtures(when_one_ends, sizes, weights):
 )
 @settings(max_examples=60, deadline=None)
 def test_the_first_epoch_that_a_step_needs(sizes, weights, step, batch):
-    """That step and all later ones need nothing before it, so a stream may forget it."""
+    """A step and all later ones need no earlier epoch, so a stream may forget those."""
     plan = Plan(tuple(sizes), tuple(weights[: len(sizes)]), "repeat", 3)
     later = plan.rows(np.arange(step * batch, step * batch + 40 * sum(weights)))
     for part in range(len(sizes)):

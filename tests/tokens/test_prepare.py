@@ -1,5 +1,5 @@
-"""Documents to shards: equal bytes from any number of processes, after any number of kills, and
-from one document after the other.
+"""Documents become the same shards with any number of processes, after any number of kills, and one
+document at a time.
 """
 
 import contextlib
@@ -78,7 +78,7 @@ def reader(section, policy="skip"):
 
 
 def texts_of(count, seed=0):
-    """Documents of several words, a tenth of them repeated."""
+    """Return documents of several words, a tenth of them repeated."""
     chance = random.Random(seed)
     found = []
     for _ in range(count):
@@ -92,7 +92,7 @@ def texts_of(count, seed=0):
 
 
 def source_in(folder, format="jsonl", texts=None, **filters):
-    """A source of two files."""
+    """Write a source of two files and return its section."""
     texts = texts_of(300) if texts is None else texts
     half = len(texts) // 2
     for name, part in ("a", texts[:half]), ("b", texts[half:]):
@@ -107,7 +107,7 @@ def source_in(folder, format="jsonl", texts=None, **filters):
 
 
 def build(folder, section, split, engine=in_this_process, policy="skip"):
-    """Files and manifest of a build in a new folder."""
+    """Build into a new folder, and return its files and its manifest."""
     folder.mkdir()
     manifest = prepare(folder, reader(section, policy), BYTES, split, engine, quiet=True)
     return content(folder), manifest
@@ -118,7 +118,7 @@ def content(folder):
 
 
 def documents(folder, manifest, split):
-    """What is in the shards, as texts."""
+    """Return the texts that the shards hold."""
     store = TokenStore(folder, split, manifest)
     bounds = [*store.document_starts.tolist(), store.tokens - 1]
     stream = store.read(0, 10**9).tolist()
@@ -161,8 +161,8 @@ def test_few_pieces_start_no_process(tmp_path, monkeypatch):
 
 
 def slow(texts, split, filters):
-    """(documents to train on, documents to validate on, what is left out and how often), one
-    document after the other.
+    """Split documents one after the other. Return those to train on, those to validate on, and the
+    counts of what is skipped.
     """
     removed, kept, seen, tokens = Counter(), [], set(), 0
     for text in texts:
@@ -216,7 +216,7 @@ def test_it_is_what_one_document_after_the_other_gives(
     tmp_path_factory, texts, filters, split, fraction, size
 ):
     if split == "tail":
-        filters.pop("max_tokens", None)  # refused by the configuration
+        filters.pop("max_tokens", None)  # the configuration refuses this
     folder = tmp_path_factory.mktemp("slow")
     split = Split(split, fraction)
     with pytest.MonkeyPatch.context() as patch:
@@ -305,11 +305,11 @@ def test_a_file_that_changes_meanwhile_is_noticed(tmp_path):
 
 
 class Killed(BaseException):
-    """Stands for kill -9 where the process has to live on to look at what is left."""
+    """An exception in place of kill -9, if the process must live on to examine what is left."""
 
 
 def killed_after(pieces, while_measuring=False):
-    """An engine that ends like that after so many pieces."""
+    """Return an engine that raises Killed after so many pieces."""
 
     def act(function, given):
         for number, tokens in enumerate(in_this_process(function, given)):
@@ -466,7 +466,7 @@ def start(folder, section, split, processes=1, pause=0.0):
 
 
 def pieces_done(process, count):
-    """Wait until it has said so many."""
+    """Wait until the process has reported so many pieces."""
     for _ in range(count):
         assert process.stdout.readline() == "piece\n", process.communicate()
 
@@ -504,7 +504,7 @@ def test_kill_9_at_random_points(tmp_path, split, amount):
 
 
 def children(process):
-    """The processes that one has started and that are alive."""
+    """Return the living processes that a process has started."""
     listed = subprocess.run(
         ["ps", "-eo", "pid=,ppid=,pgid=,stat=,args="], capture_output=True, text=True
     ).stdout
@@ -517,14 +517,14 @@ def children(process):
 
 
 def workers(process):
-    """Of those, the ones that tokenise."""
+    """Return the children that tokenise."""
     return [
         pid for pid in children(process) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
     ]
 
 
 def gone(process):
-    """Its processes end by themselves, soon."""
+    """Wait up to 20 seconds for the children, and return whether all have ended."""
     deadline = time.monotonic() + 20
     while children(process) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -651,8 +651,8 @@ def test_only_some_pieces_wait(monkeypatch):
 
 
 def test_the_numbers_of_a_hash_are_words_of_its_own(tmp_path):
-    """A text's hash decides where it goes; it is stored beside the tokens, so that equal texts can
-    be found.
+    """The hash of a text decides where it goes. It is stored next to the tokens, so that equal
+    texts can be found.
     """
     section = source_in(tmp_path, texts=["Grüße", "a"])
     _, manifest = build(tmp_path / "cache", section, NONE)

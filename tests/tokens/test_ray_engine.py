@@ -38,7 +38,7 @@ def write(folder: Path, rows: int = 4000) -> Reader:
 def test_the_same_bytes_as_alone(
     tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lm.documents.files.SPAN_BYTES", 20_000)  # the pieces are cut here
+    monkeypatch.setattr("lm.documents.files.SPAN_BYTES", 20_000)  # several pieces in each file
     reader = write(tmp_path)
     contents = []
     for name, by in (("alone", in_this_process), ("ray", engine)):

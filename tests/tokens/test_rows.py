@@ -1,5 +1,5 @@
-"""Conversations in rows: every label where it belongs, each conversation alone, and nothing
-invented where one is cut.
+"""Conversations become rows: every label is where it belongs, each conversation is alone, and a cut
+invents nothing.
 """
 
 import json
@@ -28,7 +28,7 @@ from model import Decoder
 
 BYTES = ByteTokenizer()
 EOS, PAD, END = BYTES.eos_id, BYTES.pad_id, 259
-# A conversation here: the ids behind its EOS, and a flag for each.
+# A conversation here is a list of the ids after its EOS, with a flag for each.
 conversations = st.lists(
     st.lists(
         st.tuples(st.integers(0, 255), st.sampled_from([0, LEARNED])), min_size=1, max_size=14
@@ -47,7 +47,7 @@ def make_store(folder, given):
 
 
 def expected(given, length, too_long):
-    """What each conversation that is kept gives: pairs of an input and its label."""
+    """Return pairs of an input and its label for each conversation that is kept."""
     result = []
     for conversation in given:
         if len(conversation) > length and (
@@ -177,7 +177,7 @@ def test_packed_conversations_are_learnt_as_if_each_were_alone(tmp_path):
 
 
 def config_of(folder, rows, length=64, **source):
-    """A configuration over conversations of (prompt, answer)."""
+    """Return a configuration over conversations of (prompt, answer)."""
     path = folder / "chats.jsonl"
     path.write_text(
         "".join(
@@ -200,7 +200,7 @@ def config_of(folder, rows, length=64, **source):
 
 
 def labels_of(data):
-    """Every label of the training split, as text; special tokens by number."""
+    """Return the id of every label of the training split."""
     part = data.rows["train"].parts[0]
     found = [part.row(number)[1] for number in range(len(part))]
     return [int(label) for labels in found for label in labels if label != IGNORE_INDEX]
@@ -222,8 +222,8 @@ def test_only_the_answers_and_their_ends_are_labels(tmp_path):
 
 
 def test_what_cannot_be_learnt_does_not_matter(tmp_path):
-    """The guard that the mask is used: other labels at the prompt's positions would change the
-    loss, and there are none.
+    """The loss is that of the answers alone. Labels at the prompt's positions would change it, and
+    there are none.
     """
     data = PackedDataModule(config_of(tmp_path, CHATS, length=128), BYTES, lambda line: None)
     rows = data.rows["train"][np.array([[0, 0, 0]])]
@@ -241,7 +241,9 @@ def test_what_cannot_be_learnt_does_not_matter(tmp_path):
 
 
 def test_padding_is_never_learnt_even_where_it_is_the_end(tmp_path):
-    """Of many tokenizers EOS is the padding too (GPT-2's), and the true end must stay a label."""
+    """Many tokenizers, such as GPT-2's, use EOS as the padding, too. The true end must stay a
+    label.
+    """
     config = config_of(tmp_path, CHATS, length=128, template="alpaca", system="")
     tokenizer = ByteTokenizer()
     tokenizer.pad_id = tokenizer.eos_id
@@ -257,7 +259,7 @@ def test_padding_is_never_learnt_even_where_it_is_the_end(tmp_path):
 
 def test_bits_per_byte_count_the_bytes_of_the_answers(tmp_path):
     data = PackedDataModule(config_of(tmp_path, CHATS, length=128), BYTES, lambda line: None)
-    data.rows  # noqa: B018 - made by the first question
+    data.rows  # noqa: B018 - the first access makes them
     assert data.text_bytes_per_token == 1.0
     [corpus] = data.corpora
     assert (
@@ -284,7 +286,7 @@ def test_rows_that_hold_no_conversation_are_refused(tmp_path):
 
 
 def test_text_beside_conversations_keeps_nothing_for_the_report(tmp_path):
-    """Whichever of them comes first."""
+    """The text source gives nothing to the report, in either order of the sources."""
     texts = [f"text number {n}" for n in range(60)]
     (tmp_path / "text.txt").write_text("\n\n".join(texts))
     chat = config_of(tmp_path, CHATS).data.source
@@ -334,8 +336,8 @@ def test_the_report_reads_what_is_kept_for_it_and_that_alone(tmp_path):
 
 
 def test_conversations_that_two_sources_have_are_asked_once(tmp_path):
-    """As where one learns the answers alone and the other the prompts too; what stands twice in one
-    source is there twice.
+    """A conversation of two sources is asked once, even if one of them also learns the prompts. One
+    that is twice in a source stays there twice.
     """
     twice = [*CHATS, CHATS[0], CHATS[0]]
     config = config_of(tmp_path, twice)
@@ -359,7 +361,7 @@ def test_conversations_that_two_sources_have_are_asked_once(tmp_path):
 
 
 def test_a_row_ends_with_its_last_conversation(tmp_path):
-    """Whatever ends a turn, which here is not EOS."""
+    """A row ends with its conversation whatever token ends a turn; here it is not EOS."""
     data = PackedDataModule(config_of(tmp_path, CHATS, length=128), BYTES, lambda line: None)
     batch = data.rows["train"][np.array([[[0, 0, number] for number in range(3)]])]
     rows = read_rows({**batch, "step": 0}, BYTES, [""] * 3)
@@ -424,7 +426,7 @@ WRONG = [
 @pytest.mark.parametrize(("wrong", "message"), WRONG)
 @pytest.mark.parametrize("place", ["source", "validation"])
 def test_what_conversations_need_is_asked_of_all_of_them(tmp_path, wrong, message, place):
-    """Of those to validate on too, also where the rest is text."""
+    """Validation conversations need the same settings, even if the training data is text."""
     given = config_of(tmp_path, CHATS).model_dump(exclude={"data": {"val_fraction"}})
     data = given["data"] | {"document_mask": wrong.get("document_mask", True)}
     chat = data.pop("source") | wrong.get("source", {})
@@ -455,7 +457,9 @@ def test_a_model_speaks_in_one_template(tmp_path):
 
 
 def best_fit(lengths, capacity):
-    """How much each row holds, longest sequences first, each into the fullest row that has room."""
+    """Return how much each row holds: longest sequences first, each into the fullest row that has
+    room.
+    """
     rows = []
     for length in sorted(lengths, reverse=True):
         fitting = [i for i, used in enumerate(rows) if used + length <= capacity]

@@ -17,7 +17,7 @@ EOS = 9
 
 
 def add(writer, documents, dtype=np.uint16):
-    """Documents as lists of ids; the hash of each is its length."""
+    """Add documents as lists of ids; the hash of each is its length."""
     lengths = [len(ids) for ids in documents]
     flat = np.array([i for ids in documents for i in ids], dtype)
     writer.add(
@@ -26,7 +26,7 @@ def add(writer, documents, dtype=np.uint16):
 
 
 def write(folder, batches, dtype=np.uint16, shard_tokens=2**26):
-    """A cache of one split, from batches of documents."""
+    """Write a cache of one split from batches of documents, and return its manifest."""
     writer = SplitWriter(folder, "train", EOS, dtype, shard_tokens)
     for documents in batches:
         add(writer, documents, dtype)
@@ -158,7 +158,7 @@ def test_a_cache_that_was_made_again_is_not_read_from_the_old_files(tmp_path):
 )
 @settings(max_examples=80, deadline=None)
 def test_another_writer_goes_on_from_any_state(tmp_path_factory, batches, shard_tokens, data):
-    """What the first one wrote after its state was asked for is garbage to the second."""
+    """The second writer overwrites what the first one wrote after its state was read."""
     folder, straight = tmp_path_factory.mktemp("killed"), tmp_path_factory.mktemp("straight")
     expected = write(straight, batches, shard_tokens=shard_tokens)
     known = data.draw(st.integers(0, len(batches)))

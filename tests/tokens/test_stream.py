@@ -81,7 +81,7 @@ def make_stream(
 
 
 def make_all(stream: Stream, last: int) -> None:
-    """As a run does it, but for those it has no use for any more: here all stay."""
+    """Make all windows up to `last`. Unlike in a run, all of them stay."""
     for window in range(last + 1):
         stream.make(window)
 
@@ -89,7 +89,7 @@ def make_all(stream: Stream, last: int) -> None:
 def slow_sequence(
     tokens: int, texts: list[str], fraction: float = 0.2
 ) -> tuple[list[int], list[int]]:
-    """The endless sequence's first tokens, and where its documents begin."""
+    """Return the first tokens of the endless sequence, and where its documents begin."""
     sequence: list[int] = []
     starts = []
     while len(sequence) < tokens:
@@ -104,7 +104,9 @@ def slow_sequence(
 def test_windows_are_the_sequence_cut_and_overlap_by_the_token_that_is_only_predicted(
     tmp_path: Path, rows: int, length: int
 ) -> None:
-    """Also beyond the end of the dataset, and where a window is larger than all of it."""
+    """This also holds beyond the end of the dataset, and for a window that is larger than all of
+    it.
+    """
     stream, size, n = make_stream(tmp_path, rows, length), rows * length, 9
     make_all(stream, n - 1)
     expected, starts = slow_sequence(n * size + 1, TEXTS)
@@ -120,7 +122,7 @@ def test_windows_are_the_sequence_cut_and_overlap_by_the_token_that_is_only_pred
 
 
 def test_windows_that_are_passed_are_closed(tmp_path: Path) -> None:
-    """Else a removed one would keep its room on the disk for as long as the run lasts."""
+    """A removed window that stayed open would occupy disk space for as long as the run lasts."""
     stream = make_stream(tmp_path)
     make_all(stream, 5)
     for window in range(6):
@@ -157,8 +159,8 @@ def test_a_window_is_made_again_from_what_was_kept(tmp_path: Path) -> None:
 
 
 def test_windows_on_the_way_to_one_leave_no_tokens(tmp_path: Path) -> None:
-    """A run whose cache was lost goes on far inside the stream, and the disk holds a few windows,
-    not all before.
+    """A run whose cache was lost goes on far inside the stream. The disk holds a few windows, not
+    all before.
     """
     stream = make_stream(tmp_path)
     stream.make(6)
@@ -200,7 +202,9 @@ def test_more_validation_rows_than_before_are_held_out_anew(tmp_path: Path) -> N
 def test_a_stream_of_which_nothing_is_held_out_is_not_read_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`data.validation` names other text: searching all of Wikipedia would take days."""
+    """`data.validation` names other text, so the stream is not searched. All of Wikipedia would
+    take days.
+    """
     monkeypatch.setattr(hub, "stream", lambda *_: pytest.fail("the stream was read"))
     assert make_stream(tmp_path, split=Split("none")).validation(0).documents == 0
 
@@ -233,8 +237,8 @@ def test_what_a_stream_leaves_out_is_counted(
 def test_a_run_that_a_bad_row_stopped_goes_on_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the windows that it has: what they hold does not depend on `data.on_bad_row`, which may
-    change.
+    """The run keeps its windows. Their content does not depend on `data.on_bad_row`, so this key
+    may change.
     """
     [stop], [skip] = (
         open_corpora(
@@ -261,8 +265,8 @@ def test_a_run_that_a_bad_row_stopped_goes_on_without_it(
 
 
 def test_the_commit_of_a_run_is_its_checkpoints(tmp_path: Path) -> None:
-    """Whatever was found before, by another command say; and that is kept for those without a
-    checkpoint.
+    """The commit of a checkpoint takes precedence over the newest one. Starts without a checkpoint
+    then use it, too.
     """
     source = HubSource(format="hub", dataset="a/b", streaming=True)
     newest = hub.newest_revision(source)
@@ -405,7 +409,7 @@ def test_a_killed_streamed_run_sees_the_batches_of_a_straight_one(tmp_path: Path
 
 @pytest.mark.usefixtures("starts_processes")
 def test_a_run_that_was_moved_goes_on_in_the_commit_that_it_began_with(tmp_path: Path) -> None:
-    """The dataset has a newer one by then; and where the old one is gone, that is said."""
+    """The dataset has a newer commit by then. If the old one is gone, the message says so."""
     serve(tmp_path / "root")
     began, moved, again = (
         config(tmp_path, name, max_steps=steps)
@@ -474,8 +478,8 @@ def test_a_checkpoint_of_a_streamed_run_is_scored_on_what_the_run_validates_on(
 
 @pytest.mark.usefixtures("starts_processes")
 def test_config_yaml_as_it_is_shipped(tmp_path: Path) -> None:
-    """Its data as they are, from a hub that cuts connections; smaller in the model, the window and
-    the budget.
+    """config.yaml runs with its own data, from a hub that cuts connections. Only model, window and
+    budget are smaller.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -565,8 +569,8 @@ def test_a_producer_that_is_gone_ends_the_wait(
 def test_who_waits_does_not_pass_for_a_producer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of many processes that wait, one would always see another's look at the lock, and none would
-    ever give up.
+    """A process that waits looks at the lock. If others took it for a producer, many waiting
+    processes would never give up.
     """
     monkeypatch.setattr("lm.tokens.producer.STALE", 0.2)
     with (tmp_path / "producer.lock").open("wb") as other:
@@ -577,7 +581,7 @@ def test_who_waits_does_not_pass_for_a_producer(
 
 
 def limited(calls: int) -> Any:
-    """`time.sleep`, so often."""
+    """Return a `time.sleep` that fails the test after so many calls."""
     left, sleep = iter(range(calls)), time.sleep
     return lambda seconds: (
         sleep(seconds) if next(left, None) is not None else pytest.fail("waits for ever")
@@ -586,8 +590,8 @@ def limited(calls: int) -> Any:
 
 @pytest.mark.usefixtures("starts_processes")
 def test_another_process_that_reads_the_same_stream_is_an_error(tmp_path: Path) -> None:
-    """Such as a training run, while the data are looked at: its windows may never come to those
-    that are wanted here.
+    """A training run may read the stream while the data are viewed. Its windows may never reach the
+    ones that are wanted here.
     """
     stream = make_stream(tmp_path)
     make_all(stream, 5)
@@ -619,7 +623,7 @@ def test_a_disk_that_refuses_a_window_is_said(
 
 
 def test_windows_have_to_hold_what_is_loaded_ahead(tmp_path: Path) -> None:
-    """With less, a batch would want a window that its stream makes only when the batch is done."""
+    """A batch would otherwise wait for a window that its stream makes only after the batch."""
     settings = load_config(config(tmp_path, "run"), ["--data.source.window_tokens=1536"]).config
     assert settings.data.streams
     with pytest.raises(
@@ -637,7 +641,7 @@ def test_windows_have_to_hold_what_is_loaded_ahead(tmp_path: Path) -> None:
 def test_what_goes_wrong_in_the_producer_is_raised_where_the_window_is_awaited(
     tmp_path: Path,
 ) -> None:
-    """In its process there is no stand-in for the hub, and so no such dataset."""
+    """The producer's process has no stand-in for the hub, and so no such dataset."""
     stream = make_stream(tmp_path)
     environment = pytest.MonkeyPatch()
     environment.setenv("HF_HUB_OFFLINE", "1")
@@ -659,8 +663,8 @@ def test_windows_are_made_one_ahead_and_removed_behind(tmp_path: Path) -> None:
     whole = lambda: [stream.is_whole(window) for window in range(6)]  # noqa: E731
     producer = Producer(stream, 0, 5)
     try:
-        for window in range(2, 6):  # the first two stayed, and it may be looking at them
-            stream.make(window)  # there is no hub in its process
+        for window in range(2, 6):  # the first two stayed, and the producer may read them
+            stream.make(window)  # the producer's process has no hub
         producer.advance(3)
         deadline = time.monotonic() + 30
         while whole() != [False] * 2 + [True] * 4 and time.monotonic() < deadline:
@@ -677,7 +681,7 @@ def test_what_the_producer_leaves_keeps_its_exit_code(
     (tmp_path / "failed.json").write_text(
         json.dumps({"message": "what went wrong", "exit_code": kind.exit_code})
     )
-    os.utime(tmp_path / "failed.json", (0, 0))  # the clock of a disk in a network is another one
+    os.utime(tmp_path / "failed.json", (0, 0))  # a disk in a network has a clock of its own
     with pytest.raises(kind, match="what went wrong"):
         await_window(make_stream(tmp_path), 0)
 
@@ -686,7 +690,7 @@ def test_what_the_producer_leaves_keeps_its_exit_code(
 def test_a_mistake_in_the_producer_is_an_internal_error_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the producer's traceback in the run's file."""
+    """The run's file holds the producer's traceback."""
     stream = make_stream(tmp_path)
     (tmp_path / "window-000000").mkdir()
     (tmp_path / "window-000000" / "manifest.json").write_text("{}")

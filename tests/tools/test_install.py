@@ -1,4 +1,4 @@
-"""What `make` shows while pip downloads."""
+"""Test the output of `make` while pip downloads."""
 
 from __future__ import annotations
 

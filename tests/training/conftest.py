@@ -1,4 +1,4 @@
-"""The run that the tests of this folder compare others with."""
+"""Provide the run that the tests of this folder compare others with."""
 
 from __future__ import annotations
 

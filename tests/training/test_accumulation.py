@@ -1,5 +1,5 @@
-"""T1: a step is the same step however it is cut into micro-batches and processes, to the gradient,
-with uneven masks.
+"""A step has the same gradient however it is cut into micro-batches and processes, with uneven
+masks.
 
 Gradients are compared and not losses, because AdamW hides a wrong scale.
 """
@@ -30,15 +30,15 @@ def assert_close(result: dict[str, Tensor], expected: dict[str, Tensor]) -> None
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, trains: None) -> dict[str, Tensor]:
-    """All eight rows at once, in one process."""
+    """Return the result of all eight rows at once, in one process."""
     out = tmp_path_factory.mktemp("whole") / "out.pt"
     one_step.main(8, out, 1)
     return torch.load(out, weights_only=True)
 
 
 def test_the_gradient_is_that_of_the_mean_over_all_targets(whole: dict[str, Tensor]) -> None:
-    """Against a plain computation without Lightning, and against the wrong one: the mean of the
-    rows' means.
+    """The gradient equals that of a plain computation without Lightning. It differs from the wrong
+    one, the mean of the rows' means.
     """
     from lm.optim.randomness import fold, seed_all
 
@@ -87,8 +87,8 @@ def test_many_processes(
     cases: tuple[str, ...],
     figure: Callable[[str], None],
 ) -> None:
-    """Over gloo: the eight rows as 2 x 4, 2 x 2 x 2, 4 x 2 and 4 x 2 x 1, where some processes have
-    nothing but ignored labels.
+    """Processes over gloo take the eight rows as 2 x 4, 2 x 2 x 2, 4 x 2 and 4 x 2 x 1. Some have
+    only ignored labels.
     """
     launched(processes, "tests.support.one_step", str(tmp_path), *cases)
     worst = 0.0

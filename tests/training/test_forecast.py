@@ -1,4 +1,4 @@
-"""What a run will take, said before it starts, and what is refused then: python -m pytest
+"""A run prints its needs before it starts, and is refused if they cannot be met: python -m pytest
 tests/training/test_forecast.py.
 """
 
@@ -52,7 +52,7 @@ def forecast(epochs_per_step: float = 0.01, start: int = 0, **trainer: Any) -> F
 
 @pytest.mark.usefixtures("trains")
 def test_the_footprint_is_that_of_the_real_thing(tmp_path: Path) -> None:
-    """Held against AdamW's own state, and against the files of a checkpoint."""
+    """The footprint equals AdamW's own state, and is close to the size of a checkpoint's files."""
     train(config_file(tmp_path), "--trainer.max_steps=3")
     checkpoint = tmp_path / "run" / "final.ckpt"
     from lm import load
@@ -75,8 +75,8 @@ def test_the_footprint_is_that_of_the_real_thing(tmp_path: Path) -> None:
 
 
 def test_activations_are_what_the_backward_pass_keeps() -> None:
-    """Two layers by hand: the input of each, and what ReLU keeps; a view counts once, a weight not
-    at all.
+    """The figure for two layers agrees with one by hand: the input of each, and what ReLU keeps. A
+    view counts once, a weight not at all.
     """
     model = nn.Sequential(
         nn.Linear(8, 32, bias=False),
@@ -142,8 +142,8 @@ def test_what_a_trial_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     [(200, 0), (250, 0), (99, 0), (1, 0), (250, 150), (250, 200), (300, 200), (201, 200)],
 )
 def test_validations_are_counted(max_steps: int, start: int) -> None:
-    """One by one: step 0, every hundredth, and the last; a resumed run has done that of its first
-    step.
+    """Validations are due at step 0, every hundredth and the last. A resumed run has already done
+    that of its first step.
     """
     due = [step for step in range(max_steps + 1) if step in (0, max_steps) or step % 100 == 0]
     wanted = sum(step > start or step == 0 == start for step in due)
@@ -196,8 +196,8 @@ def test_more_passes_than_allowed_are_refused(tmp_path: Path) -> None:
 def test_room_for_the_checkpoints_that_are_still_to_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two for a new run. One that goes on has the first on the disk: it must not be refused for
-    what it has itself written.
+    """A new run needs room for two checkpoints. A resumed run has the first on the disk, and is not
+    refused because of it.
     """
     usage, one = namedtuple("usage", "total used free"), forecast().footprint.checkpoint
     for free, start, refused in (

@@ -1,7 +1,7 @@
-"""fp16 with a gradient scaler, on the CPU: the command refuses it there for its slowness, but the
-arithmetic is the GPU's.
+"""Train in fp16 with a gradient scaler on the CPU. The command refuses this because it is slow, but
+the arithmetic is the GPU's.
 
-One optimiser step after another, as `trainer.fit` makes them on a GPU without bf16.
+`trainer.fit` makes one optimiser step after another, as on a GPU without bf16.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from model import Decoder
 pytestmark = pytest.mark.usefixtures("trains")
 
 ROWS, LENGTH, VOCABULARY, STEPS = 4, 12, 50, 6
-CALM, TOO_HIGH = 2.0**10, 2.0**40  # scales: of one no gradient overflows, of the other all do
+CALM, TOO_HIGH = 2.0**10, 2.0**40  # scales: no gradient overflows, or all do
 
 
 class Steps(Dataset[dict[str, object]]):
-    """The same rows each step."""
+    """A data set whose rows depend only on the number of the step."""
 
     def __len__(self) -> int:
         return STEPS
@@ -47,8 +47,8 @@ class Steps(Dataset[dict[str, object]]):
 
 
 class Recorder(LanguageModel):
-    """Keeps what the optimiser was given, and the weights and averages after each step; saves after
-    step 3 if asked to.
+    """A model that records the norms of the gradients, and the weights and averages after each
+    step. It saves after step 3 if `save` is set.
     """
 
     save: Path | None = None
@@ -168,8 +168,8 @@ def test_overflows_without_an_end_stop_the_run() -> None:
 def test_a_step_that_is_left_out_leaves_the_scale_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A resumed run does not compute it, and must have the same scale behind it as the run that
-    found it out.
+    """A resumed run does not compute the skipped step. Its scale must then be that of the run that
+    computed it.
     """
     accumulate = LanguageModel._accumulate
 

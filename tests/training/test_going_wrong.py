@@ -1,4 +1,4 @@
-"""Non-finite numbers, spikes, too little memory, failed evaluations, a full disk."""
+"""Test non-finite numbers, spikes, too little memory, failed evaluations and a full disk."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from tests.training.test_train import (
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, *at: int) -> list[int]:
-    """Let the loss of these steps (updates done before) be NaN. Returns the steps that are
-    computed, as they come.
+    """Make the loss of these steps (updates done before) NaN. Return a list that grows by each step
+    that is computed.
     """
     accumulate, computed = LanguageModel._accumulate, []
 
@@ -47,7 +47,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, *at: int) -> list[int]:
 
 
 def left_out(folder: Path, *at: int) -> None:
-    """As if these steps had been given up before."""
+    """Record these steps as skipped in an earlier session."""
     folder.mkdir(parents=True)
     (folder / "incidents.jsonl").write_text(
         "".join(json.dumps({"step": step, "kind": "skipped", "message": ""}) + "\n" for step in at)
@@ -60,7 +60,7 @@ def incidents(run: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def without(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
-    """A run of 12 steps that never made the update of step 8."""
+    """Return a run of 12 steps that never made the update of step 8."""
     folder = tmp_path_factory.mktemp("without")
     left_out(folder / "run", 7)
     train(config_file(folder))
@@ -144,7 +144,7 @@ def test_a_skipped_step_changes_nothing(without: Path) -> None:
 def test_a_resumed_run_skips_them_too(
     without: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not because the number comes out NaN again: it is not computed."""
+    """The recorded step is skipped. It is not computed, so its loss is not NaN again."""
     config = config_file(tmp_path)
     with monkeypatch.context() as patched:
         poison(patched, 7)
@@ -198,7 +198,7 @@ def test_too_many_in_a_row_stop(
 def test_whatever_is_not_finite_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """An infinite gradient behind a finite loss; a weight that is NaN."""
+    """An infinite gradient with a finite loss is found, and so is a weight that is NaN."""
     accumulate = LanguageModel._accumulate
 
     def broken(self: LanguageModel, batch: dict[str, Any]) -> Tensor:
@@ -269,8 +269,8 @@ def test_a_line_of_incidents_that_was_cut_is_left_out_and_not_glued_to(tmp_path:
 
 @pytest.mark.usefixtures("trains")
 def test_a_rollback_leaves_no_book_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sessions of one process would pile up TensorBoard's threads and files, and progress bars
-    on the screen.
+    """Each session closes its logs. TensorBoard's threads and files, and progress bars, would
+    otherwise pile up.
     """
     poison(monkeypatch, 7, 8)
     closed: list[Progress] = []
@@ -283,8 +283,8 @@ def test_a_rollback_leaves_no_book_open(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_only_overflows_of_the_way_that_the_run_has_come_count(tmp_path: Path) -> None:
-    """Three in a row ended it; it goes on from step 10 with a lower rate. What would have been 11
-    and 12 is ahead of it again.
+    """Three overflows in a row ended the run. It goes on from step 10 with a lower rate, and
+    overflows after that step do not count.
     """
     ended = Incidents(tmp_path, str, "stop", 3, print)
     ended.recall(10, lambda value: value)
@@ -295,7 +295,7 @@ def test_only_overflows_of_the_way_that_the_run_has_come_count(tmp_path: Path) -
     lower.recall(10, lambda value: value)
     lower.note(13, "overflow", "")
     lower.note(10, "overflow", "")
-    # 9, which is behind it, 10 and 11
+    # the three are 9, before the resume, 10 and 11
     with pytest.raises(NonFiniteError, match=r"^step 12: 3 updates in a row"):
         lower.note(11, "overflow", "")
     assert len(incidents(tmp_path)) == 5, "and what is written down already is not written twice"
@@ -305,7 +305,7 @@ def test_only_overflows_of_the_way_that_the_run_has_come_count(tmp_path: Path) -
 def test_the_time_limit_does_not_start_anew_with_a_rollback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two hours pass in the step that is given up: the run that goes on from step 6 is past its
+    """Two hours pass in the step that is given up. The run that goes on from step 6 is past its
     limit of one.
     """
     poison(monkeypatch, 7)
@@ -380,7 +380,7 @@ def test_spikes_are_written_down_and_the_watch_survives_a_resume(
 
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, rows: int, message: str) -> None:
-    """From the fifth training call on, more than `rows` rows at once are too many."""
+    """Let more than `rows` rows at once run out of memory from the sixth training call on."""
     forward, calls = Decoder.forward, []
 
     def limited(self: Decoder, ids: Tensor, *rest: Any, **options: Any) -> Tensor:
@@ -403,8 +403,8 @@ CPU_MESSAGE = (
 def test_out_of_memory_is_done_again_with_fewer_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From step 3 (the second of its two micro-batches) one row at a time; the same run but for
-    rounding.
+    """The run continues one row at a time from the second micro-batch of step 3. It is the same run
+    except for rounding.
     """
     plain = config_file(
         tmp_path,

@@ -1,4 +1,4 @@
-"""What a run writes down about itself: python -m pytest tests/training/test_logger.py."""
+"""Test a run's record of itself: python -m pytest tests/training/test_logger.py."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def opened(
 
 
 def logged(folder: Path, tag: str) -> list[tuple[int, float]]:
-    """What TensorBoard shows of a curve."""
+    """Return the points of a curve as TensorBoard shows them."""
     events = EventAccumulator(str(folder))
     events.Reload()
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
 def train(book: RunLogger, clock: Clock, first: int, last: int, loss: float = 3.0) -> None:
-    """Steps of two seconds, each of them logged."""
+    """Log steps of two seconds each."""
     for step in range(first, last + 1):
         book.stopwatch.go()
         clock.now += 2
@@ -127,7 +127,9 @@ def test_an_unknown_peak_leaves_mfu_empty(tmp_path: Path, clock: Clock) -> None:
 def test_tensorboard_has_the_same_figures_at_once(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without finalize(), and however slow the writing thread is: a killed run has them all."""
+    """The figures are there without finalize(), however slow the writing thread is. A killed run
+    therefore has them all.
+    """
     write = RecordWriter.write
 
     def slow_write(writer: RecordWriter, event: bytes) -> None:
@@ -164,8 +166,8 @@ def test_without_tensorboard_there_is_no_file_of_it(tmp_path: Path, clock: Clock
 def test_a_resumed_run_takes_later_rows_out(
     tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first run got to step 8 and its last checkpoint is of step 5: 6, 7 and 8 are written
-    again, 1 to 5 are history.
+    """The first run reached step 8, and its last checkpoint is of step 5. Rows 6 to 8 are written
+    again, and rows 1 to 5 stay.
     """
     first = opened(tmp_path)
     first.log_validation(0, Evaluation(4.0, 2.0, 10), None)
@@ -249,10 +251,10 @@ def test_the_newest_figures_are_shown(tmp_path: Path, clock: Clock) -> None:
     assert shown == [(3.01, 1e-3, None), (3.02, 1e-3, 500.0)]
 
 
-# TensorBoard's thread says it too
+# TensorBoard's thread raises the error too
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_is_one_plain_error(tmp_path: Path, clock: Clock) -> None:
-    """Event files grow to 4 KB and no further; the sample does not fit."""
+    """Event files may grow to 4 KB and no further, so the sample does not fit."""
     book = opened(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))

@@ -1,5 +1,7 @@
-"""A run that an older version began resumes: `older_run` was made by commit 3fdd691, in float32 and
-with one thread, and stopped by a SIGTERM after 5 of its 15 steps.
+"""A run that an older version began resumes.
+
+Commit 3fdd691 made `older_run` in float32 with one thread. A SIGTERM stopped it after 5 of its 15
+steps.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ LOSSES = (
 def test_a_run_begun_before_the_rooms_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten more losses are equal to 1e-5: another processor may round the last digit otherwise."""
+    """Ten more losses are equal to 1e-5, because another processor may round the last digit
+    differently.
+    """
     folder = tmp_path / "older"
     shutil.copytree(OLDER_RUN, folder)
     monkeypatch.chdir(folder)

@@ -1,5 +1,5 @@
-"""Many processes are one run: python -m pytest tests/training/test_processes.py. All of it with
-torchrun and gloo, on the CPU.
+"""Many processes are one run: python -m pytest tests/training/test_processes.py. All tests use gloo
+on the CPU.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ STEPS = 40
 
 
 def parts() -> Parts:
-    """The parts of a session that a Trainer depends on."""
+    """Return the parts of a session that a Trainer depends on."""
     data = DataConfig.model_validate({"source": {"format": "txt", "files": "unused"}})
     trainer = TrainerConfig(max_steps=1, device="cpu", precision="fp32")
     nothing: Any = None
@@ -52,8 +52,8 @@ def parts() -> Parts:
 
 
 def configured(folder: Path, **trainer: object) -> Path:
-    """40 steps without dropout, whose random numbers follow the micro-batches; validated on fewer
-    rows than there are processes.
+    """Write a configuration of 40 steps without dropout, whose random numbers follow the
+    micro-batches. It validates on fewer rows than there are processes.
     """
     folder.mkdir(exist_ok=True)
     settings = {
@@ -84,7 +84,7 @@ def configured(folder: Path, **trainer: object) -> Path:
 def started(
     folder: Path, config: Path, *keys: str, fault: str = "none", processes: int = 2, **options: Any
 ) -> str:
-    """Two witnessed processes under torchrun; what they and it wrote to stderr."""
+    """Start witnessed processes under torchrun, and return the stderr of all of them."""
     return launched(
         processes,
         "tests.support.witnessed",
@@ -109,25 +109,25 @@ def evaluations(run: Path) -> list[dict[str, Any]]:
 
 
 def distance(one: Path, other: Path) -> float:
-    """The largest difference between two runs' final weights."""
+    """Return the largest difference between two runs' final weights."""
     mine, theirs = (load_file(run / "final.ckpt" / "model.safetensors") for run in (one, other))
     assert mine.keys() == theirs.keys()
     return max((mine[name] - theirs[name]).abs().max().item() for name in mine)
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """But for rounding."""
+    """Check that two runs are equal except for rounding."""
     assert losses(one) == pytest.approx(losses(other), abs=1e-5)
     for mine, theirs in zip(evaluations(one), evaluations(other), strict=True):
         assert (mine["step"], mine["tokens"]) == (theirs["step"], theirs["tokens"])
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
-    # AdamW turns a gradient that is nothing but rounding into a step
+    # AdamW makes a step of a gradient that is only rounding
     assert distance(one, other) < 1e-4
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
-    """The run of one process, never interrupted."""
+    """Return the folder of a run of one process, never interrupted."""
     folder = tmp_path_factory.mktemp("straight")
     config = configured(folder)
     with witness(folder):
@@ -139,8 +139,8 @@ def straight(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
 def test_stopped_and_resumed_on_two_processes_one_and_two(
     straight: Path, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
-    """2 processes until the launcher gets a SIGTERM, then 1, then 2: the rows, losses, scores and
-    weights of one that never stopped.
+    """Two processes run until the launcher gets a SIGTERM, then one, then two. Rows, losses, scores
+    and weights are those of a run that never stopped.
     """
     config = configured(tmp_path / "many")
     sessions = [tmp_path / name for name in ("first", "second", "third")]
@@ -181,13 +181,13 @@ def test_stopped_and_resumed_on_two_processes_one_and_two(
 
 
 def writes(session: Path, rank: int) -> list[str]:
-    """What a process wrote or made."""
+    """Return the paths that a process wrote or made."""
     return (session / f"writes-{rank}.txt").read_text().splitlines()
 
 
 @pytest.mark.usefixtures("starts_processes")
 def test_an_error_of_one_process_is_its_own_message_first(tmp_path: Path) -> None:
-    """The others learn of it by the connection that breaks, and say less; all of them end."""
+    """The other processes notice the broken connection and print less. All of them end."""
     config = configured(tmp_path)
     said = started(tmp_path, config, *TWO, fault="raise:1:5", succeeds=False).splitlines()
     own = next(
@@ -214,7 +214,7 @@ def test_a_killed_process_is_named_by_the_launcher(tmp_path: Path) -> None:
 
 
 def assert_resumable(run: Path, step: int) -> None:
-    """Its newest checkpoint is that of `step`, and whole."""
+    """Check that the newest checkpoint is that of `step`, and whole."""
     assert [step_of(path) for path in step_directories(run)][-1] == step
     Checkpoint(step_directories(run)[-1]).verify()
 
@@ -231,8 +231,8 @@ def assert_resumable(run: Path, step: int) -> None:
 def test_a_full_disk_ends_both_processes(
     tmp_path: Path, size: str, said: str, saved: int | None
 ) -> None:
-    """Only the first one writes, and only it can meet it; the other must not wait for it for ever.
-    No launcher is there to kill it.
+    """Only the first process writes, and only it can meet the full disk. The other must not wait
+    for ever. No launcher is there to kill it.
     """
     config = configured(tmp_path)
     (tmp_path / "run").mkdir()
@@ -248,8 +248,8 @@ def test_a_full_disk_ends_both_processes(
 @pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("launcher", ["srun", "Lightning"])
 def test_several_processes_go_back_together(tmp_path: Path, launcher: str) -> None:
-    """trainer.on_nonfinite: rollback. The second session is the same processes', with the decision
-    of the first among them.
+    """The same processes run the second session of trainer.on_nonfinite: rollback. The first one
+    decides for all.
     """
     config = configured(tmp_path)
     (tmp_path / "session").mkdir()
@@ -309,7 +309,7 @@ def file_system(folder: Path, size: str) -> Iterator[None]:
 
 @pytest.mark.usefixtures("starts_processes")
 def test_two_hosts(straight: Path, tmp_path: Path, figure: Callable[[str], None]) -> None:
-    """Two network namespaces that see each other through one cable, with a torchrun in each."""
+    """Two network namespaces joined by one cable, with a torchrun in each, make the same run."""
     config = configured(tmp_path)
     keys = ["--trainer.num_nodes", "2", "--trainer.micro_batch_size", "2"]
     with hosts() as names:
@@ -347,7 +347,7 @@ def test_two_hosts(straight: Path, tmp_path: Path, figure: Callable[[str], None]
 
 @contextlib.contextmanager
 def hosts() -> Iterator[dict[str, str]]:
-    """Two network namespaces and the cable between them; yields name -> address."""
+    """Make two network namespaces and the cable between them, and yield their addresses by name."""
     names = {f"host{side}-{os.getpid() % 10000}": f"10.77.0.{side}" for side in (1, 2)}
     one, two = names
     try:
@@ -384,7 +384,7 @@ def hosts() -> Iterator[dict[str, str]]:
 
 
 def packets(name: str) -> int:
-    """How many this host has sent through the cable."""
+    """Return the number of packets that this host has sent through the cable."""
     file = "/sys/class/net/cable/statistics/tx_packets"
     return int(
         subprocess.run(
@@ -393,7 +393,7 @@ def packets(name: str) -> int:
     )
 
 
-# Launchers, as they look from inside
+# Launchers, as a process sees them
 
 TORCHRUN_SAYS = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
 BATCH_SCRIPT = {
@@ -408,7 +408,7 @@ SLURM_SAYS = BATCH_SCRIPT | {"SLURM_STEP_NUM_TASKS": "4"}
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An environment without a launcher."""
+    """Remove every launcher from the environment."""
     for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_"))]:
         monkeypatch.delenv(name)
     for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
@@ -449,8 +449,8 @@ def test_who_started_this(
 
 
 def test_lightning_leaves_slurm_s_signal_to_us(bare: pytest.MonkeyPatch) -> None:
-    """It would put the job into the queue again; it does not where somebody has the signal already,
-    and we have it from the start.
+    """Lightning would requeue the job, but it leaves a signal alone that has a handler. Ours is
+    there from the start.
     """
     for name, value in (
         SLURM_SAYS | {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "1"}
@@ -493,7 +493,7 @@ def test_a_step_is_divided_over_all_machines() -> None:
 
 
 def test_a_process_of_an_unknown_launcher_is_refused(bare: pytest.MonkeyPatch) -> None:
-    """It would start a run of its own in the same folder."""
+    """Such a process would start a run of its own in the same folder."""
     bare.setenv("LOCAL_RANK", "1")
     bare.delenv(processes.DECIDED, raising=False)
     with pytest.raises(ConfigError, match="start the processes with torchrun or srun"):
@@ -510,7 +510,7 @@ def test_many_machines_need_a_launcher(bare: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("starts_processes")
 def test_slurm_s_signal_before_the_time_limit_stops_all(straight: Path, tmp_path: Path) -> None:
-    """One SIGUSR1 to one of the processes; Lightning would have taken it for itself."""
+    """One SIGUSR1 to one of the processes stops all. Lightning would have taken it for itself."""
     codes, said = slurm_tasks(tmp_path, "usr1:1:5", "--config", str(configured(tmp_path)), *TWO)
     assert codes == [138, 138], said
     assert "stopped by SIGUSR1 after step 6, saved" in said[0]
@@ -520,8 +520,8 @@ def test_slurm_s_signal_before_the_time_limit_stops_all(straight: Path, tmp_path
 
 @pytest.mark.usefixtures("starts_processes")
 def test_what_the_first_process_refuses_ends_the_others(tmp_path: Path) -> None:
-    """They wait for what it finds in the run's folder: it tells them that there will be nothing,
-    and why, once.
+    """The other processes wait while the first one opens the run's folder. It ends them, and the
+    reason is printed once.
     """
     config = configured(tmp_path)
     busy = RunFolder(tmp_path / "run")

@@ -1,5 +1,5 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 in every phase of a run, and what the run is when it goes on: python
--m pytest tests/training/test_stops.py.
+"""Ctrl-C, SIGTERM and SIGUSR1 stop a run in every phase, and it goes on as the run that never
+stopped: python -m pytest tests/training/test_stops.py.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def calling(owner: Any, name: str, when: Callable[..., bool]) -> Phase:
 
 
 def in_validation(number: int) -> Phase:
-    """In the second batch of the `number`th validation."""
+    """Send the signal in the second batch of the `number`th validation."""
     calls: list[int] = []
 
     def second_batch(decoder: Decoder, *arguments: Any) -> bool:
@@ -66,8 +66,7 @@ def in_validation(number: int) -> Phase:
     return calling(Decoder, "forward", second_batch)
 
 
-# phase -> (how to send the signal in it, the step that the newest checkpoint then has, None for
-# none)
+# phase -> (how to send the signal in it, the step of the newest checkpoint afterwards or None)
 PHASES: dict[str, tuple[Callable[[], Phase], int | None]] = {
     "start-up": (lambda: calling(lm.training.parts, "choose_precision", lambda *_: True), None),
     "Lightning's start-up": (
@@ -119,8 +118,8 @@ def test_a_signal_in_every_phase(
     phase: str,
     number: signal.Signals,
 ) -> None:
-    """It stops, with the documented exit code; nothing is half done; and the run that goes on is
-    the run that never stopped.
+    """The run stops with the documented exit code, and nothing is half done. The run that goes on
+    is the run that never stopped.
     """
     make, newest = PHASES[phase]
     sent: list[int] = []
@@ -151,7 +150,7 @@ def test_a_signal_in_every_phase(
 def test_validation_is_cut_short_and_made_up_for(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The result of a part of the text is never written down."""
+    """The result of an incomplete validation is never written."""
     config = config_file(tmp_path)
     with monkeypatch.context() as patched:
         in_validation(2)(patched, lambda: signal.raise_signal(signal.SIGTERM))
@@ -165,8 +164,8 @@ def test_validation_is_cut_short_and_made_up_for(
 def test_a_second_sigterm_does_not_keep_the_step_from_being_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Schedulers send it twice. The first one comes while the run waits for data, the second on the
-    way out.
+    """Schedulers send SIGTERM twice. The first one comes while the run waits for data, the second
+    on the way out.
     """
     on_exception = lm.training.callbacks.SaveCheckpoint.on_exception
 
@@ -182,7 +181,7 @@ def test_a_second_sigterm_does_not_keep_the_step_from_being_saved(
 
 
 def test_workers_do_not_answer_signals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are forked with the run's handlers, and the terminal sends Ctrl-C to them too."""
+    """Workers are forked with the run's handlers, and the terminal sends Ctrl-C to them, too."""
     signals = StopSignals(speaks=True)
     with signals:
         child = os.fork()
@@ -225,7 +224,7 @@ def test_the_command_leaves_with_the_documented_code(
 
 
 def test_a_signal_while_it_starts(tmp_path: Path) -> None:
-    """Before torch is there, and before anything is written."""
+    """The run stops with one line while it starts."""
     process = start(config_file(tmp_path))
     while not (tmp_path / "run" / ".lock").exists():
         time.sleep(0.002)
@@ -236,7 +235,7 @@ def test_a_signal_while_it_starts(tmp_path: Path) -> None:
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
-    """In a step that takes for ever."""
+    """The second Ctrl-C stops a run even in a step that takes for ever."""
     slow = (
         "import sys, time, train, lm.system.errors, lm.training.module\n"
         "accumulate = lm.training.module.LanguageModel._accumulate\n"

@@ -1,6 +1,4 @@
-"""Whole runs in this process: resumed ones equal straight ones to the bit, and nothing but training
-changes a model.
-"""
+"""Whole runs resume to the bit in this process, and nothing but training changes a model."""
 
 from __future__ import annotations
 
@@ -55,7 +53,7 @@ def optimizer_state(run: Path) -> dict[str, Any]:
 
 
 def assert_same(one: Any, other: Any) -> None:
-    """Bit for bit, tensors within containers included."""
+    """Check that two values are equal to the bit, tensors within containers included."""
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, other)
     elif isinstance(one, dict):
@@ -112,8 +110,8 @@ def test_the_resolved_configuration_is_saved(straight: Path) -> None:
 
 @pytest.mark.usefixtures("trains")
 def test_stopped_and_resumed_after_every_step(straight: Path, tmp_path: Path) -> None:
-    """T39: twelve sessions of one step each: mid-epoch, across epochs, before and after
-    validations, inside and outside of saves.
+    """Twelve sessions of one step each give the same run: mid-epoch, across epochs, before and
+    after validations, inside and outside of saves.
     """
     config = config_file(tmp_path)
     for _ in range(12):
@@ -124,8 +122,8 @@ def test_stopped_and_resumed_after_every_step(straight: Path, tmp_path: Path) ->
 @pytest.mark.usefixtures("trains")
 @pytest.mark.parametrize("step", [3, 4, 8, 9])
 def test_resumed_from_an_older_checkpoint(straight: Path, tmp_path: Path, step: int) -> None:
-    """As after a kill: rows, results and checkpoints of the lost future are gone, and come again
-    the same.
+    """The later rows, results and checkpoints are moved aside, and the resumed run makes the same
+    ones again.
     """
     config = config_file(tmp_path)
     train(config)
@@ -144,7 +142,9 @@ def test_resumed_from_an_older_checkpoint(straight: Path, tmp_path: Path, step: 
 
 @pytest.mark.usefixtures("trains")
 def test_a_validation_that_a_kill_prevented_is_made_up_for(straight: Path, tmp_path: Path) -> None:
-    """Saved at step 8, killed before the result was written: the resumed run validates first."""
+    """The run was saved at step 8 and killed before the result was written. The resumed run
+    validates first.
+    """
     config = config_file(tmp_path)
     train(config)
     run = tmp_path / "run"
@@ -171,15 +171,15 @@ def test_a_validation_that_a_kill_prevented_is_made_up_for(straight: Path, tmp_p
 def test_nothing_but_training_changes_the_weights(
     straight: Path, tmp_path: Path, change: str
 ) -> None:
-    """T41: validation, sampling, saving and worker processes leave no trace in the weights."""
+    """Validation, sampling, saving and worker processes leave no trace in the weights."""
     train(config_file(tmp_path), change)
     assert_same(weights(straight), weights(tmp_path / "run"))
 
 
 @pytest.mark.usefixtures("trains")
 def test_intervals_count_optimiser_steps(straight: Path, tmp_path: Path) -> None:
-    """T42: the same steps are logged, saved and validated without accumulation (the straight run
-    has two micro-batches a step).
+    """The same steps are logged, saved and validated without accumulation. The straight run has two
+    micro-batches a step.
     """
     train(
         config_file(
@@ -203,7 +203,7 @@ def test_intervals_count_optimiser_steps(straight: Path, tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("starts_processes", "trains")
 def test_killed_at_any_moment(straight: Path, tmp_path: Path) -> None:
-    """kill -9, run the same command again: the same run."""
+    """The same command, started again after kill -9, makes the same run."""
     config = config_file(tmp_path)
     command = [sys.executable, "train.py", "--config", str(config), "--resume", "auto"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -300,7 +300,7 @@ def test_a_fresh_run_moves_the_old_one_aside(
 def test_the_rows_up_to_a_checkpoint_are_on_the_disk_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or a power cut would leave a checkpoint whose rows nobody writes again."""
+    """Otherwise a power cut could leave a checkpoint whose rows nobody writes again."""
     flushed: list[int] = []
     monkeypatch.setattr(
         "lm.training.logger.sync",
@@ -311,7 +311,7 @@ def test_the_rows_up_to_a_checkpoint_are_on_the_disk_before_it(
         lambda path, *_: flushed.append(-step_of(path)) or write_checkpoint(path, *_),
     )
     train(config_file(tmp_path))
-    # steps, and validations at 0, 4 and 8
+    # the rows of the steps, and of the validations at 0, 4 and 8
     assert flushed == [4, -3, 5, -4, 8, -6, 10, -8, 12, -9, 15, -12]
 
 
@@ -319,7 +319,7 @@ def test_the_rows_up_to_a_checkpoint_are_on_the_disk_before_it(
 def test_a_run_that_came_to_no_checkpoint_begins_again_in_its_place(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twice: no run-1, no run-2, and nothing stands twice in TensorBoard."""
+    """Two such starts leave no run-1 and no run-2, and nothing is twice in TensorBoard."""
     config, run = (
         config_file(tmp_path, logging={"every": 1, "sample_tokens": 8, "tensorboard": True}),
         tmp_path / "run",
@@ -474,8 +474,8 @@ def test_early_stopping_counts_validations(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("trains")
 @pytest.mark.parametrize("scored", [False, True])
 def test_killed_when_early_stopping_was_about_to_end_it(tmp_path: Path, scored: bool) -> None:
-    """Before or after the result was written; and of a result that was half written, the row in
-    metrics.csv comes once.
+    """The kill comes before or after the result was written. If it was half written, its row in
+    metrics.csv is there once.
     """
     config = config_file(tmp_path, optimizer={"lr": 1.0, "warmup_steps": 0, "schedule": "constant"})
     overrides = (
@@ -505,8 +505,8 @@ def test_a_budget_in_tokens(tmp_path: Path) -> None:
 def test_compiled_and_plain_runs_share_checkpoints(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """T34: no _orig_mod. in any name; each continues the other's run. The compiler's back end is
-    left out for speed.
+    """No name contains _orig_mod., and each kind of run continues the other's. The compiler's back
+    end is replaced for speed.
     """
     compiled = []
 
