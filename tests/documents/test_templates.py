@@ -216,16 +216,16 @@ def test_alpaca_needs_no_special_token_whatever_eos_is_called() -> None:
     assert (encoded.ids[-1], form.stop_ids) == (LEARNT.eos_id, {LEARNT.eos_id})
 
 
-# ---------------------------------------------------------------- the mask (T9, T10, T14)
+# ---------------------------------------------------------------- the mask
 
 
 @EVERY
 def test_an_answer_and_its_end_are_learnt_in_every_turn_and_nothing_else_is(
     form: ChatFormat,
 ) -> None:
-    """T9: the first token of an answer is a label and the last of the prompt is not.
+    """The first token of an answer is a label and the last of the prompt is not.
 
-    T10: the end of every turn is a label.
+    The end of every turn is a label.
     """
     conversation = spoken(
         "What is the capital?", "Paris.", "And ham?", "Spam ham", "Hm", "\u8a9e", system="Be brief."
@@ -282,7 +282,7 @@ def test_the_bytes_of_what_is_learnt(form: ChatFormat) -> None:
 
 
 def test_the_border_is_one_of_tokens_though_the_whole_text_would_have_another() -> None:
-    """T14: in the joined text, "\\n" and "\\n" would be one token, half prompt and half answer."""
+    """In the joined text, "\\n" and "\\n" would be one token, half prompt and half answer."""
     form = ChatFormat("chatml", LEARNT)
     encoded = form.encode(spoken("Hi", "\nHo"))
     [(_, prompt), (_, answer)] = runs(form, encoded)
@@ -314,7 +314,7 @@ def test_two_answers_are_two_sequences_that_share_their_prompt(form: ChatFormat)
     assert encoded.text_bytes == first.text_bytes + second.text_bytes
 
 
-# ---------------------------------------------------------------- one sequence everywhere (T15)
+# ---------------------------------------------------------------- one sequence everywhere
 
 
 FORGED = [
@@ -416,7 +416,7 @@ def written(template: Template, turn: Turn) -> str:
 
 @EVERY
 def test_every_sequence_begins_with_one_eos(form: ChatFormat) -> None:
-    """T15: a prompt begins with EOS like any text; the token store adds a document's own."""
+    """A prompt begins with EOS like any text; the token store adds a document's own."""
     eos = form.tokenizer.eos_id
     ids = form.prompt([Turn("user", "Hi")])
     assert ids[:1] == open_prompt(form.tokenizer, "") == [eos]

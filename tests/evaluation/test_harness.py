@@ -172,7 +172,7 @@ CONTEXTS = [
 
 @pytest.mark.usefixtures("takes_seconds")
 def test_log_likelihoods_are_those_of_transformers(pair: Pair) -> None:
-    """T44: right logits, left truncation that keeps the end of the context, the opening EOS of
+    """Right logits, left truncation that keeps the end of the context, the opening EOS of
     training.
     """
     asked = [
@@ -253,7 +253,7 @@ def test_log_likelihoods_are_those_of_our_own_scores(pair: Pair) -> None:
 @pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("batch_size", [1, 2, 50])
 def test_order_and_batch_size_change_no_number(pair: Pair, batch_size: int) -> None:
-    """T7: neither the order nor the batch size changes a result."""
+    """Neither the order nor the batch size changes a result."""
     asked = [(context, " " + text_of(n + 1, n)) for n, context in enumerate(CONTEXTS)]
     expected = dict(
         zip(asked, pair.subject.loglikelihood(requests("loglikelihood", asked)), strict=True)

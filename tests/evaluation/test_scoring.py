@@ -78,7 +78,7 @@ def one_by_one(
 @pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("most", [1, 3, 8])
 def test_scores_are_those_of_each_token_read_alone(decoder: Decoder, most: int) -> None:
-    """T7 and T44: the scores are the same at each batch size and come from the right logits. A cut
+    """The scores are the same at each batch size and come from the right logits. A cut
     on the left keeps the border.
     """
     pairs = [(BYTE.encode(prompt), BYTE.encode(text)) for prompt, text in PAIRS]
@@ -108,7 +108,7 @@ def test_nothing_to_score(decoder: Decoder) -> None:
 
 
 def test_a_row_opens_with_one_eos_unless_it_is_cut() -> None:
-    """T15 and T44: a whole row begins with one EOS, a row that is cut on the left with none."""
+    """A whole row begins with one EOS, a row that is cut on the left with none."""
     row = continued(EOS, [1, 2], [3, 4], CONTEXT)
     assert row.ids.tolist() == [EOS, 1, 2, 3]
     assert row.labels.tolist() == [-100, -100, 3, 4]

@@ -265,7 +265,7 @@ def test_the_future_does_not_leak_into_the_past() -> None:
 
 @pytest.mark.parametrize("positions", ["rope", "learned"])
 def test_packed_documents_equal_separate_ones(positions: str) -> None:
-    """T17: the losses and the gradients are those of each document alone."""
+    """The losses and the gradients are those of each document alone."""
     model = decoder(positions=positions)
     x, y = ids(rows=1), ids(rows=1, seed=2)
     lengths, documents, rows = [9, 1, 14], [], []
@@ -350,7 +350,7 @@ def test_the_loss_is_that_of_a_hand_written_loop() -> None:
 @pytest.mark.parametrize("residual_init", ["scaled", "zero"])
 @pytest.mark.parametrize("vocab_size", [97, 2048])
 def test_the_first_loss_is_that_of_guessing(tie: bool, residual_init: str, vocab_size: int) -> None:
-    """T32: the first loss is within 5 % of ln(V)."""
+    """The first loss is within 5 % of ln(V)."""
     torch.manual_seed(0)
     config = ModelConfig(
         **{**SHAPE, "vocab_size": vocab_size, "tie_embeddings": tie, "residual_init": residual_init}
@@ -399,7 +399,7 @@ def test_zero_init_makes_every_block_the_identity() -> None:
 
 
 def test_rope_is_computed_in_float32_and_never_saved() -> None:
-    """T20: bfloat16 cannot tell position 257 from 256."""
+    """Bfloat16 cannot tell position 257 from 256."""
     model = decoder(context_length=4096).to(torch.bfloat16)
     cos, _ = rope_rotation(model.config, torch.arange(4096))
     assert cos.dtype == torch.float32
@@ -427,7 +427,7 @@ def test_rope_depends_on_distance_only() -> None:
 
 
 def test_a_tied_head_is_one_tensor_everywhere() -> None:
-    """T30: a tied head is not among the parameters and stays shared after a conversion."""
+    """A tied head is not among the parameters and stays shared after a conversion."""
     model = decoder(tie_embeddings=True)
     names = [name for name, _ in model.named_parameters()]
     assert "lm_head.weight" not in names
@@ -476,7 +476,7 @@ def test_dropout_acts_in_training_only() -> None:
 
 @pytest.mark.usefixtures("takes_seconds")
 def test_it_learns_to_copy_but_cannot_look_ahead() -> None:
-    """T8: the model learns to repeat the previous token. For the token after next of random text,
+    """The model learns to repeat the previous token. For the token after next of random text,
     its loss stays at ln(V).
     """
 

@@ -61,7 +61,7 @@ def poison_gradient(chance: random.Random, step: int, monkeypatch: pytest.Monkey
 
 
 def poison_weight(chance: random.Random, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make one number of a norm's weights NaN, as a flipped bit in memory could."""
+    """Make one number of the weights NaN, as a flipped bit in memory could."""
     accumulate = LanguageModel._accumulate
 
     def broken(self: LanguageModel, batch: dict[str, Any]) -> Tensor:
@@ -70,7 +70,7 @@ def poison_weight(chance: random.Random, step: int, monkeypatch: pytest.MonkeyPa
                 [
                     name
                     for name, parameter in self.decoder.named_parameters()
-                    if "blocks" in name or "norm" in name
+                    if name.startswith("layers.") or "norm" in name
                 ]
             )
             weight = dict(self.decoder.named_parameters())[name]
