@@ -31,7 +31,7 @@ def proof(config: Path, *arguments: str, **environment: str) -> subprocess.Compl
 @pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     "arguments",
-    [["--stops=2"], ["--stops=2", "--kill", "--data.workers=2"]],
+    [["--stops=1"], ["--stops=2", "--kill", "--data.workers=2"]],
     ids=["stopped", "killed"],
 )
 def test_identical(tmp_path: Path, arguments: list[str]) -> None:
