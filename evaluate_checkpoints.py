@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,17 +130,15 @@ def main() -> None:
 
 def show(rankings: Sequence[Ranking]) -> None:
     """Print the tables and their sentences. On a terminal the best checkpoint is bold."""
-    from lm.display.tables import terminal_table
-    from lm.ranking.words import WIDTH, general_notes, heading, notes, summary, table
+    from lm.display.tables import TERMINAL_WIDTH, colour_wanted, terminal_table
+    from lm.ranking.words import general_notes, heading, notes, summary, table
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # for terminals that are not UTF-8
-    bold = (
-        sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    )
+    bold = colour_wanted()
     for ranking in rankings:
         names, first, *others = terminal_table(
-            table(ranking, WIDTH, links=ranking is rankings[0])
+            table(ranking, TERMINAL_WIDTH, links=ranking is rankings[0])
         ).splitlines()
         print(
             heading(ranking), names, f"\x1b[1m{first}\x1b[0m" if bold else first, *others, sep="\n"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 
 from lm.checks.xray import Row
 from lm.display.html import Html, document, element, lines_of, visible
-from lm.display.tables import Table, cell_width, html_table, terminal_table
+from lm.display.tables import Table, cell_width, colour_wanted, html_table, terminal_table
 from lm.optim.loss import IGNORE_INDEX
 from lm.tokenizer.stream import TextStream
 from lm.tokenizer.tokenizer import Tokenizer
@@ -148,9 +147,7 @@ def _with_marks(tokens: Sequence[Token], striped: bool) -> Iterator[str]:
 
 def show_rows(rows: Sequence[Row], tokenizer: Tokenizer, unlabelled: str) -> None:
     """Print rows, then a legend; `unlabelled` explains tokens without a label."""
-    colour = (
-        sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    )
+    colour = colour_wanted()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 prints ? instead
     width = shutil.get_terminal_size((100, 24)).columns

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from lm.display.html import visible
-from lm.display.tables import Table, terminal_table
+from lm.display.tables import MISSING, Table, terminal_table
 from lm.evaluation.intervals import RESAMPLES, Interval
 from lm.ranking.entrants import Entrant
 from lm.ranking.measures import CENTRED, FIGURES, MEASURES, Kind
@@ -17,7 +17,6 @@ from lm.ranking.ranking import CONFIDENCE, Pair, Ranking
 from lm.system.errors import printable
 from lm.system.json_values import finite
 
-WIDTH = 100  # columns of the terminal's table
 LONGEST_NAME = 40  # characters of a checkpoint's name in the terminal
 MOST_PAIRS = 6  # sentences about pairs in the terminal
 INTERVALS = (
@@ -71,7 +70,7 @@ class Column(NamedTuple):
 def shown(kind: Kind, value: float | None) -> str:
     """Return a formatted number: shares in percent, unknown numbers as a dash."""
     if value is None:
-        return "–"
+        return MISSING
     return FORMATS[kind].format(100 * value if kind == "share" else value)
 
 

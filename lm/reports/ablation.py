@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from lm.checkpoints.base import OWN
 from lm.checkpoints.folder import open_checkpoint
 from lm.config.schema.config import Config
-from lm.display.tables import Table, markdown_table
+from lm.display.tables import MISSING, Table, markdown_table
 from lm.runs.results import read_validations
 from lm.system.disk import replace
 from lm.system.errors import CheckpointError
@@ -334,14 +334,17 @@ class Ablation:
                         f"{run.tokens:,}" for run in (one, other) if run.tokens is not None
                     )
                 )
-                or "-"
+                or MISSING
             )
             lines.append(
                 [
                     str(seed),
                     *cells,
                     tokens,
-                    *("-" if run.seconds is None else f"{run.seconds:.1f}" for run in (one, other)),
+                    *(
+                        MISSING if run.seconds is None else f"{run.seconds:.1f}"
+                        for run in (one, other)
+                    ),
                 ]
             )
         return lines
@@ -402,8 +405,8 @@ class Ablation:
 
 
 def _loss(value: Number) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return MISSING if value is None else f"{value:.4f}"
 
 
 def _signed(one: Number, other: Number) -> str:
-    return "-" if one is None or other is None else f"{other - one:+.4f}"
+    return MISSING if one is None or other is None else f"{other - one:+.4f}"

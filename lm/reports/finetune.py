@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from lm.config.schema.finetune import FinetuneConfig
 from lm.display.html import visible
-from lm.display.tables import EVERY, Table, markdown_table, safe, terminal_table
+from lm.display.tables import EVERY, MISSING, Table, markdown_table, safe, terminal_table
 from lm.documents.conversations import Conversation, Turn
 from lm.evaluation.answers import Answer, Loss, Measured, evenly
 from lm.reports.finetune_figures import (
@@ -291,7 +291,7 @@ def _answer_text(answered: dict[str, Any]) -> str:
 
 def _shown(measure: Measure, value: float | None) -> str:
     if value is None:
-        return "–"
+        return MISSING
     return {"share": f"{100 * value:.1f}", "number": f"{value:.1f}", "loss": f"{value:.4f}"}[
         measure.kind
     ]
@@ -301,7 +301,7 @@ def _change(measure: Measure, before: float | None, after: float | None) -> str:
     if before is None or after is None:
         return ""
     if measure.kind == "loss":
-        return f"{100 * (after / before - 1):+.1f} %" if before else "–"
+        return f"{100 * (after / before - 1):+.1f} %" if before else MISSING
     return f"{(100 if measure.kind == 'share' else 1) * (after - before):+.1f}"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from lm.display.html import Html, element, folded, joined, lines_of
-from lm.display.tables import EVERY, html_table
+from lm.display.tables import EVERY, MISSING, html_table
 from lm.runs.record import RunRecord
 from lm.runs.results import RecordedValidation
 from lm.system.json_values import lookup, number, text
@@ -134,10 +134,10 @@ def _conversation(title: str, each: Mapping[str, object]) -> Html:
         for turn in turns
     ]
     said += [("its input", str(turn["input"])) for turn in turns if turn.get("input")]
-    said += [("reference", text(each, "reference") or "–")]
+    said += [("reference", text(each, "reference") or MISSING)]
     for side in ("before", "after"):
         unended = " … (no end)" if lookup(each, side, "ended") is False else ""
-        said.append((side, (text(each, side, "answer") or "–") + unended))
+        said.append((side, (text(each, side, "answer") or MISSING) + unended))
     lines = [
         [title, ""],
         *([who, element("span", lines_of(what), class_="text")] for who, what in said),
