@@ -28,6 +28,7 @@ from lm.commands import add_flag, command_parser, load_config
 from lm.config.describe import to_yaml
 from lm.config.reader import Loaded
 from lm.config.schema.config import Config
+from lm.display.tables import colour_wanted
 from lm.runs.origin import Origin
 from lm.system import errors
 from lm.system.signals import StopSignals, child
@@ -68,10 +69,7 @@ def main() -> None:
             {"check": name, **result._asdict(), "seconds": round(time.perf_counter() - started, 2)}
         )
         if not arguments.json:
-            print(
-                line(name, result, sys.stdout.isatty() and not os.environ.get("NO_COLOR")),
-                flush=True,
-            )
+            print(line(name, result, colour_wanted()), flush=True)
     if arguments.json:
         print(json.dumps(found, indent=1))
     if failed := [str(each["check"]) for each in found if each["ok"] is False]:

@@ -420,7 +420,7 @@ def test_the_same_numbers_everywhere(tmp_path: Path) -> None:
         {"source": "a", "a": 2.5, "b": None},
         {"source": "b", "a": None, "b": 2.25},
     ]
-    assert re.search(r"\n  x +3\.5000 +3\.2500\n  a +2\.5000 +-\n  b +- +2\.2500\n", lines)
+    assert re.search(r"\n  x +3\.5000 +3\.2500\n  a +2\.5000 +–\n  b +– +2\.2500\n", lines)
     for each in values_of["config"]:
         assert each["key"] in lines and each["key"] in content.words and each["b"] in content.words
     assert json.loads(json.dumps(values_of, allow_nan=False)) == json.loads(json.dumps(values_of))
