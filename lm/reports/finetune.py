@@ -15,7 +15,8 @@ from lm.config.schema.finetune import FinetuneConfig
 from lm.display.html import visible
 from lm.display.tables import EVERY, MISSING, Table, markdown_table, safe, terminal_table
 from lm.documents.conversations import Conversation, Turn
-from lm.evaluation.answers import Answer, Loss, Measured, evenly
+from lm.evaluation.answers import Answer, Loss, Measured
+from lm.evaluation.examples import evenly
 from lm.reports.finetune_figures import (
     Figures,
     confusion,
@@ -71,7 +72,7 @@ class Compared(NamedTuple):
     after: dict[str, Any]
 
 
-def report(
+def write_report(
     folder: Path,
     say: Callable[[str], None],
     conversations: Sequence[Conversation],
@@ -86,8 +87,9 @@ def report(
         folder: the run's folder.
         say: prints a text.
         conversations: the held-out conversations, in the order of the measurements.
-        before, after: `lm.evaluation.answers.measure` of the base and of the tuned decoder.
-        finetune: the section that `measure` had.
+        before, after: `measure_answers` in lm/evaluation/answers.py of the base and of the tuned
+            decoder.
+        finetune: the section that `measure_answers` had.
         base_loss: nats per token on the text that the base was validated on, before and after;
             None if that text is missing.
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lm.config.schema.config import Config
+from lm.optim.objectives import on_device
 from lm.optim.optimizers import make_optimizer, trained
 from lm.system.device import Device, Precision, autocast, memory
 from lm.system.errors import CheckpointError, ConfigError
@@ -289,7 +290,7 @@ def plan(parts: Parts, say: Callable[[str], None]) -> None:
     say("\n".join(forecast.lines(folder)))
     forecast.check(folder)
     batch = next(iter(parts.data.train_dataloader()))
-    rows = {name: value[0].to(device) for name, value in batch.items() if torch.is_tensor(value)}
+    rows = {name: value[0] for name, value in on_device(batch, device).items()}
     trial = try_out(
         decoder,
         make_optimizer(decoder, config.optimizer, precision),

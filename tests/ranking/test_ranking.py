@@ -50,7 +50,19 @@ def entrant(name: str, results: Sequence[CaseResult]) -> Entrant:
         scored_per_second=None,
         generated_per_second=None,
     )
-    return Entrant(name, Path("/runs") / name, (), 1, 1000, "byte", "ab", None, (set_result,))
+    return Entrant(
+        name=name,
+        path=Path("/runs") / name,
+        links=(),
+        step=1,
+        parameters=1000,
+        tokenizer="byte",
+        tokenizer_sha256="ab",
+        recorded=None,
+        results=(set_result,),
+        not_searched=None,
+        manifest_sha256="",
+    )
 
 
 def cases(

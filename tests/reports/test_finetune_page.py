@@ -19,7 +19,7 @@ from lm.config.schema.finetune import FinetuneConfig
 from lm.display.tables import safe
 from lm.documents.conversations import Conversation, Turn
 from lm.evaluation.answers import Answer, Loss, Measured
-from lm.reports.finetune import report, spoken
+from lm.reports.finetune import spoken, write_report
 from lm.system.errors import CheckpointError
 
 HOSTILE = (
@@ -70,7 +70,7 @@ AFTER = measured(
 def told(folder: Path, *arguments: Any) -> tuple[str, dict[str, Any], str]:
     """What is said, the JSON (which has no NaN), and the page."""
     said: list[str] = []
-    report(folder, said.append, *arguments)
+    write_report(folder, said.append, *arguments)
     facts = json.loads((folder / "answers.json").read_text(), parse_constant=pytest.fail)
     return "\n".join(said), facts, (folder / "report.md").read_text()
 
