@@ -46,7 +46,7 @@ def parse() -> argparse.Namespace:
         required=True,
         nargs="+",
         metavar="PATH",
-        help="files of cases; a folder means all *.yaml files in it",
+        help="files of cases; a folder means all *.yaml and *.yml files in it",
     )
     parser.add_argument(
         "--by",
@@ -125,7 +125,7 @@ def main() -> None:
         write(arguments.out, rankings, failed)
         say(f"written: {arguments.out}/ranking.md, ranking.csv, ranking.png, ranking.json")
     if not arguments.no_link and len(rankings[0].entrants) > 1:
-        link(rankings[0].entrants[rankings[0].order.places[0]])
+        link(rankings[0].entrants[rankings[0].order.best_first[0]])
 
 
 def show(rankings: Sequence[Ranking]) -> None:

@@ -154,7 +154,7 @@ def losses_on_base_text(base: Base, before: Decoder, after: Decoder) -> tuple[fl
         data = PackedDataModule(base.config, tokenizer, lambda line: None, revisions)
         batches = data.val_dataloader()
     except UserError as error:
-        print(f"what was forgotten is not measured: {error}")
+        print(f"forgetting is not measured: {error}")
         return None
     results = [
         evaluate(decoder, batches, tokenizer.reserved_ids, data.text_bytes_per_token)

@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 CHECKS = {
     "future": "the future cannot leak into the past",
-    "cache": "the cache equals the full forward",
+    "cache": "the KV cache gives the same logits as a full forward pass",
     "documents": "packed documents do not see each other",
     "loss": "the initial loss is right",
-    "gradients": "every parameter that is trained gets gradient",
-    "heart": "one batch can be learned by heart",
-    "resume": "resume is exact",
+    "gradients": "every trained parameter gets a gradient",
+    "heart": "the model can memorise one batch",
+    "resume": "a resume is exact",
 }
 SIGNS = {True: ("ok  ", "32"), False: ("FAIL", "31"), None: ("--  ", "33")}
 
@@ -59,7 +59,8 @@ def main() -> None:
     started = time.perf_counter()
     from lm.checks.subject import Subject
 
-    subject, found = Subject(parts_of(loaded)), []
+    subject = Subject(parts_of(loaded))
+    found = []
     if not arguments.json:
         print(subject.forecast(names, started), flush=True)
     for name in names:

@@ -160,43 +160,41 @@ def notes_of(
     base_loss: tuple[float, float] | None,
 ) -> Iterator[str]:
     """Yield the notes that explain the numbers: counts, skipped items, the way of counting."""
-    held_out, context, choices = (
-        len(conversations),
-        measured.context,
-        ", ".join(map(visible, finetune.choices)),
-    )
+    held_out = len(conversations)
+    context = measured.context
+    choices = ", ".join(map(visible, finetune.choices))
     if not conversations:
         yield (
-            "no conversation is held out, so there is nothing to answer; data.test_fraction or"
-            " data.val_fraction holds some out"
+            "no conversation is held out, so there is nothing to answer; data.test_fraction and"
+            " data.val_fraction hold some out"
         )
     if answered := sum(answer is not None for answer in measured.answers):
         yield (
-            f"{answered:,} of {held_out:,} held-out prompts answered with the likeliest tokens, at"
-            f" most {finetune.report_tokens:,} each"
+            f"{answered:,} of {held_out:,} held-out prompts were answered greedily, in at most"
+            f" {finetune.report_tokens:,} tokens each"
         )
         yield COUNTING
     if measured.no_room:
         yield (
-            f"{_are(measured.no_room, 'prompt')} too long for the context of {context:,}: left out"
+            f"skipped: {_are(measured.no_room, 'prompt')} too long for the context of {context:,}"
         )
     if longer := measured.losses.count(None):
         yield (
-            f"{_are(longer, 'conversation')} longer than the context of {context:,}: left out of"
-            " the loss"
+            f"not in the loss: {_are(longer, 'conversation')} longer than the context of"
+            f" {context:,}"
         )
     if choices and (others := measured.choices.count(None)):
         yield (
-            f"{_are(others, 'conversation')} left out of the choice: the reference is none of"
-            f" {choices}, or there is no room"
+            f"{_are(others, 'conversation')} not in the accuracy of choices: the reference is none"
+            f" of {choices}, or the context has no room"
         )
-    known = "not known, since the text that the base was validated on is not there"
+    known = "unknown, because the validation text of the base is missing"
     if base_loss is not None:
         known = (
-            f"on the text that the base was validated on, the loss went from {base_loss[0]:.4f} to"
-            f" {base_loss[1]:.4f} nats per token"
+            "the loss on the validation text of the base went from"
+            f" {base_loss[0]:.4f} to {base_loss[1]:.4f} nats per token"
         )
-    yield f"what was forgotten: {known}"
+    yield f"forgetting: {known}"
 
 
 def compared(
@@ -216,13 +214,14 @@ def page(
     conversations: Sequence[Compared],
 ) -> str:
     """Return the report as Markdown; characters of models' and data's texts are never markup."""
-    parts = ["# Report\n", "## Fine-tuning\n"]
-    parts += [
-        markdown_table(lines)
-        for lines in (table, confusion_table(chosen) if chosen else table[:1])
-        if len(lines) > 1
+    tables = [table] if len(table) > 1 else []
+    tables += [confusion_table(chosen)] if chosen else []
+    parts = [
+        "# Report\n",
+        "## Fine-tuning\n",
+        *map(markdown_table, tables),
+        "".join(f"- {safe(note)}\n" for note in notes),
     ]
-    parts += ["".join(f"- {safe(note)}\n" for note in notes)]
     answered = [item for item in conversations if "answer" in item.after]
     for number, item in enumerate(evenly(answered, SIDE_BY_SIDE), 1):
         parts.append(f"### Answer {number}\n")
@@ -230,8 +229,9 @@ def page(
             ["", ""],
             ["prompt", spoken(item.conversation.prompt)],
             ["reference", item.conversation.answer],
+            ["before", _answer_text(item.before)],
+            ["after", _answer_text(item.after)],
         ]
-        lines += [["before", _answer_text(item.before)], ["after", _answer_text(item.after)]]
         parts.append(markdown_table(lines, EVERY))
     return "\n".join(parts)
 
@@ -251,8 +251,10 @@ def _one(conversation: Conversation, measured: Measured, i: int) -> dict[str, An
     measurements: dict[str, Any] = {}
     answer: Answer | None = measured.answers[i]
     if answer is not None:
-        measurements |= {"answer": answer.text, "tokens": answer.tokens, "ended": answer.ended}
         measurements |= {
+            "answer": answer.text,
+            "tokens": answer.tokens,
+            "ended": answer.ended,
             "exact_match": exact_match(answer.text, conversation.answer),
             "f1": token_f1(answer.text, conversation.answer),
         }
