@@ -165,8 +165,8 @@ def notes_of(
     choices = ", ".join(map(visible, finetune.choices))
     if not conversations:
         yield (
-            "no conversation is held out, so there is nothing to answer; data.test_fraction and"
-            " data.val_fraction hold some out"
+            "no conversation is held out, so there is nothing to answer; data.test_fraction or"
+            " data.val_fraction holds some out"
         )
     if answered := sum(answer is not None for answer in measured.answers):
         yield (

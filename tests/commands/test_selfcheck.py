@@ -470,7 +470,7 @@ def test_colour_is_for_terminals() -> None:
         line("cache", result, False)
         == "FAIL the KV cache gives the same logits as a full forward pass: 3\n     look at there"
     )
-    assert line("cache", result, True).startswith("\x1b[31mFAIL\x1b[0m the cache")
+    assert line("cache", result, True).startswith("\x1b[31mFAIL\x1b[0m the KV cache")
 
 
 def test_a_shortened_run_keeps_what_it_is(tmp_path: Path) -> None:

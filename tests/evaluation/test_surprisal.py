@@ -151,7 +151,7 @@ def test_shades(bits, shade):
 
 @pytest.mark.parametrize(
     ("scheme", "colour", "shares"),
-    [(0, (236, 112, 20), run_model.LIGHT), (1, (205, 84, 10), run_model.DARK)],
+    [(0, (236, 112, 20), run_model.LIGHT_OPACITY), (1, (205, 84, 10), run_model.DARK_OPACITY)],
 )
 def test_text_can_be_read_on_every_shade(scheme, colour, shares):
     names = (LIGHT, DARK)[scheme]
