@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +46,7 @@ def parse() -> argparse.Namespace:
         required=True,
         nargs="+",
         metavar="PATH",
-        help="files of cases; a folder means all *.yaml files in it",
+        help="files of cases; a folder means all *.yaml and *.yml files in it",
     )
     parser.add_argument(
         "--by",
@@ -126,22 +125,20 @@ def main() -> None:
         write(arguments.out, rankings, failed)
         say(f"written: {arguments.out}/ranking.md, ranking.csv, ranking.png, ranking.json")
     if not arguments.no_link and len(rankings[0].entrants) > 1:
-        link(rankings[0].entrants[rankings[0].order.places[0]])
+        link(rankings[0].entrants[rankings[0].order.best_first[0]])
 
 
 def show(rankings: Sequence[Ranking]) -> None:
     """Print the tables and their sentences. On a terminal the best checkpoint is bold."""
-    from lm.display.tables import terminal_table
-    from lm.ranking.words import WIDTH, general_notes, heading, notes, summary, table
+    from lm.display.tables import TERMINAL_WIDTH, colour_wanted, terminal_table
+    from lm.ranking.words import general_notes, heading, notes, summary, table
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # for terminals that are not UTF-8
-    bold = (
-        sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    )
+    bold = colour_wanted()
     for ranking in rankings:
         names, first, *others = terminal_table(
-            table(ranking, WIDTH, links=ranking is rankings[0])
+            table(ranking, TERMINAL_WIDTH, links=ranking is rankings[0])
         ).splitlines()
         print(
             heading(ranking), names, f"\x1b[1m{first}\x1b[0m" if bold else first, *others, sep="\n"

@@ -113,8 +113,8 @@ def report(config: Config) -> None:
         return
 
     from lm import load
-    from lm.evaluation.answers import measure
-    from lm.reports.finetune import report as compare
+    from lm.evaluation.answers import measure_answers
+    from lm.reports.finetune import write_report
     from lm.system.device import choose_device
     from lm.tokens.corpus import held_out_conversations
 
@@ -129,8 +129,10 @@ def report(config: Config) -> None:
         flush=True,
     )
     decoders = load(base.checkpoint, device).decoder, load(tuned, device).decoder
-    before, after = (measure(decoder, chat, conversations, config.finetune) for decoder in decoders)
-    compare(
+    before, after = (
+        measure_answers(decoder, chat, conversations, config.finetune) for decoder in decoders
+    )
+    write_report(
         folder,
         print,
         conversations,
@@ -152,7 +154,7 @@ def losses_on_base_text(base: Base, before: Decoder, after: Decoder) -> tuple[fl
         data = PackedDataModule(base.config, tokenizer, lambda line: None, revisions)
         batches = data.val_dataloader()
     except UserError as error:
-        print(f"what was forgotten is not measured: {error}")
+        print(f"forgetting is not measured: {error}")
         return None
     results = [
         evaluate(decoder, batches, tokenizer.reserved_ids, data.text_bytes_per_token)

@@ -128,6 +128,7 @@ def verdict_on(owner: Model, a: Model, b: Model, most: int) -> Verdict:
         UserError: the text is missing, or the two cannot read it alike.
     """
     from lm.checks.overlap import StoredDocuments
+    from lm.evaluation.examples import evenly
     from lm.evaluation.same_text import (
         documents_known,
         judge,
@@ -175,8 +176,7 @@ def verdict_on(owner: Model, a: Model, b: Model, most: int) -> Verdict:
             "it holds conversations, which the two models would cut into other tokens or rows"
         )
     documents = StoredDocuments("val", stores, owner.tokenizer)
-    n = min(most, len(documents))
-    texts = [documents[i * len(documents) // n].text for i in range(n)]
+    texts = [document.text for document in evenly(documents, most)]
     passages = passages_of(texts, round(length * data.text_bytes_per_token), most)
     first, second = (sums_of_passages(model.decoder, model.tokenizer, passages) for model in (a, b))
     return judge(text, "bits per byte", "passages", first, second, notes)

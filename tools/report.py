@@ -105,14 +105,14 @@ def measured(run: RunRecord) -> tuple[Surprisal, Tokenizer, str, float | None]:
 
     from data import PackedDataModule
     from lm import load
-    from lm.evaluation.surprisal import measure
+    from lm.evaluation.surprisal import measure_surprisal
     from lm.system.device import autocast, choose_device, choose_precision
 
     device = choose_device("auto")
     decoder, tokenizer, _ = load(saved.path, device)
     data = PackedDataModule(config, tokenizer, lambda line: None, saved.meta.get("revisions", {}))
     with autocast(device, choose_precision(config.trainer.precision, device)):
-        surprisal = measure(decoder, batches(data), config.row_length)
+        surprisal = measure_surprisal(decoder, batches(data), config.row_length)
     losses = [
         v.loss
         for v in run.validations

@@ -28,6 +28,7 @@ from lm.commands import add_flag, command_parser, load_config
 from lm.config.describe import to_yaml
 from lm.config.reader import Loaded
 from lm.config.schema.config import Config
+from lm.display.tables import colour_wanted
 from lm.runs.origin import Origin
 from lm.system import errors
 from lm.system.signals import StopSignals, child
@@ -39,12 +40,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 CHECKS = {
     "future": "the future cannot leak into the past",
-    "cache": "the cache equals the full forward",
+    "cache": "the KV cache gives the same logits as a full forward pass",
     "documents": "packed documents do not see each other",
     "loss": "the initial loss is right",
-    "gradients": "every parameter that is trained gets gradient",
-    "heart": "one batch can be learned by heart",
-    "resume": "resume is exact",
+    "gradients": "every trained parameter gets a gradient",
+    "heart": "the model can memorise one batch",
+    "resume": "a resume is exact",
 }
 SIGNS = {True: ("ok  ", "32"), False: ("FAIL", "31"), None: ("--  ", "33")}
 
@@ -58,7 +59,8 @@ def main() -> None:
     started = time.perf_counter()
     from lm.checks.subject import Subject
 
-    subject, found = Subject(parts_of(loaded)), []
+    subject = Subject(parts_of(loaded))
+    found = []
     if not arguments.json:
         print(subject.forecast(names, started), flush=True)
     for name in names:
@@ -68,10 +70,7 @@ def main() -> None:
             {"check": name, **result._asdict(), "seconds": round(time.perf_counter() - started, 2)}
         )
         if not arguments.json:
-            print(
-                line(name, result, sys.stdout.isatty() and not os.environ.get("NO_COLOR")),
-                flush=True,
-            )
+            print(line(name, result, colour_wanted()), flush=True)
     if arguments.json:
         print(json.dumps(found, indent=1))
     if failed := [str(each["check"]) for each in found if each["ok"] is False]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 
 from lm.checks.xray import Row
 from lm.display.html import Html, document, element, lines_of, visible
-from lm.display.tables import Table, cell_width, html_table, terminal_table
+from lm.display.tables import Table, cell_width, colour_wanted, html_table, terminal_table
 from lm.optim.loss import IGNORE_INDEX
 from lm.tokenizer.stream import TextStream
 from lm.tokenizer.tokenizer import Tokenizer
@@ -24,11 +23,16 @@ from lm.tokenizer.tokenizer import Tokenizer
 SHOWN = 10  # lines of a note in the terminal; the HTML file and --json have all
 PART = "·"  # a token that is part of a character
 LEGEND = (
-    "⟨eos⟩ is no text   ↵ ⇥ line end, tab   ␛ ⟨200B⟩ cannot be seen   · part of a character, shown"
-    " with its last part"
+    "⟨eos⟩ is no text",
+    "↵ ⇥ line end, tab",
+    "␛ ⟨200B⟩ cannot be seen",
+    "· part of a character, shown with its last part",
 )
 # Codes of ECMA-48.
-LOUD, QUIET, SPECIAL, STRIPES = "1", "90", "1;35", ("38;5;16;48;5;153", "38;5;16;48;5;223")
+LOUD = "1"
+QUIET = "90"
+SPECIAL = "1;35"
+STRIPES = ("38;5;16;48;5;153", "38;5;16;48;5;223")
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,9 @@ def special_names(tokenizer: Tokenizer) -> dict[int, str]:
 
 def tokens_of(row: Row, tokenizer: Tokenizer) -> list[Token]:
     """Return the tokens of a row; the padding at its end becomes one token."""
-    names, stream, tokens = special_names(tokenizer), TextStream(tokenizer), []
+    names = special_names(tokenizer)
+    stream = TextStream(tokenizer)
+    tokens = []
     begins = [False, *(row.documents[1:] != row.documents[:-1]).tolist()]
     labelled = (row.labels != IGNORE_INDEX).tolist()
     for position, number in enumerate(row.ids[: row.used].tolist()):
@@ -108,14 +114,14 @@ def terminal_row(row: Row, tokens: Sequence[Token], width: int, colour: bool) ->
         [token.text for token in tokens] if colour else _with_marks(tokens, striped),
         strict=True,
     ):
-        style = (
-            SPECIAL
-            if token.special and token.labelled
-            else STRIPES[token.position % 2]
-            if striped and token.labelled
-            else ""
-        )
-        style = style if token.labelled else QUIET + ";4" * (striped and token.position % 2)
+        if not token.labelled:
+            style = f"{QUIET};4" if striped and token.position % 2 else QUIET
+        elif token.special:
+            style = SPECIAL
+        elif striped:
+            style = STRIPES[token.position % 2]
+        else:
+            style = ""
         pieces = [text] if cell_width(text) <= room else list(text)
         for piece in pieces:
             if line and (used + cell_width(piece) > room or (token.begins and piece is pieces[0])):
@@ -148,15 +154,14 @@ def _with_marks(tokens: Sequence[Token], striped: bool) -> Iterator[str]:
 
 def show_rows(rows: Sequence[Row], tokenizer: Tokenizer, unlabelled: str) -> None:
     """Print rows, then a legend; `unlabelled` explains tokens without a label."""
-    colour = (
-        sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    )
+    colour = colour_wanted()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 prints ? instead
     width = shutil.get_terminal_size((100, 24)).columns
     for row in rows:
         print(*terminal_row(row, tokens_of(row, tokenizer), width, colour), sep="\n", end="\n\n")
-    print(f"{LEGEND}\n{_paint('grey', QUIET, True) if colour else '⟦ ⟧'} {unlabelled}")
+    print("   ".join(LEGEND))
+    print(f"{_paint('grey', QUIET, True) if colour else '⟦ ⟧'} {unlabelled}")
 
 
 def show_tables(tables: Mapping[str, Table], notes: Mapping[str, Sequence[str]]) -> None:
@@ -182,7 +187,7 @@ def _paint(text: str, style: str, colour: bool) -> str:
     return f"\x1b[{style}m{text}\x1b[0m" if colour and style else text
 
 
-ROWS = """
+STYLE = """
 :root { --a: #d6e8fb; --b: #fbe6d2; --special: #a3168f }
 @media (prefers-color-scheme: dark) { :root { --a: #1d3a57; --b: #553619; --special: #f08be0 } }
 .row { font: 14px/1.9 ui-monospace, SFMono-Regular, "DejaVu Sans Mono", monospace;
@@ -223,9 +228,7 @@ def html_page(
         "a dashed line: a document begins; hover over a token for its position, id, label and"
         " document"
     )
-    legend = [
-        part for line in (*LEGEND.split("   "), hints, more) for part in (line, element("br"))
-    ][:-1]
+    legend = [part for line in (*LEGEND, hints, more) for part in (line, element("br"))][:-1]
     parts += [element("h2", "Rows"), element("p", *legend, class_="quiet")]
     for row in rows:
         tokens = tokens_of(row, tokenizer)
@@ -239,7 +242,7 @@ def html_page(
         )
     for heading, items in notes.items():
         parts += [element("h2", heading), element("ul", *(element("li", item) for item in items))]
-    return document(title, *parts, style=ROWS)
+    return document(title, *parts, style=STYLE)
 
 
 def _html_tokens(row: Row, tokens: Sequence[Token], tokenizer: Tokenizer) -> Iterator[Html]:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lm.checkpoints.folder import step_directories, step_of
+from lm.checkpoints.folder import step_directories, step_name, step_of
 from lm.system.errors import CheckpointError
 
 Trace = dict[int, dict[str, str]]  # step -> its batch and numbers, exactly
@@ -71,7 +71,7 @@ def first_difference(one: Path, other: Path, one_trace: Trace, other_trace: Trac
         step_of(path) for path in step_directories(other)
     }
     for step in sorted(steps):
-        name = f"step-{step:08d}.ckpt"
+        name = step_name(step)
         theirs = dict(_tensors(other / name))
         for tensor, mine in _tensors(one / name):
             if (difference := _tensor_difference(mine, theirs.pop(tensor, None))) is not None:

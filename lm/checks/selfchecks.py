@@ -25,10 +25,10 @@ from model import Decoder
 ROUNDING = 1e-3  # of the logits' spread: float32 adds the same numbers in another order
 USUAL_STD = 0.02  # of initial weights, as in GPT-2 and Llama
 MOST_LOGITS = 2**24  # in memory at once
-HEART_TOKENS = 128  # length of the piece that is memorised
-HEART_WARMUP = 10
-HEART_STEPS = 200
-HEART_SECONDS = 60.0
+OVERFIT_TOKENS = 128  # length of the piece that is memorised
+OVERFIT_WARMUP = 10
+OVERFIT_STEPS = 200
+OVERFIT_SECONDS = 60.0
 
 Rows = Mapping[str, Tensor]  # `input_ids`, `labels` and perhaps `document_ids`, each (B, T)
 
@@ -71,7 +71,9 @@ def future(decoder: Decoder, row: Rows) -> Result:
     row = _short(decoder, row)
     ids, length = row["input_ids"], row["input_ids"].shape[1]
     places = sorted({1, 1 + length // 4, 1 + length // 2, length - 1} & set(range(1, length)))
-    leak, least, pull = 0.0, math.inf, 0.0
+    leak = 0.0
+    least = math.inf
+    pull = 0.0
     with_documents = [row["document_ids"]] if "document_ids" in row else []
     for documents in (None, *with_documents):
         before = _logits(decoder, ids, documents)
@@ -79,10 +81,8 @@ def future(decoder: Decoder, row: Rows) -> Result:
             after = _logits(
                 decoder, torch.cat([ids[:, :t], _others(decoder, ids[:, t:])], dim=1), documents
             )
-            leak, least = (
-                max(leak, _gap(after[:, :t], before[:, :t])),
-                min(least, _gap(after[:, t:], before[:, t:])),
-            )
+            leak = max(leak, _gap(after[:, :t], before[:, :t]))
+            least = min(least, _gap(after[:, t:], before[:, t:]))
         pull = max(pull, _largest_gradient(decoder, ids, documents, places[-1]))
     where = (
         "model.py: Decoder._mask and the attention's is_causal: a token may attend to itself and to"
@@ -143,7 +143,9 @@ def documents(decoder: Decoder, row: Rows) -> Result:
     """
     row = _short(decoder, row)
     ids, numbers = row["input_ids"], row["document_ids"]
-    packed, leak, apart = _logits(decoder, ids, numbers), 0.0, 0.0
+    packed = _logits(decoder, ids, numbers)
+    leak = 0.0
+    apart = 0.0
     tested = numbers[0].unique().tolist()[:8]
     if len(tested) < 2:
         return Result(None, "no row of the first batch holds two documents")
@@ -181,24 +183,22 @@ def initial_loss(decoder: Decoder, rows: Rows, objective: Objective, fresh: bool
     An untrained tied head prefers the token that it has just read, so that token is excluded there.
     """
     decoder.eval()
-    choices, n, echo, beyond = (
-        decoder.lm_head.out_features if objective.per_token else 2,
-        int(objective.count(rows)),
-        "",
-        0.0,
-    )
-    loss, expected = objective.losses(decoder, rows).sum().item() / n, math.log(choices)
+    choices = decoder.lm_head.out_features if objective.per_token else 2
+    n = int(objective.count(rows))
+    loss = objective.losses(decoder, rows).sum().item() / n
+    expected = math.log(choices)
+    echo = ""
+    beyond = 0.0
     if fresh and objective.per_token:
         ids, labels = rows["input_ids"][:1], rows["labels"][:1]
         logits = _logits(decoder, ids, rows["document_ids"][:1] if "document_ids" in rows else None)
-        spread, asked = logits.std().item(), (labels != IGNORE_INDEX) & (labels != ids)
+        spread = logits.std().item()
+        asked = (labels != IGNORE_INDEX) & (labels != ids)
         if decoder.config.tie_embeddings:
             logits.scatter_(-1, ids[..., None], -math.inf)
             echo = f"; {loss:.3f} with the token itself, which a tied head prefers at first"
-            loss, n = (
-                nn.functional.cross_entropy(logits[asked], labels[asked]).item(),
-                int(asked.sum()),
-            )
+            loss = nn.functional.cross_entropy(logits[asked], labels[asked]).item()
+            n = int(asked.sum())
         beyond = 3 * spread / math.sqrt(max(1, n))
     figure = f"{loss:.3f} nats, ln {choices:,} is {expected:.3f}{echo}"
     if fresh or not objective.per_token:
@@ -229,7 +229,8 @@ def gradients(
     decoder.eval()
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     learnt = trained(decoder) if adapters else dict(decoder.named_parameters())
-    without, steps = dict(learnt), 0
+    without = dict(learnt)
+    steps = 0
     while without and steps < 3:
         optimizer.zero_grad()
         (objective.losses(decoder, rows).sum() / objective.count(rows).clamp(min=1)).backward()
@@ -268,7 +269,7 @@ def overfit_one_batch(
     row: Rows,
     objective: Objective,
     share: float,
-    seconds: float = HEART_SECONDS,
+    seconds: float = OVERFIT_SECONDS,
 ) -> Result:
     """Check that the loss of one row, or of a piece of it, falls below a `share` of its start.
 
@@ -277,10 +278,11 @@ def overfit_one_batch(
     """
     decoder.eval()
     row = _piece(row) if objective.per_token else row
-    count, started = int(objective.count(row)), time.monotonic()
+    count = int(objective.count(row))
+    started = time.monotonic()
     rates = [max(group["lr"], 1e-3) for group in optimizer.param_groups]
     losses: list[float] = []
-    for step in range(HEART_STEPS + 1):
+    for step in range(OVERFIT_STEPS + 1):
         optimizer.zero_grad()
         loss = objective.losses(decoder, row).sum() / count
         losses.append(loss.item())
@@ -296,7 +298,7 @@ def overfit_one_batch(
                 f"{figure}; undecided after its limit of {seconds:g} s",
             )
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * min(1, (step + 1) / HEART_WARMUP)
+            group["lr"] = rate * min(1, (step + 1) / OVERFIT_WARMUP)
         loss.backward()
         nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()
@@ -334,8 +336,8 @@ def _piece(row: Rows) -> dict[str, Tensor]:
     """Return the piece of a row that is memorised, with the row's first labels in it."""
     asked = (row["labels"][0] != IGNORE_INDEX).nonzero()
     first = int(asked[0]) if len(asked) else 0
-    start = max(0, min(first - HEART_TOKENS // 4, row["labels"].shape[1] - HEART_TOKENS))
-    return {name: tensor[:1, start : start + HEART_TOKENS] for name, tensor in row.items()}
+    start = max(0, min(first - OVERFIT_TOKENS // 4, row["labels"].shape[1] - OVERFIT_TOKENS))
+    return {name: tensor[:1, start : start + OVERFIT_TOKENS] for name, tensor in row.items()}
 
 
 def _largest_gradient(decoder: Decoder, ids: Tensor, documents: Tensor | None, t: int) -> float:
@@ -368,7 +370,8 @@ def _through_cache(
     store = decoder.new_cache(len(ids), ids.shape[1])
     if any(padding):
         store.padding = torch.tensor(padding, device=ids.device)
-    worst, end = 0.0, 0
+    worst = 0.0
+    end = 0
     for size in filter(None, sizes):
         with torch.no_grad():
             logits = decoder(ids[:, end : end + size], cache=store)[:, -1].float()  # (B, V)

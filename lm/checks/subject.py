@@ -115,16 +115,16 @@ class Subject:
             contextlib.nullcontext,
         )
         row, update = trial.seconds, trial.update_seconds
-        by_heart = (
-            (row * min(1, selfchecks.HEART_TOKENS / config.row_length) + update)
-            * selfchecks.HEART_STEPS
+        overfitting = (
+            (row * min(1, selfchecks.OVERFIT_TOKENS / config.row_length) + update)
+            * selfchecks.OVERFIT_STEPS
             / 4
         )
         resume = 3 * start + 3 * RESUME_STEPS * (
             shortened(config).trainer.batch_size * row + update
         )
         seconds = dict.fromkeys(names, 15 * row) | {
-            "heart": min(selfchecks.HEART_SECONDS, by_heart),
+            "heart": min(selfchecks.OVERFIT_SECONDS, overfitting),
             "resume": resume,
         }
         total = sum(seconds[name] for name in names)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 GREY = LIGHT["quiet"]
+MOST_DRAWN = 20  # nats: a perplexity beyond exp(20) would flatten all others
+LARGEST_EXPONENT = 709  # of a float's exp
 VALIDATION: dict[str, Any] = {
     "linewidth": 1.2,
     "linestyle": DASHES,
@@ -182,11 +184,9 @@ def _draw_run(panels: Panels, name: str, rows: list[dict[str, Any]], colour: str
     panels["loss"].plot(tokens, losses, color=colour, linewidth=0.8, alpha=0.3)
     panels["loss"].plot(val_tokens, val_losses, color=colour, **VALIDATION)
     panels["perplexity"].plot(
-        tokens, [_perplexity(loss) for loss in smooth(losses)], color=colour, linewidth=1.6
+        tokens, _drawn_perplexity(smooth(losses)), color=colour, linewidth=1.6
     )
-    panels["perplexity"].plot(
-        val_tokens, [_perplexity(loss) for loss in val_losses], color=colour, **VALIDATION
-    )
+    panels["perplexity"].plot(val_tokens, _drawn_perplexity(val_losses), color=colour, **VALIDATION)
     panels["rate"].plot(*points(rows, "train", "lr"), color=colour, linewidth=1.6)
     line.set_label(name)
     if val_losses:
@@ -199,7 +199,11 @@ def _draw_run(panels: Panels, name: str, rows: list[dict[str, Any]], colour: str
 
 
 def _perplexity(loss: float) -> float:
-    return math.exp(min(20, loss))
+    return math.exp(loss) if loss < LARGEST_EXPONENT else math.inf
+
+
+def _drawn_perplexity(losses: Sequence[float]) -> list[float]:
+    return [_perplexity(min(loss, MOST_DRAWN)) for loss in losses]
 
 
 def _label(panels: Panels, handles: list[Any]) -> None:

@@ -9,6 +9,8 @@ data or folder names: each writer shows them as text and never as markup or term
 from __future__ import annotations
 
 import html
+import itertools
+import os
 import re
 import sys
 import textwrap
@@ -20,6 +22,8 @@ from lm.display.html import Html, element, visible
 Table = list[list[str]]
 
 TERMINAL_WIDTH = 100  # cells
+MISSING = "–"  # a cell whose value does not exist or is not known
+NOT_RECORDED = "not recorded"
 # The columns that hold words and are aligned to the left. The others hold numbers.
 FIRST: Container[int] = (0,)
 EVERY: Container[int] = range(sys.maxsize)
@@ -112,9 +116,16 @@ def cut(text: str, width: int) -> str:
     """Shorten text to `width` terminal cells; an ellipsis marks the cut."""
     if cell_width(text) <= width:
         return text
-    while text and cell_width(text) > width - 1:
-        text = text[:-1]
-    return f"{text}…"
+    ends = itertools.accumulate(map(cell_width, text))
+    kept = sum(1 for _ in itertools.takewhile(lambda end: end < width, ends))
+    return f"{text[:kept]}…"
+
+
+def colour_wanted() -> bool:
+    """Return whether stdout is a terminal that shows colours, and nobody asked for none."""
+    return (
+        sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    )
 
 
 def cell_width(text: str) -> int:

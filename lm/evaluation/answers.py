@@ -16,8 +16,8 @@ import numpy as np
 from lm.config.schema.finetune import FinetuneConfig
 from lm.documents.conversations import Conversation
 from lm.documents.templates import LEARNED, ChatFormat, Encoded
-from lm.evaluation import scoring
-from lm.evaluation.scoring import ROWS, Row, batches
+from lm.evaluation.examples import evenly
+from lm.evaluation.scoring import ROWS, Row, batches, score
 from lm.generation.sampling import Sampling, generate, left_padded
 from lm.optim.modes import evaluating
 from lm.tokenizer.stream import text_behind
@@ -82,7 +82,7 @@ class Measured:
     choices: list[str | None]
 
 
-def measure(
+def measure_answers(
     decoder: Decoder,
     chat: ChatFormat,
     conversations: Sequence[Conversation],
@@ -116,8 +116,8 @@ def measure(
         answers = answer(
             decoder, chat, [prompts[i] for i in answered], finetune.report_tokens, rows
         )
-        losses = score(decoder, chat, preferred, rows)
-        rejected_losses = score(decoder, chat, rejected, rows)
+        losses = losses_of(decoder, chat, preferred, rows)
+        rejected_losses = losses_of(decoder, chat, rejected, rows)
         chosen = choose(decoder, [prompts[i] for i in choosing], choices, rows)
     count = len(prompts)
     return Measured(
@@ -174,7 +174,7 @@ def write_greedily(
     ]
 
 
-def score(
+def losses_of(
     decoder: Decoder, chat: ChatFormat, sequences: Sequence[Encoded], rows: int = ROWS
 ) -> list[Loss | None]:
     """Return the loss of each sequence's labels, every token read in its true place; None if the
@@ -192,8 +192,7 @@ def score(
         labels = np.where(flags & LEARNED, ids, IGNORE_INDEX)
         scored.append(Row(np.concatenate([[eos_id], ids[:-1]]), labels))
     losses = [
-        Loss(float(scores.nats.sum()), len(scores.nats))
-        for scores in scoring.score(decoder, scored, rows)
+        Loss(float(scores.nats.sum()), len(scores.nats)) for scores in score(decoder, scored, rows)
     ]
     return _placed(fitting, losses, len(sequences))
 
@@ -231,12 +230,6 @@ def choose(
         for i, number in zip(batch, best, strict=True):
             chosen[i] = number
     return chosen
-
-
-def evenly(items: Sequence[Item], most: int) -> list[Item]:
-    """Return at most `most` of the items, in their order and evenly spread."""
-    count = min(most, len(items))
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def with_rejected(conversation: Conversation) -> Conversation:

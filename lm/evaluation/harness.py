@@ -37,8 +37,8 @@ from lm.documents.templates import ChatFormat
 from lm.evaluation.scoring import Row, batches, continued, score, split
 from lm.generation.continuation import write_each
 from lm.generation.prompt import open_prompt
-from lm.generation.sampling import Sampling
-from lm.system.errors import ConfigError, DataError, NonFiniteError
+from lm.generation.sampling import NOT_FINITE, Sampling
+from lm.system.errors import ConfigError, DataError, NonFiniteError, first_line
 from lm.tokenizer.tokenizer import Tokenizer
 from model import Decoder
 
@@ -128,20 +128,20 @@ class Subject(LM):
         """
         prompts, groups = [], defaultdict(list)
         for i, request in enumerate(requests):
-            kwargs = generation(request.args[1])
-            room = self.context_length - min(kwargs.most_tokens, self.context_length // 2)
+            wanted = generation(request.args[1])
+            room = self.context_length - min(wanted.most_tokens, self.context_length // 2)
             prompt = self._prompt(request.args[0])
             self.cut["generate_until"] += len(prompt) > room
             prompts.append(prompt[-room:])
-            groups[kwargs].append(i)
+            groups[wanted].append(i)
         texts = [""] * len(requests)
         with tqdm(total=len(requests), desc="generate_until", disable=None) as bar:
-            for kwargs, members in groups.items():
-                rows = self.batch_size if kwargs.options.greedy else 1
+            for wanted, members in groups.items():
+                rows = self.batch_size if wanted.options.greedy else 1
                 for batch in batches([prompts[i] for i in members], rows):
                     numbers = [members[i] for i in batch]
                     generated = self._generate(
-                        [prompts[i] for i in numbers], kwargs, SEED + numbers[0]
+                        [prompts[i] for i in numbers], wanted, SEED + numbers[0]
                     )
                     for i, text in zip(numbers, generated, strict=True):
                         texts[i] = text
@@ -181,10 +181,7 @@ class Subject(LM):
                 for i, scores in zip(batch, batch_scores, strict=True):
                     results[i] = -float(scores.nats.sum()), bool(scores.likeliest.all())
                     if not math.isfinite(results[i][0]):
-                        raise NonFiniteError(
-                            "the model's scores are not finite: its weights are damaged or"
-                            " diverged; try an earlier checkpoint"
-                        )
+                        raise NonFiniteError(NOT_FINITE)
                 bar.update(len(batch))
         remaining = iter(results)
         by_pair = [list(itertools.islice(remaining, len(parts))) for parts in rows]
@@ -209,12 +206,12 @@ class Subject(LM):
         ]
 
     def _generate(
-        self, prompts: Sequence[Sequence[int]], kwargs: Generation, seed: int
+        self, prompts: Sequence[Sequence[int]], wanted: Generation, seed: int
     ) -> list[str]:
         """Return the text generated after each prompt."""
         generator = torch.Generator(self._device).manual_seed(seed)
         stop_ids = self.chat.stop_ids if self.chat else None
-        options, most, until = kwargs
+        options, most, until = wanted
         progress = write_each(
             self.decoder, self.tokenizer, prompts, options, most, generator, until, stop_ids
         )
@@ -227,7 +224,9 @@ class Subject(LM):
 def generation(kwargs: Mapping[str, Any]) -> Generation:
     """Parse a task's `generation_kwargs`. Raises ConfigError for beams and the like."""
     rest: dict[str, Any] = dict(normalize_gen_kwargs(dict(kwargs), MAX_GEN_TOKS))
-    most, until, do_sample = rest.pop("max_gen_toks"), rest.pop("until"), rest.pop("do_sample")
+    most = rest.pop("max_gen_toks")
+    until = rest.pop("until")
+    do_sample = rest.pop("do_sample")
     temperature = float(rest.pop("temperature", 1.0)) if do_sample else 0.0
     offered = sorted(field.name for field in dataclasses.fields(Sampling))
     if unknown := sorted(rest.keys() - offered):
@@ -285,9 +284,9 @@ def load_tasks(manager: TaskManager, names: Sequence[str]) -> list[Any]:
             loaded = manager.load([name])
         except Exception as error:  # Network, hub, cache, YAML and templates share no base class.
             raise DataError(
-                f"task {name}: cannot be loaded ({_line(error)}); what comes from the hub has to be"
-                " fetched once while online, and for one's own files dataset_kwargs.data_files in"
-                " its YAML file names them"
+                f"task {name}: cannot be loaded ({first_line(error)}); a task from the hub must be"
+                " downloaded once while online; a task with your own files names them in"
+                " dataset_kwargs.data_files of its YAML file"
             ) from error
         for task_name, task in loaded["tasks"].items():
             if task_name in origin:
@@ -330,8 +329,3 @@ def chance(samples: Iterable[Mapping[str, Any]]) -> float:
 def _is_file(name: str) -> bool:
     """Return whether a task's name is the path of a YAML file."""
     return name.endswith((".yaml", ".yml")) and Path(name).is_file()
-
-
-def _line(error: Exception) -> str:
-    """Return the first line of an exception's message, or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -58,7 +58,7 @@ def memorised(
     Raises:
         OSError: the tokens were removed after the text was opened.
     """
-    written = [Written(continuations) for continuations in groups]
+    written = [Continuations(ids) for ids in groups]
     n = max(1, round(NGRAM_BYTES / text.bytes_per_token)) if text.bytes_per_token else NGRAM_BYTES
     searches = [(Ngrams(group, n), LongestRun(group)) for group in written]
     for ids in pieces(text, piece, max([n, *(group.longest for group in written)])):
@@ -88,7 +88,7 @@ def pieces(text: TrainingText, size: int, longest: int) -> Iterator[Ids]:
             yield store.read(start, size + longest - 1).astype(np.uint32)
 
 
-class Written:
+class Continuations:
     """Continuations, concatenated.
 
     Attributes:
@@ -113,7 +113,7 @@ class Ngrams:
         count: the number of all n-grams, equal ones counted each time.
     """
 
-    def __init__(self, written: Written, n: int):
+    def __init__(self, written: Continuations, n: int):
         self._windows = Windows(written, n)
         self.count = int(self._windows.counts.sum())
 
@@ -138,7 +138,7 @@ class LongestRun:
         place: its place in the continuations.
     """
 
-    def __init__(self, written: Written):
+    def __init__(self, written: Continuations):
         self.length = self.place = 0
         self._written = written
         self._longer = Windows(written, 1)
@@ -156,7 +156,8 @@ class LongestRun:
         """Extend runs of `length` + 1 tokens, which begin at these places of a text and of the
         continuations, until the last one ends.
         """
-        written, length = self._written, self.length + 1
+        written = self._written
+        length = self.length + 1
         while len(at):
             self.length, self.place = length, int(places[0])
             inside = (at + length < len(ids)) & (written.left[places] > length)
@@ -175,7 +176,7 @@ class Windows:
         counts: how often each run occurs.
     """
 
-    def __init__(self, written: Written, n: int):
+    def __init__(self, written: Continuations, n: int):
         self._ids, self._n = written.ids, n
         begins = np.flatnonzero(written.left >= n)
         tokens = self._ids[begins[:, None] + np.arange(n)]
@@ -239,7 +240,11 @@ def window_hashes(ids: Ids, n: int) -> Any:
     """Return the hash of each run of n tokens. It takes as many steps as n has binary digits,
     because hashes of long runs are combined from hashes of shorter ones.
     """
-    hashes, done, width, factor, power = None, 0, 1, MULTIPLIER, ids
+    hashes = None
+    done = 0
+    width = 1
+    power = ids  # the hashes of runs of `width` tokens
+    factor = MULTIPLIER
     while True:
         if n & width:
             if hashes is None:

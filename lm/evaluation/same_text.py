@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lm.evaluation.examples import evenly
 from lm.evaluation.intervals import interval, resample
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from model import Decoder
 
 SEED = 0
-SEEDS = "what another seed would do is not in this (python -m tools.ablate)"
+SEEDS = "the interval does not cover other seeds (python -m tools.ablate)"
 
 
 class Sums(NamedTuple):
@@ -101,16 +102,16 @@ def judge(text: str, unit: str, kind: str, a: Sums, b: Sums, notes: Sequence[str
     first, second = drawn.values.tolist()
     difference = interval(second - first, drawn.drawn[:, 1] - drawn.drawn[:, 0], drawn.cases)
     return Verdict(
-        text,
-        unit,
-        kind,
-        len(amounts),
-        first,
-        second,
-        difference.value,
-        difference.low,
-        difference.high,
-        list(notes),
+        text=text,
+        unit=unit,
+        kind=kind,
+        cases=len(amounts),
+        a=first,
+        b=second,
+        difference=difference.value,
+        low=difference.low,
+        high=difference.high,
+        notes=list(notes),
     )
 
 
@@ -127,13 +128,15 @@ def sums_of_rows(decoder: Decoder, batches: Iterable[dict[str, Any]]) -> Sums:
     import torch
 
     from lm.optim.loss import IGNORE_INDEX
-    from lm.optim.objectives import NEXT_TOKEN
+    from lm.optim.modes import evaluating
+    from lm.optim.objectives import NEXT_TOKEN, on_device
 
     device = next(decoder.parameters()).device
-    nats, tokens = [], []
-    with torch.no_grad():
+    nats = []
+    tokens = []
+    with evaluating(decoder), torch.no_grad():
         for batch in batches:
-            rows = {name: value.to(device) for name, value in batch.items()}
+            rows = on_device(batch, device)
             nats.append(NEXT_TOKEN.losses(decoder, rows).double().sum(dim=1).cpu().numpy())
             tokens.append((batch["labels"] != IGNORE_INDEX).sum(dim=1).double().numpy())
     all_nats, all_tokens = np.concatenate(nats), np.concatenate(tokens)
@@ -159,8 +162,7 @@ def passages_of(texts: Iterable[str], characters: int, most: int) -> list[str]:
     texts. None is white space only.
     """
     passages = [passage for text in texts for passage in _cut(text, characters) if passage.strip()]
-    n = min(most, len(passages))
-    return [passages[i * len(passages) // n] for i in range(n)]
+    return evenly(passages, most)
 
 
 def _cut(text: str, characters: int) -> Iterator[str]:

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lm.optim.loss import IGNORE_INDEX
 from lm.optim.modes import evaluating
+from lm.optim.objectives import NEXT_TOKEN, on_device
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -77,7 +79,7 @@ class Surprisal:
         return bins
 
 
-def measure(
+def measure_surprisal(
     decoder: Decoder, batches: Iterable[Batch], length: int, examples: int = 5, least: int = 8
 ) -> Surprisal:
     """Score a decoder on batches, and some rows token by token. The decoder's mode is restored.
@@ -89,20 +91,12 @@ def measure(
         examples: the number of rows to look at: the first ones, from each source in turn.
         least: the number of labels that such a row must have.
     """
-    import torch
-
-    from lm.optim.objectives import NEXT_TOKEN
-
     device = next(decoder.parameters()).device
     result = Surprisal(np.zeros(length + 1), np.zeros(length + 1, np.int64))
     chosen: dict[str, list[dict[str, Any]]] = {}
     with evaluating(decoder), torch.no_grad():
         for batch, sources in batches:
-            rows = {
-                name: value.to(device)
-                for name, value in batch.items()
-                if isinstance(value, torch.Tensor)
-            }
+            rows = on_device(batch, device)
             losses = NEXT_TOKEN.losses(decoder, rows).cpu().double().numpy()
             labelled = (rows["labels"] != IGNORE_INDEX).cpu().numpy()
             seen = _seen(rows)

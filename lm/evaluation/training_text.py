@@ -37,11 +37,6 @@ class TrainingText:
     missing: tuple[str, ...] = ()
 
     @property
-    def tokens(self) -> int:
-        """Return the number of tokens."""
-        return sum(store.tokens for store in self.stores)
-
-    @property
     def bytes_per_token(self) -> float:
         """Return the UTF-8 bytes of the text for each of its tokens; 0 without text."""
         text_tokens = sum(store.text_tokens for store in self.stores)
@@ -99,11 +94,9 @@ def _own(data: DataConfig, tokenizer: Tokenizer, data_sha256: str) -> Iterator[T
             return
     for key, part in data.parts:
         if isinstance(part.source, HubSource) and part.source.streaming:
-            yield f"{key}: what was read of {part.source.dataset} was streamed, and not kept"
+            yield f"{key}: {part.source.dataset} was streamed, and its text was not kept"
         elif (dataset := dataset_of(part.source)) is not None:
-            yield (
-                f"{key}: which tokens are those of {dataset} cannot be told without asking the hub"
-            )
+            yield f"{key}: only the hub knows which tokens are those of {dataset}"
         else:
             yield _find_by_files(data, key, part.source, tokenizer)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lm.optim.loss import IGNORE_INDEX
 from lm.optim.modes import evaluating
-from lm.optim.objectives import NEXT_TOKEN, Objective
+from lm.optim.objectives import NEXT_TOKEN, Objective, on_device
 from lm.surgery.fsdp import is_sharded
 from lm.system.json_values import finite
 from model import Decoder
@@ -89,26 +89,12 @@ def evaluate(
             (`lm.surgery.fsdp.meet`).
     """
     device = next(decoder.parameters()).device
-    # A row for the whole, and one for each source: nats, tokens, nats of text, tokens of text; and
-    # for the whole the processes that failed. The whole is not the sum of the sources' sums, so it
-    # has the same bits with and without sources.
+    # The sums of `_summed`, with a column for the processes that failed.
     totals = torch.zeros(1 + len(sources), 5, dtype=torch.float64)
-    ends = torch.tensor(list(not_text), device=device)
     failure: Exception | None = None
     with evaluating(decoder):
         try:
-            for batch in batches:
-                rows = {
-                    name: value.to(device)
-                    for name, value in batch.items()
-                    if isinstance(value, Tensor)
-                }
-                losses = objective.losses(decoder, rows)
-                totals[0, :4] += _sums(losses, rows, ends, objective)
-                for number in batch["source"].unique().tolist() if sources else ():
-                    own = rows["source"] == number
-                    own_rows = {name: value[own] for name, value in rows.items()}
-                    totals[1 + number, :4] += _sums(losses[own], own_rows, ends, objective)
+            totals[:, :4] = _summed(decoder, batches, not_text, objective, len(sources))
         except Exception as error:
             if is_sharded(decoder):
                 raise
@@ -124,6 +110,32 @@ def evaluate(
         name: _divided(sums, sources[name]) for name, sums in zip(sources, parts, strict=True)
     }
     return replace(_divided(whole, bytes_per_token), sources=by_source)
+
+
+def _summed(
+    decoder: Decoder,
+    batches: Iterable[dict[str, Any]],
+    not_text: Collection[int],
+    objective: Objective,
+    n_sources: int,
+) -> Tensor:
+    """Return nats, tokens, nats of text and tokens of text: (1 + n_sources, 4) float64.
+
+    The first row is for the whole, the others for the sources. The whole is not the sum of the
+    sources' sums, so it has the same bits with and without sources.
+    """
+    device = next(decoder.parameters()).device
+    totals = torch.zeros(1 + n_sources, 4, dtype=torch.float64)
+    ends = torch.tensor(list(not_text), device=device)
+    for batch in batches:
+        rows = on_device(batch, device)
+        losses = objective.losses(decoder, rows)
+        totals[0] += _sums(losses, rows, ends, objective)
+        for number in batch["source"].unique().tolist() if n_sources else ():
+            own = rows["source"] == number
+            own_rows = {name: value[own] for name, value in rows.items()}
+            totals[1 + number] += _sums(losses[own], own_rows, ends, objective)
+    return totals
 
 
 def _divided(sums: list[float], bytes_per_token: float) -> Evaluation:

@@ -45,7 +45,7 @@ def chat_format(
         )
     message = source.system if system is None and source else system
     if message is not None and isinstance(fault := text_of(message), Fault):
-        raise ConfigError(f"--system: {fault.kind}, {fault.detail}")
+        raise ConfigError(f"--system: {fault.kind}, {fault.detail}; write the message in UTF-8")
     name = template or source.template  # type: ignore[union-attr]  # refused above
     return ChatFormat(name, meta.load_tokenizer(), message)
 

@@ -60,13 +60,13 @@ def write_each(
     options: Sampling,
     max_new_tokens: int,
     generator: torch.Generator,
-    stops: Sequence[str] = (),
-    stop_ids: Collection[int] | None = None,
+    stops: Sequence[str],
+    stop_ids: Collection[int] | None,
 ) -> Generator[list[Sample]]:
     """Continue prompts as text (`generate` yields the tokens).
 
     Yields a sample for each prompt before the first token and after every token: always the same
-    objects, which grow. All samples are finished at the end. `stop_ids` end a text (default: EOS).
+    objects, which grow. All samples are finished at the end. `stop_ids` end a text (None: EOS).
     """
     samples = [Sample(tokenizer, prompt, stops, stop_ids) for prompt in prompts]
     yield samples

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 # Below this the best token has all the probability, and dividing by it would overflow.
 SMALLEST_TEMPERATURE = 1e-6
+NOT_FINITE = (
+    "the model's scores are not finite: its weights are damaged or diverged; try an earlier"
+    " checkpoint"
+)
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ def generate(
     max_new_tokens: int,
     stop_ids: Collection[int],
     generator: torch.Generator,
-    vocab_size: int | None = None,
+    vocab_size: int,
 ) -> Generator[list[int | None]]:
     """Continue prompts, one token at a time, each as if it were alone.
 
@@ -199,8 +203,7 @@ def generate(
 
     context = decoder.config.context_length
     texts = [list(prompt) for prompt in prompts]
-    shape = len(texts), vocab_size or decoder.config.vocab_size or 0
-    seen = torch.zeros(shape, dtype=torch.bool, device=generator.device)
+    seen = torch.zeros(len(texts), vocab_size, dtype=torch.bool, device=generator.device)
     for row, prompt in zip(seen, prompts, strict=True):
         row[[token for token in prompt if token not in stop_ids]] = True
     cache = decoder.new_cache(len(texts), min(context, max(map(len, texts)) + max_new_tokens))
@@ -218,10 +221,7 @@ def generate(
                 # .forward is never compiled: each length of the cache would be a new graph
                 logits = decoder.forward(unread, cache=cache)[:, -1, :vocab_size].float()
             if drawn == 0 and not logits.isfinite().all():
-                raise NonFiniteError(
-                    "the model's scores are not finite: its weights are damaged or diverged; try an"
-                    " earlier checkpoint"
-                )
+                raise NonFiniteError(NOT_FINITE)
             unread = sample_next(logits, options, seen, generator)[:, None]
             seen.scatter_(1, unread, True)
             tokens = unread[:, 0].tolist()  # the only wait for the device

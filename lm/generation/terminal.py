@@ -19,7 +19,7 @@ HELP = """/reset      begin anew; the model forgets what was said
 /save FILE  write the conversation to FILE.jsonl, from which data.source.format: chat can learn
 /help       show this
 /quit       end, as Ctrl-D does; Ctrl-C stops an answer
-Anything else is said to the model; a space before a / says that too."""
+Anything else is a message to the model. To begin one with a /, write a space before it."""
 FORGETTING = (
     "the conversation no longer fits the context: from now on its oldest questions and answers are"
     " left out"
@@ -66,7 +66,8 @@ class Terminal:
 
     def say(self, message: str) -> None:
         """Print the answer to a message. Raises DataError if the message cannot be sent."""
-        complete, pieces = not self.chat.forgotten, list[str]()
+        complete = not self.chat.forgotten
+        pieces: list[str] = []
         with contextlib.closing(self._reply(message)) as reply:
             try:
                 for piece in reply:
@@ -98,8 +99,8 @@ class Terminal:
                 self._save(argument.strip())
             case _:
                 _note(
-                    f"there is no {name}; /help shows the commands, and a space before it says it"
-                    " to the model"
+                    f"there is no {name}; /help shows the commands, and a space before it makes it"
+                    " a message to the model"
                 )
         return True
 
@@ -110,7 +111,7 @@ class Terminal:
                 " ending"
             )
         if not self.chat.turns:
-            raise DataError("nothing has been said yet")
+            raise DataError("there is nothing to save yet; write a message first")
         try:
             path = Path(name).expanduser()
             if path.exists() and path != self._saved:

@@ -20,6 +20,11 @@ from lm.optim.loss import IGNORE_INDEX, count_targets
 Rows = Mapping[str, Any]  # `input_ids`, `labels` and perhaps `document_ids`, each (*, T)
 
 
+def on_device(batch: Rows, device: torch.device | str) -> dict[str, Tensor]:
+    """Return the tensors of a batch on a device, without all else that it holds."""
+    return {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+
+
 class Objective(Protocol):
     """The interface of objectives.
 

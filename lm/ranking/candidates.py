@@ -85,7 +85,7 @@ def find(patterns: Sequence[str]) -> tuple[list[Candidate], list[Failure]]:
 
 
 def case_files(named: Sequence[str]) -> list[Path]:
-    """Return the files that paths name, each once. A folder names all *.yaml files in it.
+    """Return the files that paths name, each once. A folder names all *.yaml and *.yml files in it.
 
     Raises:
         ConfigError: a folder has no such file, or two files have the same name.
@@ -98,7 +98,10 @@ def case_files(named: Sequence[str]) -> list[Path]:
             else [path]
         )
         if not inside:
-            raise ConfigError(f"--cases {path}: the folder holds no file of cases (*.yaml)")
+            raise ConfigError(
+                f"--cases {path}: the folder holds no file of cases; name one that holds *.yaml or"
+                " *.yml files"
+            )
         for file in inside:
             files.setdefault(file.resolve(), file)
     stems = [file.stem for file in files.values()]

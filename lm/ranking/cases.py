@@ -79,13 +79,13 @@ def read_cases(path: Path | str) -> CaseSet:
         )
     sha256 = hashlib.sha256(json.dumps(document.value, sort_keys=True).encode()).hexdigest()
     return CaseSet(
-        Path(path).stem,
-        Path(path),
-        file.about,
-        file.chat,
-        file.max_new_tokens,
-        tuple(file.cases),
-        sha256,
+        name=Path(path).stem,
+        path=Path(path),
+        about=file.about,
+        chat=file.chat,
+        max_new_tokens=file.max_new_tokens,
+        cases=tuple(file.cases),
+        sha256=sha256,
     )
 
 

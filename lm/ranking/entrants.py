@@ -12,7 +12,7 @@ from lm.checkpoints.meta import Meta
 from lm.evaluation.training_text import training_text
 from lm.ranking.candidates import Candidate, Failure, format_of
 from lm.ranking.cases import CaseSet
-from lm.ranking.results import SetResult, look_for_copies, measure
+from lm.ranking.results import SetResult, look_for_copies, measure_set
 from lm.runs.results import RecordedValidation
 from lm.system.errors import CheckpointError, ConfigError, DataError, UserError, is_out_of_memory
 from lm.tokenizer.tokenizer import resolve
@@ -44,8 +44,8 @@ class Entrant:
     tokenizer_sha256: str
     recorded: RecordedValidation | None
     results: tuple[SetResult | None, ...]
-    not_searched: str | None = None
-    manifest_sha256: str = ""
+    not_searched: str | None
+    manifest_sha256: str
 
 
 def measure_all(
@@ -53,9 +53,9 @@ def measure_all(
     sets: Sequence[CaseSet],
     load: Callable[[Path, str], Model],
     device: str,
-    tokenizer: str = "auto",
-    template: str | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    tokenizer: str,
+    template: str | None,
+    say: Callable[[str], None],
 ) -> tuple[list[Entrant], list[Failure]]:
     """Measure every checkpoint on all sets.
 
@@ -129,7 +129,7 @@ def _measure(
     for i, cases in enumerate(sets):
         chat = format_of(candidate.path, template) if cases.chat else None
         if chat is not None or not cases.chat:
-            measured[i] = measure(decoder, tokenizer, chat, cases)
+            measured[i] = measure_set(decoder, tokenizer, chat, cases)
     if not isinstance(text, str):
         measured = dict(zip(measured, look_for_copies(text, list(measured.values())), strict=True))
     if not measured:

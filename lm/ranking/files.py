@@ -59,7 +59,7 @@ def markdown(rankings: Sequence[Ranking], failed: Sequence[Failure]) -> str:
                 [
                     f"{ranking.by.label} by tag",
                     "cases",
-                    *(ranking.entrants[place].name for place in ranking.order.places),
+                    *(ranking.entrants[i].name for i in ranking.order.best_first),
                 ]
             ]
             for tag, (count, values) in ranking.tags.items():
@@ -67,7 +67,7 @@ def markdown(rankings: Sequence[Ranking], failed: Sequence[Failure]) -> str:
                     [
                         tag,
                         f"{count:,}",
-                        *(shown(ranking.by.kind, values[place]) for place in ranking.order.places),
+                        *(shown(ranking.by.kind, values[i]) for i in ranking.order.best_first),
                     ]
                 )
             parts.append(markdown_table(lines))
@@ -107,7 +107,8 @@ def as_json(rankings: Sequence[Ranking], failed: Sequence[Failure]) -> str:
 
 
 def _ranking(ranking: Ranking) -> dict[str, Any]:
-    cases, names = ranking.cases, [entrant.name for entrant in ranking.entrants]
+    cases = ranking.cases
+    names = [entrant.name for entrant in ranking.entrants]
     facts: dict[str, Any] = {
         "sets": list(ranking.parts),
         "by": ranking.by.key,
@@ -160,30 +161,27 @@ def _ranking(ranking: Ranking) -> dict[str, Any]:
 
 def _rows(ranking: Ranking) -> Iterator[dict[str, Any]]:
     """Yield a flat object for each entrant, the best first."""
-    for place in ranking.order.places:
-        entrant, (best, worst) = ranking.entrants[place], ranking.order.ranks[place]
+    for rank, number in enumerate(ranking.order.best_first, start=1):
+        entrant = ranking.entrants[number]
+        best, worst = ranking.order.ranks[number]
         row: dict[str, Any] = {
             "checkpoint": entrant.name,
             "path": str(entrant.path),
             "links": " ".join(entrant.links),
-        }
-        row |= {
             "step": entrant.step,
             "parameters": entrant.parameters,
             "tokenizer": entrant.tokenizer,
-        }
-        row |= {
-            "rank": ranking.order.places.index(place) + 1,
+            "rank": rank,
             "rank_best": best,
             "rank_worst": worst,
             "by": ranking.by.key,
         }
         for column in columns(ranking):
-            row[column.key] = column.values[place]
+            row[column.key] = column.values[number]
             if column.limits is not None:
                 row |= {
-                    f"{column.key}_low": _known(column.limits[place].low),
-                    f"{column.key}_high": _known(column.limits[place].high),
+                    f"{column.key}_low": _known(column.limits[number].low),
+                    f"{column.key}_high": _known(column.limits[number].high),
                 }
         yield row
 
@@ -232,11 +230,9 @@ def picture(rankings: Sequence[Ranking]) -> Figure:
 
 def _draw(panel: Any, ranking: Ranking, colours: dict[str, str]) -> None:
     scale = 100 if ranking.by.kind == "share" else 1
-    for height, place in enumerate(ranking.order.places):
-        name, (value, low, high) = (
-            ranking.entrants[place].name,
-            (scale * number for number in ranking.scores[ranking.by.key][place]),
-        )
+    for height, number in enumerate(ranking.order.best_first):
+        name = ranking.entrants[number].name
+        value, low, high = (scale * share for share in ranking.scores[ranking.by.key][number])
         if math.isfinite(low):
             panel.plot([low, high], [height, height], color=colours[name], linewidth=2, alpha=0.6)
         panel.plot(value, height, "o", color=colours[name], markersize=7)
@@ -252,7 +248,7 @@ def _draw(panel: Any, ranking: Ranking, colours: dict[str, str]) -> None:
         )
     panel.set_yticks(
         range(len(ranking.entrants)),
-        [ranking.entrants[place].name for place in ranking.order.places],
+        [ranking.entrants[number].name for number in ranking.order.best_first],
     )
     panel.set_ylim(len(ranking.entrants) - 0.5, -0.5)
     panel.grid(axis="y", visible=False)

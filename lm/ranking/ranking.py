@@ -56,12 +56,12 @@ class Order(NamedTuple):
     """The order of entrants, given by their numbers, by one measure.
 
     Attributes:
-        places: the entrants, the best value first.
+        best_first: the entrants, the best value first.
         ranks: the best and the worst possible rank of each entrant.
         pairs: all pairs, those of the first place first.
     """
 
-    places: tuple[int, ...]
+    best_first: tuple[int, ...]
     ranks: tuple[tuple[int, int], ...]
     pairs: tuple[Pair, ...]
 
@@ -207,8 +207,8 @@ def rank_together(rankings: Sequence[Ranking], by: str | None = None) -> Ranking
 def order_of(measure: Measure, drawn: Resampled) -> Order:
     """Order the entrants by a measure. The intervals of all pairs hold together with CONFIDENCE."""
     sign = 1 if measure.higher else -1
-    places = sorted(range(len(drawn.values)), key=lambda i: -sign * drawn.values[i])
-    numbers = list(itertools.combinations(places, 2))
+    best_first = sorted(range(len(drawn.values)), key=lambda i: -sign * drawn.values[i])
+    numbers = list(itertools.combinations(best_first, 2))
     pairs = []
     for first, second in numbers:
         value = sign * float(drawn.values[first] - drawn.values[second])
@@ -225,11 +225,11 @@ def order_of(measure: Measure, drawn: Resampled) -> Order:
     ranks = [
         (
             1 + sum(pair.second == i for pair in apart),
-            len(places) - sum(pair.first == i for pair in apart),
+            len(best_first) - sum(pair.first == i for pair in apart),
         )
-        for i in range(len(places))
+        for i in range(len(best_first))
     ]
-    return Order(tuple(places), tuple(ranks), tuple(pairs))
+    return Order(tuple(best_first), tuple(ranks), tuple(pairs))
 
 
 def _counted(measure: Measure, results: Sequence[SetResult]) -> np.ndarray:

@@ -22,6 +22,7 @@ from lm.evaluation.answers import Written, write_greedily
 from lm.evaluation.memorisation import Memorised, memorised
 from lm.evaluation.scoring import ROWS, continued, score
 from lm.evaluation.training_text import TrainingText
+from lm.generation.sampling import NOT_FINITE
 from lm.ranking.cases import CaseSet
 from lm.ranking.questions import CaseEncoder, EncodedCase, Question
 from lm.system.errors import ConfigError, NonFiniteError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from lm.tokenizer.tokenizer import Tokenizer
     from model import Decoder
 
+REPEATED = 4  # tokens of an n-gram in `repetition`
 REGEX_SECONDS = 5.0  # A pattern with nested repeats may take years.
 
 
@@ -78,11 +80,6 @@ class CaseResult:
     cut: bool = False
     fits: bool = True
 
-    @property
-    def tokens(self) -> int:
-        """Return the number of generated tokens."""
-        return len(self.ids)
-
 
 @dataclass(frozen=True)
 class SetResult:
@@ -116,7 +113,7 @@ class SetResult:
         return sum(result.cut for result in self.results)
 
 
-def measure(
+def measure_set(
     decoder: Decoder,
     tokenizer: Tokenizer,
     chat: ChatFormat | None,
@@ -178,11 +175,11 @@ def look_for_copies(text: TrainingText, results: Sequence[SetResult]) -> list[Se
     ]
 
 
-def repetition(ids: Sequence[int], n: int = 4) -> float | None:
-    """Return the share of n-grams that occurred earlier among the ids, or None with less than two
-    n-grams.
+def repetition(ids: Sequence[int]) -> float | None:
+    """Return the share of n-grams of REPEATED tokens that occurred earlier among the ids, or None
+    with less than two n-grams.
     """
-    ngrams = list(zip(*(ids[i:] for i in range(n)), strict=False))
+    ngrams = list(zip(*(ids[i:] for i in range(REPEATED)), strict=False))
     return (len(ngrams) - len(set(ngrams))) / len(ngrams) if len(ngrams) > 1 else None
 
 
@@ -245,10 +242,7 @@ def _score(
     nats = [float(scores.nats.sum()) for scores in score(decoder, sequences, rows)]
     seconds = time.perf_counter() - started
     if not all(map(math.isfinite, nats)):
-        raise NonFiniteError(
-            "the model's scores are not finite: its weights are damaged or diverged; try an earlier"
-            " checkpoint"
-        )
+        raise NonFiniteError(NOT_FINITE)
     return dict(zip(questions, nats, strict=True)), (
         sum(len(row.ids) for row in sequences) / seconds if sequences else None
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from lm.display.html import visible
-from lm.display.tables import Table, terminal_table
+from lm.display.tables import MISSING, Table, terminal_table
 from lm.evaluation.intervals import RESAMPLES, Interval
 from lm.ranking.entrants import Entrant
 from lm.ranking.measures import CENTRED, FIGURES, MEASURES, Kind
@@ -17,7 +17,6 @@ from lm.ranking.ranking import CONFIDENCE, Pair, Ranking
 from lm.system.errors import printable
 from lm.system.json_values import finite
 
-WIDTH = 100  # columns of the terminal's table
 LONGEST_NAME = 40  # characters of a checkpoint's name in the terminal
 MOST_PAIRS = 6  # sentences about pairs in the terminal
 INTERVALS = (
@@ -71,7 +70,7 @@ class Column(NamedTuple):
 def shown(kind: Kind, value: float | None) -> str:
     """Return a formatted number: shares in percent, unknown numbers as a dash."""
     if value is None:
-        return "–"
+        return MISSING
     return FORMATS[kind].format(100 * value if kind == "share" else value)
 
 
@@ -119,12 +118,12 @@ def table(ranking: Ranking, width: int | None = None, links: bool = True) -> Tab
             first one only. None means all columns with all intervals.
         links: whether the names of links follow a checkpoint's own name.
     """
-    places = ranking.order.places
+    best_first = ranking.order.best_first
     lines = [
         ["checkpoint", "rank"],
         *(
-            [_named(ranking.entrants[place], width, links), _ranks(ranking, place)]
-            for place in places
+            [_named(ranking.entrants[number], width, links), _ranks(ranking, number)]
+            for number in best_first
         ),
     ]
     first, *others = columns(ranking)
@@ -135,7 +134,7 @@ def table(ranking: Ranking, width: int | None = None, links: bool = True) -> Tab
     for column in (first, *([] if ranking.cases else parts), *others):
         limited = column.limits is not None and (width is None or column is first)
         heading = f"{column.label}{', %' * (column.kind == 'share')}{' [low, high]' * limited}"
-        cells = [heading, *(column.cell(place, limited) for place in places)]
+        cells = [heading, *(column.cell(number, limited) for number in best_first)]
         wider = [[*line, cell] for line, cell in zip(lines, cells, strict=True)]
         if (
             width is None
@@ -172,9 +171,8 @@ def summary(ranking: Ranking) -> list[str]:
             else ""
         )
         return [f"none of these {count} can be told apart on {_cases(ranking)}{limit}"]
-    lines = [sentence(ranking, pair) for pair in pairs if pair.first == ranking.order.places[0]][
-        :MOST_PAIRS
-    ]
+    first = ranking.order.best_first[0]
+    lines = [sentence(ranking, pair) for pair in pairs if pair.first == first][:MOST_PAIRS]
     rest = len(pairs) - len(lines)
     return (
         [*lines, f"and {rest:,} more pair{'s' * (rest != 1)}: --json or --out has them"]
@@ -262,8 +260,8 @@ def _cases(ranking: Ranking) -> str:
     return f"{count:,} case{'s' * (count != 1)}"
 
 
-def _ranks(ranking: Ranking, place: int) -> str:
-    best, worst = ranking.order.ranks[place]
+def _ranks(ranking: Ranking, number: int) -> str:
+    best, worst = ranking.order.ranks[number]
     return str(best) if best == worst else f"{best}–{worst}"
 
 

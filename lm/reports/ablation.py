@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from lm.checkpoints.base import OWN
 from lm.checkpoints.folder import open_checkpoint
 from lm.config.schema.config import Config
-from lm.display.tables import Table, markdown_table
+from lm.display.tables import MISSING, Table, markdown_table
 from lm.runs.results import read_validations
 from lm.system.disk import replace
 from lm.system.errors import CheckpointError
@@ -63,10 +63,8 @@ def outcome(folder: Path) -> Outcome:
             f"{folder}: the run was stopped before its end (trainer.max_minutes?); the same command"
             " goes on with it"
         )
-    meta, (lines, _) = (
-        open_checkpoint(folder / "final.ckpt").meta,
-        read_validations(folder),
-    )
+    meta = open_checkpoint(folder / "final.ckpt").meta
+    lines, _ = read_validations(folder)
     losses = [line.loss for line in lines if math.isfinite(line.loss)]
     if not lines:
         raise CheckpointError(
@@ -76,8 +74,14 @@ def outcome(folder: Path) -> Outcome:
     if not math.isfinite(lines[-1].loss):
         return Outcome(problem="its last validation loss is not finite")
     bits = [line.bits_per_byte for line in lines if math.isfinite(line.bits_per_byte)]
-    last, best = (bits[-1], min(bits)) if bits else (None, None)
-    return Outcome(None, losses[-1], min(losses), last, best, meta["tokens"], meta["seconds"])
+    return Outcome(
+        final=losses[-1],
+        lowest=min(losses),
+        final_bits_per_byte=bits[-1] if bits else None,
+        lowest_bits_per_byte=min(bits, default=None),
+        tokens=meta["tokens"],
+        seconds=meta["seconds"],
+    )
 
 
 class Difference(NamedTuple):
@@ -334,20 +338,27 @@ class Ablation:
                         f"{run.tokens:,}" for run in (one, other) if run.tokens is not None
                     )
                 )
-                or "-"
+                or MISSING
             )
             lines.append(
                 [
                     str(seed),
                     *cells,
                     tokens,
-                    *("-" if run.seconds is None else f"{run.seconds:.1f}" for run in (one, other)),
+                    *(
+                        MISSING if run.seconds is None else f"{run.seconds:.1f}"
+                        for run in (one, other)
+                    ),
                 ]
             )
         return lines
 
     def lines(self) -> list[str]:
-        """Return the lines that follow the table."""
+        """Return the lines that follow the table: the facts, then the verdict."""
+        return [*self.facts(), self.verdict]
+
+    def facts(self) -> list[str]:
+        """Return what the runs have in common, and the differences."""
         lines = [
             f"variant = {' and '.join(self.changes)}; pairs of runs have"
             f" {', '.join(self.kept.lines())}"
@@ -362,7 +373,7 @@ class Ablation:
             lines.append(f"{name}: {difference.mean:+.4f} {interval}")
         if self.time_ratio is not None:
             lines.append(f"training time: {self.time_ratio:.2f} times the baseline's")
-        return [*lines, self.verdict]
+        return lines
 
     def as_json(self) -> dict[str, Any]:
         """Return everything but the configurations, as JSON values."""
@@ -385,25 +396,22 @@ class Ablation:
     def write(self, folder: Path) -> None:
         """Write ablation.md and ablation.json into the folder. Raises CheckpointError."""
         one, other = (text.splitlines() for text in self.texts)
-        changed = [
-            line for line in difflib.unified_diff(one, other, lineterm="", n=0) if line[0] in "+-"
-        ]
+        diff = difflib.unified_diff(one, other, lineterm="", n=0)
+        changed = [line for line in diff if line[0] in "+-"][2:]  # without the names of the files
         parts = [
             f"# {', '.join(self.changes)} against {self.config}",
             f"**{self.verdict}**",
             markdown_table(self.table()).rstrip(),
-        ]
-        parts += [
-            "\n".join(f"- {line}" for line in self.lines()[:-1]),
-            "```diff\n" + "\n".join(changed[2:]) + "\n```",
+            "\n".join(f"- {line}" for line in self.facts()),
+            "```diff\n" + "\n".join(changed) + "\n```",
         ]
         replace(folder / "ablation.md", "\n\n".join(parts) + "\n")
         replace(folder / "ablation.json", json.dumps(self.as_json(), indent=1) + "\n")
 
 
 def _loss(value: Number) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return MISSING if value is None else f"{value:.4f}"
 
 
 def _signed(one: Number, other: Number) -> str:
-    return "-" if one is None or other is None else f"{other - one:+.4f}"
+    return MISSING if one is None or other is None else f"{other - one:+.4f}"

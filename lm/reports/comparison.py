@@ -21,7 +21,6 @@ from lm.config.schema.section import flattened
 from lm.evaluation.same_text import Verdict
 from lm.runs.changes import is_harmless
 from lm.runs.record import RunRecord
-from lm.runs.results import RecordedValidation
 from lm.system.json_values import count, lookup, text
 
 LINEAGE = (
@@ -268,10 +267,7 @@ def _values(run: RunRecord, column: str | None) -> list[Value]:
 
 
 def _samples(a: RunRecord, b: RunRecord) -> list[tuple[Sample, Sample]]:
-    written = [
-        [sample for validation in run.validations if (sample := _sample(run, validation))]
-        for run in (a, b)
-    ]
+    written = [_samples_of(run) for run in (a, b)]
     if not all(written):
         return []
     end = min(samples[-1].tokens for samples in written)
@@ -282,14 +278,13 @@ def _samples(a: RunRecord, b: RunRecord) -> list[tuple[Sample, Sample]]:
     return list(dict.fromkeys((first, second) for first, second in pairs))
 
 
-def _sample(run: RunRecord, validation: RecordedValidation) -> Sample | None:
-    known = {row["step"]: row["tokens"] for row in run.rows}
-    tokens = known.get(validation.step)
-    return (
-        Sample(validation.step, tokens, validation.sample)
-        if validation.sample is not None and tokens is not None
-        else None
-    )
+def _samples_of(run: RunRecord) -> list[Sample]:
+    tokens = {row["step"]: row["tokens"] for row in run.rows if row["tokens"] is not None}
+    return [
+        Sample(validation.step, tokens[validation.step], validation.sample)
+        for validation in run.validations
+        if validation.sample is not None and validation.step in tokens
+    ]
 
 
 def _notes(a: RunRecord, b: RunRecord, names: tuple[str, str]) -> list[str]:

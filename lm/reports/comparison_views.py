@@ -19,6 +19,7 @@ from lm.display.html import Html, document, element, lines_of, visible
 from lm.display.tables import (
     EVERY,
     FIRST,
+    MISSING,
     TERMINAL_WIDTH,
     cut,
     html_table,
@@ -33,7 +34,6 @@ from lm.system.units import duration, short
 MOST_PLACES = 12  # lines of the table of losses; JSON and the page's charts have all
 MOST_SAMPLE = 500  # characters in a terminal
 COURSE = 60  # blocks
-NOTHING = "-"
 OWN_TOKENS = "each in its own tokens, of its own text: these do not compare with each other"
 # Its first 12 digits are enough for a reader.
 SHA256 = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
@@ -70,9 +70,10 @@ class Section(NamedTuple):
 
 def sections(c: Comparison) -> list[Section]:
     """Return all sections that are not empty, without charts and samples."""
-    facts = {name: (value, _facts(c.b)[name]) for name, value in _facts(c.a).items()}
+    facts_of_b = _facts(c.b)
+    facts = {name: (value, facts_of_b[name]) for name, value in _facts(c.a).items()}
     by_source = [
-        [name, *(NOTHING if loss is None else f"{loss:.4f}" for loss in losses)]
+        [name, *(MISSING if loss is None else f"{loss:.4f}" for loss in losses)]
         for name, *losses in c.sources
     ]
     own = [OWN_TOKENS] if by_source and c.yardstick.column != "loss" else []
@@ -86,11 +87,11 @@ def sections(c: Comparison) -> list[Section]:
             "The runs",
             table=[
                 ["", *c.names],
-                *([name, *both] for name, both in facts.items() if set(both) != {NOTHING}),
+                *([name, *both] for name, both in facts.items() if set(both) != {MISSING}),
             ],
         ),
         _losses(c),
-        Section("Which was where first", notes=_marks(c.reached), table=_reached(c)),
+        Section("First to reach the other's last loss", notes=_marks(c.reached), table=_reached(c)),
         Section(
             "Last validation of each source, nats per token",
             notes=own,
@@ -100,7 +101,7 @@ def sections(c: Comparison) -> list[Section]:
             "Configuration",
             c,
             [difference for difference in c.config if difference.matters],
-            "no key differs that changes a result",
+            "no key that changes a result differs",
         ),
         _differing(
             "Configuration: keys that change no result",
@@ -118,7 +119,7 @@ def sections(c: Comparison) -> list[Section]:
 
 
 def terminal(c: Comparison) -> Iterator[str]:
-    """Yield lines of at most 100 cells, without any control character."""
+    """Yield lines without control characters. Only long names make one longer than 100 cells."""
     yield visible(f"{c.names[0]} against {c.names[1]}")
     for section in sections(c):
         yield f"\n{section.title}"
@@ -220,9 +221,7 @@ def as_json(c: Comparison) -> dict[str, Any]:
             "step": run.step,
             "tokens": run.tokens,
             "seconds": run.seconds,
-        }
-        | {"last_loss": finite(run.validations[-1].loss) if run.validations else None}
-        | {
+            "last_loss": finite(run.validations[-1].loss) if run.validations else None,
             "lowest_loss": run.best.loss if run.best else None,
             "lowest_at_step": run.best.step if run.best else None,
         }
@@ -263,24 +262,23 @@ def _written(name: str, sample: Sample) -> Html:
 
 
 def _facts(run: RunRecord) -> dict[str, str]:
-    parameters, adapters = (
-        count(run.meta, "n_parameters"),
-        count(run.meta, "adapters", "n_parameters"),
-    )
-    last, best = (run.validations[-1] if run.validations else None), run.best
+    parameters = count(run.meta, "n_parameters")
+    adapters = count(run.meta, "adapters", "n_parameters")
+    last = run.validations[-1] if run.validations else None
+    best = run.best
     speed = run.tokens / run.seconds if run.tokens and run.seconds else None
     state = "going" if run.going else "finished" if run.finished else "not finished"
     return {
-        "parameters": NOTHING if parameters is None else f"{parameters:,}",
-        "of adapters": NOTHING if adapters is None else f"{adapters:,}",
+        "parameters": MISSING if parameters is None else f"{parameters:,}",
+        "of adapters": MISSING if adapters is None else f"{adapters:,}",
         "updates": f"{run.step:,}",
-        "tokens trained on": NOTHING if run.tokens is None else f"{run.tokens:,}",
-        "training time": NOTHING if run.seconds is None else duration(run.seconds),
-        "tokens a second": NOTHING if speed is None else f"{speed:,.0f}",
-        "last validation loss": f"{last.loss:.4f}" if last else NOTHING,
-        "lowest validation loss": f"{best.loss:.4f} (step {best.step:,})" if best else NOTHING,
+        "tokens trained on": MISSING if run.tokens is None else f"{run.tokens:,}",
+        "training time": MISSING if run.seconds is None else duration(run.seconds),
+        "tokens a second": MISSING if speed is None else f"{speed:,.0f}",
+        "last validation loss": f"{last.loss:.4f}" if last else MISSING,
+        "lowest validation loss": f"{best.loss:.4f} (step {best.step:,})" if best else MISSING,
         "last bits per byte": (
-            f"{last.bits_per_byte:.4f}" if last and math.isfinite(last.bits_per_byte) else NOTHING
+            f"{last.bits_per_byte:.4f}" if last and math.isfinite(last.bits_per_byte) else MISSING
         ),
         "state": state,
     }
@@ -298,7 +296,7 @@ def _losses(c: Comparison) -> Section:
             drawn=True,
         )
     if any(place.between for place in c.places):
-        notes.append("~ on the straight line between the two neighbouring validations")
+        notes.append("~ is interpolated between the two neighbouring validations")
     n = min(MOST_PLACES, len(c.places))
     chosen = [c.places[i * (len(c.places) - 1) // max(1, n - 1)] for i in range(n)]
     lines = [
@@ -322,7 +320,7 @@ def _reached(c: Comparison) -> list[list[str]]:
         [f"{c.names[i]} ended at {goal:.4f}", *map(_when, both)]
         for i, (goal, both) in enumerate(zip(c.goals, c.reached, strict=True))
     ]
-    return [["", *(f"{name} was there after" for name in c.names)], *lines]
+    return [["", *(f"{name} reached it after" for name in c.names)], *lines]
 
 
 def _when(reached: Reached | None) -> str:
@@ -338,8 +336,8 @@ def _marks(reached: Sequence[Sequence[Reached | None]]) -> list[str]:
     between = any(moment is not None and not moment.exact for both in reached for moment in both)
     return (
         [
-            "~ on the straight line between two validations; time is training time, without"
-            " validations and saving"
+            "~ is interpolated between two validations; time is training time, without validations"
+            " and saving"
         ]
         if between
         else []

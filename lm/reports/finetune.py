@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from lm.config.schema.finetune import FinetuneConfig
 from lm.display.html import visible
-from lm.display.tables import EVERY, Table, markdown_table, safe, terminal_table
+from lm.display.tables import EVERY, MISSING, Table, markdown_table, safe, terminal_table
 from lm.documents.conversations import Conversation, Turn
-from lm.evaluation.answers import Answer, Loss, Measured, evenly
+from lm.evaluation.answers import Answer, Loss, Measured
+from lm.evaluation.examples import evenly
 from lm.reports.finetune_figures import (
     Figures,
     confusion,
@@ -71,7 +72,7 @@ class Compared(NamedTuple):
     after: dict[str, Any]
 
 
-def report(
+def write_report(
     folder: Path,
     say: Callable[[str], None],
     conversations: Sequence[Conversation],
@@ -86,8 +87,9 @@ def report(
         folder: the run's folder.
         say: prints a text.
         conversations: the held-out conversations, in the order of the measurements.
-        before, after: `lm.evaluation.answers.measure` of the base and of the tuned decoder.
-        finetune: the section that `measure` had.
+        before, after: `measure_answers` in lm/evaluation/answers.py of the base and of the tuned
+            decoder.
+        finetune: the section that `measure_answers` had.
         base_loss: nats per token on the text that the base was validated on, before and after;
             None if that text is missing.
 
@@ -158,11 +160,9 @@ def notes_of(
     base_loss: tuple[float, float] | None,
 ) -> Iterator[str]:
     """Yield the notes that explain the numbers: counts, skipped items, the way of counting."""
-    held_out, context, choices = (
-        len(conversations),
-        measured.context,
-        ", ".join(map(visible, finetune.choices)),
-    )
+    held_out = len(conversations)
+    context = measured.context
+    choices = ", ".join(map(visible, finetune.choices))
     if not conversations:
         yield (
             "no conversation is held out, so there is nothing to answer; data.test_fraction or"
@@ -170,31 +170,31 @@ def notes_of(
         )
     if answered := sum(answer is not None for answer in measured.answers):
         yield (
-            f"{answered:,} of {held_out:,} held-out prompts answered with the likeliest tokens, at"
-            f" most {finetune.report_tokens:,} each"
+            f"{answered:,} of {held_out:,} held-out prompts were answered greedily, in at most"
+            f" {finetune.report_tokens:,} tokens each"
         )
         yield COUNTING
     if measured.no_room:
         yield (
-            f"{_are(measured.no_room, 'prompt')} too long for the context of {context:,}: left out"
+            f"skipped: {_are(measured.no_room, 'prompt')} too long for the context of {context:,}"
         )
     if longer := measured.losses.count(None):
         yield (
-            f"{_are(longer, 'conversation')} longer than the context of {context:,}: left out of"
-            " the loss"
+            f"not in the loss: {_are(longer, 'conversation')} longer than the context of"
+            f" {context:,}"
         )
     if choices and (others := measured.choices.count(None)):
         yield (
-            f"{_are(others, 'conversation')} left out of the choice: the reference is none of"
-            f" {choices}, or there is no room"
+            f"{_are(others, 'conversation')} not in the accuracy of choices: the reference is none"
+            f" of {choices}, or the context has no room"
         )
-    known = "not known, since the text that the base was validated on is not there"
+    known = "unknown, because the validation text of the base is missing"
     if base_loss is not None:
         known = (
-            f"on the text that the base was validated on, the loss went from {base_loss[0]:.4f} to"
-            f" {base_loss[1]:.4f} nats per token"
+            "the loss on the validation text of the base went from"
+            f" {base_loss[0]:.4f} to {base_loss[1]:.4f} nats per token"
         )
-    yield f"what was forgotten: {known}"
+    yield f"forgetting: {known}"
 
 
 def compared(
@@ -214,13 +214,14 @@ def page(
     conversations: Sequence[Compared],
 ) -> str:
     """Return the report as Markdown; characters of models' and data's texts are never markup."""
-    parts = ["# Report\n", "## Fine-tuning\n"]
-    parts += [
-        markdown_table(lines)
-        for lines in (table, confusion_table(chosen) if chosen else table[:1])
-        if len(lines) > 1
+    tables = [table] if len(table) > 1 else []
+    tables += [confusion_table(chosen)] if chosen else []
+    parts = [
+        "# Report\n",
+        "## Fine-tuning\n",
+        *map(markdown_table, tables),
+        "".join(f"- {safe(note)}\n" for note in notes),
     ]
-    parts += ["".join(f"- {safe(note)}\n" for note in notes)]
     answered = [item for item in conversations if "answer" in item.after]
     for number, item in enumerate(evenly(answered, SIDE_BY_SIDE), 1):
         parts.append(f"### Answer {number}\n")
@@ -228,8 +229,9 @@ def page(
             ["", ""],
             ["prompt", spoken(item.conversation.prompt)],
             ["reference", item.conversation.answer],
+            ["before", _answer_text(item.before)],
+            ["after", _answer_text(item.after)],
         ]
-        lines += [["before", _answer_text(item.before)], ["after", _answer_text(item.after)]]
         parts.append(markdown_table(lines, EVERY))
     return "\n".join(parts)
 
@@ -249,8 +251,10 @@ def _one(conversation: Conversation, measured: Measured, i: int) -> dict[str, An
     measurements: dict[str, Any] = {}
     answer: Answer | None = measured.answers[i]
     if answer is not None:
-        measurements |= {"answer": answer.text, "tokens": answer.tokens, "ended": answer.ended}
         measurements |= {
+            "answer": answer.text,
+            "tokens": answer.tokens,
+            "ended": answer.ended,
             "exact_match": exact_match(answer.text, conversation.answer),
             "f1": token_f1(answer.text, conversation.answer),
         }
@@ -291,7 +295,7 @@ def _answer_text(answered: dict[str, Any]) -> str:
 
 def _shown(measure: Measure, value: float | None) -> str:
     if value is None:
-        return "–"
+        return MISSING
     return {"share": f"{100 * value:.1f}", "number": f"{value:.1f}", "loss": f"{value:.4f}"}[
         measure.kind
     ]
@@ -301,7 +305,7 @@ def _change(measure: Measure, before: float | None, after: float | None) -> str:
     if before is None or after is None:
         return ""
     if measure.kind == "loss":
-        return f"{100 * (after / before - 1):+.1f} %" if before else "–"
+        return f"{100 * (after / before - 1):+.1f} %" if before else MISSING
     return f"{(100 if measure.kind == 'share' else 1) * (after - before):+.1f}"
 
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from lm.checkpoints.meta import Meta
 from lm.display import charts
 from lm.display.html import Html, document, element, joined
-from lm.display.tables import EVERY, html_table
+from lm.display.tables import EVERY, MISSING, NOT_RECORDED, html_table
 from lm.reports import run_texts
 from lm.reports.run_config import configuration, lineage
 from lm.reports.run_cost import cost
@@ -152,18 +152,20 @@ def checkpoints(run: RunRecord, out: Path) -> Html:
         if saved.problem is not None:
             lines.append([link, element("span", "damaged", class_="mark"), *[""] * 5])
             continue
-        tokens, loss = count(saved.meta, "tokens"), losses.get(saved.manifest_sha256)
-        cells = [
-            f"{tokens:,}" if tokens is not None else "–",
-            f"{loss:.4f}" if loss is not None else "–",
-        ]
-        cells += [
-            in_bytes(saved.size) if saved.size is not None else "–",
-            (text(saved.meta, "saved_at") or "–")[:16].replace("T", " "),
-        ]
-        cells += [", ".join(name.removesuffix(".ckpt") for name in saved.links) or "–"]
-        lines.append([link, *cells, element("code", (saved.manifest_sha256 or "")[:12])])
-    return html_table(lines, "–: no validation of exactly these bytes is recorded")
+        tokens = count(saved.meta, "tokens")
+        loss = losses.get(saved.manifest_sha256)
+        lines.append(
+            [
+                link,
+                f"{tokens:,}" if tokens is not None else MISSING,
+                f"{loss:.4f}" if loss is not None else MISSING,
+                in_bytes(saved.size) if saved.size is not None else MISSING,
+                (text(saved.meta, "saved_at") or MISSING)[:16].replace("T", " "),
+                ", ".join(name.removesuffix(".ckpt") for name in saved.links) or MISSING,
+                element("code", (saved.manifest_sha256 or "")[:12]),
+            ]
+        )
+    return html_table(lines, f"{MISSING}: no validation of exactly these bytes is recorded")
 
 
 def incidents(run: RunRecord, out: Path) -> Html | None:
@@ -187,10 +189,8 @@ def incidents(run: RunRecord, out: Path) -> Html | None:
 
 def _lead(run: RunRecord, line: Sequence[Ancestor]) -> Iterator[Html]:
     """Yield what the model is, then how far the run came."""
-    parameters, trained = (
-        count(run.meta, "n_parameters"),
-        count(run.meta, "adapters", "n_parameters"),
-    )
+    parameters = count(run.meta, "n_parameters")
+    trained = count(run.meta, "adapters", "n_parameters")
     kind = f"A model of {parameters:,} parameters" if parameters is not None else "A model"
     kind += (
         f" and {trained:,} in adapters, the only ones that were trained"
@@ -261,13 +261,10 @@ def _state(run: RunRecord) -> Iterator[str]:
 
 
 def _tiles(run: RunRecord) -> Html:
-    best, tokens, seconds, parameters = (
-        run.best,
-        run.tokens,
-        run.seconds,
-        count(run.meta, "n_parameters"),
-    )
-    unknown = "not recorded"
+    best = run.best
+    tokens = run.tokens
+    seconds = run.seconds
+    parameters = count(run.meta, "n_parameters")
     finite = best is not None and math.isfinite(best.bits_per_byte)
     scored = (
         f"the lowest; {best.tokens:,} {'pairs' if run.of_pairs else 'tokens'} scored"
@@ -277,33 +274,33 @@ def _tiles(run: RunRecord) -> Html:
     tiles = [
         (
             "validation loss",
-            f"{best.loss:.4f}" if best else "–",
-            f"{run.unit}, {scored}" if best else unknown,
+            f"{best.loss:.4f}" if best else MISSING,
+            f"{run.unit}, {scored}" if best else NOT_RECORDED,
         ),
         (
             "bits per byte",
-            f"{best.bits_per_byte:.4f}" if best and finite else "–",
-            "of the text, any tokenizer" if finite else unknown,
+            f"{best.bits_per_byte:.4f}" if best and finite else MISSING,
+            "of the text, any tokenizer" if finite else NOT_RECORDED,
         ),
         (
             ("perplexity", perplexity_text(best.perplexity), "per token")
             if best and not run.of_pairs
-            else ("perplexity", "–", unknown)
+            else ("perplexity", MISSING, NOT_RECORDED)
         ),
         (
             "trained on",
-            short(tokens) if tokens is not None else "–",
-            f"{tokens:,} tokens" if tokens is not None else unknown,
+            short(tokens) if tokens is not None else MISSING,
+            f"{tokens:,} tokens" if tokens is not None else NOT_RECORDED,
         ),
         (
             "parameters",
-            short(parameters) if parameters else "–",
-            f"{parameters:,}" if parameters else unknown,
+            short(parameters) if parameters else MISSING,
+            f"{parameters:,}" if parameters else NOT_RECORDED,
         ),
         (
             "training time",
-            duration(seconds) if seconds is not None else "–",
-            "without validating and saving" if seconds is not None else unknown,
+            duration(seconds) if seconds is not None else MISSING,
+            "without validating and saving" if seconds is not None else NOT_RECORDED,
         ),
     ]
     return element(

@@ -14,13 +14,12 @@ from lm.config.keys import keys
 from lm.config.scalars import flow
 from lm.config.schema.section import flattened
 from lm.display.html import Html, element, folded, joined
-from lm.display.tables import EVERY, html_table
+from lm.display.tables import EVERY, MISSING, NOT_RECORDED, html_table
 from lm.runs.ancestors import Ancestor
 from lm.runs.record import RunRecord
 from lm.system.json_values import count, lookup, number, text
 from lm.system.units import in_bytes
 
-NOT_RECORDED = "not recorded"
 CHANGED = "●"
 
 
@@ -179,13 +178,12 @@ def _differences(
 ) -> Html:
     if not differing:
         return element("p", f"Nothing differs from {whom}.")
-    absent = "–"
     lines = [["key", whom, "this run"]]
     lines += [
-        [key, *(_written(side[key]) if key in side else absent for side in (before, own))]
+        [key, *(_written(side[key]) if key in side else MISSING for side in (before, own))]
         for key in differing
     ]
-    made = html_table(lines, f"Different from {whom}; {absent}: the key is absent", words=EVERY)
+    made = html_table(lines, f"Different from {whom}; {MISSING}: the key is absent", words=EVERY)
     return (
         made if len(lines) <= 25 else folded(f"Different from {whom}: {len(differing)} keys", made)
     )

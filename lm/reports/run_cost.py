@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from lm.display.html import Html, element, joined
-from lm.display.tables import html_table
+from lm.display.tables import NOT_RECORDED, html_table
 from lm.runs.record import RunRecord
 from lm.system.units import duration
-
-NOT_RECORDED = "not recorded"
 
 
 def cost(run: RunRecord, watts: float | None) -> Html:

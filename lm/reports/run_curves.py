@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from lm.display.charts import Chart, Point, Series, chart
 from lm.display.curves import smooth
 from lm.display.html import Html, element, folded, joined
-from lm.display.tables import html_table
+from lm.display.tables import MISSING, html_table
 from lm.runs.record import RunRecord
 from lm.runs.results import RecordedValidation
 from lm.system.json_values import count, number
@@ -106,7 +106,8 @@ def _losses(run: RunRecord) -> Iterator[Chart]:
 
 
 def _rates(run: RunRecord) -> Iterator[Chart]:
-    norms, speeds = run.points("train", "grad_norm"), run.points("train", "tokens_per_second")
+    norms = run.points("train", "grad_norm")
+    speeds = run.points("train", "tokens_per_second")
     above = [norm for _, norm in norms if norm > 0]
     yield Chart(
         "Learning rate",
@@ -147,10 +148,8 @@ def _notes(run: RunRecord) -> Iterator[Html]:
             f" {vocabulary:,} = {math.log(vocabulary):.3f}."
         )
         yield element("p", guess, class_="quiet small")
-    norms, limit = (
-        [norm for _, norm in run.points("train", "grad_norm")],
-        number(run.config, "optimizer", "grad_clip"),
-    )
+    norms = [norm for _, norm in run.points("train", "grad_norm")]
+    limit = number(run.config, "optimizer", "grad_clip")
     if norms and limit:
         clipped = sum(norm > limit for norm in norms)
         yield element(
@@ -201,10 +200,10 @@ def _line(v: RecordedValidation, best: bool) -> Sequence[str]:
     cells = [
         loss,
         perplexity_text(v.perplexity),
-        f"{v.bits_per_byte:.4f}" if math.isfinite(v.bits_per_byte) else "–",
+        f"{v.bits_per_byte:.4f}" if math.isfinite(v.bits_per_byte) else MISSING,
     ]
     step = element("span", f"{v.step:,}", " · lowest", class_="mark") if best else f"{v.step:,}"
-    return [step, *cells, f"{v.tokens:,}" if v.tokens is not None else "–"]
+    return [step, *cells, f"{v.tokens:,}" if v.tokens is not None else MISSING]
 
 
 def _tokens_per_step(run: RunRecord) -> float | None:

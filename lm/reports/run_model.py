@@ -19,8 +19,8 @@ from lm.tokenizer.tokenizer import Tokenizer
 BITS = (1, 2, 4, 6, 8, 11, 14)  # the borders between colours
 MOST_TOKENS = 400  # that are shown of a row
 SHADES = len(BITS) + 1
-LIGHT = (0.0, 0.08, 0.17, 0.27, 0.38, 0.5, 0.64, 0.8)  # opacity of each colour
-DARK = (0.0, 0.12, 0.2, 0.28, 0.36, 0.45, 0.54, 0.64)
+LIGHT_OPACITY = (0.0, 0.08, 0.17, 0.27, 0.38, 0.5, 0.64, 0.8)  # of each colour
+DARK_OPACITY = (0.0, 0.12, 0.2, 0.28, 0.36, 0.45, 0.54, 0.64)
 STYLE = """
 .heat { font: 15px/1.95 ui-monospace, SFMono-Regular, "DejaVu Sans Mono", monospace;
   white-space: pre-wrap; overflow-wrap: anywhere; border-left: 3px solid var(--line);
@@ -39,11 +39,15 @@ STYLE = """
     font-weight: 400; color: var(--ink) }
 }
 """
-for number, opacity in enumerate(LIGHT):
-    STYLE += f".h{number} {{ background: rgba(236, 112, 20, {opacity}) }}\n"
+STYLE += "".join(
+    f".h{number} {{ background: rgba(236, 112, 20, {opacity}) }}\n"
+    for number, opacity in enumerate(LIGHT_OPACITY)
+)
 STYLE += "@media (prefers-color-scheme: dark) {\n"
-for number, opacity in enumerate(DARK):
-    STYLE += f".h{number} {{ background: rgba(205, 84, 10, {opacity}) }}\n"
+STYLE += "".join(
+    f".h{number} {{ background: rgba(205, 84, 10, {opacity}) }}\n"
+    for number, opacity in enumerate(DARK_OPACITY)
+)
 STYLE += "}\n"
 
 
@@ -68,13 +72,13 @@ def surprise(
         " One bit is a coin toss; each further bit is twice as unlikely. Point at a token, or tap"
         " it, for its exact value and for the token that was expected in its place."
     )
-    signs = f"{LEGEND.replace('   ', ', ')}; grey: not scored, or without a token before it"
+    signs = f"{', '.join(LEGEND)}; grey: not scored, or without a token before it"
     parts = [
         element("p", measured),
         element("p", about),
         element("div", *_scale(), class_="scale", aria_label="Bits per token"),
+        element("p", signs, class_="quiet small"),
     ]
-    parts.append(element("p", signs, class_="quiet small"))
     several = len({guessed.source for guessed in surprisal.examples}) > 1
     for source in dict.fromkeys(guessed.source for guessed in surprisal.examples):
         shown = [guessed for guessed in surprisal.examples if guessed.source == source]
@@ -168,12 +172,13 @@ def _tokens(row: Row, guessed: Guessed, tokenizer: Tokenizer) -> Iterator[Html]:
         if not math.isfinite(nats):
             yield element("i", lines_of(text), class_="n" + " s" * special)
             continue
-        bits, expected = nats / math.log(2), int(guessed.likeliest[place])
+        bits = nats / math.log(2)
+        expected = int(guessed.likeliest[place])
         likely = names.get(expected) or f"“{visible(tokenizer.decode([expected]))}”"
         about = (
-            f"{bits:.2f} bits ({nats:.3f} nats): {_percent(math.exp(-nats))}; expected {likely}: "
+            f"{bits:.2f} bits ({nats:.3f} nats): {_percent(math.exp(-nats))}; expected {likely}:"
+            f" {_percent(float(guessed.probability[place]))}"
         )
-        about += _percent(float(guessed.probability[place]))
         yield element("i", lines_of(text), class_=f"h{shade(bits)}" + " s" * special, title=about)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lm.display.html import Html, element, folded, joined
-from lm.display.tables import html_table
+from lm.display.tables import MISSING, html_table
 from lm.runs.record import RunRecord
 from lm.system.json_values import count, lookup, number, text
 
@@ -50,7 +50,7 @@ def _one(item: Mapping[str, Any]) -> Iterator[Html]:
     lines = [["checkpoint", "rank", "step", *(key.replace("_", " ") for key in measured)]]
     lines += [
         [
-            text(row, "checkpoint") or "–",
+            text(row, "checkpoint") or MISSING,
             _rank(row),
             _shown(row, "step"),
             *(_shown(row, key) for key in measured),
@@ -89,7 +89,7 @@ def _rank(row: Mapping[str, Any]) -> str:
 def _shown(row: Mapping[str, Any], key: str) -> str:
     value, low, high = (number(row, name) for name in (key, f"{key}_low", f"{key}_high"))
     if value is None:
-        return "–"
+        return MISSING
     shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
     return shown if low is None or high is None else f"{shown} [{low:.4g}, {high:.4g}]"
 

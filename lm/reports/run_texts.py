@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from lm.display.html import Html, element, folded, joined, lines_of
-from lm.display.tables import EVERY, html_table
+from lm.display.tables import EVERY, MISSING, html_table
+from lm.evaluation.examples import evenly
 from lm.runs.record import RunRecord
 from lm.runs.results import RecordedValidation
 from lm.system.json_values import lookup, number, text
@@ -44,7 +45,7 @@ def timeline(run: RunRecord) -> Html:
     parts += [_sample(run, sample, prompt) for sample in chosen]
     if len(samples) > len(chosen):
         rest = [sample for sample in samples if sample not in chosen]
-        shown = rest[:: math.ceil(len(rest) / MOST_SAMPLES)]
+        shown = evenly(rest, MOST_SAMPLES)
         title = f"The other {len(rest):,}" + (
             f", {len(shown)} of them, evenly chosen" if len(shown) < len(rest) else ""
         )
@@ -86,12 +87,16 @@ def answers(run: RunRecord) -> Html | None:
         )
     conversations = lookup(run.answers, "conversations")
     asked = (
-        [each for each in conversations if text(each, "after", "answer") is not None]
+        [
+            conversation
+            for conversation in conversations
+            if text(conversation, "after", "answer") is not None
+        ]
         if isinstance(conversations, list)
         else []
     )
-    shown = asked[:: max(1, math.ceil(len(asked) / MOST_ANSWERS))]
-    parts += [_conversation(f"Answer {i}", each) for i, each in enumerate(shown, 1)]
+    shown = evenly(asked, MOST_ANSWERS)
+    parts += [_conversation(f"Answer {i}", conversation) for i, conversation in enumerate(shown, 1)]
     if len(asked) > len(shown):
         parts.append(
             element(
@@ -124,8 +129,8 @@ def _sample(run: RunRecord, validation: RecordedValidation, prompt: str) -> Html
     return element("div", heading, element("blockquote", element("p", shown, class_="text")))
 
 
-def _conversation(title: str, each: Mapping[str, object]) -> Html:
-    prompt = lookup(each, "prompt")
+def _conversation(title: str, conversation: Mapping[str, object]) -> Html:
+    prompt = lookup(conversation, "prompt")
     turns = (
         [turn for turn in prompt if isinstance(turn, Mapping)] if isinstance(prompt, list) else []
     )
@@ -134,10 +139,10 @@ def _conversation(title: str, each: Mapping[str, object]) -> Html:
         for turn in turns
     ]
     said += [("its input", str(turn["input"])) for turn in turns if turn.get("input")]
-    said += [("reference", text(each, "reference") or "–")]
+    said += [("reference", text(conversation, "reference") or MISSING)]
     for side in ("before", "after"):
-        unended = " … (no end)" if lookup(each, side, "ended") is False else ""
-        said.append((side, (text(each, side, "answer") or "–") + unended))
+        unended = " … (no end)" if lookup(conversation, side, "ended") is False else ""
+        said.append((side, (text(conversation, side, "answer") or MISSING) + unended))
     lines = [
         [title, ""],
         *([who, element("span", lines_of(what), class_="text")] for who, what in said),

@@ -185,6 +185,14 @@ class RunFolder:
         """Return all recorded validations, oldest first."""
         return results.read_validations(self.path)[0]
 
+    def is_validated(self, step: int) -> bool:
+        """Return whether the validation of `step` is recorded."""
+        return any(line.step == step for line in self.evaluations())
+
+    def validations_without_progress(self) -> int:
+        """Count the recorded validations since the lowest loss."""
+        return results.validations_without_progress(self.evaluations())
+
     def record(self, validation: RecordedValidation) -> None:
         """Append a validation durably, and update best.ckpt. Raises CheckpointError."""
         results.append_validation(self.path, validation)

@@ -1,4 +1,5 @@
-"""The callbacks of a run, one job each, in the order in which they act after a step:
+"""The callbacks of a run, one job each. `Compile` acts once, before the first step. The others act
+after each step, in this order:
 
     DecideStop       a signal or the time limit, on any process?
     LogMetrics       loss, learning rate and speed
@@ -8,8 +9,8 @@
     EarlyStopping    was that the last validation worth waiting for?
     EndStep          the next step may begin
 
-train.py lists them in this order. None derives from Lightning's `Checkpoint`: Lightning moves those
-behind all others. They share the attributes of `Run`.
+train.py lists all of them in their order. None derives from Lightning's `Checkpoint`: Lightning
+moves those behind all others. They share the attributes of `Run`.
 """
 
 from __future__ import annotations
@@ -97,7 +98,9 @@ class LogMetrics(RunCallback):
 
     def on_train_batch_end(self, trainer: Trainer, module: LanguageModel, *_: Any) -> None:
         """Log, outside of the training time."""
-        config, step, figures = self.run.config, module.step, None
+        config = self.run.config
+        step = module.step
+        figures = None
         if step % config.logging.every == 0 or step == config.max_steps:
             figures = {  # .item() waits for the device, which is training time
                 "loss": module.loss.item(),
@@ -166,7 +169,7 @@ class Validate(RunCallback):
         """Validate where the run starts, unless the result is recorded already."""
         record, step = self.run.record, module.step
         if validation_is_due(self.run.config, step):
-            known = record is not None and record.is_validated(step)
+            known = record is not None and record.folder.is_validated(step)
             if not trainer.strategy.broadcast(known):
                 self._validate(trainer, module)
 
@@ -264,8 +267,10 @@ class EarlyStopping(RunCallback):
     def _decide(self, trainer: Trainer) -> None:
         run, patience = self.run, self.run.config.trainer.early_stopping
         if patience is not None:
-            record = run.record
-            over = record is not None and record.validations_without_progress() >= patience
+            over = (
+                run.record is not None
+                and run.record.folder.validations_without_progress() >= patience
+            )
             run.out_of_patience = bool(trainer.strategy.broadcast(over))
             trainer.should_stop = run.out_of_patience
 

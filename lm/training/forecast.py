@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lm.config.schema.config import Config
+from lm.optim.objectives import on_device
 from lm.optim.optimizers import make_optimizer, trained
 from lm.system.device import Device, Precision, autocast, memory
 from lm.system.errors import CheckpointError, ConfigError
@@ -38,7 +39,7 @@ class Footprint:
 
     @property
     def memory(self) -> int:
-        """The sum, for each device."""
+        """The sum, for a complete model."""
         return self.weights + self.gradients + self.optimizer + self.averages
 
     @property
@@ -143,6 +144,21 @@ class Forecast:
         """The memory of the model in training."""
         return footprint(self.decoder, self.config.optimizer.ema_decay > 0)
 
+    @property
+    def processes_a_device(self) -> int:
+        """The processes that compute on one device: a machine's processes share its CPU."""
+        return self.config.trainer.devices if self.device == "cpu" else 1
+
+    @property
+    def memory_needed(self) -> int:
+        """The bytes of `footprint` that the memory of one device must hold.
+
+        With fsdp each process has a share only.
+        """
+        trainer = self.config.trainer
+        shares = trainer.processes if trainer.strategy == "fsdp" else 1
+        return self.processes_a_device * self.footprint.memory // shares
+
     def check(self, folder: Path) -> None:
         """Refuse a run that cannot end well, before it costs an hour.
 
@@ -162,19 +178,19 @@ class Forecast:
                 f" trainer.max_steps: {steps}, or give more text"
             )
         total, _ = memory(self.device)
-        share = footprint.memory // (trainer.processes if trainer.strategy == "fsdp" else 1)
-        if total is not None and share > total:
+        needed = self.memory_needed
+        if total is not None and needed > total:
             raise ConfigError(
-                f"model: its weights, gradients and optimiser state take {in_bytes(share)} on each"
+                f"model: its weights, gradients and optimiser state take {in_bytes(needed)} on each"
                 f" device, and {self.device} has {in_bytes(total)} of memory; make it smaller, or"
                 " share it out (trainer.strategy: fsdp, docs/SCALING.md)"
             )
         free = shutil.disk_usage(folder).free
         # The checkpoint that a resumed run starts from is on the disk already. A run that has done
         # all its steps writes none.
-        needed = min(1 if self.start else 2, self.config.max_steps - self.start)
-        if free < needed * footprint.checkpoint:
-            twice = ", twice while the next one is written" if needed == 2 else ""
+        checkpoints = min(1 if self.start else 2, self.config.max_steps - self.start)
+        if free < checkpoints * footprint.checkpoint:
+            twice = ", twice while the next one is written" if checkpoints == 2 else ""
             raise CheckpointError(
                 f"checkpoint.directory: {folder} has {in_bytes(free)} free, and a checkpoint of"
                 f" this run takes {in_bytes(footprint.checkpoint)}{twice}; make room or name"
@@ -186,11 +202,15 @@ class Forecast:
         config, trainer, footprint = self.config, self.config.trainer, self.footprint
         n_parameters = self.decoder.n_parameters
         n_trained = sum(parameter.numel() for parameter in trained(self.decoder).values())
-        beside = f" ({n_trained:,} trained)" if n_trained != n_parameters else ""
+        trained_part = f" ({n_trained:,} trained)" if n_trained != n_parameters else ""
         tokens = config.max_steps * config.tokens_per_step
-        times = f"{trainer.accumulation} x " if trainer.accumulation > 1 else ""
-        places = f" on each of {trainer.processes} devices" if trainer.processes > 1 else ""
-        split = f", as {times}{trainer.micro_batch} rows{places}" if times or places else ""
+        accumulated = f"{trainer.accumulation} x " if trainer.accumulation > 1 else ""
+        devices = f" on each of {trainer.processes} devices" if trainer.processes > 1 else ""
+        micro_batches = (
+            f", as {accumulated}{trainer.micro_batch} rows{devices}"
+            if accumulated or devices
+            else ""
+        )
         passes = (
             f"{config.max_steps * self.epochs_per_step:.2f} passes over the data, "
             if self.epochs_per_step
@@ -200,20 +220,20 @@ class Forecast:
         saved = (
             min(config.checkpoint.keep, config.max_steps // config.checkpoint.save_every + 1) + 1
         )
-        parts = [
+        sizes = [
             f"weights {in_bytes(footprint.weights)}",
             f"gradients {in_bytes(footprint.gradients)}",
+            f"optimiser {in_bytes(footprint.optimizer)}",
+            *([f"averages {in_bytes(footprint.averages)}"] if footprint.averages else []),
         ]
-        parts += [f"optimiser {in_bytes(footprint.optimizer)}"]
-        parts += [f"averages {in_bytes(footprint.averages)}"] if footprint.averages else []
         return [
             (
-                f"model: {n_parameters:,} parameters{beside}, {self.precision} on {self.device};"
-                f" {', '.join(parts)}"
+                f"model: {n_parameters:,} parameters{trained_part}, {self.precision} on"
+                f" {self.device}; {', '.join(sizes)}"
             ),
             (
                 f"run: {config.max_steps:,} steps of {trainer.batch_size} rows of"
-                f" {config.row_length} tokens{split}: {tokens:,} tokens,"
+                f" {config.row_length} tokens{micro_batches}: {tokens:,} tokens,"
                 f" {passes}{tokens / n_parameters:.1f} tokens a parameter"
             ),
             (
@@ -224,9 +244,9 @@ class Forecast:
         ]
 
     def measured(self, trial: Trial, validation_tokens: int) -> list[str]:
-        """Return the lines that a trial adds: memory and time."""
+        """Return the lines that a trial adds: memory, and the time of all steps from the first."""
         config, trainer = self.config, self.config.trainer
-        needed = self.footprint.memory + trial.activations
+        needed = self.memory_needed + self.processes_a_device * trial.activations
         total, free = memory(self.device)
         room = (
             f"; {self.device} has {in_bytes(total)}, {in_bytes(free)} of it free"
@@ -234,14 +254,12 @@ class Forecast:
             else ""
         )
         # Processes on a CPU share its cores; the trial had them for itself.
-        sharing = trainer.processes if self.device == "cpu" else 1
-        step = sharing * (trainer.accumulation * trial.seconds + trial.update_seconds)
+        alone = trainer.accumulation * trial.seconds + trial.update_seconds
+        step = self.processes_a_device * alone
         speed = config.tokens_per_step / step
-        steps = config.max_steps - self.start
-        between = (
-            config.max_steps - 1
-        ) // trainer.validate_every - self.start // trainer.validate_every
-        validations = (self.start == 0) + between + 1  # at the start and at the end
+        steps = config.max_steps
+        # at the start and at the end too
+        validations = 1 + (steps - 1) // trainer.validate_every + 1
         # A validation has no backward pass, which is two thirds of the work.
         validating = validations * validation_tokens / speed / 3
         return [
@@ -272,7 +290,7 @@ def plan(parts: Parts, say: Callable[[str], None]) -> None:
     say("\n".join(forecast.lines(folder)))
     forecast.check(folder)
     batch = next(iter(parts.data.train_dataloader()))
-    rows = {name: value[0].to(device) for name, value in batch.items() if torch.is_tensor(value)}
+    rows = {name: value[0] for name, value in on_device(batch, device).items()}
     trial = try_out(
         decoder,
         make_optimizer(decoder, config.optimizer, precision),

@@ -59,7 +59,14 @@ class Run:
         self.path = Path(config.checkpoint.directory)
         self.folder: RunFolder | None = None
         self.signals = StopSignals(speaks=is_first())
-        self._resume, self._init_from = resume, init_from
+        self.progress: Progress  # `next_start` sets it
+        self.record: Record | None = None
+        self.stopping = False
+        self.signal = 0
+        self.out_of_patience = False
+        self.saved = -1
+        self._resume = resume
+        self._init_from = init_from
 
     def __enter__(self) -> Self:
         check_launcher(self.config.trainer)
@@ -94,9 +101,11 @@ class Run:
         if start is not None:
             first = self.folder is not None
             self.progress = Progress(self.config.max_steps, start.step, enabled=first)
-            self.record: Record | None = None
-            self.stopping = self.out_of_patience = False
-            self.signal, self.saved = 0, -1
+            self.record = None
+            self.stopping = False
+            self.signal = 0
+            self.out_of_patience = False
+            self.saved = -1
         return start
 
     def _find_start(self) -> Origin | None:
@@ -121,10 +130,12 @@ class Run:
         if not step_directories(self.path):
             save_every = self.config.checkpoint.save_every
             raise NonFiniteError(
-                f"{back}; but it has none yet: checkpoint.save_every is {save_every}"
+                f"{back}; but it has none yet: checkpoint.save_every is {save_every}, write a"
+                " smaller one"
             ) from None
         self.say(str(back))
-        self._resume, self._init_from = "auto", None
+        self._resume = "auto"
+        self._init_from = None
 
     def say(self, line: str) -> None:
         """Print a line, on the first process only."""
@@ -133,9 +144,9 @@ class Run:
 
     def incidents(self, tokenizer: Tokenizer) -> Incidents:
         """Return the run's book of incidents."""
-        path, trainer = self.path if self.folder is not None else None, self.config.trainer
+        trainer = self.config.trainer
         return Incidents(
-            path,
+            self.path if self.folder is not None else None,
             tokenizer.decode,
             trainer.on_nonfinite,
             trainer.nonfinite_limit,

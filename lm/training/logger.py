@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch.loggers import Logger
 
+from lm.display.tables import cut
 from lm.evaluation.validation import Evaluation
 from lm.runs.metrics import MetricsLog
 from lm.system.device import Device, peak_memory_mb
 from lm.system.disk import refusals, sync
-from lm.system.errors import CheckpointError
+from lm.system.errors import CheckpointError, printable
 from lm.system.progress import Progress
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+
+MOST_SAMPLE = 160  # cells of a sample on the screen: an untrained model writes words without end
 
 
 class Stopwatch:
@@ -96,7 +100,7 @@ class RunLogger(Logger):
         device: Device,
         progress: Progress,
         tensorboard: bool,
-        validated: bool = True,
+        validated: bool,
     ):
         super().__init__()
         self.stopwatch = Stopwatch(seconds)
@@ -165,7 +169,9 @@ class RunLogger(Logger):
                 with _event_errors(self._folder):
                     self._events.add_text("sample", sample, step)
                     self._events.flush()
-            self._progress.say(f'  it writes: "{_one_line(sample)}"')
+            self._progress.say(
+                f'  it writes: "{cut(printable(" ".join(sample.split())), MOST_SAMPLE)}"'
+            )
 
     def sync(self) -> None:
         """Wait until metrics.csv is on the disk. Raises CheckpointError."""
@@ -219,16 +225,6 @@ def _event_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"{folder}: TensorBoard's files cannot be written: {error.strerror}"
+            f"{folder}: TensorBoard's files cannot be written: {error.strerror}; make room, or set"
+            " logging.tensorboard to false"
         ) from error
-
-
-def _one_line(text: str, width: int = 160) -> str:
-    """Return a text that is safe in a terminal: an untrained model writes control characters, and
-    words without end.
-    """
-    line = "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}"
-        for character in " ".join(text.split())
-    )
-    return line if len(line) <= width else line[: width - 4] + " ..."

@@ -63,13 +63,13 @@ class LanguageModel(lightning.LightningModule):
 
     def configure_model(self) -> None:
         """Build the decoder on the CPU, from the seed and files alone; with fsdp, shard it."""
-        if not hasattr(self, "decoder"):
+        if not hasattr(self, "decoder"):  # train.py calls this first, then Lightning again
             seed_all(fold(self.config.trainer.seed))
             self.decoder = self._make_decoder()
             if self._resume is not None:
-                checkpoint, optimizer = Checkpoint(self._resume), self.config.optimizer
-                load_into(self.decoder, checkpoint, averaged=False)
-                self._saved = read_saved(checkpoint, self.decoder, optimizer, self.precision)
+                start = Checkpoint(self._resume)
+                load_into(self.decoder, start, averaged=False)
+                self._saved = read_saved(start, self.decoder, self.config.optimizer, self.precision)
         if self.device_mesh is not None and not self.sharded:
             layers = self.decoder.get_submodule("layers").children()
             fsdp.shard(self.decoder, layers, self.device_mesh["data_parallel"])
@@ -110,14 +110,14 @@ class LanguageModel(lightning.LightningModule):
         """
         assert batch["step"] == self.step, f"loader at {batch['step']}, model at {self.step}"
         rate = learning_rate(self.step, self.config.max_steps, self.config.optimizer)
-        self.used_learning_rate, optimizer = rate, self.optimizers()
-        for group in optimizer.param_groups:
+        self.used_learning_rate = rate
+        for group in self.optimizers().param_groups:
             group["lr"] = rate
         if self.step in self.incidents.skipped:
             self.loss = self.grad_norm = torch.tensor(math.nan)
         else:
             self.loss = self._backward(batch)
-            self._update(optimizer, batch)
+            self._update(self.optimizers(), batch)
         self.step += 1
 
     def _backward(self, batch: dict[str, Any]) -> Tensor:
@@ -138,7 +138,8 @@ class LanguageModel(lightning.LightningModule):
         # has loss 0 and zero gradients, never NaN.
         targets = self._summed(self.objective.count(batch)).clamp(min=1)
         names = [name for name in ("input_ids", "labels", "document_ids") if name in batch]
-        micro_batches, total = len(batch["labels"]), torch.zeros((), device=self.device)
+        micro_batches = len(batch["labels"])
+        total = torch.zeros((), device=self.device)
         for micro in range(micro_batches):
             place = micro * self.trainer.world_size + self.global_rank
             seed_all(fold(self.config.trainer.seed, self.step, place))

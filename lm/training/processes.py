@@ -223,10 +223,8 @@ def _join(trainer: TrainerConfig) -> None:
     check_devices(trainer.devices, device)
     if device == "cuda":
         torch.cuda.set_device(environment.local_rank())
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = (
-        environment.main_address,
-        str(environment.main_port),
-    )
+    os.environ["MASTER_ADDR"] = environment.main_address
+    os.environ["MASTER_PORT"] = str(environment.main_port)
     torch.distributed.init_process_group(
         "nccl" if device == "cuda" else "gloo",
         rank=environment.global_rank(),
@@ -236,9 +234,8 @@ def _join(trainer: TrainerConfig) -> None:
 
 
 def _read(paths: dict[str, str | None]) -> Origin:
-    resume, init_from = (
-        (Path(text) if (text := paths[name]) else None) for name in ("resume", "init_from")
-    )
-    if resume is not None:
-        return resuming(Checkpoint(resume))
-    return Origin(Checkpoint(init_from) if init_from is not None else None)
+    if resume := paths["resume"]:
+        return resuming(Checkpoint(Path(resume)))
+    if init_from := paths["init_from"]:
+        return Origin(Checkpoint(Path(init_from)))
+    return Origin(None)

@@ -29,7 +29,7 @@ from lm.evaluation.validation import Evaluation
 from lm.runs.changes import machine_changes
 from lm.runs.folder import PARENT, RunFolder
 from lm.runs.origin import Origin, make_room
-from lm.runs.results import RecordedValidation, validations_without_progress
+from lm.runs.results import RecordedValidation
 from lm.system.device import flops_per_token, matmul_peak
 from lm.system.disk import replace, require_room
 from lm.system.progress import Progress
@@ -103,25 +103,17 @@ class Record:
         self.logger.log_validation(step, result, sample)
         self.folder.record(
             RecordedValidation(
-                step,
-                Checkpoint(checkpoint).sha256 if checkpoint.exists() else None,
-                result.loss,
-                result.perplexity,
-                result.bits_per_byte,
-                result.tokens,
-                seconds,
-                sample,
-                result.figures_by_source,
+                step=step,
+                manifest_sha256=Checkpoint(checkpoint).sha256 if checkpoint.exists() else None,
+                loss=result.loss,
+                perplexity=result.perplexity,
+                bits_per_byte=result.bits_per_byte,
+                tokens=result.tokens,
+                seconds=seconds,
+                sample=sample,
+                sources=result.figures_by_source,
             )
         )  # last: without this line it is no validation, and a resumed run validates again
-
-    def is_validated(self, step: int) -> bool:
-        """Return whether the validation of `step` is recorded."""
-        return any(line.step == step for line in self.folder.evaluations())
-
-    def validations_without_progress(self) -> int:
-        """Count the validations since the lowest loss."""
-        return validations_without_progress(self.folder.evaluations())
 
     def complete(self, step: int, progress: Progress) -> None:
         """Draw the curves of the complete run, and set final.ckpt.
@@ -176,17 +168,23 @@ def open_record(
         peak *= config.trainer.processes  # processes on CPUs share them
     logger = RunLogger(
         folder.path,
-        start.step,
-        start.seconds,
-        _work(parts, decoder, meta),
-        peak,
-        device,
-        progress,
-        config.logging.tensorboard,
-        validated=any(line.step == start.step for line in folder.evaluations()),
+        step=start.step,
+        seconds=start.seconds,
+        work=_work(parts, decoder, meta),
+        peak_flops=peak,
+        device=device,
+        progress=progress,
+        tensorboard=config.logging.tensorboard,
+        validated=folder.is_validated(start.step),
     )
-    definition = parts.tokenizer.definition
-    return Record(config, folder, logger, meta, definition, forecast.footprint.checkpoint)
+    return Record(
+        config=config,
+        folder=folder,
+        logger=logger,
+        meta=meta,
+        tokenizer_definition=parts.tokenizer.definition,
+        checkpoint_bytes=forecast.footprint.checkpoint,
+    )
 
 
 def _work(parts: Parts, decoder: Decoder, meta: dict[str, Any]) -> StepWork:

@@ -234,13 +234,13 @@ def test_a_run_that_diverged_leaves_its_pair_out(tmp_path: Path) -> None:
         "0",
         "3.0000",
         "diverged",
-        "-",
+        "–",
         "2.5000",
-        "-",
-        "-",
+        "–",
+        "–",
         "1,000",
         "10.0",
-        "-",
+        "–",
     ]
     assert found.verdict.endswith(
         "so another may show the opposite; skipped 1 of 2 seeds, in which a run did not complete"

@@ -734,16 +734,16 @@ def test_a_training_text_that_goes_away_costs_one_checkpoint(
 ) -> None:
     import lm.ranking.entrants
 
-    measure = lm.ranking.entrants.measure
+    measure_set = lm.ranking.entrants.measure_set
     calls: list[object] = []
 
     def gone(*arguments: Any) -> Any:
         calls.append(arguments)
         if len(calls) == 1:
             raise FileNotFoundError(2, "No such file or directory", "train.bin")
-        return measure(*arguments)
+        return measure_set(*arguments)
 
-    monkeypatch.setattr("lm.ranking.entrants.measure", gone)
+    monkeypatch.setattr("lm.ranking.entrants.measure_set", gone)
     done = rank(
         "--checkpoints",
         run,

@@ -377,8 +377,8 @@ def test_before_and_after_fine_tuning(tmp_path):
     lines = table_lines(content)
     assert ["answers that end by themselves, %", "0.0", "95.4", "+95.4"] in lines
     assert ["loss of the references, nats per token", "7.5000", "3.0000", "-60.0 %"] in lines
-    assert ["before", "a film↵\nabout … (no end)"] in lines and lines.count(["after", "four"]) == 4
-    assert "4 of 12 answers" in Read(content).text and "109 of 109" in Read(content).text
+    assert ["before", "a film↵\nabout … (no end)"] in lines and lines.count(["after", "four"]) == 5
+    assert "5 of 12 answers" in Read(content).text and "109 of 109" in Read(content).text
 
 
 @pytest.mark.usefixtures("takes_seconds")

@@ -339,7 +339,7 @@ def test_the_command(
     assert "this will take about" in forecast
     assert [text[:5] for text in lines] == ["ok   "] * 7
     assert lines[-1].startswith(
-        "ok   resume is exact: identical: the batches and numbers of 4 steps, every tensor of "
+        "ok   a resume is exact: identical: the batches and numbers of 4 steps, every tensor of "
     )
     assert not (tmp_path / "run").exists(), "the run's own folder is left alone"
 
@@ -398,7 +398,7 @@ def test_a_resume_that_forgets_the_optimiser_is_found(
         run_command(monkeypatch, "--config", str(config_file(tmp_path)), "--only=resume")
     _, verdict, where = capsys.readouterr().out.splitlines()
     assert verdict.startswith(
-        "FAIL resume is exact: not identical; the first difference is in step "
+        "FAIL a resume is exact: not identical; the first difference is in step "
     )
     assert where.startswith("     look at lm/checkpoints/train_state.py")
 
@@ -468,9 +468,9 @@ def test_colour_is_for_terminals() -> None:
     result = selfchecks.Result(False, "3", "there")
     assert (
         line("cache", result, False)
-        == "FAIL the cache equals the full forward: 3\n     look at there"
+        == "FAIL the KV cache gives the same logits as a full forward pass: 3\n     look at there"
     )
-    assert line("cache", result, True).startswith("\x1b[31mFAIL\x1b[0m the cache")
+    assert line("cache", result, True).startswith("\x1b[31mFAIL\x1b[0m the KV cache")
 
 
 def test_a_shortened_run_keeps_what_it_is(tmp_path: Path) -> None:

@@ -237,6 +237,13 @@ def test_summary_says_where_the_curves_ended(tmp_path: Path) -> None:
     assert train.index("5.000") == val.index("5.500")
 
 
+def test_the_summary_does_not_clip_a_perplexity(tmp_path: Path) -> None:
+    train = curves.summary(run_folder(tmp_path / "a", train=[2000.0, 30.0])).splitlines()[0]
+    assert f"perplexity {math.exp(30):.4g}" in train
+    train = curves.summary(run_folder(tmp_path / "b", train=[5.0, 2000.0])).splitlines()[0]
+    assert "perplexity inf" in train
+
+
 @pytest.mark.usefixtures("starts_processes")
 def test_command(tmp_path: Path) -> None:
     one, two = run_folder(tmp_path / "one"), run_folder(tmp_path / "two", val=[])

@@ -53,6 +53,7 @@ def test_only_the_widest_column_is_cut():
     assert terminal_table(table, width=10).split("\n") == ["key      a", "xxxxxx…  1"]
     assert cut("日本語", 5) == "日本…"
     assert cut("日本語", 6) == "日本語"
+    assert cut("cafe\u0301 noir", 5) == "cafe\u0301…"  # the accent takes no cell
 
 
 def test_markdown_and_html_escape_their_cells():

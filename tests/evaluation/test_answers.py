@@ -24,11 +24,11 @@ from lm.evaluation.answers import (
     Measured,
     answer,
     choose,
-    evenly,
-    measure,
-    score,
+    losses_of,
+    measure_answers,
     with_rejected,
 )
+from lm.evaluation.examples import evenly
 from lm.generation.sampling import Sampling, generate
 from lm.reports.finetune_figures import (
     confusion,
@@ -118,7 +118,7 @@ def test_the_loss_is_that_of_each_token_read_alone(
     model, chat = decoder(**shape), ChatFormat("instruction-output", BYTE, mask_prompt=mask_prompt)
     sequences = [chat.encode(Conversation(conversation.turns)) for conversation in CONVERSATIONS]
     with torch.no_grad():
-        losses = score(model, chat, sequences, rows)
+        losses = losses_of(model, chat, sequences, rows)
     for loss, sequence in zip(losses, sequences, strict=True):
         expected = slow_loss(
             model, sequence.ids.tolist(), [bool(flag & LEARNED) for flag in sequence.flags]
@@ -220,7 +220,9 @@ def test_the_figures_of_known_answers() -> None:
         "nothing": "something",
     }
     conversations = [asked(prompt, reference) for prompt, reference in references.items()]
-    found = measure(says(replies), CHAT, conversations, settings(choices=[], report_tokens=20))
+    found = measure_answers(
+        says(replies), CHAT, conversations, settings(choices=[], report_tokens=20)
+    )
     assert found.answers == [
         Answer("The Answer!", 13, True),
         Answer("one three", 11, True),
@@ -289,7 +291,7 @@ def test_the_reward_is_what_was_gained_on_the_base() -> None:
 @pytest.mark.parametrize("rows", [1, 3])
 def test_nothing_depends_on_the_batches(rows: int) -> None:
     model, whole = decoder(), settings()
-    expected, ours = (measure(model, CHAT, CONVERSATIONS, whole, n) for n in (8, rows))
+    expected, ours = (measure_answers(model, CHAT, CONVERSATIONS, whole, n) for n in (8, rows))
     assert ours.answers == expected.answers and all(expected.answers)
     assert (
         ours.choices
@@ -309,9 +311,9 @@ def test_nothing_depends_on_the_batches(rows: int) -> None:
 
 def test_a_rejected_answer_is_scored_as_if_it_were_the_answer() -> None:
     model = decoder()
-    found = measure(model, CHAT, CONVERSATIONS, settings())
+    found = measure_answers(model, CHAT, CONVERSATIONS, settings())
     assert [loss is not None for loss in found.rejected] == [False] * 5 + [True] * 2
-    others = measure(
+    others = measure_answers(
         model, CHAT, [with_rejected(conversation) for conversation in CONVERSATIONS[5:]], settings()
     )
     for a, b in zip(found.rejected[5:], others.losses, strict=True):
@@ -329,7 +331,7 @@ def test_what_finds_no_room_is_left_out_and_counted() -> None:
     """
     prompt = len(CHAT.prompt((Turn("user", "abc"),)))
     conversations = [asked("abc", "ham"), asked("a", "x"), asked("abcd", "ham"), asked("", "ham")]
-    found = measure(
+    found = measure_answers(
         decoder(context=prompt + 1),
         CHAT,
         conversations,
@@ -338,7 +340,7 @@ def test_what_finds_no_room_is_left_out_and_counted() -> None:
     assert found.no_room == 1
     assert [each is not None for each in found.answers] == [True, True, False, True]
     assert [each is not None for each in found.losses] == [False, True, False, False]
-    found = measure(
+    found = measure_answers(
         decoder(context=prompt + len(CHAT.answer("spam")) - 1),
         CHAT,
         conversations,
@@ -359,22 +361,22 @@ def test_what_finds_no_room_is_left_out_and_counted() -> None:
 
 
 def test_no_more_prompts_are_answered_than_asked_for_and_all_are_scored() -> None:
-    found = measure(decoder(), CHAT, CONVERSATIONS, settings(report_prompts=3))
+    found = measure_answers(decoder(), CHAT, CONVERSATIONS, settings(report_prompts=3))
     assert [i for i, each in enumerate(found.answers) if each] == [0, 2, 4]
     assert all(found.losses)
 
 
 def test_nothing_held_out() -> None:
-    found = measure(decoder(), CHAT, [], settings())
+    found = measure_answers(decoder(), CHAT, [], settings())
     assert found == Measured(160, 0, [], [], [], [])
     assert set(figures([], found).values()) <= {None, 0}
 
 
 def test_the_decoder_stays_in_its_mode_and_dropout_is_off() -> None:
     model = decoder(dropout=0.5).train()
-    found = measure(model, CHAT, CONVERSATIONS, settings())
+    found = measure_answers(model, CHAT, CONVERSATIONS, settings())
     assert model.training and all(module.training for module in model.modules())
-    assert found == measure(model, CHAT, CONVERSATIONS, settings())
+    assert found == measure_answers(model, CHAT, CONVERSATIONS, settings())
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -383,7 +385,7 @@ def test_a_decoder_whose_weights_are_not_finite() -> None:
     with torch.no_grad():
         model.norm.weight.fill_(math.nan)
     with pytest.raises(NonFiniteError, match="not finite"):
-        measure(model, CHAT, CONVERSATIONS, settings())
+        measure_answers(model, CHAT, CONVERSATIONS, settings())
 
 
 @pytest.mark.parametrize(

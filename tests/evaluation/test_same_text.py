@@ -77,8 +77,8 @@ def test_a_difference_that_is_there_is_found_and_named() -> None:
         f"b is better than a by {-expected:.4f} nats per token, 95 % interval [0.0"
     )
     assert (
-        "on the text of a (200 rows): beyond the noise of the text; what another seed would do is"
-        " not in this" in words
+        "on the text of a (200 rows): beyond the noise of the text; the interval does not cover"
+        " other seeds" in words
     )
     assert "tools.ablate" in words
     swapped = judge("the text of a", "nats per token", "rows", b, a, [])

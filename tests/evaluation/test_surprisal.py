@@ -13,7 +13,7 @@ import torch
 from lm.config.schema.model import ModelConfig
 from lm.display.html import visible
 from lm.display.style import DARK, LIGHT
-from lm.evaluation.surprisal import Surprisal, measure
+from lm.evaluation.surprisal import Surprisal, measure_surprisal
 from lm.evaluation.validation import evaluate
 from lm.reports import run_model
 from lm.tokenizer.tokenizer import ByteTokenizer
@@ -61,7 +61,7 @@ def batches(masked: bool) -> list[tuple[dict, list[str]]]:
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_sums_are_those_of_a_validation(decoder, masked):
     decoder.train()
-    found = measure(decoder, batches(masked), T)
+    found = measure_surprisal(decoder, batches(masked), T)
     assert decoder.training
     expected = evaluate(decoder, [batch for batch, _ in batches(masked)], (), 1.0)
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
@@ -93,7 +93,7 @@ def test_places_are_counted_from_where_the_model_begins_to_see(decoder, masked):
             if batch["labels"][i, j] != -100:
                 nats[documents[: j + 1].count(documents[j])] += losses[i, j].item()
                 tokens[documents[: j + 1].count(documents[j])] += 1
-    found = measure(decoder, batches(masked), T)
+    found = measure_surprisal(decoder, batches(masked), T)
     assert found.tokens.tolist() == tokens.tolist() and found.nats == pytest.approx(nats, rel=1e-5)
 
 
@@ -105,7 +105,7 @@ def test_bins_hold_every_token_once():
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_examples_are_of_each_source_and_say_what_was_expected(decoder, masked):
-    found = measure(decoder, batches(masked), T, examples=3)
+    found = measure_surprisal(decoder, batches(masked), T, examples=3)
     assert [guessed.source for guessed in found.examples] == ["a.txt", "b.txt", "a.txt"]
     for guessed in found.examples:
         losses = (
@@ -122,14 +122,14 @@ def test_examples_are_of_each_source_and_say_what_was_expected(decoder, masked):
         right = asked & (guessed.likeliest == labels)
         assert np.exp(-guessed.nats[right]) == pytest.approx(guessed.probability[right], rel=1e-4)
         assert (np.exp(-guessed.nats[asked]) <= guessed.probability[asked] + 1e-6).all()
-    assert measure(decoder, batches(masked), T, least=T + 1).examples == []
+    assert measure_surprisal(decoder, batches(masked), T, least=T + 1).examples == []
 
 
 def test_the_text_is_whole_and_each_token_has_its_value(decoder):
     text = (HOSTILE.encode("utf-8", "replace")[: T - 1]).decode()
     ids = torch.tensor([[BYTES.eos_id, *BYTES.encode(text)]])
     labels = torch.cat([ids[:, 1:], torch.tensor([[-100]])], dim=1)
-    found = measure(decoder, [({"input_ids": ids, "labels": labels}, [HOSTILE])], T)
+    found = measure_surprisal(decoder, [({"input_ids": ids, "labels": labels}, [HOSTILE])], T)
     page = run_model.surprise(found, BYTES, HOSTILE, 1.25)
     read = Read(page)
     tokens = [attributes for tag, attributes in read.tags if tag == "i"][run_model.SHADES :]
@@ -151,7 +151,7 @@ def test_shades(bits, shade):
 
 @pytest.mark.parametrize(
     ("scheme", "colour", "shares"),
-    [(0, (236, 112, 20), run_model.LIGHT), (1, (205, 84, 10), run_model.DARK)],
+    [(0, (236, 112, 20), run_model.LIGHT_OPACITY), (1, (205, 84, 10), run_model.DARK_OPACITY)],
 )
 def test_text_can_be_read_on_every_shade(scheme, colour, shares):
     names = (LIGHT, DARK)[scheme]

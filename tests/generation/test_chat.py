@@ -288,7 +288,8 @@ def test_help_and_what_is_no_command(typed: Any) -> None:
     assert printed == "</etc>\n"
     assert [line.split()[0] for line in told[:4]] == ["/reset", "/save", "/help", "/quit"]
     assert told[-2:] == [
-        f"there is no {name}; /help shows the commands, and a space before it says it to the model"
+        f"there is no {name}; /help shows the commands, and a space before it makes it a message"
+        " to the model"
         for name in ("/halp", "/")
     ]
 
@@ -316,7 +317,7 @@ def test_what_is_saved_and_what_is_not(typed: Any, tmp_path: Path) -> None:
     wrong = [f"/save {tmp_path}/gone/a.jsonl", "/save ~nobody-here/a.jsonl", "/save a\0b.jsonl"]
     _, told = typed(chat, *lines, "/reset", "Hi", f"/save {file}", *wrong)
     assert told[:6] == [
-        "nothing has been said yet",
+        "there is nothing to save yet; write a message first",
         *["write /save FILE.jsonl: it holds JSON lines, and data.source knows them by that ending"]
         * 2,
         f"{other} is there already; name another",
@@ -374,8 +375,8 @@ def test_no_answer_commands_the_terminal(
         "a\ufffd[2J\ufffd1m\ufffd\n\t語\u200d🙂\xa0b\n" if screen else hostile + "\n"
     )
     assert told == [
-        "there is no /\ufffd[2J; /help shows the commands, and a space before it says it to the"
-        " model"
+        "there is no /\ufffd[2J; /help shows the commands, and a space before it makes it a"
+        " message to the model"
     ]
 
 

@@ -227,8 +227,10 @@ def ids_of(
 ) -> list[list[int | None]]:
     generator = torch.Generator().manual_seed(seed)
     prompts = [prompt] * more.pop("num_samples", 1)
+    stop_ids = more.pop("stop_ids", ())
+    vocab_size = more.pop("vocab_size", decoder.config.vocab_size)
     return list(
-        generate(decoder, prompts, options, length, more.pop("stop_ids", ()), generator, **more)
+        generate(decoder, prompts, options, length, stop_ids, generator, vocab_size, **more)
     )
 
 
@@ -313,7 +315,9 @@ def test_prompts_of_different_lengths_are_continued_as_each_alone(
         torch.randint(VOCABULARY, (n,), generator=torch.Generator().manual_seed(n)).tolist()
         for n in (5, 1, 20, 2, 3, 11, 12, 13)
     ]
-    together = list(generate(decoder, prompts, options, length, {7, 11}, torch.Generator()))
+    together = list(
+        generate(decoder, prompts, options, length, {7, 11}, torch.Generator(), VOCABULARY)
+    )
     for row, prompt in enumerate(prompts):
         alone = [ids[0] for ids in ids_of(decoder, prompt, options, length, stop_ids={7, 11})]
         ours = [ids[row] for ids in together]
@@ -327,14 +331,20 @@ def test_a_row_is_not_changed_by_its_neighbours(changed: list[int]) -> None:
     decoder, greedy = tiny_decoder(64), Sampling(temperature=0)
     prompts = [[1, 2, 3], [5, 6, 7, 8, 9]]
     plain = [
-        ids[:2] for ids in generate(decoder, [*prompts, [4, 4]], greedy, 10, (), torch.Generator())
+        ids[:2]
+        for ids in generate(
+            decoder, [*prompts, [4, 4]], greedy, 10, (), torch.Generator(), VOCABULARY
+        )
     ]
     assert [
-        ids[:2] for ids in generate(decoder, [*prompts, changed], greedy, 10, (), torch.Generator())
+        ids[:2]
+        for ids in generate(
+            decoder, [*prompts, changed], greedy, 10, (), torch.Generator(), VOCABULARY
+        )
     ] == plain
     first = plain[0][0]
     assert all(ids[0] != first for ids in plain[1:3]), "else the test shows nothing"
-    ending = list(generate(decoder, prompts, greedy, 10, {first}, torch.Generator()))
+    ending = list(generate(decoder, prompts, greedy, 10, {first}, torch.Generator(), VOCABULARY))
     assert [ids[0] for ids in ending[:3]] == [first, None, None]
     second = [ids[1] for ids in plain]
     expected = second[: second.index(first) + 1] if first in second else second
@@ -450,12 +460,12 @@ def test_dropout_is_off_while_it_samples_and_on_again_after_it() -> None:
     decoder.train()
     gradients: list[bool] = []
     decoder.norm.register_forward_hook(lambda *_: gradients.append(torch.is_grad_enabled()))
-    for _ in generate(decoder, [[1]], greedy, 5, (), torch.Generator()):
+    for _ in generate(decoder, [[1]], greedy, 5, (), torch.Generator(), VOCABULARY):
         assert torch.is_grad_enabled(), "the caller's own work between two tokens is not affected"
         break
     assert gradients == [False]
     assert decoder.training and all(module.training for module in decoder.modules())
-    steps = generate(decoder, [[1]], greedy, 5, (), torch.Generator())
+    steps = generate(decoder, [[1]], greedy, 5, (), torch.Generator(), VOCABULARY)
     next(steps)
     assert not decoder.training
     steps.close()

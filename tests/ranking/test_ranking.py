@@ -50,7 +50,19 @@ def entrant(name: str, results: Sequence[CaseResult]) -> Entrant:
         scored_per_second=None,
         generated_per_second=None,
     )
-    return Entrant(name, Path("/runs") / name, (), 1, 1000, "byte", "ab", None, (set_result,))
+    return Entrant(
+        name=name,
+        path=Path("/runs") / name,
+        links=(),
+        step=1,
+        parameters=1000,
+        tokenizer="byte",
+        tokenizer_sha256="ab",
+        recorded=None,
+        results=(set_result,),
+        not_searched=None,
+        manifest_sha256="",
+    )
 
 
 def cases(
@@ -117,7 +129,7 @@ def test_the_order_of_cases_and_of_entrants_changes_no_value() -> None:
             cases(30), 0, [entrant(str(i), row[::-1]) for i, row in reversed(list(enumerate(rows)))]
         )
     )
-    names = [[r.entrants[place].name for place in r.order.places] for r in (ranking, turned)]
+    names = [[r.entrants[number].name for number in r.order.best_first] for r in (ranking, turned)]
     assert names == [["2", "1", "0"]] * 2
     for key, values in ranking.scores.items():
         np.testing.assert_allclose(
@@ -134,14 +146,14 @@ def test_ranks_are_counted_from_what_can_be_told_apart() -> None:
     values = np.array([0.1, 0.9, 0.92])
     drawn = values + np.random.default_rng(1).normal(0, 0.05, (intervals.RESAMPLES, 3))
     order = order_of(ACCURACY, intervals.Resampled(values, drawn, 100.0))
-    assert order.places == (2, 1, 0) and order.ranks == ((3, 3), (1, 2), (1, 2))
+    assert order.best_first == (2, 1, 0) and order.ranks == ((3, 3), (1, 2), (1, 2))
     assert [(pair.first, pair.second, pair.told_apart) for pair in order.pairs] == [
         (2, 1, False),
         (2, 0, True),
         (1, 0, True),
     ]
     lower = order_of(BITS_PER_BYTE, intervals.Resampled(values, drawn, 100.0))
-    assert lower.places == (0, 1, 2) and lower.ranks == ((1, 1), (2, 3), (2, 3))
+    assert lower.best_first == (0, 1, 2) and lower.ranks == ((1, 1), (2, 3), (2, 3))
     assert all(pair.difference.value > 0 for pair in lower.pairs)
 
 

@@ -32,7 +32,7 @@ from lm.ranking.results import (
     SetResult,
     begins_with,
     look_for_copies,
-    measure,
+    measure_set,
     repetition,
     search,
 )
@@ -232,7 +232,7 @@ def test_results_are_those_of_each_case_read_token_by_token(
     cases = cases_of(*(TEXTS if chat is None else MESSAGES), chat=chat is not None)
     expected = [slow(model, tokenizer, chat, case, cases.max_new_tokens) for case in cases.cases]
     for rows in (1, 3, 8):
-        measured = measure(model.train(), tokenizer, chat, cases, rows=rows)
+        measured = measure_set(model.train(), tokenizer, chat, cases, rows=rows)
         assert model.training
         for ours, theirs in zip(measured.results, expected, strict=True):
             assert ours.nats == (
@@ -260,10 +260,10 @@ def test_results_are_those_of_each_case_read_token_by_token(
 def test_the_order_of_cases_changes_no_bit() -> None:
     model = decoder(BYTE.vocab_size)
     cases = list(TEXTS)
-    first = measure(model, BYTE, None, cases_of(*cases), rows=3)
+    first = measure_set(model, BYTE, None, cases_of(*cases), rows=3)
     for seed in range(3):
         order = random.Random(seed).sample(range(len(cases)), len(cases))
-        again = measure(model, BYTE, None, cases_of(*(cases[i] for i in order)), rows=3)
+        again = measure_set(model, BYTE, None, cases_of(*(cases[i] for i in order)), rows=3)
         assert again.results == tuple(first.results[i] for i in order)
         figures = [
             (r.distinct_1, r.distinct_2, r.repetition, r.ended_share, r.cut) for r in (first, again)
@@ -289,7 +289,7 @@ def test_choices_are_compared_behind_the_same_context() -> None:
 def measure_replies(
     replies: dict[str, str], cases: CaseSet, chat: ChatFormat | None = None
 ) -> SetResult:
-    """Return what `measure` makes of known continuations. One that ends in "$" ends by itself."""
+    """Return what `measure_set` makes of known continuations. One that ends in "$" ends itself."""
     ends = BYTE.specials["<|sep|>"] if chat else BYTE.eos_id
     by_ids = {
         (
@@ -302,7 +302,7 @@ def measure_replies(
         ]
         for prompt, reply in replies.items()
     }
-    return measure(ScriptedDecoder(by_ids), BYTE, chat, cases)
+    return measure_set(ScriptedDecoder(by_ids), BYTE, chat, cases)
 
 
 def test_the_figures_of_known_continuations() -> None:
@@ -325,7 +325,7 @@ def test_the_figures_of_known_continuations() -> None:
         "",
     ]
     assert [result.ended for result in measured.results] == [True, False, True, False, True]
-    assert [result.tokens for result in measured.results] == [7, 10, 5, 10, 0]
+    assert [len(result.ids) for result in measured.results] == [7, 10, 5, 10, 0]
     assert [result.exact for result in measured.results] == [True, False, False, None, False]
     assert [result.contains for result in measured.results] == [True, True, False, None, None]
     assert [result.regex for result in measured.results] == [True, False, None, True, None]
@@ -413,7 +413,7 @@ def test_damaged_weights_are_said() -> None:
     with torch.no_grad():
         model.lm_head.weight[3] = math.nan
     with pytest.raises(NonFiniteError):
-        measure(model, BYTE, None, cases_of(TEXTS[0]))
+        measure_set(model, BYTE, None, cases_of(TEXTS[0]))
 
 
 def test_what_was_written_is_looked_for_in_the_training_text() -> None:
@@ -434,9 +434,9 @@ def test_what_was_written_is_looked_for_in_the_training_text() -> None:
             for prompt, reply in replies.items()
         }
     )
-    plain = measure(model, BYTE, None, cases)
+    plain = measure_set(model, BYTE, None, cases)
     (with_copies,) = look_for_copies(text, [plain])
     copies = with_copies.memorised
     assert copies is not None
-    assert (copies.longest_run, copies.longest_text, text.tokens) == (8, " theory ", 17)
+    assert (copies.longest_run, copies.longest_text) == (8, " theory ")
     assert plain.memorised is None

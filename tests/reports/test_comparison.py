@@ -216,7 +216,7 @@ def test_a_run_against_itself(tmp_path: Path) -> None:
     assert found.notes == ["this compares a run with itself"]
     assert all(place.a == place.b for place in found.places)
     assert found.names == (str(tmp_path / "a"),) * 2
-    assert "no key differs that changes a result" in "\n".join(terminal(found))
+    assert "no key that changes a result differs" in "\n".join(terminal(found))
 
 
 def test_a_run_and_what_started_from_it(tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ def test_no_key_and_null_are_the_same() -> None:
 
 def test_parameters_of_adapters_are_beside_the_model_s(tmp_path: Path) -> None:
     lines = "\n".join(terminal(both(tmp_path, b={"adapters": {"n_parameters": 77}})))
-    assert re.search(r"parameters +1,234 +1,234\n  of adapters +- +77\n", lines)
+    assert re.search(r"parameters +1,234 +1,234\n  of adapters +– +77\n", lines)
     assert "of adapters" not in "\n".join(terminal(both(tmp_path / "without")))
 
 
@@ -420,7 +420,7 @@ def test_the_same_numbers_everywhere(tmp_path: Path) -> None:
         {"source": "a", "a": 2.5, "b": None},
         {"source": "b", "a": None, "b": 2.25},
     ]
-    assert re.search(r"\n  x +3\.5000 +3\.2500\n  a +2\.5000 +-\n  b +- +2\.2500\n", lines)
+    assert re.search(r"\n  x +3\.5000 +3\.2500\n  a +2\.5000 +–\n  b +– +2\.2500\n", lines)
     for each in values_of["config"]:
         assert each["key"] in lines and each["key"] in content.words and each["b"] in content.words
     assert json.loads(json.dumps(values_of, allow_nan=False)) == json.loads(json.dumps(values_of))

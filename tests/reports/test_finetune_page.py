@@ -19,7 +19,7 @@ from lm.config.schema.finetune import FinetuneConfig
 from lm.display.tables import safe
 from lm.documents.conversations import Conversation, Turn
 from lm.evaluation.answers import Answer, Loss, Measured
-from lm.reports.finetune import report, spoken
+from lm.reports.finetune import spoken, write_report
 from lm.system.errors import CheckpointError
 
 HOSTILE = (
@@ -70,7 +70,7 @@ AFTER = measured(
 def told(folder: Path, *arguments: Any) -> tuple[str, dict[str, Any], str]:
     """Return the printed lines, the JSON (which has no NaN) and the page."""
     said: list[str] = []
-    report(folder, said.append, *arguments)
+    write_report(folder, said.append, *arguments)
     facts = json.loads((folder / "answers.json").read_text(), parse_constant=pytest.fail)
     return "\n".join(said), facts, (folder / "report.md").read_text()
 
@@ -95,13 +95,14 @@ after, by the reference  chosen ham  chosen spam
 ham                               1            1
 spam                              0            1
 
-3 of 4 held-out prompts answered with the likeliest tokens, at most 64 each
+3 of 4 held-out prompts were answered greedily, in at most 64 tokens each
 matches and F1 compare words as SQuAD does: lower case, no punctuation, no articles \
 (a, an, the); F1 is a mean over answers
-1 prompt is too long for the context of 256: left out
-1 conversation is longer than the context of 256: left out of the loss
-1 conversation is left out of the choice: the reference is none of ham, spam, or there is no room
-what was forgotten: on the text that the base was validated on, the loss went from 4.0000 \
+skipped: 1 prompt is too long for the context of 256
+not in the loss: 1 conversation is longer than the context of 256
+1 conversation is not in the accuracy of choices: the reference is none of ham, spam, or the \
+context has no room
+forgetting: the loss on the validation text of the base went from 4.0000 \
 to 4.2000 nats per token
 answers to read: {tmp_path}/report.md; all: {tmp_path}/answers.json"""
     )
@@ -172,7 +173,7 @@ def test_nothing_held_out(tmp_path: Path) -> None:
 def test_a_base_without_its_text_is_said(tmp_path: Path) -> None:
     said, facts, page = told(tmp_path, CONVERSATIONS, BEFORE, AFTER, settings())
     for text in (said, page, *facts["notes"][-1:]):
-        assert "not known, since the text that the base was validated on is not there" in text
+        assert "unknown, because the validation text of the base is missing" in text
     assert "base_loss" not in facts["after"]
 
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from lm.checkpoints.folder import Checkpoint
 from lm.config.schema.config import Config
+from lm.system.device import Device
 from lm.system.errors import CheckpointError, ConfigError
 from lm.system.units import in_bytes
 from lm.training.forecast import Forecast, Trial, footprint, try_out
@@ -45,9 +46,11 @@ def config(**trainer: Any) -> Config:
     )
 
 
-def forecast(epochs_per_step: float = 0.01, start: int = 0, **trainer: Any) -> Forecast:
+def forecast(
+    epochs_per_step: float = 0.01, start: int = 0, device: Device = "cpu", **trainer: Any
+) -> Forecast:
     settings = config(**trainer)
-    return Forecast(settings, Decoder(settings.model), "cpu", "fp32", epochs_per_step, start)
+    return Forecast(settings, Decoder(settings.model), device, "fp32", epochs_per_step, start)
 
 
 @pytest.mark.usefixtures("trains")
@@ -122,7 +125,7 @@ def test_what_is_said_before_the_first_step(
 
 def test_what_a_trial_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lm.training.forecast.memory", lambda device: (8 * 10**9, 5 * 10**9))
-    plan = forecast(max_steps=1000, start=400, validate_every=200)
+    plan = forecast(max_steps=600, validate_every=200)
     needed = in_bytes(plan.footprint.memory + 3_000_000)
     memory, time = plan.measured(
         Trial(3_000_000, seconds=0.2, update_seconds=0.2), validation_tokens=1280
@@ -132,25 +135,17 @@ def test_what_a_trial_adds(monkeypatch: pytest.MonkeyPatch) -> None:
         == f"memory: activations 3 MB for 2 rows at once, {needed} in all; cpu has 8 GB, 5 GB of it"
         " free"
     )
-    # A step is 4 micro-batches and an update, 1 s for 128 tokens; 600 steps are left, and 3
-    # validations of a third of 10 s.
-    assert time == "time: 128 tokens/s; 600 steps in 10 min, 3 validations in 10 s"
+    # A step is 4 micro-batches and an update, 1 s for 128 tokens. There are 4 validations of a
+    # third of 10 s.
+    assert time == "time: 128 tokens/s; 600 steps in 10 min, 4 validations in 13.3 s"
 
 
-@pytest.mark.parametrize(
-    ("max_steps", "start"),
-    [(200, 0), (250, 0), (99, 0), (1, 0), (250, 150), (250, 200), (300, 200), (201, 200)],
-)
-def test_validations_are_counted(max_steps: int, start: int) -> None:
-    """Validations are due at step 0, every hundredth and the last. A resumed run has already done
-    that of its first step.
-    """
+@pytest.mark.parametrize("max_steps", [200, 201, 250, 99, 1])
+def test_validations_are_counted(max_steps: int) -> None:
+    """Validations are due at step 0, every hundredth and the last."""
     due = [step for step in range(max_steps + 1) if step in (0, max_steps) or step % 100 == 0]
-    wanted = sum(step > start or step == 0 == start for step in due)
-    time = forecast(max_steps=max_steps, start=start, validate_every=100).measured(
-        Trial(1, 0.2, 0.2), 0
-    )[1]
-    assert f", {wanted} validations in " in time
+    time = forecast(max_steps=max_steps, validate_every=100).measured(Trial(1, 0.2, 0.2), 0)[1]
+    assert f", {len(due)} validations in " in time
 
 
 @pytest.mark.parametrize(
@@ -163,6 +158,21 @@ def test_a_step_s_rows_and_where_they_go(
 ) -> None:
     run = forecast(devices=devices, micro_batch_size=micro_batch).lines(tmp_path)[1]
     assert f"steps of 8 rows of 16 tokens{said}: " in run
+
+
+@pytest.mark.parametrize(
+    ("device", "strategy", "memory"),
+    [("cuda", "ddp", 1.0), ("cuda", "fsdp", 0.25), ("cpu", "ddp", 2.0), ("cpu", "fsdp", 0.5)],
+)
+def test_memory_is_that_of_one_device_and_on_a_cpu_of_all_its_processes(
+    device: Device, strategy: str, memory: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lm.training.forecast.memory", lambda device: (None, None))
+    two_machines = forecast(device=device, strategy=strategy, devices=2, num_nodes=2)
+    assert two_machines.memory_needed == memory * two_machines.footprint.memory
+    processes = 2 if device == "cpu" else 1
+    everything = in_bytes(two_machines.memory_needed + processes * 3_000_000)
+    assert f", {everything} in all" in two_machines.measured(Trial(3_000_000, 0.2, 0.2), 0)[0]
 
 
 def test_processes_on_a_cpu_share_its_cores() -> None:
@@ -229,7 +239,7 @@ def test_a_model_that_cannot_fit_is_refused(
         ),
     ):
         forecast().check(tmp_path)
-    forecast(strategy="fsdp", devices=2).check(tmp_path)
+    forecast(strategy="fsdp", devices=2, device="cuda").check(tmp_path)
     monkeypatch.setattr("lm.training.forecast.memory", lambda device: (None, None))
     forecast().check(tmp_path)
 

@@ -172,7 +172,10 @@ def test_rollback_needs_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyP
     poison(monkeypatch, 1)
     with pytest.raises(
         NonFiniteError,
-        match=r"^step 2: going back .* but it has none yet: checkpoint.save_every is 3$",
+        match=(
+            r"^step 2: going back .* but it has none yet: checkpoint.save_every is 3, write a"
+            r" smaller one$"
+        ),
     ):
         train(config_file(tmp_path), "--trainer.on_nonfinite=rollback")
 

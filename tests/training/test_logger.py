@@ -44,8 +44,9 @@ def opened(
     peak_flops: float = 1e12,
     tensorboard: bool = True,
 ) -> RunLogger:
+    progress = Progress(100, step)
     return RunLogger(
-        folder, step, seconds, WORK, peak_flops, "cpu", Progress(100, step), tensorboard
+        folder, step, seconds, WORK, peak_flops, "cpu", progress, tensorboard, validated=True
     )
 
 
@@ -229,7 +230,7 @@ SAMPLES = [
     ("Attention  is\n\tall", "Attention is all"),
     ("\x1b[31mred\x07\x00", "\N{REPLACEMENT CHARACTER}[31mred" + "\N{REPLACEMENT CHARACTER}" * 2),
     ("x" * 160, "x" * 160),
-    ("x" * 161, "x" * 156 + " ..."),
+    ("x" * 161, "x" * 159 + "…"),
     ("", ""),
     ("größer 注意", "größer 注意"),
 ]
