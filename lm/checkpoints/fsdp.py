@@ -23,7 +23,7 @@ from lm.checkpoints.folder import Begun, Checkpoint, shard_count, shard_names
 from lm.checkpoints.weights import read_weights, require_fitting, write_weights
 from lm.surgery.fsdp import local_tensor, shard_like
 from lm.system.disk import fingerprint, read_json, refusals, sync
-from lm.system.errors import CheckpointError
+from lm.system.errors import CheckpointError, first_line
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -102,7 +102,7 @@ def read_shards(checkpoint: Checkpoint, kind: str) -> Iterator[tuple[str, Tensor
             yield key, parts[0] if len(parts) == 1 else torch.cat(parts)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(
-            f"{folder}: its {kind} shards cannot be read: {str(error).partition(chr(10))[0]}"
+            f"{folder}: its {kind} shards cannot be read: {first_line(error)}"
         ) from error
 
 

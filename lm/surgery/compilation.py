@@ -10,6 +10,7 @@ import torch
 
 from lm.config.schema.config import Config
 from lm.surgery.fsdp import is_sharded, meet
+from lm.system.errors import first_line
 from model import Decoder
 
 
@@ -51,7 +52,7 @@ def compile_if_wanted(
         decoder._compiled_call_impl = None
         say(
             f"torch.compile failed, so the model runs uncompiled: {type(error).__name__}:"
-            f" {str(error).splitlines()[0]}"
+            f" {first_line(error)}"
         )
     if is_sharded(decoder):
         meet(problem)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lm.system.errors import CheckpointError
+from lm.system.errors import CheckpointError, first_line
 from lm.system.units import in_bytes
 
 MOST_JSON = 2**24  # bytes; our own files have some kilobytes
@@ -35,7 +35,7 @@ def refusals(path: Path, needed: int = 0) -> Iterator[None]:
         # RuntimeErrors come from a device, not from the disk.
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise CheckpointError(
             f"{path} could not be written: {reason}{_room(path, needed)}; what was saved before is"
             " untouched"

@@ -33,7 +33,7 @@ from lm.generation.sampling import Sampling
 from lm.runs.incidents import GoBack
 from lm.surgery.compilation import compile_if_wanted
 from lm.surgery.fsdp import ForSampling, meet
-from lm.system.errors import Stopped, is_lost_process, write_traceback
+from lm.system.errors import Stopped, first_line, is_lost_process, write_traceback
 from lm.training.launch import Run
 from lm.training.module import LanguageModel
 from lm.training.parts import Parts
@@ -235,7 +235,7 @@ class Validate(RunCallback):
         except Exception as error:  # no evaluation is worth a run, whatever goes wrong in it
             if is_lost_process(error):
                 raise
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = f"{type(error).__name__}: {first_line(error)}"
             self.run.progress.say(
                 f"{name} failed, and the run goes on without: {reason} (the traceback is in"
                 f" {write_traceback()})"

@@ -26,7 +26,7 @@ from lm.optim.randomness import fold, seed_all
 from lm.optim.schedule import learning_rate
 from lm.runs.incidents import Incidents, SpikeWatch
 from lm.surgery import fsdp
-from lm.system.errors import NonFiniteError, is_out_of_memory
+from lm.system.errors import NonFiniteError, first_line, is_out_of_memory
 from lm.training.parts import Parts
 from lm.training.processes import exchange_gradients
 from lm.training.recovery import LossScale, give_up, halve_rows
@@ -128,7 +128,7 @@ class LanguageModel(lightning.LightningModule):
             except (RuntimeError, MemoryError) as error:  # torch's own class is for GPUs only
                 if not is_out_of_memory(error):
                     raise
-                problem = str(error).partition("\n")[0]
+                problem = first_line(error)
             # After the except block: the error no longer holds the failed attempt's tensors.
             self._rows_at_once = halve_rows(self, self._rows_at_once, problem)
             self.decoder.zero_grad()
