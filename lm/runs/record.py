@@ -203,7 +203,6 @@ def read_run(folder: Path) -> RunRecord:
         )
     return RunRecord(
         folder=folder,
-        problems=tuple(problems),
         rows=rows,
         validations=validations,
         checkpoints=checkpoints,
@@ -212,7 +211,7 @@ def read_run(folder: Path) -> RunRecord:
         incidents=_attempt(
             problems,
             folder / "incidents.jsonl",
-            lambda file: tuple(read_incidents(file)),
+            lambda file: _incidents(file, problems),
             (),
             needed=False,
         ),
@@ -229,6 +228,7 @@ def read_run(folder: Path) -> RunRecord:
             problems, folder / PARENT, lambda file: read_text(file).rstrip("\n"), None, needed=False
         ),
         going=is_claimed(folder),
+        problems=tuple(problems),  # last: each attempt above may add one
     )
 
 
@@ -252,11 +252,14 @@ def _attempt(
 def _rows(file: Path, problems: list[str]) -> tuple[Mapping[str, Any], ...]:
     rows, damaged = metrics.read_whole_lines(file)
     problems += _left_out(file, list(damaged))
-    return tuple(
+    usable = tuple(
         row
         for row in rows
         if all(abs(row[column] or 0) <= WITHIN for column in metrics.INTEGER_COLUMNS)
     )
+    if beyond := len(rows) - len(usable):
+        problems.append(f"{file.name}: rows with a count beyond 2**53, left out: {beyond:,}")
+    return usable
 
 
 def _validations(file: Path, problems: list[str]) -> tuple[RecordedValidation, ...]:
@@ -264,6 +267,12 @@ def _validations(file: Path, problems: list[str]) -> tuple[RecordedValidation, .
     problems += _left_out(file, damaged)
     latest = {validation.step: validation for validation in validations}
     return tuple(latest[step] for step in sorted(latest))
+
+
+def _incidents(file: Path, problems: list[str]) -> tuple[tuple[int, str, str], ...]:
+    incidents, damaged = read_incidents(file.parent)
+    problems += _left_out(file, damaged)
+    return tuple(incidents)
 
 
 def _left_out(file: Path, lines: list[int]) -> list[str]:
