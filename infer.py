@@ -125,7 +125,7 @@ def parse() -> argparse.Namespace:
         value = getattr(arguments, name)
         if value is not None and not least <= value < 2**63:
             raise errors.ConfigError(
-                f"--{name.replace('_', '-')} {value} is out of range; write {least} or more"
+                f"--{name.replace('_', '-')} {value} is out of range; write {least} to 2**63 - 1"
             )
     wrong = ("json", "num_samples") if arguments.chat else ("system", "template")
     if used := [name for name in wrong if getattr(arguments, name) != flags.get_default(name)]:
