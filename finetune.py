@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lm.checkpoints.base import Base, open_base, tokenizer_of
 from lm.checkpoints.folder import Checkpoint, pointed
 from lm.commands import answer_without_training, load_config, training_parser
 from lm.config.reader import Loaded
 from lm.config.schema.config import Config
-from lm.runs.origin import Origin
+from lm.runs.origin import Origin, resuming
 from lm.system import errors
 from lm.system.errors import CheckpointError, ConfigError, UserError
 from lm.training.processes import is_first
@@ -52,23 +52,23 @@ def assemble(loaded: Loaded, origin: Origin, say: Callable[[str], None]) -> Part
     from lm.training.parts import Parts
 
     config, base = loaded.config, open_base(loaded.config)
-    require_same(base, origin.parent)
+    require_same_base(base, origin.parent_sha256)
     tokenizer = tokenizer_of(config)
-    make_decoder = functools.partial(start, config, base)
+    make_decoder = functools.partial(decoder_of_base, config, base)
     data = PackedDataModule(config, tokenizer, say, origin.revisions)
     return Parts(config, tokenizer, data, make_decoder, make_objective(config, make_decoder))
 
 
-def require_same(base: Base, parent: dict[str, Any] | None) -> None:
+def require_same_base(base: Base, parent_sha256: str | None) -> None:
     """Raise CheckpointError if the run started from another base: best.ckpt moves on."""
-    if parent is not None and parent["manifest_sha256"] != base.checkpoint.sha256:
+    if parent_sha256 not in (None, base.checkpoint.sha256):
         raise CheckpointError(
             f"finetune.base: {base.checkpoint.path} is not the checkpoint that the run started"
             " from; name that one"
         )
 
 
-def start(config: Config, base: Base) -> Decoder:
+def decoder_of_base(config: Config, base: Base) -> Decoder:
     """Return the base's decoder, with the adapters that `finetune.method` asks for."""
     from torch import nn
 
@@ -121,7 +121,7 @@ def report(config: Config) -> None:
     device = choose_device(config.trainer.device)
     tuned = pointed(folder, "best.ckpt") or final
     base = open_base(config)
-    require_same(base, Checkpoint(tuned).meta.get("parent"))
+    require_same_base(base, resuming(Checkpoint(tuned)).parent_sha256)
     chat, conversations = held_out_conversations(config, tokenizer_of(config))
     print(
         f"report: {base.checkpoint.path.name} of the base and {tuned.name} on"

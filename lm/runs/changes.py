@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from lm.checkpoints.meta import Meta
@@ -105,15 +104,12 @@ def changes(config: Config, meta: Meta) -> Iterator[str]:
         )
 
 
-def machine_changes(
-    before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path
-) -> Iterator[str]:
+def machine_changes(checkpoint: Meta, now: Mapping[str, Any]) -> Iterator[str]:
     """Compare text, machine and versions, which only a started session knows, with a checkpoint.
 
     Args:
-        before: the meta.json of the checkpoint that the session resumes.
+        checkpoint: the meta.json of the checkpoint that the session resumes.
         now: the part of the session's own meta.json that stays the same.
-        checkpoint: the path of the checkpoint.
 
     Yields:
         A line for each change after which the run is not bit for bit the same.
@@ -121,7 +117,7 @@ def machine_changes(
     Raises:
         ConfigError: the precision or the text is different.
     """
-    before = {**now, **before}
+    before = {**now, **checkpoint.values}
     if before["precision"] != now["precision"]:
         raise ConfigError(
             f"trainer.precision: the run to resume computes in {before['precision']}, this session"
@@ -129,18 +125,21 @@ def machine_changes(
         )
     if before["data_sha256"] != now["data_sha256"]:
         raise ConfigError(
-            f"data.source: the text is not the one that {checkpoint} was trained on, although its"
-            " name is; bring the old text back, or start a new run from its weights in another"
-            " checkpoint.directory"
+            f"data.source: the text is not the one that {checkpoint.folder} was trained on,"
+            " although its name is; bring the old text back, or start a new run from its weights in"
+            " another checkpoint.directory"
         )
     for key in ("device", "threads"):
         if before[key] != now[key]:
             yield printable(
-                f"changed since {checkpoint.name}: {key} {before[key]} ->"
+                f"changed since {checkpoint.folder.name}: {key} {before[key]} ->"
                 f" {now[key]}{END_OF_EXACTNESS}"
             )
-    if (old := before["versions"]["torch"]) != (new := now["versions"]["torch"]):
-        yield printable(f"changed since {checkpoint.name}: torch {old} -> {new}{END_OF_EXACTNESS}")
+    old, new = checkpoint.session.versions.torch, now["versions"]["torch"]
+    if old not in ("", new):  # "": it is not recorded
+        yield printable(
+            f"changed since {checkpoint.folder.name}: torch {old} -> {new}{END_OF_EXACTNESS}"
+        )
 
 
 def start_flag(config: Config) -> str:

@@ -163,7 +163,7 @@ def open_record(
     forecast = Forecast(config, decoder, device, precision, parts.data.epochs_per_step, start.step)
     forecast.check(folder.path)
     if start.resume is not None and start.meta is not None:
-        for line in machine_changes(start.meta, meta, start.resume):
+        for line in machine_changes(start.meta, meta):
             progress.say(line)
     if moved := make_room(folder, start, config):
         progress.say(moved)
