@@ -146,7 +146,8 @@ def held_out_conversations(
 def documents_by_split(reader: Reader, split: Split) -> Iterator[tuple[str, str]]:
     """Yield every document's split and text, in order.
 
-    This is the slow and obvious version of `prepare`, for callers that need the text.
+    For callers that need the text. Unlike `prepare`, this does not know `filter.max_tokens`, and
+    documents that are kept for a test count as text to train on.
     """
     if split.kind != "tail":
         for document in reader:
@@ -166,7 +167,6 @@ def open_corpora(
     tokenizer: Tokenizer,
     say: Callable[[str], None],
     engine: Engine = on_this_machine,
-    quiet: bool = False,
     revisions: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Corpus]:
     """Open the tokens of all sources, in the order of the configuration; `data.validation` is last.
@@ -176,7 +176,6 @@ def open_corpora(
         tokenizer: makes the token ids.
         say: logs a line.
         engine: tokenises sources that have no cache yet.
-        quiet: do not print progress.
         revisions: the dataset commits that a resumed run streams, by their sources' keys.
 
     Raises:
@@ -193,7 +192,7 @@ def open_corpora(
         folder = cache_folder(data, reader, split, tokenizer)
 
         def build(empty: Path, reader: Reader = reader, split: Split = split) -> Manifest:
-            return prepare(empty, reader, tokenizer, split, engine, quiet)
+            return prepare(empty, reader, tokenizer, split, engine)
 
         manifest, cached = open_or_build(folder, build, say)
         train, val = (TokenStore(folder, split_name, manifest) for split_name in SPLITS)
