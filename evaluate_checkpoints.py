@@ -91,7 +91,6 @@ def main() -> None:
             arguments.out.mkdir(parents=True, exist_ok=True)
     check_by(arguments.by, sets, {str(c.meta["tokenizer"].get("sha256")) for c in candidates})
 
-    from lm import load
     from lm.ranking.entrants import measure_all
     from lm.ranking.files import as_json, write
     from lm.ranking.ranking import rank_set, rank_together
@@ -99,7 +98,7 @@ def main() -> None:
 
     device = choose_device(arguments.device, "--device")
     entrants, failed = measure_all(
-        candidates, sets, load, device, arguments.tokenizer, arguments.template, say
+        candidates, sets, device, arguments.tokenizer, arguments.template, say
     )
     failed = [*damaged, *failed]
     for failure in failed:
