@@ -61,7 +61,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
         ConfigError: the configuration is wrong; one line for each problem.
         CheckpointError: the base checkpoint is missing or damaged.
     """
-    # Help is printed without pydantic, which both of these need.
+    # Most commands print their help without pydantic, which both of these need.
     from lm.checkpoints.base import filled
     from lm.config.reader import load
 
