@@ -11,7 +11,7 @@ problem, and the value to write instead. Only `run` prints these messages and en
 | 3 | data |
 | 4 | a loss or gradient that is not finite |
 | 5 | a checkpoint that cannot be read, or a disk that cannot be written |
-| 6 | a check did not hold (`tools.selfcheck`, `tools.resume_proof`) |
+| 6 | a check did not hold (`tools.selfcheck`, `tools.resume_proof`, `--check`) |
 | 130, 143, 138 | stopped by Ctrl-C, SIGTERM, SIGUSR1 |
 | 141 | the reader of the output went away (`| head`) |
 """
