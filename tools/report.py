@@ -125,7 +125,7 @@ def measured(run: RunRecord) -> tuple[Surprisal, Tokenizer, str, float | None]:
 def batches(data: PackedDataModule) -> Iterator[Batch]:
     """Yield the batches of a validation, with the name of each row's source."""
     from data import ValidationBatches
-    from lm.checks.xray import named
+    from lm.tokens.corpus import named
 
     names = [name for name, corpus in named(data.corpora) if corpus.val.documents]
     dataset = data.val_dataloader().dataset

@@ -23,9 +23,10 @@ from lm.config.schema.chat import ChatSource
 from lm.config.schema.source import BinSource, HubSource, SingleSource, dataset_of, files_of
 from lm.documents import files, parquet
 from lm.documents.conversations import Conversation
+from lm.documents.faults import Fault, Row
 from lm.documents.files import Span, find_files, reading
 from lm.documents.flat import read_flat
-from lm.documents.formats import FORMATS, Fault, Row, rows_before, spans
+from lm.documents.formats import FORMATS, rows_before, spans
 from lm.documents.hub import load_dataset
 from lm.documents.templates import ChatFormat, Encoded
 from lm.system.errors import ConfigError, DataError
