@@ -132,12 +132,7 @@ def parser() -> argparse.ArgumentParser:
             " train.py"
         ),
     )
-    result.add_argument(
-        "--tokenizer",
-        default="auto",
-        metavar="auto|NAME",
-        help="auto takes the checkpoint's own; any other must be the same",
-    )
+    add_flag(result, "--tokenizer")
     add_flag(result, "--device")
     add_flag(result, "--json")
     return result

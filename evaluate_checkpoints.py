@@ -54,11 +54,10 @@ def parse() -> argparse.Namespace:
         metavar="MEASURE",
         help="accuracy (if all cases have choices), bits_per_byte (else), exact, contains, ...",
     )
-    parser.add_argument(
+    add_flag(
+        parser,
         "--tokenizer",
-        default="auto",
-        metavar="NAME",
-        help="a tokenizer that must equal each checkpoint's own, or auto for any (auto)",
+        help="each checkpoint's own, or one that must equal all of them (auto)",
     )
     parser.add_argument(
         "--template",

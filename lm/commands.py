@@ -24,6 +24,11 @@ SHARED_FLAGS: dict[str, dict[str, Any]] = {
         "help": "the checkpoint, such as checkpoints/best.ckpt",
     },
     "--config": {"required": True, "metavar": "FILE", "help": "the run's YAML file"},
+    "--tokenizer": {
+        "default": "auto",
+        "metavar": "NAME",
+        "help": "the checkpoint's own, or one that must equal it (auto)",
+    },
     "--device": {
         "default": "auto",
         "choices": ["auto", "cpu", "cuda", "mps"],
