@@ -47,15 +47,18 @@ class UserError(Exception):
     therefore cannot send commands to the terminal.
 
     Attributes:
-        exit_code: the exit code of the command.
+        exit_code: the exit code of the command. Each class has its own; a child process that failed
+            brings another.
         line_ends: unprintable characters that the message may contain.
     """
 
     exit_code = 1
     line_ends = ""
 
-    def __init__(self, message: str):
+    def __init__(self, message: str, exit_code: int | None = None):
         super().__init__(printable(message, self.line_ends))
+        if exit_code is not None:
+            self.exit_code = exit_code
 
 
 class ConfigError(UserError):
