@@ -167,7 +167,7 @@ class PackedDataModule(lightning.LightningDataModule):
         if self.trainer is None or self.trainer.local_rank == 0:  # one for all of a machine
             streams = {i: p.stream for i, p in enumerate(parts) if isinstance(p, StreamedRows)}
             self._producers.start(streams, steps, shared=trainer.num_nodes > 1)
-        return AnnouncedSteps(steps, self._producers, ahead=2 * self.config.data.workers + 2)
+        return AnnouncedSteps(steps, self._producers, ahead=self.config.data.steps_ahead)
 
     def _loader(self, dataset: Dataset[Batch], items: Iterable[int]) -> DataLoader[Batch]:
         return DataLoader(

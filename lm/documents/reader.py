@@ -20,7 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm.config.schema.chat import ChatSource
-from lm.config.schema.source import BinSource, HubSource, SingleSource, dataset_of, files_of
+from lm.config.schema.source import (
+    BinSource,
+    HubSource,
+    SingleSource,
+    dataset_of,
+    files_of,
+    is_streamed,
+)
 from lm.documents import files, parquet
 from lm.documents.conversations import Conversation
 from lm.documents.faults import Fault, Row
@@ -227,7 +234,7 @@ class Reader:
         section = self.source.model_dump(exclude={"files", "too_long"})
         if self.chat is not None:
             section["template"] = dataclasses.asdict(self.chat.template)
-        if isinstance(self.source, HubSource) and self.source.streaming:
+        if is_streamed(self.source):
             return section
         if isinstance(self.source, HubSource | ChatSource) and self.source.dataset is not None:
             return {**section, "version": load_dataset(self.source)._fingerprint}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lm.checkpoints.meta import Meta
 from lm.config.schema.config import Config
-from lm.config.schema.section import flattened
+from lm.config.schema.section import flattened, without_indices
 from lm.system.errors import ConfigError, printable
 
 # These keys may change without changing the result: where a run writes, how long it may take, what
@@ -25,51 +24,41 @@ HARMLESS = (
     "data.source.parts[].source.files",
     "data.validation.files",
     "finetune.base",  # it may have moved: finetune.py compares its hash
-    *(f"finetune.{key}" for key in ("choices", "report_prompts", "report_tokens")),
+    "finetune.choices",
+    "finetune.report_prompts",
+    "finetune.report_tokens",
     "model.gradient_checkpointing",
-    *(
-        f"trainer.{key}"
-        for key in (
-            "max_epochs",
-            "max_minutes",
-            "validate_every",
-            "early_stopping",
-            "on_nonfinite",
-            "nonfinite_limit",
-        )
-    ),
+    "trainer.max_epochs",
+    "trainer.max_minutes",
+    "trainer.validate_every",
+    "trainer.early_stopping",
+    "trainer.on_nonfinite",
+    "trainer.nonfinite_limit",
 )
 # These keys may change too, but they change the result, if only in the last bits. A key in neither
 # list makes it a different run.
 INEXACT = (
-    *(
-        f"optimizer.{key}"
-        for key in (
-            "lr",
-            "schedule",
-            "warmup_steps",
-            "final_lr_fraction",
-            "decay_fraction",
-            "weight_decay",
-        )
-    ),
-    *(f"optimizer.{key}" for key in ("betas", "eps", "grad_clip", "ema_decay")),
-    *(
-        f"trainer.{key}"
-        for key in ("max_steps", "max_tokens", "micro_batch_size", "validation_rows")
-    ),
-    *(
-        f"trainer.{key}"
-        for key in (
-            "device",
-            "devices",
-            "num_nodes",
-            "strategy",
-            "deterministic",
-            "compile",
-            "threads",
-        )
-    ),
+    "optimizer.lr",
+    "optimizer.schedule",
+    "optimizer.warmup_steps",
+    "optimizer.final_lr_fraction",
+    "optimizer.decay_fraction",
+    "optimizer.weight_decay",
+    "optimizer.betas",
+    "optimizer.eps",
+    "optimizer.grad_clip",
+    "optimizer.ema_decay",
+    "trainer.max_steps",
+    "trainer.max_tokens",
+    "trainer.micro_batch_size",
+    "trainer.validation_rows",
+    "trainer.device",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.deterministic",
+    "trainer.compile",
+    "trainer.threads",
 )
 # The values that these stand for are known only on the machine: `machine_changes` compares them.
 SETTLED_LATER = ("trainer.device", "trainer.threads")
@@ -160,7 +149,7 @@ def _may_change(key: str, old: Any, new: Any) -> bool:
 
 
 def _is_among(key: str, names: tuple[str, ...]) -> bool:
-    key = re.sub(r"\[\d+\]", "[]", key)
+    key = without_indices(key)
     return any(key == name or key.startswith(name + ".") for name in names)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from lm.config.schema.config import Config
 from lm.config.schema.data import DataConfig
-from lm.config.schema.source import HubSource, dataset_of, files_of
+from lm.config.schema.source import HubSource, dataset_of, files_of, is_streamed
 from lm.documents.conversations import Conversation
 from lm.documents.reader import Reader, hash_of_text
 from lm.documents.templates import ChatFormat
@@ -185,7 +185,7 @@ def open_corpora(
     data = config.data
     corpora: list[Corpus] = []
     for name, reader, split in readers(data, tokenizer):
-        if isinstance(reader.source, HubSource) and reader.source.streaming:
+        if is_streamed(reader.source):
             revision = revisions.get(reader.key)
             corpora.append(_open_stream(config, name, reader, split, tokenizer, revision))
             continue
