@@ -154,16 +154,6 @@ def read_json_bytes(path: Path) -> tuple[dict[str, Any], bytes]:
     return value, content
 
 
-def require_room(folder: Path, size: int, situation: str) -> None:
-    """Raise CheckpointError if a folder's disk has no room for `size` more bytes."""
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise CheckpointError(
-            f"{folder}: {situation}: the next checkpoint takes {in_bytes(size)}, and"
-            f" {in_bytes(free)} are free; make room and go on with --resume auto"
-        )
-
-
 def _room(path: Path, needed: int) -> str:
     """Return the needed and the free space, in parentheses; empty if the disk does not tell."""
     wanted = f"{in_bytes(needed)} needed, " if needed else ""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -32,14 +31,11 @@ class StopSignals:
     Attributes:
         requested: the number of the first signal that arrived, or 0.
         deferred: whether a signal is only recorded, and does not raise.
-        since: the time (time.monotonic) at which the time limit of the run begins. A run that
-            returns to an earlier checkpoint keeps it.
     """
 
     def __init__(self, speaks: bool, advice: str = RESUME):
         self.requested = 0
         self.deferred = False
-        self.since = time.monotonic()
         self._speaks = speaks
         self._advice = advice
         self._process = os.getpid()

@@ -82,7 +82,7 @@ class DecideStop(RunCallback):
     def on_train_batch_end(self, trainer: Trainer, module: LanguageModel, *_: Any) -> None:
         """Stop after a signal or at the time limit; the last step of a run needs no limit."""
         run, minutes = self.run, self.run.config.trainer.max_minutes
-        over = minutes is not None and time.monotonic() >= run.signals.since + 60 * minutes
+        over = minutes is not None and time.monotonic() >= run.started + 60 * minutes
         run.signal = run.signals.requested
         if trainer.world_size > 1:
             wishes = torch.tensor([run.signal, int(over)], device=trainer.strategy.root_device)
