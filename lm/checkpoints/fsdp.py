@@ -46,8 +46,11 @@ def write_shards(path: Path, kinds: Mapping[str, Mapping[str, Tensor]]) -> Begun
     Raises:
         CheckpointError: on all processes, if the disk refused any of them. Nothing is left.
     """
-    rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    folder, files, problem = path.with_name(f".{path.name}.tmp-shards"), {}, None
+    rank = torch.distributed.get_rank()
+    count = torch.distributed.get_world_size()
+    folder = path.with_name(f".{path.name}.tmp-shards")
+    files = {}
+    problem = None
     if rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
     torch.distributed.barrier()

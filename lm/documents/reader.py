@@ -195,7 +195,7 @@ class Reader:
                     cleaned = _BEYOND_ASCII.sub("", text)
                     removed["character beyond ASCII"] += len(text) - len(cleaned)
                     text = cleaned
-                if not text or text.isspace() if encoded is None else len(encoded.ids) == 0:
+                if _is_blank(text) if encoded is None else len(encoded.ids) == 0:
                     removed[EMPTY] += 1
                 elif len(text) < source.filter.min_length:
                     removed[f"document under {source.filter.min_length} characters"] += 1
@@ -296,6 +296,10 @@ class Selection:
             result &= result.cumsum() <= self._left
             self._left -= int(result.sum())
         return result
+
+
+def _is_blank(text: str) -> bool:
+    return not text or text.isspace()
 
 
 def hash_of_text(text: str) -> int:

@@ -303,10 +303,8 @@ def _check_splits(data: DataConfig, corpora: Sequence[Corpus]) -> None:
     to_train_on = len(stored) < len(corpora) or any(train.text_tokens for _, train in stored)
     if to_train_on and any(corpus.val.text_tokens for corpus in corpora):
         return
-    n_train, n_val = (
-        sum(train.documents for _, train in stored),
-        sum(corpus.val.documents for corpus in corpora),
-    )
+    n_train = sum(train.documents for _, train in stored)
+    n_val = sum(corpus.val.documents for corpus in corpora)
     if n_train + n_val == 1 and data.split == "hash":
         raise DataError(
             "data.split: hash needs several documents, and the text is a single one; write"

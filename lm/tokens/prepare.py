@@ -120,7 +120,8 @@ class Border(NamedTuple):
 
 def find_tail(reader: Reader, fraction: float, engine: Engine) -> Border:
     """Read everything once, and return where the last `fraction` of all characters begins."""
-    selection, characters = Selection(reader.source), list[NDArray[np.int64]]()
+    selection = Selection(reader.source)
+    characters: list[NDArray[np.int64]] = []
     with ReadingProgress("measuring", reader.files, 0) as progress:
         for tokens in engine(Tokenise(reader, None), reader.pieces()):
             characters.append(tokens.characters * selection.keep(tokens.hashes.tolist()))
@@ -141,9 +142,12 @@ class _Work:
     """The state of a build: what is written, and what the rest of the build needs to know."""
 
     def __init__(self, folder: Path, reader: Reader, tokenizer: Tokenizer, split: Split):
-        self._folder, self._reader, self._split = folder, reader, split
+        self._folder = folder
+        self._reader = reader
+        self._split = split
         self._tokenise = Tokenise(reader, tokenizer)
-        self._dtype, self._eos_id = np.dtype(tokenizer.dtype), tokenizer.eos_id
+        self._dtype = np.dtype(tokenizer.dtype)
+        self._eos_id = tokenizer.eos_id
         try:
             self._start(json.loads((folder / JOURNAL).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):
