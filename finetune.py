@@ -46,16 +46,16 @@ def main() -> None:
             report(loaded.config)
 
 
-def assemble(loaded: Loaded, origin: Origin, say: Callable[[str], None]) -> Parts:
+def assemble(loaded: Loaded, start: Origin, say: Callable[[str], None]) -> Parts:
     """Make the parts of a session. Torch and Lightning are imported here: they take seconds."""
     from data import PackedDataModule
     from lm.training.parts import Parts
 
     config, base = loaded.config, open_base(loaded.config)
-    require_same_base(base, origin.parent_sha256)
+    require_same_base(base, start.parent_sha256)
     tokenizer = tokenizer_of(config)
     make_decoder = functools.partial(decoder_of_base, config, base)
-    data = PackedDataModule(config, tokenizer, say, origin.revisions)
+    data = PackedDataModule(config, tokenizer, say, start.revisions)
     return Parts(config, tokenizer, data, make_decoder, make_objective(config, make_decoder))
 
 
@@ -91,21 +91,24 @@ def decoder_of_base(config: Config, base: Base) -> Decoder:
 
 def make_objective(config: Config, make_decoder: Callable[[], Decoder]) -> Objective:
     """Return the loss that `finetune.objective` names."""
-    from lm.optim.objectives import NEXT_TOKEN, Preference, kept
+    from lm.optim.objectives import NEXT_TOKEN, Preference, frozen_reference
     from lm.surgery.lora import adapters_off
 
     assert config.finetune is not None
     if config.finetune.objective == "sft":
         return NEXT_TOKEN
     # A frozen base is its own reference.
-    reference = kept(make_decoder()) if config.finetune.method == "full" else adapters_off
+    reference = (
+        frozen_reference(make_decoder()) if config.finetune.method == "full" else adapters_off
+    )
     return Preference(config.finetune.dpo_beta, reference)
 
 
 def report(config: Config) -> None:
     """Compare the best checkpoint of a finished run with its base, unless the report exists."""
     folder = Path(config.checkpoint.directory)
-    final, written = folder / "final.ckpt", folder / "answers.json"
+    final = folder / "final.ckpt"
+    written = folder / "answers.json"
     assert config.finetune is not None
     if not final.exists() or not config.finetune.report_prompts or config.data.chat is None:
         return
@@ -114,7 +117,7 @@ def report(config: Config) -> None:
 
     from lm import load
     from lm.evaluation.answers import measure
-    from lm.reports.finetune import report as compare
+    from lm.reports.finetune import report as write_report
     from lm.system.device import choose_device
     from lm.tokens.corpus import held_out_conversations
 
@@ -128,16 +131,16 @@ def report(config: Config) -> None:
         f" {len(conversations):,} held-out conversations",
         flush=True,
     )
-    decoders = load(base.checkpoint, device).decoder, load(tuned, device).decoder
-    before, after = (measure(decoder, chat, conversations, config.finetune) for decoder in decoders)
-    compare(
+    before = load(base.checkpoint, device).decoder
+    after = load(tuned, device).decoder
+    write_report(
         folder,
-        print,
-        conversations,
-        before,
-        after,
-        config.finetune,
-        losses_on_base_text(base, *decoders),
+        say=print,
+        conversations=conversations,
+        before=measure(before, chat, conversations, config.finetune),
+        after=measure(after, chat, conversations, config.finetune),
+        finetune=config.finetune,
+        base_loss=losses_on_base_text(base, before, after),
     )
 
 

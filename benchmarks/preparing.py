@@ -223,13 +223,13 @@ def warm_start(folder: Path) -> bool:
     """Print the time to the first batch with 10^9 tokens in the cache. Return whether it is below
     0.3 s.
     """
-    from lm.tokens.corpus import fingerprint
+    from lm.tokens.corpus import cache_key
 
     file = folder / "one.jsonl"
     file.write_text('{"text": "a"}\n')
     source = {"format": "jsonl", "files": [str(file)]}
     split = Split("hash", 0.05)
-    cache = folder / "cache" / fingerprint(Reader(JsonlSource(**source)), split, ByteTokenizer())
+    cache = folder / "cache" / cache_key(Reader(JsonlSource(**source)), split, ByteTokenizer())
     cache.mkdir(parents=True)
     splits = {}
     for name, documents in ("train", 1_000_000), ("val", 1000):

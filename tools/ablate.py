@@ -139,13 +139,14 @@ def key_of(flag: str) -> str:
 
 def without(flags: list[str], keys: set[str]) -> list[str]:
     """Remove the flags of some keys, with their values: --change overrides the baseline's flags."""
-    kept, dropping = list[str](), False
+    remaining: list[str] = []
+    dropping = False
     for word in flags:
         if word.startswith("--"):
             dropping = key_of(word) in keys
         if not dropping:
-            kept.append(word)
-    return kept
+            remaining.append(word)
+    return remaining
 
 
 def short_name(changes: list[str]) -> str:

@@ -61,7 +61,7 @@ def writers(sharded: Checkpoint) -> dict[str, Callable[[Path], Any]]:
 
     Each function holds all tensors of its kind in memory.
     """
-    from lm.checkpoints.fsdp import has_shards, read_shards, read_train_state
+    from lm.checkpoints.fsdp import has_shards, join_train_state, read_shards
     from lm.checkpoints.weights import write_state, write_weights
 
     def write_joined(kind: str) -> Callable[[Path], None]:
@@ -69,7 +69,7 @@ def writers(sharded: Checkpoint) -> dict[str, Callable[[Path], Any]]:
 
     files: dict[str, Callable[[Path], Any]] = {
         "model.safetensors": write_joined("model"),
-        "train_state.pt": lambda path: write_state(path, read_train_state(sharded)),
+        "train_state.pt": lambda path: write_state(path, join_train_state(sharded)),
         "tokenizer.json": lambda path: shutil.copyfile(sharded.path / "tokenizer.json", path),
         "meta.json": lambda path: write_json(path, sharded.meta | {"shards": 0}),
     }

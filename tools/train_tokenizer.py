@@ -109,7 +109,7 @@ def report(file: Path, asked: int, train: Texts, val: Texts) -> None:
     Raises:
         UserError: a text is not the same after encoding and decoding.
     """
-    from lm.tokenizer.learn import describe, excerpt, measure
+    from lm.tokenizer.learn import excerpt, measure, usage_report
     from lm.tokenizer.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(str(file))
@@ -126,7 +126,7 @@ def report(file: Path, asked: int, train: Texts, val: Texts) -> None:
         for split, side in (("training", train), ("validation", val))
         for name, texts in side.items()
     }
-    print(*describe(tokenizer, usages), sep="\n")
+    print(*usage_report(tokenizer, usages), sep="\n")
     if any(usage.changed for usage in usages.values()):
         raise errors.UserError(f"{file}: it does not give back every text; do not train with it")
 

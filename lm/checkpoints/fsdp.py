@@ -135,7 +135,7 @@ def write_train_state(path: Path, state: Mapping[str, Any], optimizer: Optimizer
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def read_train_state(checkpoint: Checkpoint) -> dict[str, Any]:
+def join_train_state(checkpoint: Checkpoint) -> dict[str, Any]:
     """Read from a sharded checkpoint what an ordinary one has in train_state.pt: whole tensors, on
     the CPU.
 

@@ -21,7 +21,7 @@ from lm.runs.results import RecordedValidation, read_validations
 from lm.runs.saved import Saved, saved_checkpoints
 from lm.system.disk import read_json, read_text
 from lm.system.errors import CheckpointError
-from lm.system.json_values import WITHIN, count, number, text
+from lm.system.json_values import LARGEST, count, number, text
 from lm.system.locks import is_claimed
 
 TRACES = ("nonfinite-step-*", "error-*.txt", "after-step-*")
@@ -237,7 +237,7 @@ def _rows(file: Path, problems: list[str]) -> tuple[Mapping[str, Any], ...]:
     usable = tuple(
         row
         for row in rows
-        if all(abs(row[column] or 0) <= WITHIN for column in metrics.INTEGER_COLUMNS)
+        if all(abs(row[column] or 0) <= LARGEST for column in metrics.INTEGER_COLUMNS)
     )
     if beyond := len(rows) - len(usable):
         problems.append(f"{file.name}: rows with a count beyond 2**53, left out: {beyond:,}")

@@ -14,14 +14,15 @@ from lm.system.errors import UserError
 
 @contextlib.contextmanager
 def child(
-    command: Sequence[str], stdout: Any, environment: dict[str, str] | None = None
+    command: Sequence[str], stdout: Any, variables: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
     """Run another command of this project, and end it with the `with` block. Its stderr is a pipe.
+    Its environment is `variables`, by default that of this process.
 
     Without this, a signal to the parent alone would leave the command running.
     """
     process = subprocess.Popen(  # noqa: S603 (our own command)
-        command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment
+        command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=variables
     )
     try:
         yield process

@@ -59,7 +59,7 @@ class Source:
     pad_token: str | None = None
 
 
-def find(name: str) -> Definition:
+def find_tokenizer(name: str) -> Definition:
     """Read the tokenizer that `name` stands for: a file, a folder, or a hub id.
 
     Raises:

@@ -221,8 +221,8 @@ def _open_stream(
     # The folder belongs to one run and one source: two readers at different places of the stream
     # would need different windows.
     run = str(Path(config.checkpoint.directory).resolve())
-    name_of_run = fingerprint(reader, split, tokenizer, (rows, config.row_length, run, reader.key))
-    folder = Path(config.data.cache_dir).expanduser() / name_of_run
+    key = cache_key(reader, split, tokenizer, (rows, config.row_length, run, reader.key))
+    folder = Path(config.data.cache_dir).expanduser() / key
     revision = choose_revision(folder, reader.source, resumed)
     folder /= revision
     stream = Stream(folder, reader, tokenizer, split, rows, config.row_length, revision)
@@ -241,10 +241,10 @@ def _open_stream(
 
 def cache_folder(data: DataConfig, reader: Reader, split: Split, tokenizer: Tokenizer) -> Path:
     """Return the folder for the tokens of a source that is not streamed."""
-    return Path(data.cache_dir).expanduser() / fingerprint(reader, split, tokenizer)
+    return Path(data.cache_dir).expanduser() / cache_key(reader, split, tokenizer)
 
 
-def fingerprint(
+def cache_key(
     reader: Reader, split: Split, tokenizer: Tokenizer, of_stream: Sequence[object] = ()
 ) -> str:
     """Return a hash of everything that the shards depend on, as the name of a folder.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lm.checkpoints.folder import Checkpoint
-from lm.checkpoints.train_state import Saved, load_into, read_saved
+from lm.checkpoints.train_state import TrainState, load_into, read_saved
 from lm.optim.averaging import WeightAverage
 from lm.optim.optimizers import make_optimizer
 from lm.optim.randomness import fold, seed_all
@@ -59,7 +59,7 @@ class LanguageModel(lightning.LightningModule):
         self._rows_at_once = parts.config.trainer.micro_batch
         self._make_decoder = parts.make_decoder
         self._resume = resume
-        self._saved: Saved | None = None  # between reading and restoring
+        self._saved: TrainState | None = None  # between reading and restoring
 
     def configure_model(self) -> None:
         """Build the decoder on the CPU, from the seed and files alone; with fsdp, shard it."""

@@ -473,7 +473,7 @@ def test_switched_off_it_is_the_reference_that_dpo_compares_with() -> None:
     """The same losses and gradients as beside a copy of the base; dropout would differ from one
     pass to the next.
     """
-    from lm.optim.objectives import Preference, kept
+    from lm.optim.objectives import Preference, frozen_reference
 
     rows = {
         "input_ids": IDS[:, :-1],
@@ -481,7 +481,7 @@ def test_switched_off_it_is_the_reference_that_dpo_compares_with() -> None:
         "document_ids": torch.tensor([[0] * 6 + [1] * 5] * 3),
     }
     results = []
-    for reference in (kept(decoder()), adapters_off):
+    for reference in (frozen_reference(decoder()), adapters_off):
         model = adapted(dropout=0.2).train()
         torch.manual_seed(7)
         losses = Preference(0.3, reference).losses(model, rows)
