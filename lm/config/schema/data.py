@@ -167,7 +167,7 @@ class DataConfig(Section):
         if self.test_fraction + self.val_fraction >= 1:
             raise ValueError(
                 f"test_fraction {self.test_fraction} and val_fraction {self.val_fraction} leave"
-                " nothing to train on"
+                " nothing to train on; write fractions whose sum is below 1"
             )
         if len({chat.layout == "preferences" for chat in chats}) > 1:
             raise ValueError(
