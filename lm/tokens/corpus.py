@@ -45,6 +45,7 @@ class Corpus:
         folder: its cache.
         train, val: its two splits. One of them may be empty, and `train` may be a stream.
         facts: what the log says about it.
+        removed: how many documents are left out of a cache, by reason; a stream counts by window.
     """
 
     reader: Reader
@@ -53,6 +54,7 @@ class Corpus:
     train: TokenStore | Stream
     val: TokenStore
     facts: list[str]
+    removed: Counter[str]
 
     @property
     def key(self) -> str:
@@ -197,7 +199,8 @@ def open_corpora(
         manifest, cached = open_or_build(folder, build, say)
         train, val = (TokenStore(folder, split_name, manifest) for split_name in SPLITS)
         facts = _facts(manifest, train, val, f"{'read from' if cached else 'written to'} {folder}")
-        corpora.append(Corpus(reader, name, folder, train, val, facts))
+        removed: Counter[str] = Counter(manifest["removed"])
+        corpora.append(Corpus(reader, name, folder, train, val, facts, removed))
     _check_splits(data, corpora)
     # A split by hash puts equal documents on the same side, in all sources.
     if (data.validation is not None or data.split == "tail") and (repeated := _repeated(corpora)):
@@ -236,7 +239,7 @@ def _open_stream(
             f" {in_bytes(3 * stream.window_bytes)} at a time"
         ),
     ]
-    return Corpus(reader, name, folder, stream, val, facts)
+    return Corpus(reader, name, folder, stream, val, facts, removed=Counter())
 
 
 def cache_folder(data: DataConfig, reader: Reader, split: Split, tokenizer: Tokenizer) -> Path:
@@ -271,13 +274,14 @@ def _facts(manifest: Manifest, train: TokenStore, val: TokenStore, origin: str) 
     facts = [f"{text_bytes / text_tokens:.2f} bytes per token"] if text_tokens else []
     facts.append(origin)
     if manifest["removed"]:
-        facts.append(
-            "left out: "
-            + ", ".join(f"{count:,} x {kind}" for kind, count in manifest["removed"].items())
-        )
+        facts.append(_left_out(manifest["removed"]))
     if manifest["ended_by"]:
         facts.append(f"the rest was not read ({manifest['ended_by']})")
     return facts
+
+
+def _left_out(removed: Mapping[str, int]) -> str:
+    return "left out: " + ", ".join(f"{count:,} x {kind}" for kind, count in removed.items())
 
 
 def _repeated(corpora: Sequence[Corpus]) -> int:
@@ -295,7 +299,7 @@ def _check_splits(data: DataConfig, corpora: Sequence[Corpus]) -> None:
     stored = [(corpus, corpus.train) for corpus in corpora if isinstance(corpus.train, TokenStore)]
     for corpus, train in stored:
         if train.text_tokens + corpus.val.text_tokens == 0:
-            left_out = "".join(f" ({fact})" for fact in corpus.facts if fact.startswith("left out"))
+            left_out = f" ({_left_out(corpus.removed)})" if corpus.removed else ""
             raise DataError(
                 f"{corpus.key}: there is no text in it{left_out}; name files that hold some, or"
                 " leave out less"

@@ -701,8 +701,8 @@ def test_checks_of_a_section_point_at_its_line_and_of_the_whole_at_the_key(write
         " ends it)"
     ]
     assert complaints(write(sections), "--trainer.max_steps", "200") == [
-        "c.yaml:5: trainer: batch_size 9 is not divisible by devices 1 x micro_batch_size 2; write a"
-        " multiple of 2 for batch_size"
+        "c.yaml:5: trainer: batch_size 9 is not divisible by devices 1 x micro_batch_size 2; write"
+        " a multiple of 2 for batch_size"
     ]
     steps = "optimizer.warmup_steps: 100 leaves nothing of the run's 100 steps; make it smaller"
     assert complaints(write(BASE), "--trainer.max_steps=100") == [f"c.yaml:1: {steps}"]
