@@ -432,7 +432,7 @@ def main():
     source = reader(section)
 
     def build(empty):
-        return preparation.prepare(empty, source, BYTES, SPLITS[split], engine, True)
+        return preparation.prepare(empty, source, BYTES, SPLITS[split], engine)
 
     open_or_build(Path(folder), build, print)
 
