@@ -22,7 +22,7 @@ help:
 	@echo "make test          all tests: before you send a change"
 	@echo "make lint          style and types"
 	@echo "make reliability   the long batteries of docs/RELIABILITY.md (about 20 minutes)"
-	@echo "make docs          write docs/CONFIG_REFERENCE.md and docs/config.schema.json"
+	@echo "make docs          write what is generated in docs/: reference, schema, graph of rooms"
 	@echo "make setup         only set up $(VENV) for runs; setup-dev: for tests, too"
 	@echo "make clean         remove $(VENV) and all caches; runs are kept"
 
@@ -75,6 +75,7 @@ lint: $(DEV_READY)
 
 docs: $(RUN_READY)
 	$(RUN) -m tools.config_docs
+	$(RUN) -m tools.draw_rooms
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -41,11 +41,7 @@ def main() -> None:
     precision = choose_precision(config.trainer.precision, device)
     decoder, stored, _ = load(checkpoint, device)
     tokenizer = resolve(arguments.tokenizer, stored)
-    # of a stream, what the run validates on is the whole split
-    if not (config.data.streams and config.data.validation is None):
-        config = config.model_copy(
-            update={"trainer": config.trainer.model_copy(update={"validation_rows": None})}
-        )
+    config = config.with_validation_rows(None)
     data = PackedDataModule(config, tokenizer, say=lambda line: print(line, file=sys.stderr))
     started = time.perf_counter()
     with autocast(device, precision):
@@ -132,12 +128,7 @@ def parser() -> argparse.ArgumentParser:
             " train.py"
         ),
     )
-    result.add_argument(
-        "--tokenizer",
-        default="auto",
-        metavar="auto|NAME",
-        help="auto takes the checkpoint's own; any other must be the same",
-    )
+    add_flag(result, "--tokenizer")
     add_flag(result, "--device")
     add_flag(result, "--json")
     return result

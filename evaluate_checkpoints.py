@@ -53,11 +53,10 @@ def parse() -> argparse.Namespace:
         metavar="MEASURE",
         help="accuracy (if all cases have choices), bits_per_byte (else), exact, contains, ...",
     )
-    parser.add_argument(
+    add_flag(
+        parser,
         "--tokenizer",
-        default="auto",
-        metavar="NAME",
-        help="a tokenizer that must equal each checkpoint's own, or auto for any (auto)",
+        help="each checkpoint's own, or one that must equal all of them (auto)",
     )
     parser.add_argument(
         "--template",
@@ -90,7 +89,6 @@ def main() -> None:
             arguments.out.mkdir(parents=True, exist_ok=True)
     check_by(arguments.by, sets, {str(c.meta["tokenizer"].get("sha256")) for c in candidates})
 
-    from lm import load
     from lm.ranking.entrants import measure_all
     from lm.ranking.files import as_json, write
     from lm.ranking.ranking import rank_set, rank_together
@@ -98,7 +96,7 @@ def main() -> None:
 
     device = choose_device(arguments.device, "--device")
     entrants, failed = measure_all(
-        candidates, sets, load, device, arguments.tokenizer, arguments.template, say
+        candidates, sets, device, arguments.tokenizer, arguments.template, say
     )
     failed = [*damaged, *failed]
     for failure in failed:

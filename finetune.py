@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lm.checkpoints.base import Base, open_base, tokenizer_of
 from lm.checkpoints.folder import Checkpoint, pointed
 from lm.commands import answer_without_training, load_config, training_parser
 from lm.config.reader import Loaded
 from lm.config.schema.config import Config
-from lm.runs.origin import Origin
+from lm.runs.origin import Origin, resuming
 from lm.system import errors
 from lm.system.errors import CheckpointError, ConfigError, UserError
 from lm.training.processes import is_first
@@ -46,29 +46,29 @@ def main() -> None:
             report(loaded.config)
 
 
-def assemble(loaded: Loaded, origin: Origin, say: Callable[[str], None]) -> Parts:
+def assemble(loaded: Loaded, start: Origin, say: Callable[[str], None]) -> Parts:
     """Make the parts of a session. Torch and Lightning are imported here: they take seconds."""
     from data import PackedDataModule
     from lm.training.parts import Parts
 
     config, base = loaded.config, open_base(loaded.config)
-    require_same(base, origin.parent)
+    require_same_base(base, start.parent_sha256)
     tokenizer = tokenizer_of(config)
-    make_decoder = functools.partial(start, config, base)
-    data = PackedDataModule(config, tokenizer, say, origin.revisions)
+    make_decoder = functools.partial(decoder_of_base, config, base)
+    data = PackedDataModule(config, tokenizer, say, start.revisions)
     return Parts(config, tokenizer, data, make_decoder, make_objective(config, make_decoder))
 
 
-def require_same(base: Base, parent: dict[str, Any] | None) -> None:
+def require_same_base(base: Base, parent_sha256: str | None) -> None:
     """Raise CheckpointError if the run started from another base: best.ckpt moves on."""
-    if parent is not None and parent["manifest_sha256"] != base.checkpoint.sha256:
+    if parent_sha256 not in (None, base.checkpoint.sha256):
         raise CheckpointError(
             f"finetune.base: {base.checkpoint.path} is not the checkpoint that the run started"
             " from; name that one"
         )
 
 
-def start(config: Config, base: Base) -> Decoder:
+def decoder_of_base(config: Config, base: Base) -> Decoder:
     """Return the base's decoder, with the adapters that `finetune.method` asks for."""
     from torch import nn
 
@@ -91,21 +91,24 @@ def start(config: Config, base: Base) -> Decoder:
 
 def make_objective(config: Config, make_decoder: Callable[[], Decoder]) -> Objective:
     """Return the loss that `finetune.objective` names."""
-    from lm.optim.objectives import NEXT_TOKEN, Preference, kept
+    from lm.optim.objectives import NEXT_TOKEN, Preference, frozen_reference
     from lm.surgery.lora import adapters_off
 
     assert config.finetune is not None
     if config.finetune.objective == "sft":
         return NEXT_TOKEN
     # A frozen base is its own reference.
-    reference = kept(make_decoder()) if config.finetune.method == "full" else adapters_off
+    reference = (
+        frozen_reference(make_decoder()) if config.finetune.method == "full" else adapters_off
+    )
     return Preference(config.finetune.dpo_beta, reference)
 
 
 def report(config: Config) -> None:
     """Compare the best checkpoint of a finished run with its base, unless the report exists."""
     folder = Path(config.checkpoint.directory)
-    final, written = folder / "final.ckpt", folder / "answers.json"
+    final = folder / "final.ckpt"
+    written = folder / "answers.json"
     assert config.finetune is not None
     if not final.exists() or not config.finetune.report_prompts or config.data.chat is None:
         return
@@ -121,25 +124,23 @@ def report(config: Config) -> None:
     device = choose_device(config.trainer.device)
     tuned = pointed(folder, "best.ckpt") or final
     base = open_base(config)
-    require_same(base, Checkpoint(tuned).meta.get("parent"))
+    require_same_base(base, resuming(Checkpoint(tuned)).parent_sha256)
     chat, conversations = held_out_conversations(config, tokenizer_of(config))
     print(
         f"report: {base.checkpoint.path.name} of the base and {tuned.name} on"
         f" {len(conversations):,} held-out conversations",
         flush=True,
     )
-    decoders = load(base.checkpoint, device).decoder, load(tuned, device).decoder
-    before, after = (
-        measure_answers(decoder, chat, conversations, config.finetune) for decoder in decoders
-    )
+    before = load(base.checkpoint, device).decoder
+    after = load(tuned, device).decoder
     write_report(
         folder,
-        print,
-        conversations,
-        before,
-        after,
-        config.finetune,
-        losses_on_base_text(base, *decoders),
+        say=print,
+        conversations=conversations,
+        before=measure_answers(before, chat, conversations, config.finetune),
+        after=measure_answers(after, chat, conversations, config.finetune),
+        finetune=config.finetune,
+        base_loss=losses_on_base_text(base, before, after),
     )
 
 

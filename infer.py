@@ -3,8 +3,7 @@
     python infer.py --ckpt checkpoints/final.ckpt --prompt "Attention is"
     python infer.py --ckpt runs/finetune_smoke/best.ckpt --chat
 
-The text goes to stdout, everything else to stderr. torch is the only heavy import, and comes after
-all checks that do not need it.
+The text goes to stdout, everything else to stderr.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lm.checkpoints.folder import open_checkpoint
-from lm.commands import add_flag
+from lm.commands import add_flag, command_parser
 from lm.generation.prompt import open_prompt, read_prompt
 from lm.generation.sampling import Sampling
 from lm.system import errors
@@ -46,9 +45,7 @@ is full, the oldest questions are forgotten together with their answers.
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser; every field of `Sampling` is a flag."""
-    result = argparse.ArgumentParser(
-        description="Let a checkpoint write.", epilog=EPILOG, allow_abbrev=False
-    )
+    result = command_parser("infer.py", __doc__, EPILOG)
     add_flag(result, "--ckpt")
     prompt = result.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
@@ -81,12 +78,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="end before this text; may be given several times",
     )
-    result.add_argument(
-        "--tokenizer",
-        default="auto",
-        metavar="NAME",
-        help="the checkpoint's own, or one that must equal it (auto)",
-    )
+    add_flag(result, "--tokenizer")
     add_flag(result, "--device")
     add_flag(result, "--json", help="print one JSON object when all is written")
     result.add_argument("--no-stream", action="store_true", help="print when all is written")
@@ -125,7 +117,7 @@ def parse() -> argparse.Namespace:
         value = getattr(arguments, name)
         if value is not None and not least <= value < 2**63:
             raise errors.ConfigError(
-                f"--{name.replace('_', '-')} {value} is out of range; write {least} or more"
+                f"--{name.replace('_', '-')} {value} is out of range; write {least} to 2**63 - 1"
             )
     wrong = ("json", "num_samples") if arguments.chat else ("system", "template")
     if used := [name for name in wrong if getattr(arguments, name) != flags.get_default(name)]:
@@ -197,14 +189,17 @@ def write_samples(
 
 
 def main() -> None:
-    """Check what can be checked without torch, then open the checkpoint and write."""
+    """Check what can be checked without torch, then open the checkpoint and write.
+
+    torch is the only heavy import. It comes after all checks that do not need it.
+    """
     arguments = parse()
     options = Sampling(
         **{option.name: getattr(arguments, option.name) for option in dataclasses.fields(Sampling)}
     )
     # without a prompt, --chat reads its messages line by line
-    lines = arguments.chat and arguments.prompt is None and arguments.prompt_file is None
-    prompt = "" if lines else read_prompt(arguments.prompt, arguments.prompt_file)
+    interactive = arguments.chat and arguments.prompt is None and arguments.prompt_file is None
+    prompt = "" if interactive else read_prompt(arguments.prompt, arguments.prompt_file)
     checkpoint = open_checkpoint(arguments.ckpt)
     seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
     if arguments.chat:
@@ -236,7 +231,10 @@ def main() -> None:
             stops=arguments.stop,
         )
         terminal = Terminal(chat, reply, stream=not arguments.no_stream)
-        terminal.run() if lines else terminal.say(prompt)
+        if interactive:
+            terminal.run()
+        else:
+            terminal.say(prompt)
         return
     report = write_samples(model, prompt, options, generator, arguments)
     if arguments.json:

@@ -8,16 +8,16 @@ weights are found when they are loaded.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoints import folder as checkpoint
+from lm.commands import add_flag, command_parser
 from lm.display.tables import terminal_table
-from lm.runs import results
+from lm.runs.results import read_by_checkpoint
+from lm.runs.saved import saved_checkpoints
 from lm.system import errors
 from lm.system.json_values import finite
 from lm.system.units import in_bytes, short
@@ -41,9 +41,7 @@ def main() -> None:
     """Print the table, or with --json a list of objects with raw numbers (sizes in bytes, losses in
     nats per token).
     """
-    parser = argparse.ArgumentParser(
-        description="List the checkpoints in a run's folder.", allow_abbrev=False
-    )
+    parser = command_parser("list.py", __doc__)
     parser.add_argument(
         "folder",
         metavar="FOLDER",
@@ -52,7 +50,7 @@ def main() -> None:
         default=Path("checkpoints"),
         help="default: checkpoints",
     )
-    parser.add_argument("--json", action="store_true", help="a list of objects with raw numbers")
+    add_flag(parser, "--json", help="a list of objects with raw numbers")
     parser.add_argument(
         "--sort",
         metavar="KEY",
@@ -84,38 +82,36 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     """Return one row for each checkpoint, oldest first. An unknown value is None; `damage` says why
     a damaged checkpoint has few values.
     """
-    validations = results.read_by_checkpoint(folder)
+    validations = read_by_checkpoint(folder)
     rows = []
-    for path in checkpoint.step_directories(folder):
-        step, links = checkpoint.step_of(path), checkpoint.links_to(path)
+    for saved in saved_checkpoints(folder):
         row: dict[str, Any] = {
-            "path": str(path),
+            "path": str(saved.path),
             **dict.fromkeys(COLUMNS),
-            "step": step,
-            "links": links,
-            "damage": None,
+            "step": saved.step,
+            "links": [name.removesuffix(".ckpt") for name in saved.links],
+            "damage": saved.problem,
         }
+        rows.append(row)
+        if saved.problem is not None:
+            continue
+        meta = saved.meta
+        validation = validations.get((saved.step, str(saved.manifest_sha256)))
         try:
-            opened = checkpoint.Checkpoint(path)
-            meta, files = opened.meta, opened.files
-            validation = validations.get((step, opened.sha256))
             row |= {
                 "epoch": float(meta["epoch"]),
                 "tokens": count(meta["tokens"]),
                 "val_loss": finite(validation.loss) if validation else None,
                 "parameters": count(meta["n_parameters"]),
                 "adapters": count(meta["adapters"]["n_parameters"]) if "adapters" in meta else None,
-                "size": count(sum(file["bytes"] for file in files.values())),
+                "size": count(sum(file["bytes"] for file in saved.files.values())),
                 "date": str(meta["saved_at"]),
                 "parent": meta["parent"] and str(meta["parent"]["path"]),
             }
-        except errors.CheckpointError as error:
-            row["damage"] = str(error)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             row["damage"] = (
-                f"{path}: a value in meta.json or manifest.json is missing or wrong: {error}"
+                f"{saved.path}: a value in meta.json or manifest.json is missing or wrong: {error}"
             )
-        rows.append(row)
     return rows
 
 

@@ -42,8 +42,9 @@ class Decoder(nn.Module):
         if config.vocab_size is None:
             raise ValueError("model.vocab_size is still open; set it to the tokenizer's vocab_size")
         self.config = config
-        width, learned = config.d_model, config.positions == "learned"
-        with nullcontext() if initialise else EmptyInit():
+        width = config.d_model
+        learned = config.positions == "learned"
+        with nullcontext() if initialise else EmptyInit():  # seeds count torch's own draws too
             self.embed_tokens = nn.Embedding(config.vocab_size, width)
             self.embed_positions = nn.Embedding(config.context_length, width) if learned else None
             self.dropout = nn.Dropout(config.dropout)
@@ -234,9 +235,9 @@ class Attention(nn.Module):
             kv_cache, layer = cache
             k, v = kv_cache.extend(layer, k, v)  # (B, K, S, E)
         # enable_gqa pairs query head h with key head h // (H / K): neighbours share, as drawn.
-        grouped, causal = self.config.kv_heads != self.config.n_heads, mask is None
+        grouped = self.config.kv_heads != self.config.n_heads
         out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
         )
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
 

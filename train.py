@@ -60,9 +60,8 @@ def assemble(loaded: Loaded, start: Origin, say: Callable[[str], None]) -> Parts
     from model import Decoder
 
     config = loaded.config
-    if start.init_from is not None and loaded.origins["tokenizer.name"] == "default":
-        assert start.meta is not None
-        config = config.with_tokenizer(str(start.meta["tokenizer"].get("name")))
+    if start.init_from and start.meta and loaded.origins["tokenizer.name"] == "default":
+        config = config.with_tokenizer(start.meta.tokenizer.name)
     tokenizer = start.load_tokenizer(config.tokenizer.name)
 
     def make_decoder() -> Decoder:

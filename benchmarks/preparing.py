@@ -75,7 +75,7 @@ def engine(function, pieces):
         peaks.append(pages * resource.getpagesize() // 2**20)
 reader = Reader(JsonlSource(format="jsonl", files=[sys.argv[2]]))
 Path(sys.argv[3]).mkdir()
-prepare(Path(sys.argv[3]), reader, ByteTokenizer(), Split("hash", 0.01), engine, quiet=True)
+prepare(Path(sys.argv[3]), reader, ByteTokenizer(), Split("hash", 0.01), engine)
 print(max(peaks[: len(peaks) // 10]), max(peaks))
 """
 # Prints the seconds to the first batch, and of each batch: arguments root of the project, source,
@@ -159,7 +159,7 @@ def made(folder: Path, file: Path, tokenizer: Tokenizer) -> TokenStore:
     """Prepare the text as tools.prepare does, and return the shards."""
     folder.mkdir()
     reader = Reader(JsonlSource(format="jsonl", files=[str(file)]))
-    manifest = prepare(folder, reader, tokenizer, Split("none"), on_this_machine, quiet=True)
+    manifest = prepare(folder, reader, tokenizer, Split("none"), on_this_machine)
     return TokenStore(folder, "train", manifest)
 
 
@@ -223,13 +223,13 @@ def warm_start(folder: Path) -> bool:
     """Print the time to the first batch with 10^9 tokens in the cache. Return whether it is below
     0.3 s.
     """
-    from lm.tokens.corpus import fingerprint
+    from lm.tokens.corpus import cache_key
 
     file = folder / "one.jsonl"
     file.write_text('{"text": "a"}\n')
     source = {"format": "jsonl", "files": [str(file)]}
     split = Split("hash", 0.05)
-    cache = folder / "cache" / fingerprint(Reader(JsonlSource(**source)), split, ByteTokenizer())
+    cache = folder / "cache" / cache_key(Reader(JsonlSource(**source)), split, ByteTokenizer())
     cache.mkdir(parents=True)
     splits = {}
     for name, documents in ("train", 1_000_000), ("val", 1000):

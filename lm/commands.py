@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lm.config.reader import Loaded
+    from lm.config.schema.config import Config
     from lm.runs.origin import Origin
     from lm.training.parts import Parts
 
@@ -24,6 +25,11 @@ SHARED_FLAGS: dict[str, dict[str, Any]] = {
         "help": "the checkpoint, such as checkpoints/best.ckpt",
     },
     "--config": {"required": True, "metavar": "FILE", "help": "the run's YAML file"},
+    "--tokenizer": {
+        "default": "auto",
+        "metavar": "NAME",
+        "help": "the checkpoint's own, or one that must equal it (auto)",
+    },
     "--device": {
         "default": "auto",
         "choices": ["auto", "cpu", "cuda", "mps"],
@@ -61,11 +67,18 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
         ConfigError: the configuration is wrong; one line for each problem.
         CheckpointError: the base checkpoint is missing or damaged.
     """
-    # Help is printed without pydantic, which both of these need.
+    # Most commands print their help without pydantic, which both of these need.
     from lm.checkpoints.base import filled
     from lm.config.reader import load
 
     return load(path, overrides, complete=filled)
+
+
+def training_script(config: Config) -> list[str]:
+    """Return the command that trains a configuration, without the report of a fine-tuning."""
+    if config.finetune is None:
+        return ["train.py"]
+    return ["finetune.py", "--finetune.report_prompts=0"]
 
 
 def training_parser(prog: str, description: str | None, init_from: bool) -> argparse.ArgumentParser:
@@ -87,6 +100,8 @@ def training_parser(prog: str, description: str | None, init_from: bool) -> argp
         start.add_argument(
             "--init-from", metavar="CKPT", help="start a new run from a checkpoint's weights"
         )
+    else:
+        parser.set_defaults(init_from=None)
     parser.add_argument(
         "--plan",
         action="store_true",
@@ -116,7 +131,7 @@ def answer_without_training(
     if arguments.print_config:
         print(describe(loaded.config, loaded.origins), end="")
     elif arguments.plan:
-        if arguments.resume or vars(arguments).get("init_from"):
+        if arguments.resume or arguments.init_from:
             raise ConfigError(
                 "command line: --plan plans the whole run, from its first step; leave out --resume"
                 " and --init-from"

@@ -20,14 +20,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lm.commands import add_flag, command_parser, load_config
+from lm.commands import add_flag, command_parser, load_config, training_script
 from lm.config.describe import to_yaml
 from lm.config.schema.config import Config
 from lm.reports.ablation import Ablation, Outcome, kept, outcome
 from lm.system import errors
+from lm.system.child import child, failed
 from lm.system.disk import refusals, replace
 from lm.system.errors import ConfigError, NonFiniteError
-from lm.system.signals import StopSignals, child
+from lm.system.signals import StopSignals
 
 ROOT = Path(__file__).parents[1]
 # keys that this command sets for each run
@@ -47,11 +48,7 @@ def main() -> None:
 
     seeds = [baseline.trainer.seed + i for i in range(arguments.seeds)]
     news = sys.stderr if arguments.json else sys.stdout
-    script = (
-        ["train.py"]
-        if baseline.finetune is None
-        else ["finetune.py", "--finetune.report_prompts=0"]
-    )
+    script = training_script(baseline)
     results = run_pairs(out, script, seeds, lambda line: print(line, file=news, flush=True))
     ablation = Ablation(
         arguments.config,
@@ -142,13 +139,14 @@ def key_of(flag: str) -> str:
 
 def without(flags: list[str], keys: set[str]) -> list[str]:
     """Remove the flags of some keys, with their values: --change overrides the baseline's flags."""
-    kept, dropping = list[str](), False
+    remaining: list[str] = []
+    dropping = False
     for word in flags:
         if word.startswith("--"):
             dropping = key_of(word) in keys
         if not dropping:
-            kept.append(word)
-    return kept
+            remaining.append(word)
+    return remaining
 
 
 def short_name(changes: list[str]) -> str:
@@ -221,11 +219,7 @@ def run(folder: Path, command: list[str]) -> Outcome:
     if process.returncode == NonFiniteError.exit_code:
         return Outcome(problem="diverged")
     if process.returncode != 0:
-        error = errors.UserError(
-            f"{folder}: the run ended with exit code {process.returncode}: {errors_of_run.strip()}"
-        )
-        error.exit_code = process.returncode
-        raise error
+        raise failed(process, errors_of_run, f"{folder}: the run")
     return outcome(folder)
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from model import Decoder
 
 
-class Model(NamedTuple):
+class Contender(NamedTuple):
     """A run's best checkpoint and its data, loaded."""
 
     name: str
@@ -83,45 +83,36 @@ def score(
     if a.manifest_sha256 == b.manifest_sha256:
         return [], ["both best checkpoints are the same to the byte, so there is nothing to score"]
     try:
-        models = [
+        contenders = [
             opened(name, saved.path, rows, device)
             for name, saved in zip(comparison.names, (a, b), strict=True)
         ]
     except errors.UserError as error:
         return [], [f"not scored: {error}"]
     verdicts, notes = [], []
-    for owner in models[:1] if comparison.yardstick.column else models:
+    for owner in contenders[:1] if comparison.yardstick.column else contenders:
         try:
-            verdicts.append(verdict_on(owner, models[0], models[1], rows))
+            verdicts.append(verdict_on(owner, contenders[0], contenders[1], rows))
         except errors.UserError as error:
             notes.append(f"not scored on the validation text of {owner.name}: {error}")
     return verdicts, notes
 
 
-def opened(name: str, folder: Path, rows: int, device: Device | Literal["auto"]) -> Model:
+def opened(name: str, folder: Path, rows: int, device: Device | Literal["auto"]) -> Contender:
     """Load a checkpoint and its data, of which `rows` rows are validated."""
     from data import PackedDataModule
     from lm import load
     from lm.checkpoints.meta import Meta
     from lm.system.device import choose_device
 
-    decoder, tokenizer, meta = load(folder, choose_device(device, "--device"))
-    typed = Meta(folder, meta)
-    config, revisions = typed.config, typed.session.revisions
-    # A streamed run validates on its full split.
-    if not (config.data.streams and config.data.validation is None):
-        config = config.model_copy(
-            update={"trainer": config.trainer.model_copy(update={"validation_rows": rows})}
-        )
-    return Model(
-        name,
-        decoder,
-        tokenizer,
-        PackedDataModule(config, tokenizer, lambda line: None, revisions),
-    )
+    decoder, tokenizer, values = load(folder, choose_device(device, "--device"))
+    meta = Meta(folder, values)
+    config = meta.config.with_validation_rows(rows)
+    data = PackedDataModule(config, tokenizer, lambda line: None, meta.session.revisions)
+    return Contender(name, decoder, tokenizer, data)
 
 
-def verdict_on(owner: Model, a: Model, b: Model, most: int) -> Verdict:
+def verdict_on(owner: Contender, a: Contender, b: Contender, most: int) -> Verdict:
     """Score both models on the validation text of one of them.
 
     Raises:
@@ -138,14 +129,14 @@ def verdict_on(owner: Model, a: Model, b: Model, most: int) -> Verdict:
     )
     from lm.tokens.store import TokenStore
 
-    data, text = owner.data, f"the validation text of {owner.name}"
+    data = owner.data
+    text = f"the validation text of {owner.name}"
     if data.config.finetune is not None and data.config.finetune.objective == "dpo":
         raise errors.ConfigError("it holds preferences, in which no token has a loss of its own")
-    contexts, stores = (
-        [model.decoder.config.context_length for model in (a, b)],
-        [corpus.val for corpus in data.corpora],
-    )
-    other, notes = b if owner is a else a, list[str]()
+    contexts = [contender.decoder.config.context_length for contender in (a, b)]
+    stores = [corpus.val for corpus in data.corpora]
+    other = b if owner is a else a
+    notes: list[str] = []
     trained = [
         corpus.train for corpus in other.data.trained if isinstance(corpus.train, TokenStore)
     ]
@@ -178,7 +169,8 @@ def verdict_on(owner: Model, a: Model, b: Model, most: int) -> Verdict:
     documents = StoredDocuments("val", stores, owner.tokenizer)
     texts = [document.text for document in evenly(documents, most)]
     passages = passages_of(texts, round(length * data.text_bytes_per_token), most)
-    first, second = (sums_of_passages(model.decoder, model.tokenizer, passages) for model in (a, b))
+    first = sums_of_passages(a.decoder, a.tokenizer, passages)
+    second = sums_of_passages(b.decoder, b.tokenizer, passages)
     return judge(text, "bits per byte", "passages", first, second, notes)
 
 

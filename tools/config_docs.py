@@ -1,13 +1,12 @@
 """Write docs/CONFIG_REFERENCE.md and docs/config.schema.json from lm/config/schema/.
 
 python -m tools.config_docs
-python -m tools.config_docs --check    # write nothing; exit with 1 if one of them is stale
+python -m tools.config_docs --check    # write nothing; exit with 6 if one of them is stale
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,10 +97,14 @@ def generated() -> dict[Path, str]:
 
 
 def main() -> None:
-    """Write the files; with --check, exit with 1 if one of them is stale."""
+    """Write the files.
+
+    Raises:
+        CheckFailed: --check was given, and a file is stale.
+    """
     parser = command_parser("python -m tools.config_docs", __doc__)
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit with 1 and name stale files"
+        "--check", action="store_true", help="write nothing; exit with 6 and name stale files"
     )
     check = parser.parse_args().check
     stale = [
@@ -109,14 +112,12 @@ def main() -> None:
         for path, text in generated().items()
         if not path.is_file() or path.read_text(encoding="utf-8") != text
     ]
+    if check and stale:
+        names = ", ".join(str(path.relative_to(ROOT)) for path in stale)
+        raise errors.CheckFailed(f"{names}: stale, run python -m tools.config_docs")
     for path in stale:
-        print(
-            f"{path.relative_to(ROOT)}:"
-            f" {'stale, run python -m tools.config_docs' if check else 'written'}"
-        )
-        if not check:
-            disk.replace(path, generated()[path])
-    sys.exit(1 if check and stale else 0)
+        disk.replace(path, generated()[path])
+        print(f"{path.relative_to(ROOT)}: written")
 
 
 def _table(section: Key) -> str:

@@ -11,6 +11,7 @@ result, and `train.py --checkpoint.directory THAT_FOLDER --resume auto` continue
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,20 +61,16 @@ def writers(sharded: Checkpoint) -> dict[str, Callable[[Path], Any]]:
 
     Each function holds all tensors of its kind in memory.
     """
-    import torch
-
-    from lm.checkpoints.fsdp import has_shards, read_shards, read_train_state
-    from lm.checkpoints.weights import write_weights
+    from lm.checkpoints.fsdp import has_shards, join_train_state, read_shards
+    from lm.checkpoints.weights import write_state, write_weights
 
     def write_joined(kind: str) -> Callable[[Path], None]:
         return lambda path: write_weights(path, dict(read_shards(sharded, kind)))
 
     files: dict[str, Callable[[Path], Any]] = {
         "model.safetensors": write_joined("model"),
-        "train_state.pt": lambda path: torch.save(read_train_state(sharded), path),
-        "tokenizer.json": lambda path: path.write_text(
-            (sharded.path / "tokenizer.json").read_text(encoding="utf-8"), encoding="utf-8"
-        ),
+        "train_state.pt": lambda path: write_state(path, join_train_state(sharded)),
+        "tokenizer.json": lambda path: shutil.copyfile(sharded.path / "tokenizer.json", path),
         "meta.json": lambda path: write_json(path, sharded.meta | {"shards": 0}),
     }
     if has_shards(sharded, "ema"):

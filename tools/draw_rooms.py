@@ -1,7 +1,7 @@
 """Draw which room imports which: the mermaid graph of docs/ARCHITECTURE.md, from the real imports.
 
     python -m tools.draw_rooms            # rewrite the graph in the document
-    python -m tools.draw_rooms --check    # exit with 1 if it is stale
+    python -m tools.draw_rooms --check    # exit with 6 if it is stale
 
 An arrow points from a room to a room that it imports. An arrow that follows from two others is
 omitted. Imports in functions and under TYPE_CHECKING count.
@@ -9,18 +9,16 @@ omitted. Imports in functions and under TYPE_CHECKING count.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import functools
-import gc
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+from lm.commands import command_parser
 from lm.system import errors
-from lm.system.errors import UserError
+from lm.system.errors import CheckFailed, UserError
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs/ARCHITECTURE.md"
@@ -51,11 +49,7 @@ def room(module: str) -> str | None:
 @functools.cache
 def parsed(path: Path) -> ast.Module:
     """Return the syntax tree of a file."""
-    gc.disable()  # the collector would search all earlier trees again
-    try:
-        return ast.parse(path.read_text(encoding="utf-8"))
-    finally:
-        gc.enable()
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
@@ -128,21 +122,19 @@ def stale() -> bool:
 
 
 def main() -> None:
-    """Rewrite the graph or, with --check, exit with 1 if it is stale."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.draw_rooms",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if stale")
+    """Rewrite the graph.
+
+    Raises:
+        CheckFailed: --check was given, and the graph is stale.
+    """
+    parser = command_parser("python -m tools.draw_rooms", __doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 6 if stale")
     check = parser.parse_args().check
     if not stale():
         return
     name = DOCUMENT.relative_to(ROOT)
     if check:
-        print(f"{name}: stale, run python -m tools.draw_rooms")
-        sys.exit(1)
+        raise CheckFailed(f"{name}: stale, run python -m tools.draw_rooms")
     DOCUMENT.write_text(_with_drawing(), encoding="utf-8")
     print(f"{name}: written")
 

@@ -68,7 +68,8 @@ def main() -> None:
         else []
     )
     streamed = [name for name, corpus in named(data.corpora) if len(corpus.stores) < 2]
-    counts, shown = xray.RowStatistics.of(rows), rows[: arguments.rows]
+    counts = xray.RowStatistics.of(rows)
+    shown = rows[: arguments.rows]
 
     tables = {"Sources": xray.source_table(sources), "Counts": xray.row_table(counts)}
     if overlaps:

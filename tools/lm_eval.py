@@ -210,16 +210,16 @@ def table(report: dict[str, Any], results: dict[str, Any]) -> str:
 
     parts = [
         f"{report['checkpoint']} (step {report['step']:,}) on {report['device']},"
-        f" lm-evaluation-harness {report['lm_eval_version']}:"
+        f" lm-evaluation-harness {report['lm_eval_version']}:",
+        make_table(results).strip(),
     ]
-    parts.append(make_table(results).strip())
     if results.get("groups"):
         parts.append(make_table(results, "groups").strip())
     parts += [
         f"{name}: a blind guess is right with a probability of {share:.4f}"
         for name, share in report["chance"].items()
     ]
-    return "\n\n".join(parts[:2]) + "".join(f"\n\n{part}" for part in parts[2:])
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draw the learning curves of one or more runs into one picture.
+"""Draw loss, perplexity and learning rate of one or more runs into one picture.
 
 python -m tools.plot_curves checkpoints
 python -m tools.plot_curves runs/small runs/large --out comparison.png
@@ -6,20 +6,16 @@ python -m tools.plot_curves runs/small runs/large --out comparison.png
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from lm.commands import command_parser
 from lm.display import curves
 from lm.system import errors
 
 
 def main() -> None:
     """Read the runs, draw one picture, and print where each curve ended."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.plot_curves",
-        description="Draw loss, perplexity and learning rate of one or more runs.",
-        allow_abbrev=False,
-    )
+    parser = command_parser("python -m tools.plot_curves", __doc__)
     parser.add_argument(
         "runs", metavar="RUN", nargs="+", type=Path, help="a run's folder, or its metrics.csv"
     )

@@ -97,7 +97,8 @@ def measured(run: RunRecord) -> tuple[Surprisal, Tokenizer, str, float | None]:
 
     if (saved := run.best_checkpoint) is None:
         raise errors.CheckpointError("no checkpoint can be read")
-    config = Meta(saved.path, saved.meta).config
+    meta = Meta(saved.path, saved.meta)
+    config = meta.config
     if config.finetune is not None and config.finetune.objective == "dpo":
         raise errors.ConfigError(
             "it learnt from preferences, in which no token has a loss of its own"
@@ -110,7 +111,7 @@ def measured(run: RunRecord) -> tuple[Surprisal, Tokenizer, str, float | None]:
 
     device = choose_device("auto")
     decoder, tokenizer, _ = load(saved.path, device)
-    data = PackedDataModule(config, tokenizer, lambda line: None, saved.meta.get("revisions", {}))
+    data = PackedDataModule(config, tokenizer, lambda line: None, meta.session.revisions)
     with autocast(device, choose_precision(config.trainer.precision, device)):
         surprisal = measure_surprisal(decoder, batches(data), config.row_length)
     losses = [
@@ -124,7 +125,7 @@ def measured(run: RunRecord) -> tuple[Surprisal, Tokenizer, str, float | None]:
 def batches(data: PackedDataModule) -> Iterator[Batch]:
     """Yield the batches of a validation, with the name of each row's source."""
     from data import ValidationBatches
-    from lm.checks.xray import named
+    from lm.tokens.corpus import named
 
     names = [name for name, corpus in named(data.corpora) if corpus.val.documents]
     dataset = data.val_dataloader().dataset

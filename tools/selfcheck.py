@@ -1,20 +1,19 @@
-"""Prove on your own configuration that what is about to be trained can be trained, and is what it
-should be.
+"""Check on your own configuration that the model is built right and can be trained.
 
 python -m tools.selfcheck --config config_smoke.yaml
 python -m tools.selfcheck --config config_smoke.yaml --model.n_layers 8 --only future --only cache
 
-Builds the model and the first batch as train.py (or finetune.py) would, and makes seven checks in
-float32, a line each. The last one trains for four small steps in a temporary folder, straight and
-interrupted. The run's own folder is not touched. Exit code 0: none fails; 6: one does. Any key of
-the configuration can be changed, as in train.py.
+The command builds the model and the first batch as train.py (or finetune.py) does. It makes seven
+checks in float32 and prints a line for each. The last check trains for four small steps in a
+temporary folder, once straight and once interrupted. The run's own folder is not touched. The exit
+code is 0 if no check fails, and 6 if one does. Any key of the configuration can be changed, as in
+train.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,8 @@ from lm.config.schema.config import Config
 from lm.display.tables import colour_wanted
 from lm.runs.origin import Origin
 from lm.system import errors
-from lm.system.signals import StopSignals, child
+from lm.system.child import child, environment
+from lm.system.signals import StopSignals
 
 if TYPE_CHECKING:
     from lm.checks.selfchecks import Result
@@ -51,7 +51,7 @@ SIGNS = {True: ("ok  ", "32"), False: ("FAIL", "31"), None: ("--  ", "33")}
 
 
 def main() -> None:
-    """Check what was asked for, a line each."""
+    """Make the checks that were asked for, and print a line for each."""
     arguments, overrides = parser().parse_known_args()
     loaded = load_config(arguments.config, overrides)
     names = [name for name in CHECKS if name in (arguments.only or CHECKS)]
@@ -60,27 +60,26 @@ def main() -> None:
     from lm.checks.subject import Subject
 
     subject = Subject(parts_of(loaded))
-    found = []
+    results = []
     if not arguments.json:
         print(subject.forecast(names, started), flush=True)
     for name in names:
         started = time.perf_counter()
         result = resume(loaded.config) if name == "resume" else subject.check(name)
-        found.append(
-            {"check": name, **result._asdict(), "seconds": round(time.perf_counter() - started, 2)}
-        )
+        seconds = round(time.perf_counter() - started, 2)
+        results.append({"check": name, **result._asdict(), "seconds": seconds})
         if not arguments.json:
             print(line(name, result, colour_wanted()), flush=True)
     if arguments.json:
-        print(json.dumps(found, indent=1))
-    if failed := [str(each["check"]) for each in found if each["ok"] is False]:
+        print(json.dumps(results, indent=1))
+    if failed := [str(result["check"]) for result in results if result["ok"] is False]:
         raise errors.CheckFailed(
-            f"{len(failed)} of {len(found)} checks failed: {', '.join(failed)}"
+            f"{len(failed)} of {len(results)} checks failed: {', '.join(failed)}"
         )
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags; any key of the configuration is one more."""
+    """Return the parser; any key of the configuration is one more flag."""
     result = command_parser("python -m tools.selfcheck", __doc__)
     add_flag(result, "--config")
     names = ", ".join(CHECKS)
@@ -89,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         choices=[*CHECKS],
         metavar="NAME",
-        help=f"this check alone, repeatable: {names}",
+        help=f"make this check alone; may be given several times: {names}",
     )
     add_flag(result, "--json", help="print one JSON list")
     return result
@@ -102,19 +101,16 @@ def parts_of(loaded: Loaded) -> Parts:
 
 
 def resume(config: Config) -> Result:
-    """Run tools.resume_proof on a shortened run, in a process that starts and stops several."""
+    """Run tools.resume_proof on a shortened run, in a process of its own."""
     from lm.checks.selfchecks import Result
     from lm.checks.subject import RESUME_STEPS, shortened
 
     if config.max_steps < 2:
-        return Result(None, "the run has a single step, and nothing comes after a stop")
+        return Result(None, "the run has a single step, so it cannot be resumed")
     stops = StopSignals(speaks=False, advice="what it had made so far is removed")
     with stops, tempfile.TemporaryDirectory(prefix="selfcheck-") as folder:
         file = Path(folder) / "config.yaml"
         file.write_text(to_yaml(shortened(config)), encoding="utf-8")
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        }
         command = [
             sys.executable,
             "-m",
@@ -124,18 +120,21 @@ def resume(config: Config) -> Result:
             f"--steps={RESUME_STEPS}",
             "--stops=1",
         ]
-        with child(command, subprocess.PIPE, environment) as process:
-            proved, refused = process.communicate()
-    said = (proved if process.returncode == 0 else refused).strip()
+        with child(command, subprocess.PIPE, environment(ROOT)) as process:
+            stdout, stderr = process.communicate()
+    exact = process.returncode == 0
+    output = stdout if exact else stderr
     return Result(
-        process.returncode == 0,
-        said.rpartition("\n")[2],
+        exact,
+        output.strip().rpartition("\n")[2],
         "lm/checkpoints/train_state.py; `python -m tools.resume_proof` shows more",
     )
 
 
 def line(name: str, result: Result, colour: bool) -> str:
-    """A check for the terminal; below one that failed stands where to look."""
+    """Return the line of a check for the terminal. After a failed check a second line says where to
+    look.
+    """
     sign, code = SIGNS[result.ok]
     sign = f"\x1b[{code}m{sign}\x1b[0m" if colour else sign
     below = f"\n     look at {result.where}" if result.ok is False else ""

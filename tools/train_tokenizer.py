@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm.commands import add_flag, command_parser, load_config
-from lm.config.schema.data import DataConfig
 from lm.system import disk, errors
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def main() -> None:
     file, settings = free_paths(arguments.out, arguments.force)
     started = time.perf_counter()
     readers = corpus.readers(data)
-    train, val = sides(data, readers)
+    train, val = sides(readers)
     weights = {key: part.weight for key, part in data.parts}
     parts = (
         excerpt(texts(), arguments.bytes * weights[key] // sum(weights.values()))
@@ -110,7 +109,7 @@ def report(file: Path, asked: int, train: Texts, val: Texts) -> None:
     Raises:
         UserError: a text is not the same after encoding and decoding.
     """
-    from lm.tokenizer.learn import describe, excerpt, measure
+    from lm.tokenizer.learn import excerpt, measure, usage_report
     from lm.tokenizer.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(str(file))
@@ -127,7 +126,7 @@ def report(file: Path, asked: int, train: Texts, val: Texts) -> None:
         for split, side in (("training", train), ("validation", val))
         for name, texts in side.items()
     }
-    print(*describe(tokenizer, usages), sep="\n")
+    print(*usage_report(tokenizer, usages), sep="\n")
     if any(usage.changed for usage in usages.values()):
         raise errors.UserError(f"{file}: it does not give back every text; do not train with it")
 
@@ -176,7 +175,7 @@ def free_paths(out: Path, force: bool) -> tuple[Path, Path | None]:
     return file, settings
 
 
-def sides(data: DataConfig, readers: list[tuple[str, Reader, Split]]) -> tuple[Texts, Texts]:
+def sides(readers: list[tuple[str, Reader, Split]]) -> tuple[Texts, Texts]:
     """Return the texts to train on and those to validate on, split as train.py splits them."""
     from lm.tokens.corpus import documents_by_split
 

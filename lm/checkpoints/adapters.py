@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lm.config.schema.config import Config
 
 
-def describe(config: Config, decoder: Decoder) -> Adapters | None:
+def adapters_entry(config: Config, decoder: Decoder) -> Adapters | None:
     """Return the `adapters` of meta.json for a run that trains adapters; None for any other run.
 
     Raises:

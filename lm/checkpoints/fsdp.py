@@ -23,7 +23,7 @@ from lm.checkpoints.folder import Begun, Checkpoint, shard_count, shard_names
 from lm.checkpoints.weights import read_weights, require_fitting, write_weights
 from lm.surgery.fsdp import local_tensor, shard_like
 from lm.system.disk import fingerprint, read_json, refusals, sync
-from lm.system.errors import CheckpointError
+from lm.system.errors import CheckpointError, first_line
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -46,8 +46,11 @@ def write_shards(path: Path, kinds: Mapping[str, Mapping[str, Tensor]]) -> Begun
     Raises:
         CheckpointError: on all processes, if the disk refused any of them. Nothing is left.
     """
-    rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    folder, files, problem = path.with_name(f".{path.name}.tmp-shards"), {}, None
+    rank = torch.distributed.get_rank()
+    count = torch.distributed.get_world_size()
+    folder = path.with_name(f".{path.name}.tmp-shards")
+    files = {}
+    problem = None
     if rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
     torch.distributed.barrier()
@@ -102,7 +105,7 @@ def read_shards(checkpoint: Checkpoint, kind: str) -> Iterator[tuple[str, Tensor
             yield key, parts[0] if len(parts) == 1 else torch.cat(parts)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(
-            f"{folder}: its {kind} shards cannot be read: {str(error).partition(chr(10))[0]}"
+            f"{folder}: its {kind} shards cannot be read: {first_line(error)}"
         ) from error
 
 
@@ -132,7 +135,7 @@ def write_train_state(path: Path, state: Mapping[str, Any], optimizer: Optimizer
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def read_train_state(checkpoint: Checkpoint) -> dict[str, Any]:
+def join_train_state(checkpoint: Checkpoint) -> dict[str, Any]:
     """Read from a sharded checkpoint what an ordinary one has in train_state.pt: whole tensors, on
     the CPU.
 

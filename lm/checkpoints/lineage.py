@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from lm.checkpoints.adapters import describe
+from lm.checkpoints.adapters import adapters_entry
 from lm.checkpoints.folder import FORMAT
 from lm.config.schema.config import Config
 from lm.system.device import Device, Precision
@@ -40,7 +40,7 @@ def lasting_meta(
 
     A run that trains adapters has `adapters` too (lm/checkpoints/adapters.py).
     """
-    adapters = describe(config, decoder)
+    adapters = adapters_entry(config, decoder)
     return {
         "format": FORMAT,
         "n_parameters": decoder.n_parameters,

@@ -54,13 +54,13 @@ class Adapters(Section):
     base: AdaptersBase
 
 
-class Part(BaseModel):
+class MetaPart(BaseModel):
     """A part of meta.json that may have more keys in another version of the project."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class TokenizerFacts(Part):
+class TokenizerFacts(MetaPart):
     """`tokenizer`: identifies the tokenizer in the checkpoint's tokenizer.json."""
 
     name: str
@@ -69,19 +69,19 @@ class TokenizerFacts(Part):
     pad_id: int
 
 
-class Versions(Part):
+class Versions(MetaPart):
     """`versions`: the packages that the session ran with."""
 
     torch: str
 
 
-class Parent(Part):
+class Parent(MetaPart):
     """`parent`: the checkpoint that the run started from."""
 
     manifest_sha256: str
 
 
-class Session(Part):
+class Session(MetaPart):
     """The session that wrote the checkpoint, for a run that goes on from it."""
 
     seconds: float = Field(0.0, ge=0, le=10**12)  # training time of the run so far

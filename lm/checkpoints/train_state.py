@@ -93,7 +93,7 @@ def load_into(decoder: Decoder, checkpoint: Checkpoint, averaged: bool) -> None:
 
 
 @dataclass(frozen=True)
-class Saved:
+class TrainState:
     """The training state of a checkpoint besides the weights, unsharded and on the CPU."""
 
     state: dict[str, Any]
@@ -114,7 +114,7 @@ class Saved:
 
 def read_saved(
     checkpoint: Checkpoint, decoder: Decoder, config: OptimizerConfig, precision: str
-) -> Saved:
+) -> TrainState:
     """Return the training state before the run is touched, so that a refusal changes nothing.
 
     The decoder is not sharded yet. Raises CheckpointError.
@@ -123,7 +123,7 @@ def read_saved(
     wanted = config.ema_decay and (
         (checkpoint.path / "ema.safetensors").exists() or fsdp.has_shards(checkpoint, "ema")
     )
-    return Saved(
+    return TrainState(
         state,
         fsdp.read_any_weights(checkpoint, trained(decoder), averaged=True) if wanted else None,
     )
@@ -142,7 +142,7 @@ def read_train_state(checkpoint: Checkpoint, optimizer: Optimizer) -> dict[str, 
     """
     sharded = fsdp.has_shards(checkpoint, "optimizer")
     file = checkpoint.path / ("train_state.json" if sharded else "train_state.pt")
-    state = fsdp.read_train_state(checkpoint) if sharded else _unpickled(file)
+    state = fsdp.join_train_state(checkpoint) if sharded else _unpickled(file)
     if problem := _problem(state, checkpoint.step, optimizer):
         raise CheckpointError(f"{file} is damaged: {problem}")
     # the configuration of today decides the groups' settings, not the one that was saved

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lm.checkpoints.folder import Checkpoint, shard_count
-from lm.system.errors import CheckpointError
+from lm.system.errors import CheckpointError, first_line
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -82,9 +82,7 @@ def read_weights(
     try:
         weights = load_file(path)
     except (OSError, SafetensorError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {str(error).partition(chr(10))[0]}"
-        ) from error
+        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
     require_fitting(path, weights, expected)
     return weights
 

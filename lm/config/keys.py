@@ -11,7 +11,7 @@ from typing import Any
 
 from lm.config.scalars import KeyPath, dotted, flow
 from lm.config.schema.config import Config
-from lm.config.schema.section import Section
+from lm.config.schema.section import Section, without_indices
 
 HELP_WIDTH = 120
 SECTION = "a section: its keys, indented, on the lines below"
@@ -74,9 +74,7 @@ def keys(section: type[Section] = Config) -> dict[str, Key]:
 
 def name_of(path: KeyPath) -> str:
     """Return the name in `keys` of a path; indices vanish, as in data.source.parts[].weight."""
-    return dotted(tuple("[]" if isinstance(part, int) else part for part in path)).replace(
-        '."[]"', "[]"
-    )
+    return without_indices(dotted(path))
 
 
 def leaves() -> list[Key]:
@@ -163,10 +161,8 @@ def _walk(
         child_nodes = [child_node for child_node, _ in shapes]
         child_required = any(child in shape.get("required", []) for shape in objects)
         known_to = tuple(known for _, known in shapes if known)
-        child_name, child_description = (
-            f"{name}{'[]' * several}.{child}".lstrip("."),
-            child_nodes[0].get("description", ""),
-        )
+        child_name = f"{name}{'[]' * several}.{child}".lstrip(".")
+        child_description = child_nodes[0].get("description", "")
         yield from _walk(
             child_name, child_nodes, child_description, child_required, known_to, definitions
         )

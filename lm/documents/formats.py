@@ -134,9 +134,7 @@ def read_csv(file: str, source: CsvSource, span: None) -> Iterator[Row]:
 
 def read_sms(file: str, source: SmsSource, span: None) -> Iterator[Row]:
     """Yield lines of `ham` or `spam`, a tab and a message, as instructions with their answers."""
-    for number, raw in lines(file, span):
-        line = decoded(raw.rstrip(b"\r\n"))
-        yield number, line if isinstance(line, Fault) or not line.strip() else _from_sms(line)
+    yield from _sms_lines(file, span, _from_sms)
 
 
 def read_instruction(file: str, source: InstructionSource, span: None) -> Iterator[Row]:
@@ -161,12 +159,7 @@ def read_chat(file: str, source: ChatSource, span: None) -> Iterator[Row]:
         for number, row in enumerate(hub.load_dataset(source), 1):
             yield number, written(conversation_of(row, source.layout))
     elif source.layout == "sms":
-        for number, raw in lines(file, span):
-            line = decoded(raw.rstrip(b"\r\n"))
-            yield (
-                number,
-                (line if isinstance(line, Fault) or not line.strip() else written(from_sms(line))),
-            )
+        yield from _sms_lines(file, span, lambda line: written(from_sms(line)))
     else:
         yield from _json_entries(file, lambda row: written(conversation_of(row, source.layout)))
 
@@ -218,6 +211,12 @@ def rows_before(file: str, source: Any, span: Span) -> int:
         return rows_before_group(file, span[0])
     # A generator of ids counts from the start of the file.
     return 0 if isinstance(source, BinSource) else lines_before(file, span)
+
+
+def _sms_lines(file: str, span: None, to_text: Callable[[str], str | Fault]) -> Iterator[Row]:
+    for number, raw in lines(file, span):
+        line = decoded(raw.rstrip(b"\r\n"))
+        yield number, line if isinstance(line, Fault) or not line.strip() else to_text(line)
 
 
 def _from_sms(line: str) -> str | Fault:

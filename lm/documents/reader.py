@@ -20,12 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm.config.schema.chat import ChatSource
-from lm.config.schema.source import BinSource, HubSource, SingleSource, dataset_of, files_of
+from lm.config.schema.source import (
+    BinSource,
+    HubSource,
+    SingleSource,
+    dataset_of,
+    files_of,
+    is_streamed,
+)
 from lm.documents import files, parquet
 from lm.documents.conversations import Conversation
+from lm.documents.faults import Fault, Row
 from lm.documents.files import Span, find_files, reading
 from lm.documents.flat import read_flat
-from lm.documents.formats import FORMATS, Fault, Row, rows_before, spans
+from lm.documents.formats import FORMATS, rows_before, spans
 from lm.documents.hub import load_dataset
 from lm.documents.templates import ChatFormat, Encoded
 from lm.system.errors import ConfigError, DataError
@@ -187,7 +195,7 @@ class Reader:
                     cleaned = _BEYOND_ASCII.sub("", text)
                     removed["character beyond ASCII"] += len(text) - len(cleaned)
                     text = cleaned
-                if not text or text.isspace() if encoded is None else len(encoded.ids) == 0:
+                if _is_blank(text) if encoded is None else len(encoded.ids) == 0:
                     removed[EMPTY] += 1
                 elif len(text) < source.filter.min_length:
                     removed[f"document under {source.filter.min_length} characters"] += 1
@@ -226,7 +234,7 @@ class Reader:
         section = self.source.model_dump(exclude={"files", "too_long"})
         if self.chat is not None:
             section["template"] = dataclasses.asdict(self.chat.template)
-        if isinstance(self.source, HubSource) and self.source.streaming:
+        if is_streamed(self.source):
             return section
         if isinstance(self.source, HubSource | ChatSource) and self.source.dataset is not None:
             return {**section, "version": load_dataset(self.source)._fingerprint}
@@ -288,6 +296,10 @@ class Selection:
             result &= result.cumsum() <= self._left
             self._left -= int(result.sum())
         return result
+
+
+def _is_blank(text: str) -> bool:
+    return not text or text.isspace()
 
 
 def hash_of_text(text: str) -> int:

@@ -20,7 +20,7 @@ from lm.evaluation.examples import evenly
 from lm.evaluation.scoring import ROWS, Row, batches, score
 from lm.generation.sampling import Sampling, generate, left_padded
 from lm.optim.modes import evaluating
-from lm.tokenizer.stream import text_behind
+from lm.tokenizer.stream import continuation_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,7 +140,11 @@ def answer(
     """Answer each prompt greedily, up to the end of the turn or `most_tokens` tokens."""
     written = write_greedily(decoder, chat.tokenizer, prompts, most_tokens, chat.stop_ids, rows)
     return [
-        Answer(chat.answer_text(text_behind(chat.tokenizer, prompt, ids)).strip(), len(ids), ended)
+        Answer(
+            chat.answer_text(continuation_text(chat.tokenizer, prompt, ids)).strip(),
+            len(ids),
+            ended,
+        )
         for prompt, (ids, ended) in zip(prompts, written, strict=True)
     ]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from lm.checkpoints.base import open_base
 from lm.config.schema.config import Config
 from lm.config.schema.data import DataConfig
-from lm.config.schema.source import HubSource, SingleSource, dataset_of
+from lm.config.schema.source import SingleSource, dataset_of, is_streamed
 from lm.documents.reader import Reader
 from lm.system.errors import UserError
 from lm.tokenizer.tokenizer import Tokenizer
@@ -93,7 +93,7 @@ def _own(data: DataConfig, tokenizer: Tokenizer, data_sha256: str) -> Iterator[T
             yield split
             return
     for key, part in data.parts:
-        if isinstance(part.source, HubSource) and part.source.streaming:
+        if is_streamed(part.source):
             yield f"{key}: {part.source.dataset} was streamed, and its text was not kept"
         elif (dataset := dataset_of(part.source)) is not None:
             yield f"{key}: only the hub knows which tokens are those of {dataset}"

@@ -97,7 +97,9 @@ class Preference:
         return losses.where(answered[..., 0], torch.zeros_like(losses))
 
 
-def kept(reference: nn.Module) -> Callable[[nn.Module], AbstractContextManager[nn.Module]]:
+def frozen_reference(
+    reference: nn.Module,
+) -> Callable[[nn.Module], AbstractContextManager[nn.Module]]:
     """Return a reference that is a separate decoder."""
     reference.eval().requires_grad_(False)
 

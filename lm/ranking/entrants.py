@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from lm import load
 from lm.checkpoints.folder import Checkpoint
 from lm.checkpoints.meta import Meta
 from lm.evaluation.training_text import training_text
@@ -16,9 +16,6 @@ from lm.ranking.results import SetResult, look_for_copies, measure_set
 from lm.runs.results import RecordedValidation
 from lm.system.errors import CheckpointError, ConfigError, DataError, UserError, is_out_of_memory
 from lm.tokenizer.tokenizer import resolve
-
-if TYPE_CHECKING:
-    from lm.checkpoints.load import Model
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,6 @@ class Entrant:
 def measure_all(
     candidates: Sequence[Candidate],
     sets: Sequence[CaseSet],
-    load: Callable[[Path, str], Model],
     device: str,
     tokenizer: str,
     template: str | None,
@@ -60,7 +56,6 @@ def measure_all(
     """Measure every checkpoint on all sets.
 
     Args:
-        load: `lm.load`.
         tokenizer: "auto", or a tokenizer that must equal every checkpoint's own.
         template: the template of chats; None means each checkpoint's own.
         say: receives a line of progress for each checkpoint.
@@ -77,7 +72,7 @@ def measure_all(
     for number, candidate in enumerate(candidates, start=1):
         say(f"{number} of {len(candidates)}: {candidate.name}")
         try:
-            entrants.append(_measure(candidate, sets, load, device, tokenizer, template))
+            entrants.append(_measure(candidate, sets, device, tokenizer, template))
         except ConfigError:  # The command line or a case is wrong, not this checkpoint.
             raise
         except UserError as error:
@@ -106,7 +101,6 @@ def measure_all(
 def _measure(
     candidate: Candidate,
     sets: Sequence[CaseSet],
-    load: Callable[[Path, str], Model],
     device: str,
     tokenizer_option: str,
     template: str | None,

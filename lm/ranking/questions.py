@@ -13,7 +13,7 @@ from lm.config.schema.cases import Case
 from lm.documents.conversations import Turn
 from lm.evaluation.scoring import split
 from lm.generation.prompt import open_prompt
-from lm.tokenizer.stream import text_behind
+from lm.tokenizer.stream import continuation_text
 
 if TYPE_CHECKING:
     from lm.documents.templates import ChatFormat
@@ -118,5 +118,5 @@ class CaseEncoder:
 
     def text(self, prompt: Ids, ids: Ids) -> str:
         """Return the text of a continuation's ids. An answer has no white space around it."""
-        text = text_behind(self.tokenizer, prompt, ids)
+        text = continuation_text(self.tokenizer, prompt, ids)
         return text if self.chat is None else self.chat.answer_text(text).strip()

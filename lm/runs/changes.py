@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from lm.checkpoints.meta import Meta
 from lm.config.schema.config import Config
-from lm.config.schema.section import flattened
+from lm.config.schema.section import flattened, without_indices
 from lm.system.errors import ConfigError, printable
 
 # These keys may change without changing the result: where a run writes, how long it may take, what
@@ -26,51 +24,41 @@ HARMLESS = (
     "data.source.parts[].source.files",
     "data.validation.files",
     "finetune.base",  # it may have moved: finetune.py compares its hash
-    *(f"finetune.{key}" for key in ("choices", "report_prompts", "report_tokens")),
+    "finetune.choices",
+    "finetune.report_prompts",
+    "finetune.report_tokens",
     "model.gradient_checkpointing",
-    *(
-        f"trainer.{key}"
-        for key in (
-            "max_epochs",
-            "max_minutes",
-            "validate_every",
-            "early_stopping",
-            "on_nonfinite",
-            "nonfinite_limit",
-        )
-    ),
+    "trainer.max_epochs",
+    "trainer.max_minutes",
+    "trainer.validate_every",
+    "trainer.early_stopping",
+    "trainer.on_nonfinite",
+    "trainer.nonfinite_limit",
 )
 # These keys may change too, but they change the result, if only in the last bits. A key in neither
 # list makes it a different run.
 INEXACT = (
-    *(
-        f"optimizer.{key}"
-        for key in (
-            "lr",
-            "schedule",
-            "warmup_steps",
-            "final_lr_fraction",
-            "decay_fraction",
-            "weight_decay",
-        )
-    ),
-    *(f"optimizer.{key}" for key in ("betas", "eps", "grad_clip", "ema_decay")),
-    *(
-        f"trainer.{key}"
-        for key in ("max_steps", "max_tokens", "micro_batch_size", "validation_rows")
-    ),
-    *(
-        f"trainer.{key}"
-        for key in (
-            "device",
-            "devices",
-            "num_nodes",
-            "strategy",
-            "deterministic",
-            "compile",
-            "threads",
-        )
-    ),
+    "optimizer.lr",
+    "optimizer.schedule",
+    "optimizer.warmup_steps",
+    "optimizer.final_lr_fraction",
+    "optimizer.decay_fraction",
+    "optimizer.weight_decay",
+    "optimizer.betas",
+    "optimizer.eps",
+    "optimizer.grad_clip",
+    "optimizer.ema_decay",
+    "trainer.max_steps",
+    "trainer.max_tokens",
+    "trainer.micro_batch_size",
+    "trainer.validation_rows",
+    "trainer.device",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.deterministic",
+    "trainer.compile",
+    "trainer.threads",
 )
 # The values that these stand for are known only on the machine: `machine_changes` compares them.
 SETTLED_LATER = ("trainer.device", "trainer.threads")
@@ -105,15 +93,12 @@ def changes(config: Config, meta: Meta) -> Iterator[str]:
         )
 
 
-def machine_changes(
-    before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path
-) -> Iterator[str]:
+def machine_changes(checkpoint: Meta, now: Mapping[str, Any]) -> Iterator[str]:
     """Compare text, machine and versions, which only a started session knows, with a checkpoint.
 
     Args:
-        before: the meta.json of the checkpoint that the session resumes.
+        checkpoint: the meta.json of the checkpoint that the session resumes.
         now: the part of the session's own meta.json that stays the same.
-        checkpoint: the path of the checkpoint.
 
     Yields:
         A line for each change after which the run is not bit for bit the same.
@@ -121,7 +106,7 @@ def machine_changes(
     Raises:
         ConfigError: the precision or the text is different.
     """
-    before = {**now, **before}
+    before = {**now, **checkpoint.values}
     if before["precision"] != now["precision"]:
         raise ConfigError(
             f"trainer.precision: the run to resume computes in {before['precision']}, this session"
@@ -129,18 +114,21 @@ def machine_changes(
         )
     if before["data_sha256"] != now["data_sha256"]:
         raise ConfigError(
-            f"data.source: the text is not the one that {checkpoint} was trained on, although its"
-            " name is; bring the old text back, or start a new run from its weights in another"
-            " checkpoint.directory"
+            f"data.source: the text is not the one that {checkpoint.folder} was trained on,"
+            " although its name is; bring the old text back, or start a new run from its weights in"
+            " another checkpoint.directory"
         )
     for key in ("device", "threads"):
         if before[key] != now[key]:
             yield printable(
-                f"changed since {checkpoint.name}: {key} {before[key]} ->"
+                f"changed since {checkpoint.folder.name}: {key} {before[key]} ->"
                 f" {now[key]}{END_OF_EXACTNESS}"
             )
-    if (old := before["versions"]["torch"]) != (new := now["versions"]["torch"]):
-        yield printable(f"changed since {checkpoint.name}: torch {old} -> {new}{END_OF_EXACTNESS}")
+    old, new = checkpoint.session.versions.torch, now["versions"]["torch"]
+    if old not in ("", new):  # "": it is not recorded
+        yield printable(
+            f"changed since {checkpoint.folder.name}: torch {old} -> {new}{END_OF_EXACTNESS}"
+        )
 
 
 def start_flag(config: Config) -> str:
@@ -161,7 +149,7 @@ def _may_change(key: str, old: Any, new: Any) -> bool:
 
 
 def _is_among(key: str, names: tuple[str, ...]) -> bool:
-    key = re.sub(r"\[\d+\]", "[]", key)
+    key = without_indices(key)
     return any(key == name or key.startswith(name + ".") for name in names)
 
 

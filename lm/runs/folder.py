@@ -229,11 +229,22 @@ class RunFolder:
 
 
 def parent_of_start(folder: Path) -> str | None:
-    """Return the checkpoint that `--init-from` named when the run was started, if any."""
+    """Return the checkpoint that `--init-from` named when the run was started, if any.
+
+    Raises:
+        CheckpointError: the file that names it cannot be read.
+    """
+    file = folder / PARENT
     try:
-        return read_text(folder / PARENT).rstrip("\n")
+        return read_text(file).rstrip("\n")
     except FileNotFoundError:
         return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}; it names"
+            " the checkpoint that the run started from: remove it and give --init-from (or"
+            " finetune.base) again"
+        ) from error
 
 
 def _first_free(path: Path) -> Path:

@@ -14,15 +14,18 @@ import json
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lm.checkpoints.folder import step_directories
-from lm.system.disk import append, refusals, replace
+from lm.system.disk import append, read_text, refusals, replace
 from lm.system.errors import CheckpointError, NonFiniteError
 
 Kind = Literal["skipped", "overflow", "spike", "memory"]
+
+FILE = "incidents.jsonl"
+MOST_BYTES = 2**30  # a million incidents have less
 
 # each report holds a whole batch; a run that fails every few steps must not fill the disk
 MAX_REPORTS = 20
@@ -75,8 +78,8 @@ class Incidents:
             broadcast: sends the first process's value to all processes.
         """
         folder = self._folder
-        incidents = set(read_incidents(folder / "incidents.jsonl")) if folder is not None else set()
-        self._seen = broadcast(incidents)
+        incidents = read_incidents(folder)[0] if folder is not None else []
+        self._seen = broadcast(set(incidents))
         self._left_out = self.skipped | {
             at for at, kind, _ in self._seen if kind == "overflow" and at < step
         }
@@ -100,7 +103,7 @@ class Incidents:
         self._say(f"step {step + 1:,}: {message}")
         if self._folder is not None and (step, kind, message) not in self._seen:
             append(
-                self._folder / "incidents.jsonl",
+                self._folder / FILE,
                 json.dumps({"step": step, "kind": kind, "message": message}),
             )
         self._seen.add((step, kind, message))
@@ -208,21 +211,31 @@ class SpikeWatch:
         return message
 
 
-def read_incidents(path: Path) -> Iterable[tuple[int, str, str]]:
-    """Yield (step, kind, message) of each line; skip damaged lines.
+def read_incidents(run: Path) -> tuple[list[tuple[int, str, str]], list[int]]:
+    """Return (step, kind, message) of each incident, and the numbers of damaged lines.
 
-    A line that a kill cut short does not count: the step before it was not saved either.
+    A line that a kill cut short is damaged. Its incident does not count: the step before it was not
+    saved either. A run without the file has no incidents.
+
+    Raises:
+        CheckpointError: the file cannot be read.
     """
-    with refusals(path):
-        lines = (
-            path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-        )
-    for line in lines:
+    try:
+        lines = read_text(run / FILE, MOST_BYTES, errors="replace").split("\n")
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        raise CheckpointError(f"{run / FILE} cannot be read: {error.strerror}") from error
+    incidents, damaged = [], []
+    for line_number, line in enumerate(lines, start=1):
+        if not line:
+            continue
         try:
             values = json.loads(line)
-            yield int(values["step"]), str(values["kind"]), str(values["message"])
+            incidents.append((int(values["step"]), str(values["kind"]), str(values["message"])))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            continue
+            damaged.append(line_number)
+    return incidents, damaged
 
 
 def _strict(value: Any) -> Any:

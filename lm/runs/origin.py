@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm.checkpoints.folder import Checkpoint, newest_whole, open_checkpoint, pointed, step_name
-from lm.checkpoints.meta import Session, read_meta
+from lm.checkpoints.meta import Meta, Session, read_meta
 from lm.config.schema.config import Config
 from lm.runs.changes import changes, start_flag
 from lm.runs.folder import RunFolder, parent_of_start
@@ -54,9 +54,9 @@ class Origin:
         return self.checkpoint.path if self.checkpoint is not None else None
 
     @property
-    def meta(self) -> dict[str, Any] | None:
+    def meta(self) -> Meta | None:
         """The meta.json of that checkpoint."""
-        return self.checkpoint.meta if self.checkpoint is not None else None
+        return read_meta(self.checkpoint) if self.checkpoint is not None else None
 
     @property
     def step(self) -> int:
@@ -77,7 +77,9 @@ class Origin:
 
     @property
     def parent(self) -> dict[str, Any] | None:
-        """The `parent` that the run's checkpoints record: where the run started from."""
+        """The `parent` that the run's checkpoints record, as it stands in meta.json: where the run
+        started from.
+        """
         if self.checkpoint is None:
             return None
         if self.session is not None:
@@ -88,6 +90,13 @@ class Origin:
             "manifest_sha256": self.checkpoint.sha256,
         }
 
+    @property
+    def parent_sha256(self) -> str | None:
+        """The hash of the manifest of the checkpoint that the run started from, if any."""
+        if self.session is None:
+            return self.checkpoint.sha256 if self.checkpoint is not None else None
+        return self.session.parent.manifest_sha256 if self.session.parent is not None else None
+
     def load_tokenizer(self, name: str) -> Tokenizer:
         """Return the tokenizer `name`. A checkpoint brings its own, so that no network is needed.
 
@@ -97,11 +106,11 @@ class Origin:
         """
         from lm.tokenizer.tokenizer import load_tokenizer, require_same
 
-        if self.checkpoint is None:
+        if (meta := self.meta) is None:
             return load_tokenizer(name)
-        meta = read_meta(self.checkpoint)
         stored = meta.load_tokenizer()
-        configured = self.checkpoint.meta["config"].get("tokenizer")
+        # not `meta.config`: a new run may start from a checkpoint of a later version
+        configured = meta.values["config"].get("tokenizer")
         asked_for = configured.get("name") if isinstance(configured, dict) else None
         if name not in (meta.tokenizer.name, asked_for):
             require_same(load_tokenizer(name), stored)

@@ -9,40 +9,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoints.folder import Checkpoint, pointed, step_directories, step_of
 from lm.runs import metrics
-from lm.runs.folder import NAMES, PARENT
+from lm.runs.folder import PARENT
 from lm.runs.incidents import read_incidents
 from lm.runs.results import RecordedValidation, read_validations
+from lm.runs.saved import Saved, saved_checkpoints
 from lm.system.disk import read_json, read_text
 from lm.system.errors import CheckpointError
-from lm.system.json_values import WITHIN, count, number, text
+from lm.system.json_values import LARGEST, count, number, text
 from lm.system.locks import is_claimed
 
 TRACES = ("nonfinite-step-*", "error-*.txt", "after-step-*")
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint in the folder. If it is damaged, `problem` says how, and `meta` is empty.
-
-    Attributes:
-        size: bytes of all its files.
-        links: those of best.ckpt, last.ckpt, final.ckpt, ... that point to it.
-    """
-
-    path: Path
-    step: int
-    meta: Mapping[str, Any]
-    manifest_sha256: str | None
-    size: int | None
-    links: tuple[str, ...]
-    problem: str | None
 
 
 @dataclass(frozen=True)
@@ -188,7 +170,7 @@ def read_run(folder: Path) -> RunRecord:
         )
         raise CheckpointError(f"{folder}: {advice}")
     problems: list[str] = []
-    checkpoints = tuple(_checkpoints(folder))
+    checkpoints = tuple(saved_checkpoints(folder))
     problems += [saved.problem for saved in checkpoints if saved.problem]
     meta = next((saved.meta for saved in reversed(checkpoints) if saved.meta), {})
     rows = _attempt(problems, folder / "metrics.csv", lambda file: _rows(file, problems), ())
@@ -203,7 +185,6 @@ def read_run(folder: Path) -> RunRecord:
         )
     return RunRecord(
         folder=folder,
-        problems=tuple(problems),
         rows=rows,
         validations=validations,
         checkpoints=checkpoints,
@@ -212,7 +193,7 @@ def read_run(folder: Path) -> RunRecord:
         incidents=_attempt(
             problems,
             folder / "incidents.jsonl",
-            lambda file: tuple(read_incidents(file)),
+            lambda file: _incidents(file, problems),
             (),
             needed=False,
         ),
@@ -229,6 +210,7 @@ def read_run(folder: Path) -> RunRecord:
             problems, folder / PARENT, lambda file: read_text(file).rstrip("\n"), None, needed=False
         ),
         going=is_claimed(folder),
+        problems=tuple(problems),  # last: each attempt above may add one
     )
 
 
@@ -252,11 +234,14 @@ def _attempt(
 def _rows(file: Path, problems: list[str]) -> tuple[Mapping[str, Any], ...]:
     rows, damaged = metrics.read_whole_lines(file)
     problems += _left_out(file, list(damaged))
-    return tuple(
+    usable = tuple(
         row
         for row in rows
-        if all(abs(row[column] or 0) <= WITHIN for column in metrics.INTEGER_COLUMNS)
+        if all(abs(row[column] or 0) <= LARGEST for column in metrics.INTEGER_COLUMNS)
     )
+    if beyond := len(rows) - len(usable):
+        problems.append(f"{file.name}: rows with a count beyond 2**53, left out: {beyond:,}")
+    return usable
 
 
 def _validations(file: Path, problems: list[str]) -> tuple[RecordedValidation, ...]:
@@ -266,24 +251,17 @@ def _validations(file: Path, problems: list[str]) -> tuple[RecordedValidation, .
     return tuple(latest[step] for step in sorted(latest))
 
 
+def _incidents(file: Path, problems: list[str]) -> tuple[tuple[int, str, str], ...]:
+    incidents, damaged = read_incidents(file.parent)
+    problems += _left_out(file, damaged)
+    return tuple(incidents)
+
+
 def _left_out(file: Path, lines: list[int]) -> list[str]:
     shown = ", ".join(map(str, lines[:5])) + (
         f" and {len(lines) - 5:,} more" if len(lines) > 5 else ""
     )
     return [f"{file.name}: damaged and left out: line {shown}"] if lines else []
-
-
-def _checkpoints(folder: Path) -> Iterator[Saved]:
-    targets = {name: pointed(folder, name) for name in NAMES}
-    for path in step_directories(folder):
-        links = tuple(name for name, target in targets.items() if target == path)
-        try:
-            checkpoint = Checkpoint(path)
-            meta, files = checkpoint.meta, checkpoint.files
-            size = sum(count(file, "bytes") or 0 for file in files.values())
-            yield Saved(path, step_of(path), meta, checkpoint.sha256, size, links, None)
-        except CheckpointError as error:
-            yield Saved(path, step_of(path), {}, None, None, links, str(error))
 
 
 def _yaml(file: Path) -> dict[str, Any]:

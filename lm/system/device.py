@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
-from lm.system.errors import ConfigError, UserError
+from lm.system.errors import ConfigError
 
 Device = Literal["cuda", "mps", "cpu"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -186,46 +186,3 @@ def memory(device: Device) -> tuple[int, int] | tuple[None, None]:
         return 1024 * total, 1024 * free
     except (OSError, ValueError, KeyError):
         return None, None
-
-
-def smaller_micro_batch(rows: int, processes: int, rank: int, problem: str) -> int:
-    """Return the number of rows to try at once after `rows` did not fit the memory.
-
-    Raises:
-        UserError: a single row does not fit. Or there are several devices: the others have already
-            exchanged a part of the step, and that cannot be undone.
-    """
-    if processes == 1 and rows > 1:
-        return rows // 2
-    finer = (
-        f"trainer.micro_batch_size: {rows // 2} (it is {rows} now; the step stays the same, only"
-        " cut finer), or "
-    )
-    raise UserError(
-        f"out of memory on device {rank} with {rows} row{'s' * (rows > 1)} at once; write"
-        f" {finer if rows > 1 else ''}model.gradient_checkpointing: true, or a smaller"
-        f" data.sequence_length ({problem})"
-    )
-
-
-def flops_per_token(
-    n_matmul_parameters: int, n_layers: int, context: int, d_model: int, n_frozen: int = 0
-) -> int:
-    """Return the FLOP of one token's forward and backward pass: 6 N + 12 L T d (PaLM, appendix B;
-    Chowdhery et al. 2022, arXiv:2204.02311).
-
-    A weight costs 2 FLOP in the forward pass, 2 for the gradient of its input, and 2 for its own
-    gradient. A frozen weight has no gradient of its own.
-
-    Attention counts in full although half of it is masked. PaLM and nanoGPT count so too, and their
-    utilisations are therefore comparable.
-
-    Args:
-        n_matmul_parameters: N, the weights of all matrix products. The output head counts, tied or
-            not; lookup tables do not.
-        n_layers: L.
-        context: T, the tokens in a row.
-        d_model: d, the number of heads times their width.
-        n_frozen: how many of N are not trained.
-    """
-    return 6 * n_matmul_parameters - 2 * n_frozen + 12 * n_layers * context * d_model

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lm.system.errors import CheckpointError
+from lm.system.errors import CheckpointError, first_line
 from lm.system.units import in_bytes
 
 MOST_JSON = 2**24  # bytes; our own files have some kilobytes
@@ -35,7 +35,7 @@ def refusals(path: Path, needed: int = 0) -> Iterator[None]:
         # RuntimeErrors come from a device, not from the disk.
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise CheckpointError(
             f"{path} could not be written: {reason}{_room(path, needed)}; what was saved before is"
             " untouched"
@@ -152,16 +152,6 @@ def read_json_bytes(path: Path) -> tuple[dict[str, Any], bytes]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged: it should hold a JSON object")
     return value, content
-
-
-def require_room(folder: Path, size: int, situation: str) -> None:
-    """Raise CheckpointError if a folder's disk has no room for `size` more bytes."""
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise CheckpointError(
-            f"{folder}: {situation}: the next checkpoint takes {in_bytes(size)}, and"
-            f" {in_bytes(free)} are free; make room and go on with --resume auto"
-        )
 
 
 def _room(path: Path, needed: int) -> str:

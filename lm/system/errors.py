@@ -11,7 +11,7 @@ problem, and the value to write instead. Only `run` prints these messages and en
 | 3 | data |
 | 4 | a loss or gradient that is not finite |
 | 5 | a checkpoint that cannot be read, or a disk that cannot be written |
-| 6 | a check did not hold (`tools.selfcheck`, `tools.resume_proof`) |
+| 6 | a check did not hold (`tools.selfcheck`, `tools.resume_proof`, `--check`) |
 | 130, 143, 138 | stopped by Ctrl-C, SIGTERM, SIGUSR1 |
 | 141 | the reader of the output went away (`| head`) |
 """
@@ -47,15 +47,18 @@ class UserError(Exception):
     therefore cannot send commands to the terminal.
 
     Attributes:
-        exit_code: the exit code of the command.
+        exit_code: the exit code of the command. Each class has its own; a child process that failed
+            brings another.
         line_ends: unprintable characters that the message may contain.
     """
 
     exit_code = 1
     line_ends = ""
 
-    def __init__(self, message: str):
+    def __init__(self, message: str, exit_code: int | None = None):
         super().__init__(printable(message, self.line_ends))
+        if exit_code is not None:
+            self.exit_code = exit_code
 
 
 class ConfigError(UserError):

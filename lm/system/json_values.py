@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-WITHIN = 2**53  # No count is larger. Python may refuse to print much larger integers.
+LARGEST = 2**53  # No count is larger. Python may refuse to print much larger integers.
 
 
 def lookup(values: Any, *keys: str) -> Any:
@@ -21,10 +21,10 @@ def lookup(values: Any, *keys: str) -> Any:
 
 
 def number(values: Any, *keys: str) -> float | None:
-    """Return the number under nested keys, or None if it is not finite or exceeds WITHIN."""
+    """Return the number under nested keys, or None if it is not finite or exceeds LARGEST."""
     value = lookup(values, *keys)
     # type() and not isinstance(): True is an int. A comparison with NaN is False.
-    return value if type(value) in (int, float) and abs(value) <= WITHIN else None
+    return value if type(value) in (int, float) and abs(value) <= LARGEST else None
 
 
 def count(values: Any, *keys: str) -> int | None:

@@ -54,13 +54,18 @@ def hardware(device: Device) -> dict[str, Any]:
         gpu = torch.cuda.get_device_name()
     return {
         "processor": _processor(),
-        "cores": (
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        ),
+        "cores": usable_cores(),
         "memory": memory("cpu")[0],
         "gpu": gpu,
         "system": platform.platform(terse=True),
     }
+
+
+def usable_cores() -> int | None:
+    """Return how many cores this process may use, or None if the system does not say."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def _processor() -> str | None:

@@ -92,21 +92,21 @@ class ReadingProgress:
         what: the activity, such as "tokenising".
         files: the sources. The size of a dataset on the hub is unknown.
         done: the bytes of text that an earlier process has read.
-        quiet: whether to print nothing.
     """
 
-    def __init__(self, what: str, files: Sequence[str], done: int, quiet: bool):
+    def __init__(self, what: str, files: Sequence[str], done: int):
         sizes = [Path(file).stat().st_size for file in files if Path(file).exists()]
-        self._what, self._total, self._done, self._quiet = what, sum(sizes), done, quiet
+        self._what = what
+        self._total = sum(sizes)
+        self._done = self._done_before = done
         self._start = self._last_line = time.monotonic()
-        self._done_before = done
         self._bar: tqdm | None = None
-        if not quiet and sys.stderr.isatty():
+        if sys.stderr.isatty():
             from tqdm import tqdm  # Only a terminal needs it.
 
             self._bar = tqdm(
                 desc=what,
-                total=sum(sizes) or None,
+                total=self._total or None,
                 initial=done,
                 unit="B",
                 unit_scale=True,
@@ -123,7 +123,7 @@ class ReadingProgress:
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(size)
-        elif not self._quiet and now - self._last_line >= LINE_SECONDS:
+        elif now - self._last_line >= LINE_SECONDS:
             self._last_line = now
             speed = (self._done - self._done_before) / (now - self._start)
             total = f" of {in_bytes(self._total)}" if self._total else ""

@@ -12,9 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import time
-from collections.abc import Iterator, Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -34,14 +31,11 @@ class StopSignals:
     Attributes:
         requested: the number of the first signal that arrived, or 0.
         deferred: whether a signal is only recorded, and does not raise.
-        since: the time (time.monotonic) at which the time limit of the run begins. A run that
-            returns to an earlier checkpoint keeps it.
     """
 
     def __init__(self, speaks: bool, advice: str = RESUME):
         self.requested = 0
         self.deferred = False
-        self.since = time.monotonic()
         self._speaks = speaks
         self._advice = advice
         self._process = os.getpid()
@@ -80,7 +74,8 @@ class StopSignals:
             return
         if self.requested and number == signal.SIGINT:
             os._exit(128 + number)  # Checkpoints on the disk are complete at every moment.
-        first, self.requested = not self.requested, self.requested or number
+        first = not self.requested
+        self.requested = self.requested or number
         if not self.deferred:
             self.deferred = True
             raise stopped(number, advice=self._advice)
@@ -102,25 +97,6 @@ def ignore_stop_signals(worker: int = 0) -> None:
     """
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-
-
-@contextlib.contextmanager
-def child(
-    command: Sequence[str], stdout: Any, environment: dict[str, str] | None = None
-) -> Iterator[subprocess.Popen[str]]:
-    """Run another command of this project, and end it with the `with` block. Its stderr is a pipe.
-
-    Without this, a signal to the parent alone would leave the command running.
-    """
-    process = subprocess.Popen(  # noqa: S603 (our own command)
-        command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.communicate()
 
 
 def stopped(number: int, after: str = "", advice: str = RESUME) -> Stopped:

@@ -35,6 +35,7 @@ FILES = (
     "*.model",
 )
 ADVICE = "give a folder or a tokenizer.json"
+ANOTHER = "write another name, such as byte, which needs no file"
 TIMEOUT = 10.0  # seconds until the hub must have answered
 
 
@@ -59,7 +60,7 @@ class Source:
     pad_token: str | None = None
 
 
-def find(name: str) -> Definition:
+def find_tokenizer(name: str) -> Definition:
     """Read the tokenizer that `name` stands for: a file, a folder, or a hub id.
 
     Raises:
@@ -74,7 +75,9 @@ def find(name: str) -> Definition:
         )
         backend = open_definition(source.definition)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"tokenizer {name}: cannot be read: {first_line(error)}") from error
+        raise ConfigError(
+            f"tokenizer {name}: cannot be read: {first_line(error)}; {ANOTHER}"
+        ) from error
 
     def first_id(*tokens: str | None) -> int | None:
         return next(
@@ -132,7 +135,7 @@ def _from_folder(name: str, folder: Path) -> Source:
     if not files:
         raise ConfigError(
             f"tokenizer {name}: {folder} holds no tokenizer: neither tokenizer.json nor vocab.json"
-            " with merges.txt"
+            f" with merges.txt; {ANOTHER}"
         )
     # GPT-2 was published in this form, which AutoTokenizer cannot read without a config.json.
     if files == {"vocab.json", "merges.txt"} and not (folder / "config.json").is_file():
@@ -174,7 +177,8 @@ def _gpt2(name: str, folder: Path) -> str:
         )
     except Exception as error:  # the library raises no narrower class
         raise ConfigError(
-            f"tokenizer {name}: {folder} holds no byte-pair vocabulary: {error}"
+            f"tokenizer {name}: {folder} holds no byte-pair vocabulary:"
+            f" {first_line(error)}; {ANOTHER}"
         ) from error
     backend = Tokenizer(model)
     missing = [
@@ -185,7 +189,7 @@ def _gpt2(name: str, folder: Path) -> str:
     if missing:
         raise ConfigError(
             f"tokenizer {name}: {folder / 'vocab.json'} is not byte-level as GPT-2's is:"
-            f" {len(missing)} of 256 bytes are missing"
+            f" {len(missing)} of 256 bytes are missing; {ANOTHER}"
         )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -216,7 +220,7 @@ def _convert(name: str, folder: Path) -> Source:
     except Exception as error:  # transformers raises errors of many classes
         raise ConfigError(
             f"tokenizer {name}: {folder} cannot be turned into a fast tokenizer.json:"
-            f" {first_line(error)}"
+            f" {first_line(error)}; {ANOTHER}"
         ) from error
 
 
@@ -230,13 +234,13 @@ def _download(name: str) -> Path:
         or name.endswith(".json")
         or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
     ):
-        advice = (
-            f"; python -m tools.train_tokenizer --config CONFIG --vocab-size N --out {name} makes"
-            " one from the configuration's text"
-        )
-        raise ConfigError(
-            f"tokenizer {name}: no such file or folder{advice if name.endswith('.json') else ''}"
-        )
+        advice = ANOTHER
+        if name.endswith(".json"):
+            advice = (
+                f"python -m tools.train_tokenizer --config CONFIG --vocab-size N --out {name} makes"
+                " one from the configuration's text"
+            )
+        raise ConfigError(f"tokenizer {name}: no such file or folder; {advice}")
     from huggingface_hub import HfApi, errors, snapshot_download
 
     wanted: dict[str, Any] = {"allow_patterns": [*FILES, "config.json"]}

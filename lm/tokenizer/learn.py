@@ -202,7 +202,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def describe(tokenizer: Tokenizer, usages: dict[str, Usage]) -> list[str]:
+def usage_report(tokenizer: Tokenizer, usages: dict[str, Usage]) -> list[str]:
     """Return a report on a vocabulary as lines.
 
     It has the bytes per token of each text, unused and longest tokens, and the round trips that

@@ -59,7 +59,7 @@ class TextStream:
         self._sent = len(self._tokenizer.decode(window)) - held
 
 
-def text_behind(tokenizer: Tokenizer, context: Sequence[int], ids: Sequence[int]) -> str:
+def continuation_text(tokenizer: Tokenizer, context: Sequence[int], ids: Sequence[int]) -> str:
     """Return the text of `ids` as a continuation of `context`."""
     stream = TextStream(tokenizer, context)
     return "".join([*map(stream.push, ids), stream.flush()])

@@ -249,9 +249,9 @@ def load_tokenizer(name: str) -> Tokenizer:
     """
     if name == "byte":
         return ByteTokenizer()
-    from lm.tokenizer.files import find
+    from lm.tokenizer.files import find_tokenizer
 
-    source = find(name)
+    source = find_tokenizer(name)
     return from_definition(source.definition, name, source.eos_id, source.pad_id)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from lm.config.schema.config import Config
 from lm.config.schema.data import DataConfig
-from lm.config.schema.source import HubSource, dataset_of, files_of
+from lm.config.schema.source import HubSource, dataset_of, files_of, is_streamed
 from lm.documents.conversations import Conversation
 from lm.documents.reader import Reader, hash_of_text
 from lm.documents.templates import ChatFormat
@@ -45,6 +45,7 @@ class Corpus:
         folder: its cache.
         train, val: its two splits. One of them may be empty, and `train` may be a stream.
         facts: what the log says about it.
+        removed: how many documents are left out of a cache, by reason; a stream counts by window.
     """
 
     reader: Reader
@@ -53,6 +54,7 @@ class Corpus:
     train: TokenStore | Stream
     val: TokenStore
     facts: list[str]
+    removed: Counter[str]
 
     @property
     def key(self) -> str:
@@ -146,7 +148,8 @@ def held_out_conversations(
 def documents_by_split(reader: Reader, split: Split) -> Iterator[tuple[str, str]]:
     """Yield every document's split and text, in order.
 
-    This is the slow and obvious version of `prepare`, for callers that need the text.
+    For callers that need the text. Unlike `prepare`, this does not know `filter.max_tokens`, and
+    documents that are kept for a test count as text to train on.
     """
     if split.kind != "tail":
         for document in reader:
@@ -166,7 +169,6 @@ def open_corpora(
     tokenizer: Tokenizer,
     say: Callable[[str], None],
     engine: Engine = on_this_machine,
-    quiet: bool = False,
     revisions: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Corpus]:
     """Open the tokens of all sources, in the order of the configuration; `data.validation` is last.
@@ -176,7 +178,6 @@ def open_corpora(
         tokenizer: makes the token ids.
         say: logs a line.
         engine: tokenises sources that have no cache yet.
-        quiet: do not print progress.
         revisions: the dataset commits that a resumed run streams, by their sources' keys.
 
     Raises:
@@ -186,19 +187,20 @@ def open_corpora(
     data = config.data
     corpora: list[Corpus] = []
     for name, reader, split in readers(data, tokenizer):
-        if isinstance(reader.source, HubSource) and reader.source.streaming:
+        if is_streamed(reader.source):
             revision = revisions.get(reader.key)
             corpora.append(_open_stream(config, name, reader, split, tokenizer, revision))
             continue
         folder = cache_folder(data, reader, split, tokenizer)
 
         def build(empty: Path, reader: Reader = reader, split: Split = split) -> Manifest:
-            return prepare(empty, reader, tokenizer, split, engine, quiet)
+            return prepare(empty, reader, tokenizer, split, engine)
 
         manifest, cached = open_or_build(folder, build, say)
         train, val = (TokenStore(folder, split_name, manifest) for split_name in SPLITS)
         facts = _facts(manifest, train, val, f"{'read from' if cached else 'written to'} {folder}")
-        corpora.append(Corpus(reader, name, folder, train, val, facts))
+        removed: Counter[str] = Counter(manifest["removed"])
+        corpora.append(Corpus(reader, name, folder, train, val, facts, removed))
     _check_splits(data, corpora)
     # A split by hash puts equal documents on the same side, in all sources.
     if (data.validation is not None or data.split == "tail") and (repeated := _repeated(corpora)):
@@ -222,8 +224,8 @@ def _open_stream(
     # The folder belongs to one run and one source: two readers at different places of the stream
     # would need different windows.
     run = str(Path(config.checkpoint.directory).resolve())
-    name_of_run = fingerprint(reader, split, tokenizer, (rows, config.row_length, run, reader.key))
-    folder = Path(config.data.cache_dir).expanduser() / name_of_run
+    key = cache_key(reader, split, tokenizer, (rows, config.row_length, run, reader.key))
+    folder = Path(config.data.cache_dir).expanduser() / key
     revision = choose_revision(folder, reader.source, resumed)
     folder /= revision
     stream = Stream(folder, reader, tokenizer, split, rows, config.row_length, revision)
@@ -237,15 +239,15 @@ def _open_stream(
             f" {in_bytes(3 * stream.window_bytes)} at a time"
         ),
     ]
-    return Corpus(reader, name, folder, stream, val, facts)
+    return Corpus(reader, name, folder, stream, val, facts, removed=Counter())
 
 
 def cache_folder(data: DataConfig, reader: Reader, split: Split, tokenizer: Tokenizer) -> Path:
     """Return the folder for the tokens of a source that is not streamed."""
-    return Path(data.cache_dir).expanduser() / fingerprint(reader, split, tokenizer)
+    return Path(data.cache_dir).expanduser() / cache_key(reader, split, tokenizer)
 
 
-def fingerprint(
+def cache_key(
     reader: Reader, split: Split, tokenizer: Tokenizer, of_stream: Sequence[object] = ()
 ) -> str:
     """Return a hash of everything that the shards depend on, as the name of a folder.
@@ -272,13 +274,14 @@ def _facts(manifest: Manifest, train: TokenStore, val: TokenStore, origin: str) 
     facts = [f"{text_bytes / text_tokens:.2f} bytes per token"] if text_tokens else []
     facts.append(origin)
     if manifest["removed"]:
-        facts.append(
-            "left out: "
-            + ", ".join(f"{count:,} x {kind}" for kind, count in manifest["removed"].items())
-        )
+        facts.append(_left_out(manifest["removed"]))
     if manifest["ended_by"]:
         facts.append(f"the rest was not read ({manifest['ended_by']})")
     return facts
+
+
+def _left_out(removed: Mapping[str, int]) -> str:
+    return "left out: " + ", ".join(f"{count:,} x {kind}" for kind, count in removed.items())
 
 
 def _repeated(corpora: Sequence[Corpus]) -> int:
@@ -296,7 +299,7 @@ def _check_splits(data: DataConfig, corpora: Sequence[Corpus]) -> None:
     stored = [(corpus, corpus.train) for corpus in corpora if isinstance(corpus.train, TokenStore)]
     for corpus, train in stored:
         if train.text_tokens + corpus.val.text_tokens == 0:
-            left_out = "".join(f" ({fact})" for fact in corpus.facts if fact.startswith("left out"))
+            left_out = f" ({_left_out(corpus.removed)})" if corpus.removed else ""
             raise DataError(
                 f"{corpus.key}: there is no text in it{left_out}; name files that hold some, or"
                 " leave out less"
@@ -304,10 +307,8 @@ def _check_splits(data: DataConfig, corpora: Sequence[Corpus]) -> None:
     to_train_on = len(stored) < len(corpora) or any(train.text_tokens for _, train in stored)
     if to_train_on and any(corpus.val.text_tokens for corpus in corpora):
         return
-    n_train, n_val = (
-        sum(train.documents for _, train in stored),
-        sum(corpus.val.documents for corpus in corpora),
-    )
+    n_train = sum(train.documents for _, train in stored)
+    n_val = sum(corpus.val.documents for corpus in corpora)
     if n_train + n_val == 1 and data.split == "hash":
         raise DataError(
             "data.split: hash needs several documents, and the text is a single one; write"

@@ -19,6 +19,7 @@ from typing import Any
 
 from lm.documents.reader import Piece
 from lm.system.errors import UserError
+from lm.system.machine import usable_cores
 from lm.system.signals import ignore_stop_signals
 from lm.tokens.tokenise import Tokenise, Tokens
 
@@ -46,11 +47,7 @@ def on_this_machine(
     if processes is None and function.tokenizer is not None and function.tokenizer.instant:
         processes = 1
     if processes is None:
-        processes = (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
+        processes = usable_cores() or 1
     first = list(itertools.islice(pieces, FEW + 1))
     pieces = itertools.chain(first, pieces)
     return (

@@ -28,7 +28,8 @@ def write_flat(store: TokenStore, file: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the disk refuses the file.
     """
-    digest, size = hashlib.sha256(), (store.tokens - 1) * store.dtype.itemsize
+    digest = hashlib.sha256()
+    size = (store.tokens - 1) * store.dtype.itemsize
     temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
     with refusals(file, size):
         try:

@@ -134,8 +134,11 @@ class Plan:
     @functools.cached_property
     def _phases(self) -> list[Phase]:
         """The stretches of an epoch: with `go_on` a new one begins whenever a part ends."""
-        weights, sizes = np.array(self._reduced, np.int64), np.array(self.sizes, np.int64)
-        used, phases, start = np.zeros_like(sizes), list[Phase](), 0
+        weights = np.array(self._reduced, np.int64)
+        sizes = np.array(self.sizes, np.int64)
+        used = np.zeros_like(sizes)
+        phases: list[Phase] = []
+        start = 0
         if self.when_one_ends != "go_on":
             return [Phase(0, weights, used)]
         while weights.any():

@@ -77,12 +77,7 @@ class Split:
 
 
 def prepare(
-    folder: Path,
-    reader: Reader,
-    tokenizer: Tokenizer,
-    split: Split,
-    engine: Engine,
-    quiet: bool = False,
+    folder: Path, reader: Reader, tokenizer: Tokenizer, split: Split, engine: Engine
 ) -> Manifest:
     """Write the shards of a source into `folder` and return their manifest.
 
@@ -95,11 +90,11 @@ def prepare(
     identity = reader.identity()
     work = _Work(folder, reader, tokenizer, split)
     if split.kind == "tail" and work.border is None:
-        work.border = find_tail(reader, split.fraction, engine, quiet)
+        work.border = find_tail(reader, split.fraction, engine)
         work.write_journal()
     if not work.full:
         pieces, given = itertools.tee(itertools.islice(reader.pieces(), work.pieces, None))
-        with ReadingProgress("tokenising", reader.files, work.text_bytes, quiet) as progress:
+        with ReadingProgress("tokenising", reader.files, work.text_bytes) as progress:
             for piece, tokens in zip(
                 pieces, engine(Tokenise(reader, tokenizer), given), strict=False
             ):
@@ -123,10 +118,11 @@ class Border(NamedTuple):
     character: int
 
 
-def find_tail(reader: Reader, fraction: float, engine: Engine, quiet: bool) -> Border:
+def find_tail(reader: Reader, fraction: float, engine: Engine) -> Border:
     """Read everything once, and return where the last `fraction` of all characters begins."""
-    selection, characters = Selection(reader.source), list[NDArray[np.int64]]()
-    with ReadingProgress("measuring", reader.files, 0, quiet) as progress:
+    selection = Selection(reader.source)
+    characters: list[NDArray[np.int64]] = []
+    with ReadingProgress("measuring", reader.files, 0) as progress:
         for tokens in engine(Tokenise(reader, None), reader.pieces()):
             characters.append(tokens.characters * selection.keep(tokens.hashes.tolist()))
             progress.advance(int(tokens.text_bytes.sum()))
@@ -146,9 +142,12 @@ class _Work:
     """The state of a build: what is written, and what the rest of the build needs to know."""
 
     def __init__(self, folder: Path, reader: Reader, tokenizer: Tokenizer, split: Split):
-        self._folder, self._reader, self._split = folder, reader, split
+        self._folder = folder
+        self._reader = reader
+        self._split = split
         self._tokenise = Tokenise(reader, tokenizer)
-        self._dtype, self._eos_id = np.dtype(tokenizer.dtype), tokenizer.eos_id
+        self._dtype = np.dtype(tokenizer.dtype)
+        self._eos_id = tokenizer.eos_id
         try:
             self._start(json.loads((folder / JOURNAL).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):

@@ -67,8 +67,11 @@ class Producers:
         Raises:
             ConfigError: another run has one.
         """
-        for part, stream in streams.items() if steps else ():
-            first, last = self._window(part, steps[0]), self._window(part, steps[-1])
+        if not steps:
+            return
+        for part, stream in streams.items():
+            first = self._window(part, steps[0])
+            last = self._window(part, steps[-1])
             self._producers[part] = Producer(stream, first, last + 1, shared)
 
     def advance(self, step: int) -> None:
@@ -213,17 +216,14 @@ def _produce(stream: Stream, first: int, last: int, pipe: Connection) -> None:
                     pipe.send(READY)
                     _make(stream, first, last, pipe)
                 except Exception as error:
-                    message, code = (
-                        (str(error), error.exit_code)
-                        if isinstance(error, UserError)
-                        else (_with_traceback(error), 1)
-                    )
-                    replace(
-                        stream.folder / FAILED, json.dumps({"message": message, "exit_code": code})
-                    )
-                return None
+                    failure = {"message": _with_traceback(error), "exit_code": 1}
+                    if isinstance(error, UserError):
+                        failure = {"message": str(error), "exit_code": error.exit_code}
+                    replace(stream.folder / FAILED, json.dumps(failure))
+                return
         if time.monotonic() > deadline:
-            return pipe.send("another process makes them")
+            pipe.send("another process makes them")
+            return
         time.sleep(POLL)
 
 

@@ -50,7 +50,7 @@ def on_ray(function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
     except ray.exceptions.RayActorError as error:
         raise UserError(
             "a process of Ray's that tokenises was lost again and again, most often for want of"
-            " memory"
+            " memory; start Ray with fewer: ray start --head --num-cpus 1"
         ) from error
     finally:
         for actor in actors:

@@ -61,7 +61,8 @@ class PackedRows:
 
     def row(self, number: int) -> Row:
         """Return a row by its number."""
-        start, starts = number * self.stride, self.store.document_starts
+        start = number * self.stride
+        starts = self.store.document_starts
         ids = self.store.read(start, self.length + 1)
         first, last = np.searchsorted(starts, [start + 1, start + self.length])
         return Row(ids[:-1], ids[1:], starts[first:last] - start)

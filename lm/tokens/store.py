@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,23 @@ MOST_OPEN = 128  # files; a process may open 1,024, and a large corpus has more 
 Manifest = dict[str, Any]
 
 
-class SplitWriter:
+@dataclass(eq=False)
+class Counts:
+    """How much a split of a cache holds.
+
+    Attributes:
+        tokens, documents: how many there are; EOS tokens count.
+        text_tokens, text_bytes: the text in tokens without EOS, and in bytes of UTF-8. In
+            conversations only text that is learnt counts.
+    """
+
+    tokens: int = 0
+    documents: int = 0
+    text_tokens: int = 0
+    text_bytes: int = 0
+
+
+class SplitWriter(Counts):
     """Appends the documents of a split to its files; `close` returns their entry in the manifest.
 
     With the `state` of a killed writer it continues in the same folder, and cuts off what that
@@ -59,18 +76,13 @@ class SplitWriter:
         self._eos = np.array([eos_id], dtype)
         self._shard_tokens = shard_tokens
         self._flagged = flagged
-        state = state or {"tokens": 0, "documents": 0, "text_tokens": 0, "text_bytes": 0}
-        self.tokens: int = state["tokens"]
-        self.documents: int = state["documents"]
-        self.text_tokens: int = state["text_tokens"]
-        self.text_bytes: int = state["text_bytes"]
+        super().__init__(**{} if state is None else counts_in(state))
         self._cut()
 
     @property
     def state(self) -> Manifest:
         """The state from which another writer continues; call `sync` first."""
-        names = ("tokens", "documents", "text_tokens", "text_bytes")
-        return {name: getattr(self, name) for name in names}
+        return asdict(self)
 
     def add(
         self,
@@ -93,13 +105,9 @@ class SplitWriter:
         """
         assert (flags is not None) == self._flagged
         assert ids.dtype == self._eos.dtype, f"{ids.dtype} ids for {self._eos.dtype} shards"
-        starts = np.cumsum(lengths + 1) - (lengths + 1)
-        stream = np.empty(len(ids) + len(lengths), ids.dtype)
-        is_text = np.ones(len(stream), bool)
-        is_text[starts] = False
-        stream[starts], stream[is_text] = self._eos, ids
+        stream, starts = with_eos(ids, lengths, self._eos)
         if flags is not None:
-            self._append("flags", _spread(flags, is_text))
+            self._append("flags", with_eos(flags, lengths, 0)[0])
         self._append("starts", self.tokens + starts)
         self._append("hashes", hashes)
         self._add_tokens(stream)
@@ -121,10 +129,7 @@ class SplitWriter:
             stream = both.submit(self._stream_sha256)
             files = {file.name: fingerprint(file) for file in self._files()}
         return {
-            "tokens": self.tokens,
-            "documents": self.documents,
-            "text_tokens": self.text_tokens,
-            "text_bytes": self.text_bytes,
+            **asdict(self),
             "shard_tokens": self._shard_tokens,
             "sha256": stream.result(),
             "files": files,
@@ -181,24 +186,18 @@ class SplitWriter:
                 file.unlink()
 
 
-class TokenStore:
+class TokenStore(Counts):
     """One split of a cache: a stream of `tokens` ids. Each process opens the files when it reads.
 
     Attributes:
-        tokens, documents: how many there are; EOS tokens count.
-        text_tokens, text_bytes: the text in tokens without EOS, and in bytes of UTF-8. In
-            conversations only text that is learnt counts.
         sha256: a hash of the ids and flags; equal data have equal hashes.
         flagged: whether each id has a flag.
     """
 
     def __init__(self, folder: Path, split: str, manifest: Manifest):
         entry = manifest["splits"][split]
+        super().__init__(**counts_in(entry))
         self.split = split
-        self.tokens: int = entry["tokens"]
-        self.documents: int = entry["documents"]
-        self.text_tokens: int = entry["text_tokens"]
-        self.text_bytes: int = entry["text_bytes"]
         self.sha256: str = entry["sha256"]
         # the windows of a stream list no files, and have no flags
         self.flagged = f"{split}-flags.bin" in entry.get("files", {})
@@ -251,11 +250,28 @@ class TokenStore:
         return {**self.__dict__, "_maps": {}}
 
 
-def _spread(values: NDArray[np.uint8], places: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return the values at their places, and 0 elsewhere."""
-    result = np.zeros(len(places), np.uint8)
-    result[places] = values
-    return result
+def counts_in(entry: Manifest) -> dict[str, int]:
+    """Return the counts of a split's entry in a manifest, or of a writer's state."""
+    return {field.name: entry[field.name] for field in fields(Counts)}
+
+
+def with_eos(
+    values: NDArray[Any], lengths: NDArray[np.int64], eos: Any
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Put an EOS before each document. Return the stream, and where its EOS stand.
+
+    Args:
+        values: one for each id of all documents, such as the ids themselves.
+        lengths: how many ids each document has.
+        eos: the value of an EOS.
+    """
+    starts = np.cumsum(lengths + 1) - (lengths + 1)
+    stream = np.empty(len(values) + len(lengths), values.dtype)
+    is_text = np.ones(len(stream), bool)
+    is_text[starts] = False
+    stream[starts] = eos
+    stream[is_text] = values
+    return stream, starts
 
 
 # The files that were read last stay open. Memory maps would not do: thousands would be open at

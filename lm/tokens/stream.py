@@ -23,7 +23,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ from lm.system.errors import DataError
 from lm.tokenizer.tokenizer import Tokenizer
 from lm.tokens.cache import open_or_build
 from lm.tokens.prepare import SPLITS, Split
-from lm.tokens.store import Manifest, SplitWriter, TokenStore
-from lm.tokens.tokenise import Tokenise, Tokens
+from lm.tokens.store import Counts, Manifest, SplitWriter, TokenStore, with_eos
+from lm.tokens.tokenise import Tokenise
 
 # Passes over the dataset, rows read since, and the state of the datasets library.
 Position = dict[str, Any]
@@ -158,7 +158,7 @@ class Stream:
             texts, position = next(batches)
             batch = Tokenise(self.reader, self.tokenizer).encode(texts, removed)
             batch = batch.select(~self.split.held_out(batch.hashes))
-            ids, begin = _with_openers(batch, self.tokenizer.eos_id)
+            ids, begin = with_eos(batch.ids, batch.lengths, self.tokenizer.eos_id)
             starts = np.concatenate([starts, count + begin])
             parts.append(ids)
             count += len(ids)
@@ -189,13 +189,8 @@ class Stream:
         starts.tofile(temporary / "train-starts.bin")
         rest.tofile(temporary / "rest.bin")
         digest = fingerprint(temporary / "train-00000.bin")["sha256"]
-        counts = {
-            "tokens": len(tokens),
-            "documents": len(starts),
-            "text_tokens": len(tokens) - len(starts),
-            "text_bytes": 0,
-        }
-        entry = {**counts, "shard_tokens": len(tokens), "sha256": digest}
+        counts = Counts(len(tokens), len(starts), text_tokens=len(tokens) - len(starts))
+        entry = {**asdict(counts), "shard_tokens": len(tokens), "sha256": digest}
         manifest = {"dtype": tokens.dtype.name, "splits": {"train": entry}, **after}
         (temporary / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         if (folder / "manifest.json").exists():
@@ -217,9 +212,8 @@ class Stream:
             for name in SPLITS
         }
         removed: Counter[str] = Counter()
-        for texts, position in (
-            self._batches(BEGINNING, removed) if self.split.kind != "none" else ()
-        ):
+        batches = self._batches(BEGINNING, removed) if self.split.kind != "none" else ()
+        for texts, position in batches:
             if position["passes"]:
                 break
             measured = Tokenise(self.reader, None).encode(texts, removed)
@@ -293,13 +287,3 @@ def choose_revision(folder: Path, source: HubSource, resumed: str | None) -> str
             folder.mkdir(parents=True, exist_ok=True)
         replace(path, json.dumps({"revision": resumed or hub.newest_revision(source)}))
     return str(read_json(path)["revision"])
-
-
-def _with_openers(tokens: Tokens, eos_id: int) -> tuple[Any, Any]:
-    """Return the ids with an EOS before each document, and where these EOS stand."""
-    starts = np.cumsum(tokens.lengths + 1) - (tokens.lengths + 1)
-    ids = np.empty(len(tokens.ids) + len(starts), tokens.ids.dtype)
-    is_text = np.ones(len(ids), bool)
-    is_text[starts] = False
-    ids[starts], ids[is_text] = eos_id, tokens.ids
-    return ids, starts

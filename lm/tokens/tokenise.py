@@ -93,15 +93,15 @@ class Tokenise:
             removed: how many documents were skipped, by reason.
             encoded: the ids of all documents, if the source has them.
         """
-        ids, lengths, flags = np.empty(0, np.uint16), np.zeros(len(texts), np.int64), None
+        ids = np.empty(0, np.uint16)
+        lengths = np.zeros(len(texts), np.int64)
+        flags = None
         text_bytes = np.array(
             [len(text) if text.isascii() else len(text.encode()) for text in texts], np.int64
         )
         if encoded is not None:
-            ids, lengths = (
-                np.concatenate([document.ids for document in encoded]),
-                np.array([len(document.ids) for document in encoded]),
-            )
+            ids = np.concatenate([document.ids for document in encoded])
+            lengths = np.array([len(document.ids) for document in encoded])
         elif self.tokenizer is not None:
             ids, lengths = self.tokenizer.encode_flat(texts)
         text_tokens = lengths

@@ -34,7 +34,7 @@ from lm.generation.sampling import Sampling
 from lm.runs.incidents import GoBack
 from lm.surgery.compilation import compile_if_wanted
 from lm.surgery.fsdp import ForSampling, meet
-from lm.system.errors import Stopped, is_lost_process, write_traceback
+from lm.system.errors import Stopped, first_line, is_lost_process, write_traceback
 from lm.training.launch import Run
 from lm.training.module import LanguageModel
 from lm.training.parts import Parts
@@ -83,7 +83,7 @@ class DecideStop(RunCallback):
     def on_train_batch_end(self, trainer: Trainer, module: LanguageModel, *_: Any) -> None:
         """Stop after a signal or at the time limit; the last step of a run needs no limit."""
         run, minutes = self.run, self.run.config.trainer.max_minutes
-        over = minutes is not None and time.monotonic() >= run.signals.since + 60 * minutes
+        over = minutes is not None and time.monotonic() >= run.started + 60 * minutes
         run.signal = run.signals.requested
         if trainer.world_size > 1:
             wishes = torch.tensor([run.signal, int(over)], device=trainer.strategy.root_device)
@@ -238,7 +238,7 @@ class Validate(RunCallback):
         except Exception as error:  # no evaluation is worth a run, whatever goes wrong in it
             if is_lost_process(error):
                 raise
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = f"{type(error).__name__}: {first_line(error)}"
             self.run.progress.say(
                 f"{name} failed, and the run goes on without: {reason} (the traceback is in"
                 f" {write_traceback()})"

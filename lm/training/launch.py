@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +45,8 @@ class Run:
         path: the run's folder.
         folder: the same, locked; None on all processes but the first.
         signals: the signals that asked this process to stop.
+        started: the time (time.monotonic) at which the time limit begins; a run that goes back to a
+            checkpoint keeps it.
 
         Of the session at hand:
         progress: the display.
@@ -59,6 +62,7 @@ class Run:
         self.path = Path(config.checkpoint.directory)
         self.folder: RunFolder | None = None
         self.signals = StopSignals(speaks=is_first())
+        self.started = time.monotonic()
         self.progress: Progress  # `next_start` sets it
         self.record: Record | None = None
         self.stopping = False

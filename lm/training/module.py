@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lm.checkpoints.folder import Checkpoint
-from lm.checkpoints.train_state import Saved, load_into, read_saved
+from lm.checkpoints.train_state import TrainState, load_into, read_saved
 from lm.optim.averaging import WeightAverage
 from lm.optim.optimizers import make_optimizer
 from lm.optim.randomness import fold, seed_all
 from lm.optim.schedule import learning_rate
 from lm.runs.incidents import Incidents, SpikeWatch
 from lm.surgery import fsdp
-from lm.system.errors import NonFiniteError, is_out_of_memory
+from lm.system.errors import NonFiniteError, first_line, is_out_of_memory
 from lm.training.parts import Parts
 from lm.training.processes import exchange_gradients
 from lm.training.recovery import LossScale, give_up, halve_rows
@@ -59,7 +59,7 @@ class LanguageModel(lightning.LightningModule):
         self._rows_at_once = parts.config.trainer.micro_batch
         self._make_decoder = parts.make_decoder
         self._resume = resume
-        self._saved: Saved | None = None  # between reading and restoring
+        self._saved: TrainState | None = None  # between reading and restoring
 
     def configure_model(self) -> None:
         """Build the decoder on the CPU, from the seed and files alone; with fsdp, shard it."""
@@ -128,7 +128,7 @@ class LanguageModel(lightning.LightningModule):
             except (RuntimeError, MemoryError) as error:  # torch's own class is for GPUs only
                 if not is_out_of_memory(error):
                     raise
-                problem = str(error).partition("\n")[0]
+                problem = first_line(error)
             # After the except block: the error no longer holds the failed attempt's tensors.
             self._rows_at_once = halve_rows(self, self._rows_at_once, problem)
             self.decoder.zero_grad()

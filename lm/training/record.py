@@ -5,6 +5,7 @@ any more, and completed at its end.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,9 +31,11 @@ from lm.runs.changes import machine_changes
 from lm.runs.folder import PARENT, RunFolder
 from lm.runs.origin import Origin, make_room
 from lm.runs.results import RecordedValidation
-from lm.system.device import flops_per_token, matmul_peak
-from lm.system.disk import replace, require_room
+from lm.system.device import matmul_peak
+from lm.system.disk import replace
+from lm.system.errors import CheckpointError
 from lm.system.progress import Progress
+from lm.system.units import in_bytes
 from lm.training.forecast import Forecast
 from lm.training.logger import RunLogger, StepWork
 from lm.training.module import LanguageModel
@@ -131,6 +134,16 @@ class Record:
         progress.say(f"done: {folder}/ holds final.ckpt, best.ckpt, metrics.csv and curves.png")
 
 
+def require_room(folder: Path, size: int, situation: str) -> None:
+    """Raise CheckpointError if a folder's disk has no room for `size` more bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise CheckpointError(
+            f"{folder}: {situation}: the next checkpoint takes {in_bytes(size)}, and"
+            f" {in_bytes(free)} are free; make room and go on with --resume auto"
+        )
+
+
 def writers(module: LanguageModel) -> dict[str, Callable[[Path], None]]:
     """Return the files of a checkpoint that hold tensors and state: name -> its writer."""
     state: dict[str, Any] = {"step": module.step, "recent_losses": list(module.spikes.recent)}
@@ -155,7 +168,7 @@ def open_record(
     forecast = Forecast(config, decoder, device, precision, parts.data.epochs_per_step, start.step)
     forecast.check(folder.path)
     if start.resume is not None and start.meta is not None:
-        for line in machine_changes(start.meta, meta, start.resume):
+        for line in machine_changes(start.meta, meta):
             progress.say(line)
     if moved := make_room(folder, start, config):
         progress.say(moved)
@@ -200,3 +213,26 @@ def _work(parts: Parts, decoder: Decoder, meta: dict[str, Any]) -> StepWork:
     )
     tokens = config.tokens_per_step
     return StepWork(tokens, epochs=parts.data.epochs_per_step, flops=tokens * flops)
+
+
+def flops_per_token(
+    n_matmul_parameters: int, n_layers: int, context: int, d_model: int, n_frozen: int = 0
+) -> int:
+    """Return the FLOP of one token's forward and backward pass: 6 N + 12 L T d (PaLM, appendix B;
+    Chowdhery et al. 2022, arXiv:2204.02311).
+
+    A weight costs 2 FLOP in the forward pass, 2 for the gradient of its input, and 2 for its own
+    gradient. A frozen weight has no gradient of its own.
+
+    Attention counts in full although half of it is masked. PaLM and nanoGPT count so too, and their
+    utilisations are therefore comparable.
+
+    Args:
+        n_matmul_parameters: N, the weights of all matrix products. The output head counts, tied or
+            not; lookup tables do not.
+        n_layers: L.
+        context: T, the tokens in a row.
+        d_model: d, the number of heads times their width.
+        n_frozen: how many of N are not trained.
+    """
+    return 6 * n_matmul_parameters - 2 * n_frozen + 12 * n_layers * context * d_model

@@ -11,7 +11,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from lm.surgery import fsdp
-from lm.system.device import smaller_micro_batch
+from lm.system.errors import UserError
 
 
 class LossScale:
@@ -83,6 +83,26 @@ def halve_rows(module: LightningModule, rows: int, problem: str) -> int:
         f"out of memory, so it is done again with {fewer} of its rows at once ({problem})",
     )
     return fewer
+
+
+def smaller_micro_batch(rows: int, processes: int, rank: int, problem: str) -> int:
+    """Return the number of rows to try at once after `rows` did not fit the memory.
+
+    Raises:
+        UserError: a single row does not fit. Or there are several devices: the others have already
+            exchanged a part of the step, and that cannot be undone.
+    """
+    if processes == 1 and rows > 1:
+        return rows // 2
+    finer = (
+        f"trainer.micro_batch_size: {rows // 2} (it is {rows} now; the step stays the same, only"
+        " cut finer), or "
+    )
+    raise UserError(
+        f"out of memory on device {rank} with {rows} row{'s' * (rows > 1)} at once; write"
+        f" {finer if rows > 1 else ''}model.gradient_checkpointing: true, or a smaller"
+        f" data.sequence_length ({problem})"
+    )
 
 
 def _of_all_processes(module: LightningModule, tensor: Tensor) -> list[list[int]]:

@@ -316,7 +316,7 @@ def test_weights_that_are_no_numbers_are_reported_and_memory_too(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return load(path, device)
 
-    monkeypatch.setattr("lm.checkpoints.load.load", no_room)
+    monkeypatch.setattr("lm.ranking.entrants.load", no_room)
     done = rank("--checkpoints", f"{run}/step*", "--cases", cases, "--json")
     assert done.code == 0 and done.order() == ["step-00000300", "step-00000200"]
     first, second = (failure["reason"] for failure in json.loads(done.out)["failed"])
@@ -690,7 +690,7 @@ def test_one_that_is_replaced_while_it_waits_is_not_ranked(
             letters(run, 200, 0.9)
         return load(path, device)
 
-    monkeypatch.setattr("lm.checkpoints.load.load", late)
+    monkeypatch.setattr("lm.ranking.entrants.load", late)
     done = rank("--checkpoints", run, "--cases", cases, "--json")
     assert done.order() == ["step-00000300", "step-00000100"]
     assert "was replaced while others were measured" in json.loads(done.out)["failed"][0]["reason"]
@@ -848,7 +848,7 @@ def test_a_run_that_is_stopped_leaves_nothing_half(
         return load(path, device)
 
     with monkeypatch.context() as patch:
-        patch.setattr("lm.checkpoints.load.load", interrupted)
+        patch.setattr("lm.ranking.entrants.load", interrupted)
         assert rank("--checkpoints", run, "--cases", cases, "--out", out).code == 130
 
     def stop(self: Path, *_: object, **__: object) -> None:

@@ -312,6 +312,8 @@ def test_one_clear_line_and_the_right_exit_code(
         ("--seed", str(2**63)),
     ):
         assert f"{flag} {value} " in refusal("--ckpt", best, "--prompt", "x", flag, value, code=2)
+    refused = refusal("--ckpt", best, "--prompt", "x", "--seed", str(10**20), code=2)
+    assert refused.strip() == f"--seed {10**20} is out of range; write 0 to 2**63 - 1"
 
 
 def test_another_tokenizer_is_refused_by_name(checkpoints: Path, tmp_path: Path) -> None:

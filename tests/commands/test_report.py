@@ -498,7 +498,7 @@ def test_a_stream_is_read_at_the_commit_that_the_run_read(tmp_path, monkeypatch)
     from lm.checkpoints import load
     from lm.system.errors import DataError
 
-    folder = write_run(tmp_path / "run", revisions={"data.source": "c0ffee"})
+    folder = write_run(tmp_path / "run", revisions={"data.source": "c0ffee" * 7})
     seen = []
 
     def asked(config, tokenizer, say, resumed):
@@ -508,7 +508,7 @@ def test_a_stream_is_read_at_the_commit_that_the_run_read(tmp_path, monkeypatch)
     monkeypatch.setattr(data, "PackedDataModule", asked)
     monkeypatch.setattr(load, "load", lambda path, device: (None, None, {}))
     assert "enough" in command.of_model(read_run(folder), without=False)[0]["surprise"]
-    assert seen == [{"data.source": "c0ffee"}]
+    assert seen == [{"data.source": "c0ffee" * 7}]
 
 
 # --- the command

@@ -389,9 +389,9 @@ def test_a_resume_that_forgets_the_optimiser_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "from lm.checkpoints import train_state as t\nwhole = t.Saved.restore\ndef restore(self,"
-        " optimizer, average):\n    state = whole(self, optimizer, average)\n   "
-        " optimizer.state.clear()\n    return state\nt.Saved.restore = restore\n"
+        "from lm.checkpoints import train_state as t\nwhole = t.TrainState.restore\n"
+        "def restore(self, optimizer, average):\n    state = whole(self, optimizer, average)\n   "
+        " optimizer.state.clear()\n    return state\nt.TrainState.restore = restore\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(CheckFailed, match=r"^1 of 1 checks failed: resume$"):

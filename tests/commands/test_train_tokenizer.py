@@ -25,11 +25,11 @@ from lm.tokenizer.learn import (
     LEAST_VOCABULARY,
     PIECE,
     check_specials,
-    describe,
     excerpt,
     learn,
     measure,
     pieces,
+    usage_report,
 )
 from lm.tokenizer.tokenizer import ByteTokenizer, FastTokenizer, load_tokenizer
 from lm.tokens.corpus import documents_by_split, open_corpora, readers
@@ -254,7 +254,7 @@ def test_what_is_measured_is_counted_by_hand() -> None:
     assert (usage.texts, usage.text_bytes, usage.tokens, usage.changed) == (3, 10, len(ids), 0)
     assert {i: n for i, n in enumerate(usage.counts.tolist()) if n} == Counter(ids)
     assert usage.bytes_per_token == 10 / len(ids)
-    lines = describe(tokenizer, {"here": usage, "empty": measure(tokenizer, [])})
+    lines = usage_report(tokenizer, {"here": usage, "empty": measure(tokenizer, [])})
     assert lines[1].split() == ["here", "10", str(len(ids)), f"{10 / len(ids):.4f}"]
     assert lines[2].endswith("there is no text")
     idle = sum(n == 0 for n in usage.counts[: tokenizer.vocab_size - 4].tolist())
@@ -266,7 +266,7 @@ def test_a_text_that_does_not_come_back_is_counted() -> None:
     broken = FastTokenizer(json.dumps(definition), "broken", LEARNT.eos_id, LEARNT.pad_id)
     usage = measure(broken, ["abc", "ABC", "DEF"])
     assert usage.changed == 2
-    assert describe(broken, {"it": usage})[-1] == "round trip: 2 of 3 texts came back changed"
+    assert usage_report(broken, {"it": usage})[-1] == "round trip: 2 of 3 texts came back changed"
 
 
 # ---------------------------------------------------------------- the command

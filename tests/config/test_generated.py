@@ -16,6 +16,7 @@ from lm.config.describe import to_yaml
 from lm.config.reader import Loaded
 from lm.config.schema.model import ModelConfig
 from lm.config.yaml_reader import read_file
+from lm.system.errors import CheckFailed
 from tests.support.configs import BASE, BOTH, MIXTURE, READ, complaints, editor
 from tools import config_docs
 
@@ -35,23 +36,23 @@ def test_check_names_what_is_stale_and_writing_mends_it(
     monkeypatch.setattr(config_docs, "ROOT", tmp_path)
     (tmp_path / "docs").mkdir()
 
-    def exit_code(*arguments: str) -> object:
+    def main(*arguments: str) -> None:
         monkeypatch.setattr(sys, "argv", ["config_docs", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            config_docs.main()
-        return caught.value.code
+        config_docs.main()
 
-    assert exit_code("--check") == 1
+    with pytest.raises(
+        CheckFailed, match=r"^docs/CONFIG_REFERENCE\.md, docs/config\.schema\.json:"
+    ):
+        main("--check")
     assert not list((tmp_path / "docs").iterdir())
-    assert exit_code() == 0
-    assert exit_code("--check") == 0
+    main()
+    main("--check")
     (tmp_path / "docs" / "CONFIG_REFERENCE.md").write_text("old")
     capsys.readouterr()
-    assert exit_code("--check") == 1
-    assert (
-        capsys.readouterr().out
-        == "docs/CONFIG_REFERENCE.md: stale, run python -m tools.config_docs\n"
-    )
+    message = r"^docs/CONFIG_REFERENCE\.md: stale, run python -m tools\.config_docs$"
+    with pytest.raises(CheckFailed, match=message):
+        main("--check")
+    assert capsys.readouterr().out == ""
     assert sorted(path.name for path in (tmp_path / "docs").iterdir()) == [
         "CONFIG_REFERENCE.md",
         "config.schema.json",

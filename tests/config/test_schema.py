@@ -158,7 +158,10 @@ REFUSED = [
         "optimizer: {betas: 0.9}",
         "optimizer.betas: not a list, got 0.9, write a list of 2, each a number >= 0 and < 1",
     ),
-    ("model: {d_model: 130}", "model: d_model 130 is not divisible by n_heads 4"),
+    (
+        "model: {d_model: 130}",
+        "model: d_model 130 is not divisible by n_heads 4; write a multiple of 4 for d_model",
+    ),
     (
         "logging: {sample_tokens: " + "9" * 80 + "}",
         "logging.sample_tokens: not a whole number, got 1.0e+80, write a whole number >= 0",
@@ -698,7 +701,8 @@ def test_checks_of_a_section_point_at_its_line_and_of_the_whole_at_the_key(write
         " ends it)"
     ]
     assert complaints(write(sections), "--trainer.max_steps", "200") == [
-        "c.yaml:5: trainer: batch_size 9 is not divisible by devices 1 x micro_batch_size 2"
+        "c.yaml:5: trainer: batch_size 9 is not divisible by devices 1 x micro_batch_size 2; write"
+        " a multiple of 2 for batch_size"
     ]
     steps = "optimizer.warmup_steps: 100 leaves nothing of the run's 100 steps; make it smaller"
     assert complaints(write(BASE), "--trainer.max_steps=100") == [f"c.yaml:1: {steps}"]
@@ -717,7 +721,8 @@ def test_checks_of_a_section_point_at_its_line_and_of_the_whole_at_the_key(write
 
 def test_checks_of_several_keys_blame_the_flag_among_them(write) -> None:
     assert complaints(write(BASE), "--model.n_heads", "3") == [
-        "command line: --model.n_heads: d_model 128 is not divisible by n_heads 3"
+        "command line: --model.n_heads: d_model 128 is not divisible by n_heads 3; write a multiple"
+        " of 3 for d_model"
     ]
     [line] = complaints(
         write("data:\n  sequence_length: 200\n" + BASE[6:]),

@@ -63,7 +63,7 @@ def reader(files, policy="stop", tokenizer=BYTES, **section):
 
 def build(folder, source, split=NONE, engine=in_this_process):
     folder.mkdir()
-    manifest = prepare(folder, source, source.tokenizer, split, engine, quiet=True)
+    manifest = prepare(folder, source, source.tokenizer, split, engine)
     return manifest, {name: TokenStore(folder, name, manifest) for name in ("train", "val")}
 
 

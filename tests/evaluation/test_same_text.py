@@ -27,7 +27,7 @@ from lm.system.errors import ConfigError
 from lm.tokenizer.tokenizer import ByteTokenizer
 from model import Decoder
 from tests.support.runs import TEXT, config_file
-from tools.compare import Model, verdict_on
+from tools.compare import Contender, verdict_on
 
 NAMES = ("a", "b")
 
@@ -180,9 +180,9 @@ def test_passages_hold_all_of_the_text_in_order() -> None:
 # --- whose text, and how
 
 
-def models(folder: Path, context: int = 16) -> tuple[Model, Model]:
+def models(folder: Path, context: int = 16) -> tuple[Contender, Contender]:
     module = data(folder)
-    return Model("a", decoder(), ByteTokenizer(), module), Model(
+    return Contender("a", decoder(), ByteTokenizer(), module), Contender(
         "b", decoder(context, seed=1), ByteTokenizer(), module
     )
 

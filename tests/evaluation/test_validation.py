@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lm.config.schema.model import ModelConfig
 from lm.evaluation.validation import Evaluation, evaluate
 from lm.optim.loss import IGNORE_INDEX
-from lm.optim.objectives import Preference, kept
+from lm.optim.objectives import Preference, frozen_reference
 from model import Decoder
 
 EOS = 10
@@ -248,7 +248,7 @@ def test_preferences_of_several_sources_count_pairs() -> None:
         "document_ids": documents,
         "source": torch.tensor([0, 1, 1]),
     }
-    objective = Preference(0.1, kept(decoder()))
+    objective = Preference(0.1, frozen_reference(decoder()))
     result = evaluate(decoder(), [pairs], {EOS}, 1.0, objective, {"a": 1.0, "b": 1.0})
     assert [result.tokens, *(each.tokens for each in result.sources.values())] == [4, 2, 2]
     assert all(math.isnan(each.bits_per_byte) for each in result.sources.values())

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from lm.config.schema.model import ModelConfig
 from lm.evaluation.validation import evaluate
 from lm.optim.loss import IGNORE_INDEX
-from lm.optim.objectives import NextToken, Preference, kept
+from lm.optim.objectives import NextToken, Preference, frozen_reference
 from model import Decoder
 
 BETA = 0.3
@@ -73,7 +73,7 @@ def by_formula(policy, reference, pairs):
 @pytest.mark.parametrize("per_row", [1, 3])
 def test_the_loss_and_its_gradients_are_the_papers(per_row):
     policy, reference, pairs = make_decoder(0), make_decoder(1), make_pairs(7)
-    objective, rows = Preference(BETA, kept(reference)), rows_of(pairs, per_row)
+    objective, rows = Preference(BETA, frozen_reference(reference)), rows_of(pairs, per_row)
     losses = objective.losses(policy, rows)
     assert objective.count(rows) == 7
     losses.sum().backward()
@@ -146,20 +146,22 @@ def test_the_loss_is_trls():
         trainer, model(policy), inputs, return_outputs=False
     )
     rows = rows_of(pairs, 2)
-    ours = Preference(BETA, kept(reference)).losses(policy, rows).sum() / Preference(
-        BETA, kept(reference)
+    ours = Preference(BETA, frozen_reference(reference)).losses(policy, rows).sum() / Preference(
+        BETA, frozen_reference(reference)
     ).count(rows)
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
 
 
 def test_the_reference_itself_is_indifferent():
     policy = make_decoder(0)
-    losses = Preference(BETA, kept(make_decoder(0))).losses(policy, rows_of(make_pairs(4), 2))
+    losses = Preference(BETA, frozen_reference(make_decoder(0))).losses(
+        policy, rows_of(make_pairs(4), 2)
+    )
     torch.testing.assert_close(losses[losses != 0], torch.full((4,), math.log(2)))
 
 
 def test_padding_and_rows_without_a_pair_count_nothing():
-    objective = Preference(BETA, kept(make_decoder(1)))
+    objective = Preference(BETA, frozen_reference(make_decoder(1)))
     rows = rows_of(make_pairs(3), 2)
     rows = {
         name: torch.cat([values, torch.full((1, 64), IGNORE_INDEX if name == "labels" else 0)])
@@ -178,7 +180,7 @@ def test_validation_averages_over_pairs(size):
         {name: values[first : first + size] for name, values in rows.items()}
         for first in range(0, 5, size)
     ]
-    result = evaluate(policy, batches, {0}, 1.0, Preference(BETA, kept(reference)))
+    result = evaluate(policy, batches, {0}, 1.0, Preference(BETA, frozen_reference(reference)))
     assert (result.tokens, math.isnan(result.bits_per_byte)) == (5, True)
     assert result.loss == pytest.approx(
         by_formula(policy, reference, pairs).mean().item(), rel=1e-5

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lm.checkpoints.folder import Checkpoint, point, step_directories, step_name, step_of
-from lm.checkpoints.meta import Meta
+from lm.checkpoints.meta import Meta, read_meta
 from lm.config.schema.config import Config
 from lm.runs.changes import HARMLESS, INEXACT, SETTLED_LATER, changes, machine_changes
 from lm.runs.folder import RunFolder
@@ -142,6 +142,21 @@ def test_auto_moves_logs_aside_that_may_be_of_another_run(tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe", None], ids=["not UTF-8", "a folder"])
+def test_an_unreadable_name_of_the_start_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    """Without it a run would silently begin again from random weights."""
+    folder = tmp_path / "run"
+    file = folder / "init-from.txt"
+    file.parent.mkdir()
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    message = refusal(CheckpointError, folder, resume="auto")
+    assert message.startswith(f"{file} cannot be read: ")
+    assert "remove it and give --init-from (or finetune.base) again" in message
+
+
 def test_auto_takes_the_newest(tmp_path: Path) -> None:
     folder = trained(tmp_path / "run", 500, 600)
     point(folder, "last.ckpt", folder / "step-00000500.ckpt")
@@ -149,7 +164,7 @@ def test_auto_takes_the_newest(tmp_path: Path) -> None:
     assert started.origin.resume == started.origin.path == folder / "step-00000600.ckpt"
     assert (
         started.origin.step == 600
-        and started.origin.meta == Checkpoint(folder / "step-00000600.ckpt").meta
+        and started.origin.meta == read_meta(Checkpoint(folder / "step-00000600.ckpt"))
         and started.said == []
     )
 
@@ -452,8 +467,8 @@ MACHINE = {
 def test_what_only_a_session_knows(tmp_path: Path) -> None:
     path = tmp_path / "step-00000500.ckpt"
     assert (
-        list(machine_changes(MACHINE, MACHINE, path))
-        == list(machine_changes({}, MACHINE, path))
+        list(machine_changes(Meta(path, MACHINE), MACHINE))
+        == list(machine_changes(Meta(path, {}), MACHINE))
         == []
     )
     now = MACHINE | {
@@ -461,7 +476,7 @@ def test_what_only_a_session_knows(tmp_path: Path) -> None:
         "threads": 4,
         "versions": {"torch": "2.14.0", "numpy": "2.1"},
     }
-    assert list(machine_changes(MACHINE, now, path)) == [
+    assert list(machine_changes(Meta(path, MACHINE), now)) == [
         f"changed since step-00000500.ckpt: device cpu -> cuda{INEXACT_END}",
         f"changed since step-00000500.ckpt: threads 2 -> 4{INEXACT_END}",
         f"changed since step-00000500.ckpt: torch 2.13.0 -> 2.14.0{INEXACT_END}",
@@ -473,12 +488,12 @@ def test_what_only_a_session_knows(tmp_path: Path) -> None:
             r" --trainer\.precision fp32"
         ),
     ):
-        list(machine_changes(MACHINE, MACHINE | {"precision": "bf16"}, path))
+        list(machine_changes(Meta(path, MACHINE), MACHINE | {"precision": "bf16"}))
     with pytest.raises(
         ConfigError,
         match=r"data\.source: the text is not the one that .*step-00000500\.ckpt was trained on",
     ):
-        list(machine_changes(MACHINE, MACHINE | {"data_sha256": "bb"}, path))
+        list(machine_changes(Meta(path, MACHINE), MACHINE | {"data_sha256": "bb"}))
 
 
 # --init-from

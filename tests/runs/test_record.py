@@ -143,13 +143,28 @@ def test_damaged_lines_are_counted_out(tmp_path):
             '{"step": 30, "loss"\n{"step": -1, "loss": 2}\n{"step": 40, "loss": NaN}\n{"step": 50,'
             ' "loss": 1e400}\n'
         )
+    (folder / "incidents.jsonl").write_text(
+        '{"step": 3, "kind": "spike", "message": "high"}\n{"step": 4}\n{"step'
+    )
     run = read_run(folder)
+    assert run.incidents == ((3, "spike", "high"),)
     assert run.problems == (
         "metrics.csv: damaged and left out: line 5",
         "evaluations.jsonl: damaged and left out: line 4, 5",
+        "incidents.jsonl: damaged and left out: line 2, 3",
     )
     assert run.rows[-1]["step"] == 40 and [v.step for v in run.validations] == [0, 10, 20, 40, 50]
     assert run.best.step == 10 and math.isnan(run.validations[-1].loss)
+
+
+def test_rows_with_counts_beyond_all_counts_are_named(tmp_path):
+    folder = run_folder(tmp_path / "run")
+    kept = len(read_run(folder).rows)
+    with (folder / "metrics.csv").open("a") as file:
+        file.write(f"{10**20},0.5,train,1.5,,1280,,,,,,,,\n" * 2)
+    run = read_run(folder)
+    assert len(run.rows) == kept
+    assert run.problems == ("metrics.csv: rows with a count beyond 2**53, left out: 2",)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

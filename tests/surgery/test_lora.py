@@ -475,7 +475,7 @@ def test_switched_off_it_is_the_reference_that_dpo_compares_with() -> None:
     """Losses and gradients equal those with a copy of the base as reference, although the adapters
     have dropout.
     """
-    from lm.optim.objectives import Preference, kept
+    from lm.optim.objectives import Preference, frozen_reference
 
     rows = {
         "input_ids": IDS[:, :-1],
@@ -483,7 +483,7 @@ def test_switched_off_it_is_the_reference_that_dpo_compares_with() -> None:
         "document_ids": torch.tensor([[0] * 6 + [1] * 5] * 3),
     }
     results = []
-    for reference in (kept(decoder()), adapters_off):
+    for reference in (frozen_reference(decoder()), adapters_off):
         model = adapted(dropout=0.2).train()
         torch.manual_seed(7)
         losses = Preference(0.3, reference).losses(model, rows)

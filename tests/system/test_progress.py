@@ -175,13 +175,11 @@ def test_reading_prints_lines_where_there_is_no_terminal(
     clock: Clock, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "a.txt").write_bytes(bytes(30_000_000))
-    with ReadingProgress(
-        "tokenising", [str(tmp_path / "a.txt")], 5_000_000, quiet=False
-    ) as display:
+    with ReadingProgress("tokenising", [str(tmp_path / "a.txt")], 5_000_000) as display:
         for _ in range(5):
             clock.now += 4
             display.advance(2_000_000)
-    with ReadingProgress("measuring", ["someone/stories"], 0, quiet=False) as display:
+    with ReadingProgress("measuring", ["someone/stories"], 0) as display:
         clock.now += 10
         display.advance(5_000_000)
     output = capsys.readouterr()
@@ -193,18 +191,8 @@ def test_reading_is_a_bar_on_a_terminal_that_goes_away(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     terminal = on_terminal(monkeypatch)
-    with ReadingProgress("tokenising", [], 0, quiet=False) as display:
+    with ReadingProgress("tokenising", [], 0) as display:
         display.advance(5_000_000)
     assert "tokenising: " in terminal.getvalue()
     assert terminal.getvalue().endswith("\r"), "nothing of it is left on the screen"
     assert capsys.readouterr().out == ""
-
-
-def test_quiet_reading_says_nothing(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    terminal = on_terminal(monkeypatch)
-    with ReadingProgress("tokenising", [], 0, quiet=True) as display:
-        clock.now += 60
-        display.advance(5_000_000)
-    assert terminal.getvalue() == capsys.readouterr().out == ""

@@ -109,7 +109,7 @@ def source_in(folder, format="jsonl", texts=None, **filters):
 def build(folder, section, split, engine=in_this_process, policy="skip"):
     """Build into a new folder, and return its files and its manifest."""
     folder.mkdir()
-    manifest = prepare(folder, reader(section, policy), BYTES, split, engine, quiet=True)
+    manifest = prepare(folder, reader(section, policy), BYTES, split, engine)
     return content(folder), manifest
 
 
@@ -349,11 +349,8 @@ def test_stopped_anywhere_and_gone_on_is_the_same(tmp_path_factory, data, split,
                     BYTES,
                     SPLITS[split],
                     killed_after(pieces, data.draw(st.booleans())),
-                    quiet=True,
                 )
-        manifest = prepare(
-            killed, reader(section), BYTES, SPLITS[split], in_this_process, quiet=True
-        )
+        manifest = prepare(killed, reader(section), BYTES, SPLITS[split], in_this_process)
     assert (content(killed), manifest) == expected
 
 
@@ -379,8 +376,8 @@ def test_a_document_that_tail_has_parted_is_one_document_after_a_kill(
     folder = tmp_path / "killed"
     folder.mkdir()
     with pytest.raises(Killed):
-        prepare(folder, reader(section), BYTES, split, killed_after(2), quiet=True)
-    manifest = prepare(folder, reader(section), BYTES, split, in_this_process, quiet=True)
+        prepare(folder, reader(section), BYTES, split, killed_after(2))
+    manifest = prepare(folder, reader(section), BYTES, split, in_this_process)
     assert (content(folder), manifest) == expected
 
 
@@ -394,7 +391,7 @@ def test_a_journal_that_is_not_true_is_not_believed(tmp_path, damage, monkeypatc
     folder = tmp_path / "killed"
     folder.mkdir()
     with pytest.raises(Killed):
-        prepare(folder, reader(section), BYTES, HASH, killed_after(15), quiet=True)
+        prepare(folder, reader(section), BYTES, HASH, killed_after(15))
     assert (folder / JOURNAL).exists()
     shard = folder / "train-00000.bin"
     if damage == "cut":
@@ -405,7 +402,7 @@ def test_a_journal_that_is_not_true_is_not_believed(tmp_path, damage, monkeypatc
         monkeypatch.setattr(files, "SPAN_BYTES", 700)
     else:
         (folder / JOURNAL).write_text(damage, encoding="latin-1")
-    manifest = prepare(folder, reader(section), BYTES, HASH, in_this_process, quiet=True)
+    manifest = prepare(folder, reader(section), BYTES, HASH, in_this_process)
     assert (content(folder), manifest) == expected
 
 
@@ -435,7 +432,7 @@ def main():
     source = reader(section)
 
     def build(empty):
-        return preparation.prepare(empty, source, BYTES, SPLITS[split], engine, True)
+        return preparation.prepare(empty, source, BYTES, SPLITS[split], engine)
 
     open_or_build(Path(folder), build, print)
 
@@ -578,7 +575,7 @@ def test_a_disk_that_fills_up_keeps_what_is_done(tmp_path, monkeypatch):
     expected, _ = build(tmp_path / "straight", section, HASH)
 
     def make(empty):
-        return prepare(empty, reader(section), BYTES, HASH, in_this_process, quiet=True)
+        return prepare(empty, reader(section), BYTES, HASH, in_this_process)
 
     append, room = preparation.SplitWriter._append, [25]
 
@@ -621,7 +618,7 @@ def test_memory_is_some_pieces(tmp_path, monkeypatch):
 
 def _manifest_only(folder, section):
     folder.mkdir()
-    return folder, prepare(folder, reader(section), BYTES, HASH, in_this_process, quiet=True)
+    return folder, prepare(folder, reader(section), BYTES, HASH, in_this_process)
 
 
 def test_only_some_pieces_wait(monkeypatch):

@@ -43,9 +43,7 @@ def test_the_same_bytes_as_alone(
     contents = []
     for name, by in (("alone", in_this_process), ("ray", engine)):
         (tmp_path / name).mkdir()
-        manifest = prepare(
-            tmp_path / name, reader, ByteTokenizer(), Split("hash", 0.1), by, quiet=True
-        )
+        manifest = prepare(tmp_path / name, reader, ByteTokenizer(), Split("hash", 0.1), by)
         contents.append(
             (manifest, {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.bin")})
         )
@@ -61,4 +59,4 @@ def test_a_wrong_row_is_named_by_its_line(tmp_path: Path, engine: Any) -> None:
     with pytest.raises(
         DataError, match=r"1\.jsonl:21: broken JSON: Expecting value at column 1; correct it"
     ):
-        prepare(tmp_path / "out", reader, ByteTokenizer(), Split("hash", 0.1), engine, quiet=True)
+        prepare(tmp_path / "out", reader, ByteTokenizer(), Split("hash", 0.1), engine)

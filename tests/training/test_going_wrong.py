@@ -458,7 +458,7 @@ def test_other_errors_are_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_several_devices_are_told_the_numbers_to_change() -> None:
-    from lm.system.device import smaller_micro_batch
+    from lm.training.recovery import smaller_micro_batch
 
     with pytest.raises(
         UserError,

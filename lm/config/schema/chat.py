@@ -70,11 +70,9 @@ class ChatSource(Section):
         unused = [
             key
             for key in ("config", "dataset_split", "revision")
-            if self.files is not None and key in self.model_fields_set
+            if self.files is not None and getattr(self, key) != type(self).model_fields[key].default
         ]
-        if unused and any(
-            getattr(self, key) != type(self).model_fields[key].default for key in unused
-        ):
+        if unused:
             raise ValueError(
                 f"{' and '.join(unused)} belong to a dataset, and these are files; remove them"
             )

@@ -13,7 +13,7 @@ from lm.config.schema.logging import LoggingConfig
 from lm.config.schema.model import ModelConfig
 from lm.config.schema.optimizer import OptimizerConfig
 from lm.config.schema.section import Section
-from lm.config.schema.source import HubSource, MixtureSource
+from lm.config.schema.source import MixtureSource, is_streamed
 from lm.config.schema.tokenizer import TokenizerConfig
 from lm.config.schema.trainer import TrainerConfig
 from lm.system.errors import ConfigError
@@ -70,7 +70,7 @@ class Config(Section):
                 " and a streaming source has no known length; remove it"
             )
         for key, part in self.data.parts:
-            if isinstance(part.source, HubSource) and part.source.streaming:
+            if is_streamed(part.source):
                 self._check_window(key, part.source.window_tokens, part.weight)
         stride = self.data.stride
         if stride is not None and stride > self.row_length:
@@ -129,8 +129,8 @@ class Config(Section):
 
         Two windows exist at a time, and the rows may begin anywhere in the first.
         """
-        # In rows. PackedDataModule reports a step to its stream this much later.
-        ahead = (2 * self.data.workers + 3) * self.trainer.batch_size
+        # In rows: those of the steps that are loaded ahead, and of the step that is trained on.
+        ahead = (self.data.steps_ahead + 1) * self.trainer.batch_size
         blocks = ahead // sum(part.weight for _, part in self.data.parts) + 2
         least = min(ahead, blocks * weight) * self.row_length
         if window_tokens < least:
@@ -163,6 +163,16 @@ class Config(Section):
         return self.model_copy(
             update={"tokenizer": self.tokenizer.model_copy(update={"name": name})}
         )
+
+    def with_validation_rows(self, rows: int | None) -> Config:
+        """Return the configuration with other `trainer.validation_rows`; null is the whole split.
+
+        What is held out of a stream keeps its rows: it has no end, so they are its whole split.
+        """
+        if self.data.streams and self.data.validation is None:
+            return self
+        trainer = self.trainer.model_copy(update={"validation_rows": rows})
+        return self.model_copy(update={"trainer": trainer})
 
     @property
     def row_length(self) -> int:

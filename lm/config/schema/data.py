@@ -8,7 +8,7 @@ from pydantic import Field, StrictBool, model_validator
 
 from lm.config.schema.chat import ChatSource
 from lm.config.schema.section import Section
-from lm.config.schema.source import HubSource, MixtureSource, Part, SingleSource, Source
+from lm.config.schema.source import MixtureSource, Part, SingleSource, Source, is_streamed
 
 
 class DataConfig(Section):
@@ -107,9 +107,12 @@ class DataConfig(Section):
     @property
     def streams(self) -> bool:
         """Whether a source is read over the network during training."""
-        return any(
-            isinstance(part.source, HubSource) and part.source.streaming for _, part in self.parts
-        )
+        return any(is_streamed(part.source) for _, part in self.parts)
+
+    @property
+    def steps_ahead(self) -> int:
+        """How many steps the loader may ask a stream for before the first of them is trained on."""
+        return 2 * self.workers + 2
 
     @model_validator(mode="after")
     def _separate_validation(self) -> Self:
@@ -137,7 +140,7 @@ class DataConfig(Section):
                 "split tail measures the text in characters before it is tokenised, and max_tokens"
                 " in tokens; write split: hash"
             )
-        if isinstance(self.validation, HubSource) and self.validation.streaming:
+        if self.validation is not None and is_streamed(self.validation):
             raise ValueError(
                 "validation is scored as a whole, and a streamed text has no end; write streaming:"
                 " false and filter.max_documents"
@@ -164,7 +167,7 @@ class DataConfig(Section):
         if self.test_fraction + self.val_fraction >= 1:
             raise ValueError(
                 f"test_fraction {self.test_fraction} and val_fraction {self.val_fraction} leave"
-                " nothing to train on"
+                " nothing to train on; write fractions whose sum is below 1"
             )
         if len({chat.layout == "preferences" for chat in chats}) > 1:
             raise ValueError(

@@ -92,15 +92,20 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         if self.d_model % self.n_heads:
-            raise ValueError(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}")
+            raise ValueError(
+                f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}; write a"
+                f" multiple of {self.n_heads} for d_model"
+            )
         if self.positions == "rope" and self.head_dim % 2:
             raise ValueError(
                 f"rope needs an even head width, and d_model {self.d_model} / n_heads"
-                f" {self.n_heads} is {self.head_dim}"
+                f" {self.n_heads} is {self.head_dim}; write a multiple of {2 * self.n_heads} for"
+                " d_model"
             )
         if self.n_heads % self.kv_heads:
             raise ValueError(
-                f"n_heads {self.n_heads} is not divisible by n_kv_heads {self.kv_heads}"
+                f"n_heads {self.n_heads} is not divisible by n_kv_heads {self.kv_heads}; write a"
+                f" divisor of {self.n_heads} for n_kv_heads"
             )
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,13 @@ class Section(BaseModel):
 
     # Without pydantic's strict mode: a stored configuration has lists where the schema has tuples.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def without_indices(key: str) -> str:
+    """Return a dotted key of `flattened` as the schema has it, for all sections of a list at once:
+    data.source.parts[0].weight -> data.source.parts[].weight.
+    """
+    return re.sub(r"\[\d+\]", "[]", key)
 
 
 def flattened(sections: Mapping[str, Any]) -> dict[str, Any]:

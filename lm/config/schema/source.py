@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeGuard
 
 from pydantic import Field, StrictBool, field_validator, model_validator
 
@@ -157,7 +157,7 @@ class HubSource(Section):
         return self
 
 
-SingleSource = Annotated[
+AnySingle = (
     TextSource
     | JsonlSource
     | CsvSource
@@ -166,9 +166,9 @@ SingleSource = Annotated[
     | InstructionSource
     | BinSource
     | HubSource
-    | ChatSource,
-    Field(discriminator="format"),
-]
+    | ChatSource
+)
+SingleSource = Annotated[AnySingle, Field(discriminator="format")]
 
 
 class Part(Section):
@@ -199,9 +199,7 @@ class MixtureSource(Section):
 
     @model_validator(mode="after")
     def _streams_have_no_end(self) -> Self:
-        if self.when_one_ends != "repeat" and any(
-            isinstance(part.source, HubSource) and part.source.streaming for part in self.parts
-        ):
+        if self.when_one_ends != "repeat" and any(is_streamed(part.source) for part in self.parts):
             raise ValueError(
                 f"when_one_ends {self.when_one_ends} needs to know how long each source is, and a"
                 " streamed one has no end; write repeat"
@@ -209,24 +207,17 @@ class MixtureSource(Section):
         return self
 
 
-Source = Annotated[
-    TextSource
-    | JsonlSource
-    | CsvSource
-    | ParquetSource
-    | SmsSource
-    | InstructionSource
-    | BinSource
-    | HubSource
-    | ChatSource
-    | MixtureSource,
-    Field(discriminator="format"),
-]
+Source = Annotated[AnySingle | MixtureSource, Field(discriminator="format")]
 
 
 def dataset_of(source: SingleSource) -> str | None:
     """Return the id of a source's dataset on the Hugging Face hub; None for files."""
     return source.dataset if isinstance(source, HubSource | ChatSource) else None
+
+
+def is_streamed(source: SingleSource) -> TypeGuard[HubSource]:
+    """Return whether a source is read over the network during training."""
+    return isinstance(source, HubSource) and source.streaming
 
 
 def files_of(source: SingleSource) -> list[str]:

@@ -125,12 +125,16 @@ class TrainerConfig(Section):
             raise ValueError(
                 "give the run a length: max_steps, or max_tokens, or both (the smaller ends it)"
             )
-        if self.batch_size % (self.processes * (self.micro_batch_size or 1)):
+        rows = self.processes * (self.micro_batch_size or 1)  # of all processes at once
+        if self.batch_size % rows:
             split = f"devices {self.devices}" + (
                 f" x num_nodes {self.num_nodes}" if self.num_nodes > 1 else ""
             )
             split += f" x micro_batch_size {self.micro_batch_size}" if self.micro_batch_size else ""
-            raise ValueError(f"batch_size {self.batch_size} is not divisible by {split}")
+            raise ValueError(
+                f"batch_size {self.batch_size} is not divisible by {split}; write a multiple of"
+                f" {rows} for batch_size"
+            )
         return self
 
     @property

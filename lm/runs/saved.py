@@ -1,0 +1,63 @@
+"""The checkpoints in a run's folder, whole or damaged.
+
+list.py starts with this file, so it needs only the standard library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm.checkpoints.folder import NAMES, Checkpoint, pointed, step_directories, step_of
+from lm.system.errors import CheckpointError
+from lm.system.json_values import count
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint in the folder. If it is damaged, `problem` says how, and nothing is known of it
+    but the path, the step and the links.
+
+    Attributes:
+        links: those of best.ckpt, last.ckpt, final.ckpt, ... that point to it.
+        meta: the content of meta.json.
+        files: name -> {"bytes", "sha256"}, from the manifest.
+    """
+
+    path: Path
+    step: int
+    links: tuple[str, ...]
+    meta: Mapping[str, Any]
+    files: Mapping[str, Any]
+    manifest_sha256: str | None
+    problem: str | None
+
+    @property
+    def size(self) -> int | None:
+        """The bytes of all its files; None if it is damaged."""
+        if self.problem is not None:
+            return None
+        return sum(count(file, "bytes") or 0 for file in self.files.values())
+
+
+def saved_checkpoints(folder: Path) -> list[Saved]:
+    """Return the checkpoints in a run's folder, oldest first.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
+    """
+    targets = {name: pointed(folder, name) for name in NAMES}
+    result = []
+    for path in step_directories(folder):
+        step = step_of(path)
+        links = tuple(name for name, target in targets.items() if target == path)
+        checkpoint = Checkpoint(path)
+        try:
+            meta, files, sha256 = checkpoint.meta, checkpoint.files, checkpoint.sha256
+        except CheckpointError as error:
+            result.append(Saved(path, step, links, {}, {}, None, problem=str(error)))
+        else:
+            result.append(Saved(path, step, links, meta, files, sha256, problem=None))
+    return result
