@@ -162,12 +162,11 @@ class PackedDataModule(lightning.LightningDataModule):
     def _announced(self, steps: range) -> AnnouncedSteps:
         """Start the producers of streams; they hear of each step before it is loaded."""
         self.teardown("fit")  # those of an earlier fit
-        trainer = self.config.trainer
         parts = self.rows["train"].parts
-        self._producers = Producers(self.plan, trainer.batch_size, self._say)
+        self._producers = Producers(self.plan, self.config.trainer.batch_size, self._say)
         if self.trainer is None or self.trainer.local_rank == 0:  # one for all of a machine
             streams = {i: p.stream for i, p in enumerate(parts) if isinstance(p, StreamedRows)}
-            self._producers.start(streams, steps, shared=trainer.num_nodes > 1)
+            self._producers.start(streams, steps, shared=self.config.trainer.num_nodes > 1)
         return AnnouncedSteps(steps, self._producers, ahead=self.config.data.steps_ahead)
 
     def _loader(self, dataset: Dataset[Batch], items: Iterable[int]) -> DataLoader[Batch]:
