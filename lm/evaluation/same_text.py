@@ -100,7 +100,7 @@ def judge(text: str, unit: str, kind: str, a: Sums, b: Sums, notes: Sequence[str
     amounts, sizes = np.stack([a.amounts, b.amounts], axis=1), np.stack([a.sizes, b.sizes], axis=1)
     drawn = resample(amounts, sizes, np.ones(len(amounts)), SEED)
     first, second = drawn.values.tolist()
-    difference = interval(second - first, drawn.drawn[:, 1] - drawn.drawn[:, 0], drawn.cases)
+    difference = interval(drawn.difference(1, 0))
     return Verdict(
         text=text,
         unit=unit,

@@ -128,12 +128,7 @@ def rank_set(
     if ACCURACY.key in drawn:
         guessed = np.array([1 / max(1, len(case.choices)) for case in cases.cases])
         chance = float(np.average(guessed[rows[ACCURACY.key]], weights=weights[rows[ACCURACY.key]]))
-        accuracy = drawn[ACCURACY.key]
-        drawn[CENTRED.key] = Resampled(
-            (accuracy.values - chance) / (1 - chance),
-            (accuracy.drawn - chance) / (1 - chance),
-            accuracy.cases,
-        )
+        drawn[CENTRED.key] = drawn[ACCURACY.key].rescaled(zero=chance, one=1)
         scores[CENTRED.key] = [
             Interval(*((limit - chance) / (1 - chance) for limit in score))
             for score in scores[ACCURACY.key]
@@ -182,8 +177,7 @@ def rank_together(rankings: Sequence[Ranking], by: str | None = None) -> Ranking
     shares, tags = [], {}
     for part in parts:
         columns = [part.entrants.index(entrant) for entrant in entrants]
-        drawn = part.drawn[measure.key]
-        shares.append(Resampled(drawn.values[columns], drawn.drawn[:, columns], drawn.cases))
+        shares.append(part.drawn[measure.key].select(columns))
         tags[part.parts[0]] = (
             part.n_cases[ACCURACY.key if measure is CENTRED else measure.key],
             shares[-1].values.tolist(),
@@ -209,16 +203,16 @@ def order_of(measure: Measure, drawn: Resampled) -> Order:
     sign = 1 if measure.higher else -1
     best_first = sorted(range(len(drawn.values)), key=lambda i: -sign * drawn.values[i])
     numbers = list(itertools.combinations(best_first, 2))
+    confidence = 1 - (1 - CONFIDENCE) / max(1, len(numbers))
     pairs = []
     for first, second in numbers:
-        value = sign * float(drawn.values[first] - drawn.values[second])
-        differences = sign * (drawn.drawn[:, first] - drawn.drawn[:, second])
-        arguments = value, differences, drawn.cases, 1 - (1 - CONFIDENCE) / len(numbers)
+        pair = (first, second) if measure.higher else (second, first)
+        better = drawn.difference(*pair)
         # With two or more choices chance is at most 1/2, so that centring at most doubles a share.
         limits = (
-            difference_interval(*arguments, 2 if measure is CENTRED else 1)
+            difference_interval(better, confidence, unit=2 if measure is CENTRED else 1)
             if measure.kind == "share"
-            else interval(*arguments)
+            else interval(better, confidence)
         )
         pairs.append(Pair(first, second, limits))
     apart = [pair for pair in pairs if pair.told_apart]
@@ -268,7 +262,4 @@ def _ordered_by(cases: CaseSet, drawn: dict[str, Resampled], by: str | None) -> 
 
 def _scores(measure: Measure, drawn: Resampled) -> list[Interval]:
     limits = share_interval if measure.kind == "share" and measure is not CENTRED else interval
-    return [
-        limits(value, drawn.drawn[:, i], drawn.cases, CONFIDENCE)
-        for i, value in enumerate(drawn.values.tolist())
-    ]
+    return [limits(drawn.of(i), CONFIDENCE) for i in range(len(drawn.values))]

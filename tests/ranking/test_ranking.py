@@ -145,14 +145,15 @@ def test_ranks_are_counted_from_what_can_be_told_apart() -> None:
     """Two entrants that are alike share ranks 1 and 2; a third, far below, has rank 3."""
     values = np.array([0.1, 0.9, 0.92])
     drawn = values + np.random.default_rng(1).normal(0, 0.05, (intervals.RESAMPLES, 3))
-    order = order_of(ACCURACY, intervals.Resampled(values, drawn, 100.0))
+    resampled = intervals.Resampled(values, drawn, np.zeros((100, 3)), 100.0)
+    order = order_of(ACCURACY, resampled)
     assert order.best_first == (2, 1, 0) and order.ranks == ((3, 3), (1, 2), (1, 2))
     assert [(pair.first, pair.second, pair.told_apart) for pair in order.pairs] == [
         (2, 1, False),
         (2, 0, True),
         (1, 0, True),
     ]
-    lower = order_of(BITS_PER_BYTE, intervals.Resampled(values, drawn, 100.0))
+    lower = order_of(BITS_PER_BYTE, resampled)
     assert lower.best_first == (0, 1, 2) and lower.ranks == ((1, 1), (2, 3), (2, 3))
     assert all(pair.difference.value > 0 for pair in lower.pairs)
 
