@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
+from lm.config.schema.model import ModelConfig
 from lm.evaluation.scoring import continued, score, split, windows
 from lm.tokenizer.tokenizer import Tokenizer, from_definition, load_tokenizer
-from model import Decoder, ModelConfig
+from model import Decoder
 
 BYTE = load_tokenizer("byte")
 EOS = BYTE.eos_id
