@@ -41,7 +41,7 @@ from lm.tokens.plan import Plan
 from lm.tokens.producer import AnnouncedSteps, Producers
 from lm.tokens.rows import SourceRows, StreamedRows, cut_splits, require_rows
 from lm.tokens.stream import Stream
-from lm.tokens.summary import bytes_per_token, bytes_per_token_by_source, hash_of_data, summary
+from lm.tokens.summary import hash_of_data, summary, text_bytes, text_bytes_by_source
 
 Batch = dict[str, Any]
 
@@ -128,15 +128,15 @@ class PackedDataModule(lightning.LightningDataModule):
         """Passes over the training text per step. Raises ConfigError if the text is too short."""
         return 0.0 if self.config.data.streams else epochs_per_step(self.config, self.plan)
 
-    @property
-    def text_bytes_per_token(self) -> float:
-        """UTF-8 bytes per token of the validation text, without EOS: for bits per byte."""
-        return bytes_per_token([corpus.val for corpus in self.corpora])
+    @functools.cached_property
+    def text_bytes(self) -> NDArray[np.float64]:
+        """The bytes of validation text that each id stands for, (V,): for bits per byte."""
+        return text_bytes(self.tokenizer, [corpus.val for corpus in self.corpora])
 
-    @property
-    def validation_sources(self) -> dict[str, float]:
-        """`text_bytes_per_token` of each source by name, in the order of `ValidationBatches`."""
-        return bytes_per_token_by_source(self.corpora)
+    @functools.cached_property
+    def validation_sources(self) -> dict[str, NDArray[np.float64]]:
+        """`text_bytes` of each source by name, in the order of `ValidationBatches`."""
+        return text_bytes_by_source(self.tokenizer, self.corpora)
 
     @property
     def sha256(self) -> str:

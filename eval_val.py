@@ -48,8 +48,7 @@ def main() -> None:
         result = evaluate(
             decoder,
             data.val_dataloader(),
-            tokenizer.reserved_ids,
-            data.text_bytes_per_token,
+            data.text_bytes,
             sources=data.validation_sources,
         )
     if not arguments.json:

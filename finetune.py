@@ -157,10 +157,7 @@ def losses_on_base_text(base: Base, before: Decoder, after: Decoder) -> tuple[fl
     except UserError as error:
         print(f"forgetting is not measured: {error}")
         return None
-    results = [
-        evaluate(decoder, batches, tokenizer.reserved_ids, data.text_bytes_per_token)
-        for decoder in (before, after)
-    ]
+    results = [evaluate(decoder, batches, data.text_bytes) for decoder in (before, after)]
     return results[0].loss, results[1].loss
 
 

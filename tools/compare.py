@@ -128,6 +128,7 @@ def verdict_on(owner: Contender, a: Contender, b: Contender, most: int) -> Verdi
         sums_of_rows,
     )
     from lm.tokens.store import TokenStore
+    from lm.tokens.summary import bytes_per_token
 
     data = owner.data
     text = f"the validation text of {owner.name}"
@@ -168,7 +169,7 @@ def verdict_on(owner: Contender, a: Contender, b: Contender, most: int) -> Verdi
         )
     documents = StoredDocuments("val", stores, owner.tokenizer)
     texts = [document.text for document in evenly(documents, most)]
-    passages = passages_of(texts, round(length * data.text_bytes_per_token), most)
+    passages = passages_of(texts, round(length * bytes_per_token(stores)), most)
     first = sums_of_passages(a.decoder, a.tokenizer, passages)
     second = sums_of_passages(b.decoder, b.tokenizer, passages)
     return judge(text, "bits per byte", "passages", first, second, notes)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lm.optim.loss import IGNORE_INDEX
@@ -27,6 +29,7 @@ class Evaluation:
     text. Both are NaN if nothing was scored.
 
     Attributes:
+        text_bytes: the bytes of text that was scored.
         sources: the scores of each source, if there are several. Their sums give the whole.
     """
 
@@ -34,6 +37,7 @@ class Evaluation:
     bits_per_byte: float
     tokens: int
     sources: Mapping[str, Evaluation] = field(default_factory=dict)
+    text_bytes: int = 0
 
     @property
     def perplexity(self) -> float:
@@ -60,10 +64,9 @@ class Evaluation:
 def evaluate(
     decoder: Decoder,
     batches: Iterable[dict[str, Any]],
-    not_text: Collection[int],
-    bytes_per_token: float,
+    text_bytes: NDArray[np.float64],
     objective: Objective = NEXT_TOKEN,
-    sources: Mapping[str, float] = MappingProxyType({}),
+    sources: Mapping[str, NDArray[np.float64]] = MappingProxyType({}),
 ) -> Evaluation:
     """Score a decoder on batches, in evaluation mode.
 
@@ -71,12 +74,10 @@ def evaluate(
         decoder: the model that the objective asks for losses.
         batches: dicts of `input_ids`, `labels` and perhaps `document_ids`, each (B, T), on any
             device. In a run of many processes each brings its own share, with equally many batches.
-        not_text: labels that are not text, such as EOS.
-        bytes_per_token: UTF-8 bytes of the text for each of its tokens, EOS not counted. It turns
-            nats into bits per byte of the source: exactly over a whole split, and as a close
-            estimate over a part.
+        text_bytes: the bytes of text that each id stands for, (V,); 0 for ids that are no text,
+            such as EOS. Bits per byte are the nats and the bytes of exactly the labels scored.
         objective: without a loss per token there are no bits per byte, and `tokens` counts losses.
-        sources: names with their `bytes_per_token`, the same on every process, to score the rows of
+        sources: names with their `text_bytes`, the same on every process, to score the rows of
             each source separately too. Batches then hold `source`, (B,), each row's index in
             this order.
 
@@ -94,7 +95,7 @@ def evaluate(
     failure: Exception | None = None
     with evaluating(decoder):
         try:
-            totals[:, :4] = _summed(decoder, batches, not_text, objective, len(sources))
+            totals[:, :4] = _summed(decoder, batches, objective, [text_bytes, *sources.values()])
         except Exception as error:
             if is_sharded(decoder):
                 raise
@@ -106,58 +107,55 @@ def evaluate(
     if totals[0, 4]:
         raise failure or RuntimeError("another process could not score its share")
     whole, *parts = totals.tolist()
-    by_source = {
-        name: _divided(sums, sources[name]) for name, sums in zip(sources, parts, strict=True)
-    }
-    return replace(_divided(whole, bytes_per_token), sources=by_source)
+    by_source = {name: _divided(sums) for name, sums in zip(sources, parts, strict=True)}
+    return replace(_divided(whole), sources=by_source)
 
 
 def _summed(
     decoder: Decoder,
     batches: Iterable[dict[str, Any]],
-    not_text: Collection[int],
     objective: Objective,
-    n_sources: int,
+    text_bytes: Sequence[NDArray[np.float64]],
 ) -> Tensor:
-    """Return nats, tokens, nats of text and tokens of text: (1 + n_sources, 4) float64.
+    """Return nats, tokens, nats of text and bytes of text: (1 + number of sources, 4) float64.
 
-    The first row is for the whole, the others for the sources. The whole is not the sum of the
+    The first row, and the first of `text_bytes`, is for the whole, the others for the sources. The
+    whole is not the sum of the
     sources' sums, so it has the same bits with and without sources.
     """
     device = next(decoder.parameters()).device
-    totals = torch.zeros(1 + n_sources, 4, dtype=torch.float64)
-    ends = torch.tensor(list(not_text), device=device)
+    totals = torch.zeros(len(text_bytes), 4, dtype=torch.float64)
+    tables = [torch.from_numpy(table) for table in text_bytes]
     for batch in batches:
         rows = on_device(batch, device)
         losses = objective.losses(decoder, rows)
-        totals[0] += _sums(losses, rows, ends, objective)
-        for number in batch["source"].unique().tolist() if n_sources else ():
+        totals[0] += _sums(losses, rows, tables[0], objective)
+        for number in batch["source"].unique().tolist() if tables[1:] else ():
             own = rows["source"] == number
             own_rows = {name: value[own] for name, value in rows.items()}
-            totals[1 + number] += _sums(losses[own], own_rows, ends, objective)
+            totals[1 + number] += _sums(losses[own], own_rows, tables[1 + number], objective)
     return totals
 
 
-def _divided(sums: list[float], bytes_per_token: float) -> Evaluation:
-    nats, tokens, text_nats, text_tokens, _ = sums
+def _divided(sums: list[float]) -> Evaluation:
+    nats, tokens, text_nats, text_bytes, _ = sums
     return Evaluation(
         loss=nats / tokens if tokens else math.nan,
-        bits_per_byte=(
-            text_nats / math.log(2) / (text_tokens * bytes_per_token) if text_tokens else math.nan
-        ),
+        bits_per_byte=text_nats / math.log(2) / text_bytes if text_bytes else math.nan,
         tokens=int(tokens),
+        text_bytes=round(text_bytes),
     )
 
 
 def _sums(
-    losses: Tensor, rows: Mapping[str, Tensor], not_text: Tensor, objective: Objective
+    losses: Tensor, rows: Mapping[str, Tensor], text_bytes: Tensor, objective: Objective
 ) -> Tensor:
-    labels = rows["labels"]
     # A batch is summed in float32, because MPS has no float64; batches are summed in float64.
-    parts = [losses.sum(), objective.count(rows)]
+    sums = torch.zeros(4, dtype=torch.float64)
+    sums[0], sums[1] = losses.sum().cpu(), objective.count(rows).cpu()
     if objective.per_token:
-        text = (labels != IGNORE_INDEX) & ~torch.isin(labels, not_text)
-        parts += [losses[text].sum(), text.sum()]
-    else:
-        parts += [torch.zeros(()), torch.zeros(())]
-    return torch.stack([part.float().cpu() for part in parts])
+        labels = rows["labels"].cpu()
+        sizes = text_bytes[labels.clamp(min=0)].masked_fill(labels == IGNORE_INDEX, 0)
+        sums[2] = losses[(sizes > 0).to(losses.device)].sum().cpu()
+        sums[3] = sizes.sum()
+    return sums

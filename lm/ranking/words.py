@@ -228,6 +228,13 @@ def general_notes(rankings: Sequence[Ranking]) -> Iterator[str]:
             "these checkpoints have different tokenizers: compare bits per byte and choices; tokens"
             " are no common unit"
         )
+    recorded = [(entrant.name, entrant.recorded) for entrant in entrants if entrant.recorded]
+    older = [name for name, validation in recorded if validation.text_bytes is None]
+    if 0 < len(older) < len(recorded):
+        yield (
+            f"val bits/byte of {', '.join(older)} are from an earlier version, which also counted"
+            " the bytes of conversations that fit into no row"
+        )
     for ranking in rankings:
         if ranking.cases is not None and (
             missing := [e.name for e in entrants if e not in ranking.entrants]

@@ -179,7 +179,7 @@ def compare(a: RunRecord, b: RunRecord) -> Comparison:
             (first_reached(values[0], goal), first_reached(values[1], goal)) for goal in goals or ()
         ],
         samples=_samples(a, b),
-        notes=list(_notes(a, b, names)),
+        notes=_notes(a, b, names) + _notes_on_bytes(a, b, names, yardstick),
     )
 
 
@@ -311,6 +311,22 @@ def _notes(a: RunRecord, b: RunRecord, names: tuple[str, str]) -> list[str]:
             adapters = count(run.meta, "adapters", "n_parameters")
             what = f"trained {adapters:,} parameters of adapters on" if adapters else "started from"
             notes.append(f"{name} {what} the weights of {its} at step {saved[parent]:,}")
+    return notes
+
+
+def _notes_on_bytes(
+    a: RunRecord, b: RunRecord, names: tuple[str, str], yardstick: Yardstick
+) -> list[str]:
+    """Return a note for each run whose bits per byte were recorded by the older rule."""
+    notes = []
+    for run, name in zip((a, b), names, strict=True):
+        formats = [value for key, value in flattened(run.config).items() if key.endswith("format")]
+        older = any(validation.text_bytes is None for validation in run.validations)
+        if yardstick.column == "bits_per_byte" and "chat" in formats and older:
+            notes.append(
+                f"{name}: an earlier version recorded these bits per byte; it also counted the"
+                " bytes of conversations that fit into no row; eval_val.py scores a checkpoint anew"
+            )
     return notes
 
 

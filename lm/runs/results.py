@@ -36,6 +36,8 @@ class RecordedValidation:
         seconds: the time that the validation took; None if it was not recorded.
         sample: a text that the model wrote at this step.
         sources: the figures of each data source, as they stand in the file.
+        text_bytes: the bytes of text that was scored. None in older records, whose bits per byte
+            count the bytes of all conversations, also of those that did not fit into a row.
     """
 
     step: int
@@ -47,6 +49,7 @@ class RecordedValidation:
     seconds: float | None
     sample: str | None = None
     sources: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    text_bytes: int | None = None
 
     @property
     def losses_by_source(self) -> dict[str, tuple[float, int]]:
@@ -149,6 +152,7 @@ def _parse(line: str) -> RecordedValidation | None:
         seconds=number(values, "seconds"),
         sample=text(values, "sample"),
         sources=sources,
+        text_bytes=count(values, "text_bytes"),
     )
 
 

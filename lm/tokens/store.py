@@ -26,10 +26,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lm.documents.templates import LEARNED
 from lm.system.disk import fingerprint, sync
 
 FORMAT = 2  # part of the fingerprint: raise it if the same text would give other files
 SHARD_TOKENS = 2**26  # 128 MB at two bytes
+COUNTED_AT_ONCE = 2**22  # tokens
 MOST_OPEN = 128  # files; a process may open 1,024, and a large corpus has more shards
 
 Manifest = dict[str, Any]
@@ -232,6 +234,16 @@ class TokenStore(Counts):
     def document_hashes(self) -> NDArray[np.uint64]:
         """A hash of each document's text; on disk, not in memory."""
         return self._map("hashes", np.uint64)
+
+    def count_ids(self, vocab_size: int) -> NDArray[np.int64]:
+        """Return how often each id occurs, (vocab_size,); in conversations where it is learnt."""
+        counts = np.zeros(vocab_size, np.int64)
+        for start in range(0, self.tokens, COUNTED_AT_ONCE):
+            ids = self.read(start, COUNTED_AT_ONCE)
+            if self.flagged:
+                ids = ids[(self.read_flags(start, len(ids)) & LEARNED) > 0]
+            counts += np.bincount(ids, minlength=vocab_size)
+        return counts
 
     def close(self) -> None:
         """Close the files: the disk frees a removed file only when no process has it open."""

@@ -1,4 +1,4 @@
-"""Facts about a run's data: the lines that it logs, bytes per token, and a hash of everything."""
+"""Facts about a run's data: the lines that it logs, bytes of text, and a hash of everything."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+from lm.tokenizer.token_bytes import bytes_of_tokens
+from lm.tokenizer.tokenizer import Tokenizer
 from lm.tokens.corpus import Corpus, named
 from lm.tokens.rows import ConversationRows, DocumentRows, SourceRows
 from lm.tokens.store import TokenStore
@@ -70,24 +75,35 @@ def _counts(split: str, parts: Sequence[SourceRows]) -> list[str]:
 
 
 def bytes_per_token(stores: Sequence[TokenStore]) -> float:
-    """Return the UTF-8 bytes of stored text per token, without EOS.
-
-    It turns nats per token into bits per byte: exactly for whole splits, and with the average of
-    the split if only some rows are scored.
-    """
+    """Return the UTF-8 bytes of stored text per token, without EOS."""
     text_bytes = sum(store.text_bytes for store in stores)
     return text_bytes / sum(store.text_tokens for store in stores)
 
 
-def bytes_per_token_by_source(corpora: Sequence[Corpus]) -> dict[str, float]:
-    """Return the bytes per token of each source that has validation text, by the source's name.
+def text_bytes(tokenizer: Tokenizer, stores: Sequence[TokenStore]) -> NDArray[np.float64]:
+    """Return the bytes of stored text that each id stands for, (V,); 0 if it is no text.
+
+    They turn the loss of any rows of the text into bits per byte. Over all of the text they sum to
+    its bytes exactly, also if the tokenizer changes it: each byte of a token then stands for a
+    little more or less than one of the text.
+    """
+    sizes = bytes_of_tokens(tokenizer)
+    decoded = sum(int(store.count_ids(len(sizes)) @ sizes) for store in stores)
+    text = sum(store.text_bytes for store in stores)
+    return sizes.astype(np.float64) * (text / max(1, decoded))
+
+
+def text_bytes_by_source(
+    tokenizer: Tokenizer, corpora: Sequence[Corpus]
+) -> dict[str, NDArray[np.float64]]:
+    """Return the `text_bytes` of each source that has validation text, by the source's name.
 
     Empty if there is only one: its figures are those of the whole.
     """
     stores = {name: corpus.val for name, corpus in named(corpora) if corpus.val.documents}
     if len(stores) < 2:
         return {}
-    return {name: val.text_bytes / max(1, val.text_tokens) for name, val in stores.items()}
+    return {name: text_bytes(tokenizer, [val]) for name, val in stores.items()}
 
 
 def hash_of_data(corpora: Sequence[Corpus], parts: Sequence[SourceRows]) -> str:

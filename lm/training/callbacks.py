@@ -205,8 +205,7 @@ class Validate(RunCallback):
         return evaluate(
             decoder,
             batches,
-            parts.tokenizer.reserved_ids,
-            parts.data.text_bytes_per_token,
+            parts.data.text_bytes,
             parts.objective,
             parts.data.validation_sources,
         )

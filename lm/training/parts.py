@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from lm.config.schema.config import Config
@@ -23,8 +25,8 @@ class Data(Protocol):
     epochs_per_step: float
     sha256: str
     revisions: dict[str, str]
-    text_bytes_per_token: float
-    validation_sources: dict[str, float]
+    text_bytes: NDArray[np.float64]
+    validation_sources: dict[str, NDArray[np.float64]]
 
     def train_dataloader(self) -> Iterable[dict[str, Any]]:
         """Return one item for each step from `start_step` on."""

@@ -115,6 +115,7 @@ class Record:
                 seconds=seconds,
                 sample=sample,
                 sources=result.figures_by_source,
+                text_bytes=result.text_bytes,
             )
         )  # last: without this line it is no validation, and a resumed run validates again
 

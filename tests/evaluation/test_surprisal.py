@@ -63,7 +63,7 @@ def test_the_sums_are_those_of_a_validation(decoder, masked):
     decoder.train()
     found = measure_surprisal(decoder, batches(masked), T)
     assert decoder.training
-    expected = evaluate(decoder, [batch for batch, _ in batches(masked)], (), 1.0)
+    expected = evaluate(decoder, [batch for batch, _ in batches(masked)], np.ones(300))
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
     assert (
         found.tokens.sum() == expected.tokens == sum(tokens for _, tokens in found.sources.values())
@@ -74,7 +74,7 @@ def test_the_sums_are_those_of_a_validation(decoder, masked):
             ({k: v[[s == name for s in sources]] for k, v in batch.items()}, ())
             for batch, sources in batches(masked)
         ]
-        alone = evaluate(decoder, [batch for batch, _ in own], (), 1.0)
+        alone = evaluate(decoder, [batch for batch, _ in own], np.ones(300))
         assert found.sources[name] == (
             pytest.approx(alone.loss * alone.tokens, rel=1e-5),
             alone.tokens,

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lm.config.schema.model import ModelConfig
@@ -35,6 +37,13 @@ class Given(nn.Module):
     def forward(self, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None) -> Tensor:
         self.modes.append(self.training or self.inner.training or torch.is_grad_enabled())
         return torch.where(labels == IGNORE_INDEX, 0.0, self.costs[labels.clamp(min=0)])
+
+
+def sizes(each: float) -> NDArray[np.float64]:
+    """Return the bytes of each id's text: all alike, and none for EOS."""
+    table = np.full(300, each)
+    table[EOS] = 0
+    return table
 
 
 def batch(*rows: list[int]) -> Batch:
@@ -74,7 +83,7 @@ def cut(whole: Batch, size: int, begin: int = 0, end: int = 9) -> Iterator[Batch
 def test_batches_weigh_by_their_tokens() -> None:
     """The sums 2 over 1 token and 90 over 9 give 92 / 10. The mean of the means would be 6."""
     unequal = [batch([1]), batch([2] * 9)]
-    result = evaluate(Given(0.0, 2.0, 10.0), unequal, {EOS}, 1.0)
+    result = evaluate(Given(0.0, 2.0, 10.0), unequal, sizes(1.0))
     assert result.loss == pytest.approx(9.2)
     assert result.tokens == 10
     assert result.perplexity == pytest.approx(math.exp(9.2))
@@ -82,7 +91,7 @@ def test_batches_weigh_by_their_tokens() -> None:
 
 def test_the_same_at_every_batch_size_and_equal_to_the_loop() -> None:
     model, whole = decoder(), rows()
-    results = [evaluate(model, cut(whole, size), {EOS}, 1.7) for size in (1, 3, 8, 9)]
+    results = [evaluate(model, cut(whole, size), sizes(1.7)) for size in (1, 3, 8, 9)]
     model.eval()
     with torch.no_grad():
         logs = (
@@ -111,15 +120,23 @@ def test_bits_per_byte_by_hand() -> None:
     """
     bit = math.log(2)
     result = evaluate(
-        Given(0.0, bit, 3 * bit, *[0.0] * 7, 100.0), [batch([1, 2, EOS, IGNORE_INDEX])], {EOS}, 3.0
+        Given(0.0, bit, 3 * bit, *[0.0] * 7, 100.0), [batch([1, 2, EOS, IGNORE_INDEX])], sizes(3.0)
     )
     assert result.bits_per_byte == pytest.approx(4 / 6)
     assert result.loss == pytest.approx((4 * bit + 100) / 3, rel=1e-6)
     assert result.tokens == 3
 
 
+def test_bits_per_byte_are_of_the_labels_that_are_scored() -> None:
+    """Tokens of 1 and 5 bytes cost a bit each. Of four, one of 5 bytes is not scored."""
+    table = np.array([1.0, 5.0, 0.0])
+    bit = math.log(2)
+    result = evaluate(Given(bit, bit, 9.0), [batch([0, 1, IGNORE_INDEX, 0, 2])], table)
+    assert result.bits_per_byte == pytest.approx(3 / 7)
+
+
 def test_an_impossible_end_of_document_spares_the_bits_per_byte() -> None:
-    result = evaluate(Given(0.0, 1.0, *[0.0] * 8, math.inf), [batch([1, EOS])], {EOS}, 1.0)
+    result = evaluate(Given(0.0, 1.0, *[0.0] * 8, math.inf), [batch([1, EOS])], sizes(1.0))
     assert (result.loss, result.perplexity) == (math.inf, math.inf)
     assert result.bits_per_byte == pytest.approx(1 / math.log(2))
 
@@ -127,14 +144,14 @@ def test_an_impossible_end_of_document_spares_the_bits_per_byte() -> None:
 def test_documents_are_handed_on() -> None:
     model, whole = decoder(), rows()
     without = {name: tensor for name, tensor in whole.items() if name != "document_ids"}
-    assert evaluate(model, [whole], {EOS}, 1.0).loss != evaluate(model, [without], {EOS}, 1.0).loss
+    assert evaluate(model, [whole], sizes(1.0)).loss != evaluate(model, [without], sizes(1.0)).loss
 
 
 @pytest.mark.parametrize(
     "batches", [[], [batch([IGNORE_INDEX, IGNORE_INDEX])]], ids=["no batch", "no target"]
 )
 def test_nothing_to_score_is_nan(batches: list[Batch]) -> None:
-    result = evaluate(Given(1.0), batches, {EOS}, 1.0)
+    result = evaluate(Given(1.0), batches, sizes(1.0))
     assert result.tokens == 0
     assert math.isnan(result.loss)
     assert math.isnan(result.bits_per_byte)
@@ -142,7 +159,7 @@ def test_nothing_to_score_is_nan(batches: list[Batch]) -> None:
 
 
 def test_only_ends_of_documents_have_a_loss_but_no_bits_per_byte() -> None:
-    result = evaluate(Given(*[2.0] * 11), [batch([EOS, EOS])], {EOS}, 1.0)
+    result = evaluate(Given(*[2.0] * 11), [batch([EOS, EOS])], sizes(1.0))
     assert result.loss == 2.0
     assert math.isnan(result.bits_per_byte)
 
@@ -154,7 +171,7 @@ def test_perplexity_of_a_large_loss(loss: float) -> None:
 
 
 def test_a_nan_is_not_hidden() -> None:
-    result = evaluate(Given(0.0, math.nan), [batch([0, 0]), batch([1, 0])], {EOS}, 1.0)
+    result = evaluate(Given(0.0, math.nan), [batch([0, 0]), batch([1, 0])], sizes(1.0))
     assert math.isnan(result.loss)
     assert math.isnan(result.perplexity)
 
@@ -162,7 +179,7 @@ def test_a_nan_is_not_hidden() -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_scored_in_evaluation_mode_and_left_in_its_own(training: bool) -> None:
     model = Given(1.0).train(training)
-    evaluate(model, [batch([0])], {EOS}, 1.0)
+    evaluate(model, [batch([0])], sizes(1.0))
     assert model.modes == [False]
     assert model.training is model.inner.training is training
 
@@ -175,7 +192,7 @@ def test_left_in_its_own_mode_after_an_exception_too(training: bool) -> None:
 
     model = Given(1.0).train(training)
     with pytest.raises(OSError):
-        evaluate(model, broken(), {EOS}, 1.0)
+        evaluate(model, broken(), sizes(1.0))
     assert model.training is model.inner.training is training
 
 
@@ -183,8 +200,8 @@ def test_leaves_no_trace_in_training() -> None:
     """No gradient is left and no random number is drawn, so the next training step is the same."""
     model = decoder().train()
     state = torch.get_rng_state()
-    first = evaluate(model, [rows()], {EOS}, 1.0)
-    assert evaluate(model, [rows()], {EOS}, 1.0) == first  # dropout is off
+    first = evaluate(model, [rows()], sizes(1.0))
+    assert evaluate(model, [rows()], sizes(1.0)) == first  # dropout is off
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -192,11 +209,15 @@ def test_leaves_no_trace_in_training() -> None:
 def test_many_batches_do_not_wear_the_sum_out() -> None:
     """A sum of 2**24 in float32 no longer notices another 0.5."""
     batches = [batch([1])] + [batch([0])] * 200
-    result = evaluate(Given(0.5, float(2**24)), batches, {EOS}, 1.0)
+    result = evaluate(Given(0.5, float(2**24)), batches, sizes(1.0))
     assert result.loss * result.tokens == pytest.approx(2**24 + 100, rel=1e-12)
 
 
-SOURCES = {"jsonl a": 1.2, "txt b": 2.5, "csv of which no row was chosen": 1.0}
+SOURCES = {
+    "jsonl a": sizes(1.2),
+    "txt b": sizes(2.5),
+    "csv of which no row was chosen": sizes(1.0),
+}
 
 
 def of_two_sources() -> Batch:
@@ -209,13 +230,13 @@ def of_two_sources() -> Batch:
 def test_sources_are_scored_as_each_alone_and_make_up_the_whole() -> None:
     model, whole = decoder(), rows()
     for size in (1, 3, 9):
-        result = evaluate(model, cut(of_two_sources(), size), {EOS}, 1.7, sources=SOURCES)
+        result = evaluate(model, cut(of_two_sources(), size), sizes(1.7), sources=SOURCES)
         # the same bits as without sources
-        assert replace(result, sources={}) == evaluate(model, cut(whole, size), {EOS}, 1.7)
+        assert replace(result, sources={}) == evaluate(model, cut(whole, size), sizes(1.7))
         first, second, none = (result.sources[name] for name in SOURCES)
         for found, alone in (
-            (first, evaluate(model, cut(whole, size, 0, 4), {EOS}, 1.2)),
-            (second, evaluate(model, cut(whole, size, 4, 9), {EOS}, 2.5)),
+            (first, evaluate(model, cut(whole, size, 0, 4), sizes(1.2))),
+            (second, evaluate(model, cut(whole, size, 4, 9), sizes(2.5))),
         ):
             assert (found.loss, found.bits_per_byte) == (
                 pytest.approx(alone.loss),
@@ -249,7 +270,7 @@ def test_preferences_of_several_sources_count_pairs() -> None:
         "source": torch.tensor([0, 1, 1]),
     }
     objective = Preference(0.1, frozen_reference(decoder()))
-    result = evaluate(decoder(), [pairs], {EOS}, 1.0, objective, {"a": 1.0, "b": 1.0})
+    result = evaluate(decoder(), [pairs], sizes(1.0), objective, {"a": sizes(1.0), "b": sizes(1.0)})
     assert [result.tokens, *(each.tokens for each in result.sources.values())] == [4, 2, 2]
     assert all(math.isnan(each.bits_per_byte) for each in result.sources.values())
     assert sum(each.loss * each.tokens for each in result.sources.values()) / 4 == pytest.approx(
@@ -264,7 +285,7 @@ def score_share(rank: int, folder: str) -> None:
     # unequal in rows, tokens and sources: the first process has rows of one source only
     shares = [(0, 3), (3, 9)]
     result = evaluate(
-        decoder(), cut(of_two_sources(), [2, 3][rank], *shares[rank]), {EOS}, 1.7, sources=SOURCES
+        decoder(), cut(of_two_sources(), [2, 3][rank], *shares[rank]), sizes(1.7), sources=SOURCES
     )
     figures = [
         [each.loss, each.bits_per_byte, each.tokens] for each in (result, *result.sources.values())
@@ -276,7 +297,7 @@ def score_share(rank: int, folder: str) -> None:
 @pytest.mark.usefixtures("starts_processes")
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(score_share, args=(str(tmp_path),), nprocs=2)
-    alone = evaluate(decoder(), cut(of_two_sources(), 3), {EOS}, 1.7, sources=SOURCES)
+    alone = evaluate(decoder(), cut(of_two_sources(), 3), sizes(1.7), sources=SOURCES)
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text()
     for (loss, bits_per_byte, tokens), expected in zip(
         json.loads((tmp_path / "0").read_text()), (alone, *alone.sources.values()), strict=True

@@ -103,7 +103,7 @@ def test_a_source_scores_what_it_scores_alone(run: Path) -> None:
         assert data.validation_sources == {}
         batches = list(data.val_dataloader())
         assert "source" not in batches[0]
-        alone = evaluate(decoder, batches, tokenizer.reserved_ids, data.text_bytes_per_token)
+        alone = evaluate(decoder, batches, data.text_bytes)
         assert recorded[name]["tokens"] == alone.tokens
         assert (recorded[name]["loss"], recorded[name]["bits_per_byte"]) == pytest.approx(
             (alone.loss, alone.bits_per_byte), rel=1e-4

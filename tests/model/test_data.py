@@ -14,6 +14,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
 
 from data import PackedDataModule, Rows, TrainingSteps, ValidationBatches
 from lm.config.reader import load
@@ -21,7 +23,7 @@ from lm.config.schema.config import Config
 from lm.documents.reader import hash_of_text
 from lm.system.errors import ConfigError, DataError
 from lm.system.machine import ROOT
-from lm.tokenizer.tokenizer import ByteTokenizer
+from lm.tokenizer.tokenizer import ByteTokenizer, FastTokenizer
 from lm.tokens.plan import Plan
 from lm.tokens.rows import DocumentRows, PackedRows
 from lm.tokens.store import SplitWriter, TokenStore
@@ -1040,29 +1042,25 @@ def test_the_validation_loss_does_not_depend_on_the_batch_size(tmp_path, batch_s
     assert sum(losses).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-class CharacterTokenizer(ByteTokenizer):
-    """An id for each character up to U+00FF, which may take two bytes."""
-
-    definition = "characters"
-
-    def encode_flat(self, texts):
-        return np.frombuffer("".join(texts).encode("latin-1"), np.uint8).astype(
-            self.dtype
-        ), np.array([len(text) for text in texts])
+def characters() -> FastTokenizer:
+    """Return a vocabulary of the characters up to U+00FF, which may take two bytes."""
+    backend = Backend(models.BPE({chr(i): i for i in range(256)} | {"<eos>": 256}, []))
+    backend.decoder = decoders.Fuse()
+    return FastTokenizer(backend.to_str(), "characters", eos_id=256, pad_id=256)
 
 
-def test_bytes_per_token(tmp_path):
-    data = module(tmp_path, ["Grüße " + text for text in TEXTS], LargeTokenizer(70_000))
-    assert data.text_bytes_per_token == 1.0
+def test_the_bytes_of_what_each_id_stands_for(tmp_path):
+    data = module(tmp_path, ["Grüße " + text for text in TEXTS])
+    assert data.text_bytes[:256].tolist() == [1.0] * 256 and not data.text_bytes[256:].any()
     parts = [["Grüße " * 2 + text for text in TEXTS], ["ü" * (1 + i % 50) for i in range(500)]]
+    tokenizer = characters()
     mixed = module(
-        tmp_path, mixture(tmp_path / "mixed", (1, 1), parts), CharacterTokenizer(), val_fraction=0.3
+        tmp_path, mixture(tmp_path / "mixed", (1, 1), parts), tokenizer, val_fraction=0.3
     )
     val = [text for text in parts[0] + parts[1] if hash_of_text(text) < 0.3 * 2**64]
-    assert mixed.text_bytes_per_token == sum(len(text.encode()) for text in val) / sum(
-        map(len, val)
-    )
-    assert 1.2 < mixed.text_bytes_per_token < 2
+    ids = [i for text in val for i in tokenizer.encode(text)]
+    assert mixed.text_bytes[ids].sum() == pytest.approx(sum(len(text.encode()) for text in val))
+    assert mixed.text_bytes[tokenizer.encode("ü")].tolist() == [2.0]
     val = decoded(module(tmp_path, ["Grüße " + text for text in TEXTS]), "val")
     assert the_store(data, "val").text_bytes == sum(len(text.encode()) for text in val)
 

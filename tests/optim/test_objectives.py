@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -180,7 +181,7 @@ def test_validation_averages_over_pairs(size):
         {name: values[first : first + size] for name, values in rows.items()}
         for first in range(0, 5, size)
     ]
-    result = evaluate(policy, batches, {0}, 1.0, Preference(BETA, frozen_reference(reference)))
+    result = evaluate(policy, batches, np.ones(300), Preference(BETA, frozen_reference(reference)))
     assert (result.tokens, math.isnan(result.bits_per_byte)) == (5, True)
     assert result.loss == pytest.approx(
         by_formula(policy, reference, pairs).mean().item(), rel=1e-5

@@ -268,6 +268,19 @@ def test_what_validations_can_be_compared_by(
     assert page(found)
 
 
+@pytest.mark.parametrize("kind", ["txt", "chat"])
+def test_bits_per_byte_of_conversations_by_the_older_rule_are_marked(
+    tmp_path: Path, kind: str
+) -> None:
+    """Records without text_bytes count the bytes of conversations that nobody scored."""
+    data = {"data": {**CONFIG["data"], "source": {"format": kind, "files": ["a.txt"]}}}
+    config = {"config": CONFIG | data}
+    found = both(tmp_path, a=config, b=config | BPE)
+    assert found.yardstick.column == "bits_per_byte"
+    marked = [note for note in found.notes if "earlier version" in note]
+    assert len(marked) == (2 if kind == "chat" else 0)
+
+
 def test_preferences_of_both_are_compared_by_pairs(tmp_path: Path) -> None:
     found = both(tmp_path, a=DPO, b=DPO)
     assert found.yardstick.column == "loss"

@@ -3,6 +3,7 @@ invents nothing.
 """
 
 import json
+import math
 import re
 from itertools import pairwise
 
@@ -18,9 +19,11 @@ from lm.checks.xray import read_rows
 from lm.config.schema.config import Config
 from lm.config.schema.model import ModelConfig
 from lm.documents.templates import BEGINS, LEARNED
+from lm.evaluation.validation import evaluate
 from lm.optim.loss import IGNORE_INDEX
 from lm.system.errors import DataError
-from lm.tokenizer.tokenizer import ByteTokenizer
+from lm.tokenizer.learn import learn
+from lm.tokenizer.tokenizer import ByteTokenizer, FastTokenizer
 from lm.tokens.corpus import held_out_conversations
 from lm.tokens.rows import ConversationRows, pack
 from lm.tokens.store import SplitWriter, TokenStore
@@ -260,12 +263,39 @@ def test_padding_is_never_learnt_even_where_it_is_the_end(tmp_path):
 def test_bits_per_byte_count_the_bytes_of_the_answers(tmp_path):
     data = PackedDataModule(config_of(tmp_path, CHATS, length=128), BYTES, lambda line: None)
     data.rows  # noqa: B018 - the first access makes them
-    assert data.text_bytes_per_token == 1.0
+    assert data.text_bytes[:256].tolist() == [1.0] * 256
     [corpus] = data.corpora
     assert (
         corpus.val.text_bytes
         == sum(len(f" It is {n * n}.\n") for n in range(20)) - corpus.train.text_bytes
     )
+
+
+@pytest.mark.parametrize("too_long", ["drop", "cut"])
+def test_bits_per_byte_are_of_the_answers_that_are_scored(tmp_path, too_long):
+    """Answers that fit have a byte for each token, those that do not fit have many. They are left
+    out, or cut, and so are their bytes.
+    """
+    definition, _ = learn(["abracadabra " * 40 + "".join(map(chr, range(33, 127)))], 280)
+    specials = {token["content"]: token["id"] for token in json.loads(definition)["added_tokens"]}
+    tokenizer = FastTokenizer(definition, "learnt", specials["<|eos|>"], specials["<|pad|>"])
+    unlike = [(f"What is {n}?", "abracadabra " * 60 + str(n)) for n in range(100, 120)]
+    config = config_of(tmp_path, [*CHATS, *unlike], length=64, too_long=too_long)
+    data = PackedDataModule(config, tokenizer, lambda line: None)
+    torch.manual_seed(0)
+    shape = {"context_length": 64, "n_layers": 1, "d_model": 16, "n_heads": 2}
+    decoder = Decoder(ModelConfig(vocab_size=tokenizer.vocab_size, **shape)).eval()
+    nats, text = 0.0, ""
+    for batch in data.val_dataloader():
+        scores = decoder(batch["input_ids"], document_ids=batch["document_ids"]).log_softmax(-1)
+        for place in (batch["labels"] != IGNORE_INDEX).nonzero().tolist():
+            label = int(batch["labels"][tuple(place)])
+            if label not in tokenizer.reserved_ids:
+                nats -= scores[(*place, label)].item()
+                text += tokenizer.decode([label])
+    assert ("abracadabra" in text) == (too_long == "cut")
+    result = evaluate(decoder, data.val_dataloader(), data.text_bytes)
+    assert result.bits_per_byte == pytest.approx(nats / math.log(2) / len(text.encode()), rel=1e-5)
 
 
 def test_what_is_left_out_is_said(tmp_path):
