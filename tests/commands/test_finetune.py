@@ -178,6 +178,9 @@ def test_replay_mixes_in_the_text_of_the_base(tmp_path, base):
         data.rows["train"].parts[1].store.sha256 == base_rows.rows["train"].parts[0].store.sha256
     ), "what the base held out is not learnt"
     assert len(data.rows["val"].parts) == 1, "validation is of the conversations"
+    own = len(data.rows["train"].parts[0])
+    passes = 0.75 * config.trainer.batch_size / own
+    assert data.epochs_per_step == pytest.approx(passes), "replayed rows are no pass over one's own"
     tune(config_file(tmp_path, base, finetune={"replay": 0.25}))
 
 

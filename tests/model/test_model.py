@@ -474,6 +474,21 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(model(x), model(x))
 
 
+@pytest.mark.parametrize("branch", ["embedding", "attention", "mlp"])
+def test_dropout_acts_on_the_embedding_and_on_both_branches(branch: str) -> None:
+    """With the other places silenced, a half of this one's values is dropped."""
+    model, x = decoder(dropout=0.5).train(), ids()
+    if branch != "embedding":
+        model.dropout.p = 0.0
+    for block in model.layers:
+        for name in {"attention": ("mlp",), "mlp": ("attention",)}.get(
+            branch, ("attention", "mlp")
+        ):
+            for weight in getattr(block, name).parameters():
+                torch.nn.init.zeros_(weight)
+    assert not torch.equal(model(x), model(x))
+
+
 @pytest.mark.usefixtures("takes_seconds")
 def test_it_learns_to_copy_but_cannot_look_ahead() -> None:
     """The model learns to repeat the previous token. For the token after next of random text,

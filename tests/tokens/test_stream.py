@@ -34,7 +34,7 @@ from lm.system.errors import CheckpointError, ConfigError, DataError
 from lm.tokenizer.tokenizer import ByteTokenizer
 from lm.tokens.corpus import open_corpora
 from lm.tokens.prepare import Split
-from lm.tokens.producer import Producer, await_window
+from lm.tokens.producer import AnnouncedSteps, Producer, await_window
 from lm.tokens.stream import Stream, choose_revision
 from tests.support.hub import COMMIT, Hub
 
@@ -684,6 +684,22 @@ def test_what_the_producer_leaves_keeps_its_exit_code(
     os.utime(tmp_path / "failed.json", (0, 0))  # a disk in a network has a clock of its own
     with pytest.raises(kind, match="what went wrong"):
         await_window(make_stream(tmp_path), 0)
+
+
+def test_windows_are_kept_for_the_steps_that_loaders_may_still_read() -> None:
+    """A loader's workers load ahead of the training, so an announced step frees no later one."""
+
+    class Advances:
+        def __init__(self) -> None:
+            self.steps: list[int] = []
+
+        def advance(self, step: int) -> None:
+            self.steps.append(step)
+
+    producers = Advances()
+    announced = AnnouncedSteps(range(5, 12), producers, ahead=4)  # type: ignore[arg-type]
+    assert list(announced) == list(range(5, 12))
+    assert producers.steps == [5, 5, 5, 5, 5, 6, 7]
 
 
 @pytest.mark.usefixtures("starts_processes")

@@ -28,6 +28,10 @@ def assert_close(result: dict[str, Tensor], expected: dict[str, Tensor]) -> None
         )
 
 
+# each row drops out the same units, whichever process has it
+SAME_DROPOUT = ("alone.pt", "1-dropout.pt")
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, trains: None) -> dict[str, Tensor]:
     """Return the result of all eight rows at once, in one process."""
@@ -90,7 +94,10 @@ def test_many_processes(
     """Processes over gloo take the eight rows as 2 x 4, 2 x 2 x 2, 4 x 2 and 4 x 2 x 1. Some have
     only ignored labels.
     """
-    launched(processes, "tests.support.one_step", str(tmp_path), *cases)
+    launched(processes, "tests.support.one_step", str(tmp_path), *cases, "1-dropout")
+    one_step.main(1, tmp_path / "alone.pt", 1, "dropout")
+    alone, shared = (torch.load(tmp_path / name, weights_only=True) for name in SAME_DROPOUT)
+    assert_close(shared, alone)
     worst = 0.0
     for case in cases:
         result = torch.load(tmp_path / f"{case}.pt", weights_only=True)

@@ -156,6 +156,22 @@ def test_an_overflow_skips_the_update_and_is_counted() -> None:
     assert module.optimizers(use_pl_optimizer=False).state_dict()["state"] == {}
 
 
+def test_an_overflow_leaves_the_average_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights did not move, so they count once in the average, not twice."""
+    accumulate = LanguageModel._accumulate
+
+    def overflowing(self: LanguageModel, batch: dict[str, object]) -> Tensor:
+        loss = accumulate(self, batch)
+        if self.step == 3:
+            self.decoder.norm.weight.grad[0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(LanguageModel, "_accumulate", overflowing)
+    before, after = fit(CALM).states[2:4]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not torch.equal(before["norm.weight"], before["average of norm.weight"])
+
+
 def test_overflows_without_an_end_stop_the_run() -> None:
     with pytest.raises(
         NonFiniteError,
@@ -194,6 +210,22 @@ def test_a_step_that_is_left_out_leaves_the_scale_alone(
     )
     for name, tensor in known.states[-1].items():
         assert torch.equal(found.states[-1][name], tensor), name
+
+
+def test_a_step_without_a_target_has_no_loss_and_no_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such as a step in which every answer is cut away: 0 divided by 0 would be NaN."""
+    rows = Steps.__getitem__
+
+    def without_targets(self: Steps, step: int) -> dict[str, object]:
+        batch = rows(self, step)
+        return batch | {"labels": torch.full_like(batch["labels"], -100)} if step == 2 else batch
+
+    monkeypatch.setattr(Steps, "__getitem__", without_targets)
+    module = fit(CALM, precision="fp32")
+    assert module.norms[2] == 0 and module.norms[3] > 0
+    assert all(tensor.isfinite().all() for tensor in module.states[-1].values())
 
 
 def test_the_scale_is_saved_and_resumed(tmp_path: Path) -> None:
