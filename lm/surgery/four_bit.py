@@ -5,6 +5,7 @@ bitsandbytes.
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 
 import torch
@@ -93,6 +94,6 @@ def _bitsandbytes() -> Any:
         from bitsandbytes import functional
     except ImportError as error:
         raise ConfigError(
-            "finetune.method: qlora needs a package that is missing: pip install -e '.[qlora]'"
+            f"finetune.method: qlora needs a package: {sys.executable} -m pip install bitsandbytes"
         ) from error
     return functional

@@ -8,6 +8,7 @@ of the pieces.
 from __future__ import annotations
 
 import itertools
+import sys
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +31,9 @@ def on_ray(function: Tokenise, pieces: Iterator[Piece]) -> Iterator[Tokens]:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise ConfigError("--ray: Ray is not installed; pip install -e '.[cluster]'") from error
+        raise ConfigError(
+            f"--ray: Ray is not installed: {sys.executable} -m pip install ray"
+        ) from error
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)
     shared = ray.put(function)

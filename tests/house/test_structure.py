@@ -10,11 +10,13 @@ import functools
 import gc
 import os
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from setuptools import find_packages
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -366,16 +368,20 @@ def test_no_name_is_a_trap() -> None:
     check("names", traps)
 
 
-def test_pyproject_agrees_with_the_tree() -> None:
+def test_all_code_that_is_shipped_is_type_checked() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    setuptools = project["tool"]["setuptools"]
-    commands = sorted(name for name in SHIPPED if "." not in name and name not in ("lm", "tools"))
-    folders = {path.parent for path in (SOURCES[name] for name in SHIPPED)} - {ROOT}
-    packages = {module_name(folder / "__init__.py") for folder in folders}
-    assert sorted(setuptools["py-modules"]) == commands
-    assert set(find_packages(str(ROOT), **setuptools["packages"]["find"])) == packages
-    checked = sorted(project["tool"]["mypy"]["files"])
-    assert checked == sorted([*(f"{name}.py" for name in commands), "lm", "tools"])
+    commands = [f"{name}.py" for name in SHIPPED if "." not in name]
+    files = {"lm", "tools", *commands} - {"lm.py", "tools.py"}
+    assert sorted(project["tool"]["mypy"]["files"]) == sorted(files)
+
+
+@pytest.mark.usefixtures("starts_processes")
+@pytest.mark.parametrize("flags", [["."], ["-e", "."]])
+def test_pip_is_refused_with_what_to_do_instead(flags: list[str]) -> None:
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "clone the repository and run `make smoke`" in done.stdout + done.stderr
 
 
 def test_every_package_is_pinned_once() -> None:

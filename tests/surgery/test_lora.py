@@ -427,7 +427,7 @@ def test_without_bitsandbytes_one_line_says_so(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(
         ConfigError,
         match=(
-            r"^finetune\.method: qlora needs a package that is missing:"
+            r"^finetune\.method: qlora needs a package:"
             r" pip install -e '\.\[qlora\]'$"
         ),
     ):
