@@ -1,7 +1,7 @@
 """Compare our CPU recipe with nanoGPT's own, on the same text, machine and hour.
 
     git clone https://github.com/karpathy/nanoGPT
-    python benchmarks/against_nanogpt.py --nanogpt nanoGPT --text PATH/TO/tinyshakespeare/input.txt
+    python benchmarks/against_nanogpt.py --nanogpt nanoGPT --text downloads/tinyshakespeare.txt
 
 nanoGPT runs its README's CPU command in a copy of its folder: 4 layers, d 128, context 64, batch
 12, 2,000 steps, 1,536,000 tokens. Ours runs configs/tinyshakespeare_cpu.yaml with as many tokens.

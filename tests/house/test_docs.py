@@ -343,6 +343,21 @@ def test_the_readme_is_short_and_begins_with_the_essentials() -> None:
     assert not pages - {Path(target).name for target in LINK.findall(text)}, "not linked"
 
 
+def test_figures_of_several_pages_agree() -> None:
+    """A loss on a page that only tells about results is one that a page of results has measured."""
+    measured = " ".join(
+        (ROOT / "docs" / name).read_text(encoding="utf-8")
+        for name in ("EXPECTED_RESULTS.md", "BENCHMARKS.md")
+    )
+    known = set(re.findall(r"\b\d\.\d{3}\b", measured))
+    known |= {f"{float(figure):.3f}" for figure in re.findall(r"\b\d\.\d{4}\b", measured)}
+    results = README.read_text(encoding="utf-8").partition("## Results")[2].partition("\n## ")[0]
+    base = re.findall(r"validation loss (\d\.\d{3})", prose(ROOT / "docs" / "FINETUNING.md"))
+    figures = re.findall(r"\b\d\.\d{2,3}\b", results)
+    assert figures and base
+    assert not [figure for figure in [*figures, *base] if figure not in known]
+
+
 @pytest.mark.parametrize("page", [*PAGES, *CONFIGURATIONS], ids=lambda page: page.name)
 def test_no_sentence_begins_like_a_translation(page: Path) -> None:
     """No sentence begins with What, Whatever or Of, unless it is a question."""
