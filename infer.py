@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from torch import Generator
 
-    from lm.checkpoints.load import Model
     from lm.generation.continuation import Sample
+    from lm.generation.load import Model
 
 EPILOG = """
 Without --prompt and --prompt-file the prompt comes from stdin. The last line break of a file or of

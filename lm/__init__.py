@@ -8,10 +8,10 @@
     documents                     files, hub datasets and conversations become cleaned documents
     tokens                        documents become token ids on disk, and rows for each step
     surgery                       LoRA, 4 bits, FSDP and torch.compile, applied to a decoder
-    checkpoints                   folders on disk that are models; `from lm import load` opens one
+    checkpoints                   folders on disk that are models
     runs                          a run's folder: its start, metrics, validations, incidents
     display                       tables, curves, pages
-    generation                    a prompt becomes text: filters, decode loop, chat
+    generation                    a prompt becomes text; `from lm import load` opens a model
     evaluation                    validation loss, likelihoods, answers, memorisation
     training                      the LightningModule, its callbacks, the Trainer
     ranking                       which checkpoint is best on files of cases
@@ -26,13 +26,13 @@ first. This package imports nothing until `load` is asked for, so `import lm` is
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lm.checkpoints.load import load
+    from lm.generation.load import load
 else:
 
     def __getattr__(name: str) -> object:
         """Import `load` when it is asked for, because it needs torch."""
         if name == "load":
-            from lm.checkpoints.load import load
+            from lm.generation.load import load
 
             return load
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The door for scripts and notebooks: `from lm import load` opens a checkpoint for use."""
+"""A checkpoint becomes a decoder in evaluation mode, its tokenizer and its meta data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lm.tokenizer.tokenizer import Tokenizer
 from model import Decoder
 
 
-class Model(NamedTuple):
+class Opened(NamedTuple):
     """An opened checkpoint; `decoder, tokenizer, meta = load(path)` unpacks it."""
 
     decoder: Decoder
@@ -23,7 +23,7 @@ class Model(NamedTuple):
     meta: dict[str, Any]  # the content of meta.json
 
 
-def load(path: str | Path | Checkpoint, device: str = "cpu") -> Model:
+def load(path: str | Path | Checkpoint, device: str = "cpu") -> Opened:
     """Open a checkpoint for use: `decoder, tokenizer, meta = load("checkpoints/best.ckpt")`.
 
     The decoder is in evaluation mode. It holds the averaged (EMA) weights if the run kept them.
@@ -48,4 +48,4 @@ def load(path: str | Path | Checkpoint, device: str = "cpu") -> Model:
             read_weights(checkpoint, dict(decoder.named_parameters())), strict=False, assign=True
         )
         decoder.tie_weights()
-    return Model(decoder.to(device).eval(), tokenizer, checkpoint.meta)
+    return Opened(decoder.to(device).eval(), tokenizer, checkpoint.meta)

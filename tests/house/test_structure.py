@@ -29,7 +29,7 @@ ORDER = [
 ABOVE = ["tools", "tests", "benchmarks"]  # these may import everything in ORDER
 ONE_BY_ONE = ("root", "tools")  # the commands do not import each other
 SHARED = {("finetune", "train")}  # but these do: a fine-tuning is assembled as a pretraining is
-LATE = ("lm", "lm.checkpoints.load")  # the one exception: `from lm import load` is fetched late
+LATE = ("lm", "lm.generation.load")  # the one exception: `from lm import load` is fetched late
 
 # A learner reads these files to know how a model is trained.
 CORE_PATH = [
@@ -448,7 +448,7 @@ WRONG_IMPORTS = [
 RIGHT_IMPORTS = [
     ("lm.optim.loss", "import torch\nfrom lm.system import errors"),
     ("lm.optim.loss", "from lm.config.schema.model import ModelConfig\nimport lm.optim.schedule"),
-    ("lm", "from lm.checkpoints.load import load"),
+    ("lm", "from lm.generation.load import load"),
     ("lm.training.module", "from lm import load"),
     ("model", "from lm.optim.loss import token_losses"),
     ("lm.tokens.plan", "if TYPE_CHECKING:\n    from model import Decoder"),
