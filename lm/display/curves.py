@@ -78,13 +78,16 @@ def figure(runs: Sequence[Path]) -> Figure:
         panels: Panels = picture.subplot_mosaic(
             [["loss", "perplexity"], ["loss", "rate"]], width_ratios=[1.6, 1], sharex=True
         )
+        names = _names(runs)
         handles = [
             _draw_run(panels, name, rows, colour)
             for name, rows, colour in zip(
-                _names(runs), rows_of_runs, itertools.cycle(COLOURS), strict=False
+                names, rows_of_runs, itertools.cycle(COLOURS), strict=False
             )
         ]
         _label(panels, handles)
+        title = names[0] if len(names) == 1 else f"{len(names)} runs"
+        picture.suptitle(title, x=0.01, ha="left", fontsize=13, parse_math=False)
     return picture
 
 
@@ -180,6 +183,11 @@ def _draw_run(panels: Panels, name: str, rows: list[dict[str, Any]], colour: str
     """Draw one run into all panels and return its line for the legend."""
     tokens, losses = points(rows, "train", "loss")
     val_tokens, val_losses = points(rows, "val", "loss")
+    # Nothing was measured between step 0 and the next validation, and a scale that holds both
+    # would leave no room for the rest.
+    if val_tokens[:1] == [0] and (losses or val_losses[1:]):
+        del val_tokens[0]
+        _mark_start(panels["loss"], val_losses.pop(0), colour)
     (line,) = panels["loss"].plot(tokens, smooth(losses), color=colour, linewidth=2)
     panels["loss"].plot(tokens, losses, color=colour, linewidth=0.8, alpha=0.3)
     panels["loss"].plot(val_tokens, val_losses, color=colour, **VALIDATION)
@@ -196,6 +204,20 @@ def _draw_run(panels: Panels, name: str, rows: list[dict[str, Any]], colour: str
         )
         line.set_label(f"{name}: lowest validation loss {val_losses[lowest]:.3f}")
     return line
+
+
+def _mark_start(axes: Any, loss: float, colour: str) -> None:
+    """Write the loss before training at the upper edge, below those of earlier runs."""
+    axes.annotate(
+        f"\N{UPWARDS ARROW} {loss:.3f} before training",
+        xy=(0.01, 0.99),
+        xycoords="axes fraction",
+        xytext=(0, -13 * len(axes.texts)),
+        textcoords="offset points",
+        va="top",
+        color=colour,
+        fontsize=9,
+    )
 
 
 def _perplexity(loss: float) -> float:

@@ -47,15 +47,16 @@ def plot_curves(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedPro
 
 def test_every_panel_shows_the_rows_of_the_log(tmp_path: Path) -> None:
     loss, perplexity, rate = curves.figure([run_folder(tmp_path / "a")]).axes
-    tokens, val_tokens = [1000, 2000, 3000, 4000], [0, 2000, 4000]
+    tokens, val_tokens = [1000, 2000, 3000, 4000], [2000, 4000]
     assert data(loss) == [
         (tokens, curves.smooth(TRAIN)),
         (tokens, TRAIN),
-        (val_tokens, VAL),
+        (val_tokens, VAL[1:]),
         ([2000], [1.75]),
     ]
+    assert [text.get_text() for text in loss.texts] == ["\N{UPWARDS ARROW} 5.500 before training"]
     assert data(perplexity)[0] == (tokens, [math.exp(value) for value in curves.smooth(TRAIN)])
-    assert data(perplexity)[1] == (val_tokens, [math.exp(value) for value in VAL])
+    assert data(perplexity)[1] == (val_tokens, [math.exp(value) for value in VAL[1:]])
     assert data(rate) == [(tokens, [0.001, 0.0005, 0.00033333333, 0.00025])]
     assert loss.get_xlabel() == rate.get_xlabel() == "tokens trained on"
     assert [axes.get_title(loc="left") for axes in (loss, perplexity)] == [
