@@ -8,6 +8,7 @@ never as a mean of quotients. docs/EVALUATION.md says how often the intervals ho
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -140,9 +141,9 @@ def interval(estimate: Estimate, confidence: float = 0.95) -> Interval:
     squares = float((estimate.influence**2).sum())
     if np.isinf(plain.low) or squares == 0:
         return plain
-    error = np.sqrt(squares * estimate.cases / (estimate.cases - 1))
+    error = math.sqrt(squares * estimate.cases / (estimate.cases - 1))
     skewness = float((estimate.influence**3).sum()) / squares**1.5  # times n^(-1/2)
-    t = -stdtrit(estimate.cases - 1, (1 - confidence) / 2)
+    t = -float(stdtrit(estimate.cases - 1, (1 - confidence) / 2))
     low = estimate.value - error * _skewed(t, skewness)
     high = estimate.value - error * _skewed(-t, skewness)
     return Interval(estimate.value, min(plain.low, low), max(plain.high, high))

@@ -236,6 +236,15 @@ def _draw(panel: Any, ranking: Ranking, colours: dict[str, str]) -> None:
         if math.isfinite(low):
             panel.plot([low, high], [height, height], color=colours[name], linewidth=2, alpha=0.6)
         panel.plot(value, height, "o", color=colours[name], markersize=7)
+        panel.annotate(
+            f"{value:.1f}" if scale == 100 else f"{value:.3f}",
+            (1, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
     if ranking.by.key.endswith("accuracy") and ranking.chance is not None:
         panel.axvline(scale * ranking.chance, color=LIGHT["quiet"], linestyle=DASHES, linewidth=1.2)
         panel.annotate(
@@ -251,6 +260,8 @@ def _draw(panel: Any, ranking: Ranking, colours: dict[str, str]) -> None:
         [ranking.entrants[number].name for number in ranking.order.best_first],
     )
     panel.set_ylim(len(ranking.entrants) - 0.5, -0.5)
+    if scale == 100:  # one scale for all panels of shares; a centred one may be below 0
+        panel.set_xlim(min(0, panel.get_xlim()[0]), 100)
     panel.grid(axis="y", visible=False)
     title = panel.set_title(
         ranking.cases.name if ranking.cases else f"mean of {len(ranking.parts)} sets"

@@ -122,6 +122,12 @@ def test_the_interval_of_a_quotient_of_sums_holds_the_true_quotient(
     assert 0.92 <= held / SIMULATIONS <= 0.98
 
 
+def test_limits_can_be_written_as_json() -> None:
+    found = resampled(np.random.default_rng(3).gamma(2, 1, (25, 2)))
+    for limits in (interval(found.of(0)), interval(found.difference(0, 1))):
+        assert {type(limit) for limit in limits} == {float}
+
+
 def test_of_few_cases_plain_percentiles_would_be_too_narrow() -> None:
     scores = np.random.default_rng(3).normal(size=(7, 1))
     found = resampled(scores)

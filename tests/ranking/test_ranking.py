@@ -194,3 +194,12 @@ def test_a_picture_of_very_many_can_still_be_written(monkeypatch: pytest.MonkeyP
     many = dataclasses.replace(few, entrants=few.entrants * 1000)
     _, height = picture([many] * 6).get_size_inches()
     assert height * 150 < 2**16
+
+
+def test_a_picture_shows_values_and_shares_on_one_scale() -> None:
+    few = ranked(
+        rank_set(cases(6), 0, [entrant("a", [result(True)] * 6), entrant("b", [result(False)] * 6)])
+    )
+    [panel] = picture([few]).axes
+    assert panel.get_xlim()[1] == 100
+    assert {text.get_text() for text in panel.texts} >= {"100.0", "0.0"}
