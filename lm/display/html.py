@@ -47,11 +47,11 @@ code, .code { font: .9em/1.5 ui-monospace, SFMono-Regular, "Cascadia Code", "Dej
 .scroll { overflow-x: auto; margin: .8em 0 1.2em }
 .scroll:focus-visible { outline: 2px solid var(--c0) }
 table { border-collapse: collapse; font-size: .9375em; font-variant-numeric: tabular-nums }
-caption { text-align: left; color: var(--quiet); font-size: .9em; padding: 0 0 .4em }
+.caption { color: var(--quiet); font-size: .85em; margin: .8em 0 -.6em }
 th, td { padding: .32em 1.3em .32em 0; border-bottom: 1px solid var(--line); text-align: right;
   vertical-align: top; white-space: nowrap }
 th { font-weight: 500 }
-thead th { color: var(--quiet); font-size: .9em }
+thead th { color: var(--quiet); font-size: .9em; white-space: normal; vertical-align: bottom }
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 7em }
 table.words th, table.words td { text-align: left; white-space: normal }
 table.words td { min-width: 8em }

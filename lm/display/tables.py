@@ -17,7 +17,7 @@ import textwrap
 import unicodedata
 from collections.abc import Container, Sequence
 
-from lm.display.html import Html, element, visible
+from lm.display.html import Html, element, joined, visible
 
 Table = list[list[str]]
 
@@ -82,15 +82,13 @@ def html_table(
         element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in rest))
         for first, *rest in lines
     )
-    captions = [element("caption", caption)] if caption else []
     inner = element(
         "table",
-        *captions,
         head,
         element("tbody", *body),
         class_="words" if words is EVERY else None,
     )
-    return element(
+    scrolled = element(
         "div",
         inner,
         class_="scroll",
@@ -98,6 +96,8 @@ def html_table(
         role="region",
         aria_label=caption or " / ".join(headings),
     )
+    # Not a caption element, which is as wide as the table and would be cut with it.
+    return joined([element("p", caption, class_="caption"), scrolled]) if caption else scrolled
 
 
 def safe(text: str) -> str:

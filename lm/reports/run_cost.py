@@ -31,7 +31,7 @@ def cost(run: RunRecord, watts: float | None) -> Html:
             name = "the rest: saving, pauses, steps repeated after an interruption"
             lines.append([name, duration(rest), f"{rest / elapsed:.0%}" if elapsed else ""])
     total = NOT_RECORDED if elapsed is None else duration(elapsed)
-    lines.append(["from the first to the last line of metrics.csv", total, ""])
+    lines.append(["all of it, by the lines of metrics.csv", total, ""])
     return joined(
         [
             html_table(lines, "Time, as recorded"),
@@ -69,10 +69,15 @@ def _energy(training: float | None, validating: float, watts: float) -> Html:
 
 
 def _elapsed(run: RunRecord) -> float | None:
+    """Return the seconds that the log covers, with the validation that its first line ends."""
     stamps = []
     for row in run.rows:
         try:
             stamps.append(datetime.fromisoformat(row["timestamp"]).timestamp())
         except (ValueError, OverflowError, TypeError):
             continue
-    return max(stamps) - min(stamps) if len(stamps) > 1 else None
+    if len(stamps) < 2:
+        return None
+    first = run.validations[0] if run.validations else None
+    opening = first.seconds if first and first.seconds and run.rows[0]["split"] == "val" else 0.0
+    return max(stamps) - min(stamps) + opening
