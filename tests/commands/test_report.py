@@ -495,7 +495,7 @@ def test_a_start_from_other_weights_is_no_start_from_random_ones(tmp_path):
 
 def test_a_stream_is_read_at_the_commit_that_the_run_read(tmp_path, monkeypatch):
     import data
-    from lm.checkpoints import load
+    from lm.generation import load
     from lm.system.errors import DataError
 
     folder = write_run(tmp_path / "run", revisions={"data.source": "c0ffee" * 7})
