@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import reprlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from lm.system.errors import DataError
+
+NOT_UTF8 = "not UTF-8"
 
 
 class Fault(NamedTuple):
@@ -17,7 +20,8 @@ class Fault(NamedTuple):
     lines_below: int = 0  # where the fault is, counted from the row's first line
 
 
-Row = tuple[int, str | Fault]  # the row's number, and its text or fault
+# A row's number, and its text or fault. A counter before a row's text says what was left out of it.
+Row = tuple[int, str | Fault | Counter[str]]
 
 
 def decoded(raw: bytes) -> str | Fault:
@@ -25,8 +29,8 @@ def decoded(raw: bytes) -> str | Fault:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        detail = f"byte {raw[error.start]:#04x}; a text in another encoding can be converted"
-        return Fault("not UTF-8", detail, raw.count(b"\n", 0, error.start))
+        detail = f"byte {raw[error.start]:#04x}"
+        return Fault(NOT_UTF8, detail, raw.count(b"\n", 0, error.start))
 
 
 def text_of(value: object) -> str | Fault:

@@ -332,7 +332,7 @@ def test_rows_that_cannot_be_read(tmp_path, format, name, content, line, counts)
         list(reader(format=format, files=file))
     message = str(error.value)
     assert message.startswith(file + line)
-    assert message.endswith("; correct it, or skip such rows with data.on_bad_row: skip")
+    assert message.endswith(", or skip such rows with data.on_bad_row: skip")
     assert "\n" not in message
     assert len(message) < len(file) + 250
     skipping = reader("skip", format=format, files=file)

@@ -6,11 +6,55 @@ from typing import Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
-from lm.config.schema.files_and_filter import FORMAT, Files, Filter, filter_field
+from lm.config.schema.files_and_filter import (
+    FILES,
+    FORMAT,
+    Encoding,
+    Escape,
+    Files,
+    Filter,
+    Quoting,
+    Separator,
+    SomeTexts,
+    Text,
+    check_escape,
+    encoding_field,
+    escape_field,
+    filter_field,
+    names_field,
+    quoting_field,
+)
 from lm.config.schema.section import Section
 
 Layout = Literal["auto", "alpaca", "messages", "prompt_completion", "preferences", "sms"]
 TemplateName = Literal["alpaca", "instruction-output", "chatml", "base"]
+
+
+class Columns(Section):
+    """The rows' own names for the keys of a layout. null: the usual names."""
+
+    messages: Text | None = Field(None, description="The list of messages.")
+    instruction: Text | None = Field(None, description="What is asked, in layout alpaca.")
+    output: Text | None = Field(None, description="The answer to an instruction.")
+    prompt: Text | None = Field(None, description="What is asked, as text or messages.")
+    completion: Text | None = Field(None, description="The answer to a prompt.")
+    chosen: Text | None = Field(None, description="The answer that is preferred.")
+    rejected: Text | None = Field(None, description="The answer that is not.")
+    input: Text | None = Field(None, description="The text that a question is about.")
+    system: Text | None = Field(None, description="The system message.")
+    history: Text | None = Field(None, description="Earlier turns, as pairs or messages.")
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The names that are given, by the layout's key."""
+        return self.model_dump(exclude_none=True)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        names = list(self.given.values())
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{' and '.join(twice)} is named twice; write one key for each column")
+        return self
 
 
 class ChatSource(Section):
@@ -19,9 +63,7 @@ class ChatSource(Section):
     format: Literal["chat"] = Field(description=FORMAT)
     files: Files | None = Field(
         None,
-        description=(
-            "JSON lists or JSON lines: a path, a glob, or a list of them; gzip is decompressed."
-        ),
+        description=f"JSON lists, JSON lines, CSV, TSV or Parquet: {FILES[0].lower()}{FILES[1:]}",
     )
     dataset: str | None = Field(
         None, min_length=1, description="A dataset of the Hugging Face hub, instead of files."
@@ -42,6 +84,16 @@ class ChatSource(Section):
             " one of the first three, by the row's keys."
         ),
     )
+    columns: Columns | None = Field(
+        None, description="The rows' own names for the layout's keys, where they have others."
+    )
+    delimiter: Separator | None = Field(
+        None, description="CSV: the character between columns. null: a comma, or a tab in .tsv."
+    )
+    quoting: Quoting | None = quoting_field()
+    escape: Escape | None = escape_field()
+    names: SomeTexts | None = names_field()
+    encoding: Encoding = encoding_field()
     template: TemplateName = Field(
         "alpaca",
         description=(
@@ -89,6 +141,11 @@ class ChatSource(Section):
             )
         if self.layout == "sms" and self.files is None:
             raise ValueError("layout sms is that of a file; name it with files")
+        if self.layout == "sms" and self.columns is not None:
+            raise ValueError(
+                "columns are for rows with keys, and lines of sms have none; remove it"
+            )
         if self.layout == "preferences" and self.too_long == "cut":
             raise ValueError("of two answers to compare neither can be cut; write too_long: drop")
+        check_escape(self.delimiter, self.escape)
         return self
