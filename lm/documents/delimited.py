@@ -39,7 +39,8 @@ def csv_rows(
         DataError: the columns have no names or others, or a quote is never closed.
     """
     csv.field_size_limit(sys.maxsize)
-    delimiter = source.delimiter or ("\t" if "tsv" in suffixes(file) else ",")
+    is_tsv = source.delimiter == "," and suffixes(file) & {"tsv", "tab"}
+    delimiter = "\t" if is_tsv else source.delimiter
     with opened(file, source.encoding) as stream:
         # A byte outside UTF-8 becomes half a surrogate pair, until its row is known.
         text = io.TextIOWrapper(

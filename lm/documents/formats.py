@@ -59,7 +59,7 @@ from lm.system.errors import DataError
 TRIPLET = "### Instruction: {instruction}\n### Input: {input}\n### Output: {output}\n<|sep|>\n"
 
 
-def read_txt(file: str, source: TextSource, span: Span | None) -> Iterator[Row]:
+def read_txt(file: str, source: TextSource, span: Span | None) -> Iterator[tuple[int, str | Fault]]:
     """Yield lines, paragraphs or all of a file. Windows line ends become plain ones."""
     for number, raw in UNITS[source.unit](file, span, source.encoding):
         text = decoded(raw)
@@ -134,14 +134,14 @@ def read_chat(file: str, source: ChatSource, span: None) -> Iterator[Row]:
 
 def _chat_entries(file: str, source: ChatSource) -> Iterator[tuple[int, Entry | str | Fault]]:
     """Yield the rows of conversations, in any of their formats."""
-    tables = (source.delimiter, source.quoting, source.escape, source.names)
+    for_tables = source.delimiter != "," or source.quoting or source.escape or source.names
     if source.dataset is not None:
         for number, row in enumerate(hub.load_dataset(source), 1):
             yield number, Entry(row)
     elif is_parquet(file):
         for number, values in parquet_rows(file):
             yield number, values if isinstance(values, Fault) else Entry(values)
-    elif suffixes(file) & {"csv", "tsv", "tab"} or tables != (None,) * 4:
+    elif for_tables or suffixes(file) & {"csv", "tsv", "tab"}:
         for number, cells, names in csv_rows(file, source):
             yield number, cells if isinstance(cells, Fault) else _table_row(names, cells)
     else:

@@ -188,16 +188,19 @@ def test_rows_of_another_kind(row: dict[str, Any], kind: str) -> None:
 # ---------------------------------------------------------------- order of turns
 
 
+FIRST, LAST = "answer before the first question", "question without an answer"
+BREAK = "break between two messages of one side"
+
+
 @pytest.mark.parametrize(
     ("roles", "turns", "counts"),
     [
-        ("aua", (Turn("user", "1"), Turn("assistant", "2")), {"answer before the first question": 1}),
-        ("uau", (Turn("user", "0"), Turn("assistant", "1")), {"question without an answer": 1}),
+        ("aua", (Turn("user", "1"), Turn("assistant", "2")), {FIRST: 1}),
+        ("uau", (Turn("user", "0"), Turn("assistant", "1")), {LAST: 1}),
         ("uuaa", (Turn("user", "0\n\n1"), Turn("assistant", "2\n\n3")),
-         {"break between two messages of one side": 2}),
+         {BREAK: 2}),
         ("sauuau", (Turn("system", "0"), Turn("user", "2\n\n3"), Turn("assistant", "4")),
-         {"answer before the first question": 1, "break between two messages of one side": 1,
-          "question without an answer": 1}),
+         {FIRST: 1, BREAK: 1, LAST: 1}),
     ],
 )  # fmt: skip
 def test_turns_are_put_in_order_and_what_that_costs_is_counted(

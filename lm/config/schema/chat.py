@@ -18,6 +18,7 @@ from lm.config.schema.files_and_filter import (
     SomeTexts,
     Text,
     check_escape,
+    delimiter_field,
     encoding_field,
     escape_field,
     filter_field,
@@ -87,9 +88,7 @@ class ChatSource(Section):
     columns: Columns | None = Field(
         None, description="The rows' own names for the layout's keys, where they have others."
     )
-    delimiter: Separator | None = Field(
-        None, description="CSV: the character between columns. null: a comma, or a tab in .tsv."
-    )
+    delimiter: Separator = delimiter_field()
     quoting: Quoting | None = quoting_field()
     escape: Escape | None = escape_field()
     names: SomeTexts | None = names_field()

@@ -45,9 +45,9 @@ _NO_TEXT = ("idna", "mbcs", "oem", "punycode", "raw-unicode-escape", "undefined"
 Encoding = Annotated[str | None, AfterValidator(_encoding)]
 
 
-def check_escape(delimiter: str | None, escape: str | None) -> None:
+def check_escape(delimiter: str, escape: str | None) -> None:
     """Raise ValueError if one character should both part columns and make the next one ordinary."""
-    if escape is not None and escape == (delimiter or ","):
+    if escape is not None and escape == delimiter:
         raise ValueError(f"delimiter and escape are both {escape!r}; write two characters")
 
 
@@ -102,6 +102,16 @@ def encoding_field() -> Any:
     return Field(
         None,
         description="The text's encoding, by Python's name: cp1252, utf-16, gb18030. null: UTF-8.",
+    )
+
+
+def delimiter_field() -> Any:
+    """Return the key `delimiter` of a source of CSV."""
+    return Field(
+        ",",
+        description=(
+            'The character between columns; a tab is "\\t". A comma means a tab in a file .tsv.'
+        ),
     )
 
 

@@ -18,6 +18,7 @@ from lm.config.schema.files_and_filter import (
     Separator,
     SomeTexts,
     check_escape,
+    delimiter_field,
     encoding_field,
     escape_field,
     filter_field,
@@ -57,7 +58,7 @@ class CsvSource(Section):
     format: Literal["csv"] = Field(description=FORMAT)
     files: Files = Field(description=FILES)
     text_key: str = text_key_field()
-    delimiter: Separator = Field(",", description='The character between columns; a tab is "\\t".')
+    delimiter: Separator = delimiter_field()
     quoting: Quoting | None = quoting_field()
     escape: Escape | None = escape_field()
     names: SomeTexts | None = names_field()
@@ -239,6 +240,7 @@ def added_keys(source: SingleSource) -> set[str]:
 
     A fingerprint leaves them out, so what was made before such a key existed stays valid.
     """
-    later = ["encoding", "quoting", "escape", "names", "columns"]
-    later += [] if isinstance(source, CsvSource) else ["delimiter"]
-    return {key for key in later if getattr(source, key, None) is None}
+    later = ("encoding", "quoting", "escape", "names", "columns")
+    unset = {key for key in later if getattr(source, key, None) is None}
+    is_chat = isinstance(source, ChatSource) and source.delimiter == ","
+    return unset | {"delimiter"} if is_chat else unset
