@@ -61,9 +61,7 @@ def opened(file: str, encoding: str | None = None) -> Iterator[IO[bytes]]:
         packing = _kind(head, PACKED)
         try:
             plain = _unpacked(stream, packing, file)
-            yield (
-                plain if encoding is None else io.BufferedReader(_AsUtf8(plain, encoding), 2**16)
-            )
+            yield plain if encoding is None else _as_file(_converted(plain, encoding))
         except UnicodeError as error:
             if encoding is None:
                 raise
@@ -99,17 +97,35 @@ def _unpacked(stream: IO[bytes], packing: str | None, file: str) -> IO[bytes]:
             raise DataError(
                 f"{file}: packed by zstd; install zstandard (pip install '.[zstd]'), or unpack it"
             ) from None
-        unpacked = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
-        return cast(IO[bytes], io.BufferedReader(unpacked, 2**16))
+        return _as_file(_unpacked_zstd(stream, zstandard))
     return stream
 
 
-class _AsUtf8(io.RawIOBase):
-    """The bytes of a text in another encoding, converted to UTF-8 while they are read."""
+def _converted(stream: IO[bytes], encoding: str) -> Iterator[bytes]:
+    """Yield the bytes of a text in another encoding, as UTF-8."""
+    chunks = iter(functools.partial(stream.read, 2**16), b"")
+    for text in codecs.iterdecode(chunks, encoding, "surrogateescape"):
+        yield text.encode("utf-8", "surrogateescape")
 
-    def __init__(self, stream: IO[bytes], encoding: str):
-        chunks = iter(functools.partial(stream.read, 2**16), b"")
-        self._texts = codecs.iterdecode(chunks, encoding, "surrogateescape")
+
+def _unpacked_zstd(stream: IO[bytes], zstandard: Any) -> Iterator[bytes]:
+    """Yield the bytes of a file that zstd packed. Its own reader takes a cut file for a whole."""
+    frame = None
+    # A few bytes can hold very many: small chunks keep the result small.
+    for chunk in iter(functools.partial(stream.read, 2**12), b""):
+        while chunk:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            yield frame.decompress(chunk)
+            chunk, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame is not None:
+        raise EOFError("its end is missing")
+
+
+class _Chunks(io.RawIOBase):
+    """A file of the bytes that an iterator makes."""
+
+    def __init__(self, chunks: Iterator[bytes]):
+        self._chunks = chunks
         self._rest = b""
 
     def readable(self) -> bool:
@@ -117,13 +133,16 @@ class _AsUtf8(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._rest:
-            text = next(self._texts, None)
-            if text is None:
+            if (chunk := next(self._chunks, None)) is None:
                 return 0
-            self._rest = text.encode("utf-8", "surrogateescape")
+            self._rest = chunk
         count = min(len(buffer), len(self._rest))
         buffer[:count], self._rest = self._rest[:count], self._rest[count:]
         return count
+
+
+def _as_file(chunks: Iterator[bytes]) -> IO[bytes]:
+    return cast(IO[bytes], io.BufferedReader(_Chunks(chunks), 2**16))
 
 
 def is_read_from_start(file: str, encoding: str | None) -> bool:

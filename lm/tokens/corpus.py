@@ -311,9 +311,9 @@ def _check_splits(data: DataConfig, corpora: Sequence[Corpus]) -> None:
     n_val = sum(corpus.val.documents for corpus in corpora)
     if data.chat is not None:
         raise DataError(
-            f"data.val_fraction: {data.val_fraction} leaves {n_train} conversations to train on"
-            f" and {n_val} to validate on; give more conversations, another val_fraction, or"
-            " others in data.validation"
+            f"data.val_fraction: {data.val_fraction} leaves {n_train} of the conversations to"
+            f" train on and {n_val} to validate on; give more conversations, another val_fraction,"
+            " or others in data.validation"
         )
     if n_train + n_val == 1 and data.split == "hash":
         raise DataError(

@@ -285,3 +285,15 @@ def test_other_archives_are_refused_by_name(tmp_path, content, name):
 def test_a_word_that_begins_like_an_archive_is_a_word(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"BZh is no bzip2, PK no zip\n")
     assert list(lines(str(tmp_path / "a.txt"), None)) == [(1, b"BZh is no bzip2, PK no zip\n")]
+
+
+def test_zstd(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    file = tmp_path / "a.txt"
+    frames = zstandard.compress(TEXT) + zstandard.compress(b"more\n")
+    file.write_bytes(frames)
+    assert list(lines(str(file), None)) == slow_lines(TEXT + b"more\n")
+    for damaged in (frames[:-30], frames[:60] + b"x" * 40 + frames[100:]):
+        file.write_bytes(damaged)
+        with pytest.raises(DataError, match="the zstd file is cut or damaged"):
+            list(lines(str(file), None))

@@ -35,9 +35,9 @@ class Columns(Section):
     """The rows' own names for the keys of a layout. null: the usual names."""
 
     messages: Text | None = Field(None, description="The list of messages.")
-    instruction: Text | None = Field(None, description="What is asked, in layout alpaca.")
+    instruction: Text | None = Field(None, description="The instruction of layout alpaca.")
     output: Text | None = Field(None, description="The answer to an instruction.")
-    prompt: Text | None = Field(None, description="What is asked, as text or messages.")
+    prompt: Text | None = Field(None, description="The question, as text or messages.")
     completion: Text | None = Field(None, description="The answer to a prompt.")
     chosen: Text | None = Field(None, description="The answer that is preferred.")
     rejected: Text | None = Field(None, description="The answer that is not.")
