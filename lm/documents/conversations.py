@@ -11,7 +11,7 @@ import json
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -150,7 +150,7 @@ def turns_of(messages: object, key: str, noted: Counter[str]) -> list[Turn] | Fa
         key: where it stands in the row, for messages.
         noted: counts what is left out.
     """
-    if isinstance(messages, Mapping):  # one message, or OpenAI's {"messages": [...]}
+    if isinstance(messages, dict):  # one message, or OpenAI's {"messages": [...]}
         rest = dict(messages)
         messages = rest.pop("messages", [messages])
         if messages != [rest]:
@@ -179,24 +179,20 @@ def _alternating(texts: Sequence[str]) -> Iterator[Turn]:
 
 
 def _turns_of_message(message: object, place: str, noted: Counter[str]) -> list[Turn] | Fault:
-    wrong = Fault(
-        "wrong role",
-        f"{place} is {reprlib.repr(message)}; its role must be system, user or assistant",
-    )
-    if not isinstance(message, Mapping):
-        return wrong
+    if not isinstance(message, dict):
+        return _wrong_role(message, place)
     rest = {key: value for key, value in message.items() if not is_absent(value)}
     role_key = next((key for key in ROLE_KEYS if key in rest), None)
     if role_key is None:
         roles = [SPEAKERS.get(str(key).lower()) for key in rest]
         if not rest or None in roles:
-            return wrong
+            return _wrong_role(message, place)
         spoken = zip(roles, rest.values(), strict=True)
         return [Turn(str(role), content) for role, content in spoken]
     name = rest.pop(role_key)
     role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
-        return wrong
+        return _wrong_role(message, place)
     if role == "tool":
         return tools_fault(f"{place} is a message of a {name}")
     content_key = next((key for key in CONTENT_KEYS if key in rest), None)
@@ -209,20 +205,25 @@ def _turns_of_message(message: object, place: str, noted: Counter[str]) -> list[
     return [Turn(role, text)]
 
 
+def _wrong_role(message: object, place: str) -> Fault:
+    detail = f"{place} is {reprlib.repr(message)}; its role must be system, user or assistant"
+    return Fault("wrong role", detail)
+
+
 def text_of_parts(content: Any, place: str) -> Any:
     """Return a message's content with its parts joined to one text, or a fault.
 
     What is neither a list of parts nor an object with them stays as it is.
     """
-    if isinstance(content, Mapping):
+    if isinstance(content, dict):
         content = next((content[key] for key in CONTENT_KEYS if key in content), content)
     if not isinstance(content, list):
         return content
     texts = []
     for part in content:
-        text = part.get("text") if isinstance(part, Mapping) else part
+        text = part.get("text") if isinstance(part, dict) else part
         if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, Mapping) else None
+            kind = part.get("type") if isinstance(part, dict) else None
             if isinstance(kind, str) and kind.startswith(("tool", "function")):
                 return tools_fault(f"{place} has a part {reprlib.repr(kind)}")
             detail = f"{place} has the part {reprlib.repr(part)}, and only text can be learnt"
@@ -246,8 +247,7 @@ def listed(value: Any) -> Any:
     """Return the messages that a text holds as JSON, as in a table's cell; else the value."""
     parsed = _parsed(value)
     is_messages = isinstance(parsed, list) and all(
-        isinstance(message, Mapping) and any(key in message for key in ROLE_KEYS)
-        for message in parsed
+        isinstance(message, dict) and any(key in message for key in ROLE_KEYS) for message in parsed
     )
     return parsed if is_messages and parsed else value
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from lm.documents.conversations import (
+    CONTENT_KEYS,
+    ROLE_KEYS,
     Conversation,
     Turn,
     conversation,
@@ -76,17 +79,17 @@ def conversation_of(
     """
     if isinstance(row, list) and layout in ("auto", "messages"):
         row = {"messages": row}
-    if not isinstance(row, Mapping):
+    if not isinstance(row, dict):
         return Fault(
             "not a JSON object",
             f"a conversation is an object with keys, this one is {reprlib.repr(row)}",
         )
     columns = columns or {}
     left = {key: value for key, value in row.items() if not is_absent(value)}
-    named = _columns_of(left, layout, columns)
-    if isinstance(named, Fault):
-        return named
-    chosen, names = named
+    keys = tuple(key for key in left if key != "data" or isinstance(left[key], list))
+    chosen, names = _columns_of(keys, layout, tuple(columns.items()))
+    if chosen is None:
+        return _unknown(left)
     if unknown := columns.keys() - names.keys():
         return Fault(
             "columns of another layout",
@@ -104,7 +107,8 @@ def conversation_of(
             )
     if isinstance(fault := refused(left, ""), Fault):
         return fault
-    if isinstance(left.get("rejected"), str | list | Mapping) and "chosen" not in row:
+    rejected = left.get("rejected")
+    if isinstance(rejected, str | list | dict) and rejected and "chosen" not in row:
         return Fault(
             "rejected without chosen",
             "an answer to avoid needs a better one beside it; call that one chosen, and write"
@@ -121,10 +125,15 @@ def conversation_of(
     return found
 
 
+@lru_cache(maxsize=1000)  # the rows of a file have few sets of keys
 def _columns_of(
-    row: Mapping[str, Any], layout: str, columns: Mapping[str, str]
-) -> tuple[str, dict[str, str]] | Fault:
-    """Return a row's layout, and its names of the layout's keys."""
+    row: tuple[str, ...], layout: str, given: tuple[tuple[str, str], ...]
+) -> tuple[str | None, dict[str, str]]:
+    """Return the layout of a row with these keys, and its names of the layout's keys.
+
+    The layout is None if there is none, or one that must be named.
+    """
+    columns = dict(given)
     if layout == "auto":
         found = next(
             (name for name, (needs, *_) in LAYOUTS.items() if columns.keys() >= set(needs)), None
@@ -139,7 +148,7 @@ def _columns_of(
                 None,
             )
         if found is None or found == "preferences":
-            return _unknown(row, found)
+            return None, {}
         layout = found
     names: dict[str, str] = {}
     for key in (*LAYOUTS[layout].needs, *LAYOUTS[layout].more, *OPTIONAL):
@@ -148,32 +157,23 @@ def _columns_of(
     return layout, names
 
 
-def _name(row: Mapping[str, Any], key: str, columns: Mapping[str, str], known: Any) -> str:
+def _name(row: tuple[str, ...], key: str, columns: Mapping[str, str], known: Sequence[str]) -> str:
     """Return the row's name of a key: that of `columns`, or the first known one it has."""
     if key in columns:
         return columns[key]
     taken = columns.values()
-    return next(
-        (
-            name
-            for name in known
-            if name in row
-            and name not in taken
-            and (name != "data" or isinstance(row["data"], list))
-        ),
-        known[0],
-    )
+    return next((name for name in known if name in row and name not in taken), known[0])
 
 
-def _unknown(row: Mapping[str, Any], found: str | None) -> Fault:
+def _unknown(row: Mapping[str, Any]) -> Fault:
     keys = reprlib.repr(list(row))
-    if found is not None:
+    if row.keys() >= set(LAYOUTS["preferences"].needs):
         return Fault(
             "unknown layout",
             f"there are {keys}: answers to compare; write layout: preferences and"
             " finetune.objective: dpo",
         )
-    if row.keys() >= {"role", "content"} or row.keys() >= {"from", "value"}:
+    if row.keys() & set(ROLE_KEYS) and row.keys() & set(CONTENT_KEYS):
         return Fault(
             "one message instead of a conversation",
             f"there are {keys}; a conversation is a list of messages; write one list a line",
@@ -251,7 +251,7 @@ def _answered(fields: Fields, key: str, noted: Counter[str]) -> Conversation | F
     prompt, answer = listed(fields.get("prompt", [])), listed(fields[key])
     asked = (
         turns_of(prompt, "prompt", noted)
-        if isinstance(prompt, list | Mapping)
+        if isinstance(prompt, list | dict)
         else [Turn("user", prompt)]
     )
     if isinstance(asked, Fault):
@@ -266,7 +266,7 @@ def _answered(fields: Fields, key: str, noted: Counter[str]) -> Conversation | F
             )
     elif isinstance(answer, list) and answer and all(isinstance(text, str) for text in answer):
         return Fault(f"{key} is a list of texts", "there must be one answer; choose one of them")
-    elif isinstance(answer, list | Mapping):
+    elif isinstance(answer, list | dict):
         said = turns_of(answer, key, noted)
     else:
         said = [Turn("assistant", answer)]

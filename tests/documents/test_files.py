@@ -293,7 +293,7 @@ def test_zstd(tmp_path):
     frames = zstandard.compress(TEXT) + zstandard.compress(b"more\n")
     file.write_bytes(frames)
     assert list(lines(str(file), None)) == slow_lines(TEXT + b"more\n")
-    for damaged in (frames[:-30], frames[:60] + b"x" * 40 + frames[100:]):
+    for damaged in (frames[:-30], frames[:-3], frames + b"something else"):
         file.write_bytes(damaged)
         with pytest.raises(DataError, match="the zstd file is cut or damaged"):
             list(lines(str(file), None))
