@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
@@ -49,6 +49,19 @@ class Columns(Section):
     def given(self) -> dict[str, str]:
         """The names that are given, by the layout's key."""
         return self.model_dump(exclude_none=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _layouts_keys_first(cls, columns: Any) -> Any:
+        unknown = []
+        if isinstance(columns, dict):
+            unknown = sorted(columns.keys() - cls.model_fields.keys())
+        if unknown:
+            raise ValueError(
+                f"a layout has no key {' and '.join(map(str, unknown))}; write the layout's key"
+                f" first, then the row's: {{prompt: {unknown[0]}}}"
+            )
+        return columns
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
