@@ -134,6 +134,7 @@ def read_chat(file: str, source: ChatSource, span: None) -> Iterator[Row]:
 
 def _chat_entries(file: str, source: ChatSource) -> Iterator[tuple[int, Entry | str | Fault]]:
     """Yield the rows of conversations, in any of their formats."""
+    is_json = suffixes(file) & {"json", "jsonl", "ndjson"}
     for_tables = source.delimiter != "," or source.quoting or source.escape or source.names
     if source.dataset is not None:
         for number, row in enumerate(hub.load_dataset(source), 1):
@@ -141,6 +142,11 @@ def _chat_entries(file: str, source: ChatSource) -> Iterator[tuple[int, Entry | 
     elif is_parquet(file):
         for number, values in parquet_rows(file):
             yield number, values if isinstance(values, Fault) else Entry(values)
+    elif for_tables and is_json:
+        raise DataError(
+            f"{file}: delimiter, quoting, escape and names are for CSV, and this file's name says"
+            " JSON; remove these keys, or rename the file"
+        )
     elif for_tables or suffixes(file) & {"csv", "tsv", "tab"}:
         for number, cells, names in csv_rows(file, source):
             yield number, cells if isinstance(cells, Fault) else _table_row(names, cells)

@@ -601,6 +601,16 @@ def test_conversations_in_csv_tsv_and_parquet(tmp_path):
     assert chats(file, **keys, columns=columns) == ([("Was?", "Süß.")], {})
 
 
+def test_keys_of_csv_are_not_ignored_for_json(tmp_path):
+    file = write(tmp_path / "a.jsonl", json.dumps(CONVERSATIONS[0]))
+    for keys in ({"delimiter": ";"}, {"quoting": "none"}, {"names": ["a", "b"]}):
+        with pytest.raises(DataError, match="are for CSV, and this file's name says JSON"):
+            chats(file, **keys)
+    named = write(tmp_path / "b.txt", "a?|b\n")
+    keys = {"delimiter": "|", "names": ["prompt", "completion"]}
+    assert chats(named, **keys) == ([("a?", "b")], {})
+
+
 def test_preferences_in_parquet_with_lists_of_messages(tmp_path):
     asks, says = {"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}
     rejected = [asks, {**says, "content": "c"}]
