@@ -245,6 +245,22 @@ def test_columns_name_the_keys_of_a_row() -> None:
     assert read({"task": RED.content, "output": "Red."}, instruction="task") == ((RED, SAID), {})
 
 
+def test_a_column_is_used_once() -> None:
+    row = {"instruction": "x", "output": RED.content, "answer": "Red."}
+    assert read(row, instruction="output") == ((RED, SAID), {"key 'instruction'": 1})
+    assert read({"prompt": "Red.", "question": RED.content}, completion="prompt") == (
+        (RED, SAID),
+        {},
+    )
+
+
+def test_parts_and_joined_messages_keep_their_borders() -> None:
+    parts = {"role": "user", "content": [{"type": "text", "text": "Look:"}, {"text": "a cat"}]}
+    row = {"messages": [parts, ASKS, SAYS], "context": "Iron rusts."}
+    joined = Turn("user", f"Look:\na cat\n\n{RED.content}", "Iron rusts.")
+    assert read(row) == ((joined, SAID), {BREAK: 1})
+
+
 def test_columns_that_do_not_fit() -> None:
     row = {"question": RED.content, "answer": "Red."}
     missing = fault_of(row, prompt="questions", completion="answer")
