@@ -334,12 +334,12 @@ def _json_line(raw: bytes) -> tuple[object] | str | Fault:
 
 
 def _reason(error: json.JSONDecodeError, line: str) -> str:
-    """Return why a line is no JSON, and what to write if the file is another kind of JSON."""
+    """Return why a line is no JSON, and what to write if a value goes on in the next line."""
     reason = f"{error.msg} at column {error.colno}"
-    if line.strip() in ("{", "[") or (
-        line.lstrip().startswith("{") and error.pos >= len(line.rstrip())
-    ):
-        reason += "; an object must be on one line of its own, or in a JSON list"
+    begun = line.strip()
+    if begun[:1] in ("{", "[") and (len(begun) == 1 or error.pos >= len(line.rstrip())):
+        kind = {"{": "an object", "[": "a list"}[begun[0]]
+        reason += f"; {kind} over several lines must be written on one, as jq -c does"
     return reason
 
 

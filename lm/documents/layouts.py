@@ -39,7 +39,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "completion": ("completion", "response", "answer", "output", "target", "targets"),
     "chosen": ("chosen", "preferred_output"),
     "rejected": ("rejected", "non_preferred_output"),
-    "input": ("input", "context"),
+    "input": ("input", "context", "passage"),
     "system": ("system", "system_prompt", "system_message", "systemInstruction"),
     "history": ("history",),
 }  # fmt: skip

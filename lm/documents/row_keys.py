@@ -19,7 +19,8 @@ MEDIA_KEYS = {"image", "images", "video", "videos", "audio", "audios"}
 WANTED_KEYS = {
     "label", "kto_tag", "desirable", "is_desirable", "accepted", "is_accepted", "preferred",
     "is_preferred", "chosen", "is_chosen", "correct", "is_correct", "good", "is_good", "thumbs_up",
-    "weight", "train", "learn",
+    "liked", "desired", "approved", "is_approved", "is_positive", "valid", "is_valid", "weight",
+    "train", "learn",
 }  # fmt: skip
 UNWANTED_KEYS = {
     "rejected", "is_rejected", "undesirable", "is_undesirable", "bad", "is_bad", "wrong",
@@ -59,11 +60,11 @@ def refused(keys: Mapping[Any, Any], place: str, has_answer: bool = True) -> Fau
                 f"{place}text that is about {key} cannot be learnt without them; leave such rows"
                 " out",
             )
-        word = _word(value)
+        name, word = str(key).lower(), _word(value)
         if has_answer and (
-            (key in WANTED_KEYS and word in NO)
-            or (key in UNWANTED_KEYS and word in YES)
-            or (key in JUDGED_KEYS and word in BAD)
+            (name in WANTED_KEYS and word in NO)
+            or (name in UNWANTED_KEYS and word in YES)
+            or (name in JUDGED_KEYS and word in BAD)
         ):
             return Fault(
                 f"answer that {key} says not to learn",
@@ -76,7 +77,9 @@ def refused(keys: Mapping[Any, Any], place: str, has_answer: bool = True) -> Fau
 def note_unused(keys: Mapping[Any, Any], where: str, noted: Counter[str]) -> None:
     """Count the keys that nothing reads, unless they are empty or say that an answer is good."""
     for key, value in keys.items():
-        if not says_nothing(value) and not (key in WANTED_KEYS and _word(value) in YES):
+        if not says_nothing(value) and not (
+            str(key).lower() in WANTED_KEYS and _word(value) in YES
+        ):
             noted[f"key {reprlib.repr(key)}{where}"] += 1
 
 

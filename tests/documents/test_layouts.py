@@ -122,7 +122,7 @@ def test_keys_that_nothing_reads_are_counted_by_name() -> None:
     [
         {"label": False}, {"label": 0}, {"label": "False"}, {"kto_tag": False}, {"rating": "bad"},
         {"score": -1}, {"feedback": "thumbs down"}, {"is_correct": "no"}, {"rejected": True},
-        {"accepted": False}, {"deleted": 1},
+        {"accepted": False}, {"deleted": 1}, {"Label": False}, {"liked": False},
     ],
 )  # fmt: skip
 def test_answers_to_avoid_are_never_learnt_as_good_ones(mark: dict[str, Any]) -> None:

@@ -643,7 +643,7 @@ def test_a_bad_entry_of_a_list_is_named_by_line_and_number(tmp_path):
 
 def test_an_object_over_several_lines_is_told_what_to_be(tmp_path):
     file = write(tmp_path / "a.json", json.dumps(CONVERSATIONS[0], indent=2))
-    with pytest.raises(DataError, match="must be on one line of its own, or in a JSON list"):
+    with pytest.raises(DataError, match="an object over several lines must be written on one"):
         chats(file)
 
 
