@@ -246,10 +246,19 @@ def transcript(text: str) -> list[Turn] | None:
 def listed(value: Any) -> Any:
     """Return the messages that a text holds as JSON, as in a table's cell; else the value."""
     parsed = _parsed(value)
-    is_messages = isinstance(parsed, list) and all(
-        isinstance(message, dict) and any(key in message for key in ROLE_KEYS) for message in parsed
+    return parsed if are_messages(parsed) else value
+
+
+def are_messages(value: object) -> bool:
+    """Return whether a value is a list of messages with roles."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(message, dict) and any(key in message for key in ROLE_KEYS)
+            for message in value
+        )
     )
-    return parsed if is_messages and parsed else value
 
 
 def _parsed(value: Any) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from lm.config.schema.chat import ChatSource
 from lm.config.schema.source import CsvSource
 from lm.documents.encodings import remedy
-from lm.documents.faults import Fault, decoded, require_column
+from lm.documents.faults import Fault, decoded, require_column, require_once
 from lm.documents.files import opened
 from lm.system.errors import DataError
 
@@ -33,7 +33,7 @@ def csv_rows(
     Args:
         file: its path.
         source: the source's section.
-        needs: the columns that the file must have.
+        needs: the columns that are read, which must exist; all if there are none.
 
     Raises:
         DataError: the columns have no names or others, or a quote is never closed.
@@ -130,6 +130,8 @@ def _check_names(file: str, names: list[str], needs: Sequence[str], delimiter: s
         )
     for need in needs:
         require_column(file, need, names)
+    for name in names if not needs else ():
+        require_once(file, name, names)
 
 
 class _Lines:

@@ -54,6 +54,11 @@ def require_column(file: str, key: str, names: Sequence[str]) -> None:
             f"{file}: no column {key!r}; there are {reprlib.repr(names)}; text_key names the one"
             " that holds the text"
         )
+    require_once(file, key, names)
+
+
+def require_once(file: str, key: str, names: Sequence[str]) -> None:
+    """Raise DataError if several columns have the name `key`."""
     if names.count(key) > 1:
         raise DataError(
             f"{file}: {names.count(key)} columns are called {key!r}; rename all but one"

@@ -31,7 +31,7 @@ from lm.config.schema.source import (
     TextSource,
 )
 from lm.documents import hub
-from lm.documents.conversations import Conversation, from_sms
+from lm.documents.conversations import Conversation, are_messages, from_sms
 from lm.documents.delimited import cell, csv_rows, suffixes
 from lm.documents.faults import Fault, Row, decoded, require_column, text_of
 from lm.documents.files import (
@@ -254,9 +254,10 @@ def _json_entries(file: str, encoding: str | None) -> Iterator[tuple[int, Entry 
         is_list = first.lstrip().startswith(b"[") or (
             not first.strip() and stream.read(64).lstrip().startswith(b"[")
         )
-        # A list that ends on its line is a conversation, if more of them follow.
-        if is_list and _ends(first) and any(line.strip() for line in stream):
-            is_list = False
+        # A list that ends on its line is a conversation if more of them follow, or if it holds
+        # messages and not rows.
+        if is_list and isinstance(value := _value(first), list):
+            is_list = not are_messages(value) and not any(line.strip() for line in stream)
     if not is_list:
         for number, raw in lines(file, None, encoding):
             row = _json_line(raw)
@@ -272,11 +273,11 @@ def _json_entries(file: str, encoding: str | None) -> Iterator[tuple[int, Entry 
         raise DataError(f"{file}: broken JSON ({error})") from error
 
 
-def _ends(line: bytes) -> bool:
+def _value(line: bytes) -> object:
     try:
-        return isinstance(from_json(line), list)
+        return from_json(line)
     except ValueError:
-        return False
+        return None
 
 
 def _list_entries(content: str) -> Iterator[tuple[int, Entry]]:

@@ -6,6 +6,7 @@ layout is a function and an entry in `LAYOUTS`.
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -86,7 +87,9 @@ def conversation_of(
         )
     columns = columns or {}
     left = {key: value for key, value in row.items() if not is_absent(value)}
-    keys = tuple(key for key in left if key != "data" or isinstance(left[key], list))
+    # "data" is a usual name of anything; UltraChat has the turns' texts in it.
+    is_data = isinstance(data := left.get("data"), list) and all(isinstance(x, str) for x in data)
+    keys = tuple(key for key in left if key != "data" or is_data)
     chosen, names = _columns_of(keys, layout, tuple(columns.items()))
     if chosen is None:
         return _unknown(left)
@@ -182,6 +185,20 @@ def _unknown(row: Mapping[str, Any]) -> Fault:
         return Fault(
             "rejected without chosen",
             f"there are {keys}; two answers to compare are called chosen and rejected",
+        )
+    for key, value in row.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return Fault(
+                "unknown layout",
+                f"there are {keys}; if {key} is the list of rows, write it alone into the file, as"
+                f" jq .{key} does; if it is the messages, write columns: {{messages: {key}}}",
+            )
+    if len(row) == 1 and (
+        mark := next((mark for mark in ";|\t" if mark in str(next(iter(row)))), None)
+    ):
+        return Fault(
+            "unknown layout",
+            f"there is {keys}; if {mark!r} parts the columns, write delimiter: {json.dumps(mark)}",
         )
     advice = _suggested(
         row,

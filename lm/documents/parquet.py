@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.config.schema.source import ParquetSource
-from lm.documents.faults import NOT_UTF8, Fault, Row, require_column, text_of
+from lm.documents.faults import NOT_UTF8, Fault, Row, require_column, require_once, text_of
 from lm.documents.files import SPAN_BYTES, Span
 from lm.system.errors import DataError, first_line
 
@@ -33,6 +33,8 @@ def read_parquet(file: str, source: ParquetSource, span: Span | None) -> Iterato
 def parquet_rows(file: str) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
     """Yield all columns of each row, by their names."""
     with _opened(file) as table:
+        for name in table.schema_arrow.names:
+            require_once(file, name, table.schema_arrow.names)
         number = 0
         for batch in table.iter_batches(batch_size=100):
             for i in range(batch.num_rows):
@@ -42,6 +44,8 @@ def parquet_rows(file: str) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
                     yield number, row.to_pylist()[0]
                 except UnicodeDecodeError as error:
                     yield number, _not_utf8(error)
+                except (ValueError, OverflowError) as error:  # such as a date beyond 9999
+                    yield number, Fault("value beyond Python's types", first_line(error))
 
 
 def is_parquet(file: str) -> bool:

@@ -631,6 +631,30 @@ def test_conversations_as_lists_of_messages(tmp_path):
     assert chats(write(tmp_path / "c.json", json.dumps(lists, indent=1))) == (expected, {})
 
 
+def test_one_conversation_alone_and_rows_in_an_object(tmp_path):
+    one = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
+    for name in ("a.jsonl", "a.json"):
+        assert chats(write(tmp_path / name, json.dumps(one) + "\n")) == ([("a?", "b")], {})
+    file = write(tmp_path / "b.json", json.dumps({"data": CONVERSATIONS}))
+    with pytest.raises(DataError, match=r"if data is the list of rows, .* as jq \.data does"):
+        chats(file)
+
+
+def test_columns_of_one_name_and_values_that_python_does_not_have(tmp_path):
+    file = write(tmp_path / "a.csv", "prompt,completion,prompt\na,b,c\n")
+    with pytest.raises(DataError, match="2 columns are called 'prompt'; rename all but one"):
+        chats(file)
+    far = pa.array([10**18], pa.timestamp("us"))
+    file = write_parquet(tmp_path / "a.parquet", prompt=["a"], completion=["b"], when=far)
+    assert chats(file, "skip")[1] == {"value beyond Python's types": 1}
+
+
+def test_another_delimiter_of_conversations_is_guessed(tmp_path):
+    file = write(tmp_path / "a.csv", "prompt;completion\na;b\n")
+    with pytest.raises(DataError, match=r'if \';\' parts the columns, write delimiter: ";"'):
+        chats(file)
+
+
 def test_a_bad_entry_of_a_list_is_named_by_line_and_number(tmp_path):
     entries = [*CONVERSATIONS, {"instruction": "x", "output": ""}, *CONVERSATIONS]
     file = write(tmp_path / "a.json", "\n" + json.dumps(entries, indent=2))
