@@ -18,13 +18,34 @@ if TYPE_CHECKING:
 
 Assemble = Callable[["Loaded", "Origin", Callable[[str], None]], "Parts"]
 
+
+class Once(argparse.Action):
+    """Store the value of a flag that may be given once, where argparse would take the last."""
+
+    def __call__(
+        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        """Store the value, or refuse the flag."""
+        if getattr(namespace, self.dest) is not None:
+            raise argparse.ArgumentError(
+                self,
+                "given twice, and files are not merged; name one, and change its keys by flags",
+            )
+        setattr(namespace, self.dest, values)
+
+
 SHARED_FLAGS: dict[str, dict[str, Any]] = {
     "--ckpt": {
         "required": True,
         "metavar": "CKPT",
         "help": "the checkpoint, such as checkpoints/best.ckpt",
     },
-    "--config": {"required": True, "metavar": "FILE", "help": "the run's YAML file"},
+    "--config": {
+        "required": True,
+        "metavar": "FILE",
+        "action": Once,
+        "help": "the run's YAML file",
+    },
     "--tokenizer": {
         "default": "auto",
         "metavar": "NAME",

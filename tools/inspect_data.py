@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def check(arguments: argparse.Namespace, config: Config) -> None:
-    """Refuse a step that the run does not have, and numbers that are too small."""
+    """Refuse a step that the run does not have, small numbers, and flags without effect."""
     if not 0 <= arguments.step < config.max_steps:
         raise errors.ConfigError(
             f"--step: the run has the steps 0 to {config.max_steps - 1}, got {arguments.step};"
@@ -111,6 +111,12 @@ def check(arguments: argparse.Namespace, config: Config) -> None:
     for flag, least in ("rows", 1), ("ngram", 0), ("sample", 1):
         if (given := getattr(arguments, flag)) is not None and given < least:
             raise errors.ConfigError(f"--{flag}: too small, got {given}, write {least} or more")
+    for flag in ("html", "json", "against"):
+        if arguments.sample is not None and getattr(arguments, flag):
+            raise errors.ConfigError(
+                f"--{flag}: --sample shows one conversation on the terminal; leave one of the two"
+                " out"
+            )
 
 
 def rows_of(data: PackedDataModule, first: int, least: int) -> list[Row]:

@@ -88,6 +88,20 @@ _SYNTAX = (
         "put the value in quotes",
         False,
     ),
+    (
+        "alphabetic or numeric character",
+        "a value that begins with * or &",
+        "put the value in quotes",
+        False,
+    ),
+    (
+        "indentation indicators",
+        "a value that begins with | or >",
+        "put the value in quotes",
+        False,
+    ),
+    ("an alias (*)", "an alias (*)", "put the value in quotes, or write it out", False),
+    ("a tag (!)", "a tag (!)", "put the value in quotes", False),
     ("another document", "a second document", "remove the line `---`", False),
 )
 

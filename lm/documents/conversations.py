@@ -1,27 +1,41 @@
 """Conversations in one form: turns of a system, a user and an assistant.
 
-Each layout of a row is a function from its keys to a `Conversation` or a `Fault`. A new layout is a
-function and an entry in `LAYOUTS`.
+`turns_of` reads messages in the forms that data sets use, and `conversation` checks turns and puts
+them in order. The keys of a row are in `layouts.py`.
 """
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lm.documents.faults import Fault, text_of
+from lm.documents.row_keys import is_absent, note_unused, refused, tools_fault
 
-# Roles, with the names that ShareGPT uses.
+# Each role with the names that data sets use for it, in small letters.
 ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
+    name: role
+    for role, names in {
+        "system": "system developer",
+        "user": "user human prompter usr person customer",
+        "assistant": "assistant gpt bot model ai chatbot chatgpt bard bing claude llm agent",
+        "tool": "tool tools function observation ipython environment function_call tool_call"
+        " function_response tool_response tool_result",
+    }.items()
+    for name in names.split()
 }
+# A message may have the roles as keys instead: {"human": "...", "assistant": "..."}.
+SPEAKERS = ROLES | {"input": "user", "output": "assistant"}
+ROLE_KEYS = ("role", "from", "speaker")
+CONTENT_KEYS = ("content", "value", "text", "parts")
+_TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
+
 SMS_INSTRUCTION = "classify if the SMS is spam or ham"
 
 
@@ -67,45 +81,6 @@ class Conversation:
         return cls(tuple(Turn(*turn) for turn in turns), rejected)
 
 
-def conversation_of(row: object, layout: str) -> Conversation | Fault:
-    """Return a row as a conversation, or its fault."""
-    if not isinstance(row, Mapping):
-        return Fault(
-            "not a JSON object",
-            f"a conversation is an object with keys, this one is {reprlib.repr(row)}",
-        )
-    if "messages" not in row and "conversations" in row:  # ShareGPT's name
-        row = {**row, "messages": row["conversations"]}
-    if layout == "auto":
-        detected = next(
-            (
-                name
-                for name, (keys, _) in LAYOUTS.items()
-                if all(row.get(key) is not None for key in keys)
-            ),
-            None,
-        )
-        if detected is None or detected == "preferences":
-            wanted = "; ".join(
-                f"{' and '.join(keys)} ({name})" for name, (keys, _) in LAYOUTS.items()
-            )
-            return Fault(
-                "unknown layout",
-                f"there are {reprlib.repr(list(row))}; data.source.layout says which of these to"
-                f" take: {wanted}",
-            )
-        layout = detected
-    keys, read = LAYOUTS[layout]
-    for key in keys:
-        if row.get(key) is None:
-            return Fault(
-                f"no key {key!r}",
-                f"there are {reprlib.repr(list(row))}, and layout {layout} has"
-                f" {' and '.join(keys)}",
-            )
-    return read(row)
-
-
 def from_sms(line: str) -> Conversation | Fault:
     """Return a line of the SMS Spam Collection (label, tab, message) as a conversation."""
     label, tab, message = line.partition("\t")
@@ -117,110 +92,182 @@ def from_sms(line: str) -> Conversation | Fault:
     return Conversation((Turn("user", SMS_INSTRUCTION, message), Turn("assistant", label)))
 
 
-def _alpaca(row: Mapping[str, Any]) -> Conversation | Fault:
-    fields = {
-        key: "" if row.get(key) is None else row[key]
-        for key in ("system", "instruction", "input", "output")
-    }
-    system = (Turn("system", fields["system"]),) if fields["system"] != "" else ()
-    return _checked(
-        (
-            *system,
-            Turn("user", fields["instruction"], fields["input"]),
-            Turn("assistant", fields["output"]),
-        )
-    )
+def conversation(turns: Sequence[Turn], noted: Counter[str]) -> Conversation | Fault:
+    """Return turns as a conversation: put in order, and with texts that can be learnt.
 
-
-def _messages(row: Mapping[str, Any]) -> Conversation | Fault:
-    if not isinstance(row["messages"], list):
-        return Fault("messages is not a list", f"it is {reprlib.repr(row['messages'])}")
-    turns = []
-    for i, message in enumerate(row["messages"]):
-        role, content = (
-            (message.get("role", message.get("from")), message.get("content", message.get("value")))
-            if (isinstance(message, Mapping))
-            else (None, None)
-        )
-        if not isinstance(role, str) or role not in ROLES:
-            return Fault(
-                "wrong role",
-                f"messages[{i}] is {reprlib.repr(message)}; its role must be system, user or"
-                " assistant",
-            )
-        turns.append(Turn(ROLES[role], content))  # type: ignore[arg-type]  # _checked looks at it
-    return _checked(tuple(turns))
-
-
-def _completion(row: Mapping[str, Any]) -> Conversation | Fault:
-    return _answered(row["prompt"], row["completion"])
-
-
-def _preferences(row: Mapping[str, Any]) -> Conversation | Fault:
-    chosen, rejected = (_answered(row["prompt"], row[key]) for key in ("chosen", "rejected"))
-    for pair in (chosen, rejected):
-        if isinstance(pair, Fault):
-            return pair
-    if chosen.prompt != rejected.prompt:  # type: ignore[union-attr]
-        return Fault(
-            "different prompts",
-            "chosen and rejected must be the same up to their last message, which are the answers"
-            " to compare",
-        )
-    if chosen == rejected:
-        return Fault(
-            "equal answers", "chosen and rejected are the same, so there is nothing to prefer"
-        )
-    return Conversation(chosen.turns, rejected.answer)  # type: ignore[union-attr]
-
-
-def _answered(prompt: Any, answer: Any) -> Conversation | Fault:
-    """Return a prompt with its answer: two texts, or lists of messages.
-
-    If an answer repeats the prompt, as in some datasets, the repetition is removed.
+    An empty system message means none. An answer before the first question and a question without
+    an answer are dropped; messages of one side in a row become one. `noted` counts these changes.
     """
-    if not isinstance(prompt, list) and not isinstance(answer, list):
-        return _checked((Turn("user", prompt), Turn("assistant", answer)))
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, list) or not isinstance(answer, list):
-        return Fault(
-            "text and messages",
-            "if the prompt is a list of messages, each answer must be one too; the prompt of such"
-            " answers may be a text",
-        )
-    if answer[: len(prompt)] == prompt:
-        answer = answer[len(prompt) :]
-    return _messages({"messages": prompt + answer})
-
-
-LAYOUTS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Conversation | Fault]]] = {
-    "alpaca": (("instruction", "output"), _alpaca),
-    "messages": (("messages",), _messages),
-    "prompt_completion": (("prompt", "completion"), _completion),
-    "preferences": (("prompt", "chosen", "rejected"), _preferences),
-}
-
-
-def _checked(turns: tuple[Turn, ...]) -> Conversation | Fault:
-    """Return turns as a conversation if their order and their texts are valid, else a fault."""
+    turns = [turn for turn in turns if turn.role != "system" or not is_absent(turn.content)]
     for turn in turns:
         for text in (turn.content, turn.input):
             if isinstance(fault := text_of(text), Fault):
                 return Fault(fault.kind, f"{turn.role}: {fault.detail}")
+    turns = [turn for turn in turns if turn.role != "system" or turn.content.strip()]
+    for turn in turns:
         if not turn.content.strip():
-            kind = {
-                "assistant": "empty answer",
-                "user": "empty prompt",
-                "system": "empty system turn",
-            }[turn.role]
+            kind = "empty answer" if turn.role == "assistant" else "empty prompt"
             return Fault(kind, f"what the {turn.role} says is empty")
-    roles = [turn.role for turn in turns]
-    spoken = roles[1:] if roles[:1] == ["system"] else roles
-    if not spoken or len(spoken) % 2 or spoken != ["user", "assistant"] * (len(spoken) // 2):
-        detail = (
+    ordered = _ordered(turns, noted)
+    spoken = ordered[1:] if ordered and ordered[0].role == "system" else ordered
+    if not spoken or any(turn.role == "system" for turn in spoken):
+        roles = [turn.role for turn in turns]
+        return Fault(
+            "wrong order of roles",
             f"{reprlib.repr(roles)}; after a system, if any, user and assistant take turns, the"
-            " assistant last"
+            " assistant last",
         )
-        return Fault("wrong order of roles", detail)
-    return Conversation(turns)
+    return Conversation(tuple(ordered))
+
+
+def _ordered(turns: Sequence[Turn], noted: Counter[str]) -> list[Turn]:
+    """Return turns in which user and assistant alternate, as far as dropping and joining can."""
+    ordered: list[Turn] = []
+    for turn in turns:
+        before = ordered[-1] if ordered else None
+        if before is not None and before.role == turn.role:
+            joined = f"{before.content}\n\n{turn.content}"
+            ordered[-1] = Turn(turn.role, joined, before.input or turn.input)
+            noted["break between two messages of one side"] += 1
+        elif turn.role == "assistant" and (before is None or before.role == "system"):
+            noted["answer before the first question"] += 1
+        else:
+            ordered.append(turn)
+    if ordered and ordered[-1].role == "user":
+        ordered.pop()
+        noted["question without an answer"] += 1
+    return ordered
+
+
+def turns_of(messages: object, key: str, noted: Counter[str]) -> list[Turn] | Fault:
+    """Return a list of messages as turns; their texts are not checked yet.
+
+    A message has a role and a content, or roles as its keys. Texts alone, and pairs of them,
+    alternate between user and assistant.
+
+    Args:
+        messages: the list, or its JSON.
+        key: where it stands in the row, for messages.
+        noted: counts what is left out.
+    """
+    if isinstance(messages, dict):  # one message, or OpenAI's {"messages": [...]}
+        rest = dict(messages)
+        messages = rest.pop("messages", [messages])
+        if messages != [rest]:
+            if isinstance(fault := refused(rest, f"{key}: "), Fault):
+                return fault
+            note_unused(rest, f" of {key}", noted)
+    if not isinstance(messages := _parsed(messages), list):
+        return Fault(f"{key} is not a list", f"it is {reprlib.repr(messages)}")
+    if all(isinstance(message, str) for message in messages):
+        return list(_alternating(messages))
+    turns: list[Turn] = []
+    for i, message in enumerate(messages):
+        if isinstance(message, list) and len(message) == 2 and isinstance(message[0], str):
+            turns += _alternating(message)
+            continue
+        found = _turns_of_message(message, f"{key}[{i}]", noted)
+        if isinstance(found, Fault):
+            return found
+        turns += found
+    return turns
+
+
+def _alternating(texts: Sequence[str]) -> Iterator[Turn]:
+    for i, text in enumerate(texts):
+        yield Turn(("user", "assistant")[i % 2], text)
+
+
+def _turns_of_message(message: object, place: str, noted: Counter[str]) -> list[Turn] | Fault:
+    if not isinstance(message, dict):
+        return _wrong_role(message, place)
+    rest = {key: value for key, value in message.items() if not is_absent(value)}
+    role_key = next((key for key in ROLE_KEYS if key in rest), None)
+    if role_key is None:
+        roles = [SPEAKERS.get(str(key).lower()) for key in rest]
+        if not rest or None in roles:
+            return _wrong_role(message, place)
+        spoken = zip(roles, rest.values(), strict=True)
+        return [Turn(str(role), content) for role, content in spoken]
+    name = rest.pop(role_key)
+    role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+    if role is None:
+        return _wrong_role(message, place)
+    if role == "tool":
+        return tools_fault(f"{place} is a message of a {name}")
+    content_key = next((key for key in CONTENT_KEYS if key in rest), None)
+    text = text_of_parts(rest.pop(content_key) if content_key else None, place)
+    if isinstance(fault := refused(rest, f"{place}: ", role == "assistant"), Fault):
+        return fault
+    if isinstance(text, Fault):
+        return text
+    note_unused(rest, " of a message", noted)
+    return [Turn(role, text)]
+
+
+def _wrong_role(message: object, place: str) -> Fault:
+    detail = f"{place} is {reprlib.repr(message)}; its role must be system, user or assistant"
+    return Fault("wrong role", detail)
+
+
+def text_of_parts(content: Any, place: str) -> Any:
+    """Return a message's content with its parts joined to one text, or a fault.
+
+    What is neither a list of parts nor an object with them stays as it is.
+    """
+    if isinstance(content, dict):
+        content = next((content[key] for key in CONTENT_KEYS if key in content), content)
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, dict) else part
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind.startswith(("tool", "function")):
+                return tools_fault(f"{place} has a part {reprlib.repr(kind)}")
+            detail = f"{place} has the part {reprlib.repr(part)}, and only text can be learnt"
+            return Fault("content that is not text", detail)
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def transcript(text: str) -> list[Turn] | None:
+    r"""Return the turns of a text "\n\nHuman: ... \n\nAssistant: ...", as Anthropic's data has."""
+    if not _TRANSCRIPT.match(text):
+        return None
+    parts = _TRANSCRIPT.split(text)[1:]
+    return [
+        Turn(ROLES[name.lower()], content.strip())
+        for name, content in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def listed(value: Any) -> Any:
+    """Return the messages that a text holds as JSON, as in a table's cell; else the value."""
+    parsed = _parsed(value)
+    return parsed if are_messages(parsed) else value
+
+
+def are_messages(value: object) -> bool:
+    """Return whether a value is a list of messages with roles."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(message, dict) and any(key in message for key in ROLE_KEYS)
+            for message in value
+        )
+    )
+
+
+def _parsed(value: Any) -> Any:
+    """Return a list that a cell of a table holds as JSON, or as Python writes it."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            pass
+    return value

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import reprlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from lm.system.errors import DataError
+
+NOT_UTF8 = "not UTF-8"
 
 
 class Fault(NamedTuple):
@@ -17,7 +20,8 @@ class Fault(NamedTuple):
     lines_below: int = 0  # where the fault is, counted from the row's first line
 
 
-Row = tuple[int, str | Fault]  # the row's number, and its text or fault
+# A row's number, and its text or fault. A counter before a row's text says what was left out of it.
+Row = tuple[int, str | Fault | Counter[str]]
 
 
 def decoded(raw: bytes) -> str | Fault:
@@ -25,8 +29,8 @@ def decoded(raw: bytes) -> str | Fault:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        detail = f"byte {raw[error.start]:#04x}; a text in another encoding can be converted"
-        return Fault("not UTF-8", detail, raw.count(b"\n", 0, error.start))
+        detail = f"byte {raw[error.start]:#04x}"
+        return Fault(NOT_UTF8, detail, raw.count(b"\n", 0, error.start))
 
 
 def text_of(value: object) -> str | Fault:
@@ -50,6 +54,11 @@ def require_column(file: str, key: str, names: Sequence[str]) -> None:
             f"{file}: no column {key!r}; there are {reprlib.repr(names)}; text_key names the one"
             " that holds the text"
         )
+    require_once(file, key, names)
+
+
+def require_once(file: str, key: str, names: Sequence[str]) -> None:
+    """Raise DataError if several columns have the name `key`."""
     if names.count(key) > 1:
         raise DataError(
             f"{file}: {names.count(key)} columns are called {key!r}; rename all but one"

@@ -1,4 +1,4 @@
-"""Find text files, decompress them, and read their lines or paragraphs as bytes.
+"""Find text files, decompress them, and read their lines or paragraphs as bytes of UTF-8.
 
 Several processes can share one file, because reading can start in the middle. A span is a pair of
 byte positions: its first byte and the byte after its last. Each line and each paragraph belongs to
@@ -7,58 +7,148 @@ exactly one of the spans of a file, wherever the cuts are.
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import contextlib
+import functools
 import glob
 import gzip
+import io
+import lzma
 import os
 import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from lm.system.errors import DataError
 
 SPAN_BYTES = 2**22
-GZIP = b"\x1f\x8b"
+# The first bytes of packed files; "BZh" alone may begin a word.
 PACKED = {
+    rb"\x1f\x8b": "gzip",
+    rb"\x28\xb5\x2f\xfd": "zstd",
+    rb"\xfd7zXZ": "xz",
+    rb"BZh[1-9](1AY&SY|\x17rE8)": "bzip2",
+}
+REFUSED = {
     rb"PK\x03\x04": "a zip archive",
     rb"PK\x05\x06": "an empty zip archive",
-    rb"\x28\xb5\x2f\xfd": "packed by zstd",
-    rb"\xfd7zXZ": "packed by xz",
-    rb"BZh[1-9](1AY&SY|\x17rE8)": "packed by bzip2",  # "BZh" alone may begin a word
+    rb"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    rb"Rar!\x1a\x07": "a rar archive",
 }
+HEAD = 10  # bytes that tell what a file is
 
 Span = tuple[int, int]
 
 
 @contextlib.contextmanager
-def opened(file: str) -> Iterator[IO[bytes]]:
-    """Open a file's bytes, decompressed if it is gzip.
+def opened(file: str, encoding: str | None = None) -> Iterator[IO[bytes]]:
+    """Open a file as bytes of UTF-8, decompressed and converted from its encoding.
+
+    A byte that the encoding does not have stays as it is, so its row is not UTF-8.
 
     Raises:
-        DataError: it is another kind of archive, or the gzip file is cut or damaged.
+        DataError: it is an archive of files, or the packed file is cut or damaged; or zstandard,
+            which unpacks zstd, is not installed.
     """
     with Path(file).open("rb") as stream:
-        head = stream.read(10)
+        head = stream.read(HEAD)
         stream.seek(0)
-        if packed := next((name for magic, name in PACKED.items() if re.match(magic, head)), None):
-            raise DataError(f"{file}: {packed}, not text; unpack it first, or pack it with gzip")
+        if archive := _kind(head, REFUSED):
+            raise DataError(f"{file}: {archive}, not text; unpack it first, or pack it with gzip")
+        packing = _kind(head, PACKED)
         try:
-            yield (
-                cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if head.startswith(GZIP) else stream
-            )
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            plain = _unpacked(stream, packing, file)
+            yield plain if encoding is None else _as_file(_converted(plain, encoding))
+        except UnicodeError as error:
+            if encoding is None:
+                raise
+            raise DataError(f"{file}: not {encoding} ({error}); write its encoding") from error
+        except Exception as error:
+            # zstandard's error has no base class that could be named without importing it.
+            damaged = isinstance(error, EOFError | zlib.error | gzip.BadGzipFile | lzma.LZMAError)
+            without_number = isinstance(error, OSError) and error.errno is None
+            if packing is None or not (
+                damaged or without_number or type(error).__name__ == "ZstdError"
+            ):
+                raise
             raise DataError(
-                f"{file}: the gzip file is cut or damaged; fetch it again ({error})"
+                f"{file}: the {packing} file is cut or damaged; fetch it again ({error})"
             ) from error
 
 
-def is_gzip(file: str) -> bool:
-    """Return whether the content is gzip, whatever the file's name."""
+def _kind(head: bytes, kinds: dict[bytes, str]) -> str | None:
+    return next((name for magic, name in kinds.items() if re.match(magic, head)), None)
+
+
+def _unpacked(stream: IO[bytes], packing: str | None, file: str) -> IO[bytes]:
+    if packing == "gzip":
+        return cast(IO[bytes], gzip.GzipFile(fileobj=stream))
+    if packing == "bzip2":
+        return bz2.BZ2File(stream)
+    if packing == "xz":
+        return lzma.LZMAFile(stream)
+    if packing == "zstd":
+        try:
+            import zstandard
+        except ImportError:
+            raise DataError(
+                f"{file}: packed by zstd; install zstandard (pip install '.[zstd]'), or unpack it"
+            ) from None
+        return _as_file(_unpacked_zstd(stream, zstandard))
+    return stream
+
+
+def _converted(stream: IO[bytes], encoding: str) -> Iterator[bytes]:
+    """Yield the bytes of a text in another encoding, as UTF-8."""
+    chunks = iter(functools.partial(stream.read, 2**16), b"")
+    for text in codecs.iterdecode(chunks, encoding, "surrogateescape"):
+        yield text.encode("utf-8", "surrogateescape")
+
+
+def _unpacked_zstd(stream: IO[bytes], zstandard: Any) -> Iterator[bytes]:
+    """Yield the bytes of a file that zstd packed. Its own reader takes a cut file for a whole."""
+    frame = None
+    # A few bytes can hold very many: small chunks keep the result small.
+    for chunk in iter(functools.partial(stream.read, 2**12), b""):
+        while chunk:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            yield frame.decompress(chunk)
+            chunk, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame is not None:
+        raise EOFError("its end is missing")
+
+
+class _Chunks(io.RawIOBase):
+    """A file of the bytes that an iterator makes."""
+
+    def __init__(self, chunks: Iterator[bytes]):
+        self._chunks = chunks
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            if (chunk := next(self._chunks, None)) is None:
+                return 0
+            self._rest = chunk
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
+
+
+def _as_file(chunks: Iterator[bytes]) -> IO[bytes]:
+    return cast(IO[bytes], io.BufferedReader(_Chunks(chunks), 2**16))
+
+
+def is_read_from_start(file: str, encoding: str | None) -> bool:
+    """Return whether bytes of the file are no bytes of its text: it is packed, or not UTF-8."""
     with Path(file).open("rb") as stream:
-        return stream.read(len(GZIP)) == GZIP
+        return encoding is not None or _kind(stream.read(HEAD), PACKED) is not None
 
 
 def byte_spans(file: str) -> list[Span]:
@@ -67,9 +157,9 @@ def byte_spans(file: str) -> list[Span]:
     return [(start, min(start + SPAN_BYTES, size)) for start in range(0, size, SPAN_BYTES)]
 
 
-def read_all(file: str) -> bytes:
+def read_all(file: str, encoding: str | None = None) -> bytes:
     """Read a file without its byte order mark."""
-    with opened(file) as stream:
+    with opened(file, encoding) as stream:
         return stream.read().removeprefix(codecs.BOM_UTF8)
 
 
@@ -85,18 +175,20 @@ def lines_before(file: str, span: Span) -> int:
     return count
 
 
-def lines(file: str, span: Span | None) -> Iterator[tuple[int, bytes]]:
+def lines(file: str, span: Span | None, encoding: str | None = None) -> Iterator[tuple[int, bytes]]:
     """Yield the lines of a span with their numbers from 1, with line ends, without byte order mark.
 
     Only \\n ends a line; str.splitlines would split at ten more characters.
     """
-    for number, (position, line) in enumerate(_lines_from(file, span), 1):
+    for number, (position, line) in enumerate(_lines_from(file, span, encoding), 1):
         if span is not None and position >= span[1]:
             return
         yield number, line
 
 
-def paragraphs(file: str, span: Span | None) -> Iterator[tuple[int, bytes]]:
+def paragraphs(
+    file: str, span: Span | None, encoding: str | None = None
+) -> Iterator[tuple[int, bytes]]:
     """Yield the runs of lines that are not blank, each with the number of its first line.
 
     The end of the last line is removed. A paragraph belongs to the span in which the last blank
@@ -105,7 +197,7 @@ def paragraphs(file: str, span: Span | None) -> Iterator[tuple[int, bytes]]:
     start, end = span or (0, None)
     in_span = start == 0  # whether the current paragraph belongs to this span
     first, parts = 0, list[bytes]()
-    for number, (position, line) in enumerate(_lines_from(file, span), 1):
+    for number, (position, line) in enumerate(_lines_from(file, span, encoding), 1):
         blank = not line.strip()
         if blank and parts:
             yield first, b"".join(parts).rstrip(b"\r\n")
@@ -121,9 +213,9 @@ def paragraphs(file: str, span: Span | None) -> Iterator[tuple[int, bytes]]:
         yield first, b"".join(parts).rstrip(b"\r\n")
 
 
-def _lines_from(file: str, span: Span | None) -> Iterator[tuple[int, bytes]]:
+def _lines_from(file: str, span: Span | None, encoding: str | None) -> Iterator[tuple[int, bytes]]:
     """Yield the lines that begin at or after a span's start, each with its byte position."""
-    with opened(file) as stream:
+    with opened(file, encoding) as stream:
         position = 0
         if span is not None and span[0] > 0:
             # The line that holds byte start - 1 began before the span. Its end is searched in the
@@ -170,6 +262,9 @@ def find_files(patterns: list[str], key: str) -> list[str]:
 
 
 def _glob(path: Path) -> list[str]:
+    # A folder that exists is itself, though its name may look like a pattern.
+    folder = next(parent for parent in path.parents if parent.is_dir())
+    path = Path(glob.escape(str(folder))) / path.relative_to(folder)
     # Path.glob takes relative patterns only.
     return glob.glob(str(path), recursive=True)  # noqa: PTH207
 

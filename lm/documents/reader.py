@@ -24,17 +24,19 @@ from lm.config.schema.source import (
     BinSource,
     HubSource,
     SingleSource,
+    added_keys,
     dataset_of,
     files_of,
     is_streamed,
 )
-from lm.documents import files, parquet
+from lm.documents import encodings, files, parquet
 from lm.documents.conversations import Conversation
-from lm.documents.faults import Fault, Row
+from lm.documents.faults import NOT_UTF8, Fault, Row
 from lm.documents.files import Span, find_files, reading
 from lm.documents.flat import read_flat
 from lm.documents.formats import FORMATS, rows_before, spans
 from lm.documents.hub import load_dataset
+from lm.documents.parquet import is_parquet
 from lm.documents.templates import ChatFormat, Encoded
 from lm.system.errors import ConfigError, DataError
 from lm.tokenizer.tokenizer import Tokenizer
@@ -181,28 +183,38 @@ class Reader:
         source = self.source
         with reading(piece.file, self.key):
             for number, text, encoded in self._rows(piece):
-                if isinstance(text, Fault):
+                if isinstance(text, Counter):
+                    removed += text
+                elif isinstance(text, Fault):
                     before = (
                         rows_before(piece.file, source, piece.span)
                         if piece.span and self.on_bad_row == "stop"
                         else 0
                     )
                     self._refuse(
-                        f"{piece.file}:{before + number + text.lines_below}", text, removed
+                        piece.file, text, removed, f":{before + number + text.lines_below}"
                     )
-                    continue
-                if source.filter.ascii_only and not text.isascii():
-                    cleaned = _BEYOND_ASCII.sub("", text)
-                    removed["character beyond ASCII"] += len(text) - len(cleaned)
-                    text = cleaned
-                if _is_blank(text) if encoded is None else len(encoded.ids) == 0:
-                    removed[EMPTY] += 1
-                elif len(text) < source.filter.min_length:
-                    removed[f"document under {source.filter.min_length} characters"] += 1
-                else:
-                    yield Document(text, f"{piece.file}:{number}", encoded)
+                elif (kept := self._cleaned(text, encoded, removed)) is not None:
+                    yield Document(kept, f"{piece.file}:{number}", encoded)
 
-    def _rows(self, piece: Piece) -> Iterator[tuple[int, str | Fault, Encoded | None]]:
+    def _cleaned(self, text: str, encoded: Encoded | None, removed: Counter[str]) -> str | None:
+        """Return a document after the filters that see nothing else; None if it is dropped."""
+        wanted = self.source.filter
+        if wanted.ascii_only and not text.isascii():
+            cleaned = _BEYOND_ASCII.sub("", text)
+            removed["character beyond ASCII"] += len(text) - len(cleaned)
+            text = cleaned
+        if _is_blank(text) if encoded is None else len(encoded.ids) == 0:
+            removed[EMPTY] += 1
+        elif len(text) < wanted.min_length:
+            removed[f"document under {wanted.min_length} characters"] += 1
+        else:
+            return text
+        return None
+
+    def _rows(
+        self, piece: Piece
+    ) -> Iterator[tuple[int, str | Fault | Counter[str], Encoded | None]]:
         """Yield a piece's rows, with ids for flat files and conversations."""
         if isinstance(self.source, BinSource):
             assert self.tokenizer is not None
@@ -220,7 +232,7 @@ class Reader:
         )
         for number, text in rows:
             # a blank line is not a conversation
-            if self.chat is None or isinstance(text, Fault) or not text.strip():
+            if self.chat is None or not isinstance(text, str) or not text.strip():
                 yield number, text, None
             else:
                 yield number, text, self.chat.encode(Conversation.from_json(text))
@@ -231,7 +243,7 @@ class Reader:
         It has the section, and each file's path, size and modification time, or the dataset's
         version.
         """
-        section = self.source.model_dump(exclude={"files", "too_long"})
+        section = self.source.model_dump(exclude={"files", "too_long"} | added_keys(self.source))
         if self.chat is not None:
             section["template"] = dataclasses.asdict(self.chat.template)
         if is_streamed(self.source):
@@ -249,13 +261,22 @@ class Reader:
         """Refuse a file without text, or count it in `removed`; it is hardly intended."""
         self._refuse(file, Fault("empty file", "there is no text in it"), removed)
 
-    def _refuse(self, place: str, fault: Fault, removed: Counter[str]) -> None:
-        if self.on_bad_row == "stop":
-            raise DataError(
-                f"{place}: {fault.kind}: {fault.detail}; correct it, or skip such rows with"
-                " data.on_bad_row: skip"
+    def _refuse(self, file: str, fault: Fault, removed: Counter[str], place: str = "") -> None:
+        if self.on_bad_row == "skip":
+            removed[fault.kind] += 1
+            return
+        remedy = "correct it"
+        if fault.kind == NOT_UTF8 and not is_parquet(file):
+            encoding = getattr(self.source, "encoding", None)
+            remedy = (
+                f"it is not {encoding} either; correct {self.key}.encoding"
+                if encoding
+                else encodings.remedy(file, self.files, self.key)
             )
-        removed[fault.kind] += 1
+        raise DataError(
+            f"{file}{place}: {fault.kind}: {fault.detail}; {remedy}, or skip such rows with"
+            " data.on_bad_row: skip"
+        )
 
 
 class Selection:

@@ -34,6 +34,8 @@ from lm.tokens.store import FORMAT, Manifest, TokenStore
 from lm.tokens.stream import Stream, choose_revision
 from lm.tokens.tokenise import Engine
 
+MOST_KINDS = 20  # of what was left out, in a line of the log
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -281,7 +283,12 @@ def _facts(manifest: Manifest, train: TokenStore, val: TokenStore, origin: str) 
 
 
 def _left_out(removed: Mapping[str, int]) -> str:
-    return "left out: " + ", ".join(f"{count:,} x {kind}" for kind, count in removed.items())
+    kinds = list(removed.items())
+    if len(kinds) > MOST_KINDS:
+        kinds = sorted(kinds, key=lambda kind: -kind[1])
+        others = sum(count for _, count in kinds[MOST_KINDS:])
+        kinds[MOST_KINDS:] = [(f"{len(kinds) - MOST_KINDS} other kinds", others)]
+    return "left out: " + ", ".join(f"{count:,} x {kind}" for kind, count in kinds)
 
 
 def _repeated(corpora: Sequence[Corpus]) -> int:
@@ -309,6 +316,12 @@ def _check_splits(data: DataConfig, corpora: Sequence[Corpus]) -> None:
         return
     n_train = sum(train.documents for _, train in stored)
     n_val = sum(corpus.val.documents for corpus in corpora)
+    if data.chat is not None:
+        raise DataError(
+            f"data.val_fraction: {data.val_fraction} leaves {n_train} of the conversations to"
+            f" train on and {n_val} to validate on; give more conversations, another val_fraction,"
+            " or others in data.validation"
+        )
     if n_train + n_val == 1 and data.split == "hash":
         raise DataError(
             "data.split: hash needs several documents, and the text is a single one; write"

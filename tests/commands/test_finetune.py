@@ -527,11 +527,13 @@ BAD_ROWS = [
     ({"prompt": " ", "completion": "b"}, "empty prompt"),
     ({"prompt": 7, "completion": "b"}, "text is not a string"),
     ({"messages": []}, "wrong order of roles"),
-    ({"messages": [{"role": "tool", "content": "a"}]}, "wrong role"),
+    ({"messages": [{"role": "tool", "content": "a"}]}, "tools"),
+    ({"messages": [{"role": "narrator", "content": "a"}]}, "wrong role"),
     ({"messages": [{"role": "assistant", "content": "a"}]}, "wrong order of roles"),
     ({"messages": "hello"}, "messages is not a list"),
     ({"prompt": "a", "chosen": "b", "rejected": "c"}, "unknown layout"),
-    ([1, 2], "not a JSON object"),
+    ([1, 2], "wrong role"),
+    (7, "not a JSON object"),
 ]
 
 

@@ -854,3 +854,19 @@ def test_as_a_person_types_it(tmp_path):
     refused = run("--html", str(tmp_path / "no" / "folder.html"))
     assert refused.returncode == 5
     assert "folder.html" in refused.stderr and "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("flag", [["--html", "a.html"], ["--json"], ["--against", "a.txt"]])
+def test_sample_refuses_flags_that_it_would_ignore(flag: list[str]) -> None:
+    words = ["--config", "config_smoke.yaml", "--sample", "1", *flag]
+    arguments = inspect_data.parser().parse_args(words)
+    config = load_config("config_smoke.yaml").config
+    with pytest.raises(ConfigError, match=f"{flag[0]}: --sample shows one conversation"):
+        inspect_data.check(arguments, config)
+
+
+def test_a_second_configuration_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        inspect_data.parser().parse_args(["--config", "a.yaml", "--config", "b.yaml"])
+    assert ended.value.code == 2
+    assert "argument --config: given twice, and files are not merged" in capsys.readouterr().err

@@ -232,7 +232,7 @@ SOURCES = [
     ),
     (
         "source: {format: txt, files: a, txt: 3}",
-        "2: data.source.txt: unknown key, got 3, write format, files, unit or filter",
+        "2: data.source.txt: unknown key, got 3, write format, files, unit, encoding or filter",
     ),
     (
         "source: {format: txt, files: a, text_key: b}",
@@ -294,6 +294,29 @@ SOURCES = [
     (
         "source: {format: csv, files: a, delimiter: ''}",
         '2: data.source.delimiter: empty, got "", write one character',
+    ),
+    (
+        "source: {format: csv, files: a, delimiter: ';', escape: ';'}",
+        "2: data.source: delimiter and escape are both ';'; write two characters",
+    ),
+    (
+        "source: {format: txt, files: a, encoding: utf-9}",
+        "2: data.source.encoding: there is no such encoding; write one that Python knows, such as"
+        " cp1252, latin-1, utf-16, cp1251, gb18030, shift_jis or euc_kr",
+    ),
+    (
+        "source: {format: chat, files: a, columns: {question: q}}\n  document_mask: true",
+        "2: data.source.columns: a layout has no key question; write the layout's key first, then"
+        " the row's: {prompt: question}",
+    ),
+    (
+        "source: {format: chat, files: a, columns: {prompt: q, output: q}}\n  document_mask: true",
+        "2: data.source.columns: q is named twice; write one key for each column",
+    ),
+    (
+        "source: {format: chat, files: a, layout: sms, columns: {prompt: q}}\n"
+        "  document_mask: true",
+        "2: data.source: columns are for rows with keys, and lines of sms have none; remove it",
     ),
     ("source: {format: csv, files: a, delimiter: '\"'}", NO_DELIMITER),
     ('source: {format: csv, files: a, delimiter: "\\n"}', NO_DELIMITER),
@@ -470,6 +493,24 @@ SOURCES = [
         "2: data.source.weight: unknown key, got 3, did you mean data.source.parts[].weight?",
     ),
 ]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("delimiter: \\t", {"delimiter": "\t"}),
+        ('delimiter: "\\t"', {"delimiter": "\t"}),
+        ("encoding: UTF8", {"encoding": None}),
+        ("encoding: Windows-1252", {"encoding": "cp1252"}),
+        ("encoding: latin1", {"encoding": "iso8859-1"}),
+    ],
+)
+def test_tabs_and_encodings_as_people_write_them(
+    write, written: str, meant: dict[str, object]
+) -> None:
+    text = f"data:\n  source:\n    format: csv\n    files: a\n    {written}\n"
+    source = load_config(write(text + "trainer: {max_steps: 1000}\n")).config.data.source
+    assert {key: getattr(source, key) for key in meant} == meant
 
 
 @pytest.mark.usefixtures("takes_seconds")

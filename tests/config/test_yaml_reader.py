@@ -100,7 +100,23 @@ SYNTAX = [
         BASE + "optimizer: &o {lr: 1e-3}\n",
         '7: an anchor (&), got "optimizer: &o {lr: 1e-3}", write plain `key: value`',
     ),
-    (BASE + "optimizer: *o\n", '7: an alias (*), got "optimizer: *o", write plain `key: value`'),
+    (
+        BASE + "optimizer: *o\n",
+        '7: an alias (*), got "optimizer: *o", put the value in quotes, or write it out',
+    ),
+    (
+        "data:\n  source:\n    files: *.jsonl\n",
+        '3: a value that begins with * or &, got "files: *.jsonl", put the value in quotes',
+    ),
+    (
+        "data:\n  source: {files: [a, **/*.txt]}\n",
+        '2: a value that begins with * or &, got "source: {files: [a, **/*.txt]}", put the value in'
+        " quotes",
+    ),
+    (
+        BASE + "a: >b\n",
+        '7: a value that begins with | or >, got "a: >b", put the value in quotes',
+    ),
     (
         BASE + "optimizer:\n  <<: {lr: 1}\n",
         '8: a merge key (<<), got "<<: {lr: 1}", write plain `key: value`',

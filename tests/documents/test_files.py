@@ -6,6 +6,7 @@ import io
 import itertools
 import lzma
 import re
+import sys
 import zipfile
 
 import pytest
@@ -13,7 +14,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lm.documents import files as text_files
-from lm.documents.files import GZIP, byte_spans, lines, lines_before, opened, paragraphs
+from lm.documents.files import (
+    byte_spans,
+    find_files,
+    is_read_from_start,
+    lines,
+    lines_before,
+    opened,
+    paragraphs,
+)
 from lm.system.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
@@ -63,8 +72,7 @@ files = st.lists(st.sampled_from(PIECES), max_size=30).map(b"".join) | st.binary
     max_size=60
 ).filter(
     lambda content: (
-        not content.startswith(GZIP)
-        and not any(re.match(magic, content) for magic in text_files.PACKED)
+        not any(re.match(magic, content) for magic in (*text_files.PACKED, *text_files.REFUSED))
     )
 )
 
@@ -200,6 +208,58 @@ def test_a_damaged_gzip_file_is_refused_by_name(tmp_path, damage):
     assert str(error.value).startswith(f"{file}: the gzip file is cut or damaged; fetch it again (")
 
 
+@pytest.mark.parametrize("pack", [bz2.compress, lzma.compress])
+def test_bzip2_and_xz_are_read_like_gzip(tmp_path, pack):
+    file = tmp_path / "a.txt"
+    file.write_bytes(pack(TEXT))
+    assert list(lines(str(file), None)) == slow_lines(TEXT)
+    assert is_read_from_start(str(file), None)
+    for damaged in (pack(TEXT)[:-20], pack(TEXT)[:60] + b"x" * 40):
+        file.write_bytes(damaged)
+        with pytest.raises(DataError) as error:
+            list(lines(str(file), None))
+        assert "file is cut or damaged; fetch it again (" in str(error.value)
+
+
+def test_zstd_is_read_with_its_library(tmp_path, monkeypatch):
+    file = tmp_path / "a.txt.zst"
+    frame = b"(\xb5/\xfd$\x05)\x00\x00one\ntwo\xd1\xc0\xc9"
+    file.write_bytes(frame)
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(DataError, match=r"install zstandard \(pip install '\.\[zstd\]'\)"):
+        list(lines(str(file), None))
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le", "utf-32", "shift_jis"])
+def test_another_encoding_is_converted(tmp_path, encoding):
+    text = "".join(
+        f"Zeile {i}: {'äß' if encoding != 'shift_jis' else 'かな'}\n" for i in range(9000)
+    )
+    file = tmp_path / "a.txt"
+    file.write_bytes(text.encode(encoding))
+    assert b"".join(line for _, line in lines(str(file), None, encoding)).decode() == text
+    assert is_read_from_start(str(file), encoding)
+
+
+def test_what_an_encoding_does_not_have(tmp_path):
+    """One byte is a bad row; a file cut in the middle of a character is refused."""
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"gr\x81n\nfine\n")
+    assert list(lines(str(file), None, "cp1252")) == [(1, b"gr\x81n\n"), (2, b"fine\n")]
+    file.write_bytes("fine".encode("utf-16-le")[:-1])
+    with pytest.raises(DataError, match="not utf-16-le"):
+        list(lines(str(file), None, "utf-16-le"))
+
+
+def test_a_folder_with_brackets_in_its_name(tmp_path):
+    folder = tmp_path / "my [data] (1)"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("a.txt", "deep/b.txt"):
+        (folder / name).touch()
+    assert find_files([f"{folder}/*.txt"], "key") == [f"{folder}/a.txt"]
+    assert find_files([f"{folder}/**/[b].txt"], "key") == [f"{folder}/deep/b.txt"]
+
+
 def zipped():
     buffer = io.BytesIO()
     zipfile.ZipFile(buffer, "w").writestr("a.txt", TEXT)
@@ -211,10 +271,7 @@ def zipped():
     [
         (zipped(), "a zip archive"),
         (b"PK\x05\x06" + bytes(18), "an empty zip archive"),
-        (lzma.compress(TEXT), "packed by xz"),
-        (bz2.compress(TEXT), "packed by bzip2"),
-        (bz2.compress(b""), "packed by bzip2"),
-        (b"\x28\xb5\x2f\xfd" + bytes(9), "packed by zstd"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(9), "a 7z archive"),
     ],
 )
 def test_other_archives_are_refused_by_name(tmp_path, content, name):
@@ -228,3 +285,15 @@ def test_other_archives_are_refused_by_name(tmp_path, content, name):
 def test_a_word_that_begins_like_an_archive_is_a_word(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"BZh is no bzip2, PK no zip\n")
     assert list(lines(str(tmp_path / "a.txt"), None)) == [(1, b"BZh is no bzip2, PK no zip\n")]
+
+
+def test_zstd(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    file = tmp_path / "a.txt"
+    frames = zstandard.compress(TEXT) + zstandard.compress(b"more\n")
+    file.write_bytes(frames)
+    assert list(lines(str(file), None)) == slow_lines(TEXT + b"more\n")
+    for damaged in (frames[:-30], frames[:-3], frames + b"something else"):
+        file.write_bytes(damaged)
+        with pytest.raises(DataError, match="the zstd file is cut or damaged"):
+            list(lines(str(file), None))

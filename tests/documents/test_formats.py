@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -192,16 +193,25 @@ TEXTS = [
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_instructions_in_a_list(tmp_path, bom, indent):
-    assert rows(
-        tmp_path / "a.json", bom + json.dumps(ENTRIES, indent=indent), format="instruction"
-    ) == list(enumerate(TEXTS, 1))
+    """Each has the number of the line on which it begins."""
+    content = bom + json.dumps(ENTRIES, indent=indent)
+    lines = [1, 1, 1] if indent is None else [2, 7, 12]
+    left_out = Counter({"key 'id'": 1})
+    assert rows(tmp_path / "a.json", content, format="instruction") == [
+        (lines[0], TEXTS[0]),
+        (lines[1], left_out),
+        *zip(lines[1:], TEXTS[1:], strict=True),
+    ]
 
 
 def test_instructions_in_lines(tmp_path):
     content = "\n" + "".join(json.dumps(entry, ensure_ascii=False) + "\r\n" for entry in ENTRIES)
     assert rows(tmp_path / "a.jsonl", content, format="instruction") == [
         (1, "\n"),
-        *enumerate(TEXTS, 2),
+        (2, TEXTS[0]),
+        (3, Counter({"key 'id'": 1})),
+        (3, TEXTS[1]),
+        (4, TEXTS[2]),
     ]
 
 
@@ -211,11 +221,8 @@ def test_instructions_in_lines(tmp_path):
         ({"output": "x"}, "no key 'instruction'", "there are ['output']"),
         ({"instruction": "x"}, "no key 'output'", "there are ['instruction']"),
         ({"instruction": "x", "output": 2}, "text is not a string", "output: it is 2"),
-        (
-            {"instruction": "x", "input": None, "output": "y"},
-            "text is not a string",
-            "input: it is None",
-        ),
+        ({"instruction": "x", "input": 0, "output": "y"}, "text is not a string", "input: it is 0"),
+        ({"instruction": "x", "output": "y", "label": False}, "answer that label says", "label is"),
         (
             {"instruction": "x", "output": "\ud800"},
             "half a surrogate pair",
@@ -236,8 +243,9 @@ def test_entries_that_are_no_instruction(tmp_path, entry, kind, detail, listed):
     (_, first), (number, fault) = FORMATS["instruction"](
         str(file), section(format="instruction"), None
     )
-    assert (first, number, fault.kind) == (TEXTS[0], 2, kind)
-    assert fault.detail.startswith(detail)
+    assert (first, number) == (TEXTS[0], 1 if listed else 2)
+    assert fault.kind.startswith(kind)
+    assert fault.detail.startswith(f"entry 2 of the list: {detail}" if listed else detail)
 
 
 @pytest.mark.parametrize(

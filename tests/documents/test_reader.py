@@ -1,5 +1,6 @@
 """Documents from files: texts, refusals in one line with their place, counts of the skipped."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -18,7 +19,12 @@ from lm.config.schema.source import SingleSource as Source
 from lm.documents.files import find_files
 from lm.documents.reader import Reader
 from lm.system.errors import DataError
+from lm.tokenizer.tokenizer import load_tokenizer
 from tests.support.hub import Hub, client_environment
+
+
+def byte_tokenizer():
+    return load_tokenizer("byte")
 
 
 def reader(policy="stop", **section):
@@ -332,7 +338,7 @@ def test_rows_that_cannot_be_read(tmp_path, format, name, content, line, counts)
         list(reader(format=format, files=file))
     message = str(error.value)
     assert message.startswith(file + line)
-    assert message.endswith("; correct it, or skip such rows with data.on_bad_row: skip")
+    assert message.endswith(", or skip such rows with data.on_bad_row: skip")
     assert "\n" not in message
     assert len(message) < len(file) + 250
     skipping = reader("skip", format=format, files=file)
@@ -531,3 +537,155 @@ def test_hub(tmp_path):
     assert unknown.endswith(
         "); check the names, and fetch it once while online: later runs find it in the hub's cache"
     )
+
+
+# --- encodings, and what is left out of rows that stay
+
+
+def test_all_files_in_another_encoding_are_named(tmp_path):
+    for name, encoding in {"a": "utf-8", "b": "cp1252", "c": "cp1252", "d": "cp1252"}.items():
+        write(tmp_path / f"{name}.txt", "Die Straße ist süß.\n".encode(encoding))
+    with pytest.raises(DataError) as error:
+        texts(format="txt", files=f"{tmp_path}/*.txt")
+    assert str(error.value) == (
+        f"{tmp_path}/b.txt:1: not UTF-8: byte 0xdf; it looks like cp1252 (so are {tmp_path}/c.txt,"
+        f" {tmp_path}/d.txt); write data.source.encoding: cp1252, or skip such rows with"
+        " data.on_bad_row: skip"
+    )
+    (tmp_path / "a.txt").unlink()
+    source = {"format": "txt", "files": f"{tmp_path}/*.txt", "encoding": "cp1252"}
+    assert texts(**source) == ["Die Straße ist süß."] * 3
+    with pytest.raises(DataError, match=r"not cp949 either; correct data.source.encoding"):
+        texts(**source | {"encoding": "cp949"})
+
+
+@pytest.mark.parametrize("unit", ["line", "paragraph", "file"])
+def test_text_in_utf16_is_read_like_any_other(tmp_path, unit):
+    content = "Eins\r\nzwei\r\n\r\ndrei ü\r\n"
+    plain, wide = tmp_path / "a.txt", tmp_path / "b.txt"
+    write(plain, content)
+    write(wide, content.encode("utf-16"))
+    expected = texts(format="txt", files=str(plain), unit=unit)
+    assert texts(format="txt", files=str(wide), unit=unit, encoding="utf-16") == expected
+
+
+CONVERSATIONS = [
+    {"instruction": f"Name colour {i}", "input": "", "output": "Red.", "id": i} for i in range(3)
+]
+
+
+def chats(file, policy="stop", **keys):
+    """Return the first question and the answer of each conversation, and what was left out."""
+    source = TypeAdapter(Source).validate_python({"format": "chat", "files": str(file), **keys})
+    found = Reader(source, "data.source", policy, tokenizer=byte_tokenizer())
+    turns = [json.loads(document.text)[0] for document in found]
+    return [(each[-2][1], each[-1][1]) for each in turns], found.skipped
+
+
+def test_conversations_in_csv_tsv_and_parquet(tmp_path):
+    names = ["id", "instruction", "output", "input"]
+    cells = [[str(row[name]) for name in names] for row in CONVERSATIONS]
+    expected = [(f"Name colour {i}", "Red.") for i in range(3)]
+    for name, separator in {"a.csv": ",", "a.tsv": "\t", "a.csv.gz": ","}.items():
+        text = "\n".join(separator.join(line) for line in [names, *cells]) + "\n\n"
+        packed = gzip.compress(text.encode()) if name.endswith("gz") else text
+        file = write(tmp_path / name, packed)
+        assert chats(file) == (expected, {"key 'id'": 3, "empty document": 1})
+    columns = {name: [row[name] for row in CONVERSATIONS] for name in names}
+    file = write_parquet(tmp_path / "a.parquet", **columns)
+    assert chats(file) == (expected, {"key 'id'": 3})
+    text = "frage;antwort\nWas?;Süß.\n".encode("cp1252")
+    file = write(tmp_path / "c.csv", text)
+    keys = {"delimiter": ";", "encoding": "cp1252"}
+    columns = {"prompt": "frage", "completion": "antwort"}
+    assert chats(file, **keys, columns=columns) == ([("Was?", "Süß.")], {})
+
+
+def test_keys_of_csv_are_not_ignored_for_json(tmp_path):
+    file = write(tmp_path / "a.jsonl", json.dumps(CONVERSATIONS[0]))
+    for keys in ({"delimiter": ";"}, {"quoting": "none"}, {"names": ["a", "b"]}):
+        with pytest.raises(DataError, match="are for CSV, and this file's name says JSON"):
+            chats(file, **keys)
+    named = write(tmp_path / "b.txt", "a?|b\n")
+    keys = {"delimiter": "|", "names": ["prompt", "completion"]}
+    assert chats(named, **keys) == ([("a?", "b")], {})
+
+
+def test_preferences_in_parquet_with_lists_of_messages(tmp_path):
+    asks, says = {"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}
+    rejected = [asks, {**says, "content": "c"}]
+    file = write_parquet(tmp_path / "a.parquet", chosen=[[asks, says]], rejected=[rejected], n=[1])
+    assert chats(file, layout="preferences") == ([("a?", "b")], {"key 'n'": 1})
+
+
+def test_conversations_as_lists_of_messages(tmp_path):
+    """A line is a conversation; a list that ends on its own line, with no more, is a JSON list."""
+    lists = [
+        [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "b"}]
+        for i in range(2)
+    ]
+    expected = [("0?", "b"), ("1?", "b")]
+    lines = "".join(json.dumps(each) + "\n" for each in lists)
+    assert chats(write(tmp_path / "a.jsonl", lines)) == (expected, {})
+    assert chats(write(tmp_path / "b.json", json.dumps(lists))) == (expected, {})
+    assert chats(write(tmp_path / "c.json", json.dumps(lists, indent=1))) == (expected, {})
+
+
+def test_one_conversation_alone_and_rows_in_an_object(tmp_path):
+    one = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
+    for name in ("a.jsonl", "a.json"):
+        assert chats(write(tmp_path / name, json.dumps(one) + "\n")) == ([("a?", "b")], {})
+    file = write(tmp_path / "b.json", json.dumps({"data": CONVERSATIONS}))
+    with pytest.raises(DataError, match=r"if data is the list of rows, .* as jq \.data does"):
+        chats(file)
+
+
+def test_columns_of_one_name_and_values_that_python_does_not_have(tmp_path):
+    file = write(tmp_path / "a.csv", "prompt,completion,prompt\na,b,c\n")
+    with pytest.raises(DataError, match="2 columns are called 'prompt'; rename all but one"):
+        chats(file)
+    far = pa.array([10**18], pa.timestamp("us"))
+    file = write_parquet(tmp_path / "a.parquet", prompt=["a"], completion=["b"], when=far)
+    assert chats(file, "skip")[1] == {"value beyond Python's types": 1}
+
+
+def test_another_delimiter_of_conversations_is_guessed(tmp_path):
+    file = write(tmp_path / "a.csv", "prompt;completion\na;b\n")
+    with pytest.raises(DataError, match=r'if \';\' parts the columns, write delimiter: ";"'):
+        chats(file)
+
+
+def test_a_bad_entry_of_a_list_is_named_by_line_and_number(tmp_path):
+    entries = [*CONVERSATIONS, {"instruction": "x", "output": ""}, *CONVERSATIONS]
+    file = write(tmp_path / "a.json", "\n" + json.dumps(entries, indent=2))
+    with pytest.raises(DataError) as error:
+        chats(file)
+    line = (tmp_path / "a.json").read_text().splitlines().index('    "instruction": "x",')
+    assert str(error.value).startswith(f"{file}:{line}: empty answer: entry 4 of the list: what")
+    assert chats(file, "skip")[1] == {"key 'id'": 6, "empty answer": 1}
+
+
+def test_an_object_over_several_lines_is_told_what_to_be(tmp_path):
+    file = write(tmp_path / "a.json", json.dumps(CONVERSATIONS[0], indent=2))
+    with pytest.raises(DataError, match="an object over several lines must be written on one"):
+        chats(file)
+
+
+def test_new_keys_leave_fingerprints_as_they_were(tmp_path):
+    """Tokens that were made before such a key existed are found again."""
+    file = write(tmp_path / "a.csv", "text\none\n")
+    for section, keys in {
+        "csv": {"format", "text_key", "delimiter", "filter"},
+        "txt": {"format", "unit", "filter"},
+    }.items():
+        found = reader(format=section, files=file).identity()
+        assert set(found) - {"files"} == keys and found.get("delimiter", ",") == ","
+    source = {"format": "chat", "files": file}
+    made = {}
+    for name, more in {
+        "plain": {},
+        "other": {"delimiter": ";", "columns": {"prompt": "q"}},
+    }.items():
+        section = TypeAdapter(Source).validate_python(source | more)
+        made[name] = set(Reader(section, tokenizer=byte_tokenizer()).identity())
+    assert made["other"] - made["plain"] == {"delimiter", "columns"}

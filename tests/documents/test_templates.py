@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.documents.conversations import Conversation, Turn, conversation_of, from_sms
+from lm.documents.conversations import Conversation, Turn, from_sms
 from lm.documents.formats import TRIPLET
+from lm.documents.layouts import conversation_of
 from lm.documents.templates import BEGINS, LEARNED, TEMPLATES, ChatFormat, Encoded, Template
 from lm.generation.prompt import open_prompt
 from lm.system.errors import ConfigError

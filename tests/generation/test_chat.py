@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 
 from infer import main
 from lm.config.schema.model import ModelConfig
-from lm.documents.conversations import Conversation, Turn, conversation_of
+from lm.documents.conversations import Conversation, Turn
+from lm.documents.layouts import conversation_of
 from lm.documents.templates import ChatFormat
 from lm.generation.chat import Chat
 from lm.generation.sampling import Sampling

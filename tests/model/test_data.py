@@ -24,6 +24,7 @@ from lm.documents.reader import hash_of_text
 from lm.system.errors import ConfigError, DataError
 from lm.system.machine import ROOT
 from lm.tokenizer.tokenizer import ByteTokenizer, FastTokenizer
+from lm.tokens.corpus import _left_out
 from lm.tokens.plan import Plan
 from lm.tokens.rows import DocumentRows, PackedRows
 from lm.tokens.store import SplitWriter, TokenStore
@@ -1066,6 +1067,25 @@ def test_the_bytes_of_what_each_id_stands_for(tmp_path):
 
 
 # --- text that is not enough
+
+
+def test_few_conversations_are_never_sent_to_split_tail(tmp_path):
+    """Conversations refuse it, so the advice would lead to another refusal."""
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b"}\n')
+    source = {"format": "chat", "files": str(file)}
+    with pytest.raises(DataError) as error:
+        assert module(tmp_path, source, document_mask=True).rows
+    assert "more conversations" in str(error.value) and "tail" not in str(error.value)
+
+
+def test_many_kinds_of_what_was_left_out_are_summed_up():
+    few = {f"kind {i}": i for i in range(1, 4)}
+    assert _left_out(few) == "left out: 1 x kind 1, 2 x kind 2, 3 x kind 3"
+    many = {f"kind {i}": i for i in range(1, 31)}
+    line = _left_out(many)
+    assert line.startswith("left out: 30 x kind 30, 29 x kind 29, ")
+    assert line.endswith(f", 11 x kind 11, {sum(range(1, 11))} x 10 other kinds")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 
-from lm.documents.conversations import Conversation, conversation_of
+from lm.documents.conversations import Conversation
+from lm.documents.layouts import conversation_of
 from lm.documents.templates import LEARNED, ChatFormat, Encoded
 from tests.documents.test_templates import LEARNT
 

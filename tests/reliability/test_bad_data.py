@@ -77,7 +77,7 @@ CASES: dict[str, tuple[dict[str, str], Writer, str]] = {
     "Latin-1": (
         TXT,
         holding(b"fine\n\ngr\xfc\xdfe\n"),
-        "{f}:3: not UTF-8: byte 0xfc; a text in another encoding can be converted; correct it,",
+        "{f}:3: not UTF-8: byte 0xfc; it looks like cp1252; write",
     ),
     "Latin-1 far down": (
         LINES,
@@ -151,13 +151,18 @@ CASES: dict[str, tuple[dict[str, str], Writer, str]] = {
         "{f}: a zip archive, not text; unpack it first, or pack it with gzip",
     ),
     "a zip of nothing": (JSONL, zip_of(), "{f}: an empty zip archive, not text;"),
-    "xz": (CSV, holding(lzma.compress(b"text\n")), "{f}: packed by xz, not text;"),
-    "bzip2": (SMS, holding(bz2.compress(b"ham\ta\n")), "{f}: packed by bzip2, not text;"),
-    "zstd": (
-        INSTRUCTION,
-        holding(b"\x28\xb5\x2f\xfd" + bytes(20)),
-        "{f}: packed by zstd, not text;",
+    "xz, cut": (
+        CSV,
+        holding(lzma.compress(b"text\none\n" * 99)[:-30]),
+        "{f}: the xz file is cut or damaged; fetch it again (",
     ),
+    "bzip2, flipped": (
+        SMS,
+        holding(bz2.compress(b"ham\ta\n" * 99)[:-9] + b"not the end"),
+        "{f}: the bzip2 file is cut or damaged; fetch it again (",
+    ),
+    "zstd": (INSTRUCTION, holding(b"\x28\xb5\x2f\xfd" + bytes(20)), "{f}: "),
+    "7z": (TXT, holding(b"7z\xbc\xaf\x27\x1c" + bytes(20)), "{f}: a 7z archive, not text;"),
     # --- JSON lines
     "cut line": (
         JSONL,
@@ -228,17 +233,22 @@ CASES: dict[str, tuple[dict[str, str], Writer, str]] = {
     "csv, too few columns": (
         CSV,
         holding('id,text\n1,"a\nb"\n2\n'),
-        "{f}:4: another number of columns: 1 where the first line names 2;",
+        "{f}:4: another number of columns: 1 where there are 2 names;",
     ),
     "csv, too many columns": (
         CSV,
         holding("id,text\n1,a, b\n"),
-        "{f}:2: another number of columns: 3 where the first line names 2;",
+        "{f}:2: another number of columns: 3 where there are 2 names;",
     ),
     "csv, a quote without an end": (
         CSV,
         holding('id,text\n1,a\n2,"b\n3,c\n'),
         "{f}:3: broken CSV: a quote that opens here is never closed; correct it",
+    ),
+    "tsv, quotes that are letters": (
+        {"format": "csv", "delimiter": "\t"},
+        holding('id\ttext\n1\t"a\n2\tb"\n'),
+        "{f}:2: quote that takes in rows: the quote that opens here closes on line 3,",
     ),
     "csv, text behind a quote": (
         CSV,
@@ -296,7 +306,7 @@ CASES: dict[str, tuple[dict[str, str], Writer, str]] = {
     "instruction without output": (
         INSTRUCTION,
         holding('[{"instruction": "a"}]'),
-        "{f}:1: no key 'output': there are ['instruction'];",
+        "{f}:1: no key 'output': entry 1 of the list: there are ['instruction'];",
     ),
     "instruction, a number": (
         INSTRUCTION,

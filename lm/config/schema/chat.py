@@ -2,15 +2,73 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
-from lm.config.schema.files_and_filter import FORMAT, Files, Filter, filter_field
+from lm.config.schema.files_and_filter import (
+    FILES,
+    FORMAT,
+    Encoding,
+    Escape,
+    Files,
+    Filter,
+    Quoting,
+    Separator,
+    SomeTexts,
+    Text,
+    check_escape,
+    delimiter_field,
+    encoding_field,
+    escape_field,
+    filter_field,
+    names_field,
+    quoting_field,
+)
 from lm.config.schema.section import Section
 
 Layout = Literal["auto", "alpaca", "messages", "prompt_completion", "preferences", "sms"]
 TemplateName = Literal["alpaca", "instruction-output", "chatml", "base"]
+
+
+class Columns(Section):
+    """The rows' own names for the keys of a layout. null: the usual names."""
+
+    messages: Text | None = Field(None, description="The list of messages.")
+    instruction: Text | None = Field(None, description="The instruction of layout alpaca.")
+    output: Text | None = Field(None, description="The answer to an instruction.")
+    prompt: Text | None = Field(None, description="The question, as text or messages.")
+    completion: Text | None = Field(None, description="The answer to a prompt.")
+    chosen: Text | None = Field(None, description="The answer that is preferred.")
+    rejected: Text | None = Field(None, description="The answer that is not.")
+    input: Text | None = Field(None, description="The text that a question is about.")
+    system: Text | None = Field(None, description="The system message.")
+    history: Text | None = Field(None, description="Earlier turns, as pairs or messages.")
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The names that are given, by the layout's key."""
+        return self.model_dump(exclude_none=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _layouts_keys_first(cls, columns: Any) -> Any:
+        unknown = []
+        if isinstance(columns, dict):
+            unknown = sorted(columns.keys() - cls.model_fields.keys())
+        if unknown:
+            raise ValueError(
+                f"a layout has no key {' and '.join(map(str, unknown))}; write the layout's key"
+                f" first, then the row's: {{prompt: {unknown[0]}}}"
+            )
+        return columns
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        names = list(self.given.values())
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{' and '.join(twice)} is named twice; write one key for each column")
+        return self
 
 
 class ChatSource(Section):
@@ -19,9 +77,7 @@ class ChatSource(Section):
     format: Literal["chat"] = Field(description=FORMAT)
     files: Files | None = Field(
         None,
-        description=(
-            "JSON lists or JSON lines: a path, a glob, or a list of them; gzip is decompressed."
-        ),
+        description=f"JSON lists, JSON lines, CSV, TSV or Parquet: {FILES[0].lower()}{FILES[1:]}",
     )
     dataset: str | None = Field(
         None, min_length=1, description="A dataset of the Hugging Face hub, instead of files."
@@ -42,6 +98,14 @@ class ChatSource(Section):
             " one of the first three, by the row's keys."
         ),
     )
+    columns: Columns | None = Field(
+        None, description="The rows' own names for the layout's keys, where they have others."
+    )
+    delimiter: Separator = delimiter_field()
+    quoting: Quoting | None = quoting_field()
+    escape: Escape | None = escape_field()
+    names: SomeTexts | None = names_field()
+    encoding: Encoding = encoding_field()
     template: TemplateName = Field(
         "alpaca",
         description=(
@@ -89,6 +153,11 @@ class ChatSource(Section):
             )
         if self.layout == "sms" and self.files is None:
             raise ValueError("layout sms is that of a file; name it with files")
+        if self.layout == "sms" and self.columns is not None:
+            raise ValueError(
+                "columns are for rows with keys, and lines of sms have none; remove it"
+            )
         if self.layout == "preferences" and self.too_long == "cut":
             raise ValueError("of two answers to compare neither can be cut; write too_long: drop")
+        check_escape(self.delimiter, self.escape)
         return self

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self, TypeGuard
 
-from pydantic import Field, StrictBool, field_validator, model_validator
+from pydantic import Field, StrictBool, model_validator
 
 from lm.config.schema.chat import ChatSource
 from lm.config.schema.files_and_filter import (
     FILES,
     FORMAT,
+    Encoding,
+    Escape,
     Files,
     Filter,
+    Quoting,
+    Separator,
+    SomeTexts,
+    check_escape,
+    delimiter_field,
+    encoding_field,
+    escape_field,
     filter_field,
+    names_field,
+    quoting_field,
     text_key_field,
 )
 from lm.config.schema.section import Section
 
 
 class TextSource(Section):
-    """Plain UTF-8 text files."""
+    """Plain text files."""
 
     format: Literal["txt"] = Field(description=FORMAT)
     files: Files = Field(description=FILES)
@@ -27,6 +38,7 @@ class TextSource(Section):
         "paragraph",
         description=("A document is a line, a paragraph (up to a blank line), or the whole file."),
     )
+    encoding: Encoding = encoding_field()
     filter: Filter = filter_field()
 
 
@@ -36,6 +48,7 @@ class JsonlSource(Section):
     format: Literal["jsonl"] = Field(description=FORMAT)
     files: Files = Field(description=FILES)
     text_key: str = text_key_field()
+    encoding: Encoding = encoding_field()
     filter: Filter = filter_field()
 
 
@@ -45,22 +58,17 @@ class CsvSource(Section):
     format: Literal["csv"] = Field(description=FORMAT)
     files: Files = Field(description=FILES)
     text_key: str = text_key_field()
-    delimiter: str = Field(
-        ",",
-        min_length=1,
-        max_length=1,
-        description='The character between columns; a tab is "\\t".',
-    )
+    delimiter: Separator = delimiter_field()
+    quoting: Quoting | None = quoting_field()
+    escape: Escape | None = escape_field()
+    names: SomeTexts | None = names_field()
+    encoding: Encoding = encoding_field()
     filter: Filter = filter_field()
 
-    @field_validator("delimiter")
-    @classmethod
-    def _what_can_part_columns(cls, delimiter: str) -> str:
-        if delimiter in '"\r\n':
-            raise ValueError(
-                "a quote or a line end has another meaning in CSV; write another character"
-            )
-        return delimiter
+    @model_validator(mode="after")
+    def _two_characters(self) -> Self:
+        check_escape(self.delimiter, self.escape)
+        return self
 
 
 class ParquetSource(Section):
@@ -77,6 +85,7 @@ class SmsSource(Section):
 
     format: Literal["sms"] = Field(description=FORMAT)
     files: Files = Field(description=FILES)
+    encoding: Encoding = encoding_field()
     filter: Filter = filter_field()
 
 
@@ -85,6 +94,7 @@ class InstructionSource(Section):
 
     format: Literal["instruction"] = Field(description=FORMAT)
     files: Files = Field(description=FILES)
+    encoding: Encoding = encoding_field()
     filter: Filter = filter_field()
 
 
@@ -223,3 +233,14 @@ def is_streamed(source: SingleSource) -> TypeGuard[HubSource]:
 def files_of(source: SingleSource) -> list[str]:
     """Return the paths and globs that a source names; none for a dataset."""
     return [] if isinstance(source, HubSource) else source.files or []
+
+
+def added_keys(source: SingleSource) -> set[str]:
+    """Return the keys that sources did not always have, if they have no effect here.
+
+    A fingerprint leaves them out, so what was made before such a key existed stays valid.
+    """
+    later = ("encoding", "quoting", "escape", "names", "columns")
+    unset = {key for key in later if getattr(source, key, None) is None}
+    is_chat = isinstance(source, ChatSource) and source.delimiter == ","
+    return unset | {"delimiter"} if is_chat else unset
