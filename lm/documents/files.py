@@ -17,6 +17,7 @@ import io
 import lzma
 import os
 import re
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,7 +96,7 @@ def _unpacked(stream: IO[bytes], packing: str | None, file: str) -> IO[bytes]:
             import zstandard
         except ImportError:
             raise DataError(
-                f"{file}: packed by zstd; install zstandard (pip install '.[zstd]'), or unpack it"
+                f"{file}: packed by zstd; {sys.executable} -m pip install zstandard, or unpack it"
             ) from None
         return _as_file(_unpacked_zstd(stream, zstandard))
     return stream
