@@ -195,7 +195,7 @@ def test_a_read_only_disk_names_the_picture(
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", refuse)
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(
-        CheckpointError, match=r"/curves\.png could not be written: Read-only file system$"
+        CheckpointError, match=r"/curves\.png could not be written: Read-only file system; mount it"
     ):
         curves.draw([run], tmp_path / "curves.png")
 
