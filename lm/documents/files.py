@@ -11,7 +11,6 @@ import codecs
 import contextlib
 import glob
 import gzip
-import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -139,15 +138,14 @@ def _lines_from(file: str, span: Span | None) -> Iterator[tuple[int, bytes]]:
 
 
 def find_files(patterns: list[str], key: str) -> list[str]:
-    """Return the files that paths and globs name, with `~` expanded and repetitions kept.
+    """Return the files that paths and globs name, with repetitions kept.
 
     Raises:
         DataError: a pattern matches no file; the message names `key`.
     """
     matched = []
     for pattern in patterns:
-        # Path.expanduser raises for an unknown ~user.
-        path = Path(os.path.expanduser(pattern))  # noqa: PTH111
+        path = Path(pattern)
         with reading(pattern, key):
             # An existing file may have a bracket in its name.
             names = [str(path)] if path.exists() else _glob(path)
