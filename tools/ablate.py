@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lm.commands import add_flag, command_parser, load_config, training_script
+from lm.commands import add_flag, command_parser, load_config, to_path, training_script
 from lm.config.describe import to_yaml
 from lm.config.schema.config import Config
 from lm.reports.ablation import Ablation, Outcome, kept, outcome
@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--out",
-        type=Path,
+        type=to_path,
         metavar="DIR",
         help="the folder of the runs (default: runs/ablate- and the changes)",
     )

@@ -16,26 +16,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoints.folder import (
-    Checkpoint,
-    open_checkpoint,
-    shard_count,
-    step_name,
-    write_checkpoint,
-    write_json,
-)
-from lm.commands import command_parser
+from lm.checkpoints.folder import Checkpoint, open_checkpoint, shard_count, step_name
+from lm.checkpoints.write import write_checkpoint, write_json
+from lm.commands import command_parser, to_path, to_path_text
 from lm.system import errors
 
 
 def main() -> None:
     """Refuse anything but a sharded checkpoint, then load torch and join the shards."""
     parser = command_parser("python -m tools.consolidate", __doc__)
-    parser.add_argument("ckpt", metavar="CKPT", help="the sharded checkpoint")
+    parser.add_argument("ckpt", metavar="CKPT", type=to_path_text, help="the sharded checkpoint")
     parser.add_argument(
         "--out",
         metavar="DIR",
-        type=Path,
+        type=to_path,
         help="the folder that gets the ordinary one (default: consolidated, next to it)",
     )
     arguments = parser.parse_args()

@@ -22,11 +22,10 @@ import dataclasses
 import itertools
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm.checkpoints.base import tokenizer_of
-from lm.commands import add_flag, command_parser, load_config
+from lm.commands import add_flag, command_parser, load_config, to_path
 from lm.system import errors
 from lm.system.disk import replace
 
@@ -189,7 +188,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--html",
-        type=Path,
+        type=to_path,
         metavar="FILE",
         help="also write everything, with each token's details, into one HTML file",
     )

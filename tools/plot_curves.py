@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lm.commands import command_parser
+from lm.commands import command_parser, to_path
 from lm.display import curves
 from lm.system import errors
 
@@ -17,11 +17,11 @@ def main() -> None:
     """Read the runs, draw one picture, and print where each curve ended."""
     parser = command_parser("python -m tools.plot_curves", __doc__)
     parser.add_argument(
-        "runs", metavar="RUN", nargs="+", type=Path, help="a run's folder, or its metrics.csv"
+        "runs", metavar="RUN", nargs="+", type=to_path, help="a run's folder, or its metrics.csv"
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=to_path,
         default=Path("curves.png"),
         help="the picture (default: curves.png, here)",
     )

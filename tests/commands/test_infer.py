@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from infer import main, print_samples
-from lm.checkpoints.folder import point
+from lm.checkpoints.write import point
 from lm.config.schema.model import ModelConfig
 from lm.system.errors import ConfigError
 from lm.tokenizer.tokenizer import load_tokenizer

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lm.checkpoints import folder as checkpoint
+from lm.checkpoints import write as checkpoint
 
 pytestmark = pytest.mark.usefixtures("starts_processes")
 

@@ -21,18 +21,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lm.checkpoints.folder import (
-    Checkpoint,
-    newest_whole,
-    point,
-    retain,
-    step_directories,
-    step_name,
-    step_of,
-    write_checkpoint,
-    write_json,
-)
+from lm.checkpoints.folder import Checkpoint, newest_whole, step_directories, step_name, step_of
 from lm.checkpoints.weights import write_state, write_weights
+from lm.checkpoints.write import point, retain, write_checkpoint, write_json
 from lm.runs.folder import RunFolder
 from lm.system import errors
 from tests.support.forked import Forked, finish, gate, kill_at, start, unfinished

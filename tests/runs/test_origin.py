@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 
-from lm.checkpoints.folder import Checkpoint, point, step_directories, step_name, step_of
+from lm.checkpoints.folder import Checkpoint, step_directories, step_name, step_of
 from lm.checkpoints.meta import Meta, read_meta
+from lm.checkpoints.write import point
 from lm.config.schema.config import Config
 from lm.runs.changes import HARMLESS, INEXACT, SETTLED_LATER, changes, machine_changes
 from lm.runs.folder import RunFolder
 from lm.runs.origin import Origin, find_origin, is_finished, make_room
 from lm.runs.results import RecordedValidation, read_validations
 from lm.system.errors import CheckpointError, ConfigError
+from lm.system.mark import set_mark
 from tests.support.faults import ROOT, save, sealed
 
 INEXACT_END = " (from here on the weights are not bit for bit those of an unchanged run)"
@@ -134,6 +136,7 @@ def test_auto_moves_logs_aside_that_may_be_of_another_run(tmp_path: Path) -> Non
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "metrics.csv").write_text("")
+    set_mark(folder)
     started = Started(folder, resume="auto")
     assert (
         started.origin == Origin(again=True)
@@ -148,6 +151,7 @@ def test_an_unreadable_name_of_the_start_is_refused(tmp_path: Path, content: byt
     folder = tmp_path / "run"
     file = folder / "init-from.txt"
     file.parent.mkdir()
+    set_mark(folder)
     if content is None:
         file.mkdir()
     else:
