@@ -9,6 +9,7 @@ files can run code, unlike the `.metadata` of torch.distributed.checkpoint.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -148,7 +149,7 @@ def join_train_state(checkpoint: Checkpoint) -> dict[str, Any]:
     states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in read_shards(checkpoint, "optimizer"):
         number, _, key = name.partition(".")
-        if not number.isdecimal():
+        if not re.fullmatch("[0-9]{1,9}", number):
             raise CheckpointError(
                 f"{checkpoint.path}: its optimizer shards hold {name!r}, which is no state of a"
                 " weight"
