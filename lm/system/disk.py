@@ -46,11 +46,12 @@ def refusals(path: Path, needed: int = 0) -> Iterator[None]:
 
 def sync(path: Path) -> None:
     """Wait until the disk has stored a file, or a directory: it holds the names of its files."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        _flush(descriptor, path)
-    finally:
-        os.close(descriptor)
+    with _tolerating_unknown(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -123,7 +124,8 @@ def append(path: Path, line: str) -> None:
                 content = b"\n" + content
         file.write(content)
         file.flush()
-        _flush(file.fileno(), path)
+        with _tolerating_unknown(path):
+            os.fsync(file.fileno())
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -201,10 +203,11 @@ def read_json_bytes(path: Path) -> tuple[dict[str, Any], bytes]:
     return value, content
 
 
-def _flush(descriptor: int, path: Path) -> None:
-    """Call fsync. A file system that does not know it loses only what a power cut can take."""
+@contextlib.contextmanager
+def _tolerating_unknown(path: Path) -> Iterator[None]:
+    """Go on where a file system does not know fsync: it loses only what a power cut can take."""
     try:
-        os.fsync(descriptor)
+        yield
     except OSError as error:
         if error.errno not in UNKNOWN_CALL:
             raise

@@ -5,6 +5,7 @@ The module imports only the standard library.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -56,4 +57,5 @@ def remark(line: str) -> None:
     """Print a line to stderr, once in the life of this process."""
     if line not in _printed:
         _printed.add(line)
-        print(line, file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it
+            print(line, file=sys.stderr)

@@ -161,6 +161,13 @@ def test_an_unreadable_name_of_the_start_is_refused(tmp_path: Path, content: byt
     assert "remove it and give --init-from (or finetune.base) again" in message
 
 
+def test_a_folder_is_not_resumed_from_its_best_checkpoint(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "run", 500, 600)
+    message = refusal(ConfigError, folder, resume=str(folder))
+    assert f"this is a run's folder; write --resume auto --checkpoint.directory {folder}" in message
+    assert step_directories(folder)[-1].name == "step-00000600.ckpt"
+
+
 def test_auto_takes_the_newest(tmp_path: Path) -> None:
     folder = trained(tmp_path / "run", 500, 600)
     point(folder, "last.ckpt", folder / "step-00000500.ckpt")
