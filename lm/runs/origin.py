@@ -6,6 +6,7 @@ once.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,11 +220,12 @@ def find_checkpoint(
                 " in a folder beside it)"
             )
         return newest
-    if Path(resume).is_dir() and checkpoints_in(resume):  # its best one would undo the later ones
-        raise ConfigError(
-            f"command line: --resume {resume}: this is a run's folder; write --resume auto"
-            f" --checkpoint.directory {resume} to continue it, or name one of its checkpoints"
-        )
+    with contextlib.suppress(CheckpointError):
+        if checkpoints_in(resume):  # to go on from its best one would undo the later ones
+            raise ConfigError(
+                f"command line: --resume {resume}: this is a run's folder; write --resume auto"
+                f" --checkpoint.directory {resume} to continue it, or name one of its checkpoints"
+            )
     named = open_checkpoint(resume)
     parent = named.path.parent
     if parent != folder.resolve():

@@ -191,7 +191,7 @@ def test_killed_before_every_system_call(tmp_path: Path, amount: Amount, figure:
         made = [
             int(step)
             for step in re.findall(
-                r'rename\("[^"]*\.tmp-\d+", "[^"]*step-(\d+)\.ckpt"\) = 0', "\n".join(lines)
+                r'rename\("[^"]*\.tmp-[0-9a-f-]+", "[^"]*step-(\d+)\.ckpt"\) = 0', "\n".join(lines)
             )
         ]
         assert step_of(writer.swept()) == max([1, *made]), f"before {name} number {number}"
@@ -303,7 +303,9 @@ def order_of(lines: list[str], path: Path) -> list[tuple[str, str]]:
     """Return the events of a checkpoint up to the flush after its rename: ("write", file),
     ("fsync", file), ("fsync", "." or ".."), ("rename", "").
     """
-    temporary = re.compile(rf"{re.escape(str(path.parent))}/\.{re.escape(path.name)}\.tmp-\d+")
+    temporary = re.compile(
+        rf"{re.escape(str(path.parent))}/\.{re.escape(path.name)}\.tmp-[0-9a-f-]+"
+    )
     events: list[tuple[str, str]] = []
     file = re.compile(rf"{temporary.pattern}/([^\">]+)")
     for line in lines:
