@@ -101,15 +101,17 @@ def main() -> None:
 
 
 def check(arguments: argparse.Namespace, config: Config) -> None:
-    """Refuse a step that the run does not have, and numbers that are too small."""
+    """Refuse a step that the run does not have, and numbers that are out of range."""
     if not 0 <= arguments.step < config.max_steps:
         raise errors.ConfigError(
             f"--step: the run has the steps 0 to {config.max_steps - 1}, got {arguments.step};"
             " write one of them"
         )
-    for flag, least in ("rows", 1), ("ngram", 0), ("sample", 1):
-        if (given := getattr(arguments, flag)) is not None and given < least:
-            raise errors.ConfigError(f"--{flag}: too small, got {given}, write {least} or more")
+    for flag, least, most in ("rows", 1, 2**31), ("ngram", 0, 1000), ("sample", 1, 2**31):
+        given = getattr(arguments, flag)
+        if given is not None and not least <= given <= most:
+            size = "small" if given < least else "large"
+            raise errors.ConfigError(f"--{flag}: too {size}, got {given}, write {least} to {most}")
 
 
 def rows_of(data: PackedDataModule, first: int, least: int) -> list[Row]:

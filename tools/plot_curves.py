@@ -27,10 +27,9 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.out.suffix.lower() != ".png":
-        raise errors.ConfigError(
-            f"--out: the picture is a PNG, got {arguments.out}; write"
-            f" {arguments.out.with_suffix('.png')}"
-        )
+        out = arguments.out
+        picture = out.with_suffix(".png") if out.name else out / "curves.png"
+        raise errors.ConfigError(f"--out: the picture is a PNG, got {out}; write {picture}")
     curves.draw(arguments.runs, arguments.out)
     for run in arguments.runs:
         print(f"{run}\n{curves.summary(run)}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import list as list_command
 from lm.commands import add_flag, command_parser, to_path
 from lm.system.errors import ConfigError
-from tools import compare, plot_curves, report
+from tools import ablate, compare, inspect_data, plot_curves, report
 
 
 def refused(*arguments: str) -> str:
@@ -68,3 +70,26 @@ def test_every_command_refuses_an_empty_path(
     monkeypatch.setattr("sys.argv", ["x", *arguments])
     with pytest.raises(ConfigError, match="the path is empty"):
         command.main()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "problem"),
+    [
+        (plot_curves, ["run", "--out", "/"], "got /; write /curves.png"),
+        (ablate, ["--config", "c", "--change", "a=1", "--seeds", "9" * 20], "write 1 to 1,000"),
+    ],
+)
+def test_a_value_beyond_all_bounds_is_refused_at_once(
+    command: object, arguments: list[str], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["x", *arguments])
+    with pytest.raises(ConfigError, match=problem):
+        command.main()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("flag", ["rows", "ngram", "sample"])
+def test_a_count_beyond_all_bounds_is_refused_at_once(flag: str) -> None:
+    arguments = Namespace(step=0, rows=1, ngram=13, sample=None)
+    setattr(arguments, flag, 2**70)
+    with pytest.raises(ConfigError, match=f"--{flag}: too large, got {2**70}, write "):
+        inspect_data.check(arguments, SimpleNamespace(max_steps=1))  # type: ignore[arg-type]
