@@ -264,7 +264,8 @@ def test_command(tmp_path: Path) -> None:
         (
             ["one", "--out", "absent/a.png"],
             5,
-            "absent/a.png could not be written: No such file or directory",
+            "absent/a.png could not be written: No such file or directory; what was saved before is"
+            " untouched",
         ),
     ],
 )
