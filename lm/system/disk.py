@@ -221,7 +221,9 @@ def _tolerating_unknown(path: Path) -> Iterator[None]:
 def _room(error: Exception, path: Path, needed: int) -> str:
     """Return the needed and the free space, in parentheses, if space is what was missing."""
     if isinstance(error, OSError) and (
-        error.errno not in (errno.ENOSPC, errno.EFBIG) or not inodes_left(path)
+        error.errno not in (errno.ENOSPC, errno.EFBIG)
+        or not inodes_left(path)
+        or path.is_char_device()  # /dev/full
     ):
         return ""
     wanted = f"{in_bytes(needed)} needed, " if needed else ""

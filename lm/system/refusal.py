@@ -17,6 +17,7 @@ HELP = {
     errno.ESTALE: "the network folder was moved or mounted anew: mount it again, and go on with the"
     " same command",
     errno.ENAMETOOLONG: "write a shorter name",
+    errno.ENXIO: "a pipe needs a program that reads it: start that first",
     errno.ELOOP: "it is a link, and nothing is written through a link: remove it, or name the file"
     " itself",
 }
