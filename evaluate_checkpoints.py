@@ -10,11 +10,11 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm.checkpoints.folder import Checkpoint, point
-from lm.commands import add_flag, command_parser
+from lm.checkpoints.folder import Checkpoint
+from lm.checkpoints.write import point
+from lm.commands import add_flag, command_parser, to_path, to_path_text
 from lm.system import errors
 from lm.system.disk import refusals
 from lm.system.errors import CheckpointError, ConfigError
@@ -38,6 +38,7 @@ def parse() -> argparse.Namespace:
         "--checkpoints",
         required=True,
         nargs="+",
+        type=to_path_text,
         metavar="PATH",
         help="checkpoints, globs such as 'checkpoints/*.ckpt'",
     )
@@ -45,6 +46,7 @@ def parse() -> argparse.Namespace:
         "--cases",
         required=True,
         nargs="+",
+        type=to_path_text,
         metavar="PATH",
         help="files of cases; a folder means all *.yaml and *.yml files in it",
     )
@@ -66,7 +68,7 @@ def parse() -> argparse.Namespace:
     add_flag(parser, "--device")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=to_path,
         metavar="DIR",
         help="write ranking.md, ranking.csv, ranking.png and ranking.json there",
     )
@@ -84,6 +86,9 @@ def main() -> None:
 
     sets = [read_cases(file) for file in case_files(arguments.cases)]
     candidates, damaged = find(arguments.checkpoints)
+    for candidate in candidates:
+        for path in candidate.copies:
+            say(f"{path} is the same checkpoint as {candidate.path}, and enters once")
     if arguments.out is not None:
         with refusals(arguments.out):
             arguments.out.mkdir(parents=True, exist_ok=True)

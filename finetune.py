@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm.checkpoints.base import Base, open_base, tokenizer_of
-from lm.checkpoints.folder import Checkpoint, pointed
+from lm.checkpoints.folder import Checkpoint, open_checkpoint, pointed
 from lm.commands import answer_without_training, load_config, training_parser
 from lm.config.reader import Loaded
 from lm.config.schema.config import Config
@@ -122,7 +122,7 @@ def report(config: Config) -> None:
     from lm.tokens.corpus import held_out_conversations
 
     device = choose_device(config.trainer.device)
-    tuned = pointed(folder, "best.ckpt") or final
+    tuned = open_checkpoint(pointed(folder, "best.ckpt") or final).path
     base = open_base(config)
     require_same_base(base, resuming(Checkpoint(tuned)).parent_sha256)
     chat, conversations = held_out_conversations(config, tokenizer_of(config))

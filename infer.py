@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lm.checkpoints.folder import open_checkpoint
-from lm.commands import add_flag, command_parser
+from lm.commands import add_flag, command_parser, to_path_text
 from lm.generation.prompt import open_prompt, read_prompt
 from lm.generation.sampling import Sampling
 from lm.system import errors
@@ -49,7 +49,9 @@ def parser() -> argparse.ArgumentParser:
     add_flag(result, "--ckpt")
     prompt = result.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
-    prompt.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 file that holds it")
+    prompt.add_argument(
+        "--prompt-file", type=to_path_text, metavar="FILE", help="a UTF-8 file that holds it"
+    )
     result.add_argument(
         "--max-new-tokens",
         type=int,

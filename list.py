@@ -1,4 +1,4 @@
-"""List the checkpoints in a run's folder.
+"""List the checkpoints in a run's folder, or one checkpoint.
 
 python list.py [FOLDER] [--json] [--sort val_loss]
 
@@ -14,10 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lm.commands import add_flag, command_parser
+from lm.checkpoints.folder import pointed, step_of
+from lm.commands import add_flag, command_parser, to_path
 from lm.display.tables import terminal_table
 from lm.runs.results import read_by_checkpoint
-from lm.runs.saved import saved_checkpoints
+from lm.runs.saved import saved_checkpoint, saved_checkpoints
 from lm.system import errors
 from lm.system.json_values import finite
 from lm.system.units import in_bytes, short
@@ -46,7 +47,7 @@ def main() -> None:
         "folder",
         metavar="FOLDER",
         nargs="?",
-        type=Path,
+        type=to_path,
         default=Path("checkpoints"),
         help="default: checkpoints",
     )
@@ -62,11 +63,6 @@ def main() -> None:
         raise errors.ConfigError(
             f"--sort: there is no key {arguments.sort!r}; write one of {', '.join(SORT_KEYS)}"
         )
-    if not arguments.folder.is_dir():
-        raise errors.CheckpointError(
-            f"{arguments.folder}: no such folder; name the one that a run has written to"
-        )
-
     rows = read_rows(arguments.folder)
     rows.sort(key=lambda row: (row[arguments.sort] is None, row[arguments.sort] or 0))
     if arguments.json:
@@ -78,13 +74,23 @@ def main() -> None:
             print(f"damaged: {row['damage']}", file=sys.stderr)
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Return one row for each checkpoint, oldest first. An unknown value is None; `damage` says why
-    a damaged checkpoint has few values.
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return one row for each checkpoint in a folder, oldest first, or the row of one checkpoint.
+    An unknown value is None; `damage` says why a damaged checkpoint has few values.
+
+    Raises:
+        CheckpointError: there is no such folder.
     """
-    validations = read_by_checkpoint(folder)
+    one = pointed(path.parent, path.name)
+    if one is None and (step_of(path) >= 0 or (path / "meta.json").exists()):
+        one = path.resolve()
+    if one is None and not path.is_dir():
+        raise errors.CheckpointError(
+            f"{path}: no such folder; name the one that a run has written to"
+        )
+    validations = read_by_checkpoint(path if one is None else one.parent)
     rows = []
-    for saved in saved_checkpoints(folder):
+    for saved in saved_checkpoints(path) if one is None else [saved_checkpoint(one)]:
         row: dict[str, Any] = {
             "path": str(saved.path),
             **dict.fromkeys(COLUMNS),

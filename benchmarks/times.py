@@ -17,12 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lm.checkpoints.folder import (  # noqa: E402
-    ORDINARY,
-    step_name,
-    write_checkpoint,
-    write_json,
-)
+from lm.checkpoints.folder import ORDINARY, step_name  # noqa: E402
+from lm.checkpoints.write import write_checkpoint, write_json  # noqa: E402
 
 
 def main() -> None:

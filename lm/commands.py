@@ -8,7 +8,10 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from lm.system.errors import ConfigError
+from lm.system.paths import expand
 
 if TYPE_CHECKING:
     from lm.config.reader import Loaded
@@ -19,34 +22,34 @@ if TYPE_CHECKING:
 Assemble = Callable[["Loaded", "Origin", Callable[[str], None]], "Parts"]
 
 
-class Once(argparse.Action):
-    """Store the value of a flag that may be given once, where argparse would take the last."""
+def to_path_text(text: str) -> str:
+    """Return the path that a flag gives, with `~` and `$VARIABLES` replaced, as text."""
+    try:
+        return expand(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
-    def __call__(
-        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
-    ) -> None:
-        """Store the value, or refuse the flag."""
-        if getattr(namespace, self.dest) is not None:
-            raise argparse.ArgumentError(
-                self,
-                "given twice, and files are not merged; name one, and change its keys by flags",
-            )
-        setattr(namespace, self.dest, values)
+
+def to_path(text: str) -> Path:
+    """Return the path that a flag gives, with `~` and `$VARIABLES` replaced."""
+    return Path(to_path_text(text))
 
 
 SHARED_FLAGS: dict[str, dict[str, Any]] = {
     "--ckpt": {
         "required": True,
+        "type": to_path_text,
         "metavar": "CKPT",
-        "help": "the checkpoint, such as checkpoints/best.ckpt",
+        "help": "the checkpoint, such as checkpoints/best.ckpt; a run's folder means its best",
     },
     "--config": {
         "required": True,
+        "type": to_path_text,
         "metavar": "FILE",
-        "action": Once,
         "help": "the run's YAML file",
     },
     "--tokenizer": {
+        "type": to_path_text,
         "default": "auto",
         "metavar": "NAME",
         "help": "the checkpoint's own, or one that must equal it (auto)",
@@ -60,6 +63,40 @@ SHARED_FLAGS: dict[str, dict[str, Any]] = {
 }
 
 
+class _StoreOnce(argparse.Action):
+    """Keep a flag's value. The same flag twice is refused: argparse alone would drop the first."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        if option_string is not None and before is not self.default:
+            raise argparse.ArgumentError(self, f"given twice, got {before} before; {self._advice}")
+        setattr(namespace, self.dest, values)
+
+    @property
+    def _advice(self) -> str:
+        if "--config" in self.option_strings:
+            return "a run has one file: write both into one, or set keys by --section.key VALUE"
+        if self.nargs is not None:
+            return "write all values after one of the two"
+        return "remove one of the two"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers a mistake in one line, with what to write instead."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.endswith(("expected one argument", "expected at least one argument")):
+            flag = message.removeprefix("argument ").partition(":")[0].split("/")[0]
+            message += f"; write {flag}=VALUE for a value that begins with a dash"
+        raise ConfigError(f"{self.prog}: {message} (--help names all flags)")
+
+
 def command_parser(
     prog: str, description: str | None, epilog: str | None = None
 ) -> argparse.ArgumentParser:
@@ -67,13 +104,16 @@ def command_parser(
 
     An abbreviation could become ambiguous, or mean something else, when a new flag is added.
     """
-    return argparse.ArgumentParser(
+    parser = _Parser(
         prog=prog,
         description=description,
         epilog=epilog,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    for name in (None, "store"):
+        parser.register("action", name, _StoreOnce)
+    return parser
 
 
 def add_flag(parser: argparse.ArgumentParser, name: str, **changes: Any) -> None:
@@ -113,13 +153,17 @@ def training_parser(prog: str, description: str | None, init_from: bool) -> argp
     start = parser.add_mutually_exclusive_group()
     start.add_argument(
         "--resume",
+        type=to_path_text,
         metavar="auto|CKPT",
         help="continue a run: auto takes the newest whole checkpoint in checkpoint.directory, or"
         " starts one",
     )
     if init_from:
         start.add_argument(
-            "--init-from", metavar="CKPT", help="start a new run from a checkpoint's weights"
+            "--init-from",
+            type=to_path_text,
+            metavar="CKPT",
+            help="start a new run from a checkpoint's weights",
         )
     else:
         parser.set_defaults(init_from=None)
@@ -146,7 +190,6 @@ def answer_without_training(
     """
     from lm.config.describe import describe
     from lm.runs.origin import Origin
-    from lm.system.errors import ConfigError
     from lm.system.signals import StopSignals
 
     if arguments.print_config:

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lm.commands import add_flag, command_parser, load_config, training_script
+from lm.commands import add_flag, command_parser, load_config, to_path, training_script
 from lm.config.describe import to_yaml
 from lm.config.schema.config import Config
 from lm.reports.ablation import Ablation, Outcome, kept, outcome
@@ -31,6 +31,7 @@ from lm.system.errors import ConfigError, NonFiniteError
 from lm.system.signals import StopSignals
 
 ROOT = Path(__file__).parents[1]
+MOST_SEEDS = 1000
 # keys that this command sets for each run
 OWN = ("trainer.seed", "checkpoint.directory", "finetune.report_prompts")
 
@@ -39,8 +40,10 @@ def main() -> None:
     """Check the arguments, run the pairs, and print the difference."""
     arguments, overrides = parser().parse_known_args()
     changes = [f"--{change.removeprefix('--')}" for change in arguments.change]
-    if arguments.seeds < 1:
-        raise ConfigError(f"--seeds: {arguments.seeds} is not a number of pairs; write 1 or more")
+    if not 1 <= arguments.seeds <= MOST_SEEDS:
+        raise ConfigError(
+            f"--seeds: {arguments.seeds} is not a number of pairs; write 1 to {MOST_SEEDS:,}"
+        )
     baseline, variant = configurations(arguments.config, overrides, changes)
     out = arguments.out or Path("runs") / f"ablate-{short_name(changes)}"
     texts = to_yaml(baseline), to_yaml(variant)
@@ -90,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--out",
-        type=Path,
+        type=to_path,
         metavar="DIR",
         help="the folder of the runs (default: runs/ablate- and the changes)",
     )

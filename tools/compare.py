@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from lm.commands import add_flag, command_parser
+from lm.commands import add_flag, command_parser, to_path
 from lm.reports.comparison import Comparison, compare
 from lm.reports.comparison_views import as_json, page, terminal
 from lm.runs.record import read_run
@@ -179,10 +179,10 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     result = command_parser("python -m tools.compare", __doc__)
     result.add_argument(
-        "run_a", metavar="RUN_A", type=Path, help="a run's folder, such as checkpoints/"
+        "run_a", metavar="RUN_A", type=to_path, help="a run's folder, such as checkpoints/"
     )
-    result.add_argument("run_b", metavar="RUN_B", type=Path, help="the other run's folder")
-    result.add_argument("--out", metavar="FILE", type=Path, help="write an HTML page, one file")
+    result.add_argument("run_b", metavar="RUN_B", type=to_path, help="the other run's folder")
+    result.add_argument("--out", metavar="FILE", type=to_path, help="write an HTML page, one file")
     add_flag(result, "--json")
     result.add_argument(
         "--no-model", action="store_true", help="score nothing; use only the folders' files"

@@ -44,7 +44,8 @@ path is relative to the YAML file (`../docs/config.schema.json` from `configs/`)
 - A whole number may be written `1000`, `1e3` or `1000.0`.
 - These are refused: unknown keys, a key given twice, anchors, aliases, merge keys, tags, tabs for
   indentation, more than one document, a byte order mark, files over 1 MiB, nesting deeper than 32.
-- Paths, also those in `files`, are relative to the current directory, not to the YAML file.
+- Paths, also those in `files`, are relative to the current directory, not to the YAML file. `~`,
+  `~user`, `$NAME` and `${NAME}` are replaced, as a shell does; an unset variable is refused.
 
 ## On the command line
 

@@ -16,26 +16,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoints.folder import (
-    Checkpoint,
-    open_checkpoint,
-    shard_count,
-    step_name,
-    write_checkpoint,
-    write_json,
-)
-from lm.commands import command_parser
+from lm.checkpoints.folder import Checkpoint, open_checkpoint, shard_count, step_name
+from lm.checkpoints.meta import read_meta
+from lm.checkpoints.write import write_checkpoint, write_json
+from lm.commands import command_parser, to_path, to_path_text
 from lm.system import errors
 
 
 def main() -> None:
     """Refuse anything but a sharded checkpoint, then load torch and join the shards."""
     parser = command_parser("python -m tools.consolidate", __doc__)
-    parser.add_argument("ckpt", metavar="CKPT", help="the sharded checkpoint")
+    parser.add_argument("ckpt", metavar="CKPT", type=to_path_text, help="the sharded checkpoint")
     parser.add_argument(
         "--out",
         metavar="DIR",
-        type=Path,
+        type=to_path,
         help="the folder that gets the ordinary one (default: consolidated, next to it)",
     )
     arguments = parser.parse_args()
@@ -51,9 +46,36 @@ def main() -> None:
         raise errors.CheckpointError(
             f"{path} is there already; remove it, or name another folder with --out"
         )
+    require_resumable(sharded)
     write_checkpoint(path, writers(sharded))
     Checkpoint(path).verify()
     print(f"{path}: joined from {count} shards, and verified")
+
+
+def require_resumable(sharded: Checkpoint) -> None:
+    """Read the checkpoint as a run that goes on from it does: its hashes prove only that it is what
+    was written.
+
+    Raises:
+        CheckpointError: a tensor or a value is not one that a run of this model saves.
+    """
+    import torch
+
+    from lm.checkpoints.fsdp import has_shards, read_any_weights
+    from lm.checkpoints.train_state import read_train_state
+    from lm.config.schema.optimizer import OptimizerConfig
+    from lm.optim.optimizers import make_optimizer, trained
+    from lm.surgery.lora import add_adapters
+    from model import Decoder
+
+    meta = read_meta(sharded)
+    with torch.device("meta"):
+        decoder = Decoder(meta.model, initialise=False)
+    if meta.adapters is not None:
+        add_adapters(decoder, meta.adapters.lora)
+    for averaged in {False, has_shards(sharded, "ema")}:
+        read_any_weights(sharded, trained(decoder), averaged)
+    read_train_state(sharded, make_optimizer(decoder, OptimizerConfig(), precision="fp32"))
 
 
 def writers(sharded: Checkpoint) -> dict[str, Callable[[Path], Any]]:

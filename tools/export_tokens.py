@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm.commands import add_flag, command_parser, load_config
+from lm.commands import add_flag, command_parser, load_config, to_path
 from lm.system import disk, errors
 from lm.system.units import in_bytes
 
@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     result = command_parser("python -m tools.export_tokens", __doc__)
     add_flag(result, "--config")
     result.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="the folder that gets the files"
+        "--out", required=True, type=to_path, metavar="DIR", help="the folder that gets the files"
     )
     result.add_argument("--force", action="store_true", help="overwrite existing files")
     return result

@@ -22,11 +22,10 @@ import dataclasses
 import itertools
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm.checkpoints.base import tokenizer_of
-from lm.commands import add_flag, command_parser, load_config
+from lm.commands import add_flag, command_parser, load_config, to_path
 from lm.system import errors
 from lm.system.disk import replace
 
@@ -102,15 +101,17 @@ def main() -> None:
 
 
 def check(arguments: argparse.Namespace, config: Config) -> None:
-    """Refuse a step that the run does not have, small numbers, and flags without effect."""
+    """Refuse a step that the run does not have, numbers out of range, and flags without effect."""
     if not 0 <= arguments.step < config.max_steps:
         raise errors.ConfigError(
             f"--step: the run has the steps 0 to {config.max_steps - 1}, got {arguments.step};"
             " write one of them"
         )
-    for flag, least in ("rows", 1), ("ngram", 0), ("sample", 1):
-        if (given := getattr(arguments, flag)) is not None and given < least:
-            raise errors.ConfigError(f"--{flag}: too small, got {given}, write {least} or more")
+    for flag, least, most in ("rows", 1, 2**31), ("ngram", 0, 1000), ("sample", 1, 2**31):
+        given = getattr(arguments, flag)
+        if given is not None and not least <= given <= most:
+            size = "small" if given < least else "large"
+            raise errors.ConfigError(f"--{flag}: too {size}, got {given}, write {least} to {most}")
     for flag in ("html", "json", "against"):
         if arguments.sample is not None and getattr(arguments, flag):
             raise errors.ConfigError(
@@ -195,7 +196,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--html",
-        type=Path,
+        type=to_path,
         metavar="FILE",
         help="also write everything, with each token's details, into one HTML file",
     )

@@ -19,11 +19,10 @@ import json
 import logging
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from lm.checkpoints.folder import Checkpoint, open_checkpoint
-from lm.commands import add_flag, command_parser
+from lm.commands import add_flag, command_parser, to_path
 from lm.system import disk, errors
 
 # the parts of the harness's results that the report contains
@@ -91,7 +90,7 @@ def parse() -> argparse.Namespace:
         help="tasks, groups, patterns such as arc_*, or YAML files",
     )
     parser.add_argument(
-        "--include-path", metavar="DIR", type=Path, help="a folder with tasks of your own"
+        "--include-path", metavar="DIR", type=to_path, help="a folder with tasks of your own"
     )
     parser.add_argument(
         "--num-fewshot",
@@ -121,7 +120,7 @@ def parse() -> argparse.Namespace:
     add_flag(parser, "--device")
     add_flag(parser, "--json")
     parser.add_argument(
-        "--out", metavar="FILE", type=Path, help="also write the JSON object into this file"
+        "--out", metavar="FILE", type=to_path, help="also write the JSON object into this file"
     )
     return parser.parse_args()
 

@@ -16,15 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoints.folder import (
-    Checkpoint,
-    open_checkpoint,
-    step_name,
-    write_checkpoint,
-    write_json,
-)
+from lm.checkpoints.folder import Checkpoint, open_checkpoint, step_name
 from lm.checkpoints.meta import read_meta
-from lm.commands import add_flag, command_parser
+from lm.checkpoints.write import write_checkpoint, write_json
+from lm.commands import add_flag, command_parser, to_path
 from lm.system import errors
 
 
@@ -35,11 +30,15 @@ def main() -> None:
     parser.add_argument(
         "--base",
         metavar="CKPT",
-        type=Path,
+        type=to_path,
         help="their base (default: where it was during training)",
     )
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, required=True, help="the folder that gets the merged one"
+        "--out",
+        metavar="DIR",
+        type=to_path,
+        required=True,
+        help="the folder that gets the merged one",
     )
     arguments = parser.parse_args()
     adapters = open_checkpoint(arguments.ckpt)

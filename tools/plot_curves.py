@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lm.commands import command_parser
+from lm.commands import command_parser, to_path
 from lm.display import curves
 from lm.system import errors
 
@@ -17,20 +17,19 @@ def main() -> None:
     """Read the runs, draw one picture, and print where each curve ended."""
     parser = command_parser("python -m tools.plot_curves", __doc__)
     parser.add_argument(
-        "runs", metavar="RUN", nargs="+", type=Path, help="a run's folder, or its metrics.csv"
+        "runs", metavar="RUN", nargs="+", type=to_path, help="a run's folder, or its metrics.csv"
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=to_path,
         default=Path("curves.png"),
         help="the picture (default: curves.png, here)",
     )
     arguments = parser.parse_args()
     if arguments.out.suffix.lower() != ".png":
-        raise errors.ConfigError(
-            f"--out: the picture is a PNG, got {arguments.out}; write"
-            f" {arguments.out.with_suffix('.png')}"
-        )
+        out = arguments.out
+        picture = out.with_suffix(".png") if out.name else out / "curves.png"
+        raise errors.ConfigError(f"--out: the picture is a PNG, got {out}; write {picture}")
     curves.draw(arguments.runs, arguments.out)
     for run in arguments.runs:
         print(f"{run}\n{curves.summary(run)}")

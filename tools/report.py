@@ -14,10 +14,9 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm.commands import command_parser
+from lm.commands import command_parser, to_path
 from lm.system import errors
 from lm.system.disk import replace
 from lm.system.units import in_bytes
@@ -138,10 +137,12 @@ def batches(data: PackedDataModule) -> Iterator[Batch]:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     result = command_parser("python -m tools.report", __doc__)
-    result.add_argument("run", metavar="RUN", type=Path, help="a run's folder, such as checkpoints")
+    result.add_argument(
+        "run", metavar="RUN", type=to_path, help="a run's folder, such as checkpoints"
+    )
     result.add_argument(
         "--out",
-        type=Path,
+        type=to_path,
         metavar="FILE",
         help="the page (default: report.html in the run's folder)",
     )

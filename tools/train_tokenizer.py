@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm.commands import add_flag, command_parser, load_config
+from lm.commands import add_flag, command_parser, load_config, to_path
 from lm.system import disk, errors
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
         help="256 bytes, the merges, and the special tokens",
     )
     result.add_argument(
-        "--out", required=True, type=Path, metavar="PATH", help="a folder, or a file NAME.json"
+        "--out", required=True, type=to_path, metavar="PATH", help="a folder, or a file NAME.json"
     )
     budget = f"train on the first N bytes of the training text ({BUDGET:,})"
     result.add_argument("--bytes", type=int, default=BUDGET, metavar="N", help=budget)

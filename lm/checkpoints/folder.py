@@ -6,8 +6,12 @@
         best.ckpt, ranked-best.ckpt                    -> step-00000500.ckpt
         last.ckpt, final.ckpt                          -> step-00001000.ckpt
 
-Only the step directories count. The names are relative links for people; `--resume auto` never
-reads them. A checkpoint is written under a temporary name in the same folder. Every file is flushed
+Only the step directories count; `--resume auto` never reads the names. A name is a relative link.
+Without links on the file system it is a small file that holds the step's name. In a copy that has
+followed the links (cp -rL, scp -r, zip) it is a copied directory, until a run goes on there and
+makes it a name again. `pointed` understands all three.
+
+A checkpoint is written under a temporary name in the same folder. Every file is flushed
 to the disk, a manifest with the hashes of all files is added, and one rename makes the checkpoint
 visible. Whenever the power goes, a directory under a final name is complete. The manifest detects
 flipped bits, which neither torch nor safetensors would notice. It proves integrity, not who wrote
@@ -36,25 +40,26 @@ import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lm.system.disk import (
     fingerprint,
     fingerprint_of,
     read_json,
     read_json_bytes,
-    refusals,
-    sync,
+    read_text,
 )
-from lm.system.errors import CheckpointError
+from lm.system.errors import CheckpointError, ConfigError
+from lm.system.paths import expand
+from lm.system.refusal import remark
 
 FORMAT = 1
-# links; the last is set by evaluate_checkpoints.py
+# the last is set by evaluate_checkpoints.py
 NAMES = ("best.ckpt", "last.ckpt", "final.ckpt", "ranked-best.ckpt")
 STEP_NAME = re.compile(r"step-([0-9]{8,18})\.ckpt")
 ORDINARY = ("model.safetensors", "train_state.pt", "tokenizer.json", "meta.json")
@@ -63,13 +68,6 @@ MERGED = ("model.safetensors", "tokenizer.json", "meta.json")
 SHARDED = ("train_state.json", "tokenizer.json", "meta.json")
 SHARD_NAME = re.compile(r"([a-z]+)-([0-9]{5})-of-([0-9]{5})\.safetensors")
 META_TYPES = {"step": int, "model": dict, "tokenizer": dict, "config": dict}
-
-
-class Begun(NamedTuple):
-    """A checkpoint that several processes have begun to write."""
-
-    folder: Path  # the temporary folder
-    files: dict[str, Any]  # the manifest's entries for the files that are in it already
 
 
 @dataclass(frozen=True)
@@ -178,23 +176,30 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Return the checkpoint that a path or link means.
+    """Return the checkpoint that a path or name means. A run's folder means its best checkpoint,
+    else its last; which one is printed.
 
     Raises:
         CheckpointError: nothing is there, or it is not a checkpoint of this project.
+        ConfigError: the path is empty, or holds a variable that is not set.
     """
-    path = Path(path)
     try:
-        if (path / "meta.json").exists():
-            return Checkpoint(path.resolve())
-        steps = [step.name for step in step_directories(path if path.is_dir() else path.parent)]
-        if not path.exists():
-            dangling = " (the link leads nowhere)" if path.is_symlink() else ""
+        path = Path(expand(str(path)))
+    except ValueError as error:
+        raise ConfigError(f"checkpoint {str(path)!r}: {error}") from None
+    try:
+        resolved = Path(os.path.realpath(path))
+        target = pointed(resolved.parent, resolved.name) or resolved
+        if (target / "meta.json").exists():
+            return Checkpoint(target)
+        if path.is_dir() and (chosen := _best_in(path)) is not None:
+            return chosen
+        steps = [step.name for step in step_directories(path.parent)]
+        if not target.exists():
+            dangling = " (the link leads nowhere)" if os.path.lexists(path) else ""
             problem = f"no such checkpoint{dangling}" + (
                 f"; {path.parent} holds {', '.join(steps[-3:])}" if steps else ""
             )
-        elif path.is_dir() and steps:
-            problem = f"this is a run's folder, not one checkpoint; write {path / steps[-1]}"
         elif path.is_file() and (path.parent / "meta.json").exists():
             problem = f"this is one file of a checkpoint; write {path.parent}"
         else:
@@ -205,6 +210,23 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
     raise CheckpointError(f"{path}: {problem}")
+
+
+def _best_in(folder: Path) -> Checkpoint | None:
+    """Return the checkpoint that a run's folder stands for, and print its name; None without one.
+
+    It is the best one, else the last one, else the newest.
+    """
+    for name in ("best.ckpt", "last.ckpt"):
+        target = pointed(folder, name)
+        if target is not None and (target / "meta.json").exists():
+            remark(f"{folder}: a run's folder: {name} is used ({target.name})")
+            return Checkpoint(target.resolve())
+    steps = checkpoints_in(folder)
+    if not steps:
+        return None
+    remark(f"{folder}: a run's folder: {steps[-1].name} is used, the newest")
+    return Checkpoint(steps[-1].resolve())
 
 
 def newest_whole(folder: str | Path) -> tuple[Checkpoint | None, list[str]]:
@@ -252,6 +274,22 @@ def step_directories(folder: str | Path) -> list[Path]:
     return sorted(checkpoints, key=lambda path: (step_of(path), path.name))
 
 
+def checkpoints_in(folder: str | Path) -> list[Path]:
+    """Return the checkpoint directories in a run's folder, oldest first, each checkpoint once.
+
+    A name that is a copied directory is among them if the folder lacks the step itself.
+    """
+    folder = Path(folder)
+    copies = {
+        Checkpoint(folder / name).sha256: folder / name
+        for name in reversed(NAMES)
+        if pointed(folder, name) == folder / name
+    }
+    steps = {path: step_of(path) for path in step_directories(folder)}
+    steps |= {path: Checkpoint(path).step for path in copies.values()}
+    return sorted(steps, key=lambda path: (steps[path], path.name))
+
+
 def shard_names(kind: str, count: int) -> list[str]:
     """Return the names of the files that `count` processes write for a kind of tensors.
 
@@ -277,117 +315,56 @@ def required(names: Iterable[str]) -> set[str]:
     return {*SHARDED, *(name for kind in kinds for name in shard_names(kind, count))}
 
 
-def write_checkpoint(
-    path: Path,
-    writers: Mapping[str, Callable[[Path], None]],
-    needed: int = 0,
-    begun: Begun | None = None,
-) -> dict[str, Any]:
-    """Write a checkpoint so that it is complete or absent; return its manifest.
-
-    Args:
-        path: the final name. A checkpoint with this name is replaced.
-        writers: file name -> function that writes that file at the path it is given.
-        needed: about how many bytes the checkpoint takes, for the message about a full disk.
-        begun: files that were written already, flushed and hashed.
-
-    Raises:
-        CheckpointError: the disk refused; what was there before is untouched.
-    """
-    temporary, files = begun or Begun(path.with_name(f".{path.name}.tmp-{os.getpid()}"), {})
-    replaced = path.with_name(f".{path.name}.tmp-replaced")
-    try:
-        with refusals(path, needed):
-            temporary.mkdir(parents=True, exist_ok=begun is not None)
-            for name, write in writers.items():
-                write(temporary / name)
-                sync(temporary / name)
-                files[name] = fingerprint(temporary / name)
-            manifest = {"files": files, "sha256": _hash_of_table(files)}
-            # without a line end after the last bracket, the file is no JSON wherever it is cut
-            (temporary / "manifest.json").write_text(
-                json.dumps(manifest, indent=1), encoding="utf-8"
-            )
-            sync(temporary / "manifest.json")
-            sync(temporary)
-            if path.is_dir():  # a directory that is not empty cannot be renamed over
-                path.rename(replaced)
-            temporary.rename(path)
-            sync(path.parent)
-    finally:
-        _clear_away(temporary)
-        _clear_away(replaced)
-    return manifest
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a value as readable JSON."""
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def point(folder: Path, name: str, target: Path) -> None:
-    """Set the link `folder/name` to `target`, a checkpoint in the same folder, in one step.
-
-    Raises:
-        CheckpointError: the disk refused.
-    """
-    temporary = folder / f".{name}.tmp-{os.getpid()}"
-    with refusals(folder / name):
-        temporary.unlink(missing_ok=True)
-        try:
-            temporary.symlink_to(target.name)
-            temporary.replace(folder / name)
-        finally:  # a folder with that name makes `replace` fail
-            temporary.unlink(missing_ok=True)
-
-
 def pointed(folder: Path, name: str) -> Path | None:
-    """Return the path that a link in `folder` points to, or None if there is no link."""
-    link = folder / name
-    return folder / link.readlink().name if link.is_symlink() else None
+    """Return the path of the checkpoint that a name in a run's folder means. Return None if there
+    is no such name, or if no run has made it.
+
+    A name is a relative link, or a small file that holds the name of a step. Or it is a copied
+    directory: then it means the step with the same hash, or itself if that is not there.
+    """
+    entry = folder / name
+    try:
+        kind = entry.lstat().st_mode
+        if stat.S_ISLNK(kind):
+            place, target = os.path.split(entry.readlink())
+            inside = os.path.realpath(folder / place) == os.path.realpath(folder)
+            return folder / target if inside and STEP_NAME.fullmatch(target) else None
+        if stat.S_ISREG(kind):
+            target = read_text(entry, most=64).strip()
+            return folder / target if STEP_NAME.fullmatch(target) else None
+        if not stat.S_ISDIR(kind) or name not in NAMES:
+            return None
+        copy = Checkpoint(entry)
+        step = Checkpoint(folder / step_name(copy.step))
+    except (OSError, UnicodeDecodeError, CheckpointError):
+        return None
+    with contextlib.suppress(CheckpointError):
+        if step.sha256 == copy.sha256:
+            return step.path
+    return entry
 
 
 def links_to(path: Path) -> list[str]:
-    """Return the names of the links to a checkpoint without their ending: "best", "last", ..."""
+    """Return the names that mean a checkpoint, without their ending: "best", "last", ..."""
     return [name.removesuffix(".ckpt") for name in NAMES if pointed(path.parent, name) == path]
 
 
-def retain(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and those that a link points to.
-
-    Raises:
-        CheckpointError: the disk refused.
+def obstacle(folder: Path, step: int) -> Path | None:
+    """Return a file or folder that stands under a name which a run needs after `step`, and which
+    no run has made; None if there is none.
     """
-    linked = {os.path.realpath(entry) for entry in folder.iterdir() if entry.is_symlink()}
-    for path in step_directories(folder)[:-keep]:
-        if os.path.realpath(path) not in linked:
-            # renamed first: a half-deleted directory must not look like a checkpoint
-            doomed = path.with_name(f".{path.name}.tmp-deleted")
-            with refusals(path):
-                path.rename(doomed)
-            _clear_away(doomed)
+    for name in ("best.ckpt", "last.ckpt", "final.ckpt"):
+        if os.path.lexists(folder / name) and pointed(folder, name) is None:
+            return folder / name
+    for entry in sorted(folder.iterdir()):
+        if step_of(entry) > step and not is_ours(entry):
+            return entry
+    return None
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporary files of killed writers; the caller must hold the folder's lock."""
-    for entry in folder.glob(".*.tmp-*"):
-        _clear_away(entry)
-
-
-def _clear_away(leftover: Path) -> None:
-    """Delete a temporary file or folder.
-
-    A checkpoint that was renamed to make room for its successor gets its name back if the
-    successor never arrived.
-    """
-    final = leftover.with_name(leftover.name[1:].rpartition(".tmp-")[0])
-    with contextlib.suppress(OSError):
-        if leftover.name.endswith(".tmp-replaced") and leftover.exists() and not final.exists():
-            leftover.rename(final)
-        elif leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+def is_ours(path: Path) -> bool:
+    """Return whether a path is, or links to, the directory of a checkpoint, even a damaged one."""
+    return (path / "manifest.json").is_file() or (path / "meta.json").is_file()
 
 
 def _hash_of_table(files: object) -> str:

@@ -9,6 +9,7 @@ files can run code, unlike the `.metadata` of torch.distributed.checkpoint.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,11 +20,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lm.checkpoints.folder import Begun, Checkpoint, shard_count, shard_names
+from lm.checkpoints.folder import Checkpoint, shard_count, shard_names
 from lm.checkpoints.weights import read_weights, require_fitting, write_weights
+from lm.checkpoints.write import Begun
 from lm.surgery.fsdp import local_tensor, shard_like
 from lm.system.disk import fingerprint, read_json, refusals, sync
 from lm.system.errors import CheckpointError, first_line
+from lm.system.mark import temporary
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -48,7 +51,7 @@ def write_shards(path: Path, kinds: Mapping[str, Mapping[str, Tensor]]) -> Begun
     """
     rank = torch.distributed.get_rank()
     count = torch.distributed.get_world_size()
-    folder = path.with_name(f".{path.name}.tmp-shards")
+    folder = temporary(path, "shards")
     files = {}
     problem = None
     if rank == 0:
@@ -146,7 +149,7 @@ def join_train_state(checkpoint: Checkpoint) -> dict[str, Any]:
     states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in read_shards(checkpoint, "optimizer"):
         number, _, key = name.partition(".")
-        if not number.isdecimal():
+        if not re.fullmatch("[0-9]{1,9}", number):
             raise CheckpointError(
                 f"{checkpoint.path}: its optimizer shards hold {name!r}, which is no state of a"
                 " weight"

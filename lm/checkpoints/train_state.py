@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lm.checkpoints import fsdp
-from lm.checkpoints.folder import Begun, Checkpoint
+from lm.checkpoints.folder import Checkpoint
 from lm.checkpoints.weights import write_state, write_weights
+from lm.checkpoints.write import Begun
 from lm.config.schema.optimizer import OptimizerConfig
 from lm.optim.averaging import WeightAverage
 from lm.optim.optimizers import make_optimizer, trained

@@ -27,6 +27,7 @@ from lm.config.describe import yaml_lines
 from lm.config.keys import advice, keys, name_of
 from lm.config.scalars import KeyPath, dotted, not_text, path_of, plain, shown, unprintable
 from lm.config.schema.config import Config
+from lm.config.schema.section import WRITTEN_NOW
 from lm.config.yaml_reader import MAX_DEPTH, read_file, read_text
 
 # Takes a configuration that has `finetune`; returns its sections with those of the base checkpoint.
@@ -180,7 +181,9 @@ class _Draft:
         try:
             # pydantic's strict mode takes a list for a tuple only in JSON. It takes no bool or text
             # for a number.
-            config = Config.model_validate_json(json.dumps(self.tree), strict=True)
+            config = Config.model_validate_json(
+                json.dumps(self.tree), strict=True, context=WRITTEN_NOW
+            )
             if config.finetune is None or complete is None:
                 return config
             return Config.model_validate(complete(config))

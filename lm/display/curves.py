@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm.display.style import COLOURS, DASHES, LIGHT, MATPLOTLIB
 from lm.runs import metrics
+from lm.system.disk import refusals, replacing
 from lm.system.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -53,14 +52,8 @@ def save(picture: Figure, out: Path) -> None:
     Raises:
         CheckpointError: the file cannot be written.
     """
-    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
-    try:
-        picture.savefig(temporary, format="png", dpi=150)
-        temporary.replace(out)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # a disk that cannot be written refuses this too
-            temporary.unlink()
-        raise CheckpointError(f"{out} could not be written: {error.strerror}") from error
+    with refusals(out), replacing(out) as new:
+        picture.savefig(new, format="png", dpi=150)
 
 
 def figure(runs: Sequence[Path]) -> Figure:

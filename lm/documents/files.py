@@ -15,7 +15,6 @@ import glob
 import gzip
 import io
 import lzma
-import os
 import re
 import sys
 import zlib
@@ -232,15 +231,14 @@ def _lines_from(file: str, span: Span | None, encoding: str | None) -> Iterator[
 
 
 def find_files(patterns: list[str], key: str) -> list[str]:
-    """Return the files that paths and globs name, with `~` expanded and repetitions kept.
+    """Return the files that paths and globs name, with repetitions kept.
 
     Raises:
         DataError: a pattern matches no file; the message names `key`.
     """
     matched = []
     for pattern in patterns:
-        # Path.expanduser raises for an unknown ~user.
-        path = Path(os.path.expanduser(pattern))  # noqa: PTH111
+        path = Path(pattern)
         with reading(pattern, key):
             # An existing file may have a bracket in its name.
             names = [str(path)] if path.exists() else _glob(path)

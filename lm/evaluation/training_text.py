@@ -88,7 +88,7 @@ def training_text(
 def _own(data: DataConfig, tokenizer: Tokenizer, data_sha256: str) -> Iterator[TokenStore | str]:
     """Yield each source's training split, or the reason why it is not on this machine."""
     if len(data.parts) == 1 and data.validation is None:
-        split = _find_by_hash(Path(data.cache_dir).expanduser(), data_sha256)
+        split = _find_by_hash(Path(data.cache_dir), data_sha256)
         if split is not None:
             yield split
             return

@@ -14,6 +14,7 @@ from lm.generation.continuation import shown
 from lm.generation.prompt import MOST_PROMPT
 from lm.system.disk import replace
 from lm.system.errors import CheckpointError, DataError, printable
+from lm.system.paths import expand
 
 HELP = """/reset      begin anew; the model forgets what was said
 /save FILE  write the conversation to FILE.jsonl, from which data.source.format: chat can learn
@@ -113,11 +114,11 @@ class Terminal:
         if not self.chat.turns:
             raise DataError("there is nothing to save yet; write a message first")
         try:
-            path = Path(name).expanduser()
+            path = Path(expand(name))
             if path.exists() and path != self._saved:
                 raise DataError(f"{path} is there already; name another")
             replace(path, self.chat.to_json() + "\n")
-        except (OSError, RuntimeError, ValueError) as error:  # no home folder, or a NUL in the name
+        except (OSError, ValueError) as error:  # no such home folder, or a NUL in the name
             raise DataError(f"{name}: {error}") from error
         self._saved = path
         _note(f"{path}: {len(self.chat.turns)} messages")

@@ -13,7 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm.checkpoints.folder import Checkpoint, links_to, open_checkpoint, step_directories
+from lm.checkpoints.folder import (
+    Checkpoint,
+    checkpoints_in,
+    links_to,
+    open_checkpoint,
+    step_directories,
+)
 from lm.checkpoints.meta import read_meta
 from lm.documents.templates import TEMPLATES, ChatFormat
 from lm.runs.results import RecordedValidation, read_by_checkpoint
@@ -30,10 +36,11 @@ class Candidate(NamedTuple):
         path: the folder, absolute and without links.
         name: the shortest end of the path that differs from those of the others, without .ckpt and
             safe to print.
-        links: names in the same folder that link to it, such as "best".
+        links: names in the same folder that mean it, such as "best".
         meta: its meta.json.
         recorded: the run's own validation of it, or None.
         sha256: the hash of its manifest, which contains the hashes of all its files.
+        copies: other paths that were named too, and hold the same checkpoint.
     """
 
     path: Path
@@ -42,6 +49,7 @@ class Candidate(NamedTuple):
     meta: dict[str, Any]
     recorded: RecordedValidation | None
     sha256: str
+    copies: tuple[Path, ...] = ()
 
 
 class Failure(NamedTuple):
@@ -52,8 +60,8 @@ class Failure(NamedTuple):
 
 
 def find(patterns: Sequence[str]) -> tuple[list[Candidate], list[Failure]]:
-    """Return the checkpoints that paths and globs name, in the order of their paths, and those that
-    are damaged. The path of a run's folder names all checkpoints in it.
+    """Return the checkpoints that paths and globs name, each once, in the order of their paths, and
+    those that are damaged. The path of a run's folder names all checkpoints in it.
 
     A glob skips files, and folders that are no checkpoint and are not called *.ckpt.
 
@@ -64,9 +72,9 @@ def find(patterns: Sequence[str]) -> tuple[list[Candidate], list[Failure]]:
     # The cache keeps the warning about a damaged file of results from being printed again.
     validations = functools.cache(read_by_checkpoint)
     failures: dict[str, Failure] = {}
-    for pattern in map(os.path.expanduser, patterns):
+    for pattern in patterns:
         for match in _matches(pattern):
-            inside = [] if (match / "meta.json").exists() else step_directories(match)
+            inside = [] if (match / "meta.json").exists() else checkpoints_in(match)
             for folder in inside or [match]:
                 try:
                     checkpoint = open_checkpoint(folder)
@@ -76,10 +84,14 @@ def find(patterns: Sequence[str]) -> tuple[list[Candidate], list[Failure]]:
                         checkpoints[path] = checkpoint.meta, recorded, sha256
                 except CheckpointError as error:
                     failures[os.path.realpath(folder)] = Failure(printable(str(folder)), str(error))
-    paths = sorted(checkpoints)
+    # Copies of one checkpoint enter once, under the first of their paths.
+    copies: dict[str, list[Path]] = {}
+    for path in sorted(checkpoints):
+        copies.setdefault(checkpoints[path][2], []).append(path)
+    names = _distinct_names([paths[0] for paths in copies.values()])
     candidates = [
-        Candidate(path, name, tuple(links_to(path)), *checkpoints[path])
-        for path, name in zip(paths, _distinct_names(paths), strict=True)
+        Candidate(path, name, tuple(links_to(path)), *checkpoints[path], tuple(others))
+        for (path, *others), name in zip(copies.values(), names, strict=True)
     ]
     return candidates, list(failures.values())
 
@@ -155,7 +167,7 @@ def _is_candidate(path: Path) -> bool:
     return (
         path.suffix == ".ckpt"
         or (path / "meta.json").exists()
-        or (path.is_dir() and bool(step_directories(path)))
+        or (path.is_dir() and bool(checkpoints_in(path)))
     )
 
 

@@ -8,10 +8,13 @@
         curves.png, events.*   curves, and TensorBoard's files
         after-step-*-1         the later checkpoints and results of a run that went back to a step
         .lock                  held while a run writes here
+        .run-id                the mark that says whose folder it is (lm/system/mark.py)
 
-Only two things are ever deleted: old checkpoints beyond `checkpoint.keep`, and log lines that the
-same run is going to write again. Anything else in the way of a new run is moved aside, and the user
-is told. This file needs only the standard library, so that listing and refusing are instant.
+A run takes a new or empty folder, or one that a run has written. A folder of other files is
+refused, unless an empty `.run-id` allows it. Only two things are ever deleted: old checkpoints
+beyond `checkpoint.keep`, and log lines that the same run is going to write again. An earlier run in
+the way of a new one is moved aside, and the user is told. This file needs only the standard
+library, so that listing and refusing are instant.
 """
 
 from __future__ import annotations
@@ -25,19 +28,24 @@ from pathlib import Path
 from lm.checkpoints.folder import (
     NAMES,
     Checkpoint,
-    point,
+    checkpoints_in,
+    is_ours,
+    obstacle,
     pointed,
     step_directories,
     step_of,
-    sweep,
 )
+from lm.checkpoints.write import point, restore_name, sweep
 from lm.runs import metrics, results
 from lm.runs.results import RecordedValidation
 from lm.system.disk import read_text, refusals, replace
 from lm.system.errors import CheckpointError, ConfigError
-from lm.system.locks import claim
+from lm.system.locks import claim, was_claimed
+from lm.system.mark import MARK, is_allowed, is_shared, mark_of, set_mark
 
 RECORDS = ("metrics.csv", results.FILE)
+# what a run writes: a folder with other files that is allowed may not hold these
+WRITTEN = (*RECORDS, "config.yaml", "curves.png", "incidents.jsonl", "init-from.txt")
 # names the checkpoint that the run started from, in case it is killed before its own first one
 PARENT = "init-from.txt"
 
@@ -46,20 +54,27 @@ class RunFolder:
     """A run's folder, locked by this process."""
 
     def __init__(self, path: str | Path):
-        """Create the folder if necessary, lock it, and remove the temporary files of killed runs.
+        """Create the folder if necessary, lock and mark it, and remove the temporary files of
+        killed runs. Names that a copy has made directories become names again.
 
         Raises:
-            ConfigError: another run is using it.
+            ConfigError: another run is using it, or it holds files that are not a run's.
             CheckpointError: it cannot be created or written.
         """
         self.path = Path(path)
+        shared = _holds_other_files(self.path)
         missing = [
             folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)
         ]
         self._lock = claim(self.path)
         self._made = missing
-        for folder in (self.path, *self.path.glob("after-step-*")):
-            sweep(folder)
+        with refusals(self.path):
+            set_mark(self.path, shared=shared)
+            for folder in (self.path, *self.path.glob("after-step-*")):
+                if mark_of(folder) == mark_of(self.path) and not folder.is_symlink():
+                    sweep(folder)
+            for name in NAMES:
+                restore_name(self.path, name)
 
     def start_fresh(self) -> str | None:
         """Make room for a new run; return a message about the old one, or None without one.
@@ -70,16 +85,17 @@ class RunFolder:
             ConfigError: moving the folder would move more than one run.
             CheckpointError: the folder cannot be moved.
         """
-        if not any(self.path.glob("*.ckpt")) and not any(
-            (self.path / name).exists() for name in RECORDS
-        ):
+        if not is_run(self.path) and not any((self.path / name).exists() for name in RECORDS):
+            self._require_room(step=0)
             return None
         here = self.path.resolve()  # a link stays; the folder behind it is moved
         inner = sorted(lock.parent.name for lock in here.glob("*/.lock"))
-        if inner or Path.cwd().is_relative_to(here):
+        if inner or is_shared(here) or Path.cwd().is_relative_to(here):
             why = (
                 f"the folders of other runs ({', '.join(inner)})"
                 if inner
+                else "files that are not a run's"
+                if is_shared(here)
                 else "the directory in which this command runs"
             )
             raise ConfigError(
@@ -96,6 +112,8 @@ class RunFolder:
             ) from error
         moved, self._lock = self._lock, claim(here)
         moved.close()
+        with refusals(here):
+            set_mark(here)
         shown = self.path.with_name(aside.name) if self.path.absolute() == here else aside
         steps = step_directories(shown)
         if not steps:
@@ -144,9 +162,12 @@ class RunFolder:
         nothing was moved.
 
         Raises:
+            ConfigError: a file or folder that is no run's has a name that this run needs.
             CheckpointError: the disk refused.
         """
-        later = [path for path in step_directories(self.path) if step_of(path) > step]
+        self._require_room(step)
+        later = [path for path in self.path.iterdir() if step_of(path) > step]
+        later.sort(key=step_of)
         evaluations = self.evaluations()
         undone = [line for line in evaluations if line.step > step]
         message = None
@@ -155,6 +176,7 @@ class RunFolder:
             rows = metrics.after(self.path / "metrics.csv", step)
             with refusals(aside):
                 aside.mkdir()
+                set_mark(aside, mark_of(self.path))
                 # First of all: a rewind that was cut short finds nothing later here, and then skips
                 # this part.
                 if rows:
@@ -162,7 +184,11 @@ class RunFolder:
                 # Newest first: if this is cut short, `--resume auto` finds the checkpoint that is
                 # nearest to the wanted one.
                 for path in reversed(later):
-                    path.rename(aside / path.name)
+                    if path.is_symlink():  # a relative link would lead elsewhere from there
+                        (aside / path.name).symlink_to(path.resolve())
+                        path.unlink()
+                    else:
+                        path.rename(aside / path.name)
             if undone:
                 results.write_validations(aside, undone)
                 kept = [line for line in evaluations if line.step <= step]
@@ -215,17 +241,68 @@ class RunFolder:
             best = min(scored, key=lambda line: (line.loss, line.step))
             point(self.path, "best.ckpt", by_manifest[best.manifest_sha256])
 
+    def _require_room(self, step: int) -> None:
+        """Raise ConfigError if something that is no run's has a name that this run needs."""
+        taken = obstacle(self.path, step)
+        if taken is not None:
+            raise ConfigError(
+                f"checkpoint.directory: {taken} was not made by a run, and this run needs its name;"
+                " move it away"
+            )
+
     def close(self) -> None:
         """Release the lock; the end of the process does so too.
 
         Folders that were created for a run which was then refused are removed.
         """
         with contextlib.suppress(OSError):
-            if self._made and [entry.name for entry in self.path.iterdir()] == [".lock"]:
+            if self._made and {entry.name for entry in self.path.iterdir()} <= {".lock", MARK}:
+                (self.path / MARK).unlink()
                 (self.path / ".lock").unlink()
                 for folder in self._made:
                     folder.rmdir()
         self._lock.close()
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder holds something of a run: a checkpoint, or one of its records."""
+    with contextlib.suppress(OSError, CheckpointError):
+        if any(is_ours(path) for path in checkpoints_in(folder)):
+            return True
+    with contextlib.suppress(OSError, CheckpointError):
+        if metrics.is_metrics(folder / "metrics.csv"):
+            return True
+    with contextlib.suppress(CheckpointError):
+        return bool(results.read_validations(folder)[0])
+    return False
+
+
+def _holds_other_files(folder: Path) -> bool:
+    """Return whether a folder holds a user's files, and an empty mark that lets a run begin there.
+
+    A run of an earlier version has no mark. It is known by what it holds, or by its lock.
+
+    Raises:
+        ConfigError: it holds files, is not a run's, and nothing allows a run.
+    """
+    try:
+        names = sorted({entry.name for entry in folder.iterdir()} - {".lock"})
+    except OSError:
+        return False  # there is none, or `claim` says what is wrong with it
+    if not names or mark_of(folder) or is_run(folder) or was_claimed(folder):
+        return False
+    if not is_allowed(folder):
+        some = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+        raise ConfigError(
+            f"checkpoint.directory: {folder} holds files that are not a run's ({some}); name a new"
+            f" folder, or allow this one by an empty file {folder / MARK}"
+        )
+    if taken := [name for name in WRITTEN if name in names]:
+        raise ConfigError(
+            f"checkpoint.directory: {folder / taken[0]} is not a run's, and a run would write over"
+            " it; move it away"
+        )
+    return names != [MARK]
 
 
 def parent_of_start(folder: Path) -> str | None:

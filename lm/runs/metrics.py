@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from lm.system.disk import refusals, replace
+from lm.system.disk import open_to_append, read_start, refusals, replace
 from lm.system.errors import CheckpointError
 
 COLUMNS = (
@@ -90,8 +90,13 @@ class MetricsLog:
         timestamp = datetime.now(UTC).isoformat(timespec="seconds")
         row: dict[str, Any] = {**values, "step": step, "split": split, "timestamp": timestamp}
         line = ",".join(_cell(name, row.get(name)) for name in COLUMNS) + "\n"
-        with refusals(self.path), self.path.open("ab") as file:
+        with refusals(self.path), open_to_append(self.path) as file:
             file.write(line.encode())
+
+
+def is_metrics(path: Path) -> bool:
+    """Return whether a file is a run's metrics.csv. Raises OSError."""
+    return path.is_file() and read_start(path, len(HEADER)).startswith(f"{HEADER}\n".encode())
 
 
 def read(path: Path) -> list[dict[str, Any]]:

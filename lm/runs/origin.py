@@ -6,12 +6,20 @@ once.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm.checkpoints.folder import Checkpoint, newest_whole, open_checkpoint, pointed, step_name
+from lm.checkpoints.folder import (
+    Checkpoint,
+    checkpoints_in,
+    newest_whole,
+    open_checkpoint,
+    pointed,
+    step_name,
+)
 from lm.checkpoints.meta import Meta, Session, read_meta
 from lm.config.schema.config import Config
 from lm.runs.changes import changes, start_flag
@@ -212,6 +220,12 @@ def find_checkpoint(
                 " in a folder beside it)"
             )
         return newest
+    with contextlib.suppress(CheckpointError):
+        if checkpoints_in(resume):  # to go on from its best one would undo the later ones
+            raise ConfigError(
+                f"command line: --resume {resume}: this is a run's folder; write --resume auto"
+                f" --checkpoint.directory {resume} to continue it, or name one of its checkpoints"
+            )
     named = open_checkpoint(resume)
     parent = named.path.parent
     if parent != folder.resolve():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoints.folder import NAMES, Checkpoint, pointed, step_directories, step_of
+from lm.checkpoints.folder import NAMES, Checkpoint, checkpoints_in, pointed, step_of
 from lm.system.errors import CheckpointError
 from lm.system.json_values import count
 
@@ -21,7 +21,7 @@ class Saved:
     but the path, the step and the links.
 
     Attributes:
-        links: those of best.ckpt, last.ckpt, final.ckpt, ... that point to it.
+        links: those of best.ckpt, last.ckpt, final.ckpt, ... that mean it.
         meta: the content of meta.json.
         files: name -> {"bytes", "sha256"}, from the manifest.
     """
@@ -48,16 +48,16 @@ def saved_checkpoints(folder: Path) -> list[Saved]:
     Raises:
         CheckpointError: the folder cannot be read.
     """
-    targets = {name: pointed(folder, name) for name in NAMES}
-    result = []
-    for path in step_directories(folder):
-        step = step_of(path)
-        links = tuple(name for name, target in targets.items() if target == path)
-        checkpoint = Checkpoint(path)
-        try:
-            meta, files, sha256 = checkpoint.meta, checkpoint.files, checkpoint.sha256
-        except CheckpointError as error:
-            result.append(Saved(path, step, links, {}, {}, None, problem=str(error)))
-        else:
-            result.append(Saved(path, step, links, meta, files, sha256, problem=None))
-    return result
+    return [saved_checkpoint(path) for path in checkpoints_in(folder)]
+
+
+def saved_checkpoint(path: Path) -> Saved:
+    """Return one checkpoint, whole or damaged."""
+    step = step_of(path)  # -1 for a copy under another name, whose meta.json knows it
+    links = tuple(name for name in NAMES if pointed(path.parent, name) == path)
+    checkpoint = Checkpoint(path)
+    try:
+        meta, files, sha256 = checkpoint.meta, checkpoint.files, checkpoint.sha256
+    except CheckpointError as error:
+        return Saved(path, step, links, {}, {}, None, problem=str(error))
+    return Saved(path, checkpoint.step, links, meta, files, sha256, problem=None)

@@ -14,9 +14,11 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lm.system.errors import CheckpointError, first_line
+from lm.system.mark import temporary
+from lm.system.refusal import UNKNOWN_CALL, inodes_left, remark, why
 from lm.system.units import in_bytes
 
 MOST_JSON = 2**24  # bytes; our own files have some kilobytes
@@ -35,33 +37,79 @@ def refusals(path: Path, needed: int = 0) -> Iterator[None]:
         # RuntimeErrors come from a device, not from the disk.
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
-        reason = getattr(error, "strerror", None) or first_line(error)
+        reason = why(error, path) if isinstance(error, OSError) else first_line(error)
         raise CheckpointError(
-            f"{path} could not be written: {reason}{_room(path, needed)}; what was saved before is"
-            " untouched"
+            f"{path} could not be written: {reason}{_room(error, path, needed)}; what was saved"
+            " before is untouched"
         ) from error
 
 
 def sync(path: Path) -> None:
     """Wait until the disk has stored a file, or a directory: it holds the names of its files."""
-    descriptor = os.open(path, os.O_RDONLY)
+    with _tolerating_unknown(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a new, empty file. After the `with` block it replaces `path` atomically:
+    after a crash there is either the old file or the new one.
+
+    A device or a pipe is yielded itself, and is written as it is. A link is refused, unless it
+    leads to one of those, as /dev/stdout does.
+
+    Raises:
+        OSError: the disk refused, or `path` is a folder, a link, or a pipe that nobody reads.
+    """
+    kind = path.lstat().st_mode if os.path.lexists(path) else stat.S_IFREG
+    if stat.S_ISLNK(kind):
+        kind = path.stat().st_mode if path.exists() else kind
+        if stat.S_ISREG(kind) or stat.S_ISDIR(kind) or stat.S_ISLNK(kind):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    if stat.S_ISDIR(kind):
+        raise OSError(errno.EISDIR, "it is a folder; name a file", str(path))
+    if not stat.S_ISREG(kind):
+        # held open: without O_NONBLOCK, opening a pipe that nobody reads would wait for ever
+        held = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            yield path
+        finally:
+            os.close(held)
+        return
+    new = temporary(path)
+    os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:
-        os.fsync(descriptor)
+        yield new
+        sync(new)
+        new.replace(path)
+        sync(path.parent)
     finally:
-        os.close(descriptor)
+        with contextlib.suppress(OSError):  # a disk that cannot be written refuses this too
+            new.unlink(missing_ok=True)
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a text file atomically: after a crash it has either the old content or the new."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with refusals(path):
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            sync(temporary)
-            temporary.replace(path)
-            sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    """Write a text file atomically, as `replacing` does. Raises CheckpointError."""
+    with refusals(path), replacing(path) as new:
+        new.write_text(text, encoding="utf-8")
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """Open a regular file for reading and appending. It is created if it does not exist.
+
+    Raises:
+        OSError: it cannot be written, is a link, or is not a regular file.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return os.fdopen(descriptor, "a+b")
 
 
 def append(path: Path, line: str) -> None:
@@ -69,14 +117,15 @@ def append(path: Path, line: str) -> None:
     the new one still begins on a line of its own.
     """
     content = line.encode() + b"\n"
-    with refusals(path), path.open("a+b") as file:
+    with refusals(path), open_to_append(path) as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 content = b"\n" + content
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
+        with _tolerating_unknown(path):
+            os.fsync(file.fileno())
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -154,8 +203,29 @@ def read_json_bytes(path: Path) -> tuple[dict[str, Any], bytes]:
     return value, content
 
 
-def _room(path: Path, needed: int) -> str:
-    """Return the needed and the free space, in parentheses; empty if the disk does not tell."""
+@contextlib.contextmanager
+def _tolerating_unknown(path: Path) -> Iterator[None]:
+    """Go on where a file system does not know fsync: it loses only what a power cut can take."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNKNOWN_CALL:
+            raise
+        folder = path if path.is_dir() else path.parent
+        remark(
+            f"{folder}: this file system cannot be told to store a file now (fsync:"
+            f" {error.strerror}): a power cut may take the newest checkpoint"
+        )
+
+
+def _room(error: Exception, path: Path, needed: int) -> str:
+    """Return the needed and the free space, in parentheses, if space is what was missing."""
+    if isinstance(error, OSError) and (
+        error.errno not in (errno.ENOSPC, errno.EFBIG)
+        or not inodes_left(path)
+        or path.is_char_device()  # /dev/full
+    ):
+        return ""
     wanted = f"{in_bytes(needed)} needed, " if needed else ""
     try:
         return f" ({wanted}{in_bytes(shutil.disk_usage(path.parent).free)} free)"

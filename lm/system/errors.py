@@ -30,6 +30,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from lm.system.refusal import why
+
 DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # Some failures are plain RuntimeErrors, and only their wording identifies them. Torch has an
 # exception class for memory on GPUs only; gloo and NCCL have none for a lost peer.
@@ -200,8 +202,9 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, BrokenPipeError) and _reader_is_gone():
         return "", 141
     if isinstance(error, OSError) and error.errno in DISK_REFUSALS:
+        file = error.filename or "a file"
         return (
-            f"{error.filename or 'a file'} could not be written: {error.strerror}",
+            f"{file} could not be written: {why(error, file)}",
             CheckpointError.exit_code,
         )
     if is_out_of_memory(error):

@@ -66,7 +66,7 @@ def find_tokenizer(name: str) -> Definition:
     Raises:
         ConfigError: it does not exist, cannot be read, or has no end-of-text token.
     """
-    path = Path(name).expanduser()
+    path = Path(name)
     try:
         source = (
             _from_file(path)

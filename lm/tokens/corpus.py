@@ -227,7 +227,7 @@ def _open_stream(
     # would need different windows.
     run = str(Path(config.checkpoint.directory).resolve())
     key = cache_key(reader, split, tokenizer, (rows, config.row_length, run, reader.key))
-    folder = Path(config.data.cache_dir).expanduser() / key
+    folder = Path(config.data.cache_dir) / key
     revision = choose_revision(folder, reader.source, resumed)
     folder /= revision
     stream = Stream(folder, reader, tokenizer, split, rows, config.row_length, revision)
@@ -246,7 +246,7 @@ def _open_stream(
 
 def cache_folder(data: DataConfig, reader: Reader, split: Split, tokenizer: Tokenizer) -> Path:
     """Return the folder for the tokens of a source that is not streamed."""
-    return Path(data.cache_dir).expanduser() / cache_key(reader, split, tokenizer)
+    return Path(data.cache_dir) / cache_key(reader, split, tokenizer)
 
 
 def cache_key(

@@ -9,11 +9,10 @@ This is the split's stream (`lm/tokens/store.py`) without its first EOS, so noth
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
-from lm.system.disk import refusals, sync
+from lm.system.disk import refusals, replacing
 from lm.tokens.store import TokenStore
 
 CHUNK = 2**20  # ids that are copied at a time
@@ -30,17 +29,9 @@ def write_flat(store: TokenStore, file: Path) -> dict[str, Any]:
     """
     digest = hashlib.sha256()
     size = (store.tokens - 1) * store.dtype.itemsize
-    temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
-    with refusals(file, size):
-        try:
-            with temporary.open("wb") as stream:
-                for start in range(1, store.tokens, CHUNK):  # from behind the first EOS
-                    ids = store.read(start, CHUNK).astype(store.dtype.newbyteorder("<"), copy=False)
-                    digest.update(ids.data)
-                    stream.write(ids.data)
-            sync(temporary)
-            temporary.replace(file)
-            sync(file.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with refusals(file, size), replacing(file) as new, new.open("wb") as stream:
+        for start in range(1, store.tokens, CHUNK):  # from behind the first EOS
+            ids = store.read(start, CHUNK).astype(store.dtype.newbyteorder("<"), copy=False)
+            digest.update(ids.data)
+            stream.write(ids.data)
     return {"bytes": size, "sha256": digest.hexdigest()}

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from lm.checkpoints.folder import point, pointed, step_directories
+from lm.checkpoints.folder import pointed, step_directories
+from lm.checkpoints.write import point
 from lm.config.schema.config import Config
 from lm.runs.folder import RunFolder
 from lm.runs.incidents import GoBack, Incidents
@@ -74,7 +75,6 @@ class Run:
 
     def __enter__(self) -> Self:
         check_launcher(self.config.trainer)
-        keep_tracebacks_in(self.path)
         self.signals.__enter__()
         return self
 
@@ -102,6 +102,7 @@ class Run:
         import numpy  # noqa: F401
 
         start = decide_on_first(self._find_start, self.config.trainer)
+        keep_tracebacks_in(self.path)  # not before it is known to be a run's folder
         if start is not None:
             first = self.folder is not None
             self.progress = Progress(self.config.max_steps, start.step, enabled=first)

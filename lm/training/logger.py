@@ -19,6 +19,7 @@ from lm.system.device import Device, peak_memory_mb
 from lm.system.disk import refusals, sync
 from lm.system.errors import CheckpointError, printable
 from lm.system.progress import Progress
+from lm.system.refusal import why
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -225,6 +226,6 @@ def _event_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"{folder}: TensorBoard's files cannot be written: {error.strerror}; make room, or set"
-            " logging.tensorboard to false"
+            f"{folder}: TensorBoard's files cannot be written: {why(error, folder)}; make room, or"
+            " set logging.tensorboard to false"
         ) from error

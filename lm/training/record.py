@@ -12,17 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoints.folder import (
-    Begun,
-    Checkpoint,
-    point,
-    retain,
-    step_name,
-    write_checkpoint,
-    write_json,
-)
+from lm.checkpoints.folder import Checkpoint, step_name
 from lm.checkpoints.lineage import lasting_meta
 from lm.checkpoints.train_state import tensor_writers
+from lm.checkpoints.write import Begun, point, retain, write_checkpoint, write_json
 from lm.config.describe import to_yaml
 from lm.config.schema.config import Config
 from lm.display.curves import draw, summary

@@ -21,18 +21,19 @@ import pytest
 from lm.checkpoints import folder as checkpoint
 from lm.checkpoints.folder import (
     Checkpoint,
+    checkpoints_in,
+    links_to,
     newest_whole,
     open_checkpoint,
-    point,
     pointed,
-    retain,
     step_directories,
+    step_name,
     step_of,
-    sweep,
-    write_checkpoint,
 )
 from lm.checkpoints.meta import Meta
-from lm.system.errors import CheckpointError
+from lm.checkpoints.write import point, restore_name, retain, sweep, write_checkpoint
+from lm.system.errors import CheckpointError, ConfigError
+from lm.system.mark import mark_of, set_mark
 from tests.support.faults import ROOT, kill_everywhere, not_root, save, sealed
 
 FILES = ("model.safetensors", "train_state.pt", "tokenizer.json", "meta.json", "manifest.json")
@@ -62,6 +63,7 @@ class NewCheckpoint:
 
     @staticmethod
     def prepare(run: Path) -> None:
+        set_mark(run)
         save(run, 1)
         point(run, "last.ckpt", run / "step-00000001.ckpt")
 
@@ -82,12 +84,13 @@ class NewCheckpoint:
         )
         sweep(run)
         assert set(names(run)) <= {
+            ".run-id",
             "last.ckpt",
             "step-00000001.ckpt",
             "step-00000002.ckpt",
         }, "nothing half-written stays"
         NewCheckpoint.act(run)
-        assert names(run) == ["last.ckpt", "step-00000002.ckpt"]
+        assert names(run) == [".run-id", "last.ckpt", "step-00000002.ckpt"]
         Checkpoint(run / "last.ckpt").verify()
 
 
@@ -96,6 +99,7 @@ class ReplacedCheckpoint:
 
     @staticmethod
     def prepare(run: Path) -> None:
+        set_mark(run)
         save(run, 1, b"the old weights")
 
     @staticmethod
@@ -107,7 +111,7 @@ class ReplacedCheckpoint:
         for path in step_directories(run):
             Checkpoint(path).verify()
         sweep(run)
-        assert names(run) == ["step-00000001.ckpt"]
+        assert names(run) == [".run-id", "step-00000001.ckpt"]
         Checkpoint(run / "step-00000001.ckpt").verify()
         assert (run / "step-00000001.ckpt" / "model.safetensors").read_bytes() in (
             b"the old weights",
@@ -260,7 +264,7 @@ def test_a_disk_that_fails_at_any_sync_or_rename(
 
     monkeypatch.setattr(os, "fsync", failing(os.fsync))
     monkeypatch.setattr(os, "rename", failing(os.rename))
-    with pytest.raises(CheckpointError, match=r"could not be written: Input/output error \("):
+    with pytest.raises(CheckpointError, match="could not be written: Input/output error;"):
         save(tmp_path, 1, b"new")
     assert names(tmp_path) == [old.name]
     Checkpoint(old).verify()
@@ -271,7 +275,7 @@ def test_a_disk_that_fails_at_any_sync_or_rename(
 
 def test_a_strange_file_in_the_place_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "step-00000001.ckpt").write_text("someone's own")
-    assert "could not be written: Not a directory" in refused(tmp_path / "step-00000001.ckpt", {})
+    assert "is in the way: it is no checkpoint" in refused(tmp_path / "step-00000001.ckpt", {})
     assert (tmp_path / "step-00000001.ckpt").read_text() == "someone's own" and len(
         names(tmp_path)
     ) == 1
@@ -532,10 +536,6 @@ def test_what_is_not_a_checkpoint_is_told_in_a_line(tmp_path: Path) -> None:
         refusal(run / "step-00000001.ckpt" / "model.safetensors")
         == f"this is one file of a checkpoint; write {run}/step-00000001.ckpt"
     )
-    assert (
-        refusal(run)
-        == f"this is a run's folder, not one checkpoint; write {run}/step-00000004.ckpt"
-    )
     assert refusal(empty) == kind
     assert refusal(Path("x" * 300)) == "cannot be read: File name too long"
 
@@ -681,17 +681,153 @@ def test_a_link_that_cannot_be_made_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "best.ckpt").mkdir()
-    with pytest.raises(CheckpointError, match=r"best\.ckpt could not be written: Is a directory"):
-        point(tmp_path, "best.ckpt", tmp_path / "step-00000001.ckpt")
+    (tmp_path / "final.ckpt").write_bytes(b"weights of another program")
+    for name in ("best", "final"):
+        with pytest.raises(CheckpointError, match=rf"{name}\.ckpt was not made by a run"):
+            point(tmp_path, f"{name}.ckpt", tmp_path / "step-00000001.ckpt")
+    assert (tmp_path / "final.ckpt").read_bytes() == b"weights of another program"
 
     def refuse(*_: object) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
+        raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(os, "symlink", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(
-        CheckpointError, match=r"last\.ckpt could not be written: Operation not permitted"
+        CheckpointError, match=r"last\.ckpt could not be written: Input/output error"
     ):
         point(tmp_path, "last.ckpt", tmp_path / "step-00000001.ckpt")
+    assert names(tmp_path) == ["best.ckpt", "final.ckpt"]
+
+
+# Copies without links
+
+
+def copied(run: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of a run's folder whose names are small files, or copied directories."""
+    copy = run.with_name("copy")
+    shutil.copytree(run, copy, symlinks=form == "small file")
+    if form == "small file":
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "symlink", refuse)
+            for name in checkpoint.NAMES:
+                if (target := pointed(copy, name)) is not None:
+                    point(copy, name, target)
+    assert not any(entry.is_symlink() for entry in copy.iterdir())
+    return copy
+
+
+def named(folder: Path) -> Path:
+    """Return a folder with the checkpoints of steps 1 to 4, of which 2 is the best."""
+    for step in range(1, 5):
+        save(folder, step, f"weights {step}".encode())
+    point(folder, "best.ckpt", folder / step_name(2))
+    point(folder, "last.ckpt", folder / step_name(4))
+    return folder
+
+
+@pytest.mark.parametrize("form", ["small file", "directory"])
+def test_a_name_need_not_be_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    copy = copied(named(tmp_path / "run"), form, monkeypatch)
+    best = copy / step_name(2)
+    assert pointed(copy, "best.ckpt") == best and links_to(best) == ["best"]
+    assert open_checkpoint(copy / "best.ckpt") == open_checkpoint(copy) == Checkpoint(best)
+    assert checkpoints_in(copy) == step_directories(copy)
+    retain(copy, keep=1)
+    assert steps(copy) == [2, 4]
+    point(copy, "best.ckpt", copy / step_name(4))
+    assert (copy / "best.ckpt").is_symlink() and links_to(copy / step_name(4)) == ["best", "last"]
+    assert [name for name in names(copy) if name.startswith(".")] == []
+
+
+def test_a_copied_directory_becomes_a_name_and_nothing_is_lost(tmp_path: Path) -> None:
+    run = named(tmp_path / "run")
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / step_name(2))  # only the copy under the name is left of step 2
+    (copy / step_name(4) / "model.safetensors").write_bytes(b"damaged")
+    assert open_checkpoint(copy / "best.ckpt") == Checkpoint(copy / "best.ckpt")
+    assert checkpoints_in(copy)[1] == copy / "best.ckpt"
+    for name in ("best.ckpt", "last.ckpt", "final.ckpt"):
+        restore_name(copy, name)
+    assert pointed(copy, "best.ckpt") == copy / step_name(2)
+    for step in range(1, 5):
+        assert Checkpoint(copy / step_name(step)).sha256 == Checkpoint(run / step_name(step)).sha256
+        Checkpoint(copy / step_name(step)).verify()
+
+
+def test_a_copied_directory_that_is_another_checkpoint_is_left_alone(tmp_path: Path) -> None:
+    folder = named(tmp_path / "run")
+    (folder / "best.ckpt").unlink()
+    other = save(tmp_path / "other", 2, b"of another run")
+    shutil.copytree(other, folder / "best.ckpt")
+    with pytest.raises(CheckpointError, match=r"not the same as step-00000002\.ckpt; move it away"):
+        restore_name(folder, "best.ckpt")
+    with pytest.raises(CheckpointError, match="move it away"):
+        point(folder, "best.ckpt", folder / step_name(4))
+    Checkpoint(folder / "best.ckpt").verify()
+
+
+@pytest.mark.parametrize("content", ["", "step-2.ckpt", "../run/step-00000002.ckpt", "x" * 100])
+def test_a_file_that_names_no_step_is_no_name(tmp_path: Path, content: str) -> None:
+    save(tmp_path, 2)
+    (tmp_path / "best.ckpt").write_text(content)
+    assert pointed(tmp_path, "best.ckpt") is None
+
+
+def test_a_run_folder_stands_for_its_best_checkpoint_else_its_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = named(tmp_path / "run")
+    for name, step in (("best.ckpt", 2), ("last.ckpt", 4)):
+        assert open_checkpoint(run) == open_checkpoint(run) == Checkpoint(run / step_name(step))
+        line = f"{run}: a run's folder: {name} is used ({step_name(step)})\n"
+        assert capsys.readouterr().err == line, "once"
+        (run / name).unlink()
+    assert open_checkpoint(run) == Checkpoint(run / step_name(4))
+    assert capsys.readouterr().err.endswith("step-00000004.ckpt is used, the newest\n")
+
+
+def test_a_path_is_expanded_and_an_empty_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path, 1)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("STEP", path.name)
+    assert open_checkpoint("~/$STEP") == Checkpoint(path)
+    with pytest.raises(ConfigError, match="the path is empty"):
+        open_checkpoint("")
+    with pytest.raises(ConfigError, match=r"the variable \$NOT_SET is not set"):
+        open_checkpoint("$NOT_SET/x")
+
+
+# Other people's files
+
+
+def test_only_a_checkpoint_and_nothing_else_is_deleted_or_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / step_name(1)
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    noted = save(tmp_path, 2)
+    (noted / "notes.txt").write_text("mine too")
+    for step in (3, 4, 5):
+        save(tmp_path, step)
+    retain(tmp_path, keep=1)
+    assert steps(tmp_path) == [1, 2, 5] and capsys.readouterr().err.count("is not deleted") == 2
+    for step in (1, 2):
+        with pytest.raises(CheckpointError, match="is in the way"):
+            save(tmp_path, step)
+    (tmp_path / step_name(6)).symlink_to(step_name(5))
+    with pytest.raises(CheckpointError, match="is in the way"):
+        save(tmp_path, 6)
+    assert (mine / "notes.txt").exists() and (noted / "notes.txt").exists()
+    assert [name for name in names(tmp_path) if name.startswith(".")] == []
 
 
 def test_retention_keeps_the_newest_and_what_a_link_means(tmp_path: Path) -> None:
@@ -725,19 +861,26 @@ def test_retention_that_the_disk_refuses_is_told(unprivileged: Path) -> None:
 
 
 def test_sweep_removes_leftovers_and_nothing_else(tmp_path: Path) -> None:
-    save(tmp_path, 1)
-    (tmp_path / ".step-00000002.ckpt.tmp-17").mkdir()
-    (tmp_path / ".step-00000002.ckpt.tmp-17" / "model.safetensors").write_text("half")
-    shutil.copytree(tmp_path / "step-00000001.ckpt", tmp_path / ".step-00000000.ckpt.tmp-deleted")
-    shutil.copytree(tmp_path / "step-00000001.ckpt", tmp_path / ".step-00000001.ckpt.tmp-replaced")
-    (tmp_path / ".best.ckpt.tmp-17").symlink_to("step-00000001.ckpt")
-    (tmp_path / ".metrics.csv.tmp-17").write_text("")
-    kept = [".lock", ".notes", "x.ckpt.tmp-1"]
-    for name in kept:
-        (tmp_path / name).write_text("")
+    set_mark(tmp_path)
+    mark = mark_of(tmp_path)
+    whole = save(tmp_path, 1)
+    half = tmp_path / f".step-00000002.ckpt.tmp-{mark}-17"
+    half.mkdir()
+    (half / "model.safetensors").write_text("half")
+    for step, purpose in ((0, "deleted"), (1, "replaced")):
+        shutil.copytree(whole, tmp_path / f".step-0000000{step}.ckpt.tmp-{mark}-{purpose}")
+    (tmp_path / f".best.ckpt.tmp-{mark}-17").symlink_to("step-00000001.ckpt")
+    (tmp_path / f".metrics.csv.tmp-{mark}-17").write_text("")
+    kept = [".a.tmp-17", ".b.tmp-0123456789abcdef-17", ".lock", ".notes", ".run-id"]
+    for name in kept[:-1]:
+        (tmp_path / name).write_text("a user's")
     sweep(tmp_path)
-    assert names(tmp_path) == [*kept[:2], "step-00000001.ckpt", kept[2]]
-    Checkpoint(tmp_path / "step-00000001.ckpt").verify()
+    assert names(tmp_path) == [*kept, "step-00000001.ckpt"]
+    Checkpoint(whole).verify()
+    (tmp_path / ".run-id").unlink()
+    half.mkdir()
+    sweep(tmp_path)
+    assert half.exists(), "without a mark nothing is known to be a leftover"
 
 
 @pytest.mark.usefixtures("starts_processes")

@@ -26,6 +26,8 @@ from lm.checkpoints.folder import (
     step_directories,
     step_of,
 )
+from lm.checkpoints.weights import write_weights
+from lm.checkpoints.write import write_checkpoint, write_json
 from lm.system.errors import CheckpointError, ConfigError
 from tests.support.runs import config_file, slurm_tasks, train
 from tests.support.witnessed import rows, witness
@@ -369,3 +371,76 @@ def test_fsdp_refuses_fp16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ),
     ):
         train(configured(tmp_path), "--trainer.strategy", "fsdp")
+
+
+def one_shard(ordinary: Path, folder: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
+    """Write an ordinary checkpoint as the only process of FSDP would, with edited parts."""
+    state = torch.load(ordinary / "train_state.pt", weights_only=True)
+    moments = {
+        f"{number}.{key}": value
+        for number, values in state["optimizer"]["state"].items()
+        for key, value in values.items()
+    }
+    rest = {key: value for key, value in state.items() if key != "optimizer"}
+    parts = {
+        "model": load_file(ordinary / "model.safetensors"),
+        "optimizer": moments,
+        "rest": rest | {"param_groups": state["optimizer"]["param_groups"]},
+    }
+    edit(parts)
+    meta = json.loads((ordinary / "meta.json").read_text()) | {"shards": 1}
+    path = folder / ordinary.name
+    write_checkpoint(
+        path,
+        {
+            "model-00001-of-00001.safetensors": lambda file: write_weights(file, parts["model"]),
+            "optimizer-00001-of-00001.safetensors": lambda file: write_weights(
+                file, parts["optimizer"]
+            ),
+            "train_state.json": lambda file: write_json(file, parts["rest"]),
+            "tokenizer.json": lambda file: shutil.copyfile(ordinary / "tokenizer.json", file),
+            "meta.json": lambda file: write_json(file, meta),
+        },
+    )
+    return path
+
+
+NORM = "norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        (lambda parts: parts["model"][NORM].fill_(float("nan")), "not finite"),
+        (lambda parts: parts["model"].update({NORM: parts["model"][NORM].half()}), "torch.float16"),
+        (lambda parts: parts["optimizer"]["0.exp_avg"].fill_(float("inf")), "not finite"),
+        (
+            lambda parts: parts["optimizer"].update(
+                {"0.exp_avg": parts["optimizer"]["0.exp_avg"].long()}
+            ),
+            "torch.int64",
+        ),
+        (
+            lambda parts: parts["optimizer"].update({f"{'9' * 5000}.exp_avg": torch.zeros(1)}),
+            "which is no state of a weight",
+        ),
+        (lambda parts: parts["rest"].update(step="12"), "its step is not 12"),
+        (lambda parts: parts["rest"].update(recent_losses=["1"]), "recent_losses is not"),
+        (lambda parts: parts["rest"].update(param_groups="x"), "other groups of weights"),
+    ],
+)
+def test_only_what_a_run_could_go_on_from_is_joined(
+    smoke_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    edit: Callable[[dict[str, Any]], object],
+    problem: str,
+) -> None:
+    """The hashes hold in each case: somebody has written exactly this."""
+    ordinary = (smoke_run / "run" / "final.ckpt").resolve()
+    sharded = one_shard(ordinary, tmp_path / "sharded", edit)
+    with pytest.raises(CheckpointError, match=problem):
+        joined(sharded, tmp_path / "out", monkeypatch)
+    assert not [*tmp_path.glob("out/*")]
+    whole = one_shard(ordinary, tmp_path / "whole", lambda parts: None)
+    assert newest_whole(joined(whole, tmp_path / "out", monkeypatch).parent)[0] is not None

@@ -12,8 +12,8 @@ import pytest
 from torch import nn
 
 from lm import load
-from lm.checkpoints.folder import write_checkpoint, write_json
 from lm.checkpoints.weights import write_weights
+from lm.checkpoints.write import write_checkpoint, write_json
 from lm.config.schema.model import ModelConfig
 from lm.tokenizer.tokenizer import load_tokenizer
 from model import Decoder

@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lm import load
-from lm.checkpoints.folder import Checkpoint, write_checkpoint, write_json
+from lm.checkpoints.folder import Checkpoint
 from lm.checkpoints.weights import read_weights, write_state, write_weights
+from lm.checkpoints.write import write_checkpoint, write_json
 from lm.config.schema.model import ModelConfig
 from lm.system.errors import CheckpointError
 from lm.tokenizer.tokenizer import ByteTokenizer
@@ -256,7 +257,7 @@ def test_a_full_disk_is_a_checkpoint_error(tmp_path: Path) -> None:
 import resource
 from pathlib import Path
 import torch
-from lm.checkpoints.folder import write_checkpoint
+from lm.checkpoints.write import write_checkpoint
 from lm.system.errors import CheckpointError
 from lm.checkpoints.weights import write_weights
 large = {{"a": torch.zeros(100_000)}}

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
 import evaluate_checkpoints
-from lm.checkpoints import folder as checkpoint
+from lm.checkpoints import write as checkpoint
 from lm.checkpoints.base import open_base
 from lm.config.schema.config import Config
 from lm.config.schema.model import ModelConfig
@@ -227,12 +227,15 @@ def test_bits_per_byte_are_those_of_the_probabilities(run: Path, tmp_path: Path,
 
 
 def test_words_and_table(run: Path, tmp_path: Path, rank: Any) -> None:
-    shutil.copytree(run / "step-00000300.ckpt", tmp_path / "copy" / "step-00000300.ckpt")
+    letters(tmp_path / "copy", 301, 0.6, 21)
+    again = tmp_path / "spare" / "step-00000300.ckpt"
+    shutil.copytree(run / "step-00000300.ckpt", again)
     cases = save_cases(tmp_path / "next.yaml", next_letters())
     done = rank(
         "--checkpoints",
         run / "best.ckpt",
         run / "final.ckpt",
+        again,
         tmp_path / "copy" / "*",
         "--cases",
         cases,
@@ -242,11 +245,11 @@ def test_words_and_table(run: Path, tmp_path: Path, rank: Any) -> None:
     assert heading == "next: 23 cases, chance 50.0 % accuracy"
     assert names.split("  ")[0] == "checkpoint" and "accuracy, % [low, high]" in names
     assert first.split()[:5] == ["checkpoints/step-00000300", "(last,", "final)", "1–2", "91.3"]
-    assert second.split()[:3] == ["copy/step-00000300", "1–2", "91.3"]
+    assert second.split()[:3] == ["copy/step-00000301", "1–2", "91.3"]
     assert third.split()[:4] == ["checkpoints/step-00000200", "(best)", "3", "52.2"]
     assert (
         sentences[0]
-        == "checkpoints/step-00000300 and copy/step-00000300 cannot be told apart on 23 cases "
+        == "checkpoints/step-00000300 and copy/step-00000301 cannot be told apart on 23 cases "
         "(difference 0.0 points of accuracy [-18.8, 18.8])"
     )
     assert re.fullmatch(
@@ -254,6 +257,8 @@ def test_words_and_table(run: Path, tmp_path: Path, rank: Any) -> None:
         r" accuracy \[[\d.]+, [\d.]+\]",
         sentences[1],
     )
+    same = f"{again} is the same checkpoint as {run}/step-00000300.ckpt, and enters once"
+    assert same in done.err
     assert sentences[2] == "and 1 more pair: --json or --out has them"
     assert max(map(len, (names, first, second, third))) <= 100 and "\x1b" not in done.out
     assert "the search for copies did not cover all training text" in done.out
@@ -451,7 +456,7 @@ def test_a_folder_that_refuses_the_link_is_not_fatal(run: Path, tmp_path: Path, 
     cases = save_cases(tmp_path / "next.yaml", next_letters())
     (run / "ranked-best.ckpt").mkdir()
     done = rank("--checkpoints", run / "step*", "--cases", cases)
-    assert done.code == 0 and "no link: " in done.err and "could not be written" in done.err
+    assert done.code == 0 and "no link: " in done.err and "was not made by a run" in done.err
 
 
 @pytest.mark.usefixtures("takes_seconds")

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from infer import main, print_samples
-from lm.checkpoints.folder import point
+from lm.checkpoints.write import point
 from lm.config.schema.model import ModelConfig
 from lm.system.errors import ConfigError
 from lm.tokenizer.tokenizer import load_tokenizer
@@ -285,6 +285,14 @@ def refusal(*arguments: str | Path, code: int, stdin: int = subprocess.DEVNULL) 
 
 
 @pytest.mark.usefixtures("starts_processes")
+def test_a_run_folder_stands_for_its_best_checkpoint(checkpoints: Path) -> None:
+    done = run("--ckpt", checkpoints, "--prompt", "x", "--max-new-tokens", "1", "--seed", "1")
+    used, seed, _ = done.stderr.decode().splitlines()
+    assert used == f"{checkpoints}: a run's folder: best.ckpt is used (step-00000150.ckpt)"
+    assert done.returncode == 0 and seed.startswith("step-00000150.ckpt on ")
+
+
+@pytest.mark.usefixtures("starts_processes")
 def test_one_clear_line_and_the_right_exit_code(
     checkpoints: Path, tmp_path: Path, terminal: int
 ) -> None:
@@ -295,7 +303,6 @@ def test_one_clear_line_and_the_right_exit_code(
         "--ckpt", tmp_path / "nowhere.ckpt", "--prompt", "x", code=5
     )
     assert "plain.ckpt" in refusal("--ckpt", tmp_path / "plain.ckpt", "--prompt", "x", code=5)
-    assert "step-00000150.ckpt" in refusal("--ckpt", checkpoints, "--prompt", "x", code=5)
     assert "stdin holds no text" in refusal("--ckpt", best, code=2)
     assert "there is no prompt" in refusal("--ckpt", best, code=2, stdin=terminal)
     assert "latin1.txt is not UTF-8" in refusal(
@@ -312,6 +319,8 @@ def test_one_clear_line_and_the_right_exit_code(
         ("--seed", str(2**63)),
     ):
         assert f"{flag} {value} " in refusal("--ckpt", best, "--prompt", "x", flag, value, code=2)
+    dash = refusal("--ckpt", best, "--prompt", "-x", code=2)
+    assert "write --prompt=VALUE for a value that begins with a dash" in dash
     refused = refusal("--ckpt", best, "--prompt", "x", "--seed", str(10**20), code=2)
     assert refused.strip() == f"--seed {10**20} is out of range; write 0 to 2**63 - 1"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lm.checkpoints import folder as checkpoint
+from lm.checkpoints import write as checkpoint
 
 pytestmark = pytest.mark.usefixtures("starts_processes")
 
@@ -299,6 +300,28 @@ def test_links_that_mean_nothing_are_no_matter(run: Path) -> None:
         (1000, []),
         (1500, ["last", "final"]),
     ]
+
+
+def test_one_checkpoint_is_listed_alone(run: Path, tmp_path: Path) -> None:
+    for name in ("best.ckpt", "step-00001000.ckpt"):
+        (row,) = listed(run / name)
+        assert (row["step"], row["links"]) == (1000, ["best"])
+        assert row == next(row for row in listed(run) if row["step"] == 1000)
+    shutil.copytree(run / "step-00001000.ckpt", tmp_path / "alone")
+    assert [row["step"] for row in listed(tmp_path / "alone")] == [1000]
+    (run / "step-00001000.ckpt" / "meta.json").unlink()
+    (row,) = listed(run / "best.ckpt")
+    assert "meta.json is missing" in row["damage"]
+
+
+def test_a_copy_without_links_is_listed_as_the_run_itself(run: Path) -> None:
+    copy = run.with_name("copy")
+    shutil.copytree(run, copy)
+    here, there = listed(run), listed(copy)
+    assert [row["links"] for row in there] == [row["links"] for row in here]
+    assert [row["val_loss"] for row in there] == [row["val_loss"] for row in here]
+    shutil.rmtree(copy / "step-00001000.ckpt")  # its copy under the name is left
+    assert [row["step"] for row in listed(copy)] == [row["step"] for row in here]
 
 
 def test_a_missing_folder_is_exit_5(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from lm.checkpoints.folder import Checkpoint, point, step_name, write_checkpoint, write_json
+from lm.checkpoints.folder import Checkpoint, step_name
+from lm.checkpoints.write import point, write_checkpoint, write_json
 from lm.display.html import element, visible
 from lm.reports.run import report
 from lm.runs.metrics import MetricsLog

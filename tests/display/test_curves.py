@@ -196,7 +196,7 @@ def test_a_read_only_disk_names_the_picture(
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", refuse)
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(
-        CheckpointError, match=r"/curves\.png could not be written: Read-only file system$"
+        CheckpointError, match=r"/curves\.png could not be written: Read-only file system; mount it"
     ):
         curves.draw([run], tmp_path / "curves.png")
 
@@ -265,7 +265,8 @@ def test_command(tmp_path: Path) -> None:
         (
             ["one", "--out", "absent/a.png"],
             5,
-            "absent/a.png could not be written: No such file or directory",
+            "absent/a.png could not be written: No such file or directory; what was saved before is"
+            " untouched",
         ),
     ],
 )

@@ -190,7 +190,6 @@ def test_hostile_results_beside_the_checkpoints(
 
 PATHS = {
     "nothing": ("nowhere.ckpt", "nowhere.ckpt: no such checkpoint"),
-    "an empty path": ("", "not a checkpoint of this project"),
     "an address": ("https://example.org/step-00000003.ckpt", "no such checkpoint"),
     "a device": ("/dev/zero", "/dev/zero: not a checkpoint"),
     "a pipe": ("pipe", "pipe: not a checkpoint"),
@@ -203,7 +202,6 @@ PATHS = {
         "run/step-00000003.ckpt/meta.json",
         "this is one file of a checkpoint; write run/step-00000003.ckpt",
     ),
-    "a run's folder": ("run", "this is a run's folder, not one checkpoint"),
 }
 
 

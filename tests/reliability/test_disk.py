@@ -21,18 +21,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lm.checkpoints.folder import (
-    Checkpoint,
-    newest_whole,
-    point,
-    retain,
-    step_directories,
-    step_name,
-    step_of,
-    write_checkpoint,
-    write_json,
-)
+from lm.checkpoints.folder import Checkpoint, newest_whole, step_directories, step_name, step_of
 from lm.checkpoints.weights import write_state, write_weights
+from lm.checkpoints.write import point, retain, write_checkpoint, write_json
 from lm.runs.folder import RunFolder
 from lm.system import errors
 from tests.support.forked import Forked, finish, gate, kill_at, start, unfinished
@@ -200,7 +191,7 @@ def test_killed_before_every_system_call(tmp_path: Path, amount: Amount, figure:
         made = [
             int(step)
             for step in re.findall(
-                r'rename\("[^"]*\.tmp-\d+", "[^"]*step-(\d+)\.ckpt"\) = 0', "\n".join(lines)
+                r'rename\("[^"]*\.tmp-[0-9a-f-]+", "[^"]*step-(\d+)\.ckpt"\) = 0', "\n".join(lines)
             )
         ]
         assert step_of(writer.swept()) == max([1, *made]), f"before {name} number {number}"
@@ -312,7 +303,9 @@ def order_of(lines: list[str], path: Path) -> list[tuple[str, str]]:
     """Return the events of a checkpoint up to the flush after its rename: ("write", file),
     ("fsync", file), ("fsync", "." or ".."), ("rename", "").
     """
-    temporary = re.compile(rf"{re.escape(str(path.parent))}/\.{re.escape(path.name)}\.tmp-\d+")
+    temporary = re.compile(
+        rf"{re.escape(str(path.parent))}/\.{re.escape(path.name)}\.tmp-[0-9a-f-]+"
+    )
     events: list[tuple[str, str]] = []
     file = re.compile(rf"{temporary.pattern}/([^\">]+)")
     for line in lines:

@@ -51,6 +51,7 @@ def assert_tidy(folder: Path, keep: int) -> None:
         "config.yaml",
         "curves.png",
         ".lock",
+        ".run-id",
         "best.ckpt",
         "last.ckpt",
         "final.ckpt",

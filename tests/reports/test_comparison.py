@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from lm.checkpoints.folder import point, step_name, write_checkpoint, write_json
+from lm.checkpoints.folder import step_name
+from lm.checkpoints.write import point, write_checkpoint, write_json
 from lm.reports.comparison import (
     Comparison,
     Reached,

@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,12 +19,15 @@ from typing import Any
 
 import pytest
 
-from lm.checkpoints.folder import Checkpoint, point, pointed, step_directories, step_of
+from lm.checkpoints.folder import Checkpoint, pointed, step_directories, step_of
+from lm.checkpoints.write import point
 from lm.runs.folder import RunFolder
 from lm.runs.metrics import MetricsLog, read
 from lm.runs.results import RecordedValidation, read_validations, validations_without_progress
 from lm.system import disk
 from lm.system.errors import CheckpointError, ConfigError
+from lm.system.locks import is_claimed
+from lm.system.mark import mark_of
 from tests.support.faults import ROOT, kill_everywhere, not_root, save
 from tests.support.processes import other_process
 
@@ -151,12 +155,15 @@ def test_a_worker_that_ends_does_not_free_the_folder(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("starts_processes")
 def test_leftovers_of_a_killed_writer_go_only_under_the_lock(tmp_path: Path) -> None:
-    (tmp_path / ".step-00000002.ckpt.tmp-17").mkdir()
+    RunFolder(tmp_path).close()
+    mark = mark_of(tmp_path)
+    (tmp_path / f".step-00000002.ckpt.tmp-{mark}-17").mkdir()
     with holder(tmp_path):
-        (tmp_path / ".step-00000003.ckpt.tmp-17").mkdir()
+        left = tmp_path / f".step-00000003.ckpt.tmp-{mark}-17"
+        left.mkdir()
         with pytest.raises(ConfigError):
             RunFolder(tmp_path)
-        assert [entry.name for entry in tmp_path.glob(".*tmp*")] == [".step-00000003.ckpt.tmp-17"]
+        assert [*tmp_path.glob(".*tmp*")] == [left]
     RunFolder(tmp_path).close()
     assert not [*tmp_path.glob(".*tmp*")]
 
@@ -178,22 +185,29 @@ def test_folders_that_cannot_be_used_are_told_in_a_line(unprivileged: Path) -> N
     assert refusal("file/run") == start.format("file/run") + "Not a directory" + end
     assert refusal("shut") == start.format("shut") + "Permission denied" + end
     assert refusal("shut/run") == start.format("shut/run") + "Permission denied" + end
-    assert refusal("odd") == start.format("odd") + "Is a directory" + end
-    assert refusal("x" * 300) == start.format("x" * 300) + "File name too long" + end
+    odd = "odd/.lock is not a file of a run; remove it"
+    assert refusal("odd") == start.format("odd") + odd
+    long = "x" * 300
+    assert refusal(long) == start.format(long) + "File name too long; write a shorter name"
     assert refusal("link").startswith(start.format("link"))
 
 
-def test_a_file_system_without_locks_is_told_apart_from_a_run_at_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_used_and_it_is_said_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    code: int,
 ) -> None:
     def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("fcntl.flock", no_locks)
-    assert (
-        refusal(tmp_path)
-        == f"checkpoint.directory: {tmp_path} cannot be locked: No locks available; name another"
-    )
+    for _ in range(2):
+        RunFolder(tmp_path).close()
+    line = "this file system has no locks, so nothing keeps a second run out: start one at a time"
+    assert capsys.readouterr().err == f"{tmp_path}: {line}\n", "once"
+    assert not is_claimed(tmp_path)
 
 
 # A new run
@@ -205,7 +219,7 @@ def test_a_new_run_moves_the_old_one_aside(tmp_path: Path) -> None:
     for _ in range(3):
         run = RunFolder(folder)
         said.append(run.start_fresh())
-        assert [entry.name for entry in folder.iterdir()] == [".lock"], (
+        assert {entry.name for entry in folder.iterdir()} == {".lock", ".run-id"}, (
             "an empty folder, and it is locked"
         )
         with pytest.raises(ConfigError):
@@ -240,18 +254,152 @@ def test_the_number_is_the_first_that_is_free(tmp_path: Path) -> None:
     assert (tmp_path / "run-1").read_text() == "a file" and not [*(tmp_path / "run-3").iterdir()]
 
 
-@pytest.mark.parametrize(
-    "name", ["metrics.csv", "evaluations.jsonl", "step-00000001.ckpt", "epoch=3.ckpt"]
-)
-def test_a_run_without_checkpoints_of_ours_is_moved_too(tmp_path: Path, name: str) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / name).write_text("mine")
+@pytest.mark.parametrize("name", ["metrics.csv", "evaluations.jsonl"])
+def test_a_run_without_checkpoints_is_moved_too(tmp_path: Path, name: str) -> None:
+    folder = begun(tmp_path / "run", rows=1)
+    for other in {"metrics.csv", "evaluations.jsonl"} - {name}:
+        (folder / other).unlink()
+    for unmarked in (".run-id", ".lock"):  # copied without them, or of an earlier version
+        (folder / unmarked).unlink()
     assert (
         RunFolder(folder).start_fresh()
         == f"{folder} held another run, without checkpoints; it is now {folder}-1"
     )
-    assert (tmp_path / "run-1" / name).read_text() == "mine"
+    assert (tmp_path / "run-1" / name).exists()
+
+
+# Other people's files
+
+
+def everything(folder: Path) -> dict[str, bytes | str | None]:
+    """Return what is in a folder: the content of files, the targets of links."""
+    return {
+        str(path.relative_to(folder)): str(path.readlink())
+        if path.is_symlink()
+        else path.read_bytes()
+        if path.is_file()
+        else None
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "notes.txt",
+        "metrics.csv",
+        "config.yaml",
+        "evaluations.jsonl",
+        "best.ckpt",
+        "epoch=3.ckpt",
+        ".step-00000001.ckpt.tmp-17",
+        "step-00000010.ckpt/",
+        "after-step-00000010-1/",
+        ".run-id/",
+    ],
+)
+def test_a_folder_of_other_files_is_refused_and_left_as_it_is(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "data"
+    file = folder / name / "mine" if name.endswith("/") else folder / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    before = everything(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        RunFolder(folder)
+    assert str(caught.value) == (
+        f"checkpoint.directory: {folder} holds files that are not a run's ({name.strip('/')}); name"
+        f" a new folder, or allow this one by an empty file {folder}/.run-id"
+    )
+    assert everything(tmp_path) == before
+
+
+def test_an_empty_mark_allows_a_run_which_keeps_to_its_own_files(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / ".step-00000009.ckpt.tmp-17").mkdir()
+    (tmp_path / ".run-id").touch()
+    (tmp_path / "config.yaml").write_text("mine")
+    with pytest.raises(ConfigError, match=r"config\.yaml is not a run's, and a run would write"):
+        RunFolder(tmp_path)
+    (tmp_path / "config.yaml").unlink()
+    (tmp_path / "best.ckpt").write_bytes(b"mine")
+    run = RunFolder(tmp_path)
+    with pytest.raises(ConfigError, match=r"best\.ckpt was not made by a run, and this run needs"):
+        run.start_fresh()
+    (tmp_path / "best.ckpt").unlink()
+    assert run.start_fresh() is None
+    save(tmp_path, 1)
+    with pytest.raises(ConfigError, match="holds a run, and files that are not a run's, so"):
+        run.start_fresh()
+    run.close()
+    RunFolder(tmp_path).close()
+    assert (tmp_path / "notes.txt").exists() and (tmp_path / ".step-00000009.ckpt.tmp-17").exists()
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.csv", "evaluations.jsonl", "config.yaml"])
+def test_a_run_writes_through_no_link(tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "outside.txt"
+    folder = trained(tmp_path / "run", {1: 1.0})
+    (folder / "config.yaml").write_text("a: 2")
+    (folder / name).rename(outside)
+    (folder / name).symlink_to(outside)
+    before = outside.read_text()
+    with pytest.raises(CheckpointError, match=rf"{name.replace('.', '[.]')} (is not|could not)"):
+        run = RunFolder(folder)
+        disk.replace(folder / "config.yaml", "a: 1")
+        run.record(evaluated(2, 1.0))
+        log = MetricsLog(folder / "metrics.csv", resume_step=1)
+        log.append(1, "train", loss=1.0)
+    assert outside.read_text() == before and (folder / name).is_symlink()
+
+
+def test_a_hard_link_under_the_name_of_the_lock_is_not_emptied(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("mine")
+    folder = trained(tmp_path / "run", {1: 1.0})
+    (folder / ".lock").unlink()
+    (folder / ".lock").hardlink_to(tmp_path / "text")
+    assert "is not the lock of a run: it holds other text" in refusal(folder)
+    assert (tmp_path / "text").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "broken link"])
+def test_a_strange_thing_under_the_name_of_a_later_step_is_told_before_anything_moves(
+    tmp_path: Path, kind: str
+) -> None:
+    folder = trained(tmp_path / "run", {1: 1.0, 2: 2.0})
+    strange = folder / "step-00000003.ckpt"
+    if kind == "folder":
+        strange.mkdir()
+        (strange / "notes.txt").write_text("mine")
+    elif kind == "file":
+        strange.write_text("mine")
+    else:
+        strange.symlink_to("nowhere")
+    run = RunFolder(folder)
+    before = everything(folder)
+    with pytest.raises(ConfigError, match=r"step-00000003\.ckpt was not made by a run"):
+        run.rewind(1)
+    assert everything(folder) == before
+
+
+def test_a_later_checkpoint_on_another_disk_moves_as_a_link(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "run", {1: 2.0, 2: 1.0})
+    (folder / "step-00000002.ckpt").rename(tmp_path / "elsewhere")
+    (folder / "step-00000002.ckpt").symlink_to("../elsewhere")
+    RunFolder(folder).rewind(1)
+    assert Checkpoint(folder / "after-step-00000001-1" / "step-00000002.ckpt").files
+    assert steps(folder) == [1] and (tmp_path / "elsewhere" / "meta.json").exists()
+
+
+def test_a_copy_without_links_goes_on_rewinds_and_ranks_its_own(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained(tmp_path / "run", {1: 1.0, 2: 2.0, 3: 3.0}), copy)
+    run = RunFolder(copy)
+    assert links(copy) == links(tmp_path / "run")
+    run.rewind(2)
+    run.point_to_best()
+    assert links(copy) == {"best": "step-00000001.ckpt", "last": "step-00000002.ckpt"}
+    assert steps(copy) == [1, 2] and steps(copy / "after-step-00000002-1") == [3]
+    assert mark_of(copy / "after-step-00000002-1") == mark_of(copy) == mark_of(tmp_path / "run")
 
 
 def begun(folder: Path, rows: int, results: tuple[int, ...] = (0,)) -> Path:
@@ -279,6 +427,7 @@ def test_a_start_without_a_checkpoint_begins_again_in_its_place(tmp_path: Path) 
         assert run.begin_again("a: 1\n", first_save=10) == said
         assert sorted(entry.name for entry in folder.iterdir()) == [
             ".lock",
+            ".run-id",
             "config.yaml",
             "error-x.txt",
             "incidents.jsonl",
@@ -324,13 +473,6 @@ def test_what_may_be_worth_keeping_is_not_begun_again(tmp_path: Path, why: str) 
     run.close()
     after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert after | {".lock": b""} == before | {".lock": b""}
-
-
-def test_other_things_in_a_folder_are_no_run(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("")
-    (tmp_path / "config.yaml").write_text("")
-    assert RunFolder(tmp_path).start_fresh() is None
-    assert (tmp_path / "notes.txt").exists()
 
 
 def test_the_paths_that_are_said_are_as_the_user_wrote_them(
@@ -649,7 +791,7 @@ def test_a_result_that_cannot_be_read_or_written_is_told(unprivileged: Path) -> 
     run.record(evaluated(1, 1.0))
     Path("run/evaluations.jsonl").chmod(0)
     with pytest.raises(
-        CheckpointError, match=r"run/evaluations\.jsonl could not be written: Permission denied \("
+        CheckpointError, match=r"run/evaluations\.jsonl could not be written: Permission denied;"
     ):
         run.record(evaluated(2, 1.0))
     with pytest.raises(
@@ -709,7 +851,7 @@ def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "there").mkdir()
     RunFolder(tmp_path / "there").close()
-    assert [path.name for path in (tmp_path / "there").iterdir()] == [".lock"], (
+    assert {path.name for path in (tmp_path / "there").iterdir()} == {".lock", ".run-id"}, (
         "what was there stays"
     )
     run = RunFolder(tmp_path / "used")

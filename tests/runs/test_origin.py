@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 
-from lm.checkpoints.folder import Checkpoint, point, step_directories, step_name, step_of
+from lm.checkpoints.folder import Checkpoint, step_directories, step_name, step_of
 from lm.checkpoints.meta import Meta, read_meta
+from lm.checkpoints.write import point
 from lm.config.schema.config import Config
 from lm.runs.changes import HARMLESS, INEXACT, SETTLED_LATER, changes, machine_changes
 from lm.runs.folder import RunFolder
 from lm.runs.origin import Origin, find_origin, is_finished, make_room
 from lm.runs.results import RecordedValidation, read_validations
 from lm.system.errors import CheckpointError, ConfigError
+from lm.system.mark import set_mark
 from tests.support.faults import ROOT, save, sealed
 
 INEXACT_END = " (from here on the weights are not bit for bit those of an unchanged run)"
@@ -134,6 +136,7 @@ def test_auto_moves_logs_aside_that_may_be_of_another_run(tmp_path: Path) -> Non
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "metrics.csv").write_text("")
+    set_mark(folder)
     started = Started(folder, resume="auto")
     assert (
         started.origin == Origin(again=True)
@@ -148,6 +151,7 @@ def test_an_unreadable_name_of_the_start_is_refused(tmp_path: Path, content: byt
     folder = tmp_path / "run"
     file = folder / "init-from.txt"
     file.parent.mkdir()
+    set_mark(folder)
     if content is None:
         file.mkdir()
     else:
@@ -155,6 +159,13 @@ def test_an_unreadable_name_of_the_start_is_refused(tmp_path: Path, content: byt
     message = refusal(CheckpointError, folder, resume="auto")
     assert message.startswith(f"{file} cannot be read: ")
     assert "remove it and give --init-from (or finetune.base) again" in message
+
+
+def test_a_folder_is_not_resumed_from_its_best_checkpoint(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "run", 500, 600)
+    message = refusal(ConfigError, folder, resume=str(folder))
+    assert f"this is a run's folder; write --resume auto --checkpoint.directory {folder}" in message
+    assert step_directories(folder)[-1].name == "step-00000600.ckpt"
 
 
 def test_auto_takes_the_newest(tmp_path: Path) -> None:

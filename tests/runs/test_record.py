@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lm.checkpoints.folder import point, step_name, write_checkpoint, write_json
+from lm.checkpoints.folder import step_name
+from lm.checkpoints.write import point, write_checkpoint, write_json
 from lm.runs.metrics import MetricsLog
 from lm.runs.record import read_run
 from lm.system.errors import CheckpointError

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoints.folder import Checkpoint, step_name, write_checkpoint, write_json
+from lm.checkpoints.folder import Checkpoint, step_name
+from lm.checkpoints.write import write_checkpoint, write_json
 
 ROOT = Path(__file__).parents[2]
 DISK_EVENTS = (

@@ -186,8 +186,8 @@ def write_trained(
     """Write a checkpoint of a decoder that a test has trained; it cannot be resumed."""
     import torch
 
-    from lm.checkpoints.folder import write_checkpoint, write_json
     from lm.checkpoints.weights import write_weights
+    from lm.checkpoints.write import write_checkpoint, write_json
 
     meta = {
         "format": 1,

@@ -66,7 +66,8 @@ def run(main: str, tmp_path: Path, before: str = "") -> tuple[int, str, str]:
         (
             "raise OSError(30, 'Read-only file system', 'x')",
             5,
-            "x could not be written: Read-only file system\n",
+            "x could not be written: Read-only file system; mount it for writing again; after a"
+            " disk error, dmesg says why it is read-only\n",
         ),
     ],
 )

@@ -4,6 +4,7 @@ tests/documents/test_flat.py reads such files back, and runs the command.
 """
 
 import errno
+import os
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def test_a_disk_that_refuses_leaves_what_was_there(tmp_path, monkeypatch):
     def refuse(path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(export, "sync", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(
         CheckpointError,
         match=r"train\.bin could not be written: No space left on device \(\d+ B needed, ",

@@ -17,7 +17,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lm.checkpoints.folder import FORMAT, write_checkpoint, write_json
+from lm.checkpoints.folder import FORMAT
+from lm.checkpoints.write import write_checkpoint, write_json
 from lm.config.schema.config import Config
 from lm.config.schema.model import ModelConfig
 from lm.runs.incidents import Incidents

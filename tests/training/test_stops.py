@@ -17,6 +17,7 @@ import pytest
 
 import data
 import lm.checkpoints.folder
+import lm.checkpoints.write
 import lm.training.callbacks
 import lm.training.parts
 import lm.training.record
@@ -85,7 +86,7 @@ PHASES: dict[str, tuple[Callable[[], Phase], int | None]] = {
     ),
     "save": (
         lambda: calling(
-            lm.checkpoints.folder,
+            lm.checkpoints.write,
             "sync",
             lambda path: path.name == "train_state.pt" and "00000006" in str(path),
         ),

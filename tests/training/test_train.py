@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lm.checkpoints.folder import Checkpoint, step_directories, step_of, write_checkpoint
+from lm.checkpoints.folder import Checkpoint, step_directories, step_of
+from lm.checkpoints.write import write_checkpoint
 from lm.system.errors import ConfigError, NonFiniteError, Stopped
 from lm.training.module import LanguageModel
 from tests.support.runs import config_file, train

@@ -2,15 +2,14 @@
 
 from pydantic import Field
 
-from lm.config.schema.section import Section
+from lm.config.schema.section import PathText, Section
 
 
 class CheckpointConfig(Section):
     """The run's folder and its checkpoints."""
 
-    directory: str = Field(
+    directory: PathText = Field(
         "checkpoints",
-        min_length=1,
         description="The run's folder: checkpoints, metrics, curves, samples. One run, one folder.",
     )
     save_every: int = Field(500, ge=1, description="Steps between saves.")

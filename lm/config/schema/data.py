@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, StrictBool, model_validator
 
 from lm.config.schema.chat import ChatSource
-from lm.config.schema.section import Section
+from lm.config.schema.section import PathText, Section
 from lm.config.schema.source import MixtureSource, Part, SingleSource, Source, is_streamed
 
 
@@ -66,9 +66,8 @@ class DataConfig(Section):
     on_bad_row: Literal["stop", "skip"] = Field(
         "stop", description="If a row cannot be read: stop and name it, or skip and count it."
     )
-    cache_dir: str = Field(
+    cache_dir: PathText = Field(
         ".cache/tokens",
-        min_length=1,
         description="The folder of token shards, by fingerprint of text and tokenizer.",
     )
     workers: int = Field(

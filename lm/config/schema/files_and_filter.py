@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool
 
-from lm.config.schema.section import Section
+from lm.config.schema.section import PathText, Section
 
 Text = Annotated[str, Field(min_length=1)]
 SomeTexts = Annotated[list[Text], Field(min_length=1)]
@@ -19,7 +19,15 @@ OneOrMore = Annotated[
         json_schema_input_type=Text | SomeTexts,
     ),
 ]
-Files = OneOrMore  # with or without wildcards
+# with or without wildcards
+Files = Annotated[
+    list[PathText],
+    Field(min_length=1),
+    BeforeValidator(
+        lambda value: [value] if isinstance(value, str) else value,
+        json_schema_input_type=PathText | SomeTexts,
+    ),
+]
 FORMAT = "The format of the text."
 FILES = "A path, a glob, or a list of them; gzip, bzip2, xz and zstd are decompressed."
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lm.config.schema.section import Section
+from lm.config.schema.section import PathText, Section
 
 Pattern = Annotated[str, Field(min_length=1)]
 
@@ -33,8 +33,8 @@ class LoraConfig(Section):
 class FinetuneConfig(Section):
     """How `finetune.py` trains; model and tokenizer are the base's."""
 
-    base: str = Field(
-        min_length=1, description="The checkpoint to start from, such as checkpoints/best.ckpt."
+    base: PathText = Field(
+        description="The checkpoint to start from, such as checkpoints/best.ckpt."
     )
     method: Literal["full", "lora", "qlora"] = Field(
         "full",

@@ -1,12 +1,32 @@
-"""The base class of every section, and the values of nested sections by their dotted keys."""
+"""The base class of every section, the type of every path, and the values of nested sections by
+their dotted keys.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+
+from lm.system.paths import expand
+
+# the context of a configuration that a user has just written; others were stored by a run
+WRITTEN_NOW = object()
+
+
+def _expanded(text: str, info: ValidationInfo) -> str:
+    """Replace `~` and `$VARIABLES`. A stored configuration may name those of another machine."""
+    try:
+        return expand(text)
+    except ValueError:
+        if info.context is WRITTEN_NOW:
+            raise
+        return text
+
+
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_expanded)]
 
 
 class Section(BaseModel):

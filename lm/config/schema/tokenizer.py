@@ -2,15 +2,14 @@
 
 from pydantic import Field
 
-from lm.config.schema.section import Section
+from lm.config.schema.section import PathText, Section
 
 
 class TokenizerConfig(Section):
     """The tokenizer of a new run. Every checkpoint carries its own."""
 
-    name: str = Field(
+    name: PathText = Field(
         "byte",
-        min_length=1,
         description=(
             "byte, or a Hugging Face tokenizer: a hub id (gpt2), a folder, or a tokenizer.json."
         ),
