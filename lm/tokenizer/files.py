@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.system.errors import ConfigError, first_line
+from lm.tokenizer.fast_bpe import byte_symbols
 
 EOS_NAMES = (
     "<|endoftext|>",
@@ -118,6 +119,27 @@ def open_definition(definition: str) -> Any:
         backend.model.dropout = None
     backend.encode_special_tokens = True
     return backend
+
+
+def unknown_id(backend: Any, model: dict[str, Any]) -> int | None:
+    """Return the id of the token for unknown words; None if no text can become it.
+
+    Args:
+        backend: the `tokenizers.Tokenizer`.
+        model: `model` of its tokenizer.json.
+    """
+    number = model.get("unk_id")  # Unigram has a number, the others have a word
+    number = backend.token_to_id(model.get("unk_token") or "") if number is None else number
+    vocab = model.get("vocab")
+    if number is None or not isinstance(vocab, dict):
+        return number
+    has_all_bytes = vocab.keys() >= set(byte_symbols()) and "ByteLevel" in str(
+        backend.pre_tokenizer
+    )
+    falls_back = model.get("byte_fallback") and vocab.keys() >= {
+        f"<0x{byte:02X}>" for byte in range(256)
+    }
+    return None if has_all_bytes or falls_back else number
 
 
 def _from_file(path: Path) -> Source:

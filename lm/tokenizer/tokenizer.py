@@ -40,7 +40,9 @@ class Tokenizer(ABC):
     special_ids: frozenset[int]  # these decode to no text
     reserved_ids: frozenset[int]  # text never encodes to these: special ids without unk's
     definition: str  # the whole content of a tokenizer.json
+    unknown_id: int | None = None  # what text outside the vocabulary becomes, if it can
     instant = False  # whether encoding is faster than passing ids between processes
+    lossless = False  # whether every text is known to come back from its ids
 
     @abstractmethod
     def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -96,6 +98,7 @@ class ByteTokenizer(Tokenizer):
     """
 
     instant = True
+    lossless = True
     SPECIALS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|sep|>")
 
     def __init__(self) -> None:
@@ -155,7 +158,7 @@ class FastTokenizer(Tokenizer):
     TIKTOKEN_PAYS = 2**20
 
     def __init__(self, definition: str, name: str, eos_id: int, pad_id: int):
-        from lm.tokenizer.files import open_definition
+        from lm.tokenizer.files import open_definition, unknown_id
 
         self.name, self.definition, self.eos_id, self.pad_id = name, definition, eos_id, pad_id
         self._backend = backend = open_definition(definition)
@@ -163,11 +166,8 @@ class FastTokenizer(Tokenizer):
         added = backend.get_added_tokens_decoder().items()
         self.special_ids = frozenset({eos_id, pad_id} | {i for i, token in added if token.special})
         # The token for unknown words is usually marked special, but text may encode to it.
-        model = json.loads(definition)["model"]
-        self.reserved_ids = self.special_ids - {
-            model.get("unk_id"),
-            backend.token_to_id(model.get("unk_token") or ""),
-        }
+        self.unknown_id = unknown_id(backend, json.loads(definition)["model"])
+        self.reserved_ids = self.special_ids - {self.unknown_id}
         self._characters = 0
 
     def __reduce__(self) -> tuple[Any, ...]:

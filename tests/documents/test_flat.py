@@ -147,9 +147,9 @@ def test_it_is_what_one_document_after_the_other_gives(
         assert documents(store) == found
         assert store.text_bytes == sum(len(text(ids).encode()) for ids in found)
         assert store.document_hashes.tolist() == [hash_of_text(text(ids)) for ids in found]
-    if manifest["ended_by"] is None:
-        del manifest["removed"]["empty file"]
-        assert manifest["removed"] == removed
+    if manifest.ended_by is None:
+        manifest.removed.pop("empty file", None)
+        assert manifest.removed == removed
         for place in places:
             file, start = place.rsplit(":", 1)
             ids = np.fromfile(file, dtype).tolist()
@@ -203,7 +203,7 @@ def test_white_space_stays_and_equal_texts_are_on_the_side_of_text(tmp_path):
 def test_a_large_vocabulary_has_four_bytes_unless_it_is_said(tmp_path, dtype, option):
     file = write(tmp_path / "a.bin", stream("one", "two"), dtype)
     manifest, stores = build(tmp_path / "cache", reader(file, tokenizer=Large(), dtype=option))
-    assert manifest["dtype"] == "uint32"
+    assert manifest.dtype == "uint32"
     assert [text(ids) for ids in documents(stores["train"])] == ["one", "two"]
 
 

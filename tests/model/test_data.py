@@ -22,6 +22,7 @@ from lm.documents.reader import hash_of_text
 from lm.system.errors import ConfigError, DataError
 from lm.system.machine import ROOT
 from lm.tokenizer.tokenizer import ByteTokenizer
+from lm.tokens.manifest import Manifest
 from lm.tokens.plan import Plan
 from lm.tokens.rows import DocumentRows, PackedRows
 from lm.tokens.store import SplitWriter, TokenStore
@@ -66,7 +67,7 @@ def make_store(folder, documents, dtype=np.uint16, shard_tokens=2**26):
         1,
     )
     return TokenStore(
-        folder, "train", {"dtype": np.dtype(dtype).name, "splits": {"train": writer.close()}}
+        folder, "train", Manifest(dtype=np.dtype(dtype).name, splits={"train": writer.close()})
     )
 
 

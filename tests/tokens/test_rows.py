@@ -22,6 +22,7 @@ from lm.optim.loss import IGNORE_INDEX
 from lm.system.errors import DataError
 from lm.tokenizer.tokenizer import ByteTokenizer
 from lm.tokens.corpus import held_out_conversations
+from lm.tokens.manifest import Manifest
 from lm.tokens.rows import ConversationRows, pack
 from lm.tokens.store import SplitWriter, TokenStore
 from model import Decoder
@@ -43,7 +44,7 @@ def make_store(folder, given):
     flags = np.array([flag for conversation in given for _, flag in conversation], np.uint8)
     lengths = np.array([len(conversation) for conversation in given], np.int64)
     writer.add(ids, lengths, np.zeros(len(given), np.uint64), 1, flags, 1)
-    return TokenStore(folder, "train", {"dtype": "uint16", "splits": {"train": writer.close()}})
+    return TokenStore(folder, "train", Manifest(dtype="uint16", splits={"train": writer.close()}))
 
 
 def expected(given, length, too_long):
