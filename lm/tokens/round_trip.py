@@ -56,7 +56,7 @@ def losses(splits: Sequence[Counts]) -> list[str]:
     facts = []
     if share := lost_share(splits):
         withheld = ", so bits per byte are not shown" if share > MOST_LOST else ""
-        facts.append(f"the tokenizer loses {share:.2%} of the text{withheld}")
+        facts.append(f"{share:.2%} of the text is lost by the tokenizer{withheld}")
     if unknown := sum(split.unknown_tokens for split in splits):
         facts.append(f"{unknown:,} x unknown token")
     if empty := sum(split.empty_documents for split in splits):
