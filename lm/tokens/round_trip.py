@@ -64,6 +64,14 @@ def losses(splits: Sequence[Counts]) -> list[str]:
     return facts
 
 
+def is_lost(tokenizer: Tokenizer, text: str) -> bool:
+    """Return whether the tokens of a short text say less than the text.
+
+    White space at its ends does not count: a decoder may add or remove it.
+    """
+    return tokenizer.decode(tokenizer.encode(text)).strip() != text.strip()
+
+
 def difference(one: bytes, other: bytes) -> int:
     """Return how many bytes of the longer text are not in the longest common subsequence.
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 
 from lm.tokens.corpus import Corpus, named
+from lm.tokens.round_trip import MOST_LOST, lost_share
 from lm.tokens.rows import ConversationRows, DocumentRows, SourceRows
 from lm.tokens.store import TokenStore
 from lm.tokens.stream import Stream
@@ -73,10 +75,18 @@ def bytes_per_token(stores: Sequence[TokenStore]) -> float:
     """Return the UTF-8 bytes of stored text per token, without EOS.
 
     It turns nats per token into bits per byte: exactly for whole splits, and with the average of
-    the split if only some rows are scored.
+    the split if only some rows are scored. It is NaN if the tokens lose more than MOST_LOST of the
+    text, because these bits would then be of a shorter text than these bytes.
     """
-    text_bytes = sum(store.text_bytes for store in stores)
-    return text_bytes / sum(store.text_tokens for store in stores)
+    if lost_share(stores) > MOST_LOST:
+        return math.nan
+    return mean_token_bytes(stores)
+
+
+def mean_token_bytes(stores: Sequence[TokenStore]) -> float:
+    """Return the UTF-8 bytes of stored text per token, without EOS."""
+    tokens = sum(store.text_tokens for store in stores)
+    return sum(store.text_bytes for store in stores) / max(1, tokens)
 
 
 def bytes_per_token_by_source(corpora: Sequence[Corpus]) -> dict[str, float]:
@@ -87,7 +97,7 @@ def bytes_per_token_by_source(corpora: Sequence[Corpus]) -> dict[str, float]:
     stores = {name: corpus.val for name, corpus in named(corpora) if corpus.val.documents}
     if len(stores) < 2:
         return {}
-    return {name: val.text_bytes / max(1, val.text_tokens) for name, val in stores.items()}
+    return {name: bytes_per_token([val]) for name, val in stores.items()}
 
 
 def hash_of_data(corpora: Sequence[Corpus], parts: Sequence[SourceRows]) -> str:
