@@ -8,7 +8,7 @@ A cache is one folder, named after a fingerprint of everything that its content 
         train-hashes.bin       uint64: a hash of each document's text
         train-flags.bin        conversations only: a byte for each id, see lm/documents/templates.py
         val-...                the same for the validation split
-        manifest.json          type, counts, and each file's size and SHA-256
+        manifest.json          type, counts, and each file's size and SHA-256 (manifest.py)
 
 The stream of a split is `EOS d1 EOS d2 ... EOS dn EOS`: an EOS opens each document, and one closes
 the last.
