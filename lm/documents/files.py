@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import glob
 import gzip
 import os
 import re
@@ -18,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
 
+from lm.documents.globs import expand
 from lm.system.errors import DataError
 
 SPAN_BYTES = 2**22
@@ -170,8 +170,7 @@ def find_files(patterns: list[str], key: str) -> list[str]:
 
 
 def _glob(path: Path) -> list[str]:
-    # Path.glob takes relative patterns only.
-    return glob.glob(str(path), recursive=True)  # noqa: PTH207
+    return expand(str(path))
 
 
 @contextlib.contextmanager
