@@ -39,6 +39,15 @@ def check(definition: str) -> None:
             )
 
 
+def is_of_another_program(error: BaseException) -> bool:
+    """Return whether an error is none of the library's own: a signal, for example.
+
+    The library raises no class of its own, and where it has a bug a `PanicException`, which is no
+    `Exception`.
+    """
+    return not isinstance(error, Exception) and type(error).__name__ != "PanicException"
+
+
 def _ids(values: dict[str, Any]) -> Iterator[tuple[str, object]]:
     vocab = values["model"].get("vocab")
     if isinstance(vocab, dict):

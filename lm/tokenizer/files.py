@@ -121,7 +121,9 @@ def open_definition(definition: str) -> Any:
     definitions.check(definition)
     try:
         backend = Tokenizer.from_str(definition)
-    except Exception as error:  # the library raises no narrower class
+    except BaseException as error:
+        if definitions.is_of_another_program(error):
+            raise
         raise ValueError(f"not a tokenizer.json of the tokenizers library: {error}") from error
     # A file may ask to truncate or pad what it encodes, or to skip merges at random. Text would be
     # lost, or encoded differently each time.
@@ -140,11 +142,13 @@ def unknown_id(backend: Any, model: dict[str, Any]) -> int | None:
         backend: the `tokenizers.Tokenizer`.
         model: `model` of its tokenizer.json.
     """
-    number = model.get("unk_id")  # Unigram has a number, the others have a word
-    number = backend.token_to_id(model.get("unk_token") or "") if number is None else number
     vocab = model.get("vocab")
-    if number is None or not isinstance(vocab, dict):
-        return number
+    if not isinstance(vocab, dict):  # Unigram has a number, the others have a word
+        number = model.get("unk_id")
+        return number if isinstance(number, int) else None
+    number = backend.token_to_id(model.get("unk_token") or "")
+    if number is None:
+        return None
     has_all_bytes = vocab.keys() >= set(byte_symbols()) and "ByteLevel" in str(
         backend.pre_tokenizer
     )

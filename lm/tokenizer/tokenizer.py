@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lm.system.errors import ConfigError, DataError
+from lm.system.errors import ConfigError, DataError, first_line
+from lm.tokenizer.definition import is_of_another_program
 from lm.tokenizer.fast_bpe import FastBpe, NotTheSame, byte_symbols
 
 
@@ -190,6 +191,13 @@ class FastTokenizer(Tokenizer):
             )
         except TypeError as error:
             raise _not_unicode(texts) from error
+        except BaseException as error:
+            if is_of_another_program(error):
+                raise
+            raise DataError(
+                f"tokenizer {self.name} cannot encode the text ({first_line(error)}); write another"
+                " tokenizer.name"
+            ) from error
         parts = [next(others) if ids is None else ids for ids in fast_ids]
         return np.concatenate(
             [np.empty(0, self.dtype), *parts], dtype=self.dtype, casting="same_kind"

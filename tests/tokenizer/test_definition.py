@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from lm.system.errors import ConfigError
+from lm.system.errors import ConfigError, DataError
 from lm.tokenizer import sentencepiece
 from lm.tokenizer.tokenizer import ByteTokenizer, from_definition, load_tokenizer
 
@@ -146,6 +146,32 @@ def test_a_definition_that_would_take_all_memory_is_refused(
 def test_rules_that_are_nested_without_end_are_refused(tmp_path: Path) -> None:
     deep = '{"type":"Sequence","normalizers":[' * 10_000 + "]}" * 10_000
     refusal(write(tmp_path / "t", '{"version":"1.0","normalizer":' + deep + ',"model":{}}'))
+
+
+def test_a_bug_of_the_library_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        """What Rust raises; a signal's KeyboardInterrupt is no `Exception` either."""
+
+    def raising(error: BaseException) -> Callable[[str], None]:
+        def from_str(definition: str) -> None:
+            raise error
+
+        return from_str
+
+    name = write(tmp_path / "t")
+    monkeypatch.setattr(Tokenizer, "from_str", raising(PanicException("out of range")))
+    assert "out of range" in refusal(name)
+    monkeypatch.setattr(Tokenizer, "from_str", raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        load_tokenizer(name)
+
+
+def test_a_text_that_a_vocabulary_has_no_word_for_is_named() -> None:
+    backend = Tokenizer(models.WordLevel({"</s>": 0, "a": 1}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = from_definition(backend.to_str(), "words", 0, 0)
+    with pytest.raises(DataError, match=r"tokenizer words cannot encode the text \(WordLevel"):
+        tokenizer.encode("a b")
 
 
 # --- what an unknown word becomes
