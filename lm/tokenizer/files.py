@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from lm.system.disk import read_bytes, read_text
-from lm.system.errors import ConfigError, first_line
+from lm.system.errors import ConfigError, first_line, printable
 from lm.tokenizer import definition as definitions
 from lm.tokenizer import sentencepiece
 from lm.tokenizer.fast_bpe import byte_symbols
@@ -95,7 +95,7 @@ def find_tokenizer(name: str) -> Definition:
     if eos_id is None:
         raise ConfigError(
             f"tokenizer {name}: no end-of-text token in its vocabulary, which was searched for"
-            f" {' '.join(eos_names)}: "
+            f" {printable(' '.join(eos_names))}: "
             f'name one in a tokenizer_config.json in {source.path.parent}, as {{"eos_token":'
             ' "..."}'
         )
