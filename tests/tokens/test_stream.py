@@ -4,6 +4,7 @@ same run, killed or not.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -759,13 +760,11 @@ def test_a_mistake_in_the_producer_is_an_internal_error_of_the_run(
 ) -> None:
     """The run's file holds the producer's traceback."""
     stream = make_stream(tmp_path)
-    (tmp_path / "window-000000").mkdir()
-    (tmp_path / "window-000000" / "manifest.json").write_text("{}")
-    (tmp_path / "window-000000" / "rest.bin").touch()
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(errors, "_places", [])
     errors.keep_tracebacks_in(tmp_path / "run")
-    producer = Producer(stream, 1, 1)
+    wrong: Any = {"rows": "5"}
+    producer = Producer(dataclasses.replace(stream, **wrong), 1, 1)
     try:
         with pytest.raises(SystemExit) as left:
             errors.run(partial(await_window, stream, 1))  # type: ignore[arg-type]
@@ -774,8 +773,8 @@ def test_a_mistake_in_the_producer_is_an_internal_error_of_the_run(
     [file] = (tmp_path / "run").iterdir()
     assert left.value.code == 1
     said = (
-        "internal error: ChildProcessError: in the process that reads the stream: KeyError:"
-        " 'position'"
+        "internal error: ChildProcessError: in the process that reads the stream: TypeError:"
+        ' can only concatenate str (not "int") to str'
     )
     assert capsys.readouterr().err == f"{said} (the traceback is in {file})\n"
     assert "stream.make(window)" in file.read_text()
