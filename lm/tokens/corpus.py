@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,9 +32,9 @@ from lm.tokens.engines import on_this_machine
 from lm.tokens.manifest import FILE as MANIFEST
 from lm.tokens.manifest import Manifest
 from lm.tokens.prepare import SPLITS, Split, changed_meanwhile, prepare
-from lm.tokens.prepared import recall, remember
+from lm.tokens.prepared import cache_folder, cache_key, recall, remember, settings_of
 from lm.tokens.round_trip import losses
-from lm.tokens.store import FORMAT, TokenStore
+from lm.tokens.store import TokenStore
 from lm.tokens.stream import Stream, choose_revision
 from lm.tokens.texts import Texts
 from lm.tokens.tokenise import Engine
@@ -347,55 +345,6 @@ def _open_stream(
         ),
     ]
     return Corpus(reader, name, folder, stream, val, facts, removed=Counter())
-
-
-def cache_folder(
-    data: DataConfig,
-    reader: Reader,
-    split: Split,
-    tokenizer: Tokenizer,
-    texts: Texts | None = None,
-) -> Path:
-    """Return the folder for the tokens of a source that is not streamed."""
-    cache_dir = Path(data.cache_dir).expanduser()
-    return cache_dir / cache_key(reader, split, tokenizer, texts or Texts(cache_dir))
-
-
-def cache_key(
-    reader: Reader,
-    split: Split,
-    tokenizer: Tokenizer,
-    texts: Texts,
-    of_stream: Sequence[object] = (),
-) -> str:
-    """Return a hash of everything that the shards depend on, as the name of a folder.
-
-    Of a text its content counts, wherever it lies and whatever its date.
-    """
-    content = {
-        **settings_of(reader, split, tokenizer, of_stream),
-        "source": reader.identity(texts.hashes),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def settings_of(
-    reader: Reader, split: Split, tokenizer: Tokenizer, of_stream: Sequence[object] = ()
-) -> dict[str, Any]:
-    """Return everything that the shards depend on, but for the source.
-
-    The length of rows does not count, because rows are cut when they are read. For a stream
-    `on_bad_row` does not count: a bad row that stops a run is in no window, and the run can then
-    continue with "skip". Stored text is read to its end, so "stop" must find the bad rows that
-    "skip" passed over.
-    """
-    return {
-        "format": FORMAT,
-        "tokenizer": [tokenizer.sha256, tokenizer.eos_id],
-        "split": [split.kind, split.fraction, *([split.test] if split.test else [])],
-        "on_bad_row": None if of_stream else reader.on_bad_row,
-        "more": of_stream,
-    }
 
 
 def _facts(manifest: Manifest, train: TokenStore, val: TokenStore, origin: str) -> list[str]:

@@ -1,8 +1,10 @@
-"""Which cache a configuration last used for a source: its tokens are then found without its text.
+"""Which cache holds a source's tokens: by its text, or by its configuration if the text is gone.
 
-`<cache_dir>/<hash of the configuration's part>.source` names a cache. A relative path of the text
-counts as it lies from `data.cache_dir`. So a project that is moved with its caches finds them, and
-another project that shares the caches does not take these for its own.
+A cache is named after a hash of the text's content and of everything else that its tokens depend
+on. `<cache_dir>/<hash of the configuration's part>.source` notes which cache a configuration used
+last. A relative path of the text counts as it lies from `data.cache_dir`. So a project that is
+moved with its caches finds them, and another project that shares the caches does not take these for
+its own.
 """
 
 from __future__ import annotations
@@ -12,14 +14,69 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lm.config.schema.data import DataConfig
 from lm.config.schema.source import files_of
 from lm.documents.reader import Reader
 from lm.system.disk import read_json, replace
 from lm.system.errors import CheckpointError
 from lm.system.json_values import text
+from lm.tokenizer.tokenizer import Tokenizer
+from lm.tokens.prepare import Split
+from lm.tokens.store import FORMAT
+from lm.tokens.texts import Texts
+
+
+def cache_folder(
+    data: DataConfig,
+    reader: Reader,
+    split: Split,
+    tokenizer: Tokenizer,
+    texts: Texts | None = None,
+) -> Path:
+    """Return the folder for the tokens of a source that is not streamed."""
+    cache_dir = Path(data.cache_dir).expanduser()
+    return cache_dir / cache_key(reader, split, tokenizer, texts or Texts(cache_dir))
+
+
+def cache_key(
+    reader: Reader,
+    split: Split,
+    tokenizer: Tokenizer,
+    texts: Texts,
+    of_stream: Sequence[object] = (),
+) -> str:
+    """Return a hash of everything that the shards depend on, as the name of a folder.
+
+    Of a text its content counts, wherever it lies and whatever its date.
+    """
+    content = {
+        **settings_of(reader, split, tokenizer, of_stream),
+        "source": reader.identity(texts.hashes),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def settings_of(
+    reader: Reader, split: Split, tokenizer: Tokenizer, of_stream: Sequence[object] = ()
+) -> dict[str, Any]:
+    """Return everything that the shards depend on, but for the source.
+
+    The length of rows does not count, because rows are cut when they are read. For a stream
+    `on_bad_row` does not count: a bad row that stops a run is in no window, and the run can then
+    continue with "skip". Stored text is read to its end, so "stop" must find the bad rows that
+    "skip" passed over.
+    """
+    return {
+        "format": FORMAT,
+        "tokenizer": [tokenizer.sha256, tokenizer.eos_id],
+        "split": [split.kind, split.fraction, *([split.test] if split.test else [])],
+        "on_bad_row": None if of_stream else reader.on_bad_row,
+        "more": of_stream,
+    }
 
 
 def recall(cache_dir: Path, reader: Reader, settings: dict[str, Any]) -> Path | None:
