@@ -34,7 +34,7 @@ from lm.config.schema.source import JsonlSource  # noqa: E402
 from lm.documents.reader import Reader  # noqa: E402
 from lm.tokenizer.fast_bpe import GPT2, SPACES, FastBpe  # noqa: E402
 from lm.tokenizer.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer  # noqa: E402
-from lm.tokens.cache import open_cache
+from lm.tokens.cache import open_cache  # noqa: E402
 from lm.tokens.engines import on_this_machine  # noqa: E402
 from lm.tokens.manifest import Manifest, SplitEntry, SplitName, sealed  # noqa: E402
 from lm.tokens.prepare import Split, prepare  # noqa: E402
