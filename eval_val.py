@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -96,10 +97,12 @@ def print_scores(checkpoint: str, file: str, result: Evaluation) -> None:
     from lm.display.tables import terminal_table
 
     print(f"{checkpoint} on the validation split of {file}, {result.tokens:,} tokens:")
-    print(
-        f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.2f},"
-        f" {result.bits_per_byte:.4f} bits per byte"
+    bits = (
+        "no bits per byte: the tokenizer loses a part of the text"
+        if result.tokens and math.isnan(result.bits_per_byte) and not math.isnan(result.loss)
+        else f"{result.bits_per_byte:.4f} bits per byte"
     )
+    print(f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.2f}, {bits}")
     if result.sources:
         heading = ["source", "tokens", "loss", "perplexity", "bits per byte"]
         rows = [

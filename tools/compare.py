@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from lm.evaluation.same_text import Verdict
     from lm.system.device import Device
     from lm.tokenizer.tokenizer import Tokenizer
+    from lm.tokens.store import TokenStore
     from model import Decoder
 
 
@@ -170,9 +172,26 @@ def verdict_on(owner: Contender, a: Contender, b: Contender, most: int) -> Verdi
     documents = StoredDocuments("val", stores, owner.tokenizer)
     texts = [document.text for document in evenly(documents, most)]
     passages = passages_of(texts, round(length * bytes_per_token(stores)), most)
+    require_whole(owner, stores, passages)
+    require_whole(other, stores, passages)
     first = sums_of_passages(a.decoder, a.tokenizer, passages)
     second = sums_of_passages(b.decoder, b.tokenizer, passages)
     return judge(text, "bits per byte", "passages", first, second, notes)
+
+
+def require_whole(
+    contender: Contender, stores: Sequence[TokenStore], passages: Sequence[str]
+) -> None:
+    """Raise ConfigError if a tokenizer loses a part of the text: bits per byte need all of it."""
+    from lm.tokens.round_trip import MOST_LOST, compare, lost_share
+
+    compared, lost = compare(contender.tokenizer, [passage.strip() for passage in passages])
+    share = max(lost_share(stores), lost.sum() / max(1, compared.sum()))
+    if share > MOST_LOST:
+        raise errors.ConfigError(
+            f"the tokenizer of {contender.name} loses {share:.2%} of it, so bits per byte would be"
+            " those of another text"
+        )
 
 
 def parser() -> argparse.ArgumentParser:

@@ -162,7 +162,7 @@ def show_sample(config: Config, tokenizer: Tokenizer, number: int) -> None:
     from lm.tokens.corpus import readers
 
     conversations = itertools.chain.from_iterable(
-        reader for _, reader, _ in readers(config.data, tokenizer) if reader.chat
+        reader for reader, _ in readers(config.data, tokenizer) if reader.chat
     )
     if (document := next(itertools.islice(conversations, number - 1, None), None)) is None:
         raise errors.ConfigError(

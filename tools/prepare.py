@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from lm.commands import add_flag, command_parser, load_config
 from lm.system import errors
-from lm.system.disk import refusals
 from lm.system.signals import StopSignals
 from lm.system.units import in_bytes
 
@@ -49,9 +48,7 @@ def main() -> None:
 
         tokenizer = tokenizer_of(config)
         engine = _engine(arguments.ray, arguments.processes)
-        corpora = make(config, tokenizer, engine)
-        if arguments.verify and remove_damaged(corpora):
-            make(config, tokenizer, engine)
+        make(config, tokenizer, engine, arguments.verify)
 
 
 def _engine(ray: bool, processes: int | None) -> Engine:
@@ -83,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--verify",
         action="store_true",
-        help="also check all tokens by their hashes, and make damaged ones again",
+        help="read all tokens, as training does first, and make damaged ones again",
     )
     return result
 
@@ -95,7 +92,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def make(config: Config, tokenizer: Tokenizer, engine: Engine) -> list[Corpus]:
+def make(config: Config, tokenizer: Tokenizer, engine: Engine, verify: bool) -> None:
     """Open the tokens of all sources, make those that are missing, and print what there is."""
     from lm.tokens.corpus import open_corpora
 
@@ -106,7 +103,7 @@ def make(config: Config, tokenizer: Tokenizer, engine: Engine) -> list[Corpus]:
         return engine(function, pieces)
 
     start = time.perf_counter()
-    corpora = open_corpora(config, tokenizer, _say, noting)
+    corpora = open_corpora(config, tokenizer, _say, noting, verify=verify)
     seconds = time.perf_counter() - start
     for corpus in corpora:
         _say("; ".join([f"{corpus.key}: {_amount(corpus)}", *corpus.facts]))
@@ -115,24 +112,7 @@ def make(config: Config, tokenizer: Tokenizer, engine: Engine) -> list[Corpus]:
     ):
         _say(f"made in {seconds:,.1f} s, {in_bytes(text / seconds)} of text a second")
     elif not made:
-        _say("everything was there already")
-    return corpora
-
-
-def remove_damaged(corpora: list[Corpus]) -> bool:
-    """Check all caches, remove the damaged ones, and return whether there were any."""
-    from lm.tokens.cache import damaged, read_manifest
-
-    any_damaged = False
-    for corpus in corpora:
-        manifest = read_manifest(corpus.folder)
-        files = damaged(corpus.folder, manifest) if manifest is not None else ["manifest.json"]
-        _say(f"{corpus.key}: " + (f"damaged: {', '.join(files)}" if files else "verified"))
-        if files:
-            any_damaged = True
-            with refusals(corpus.folder):
-                (corpus.folder / "manifest.json").unlink(missing_ok=True)
-    return any_damaged
+        _say("everything was there already" + (", and is as it was written" if verify else ""))
 
 
 def _amount(corpus: Corpus) -> str:

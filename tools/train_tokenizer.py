@@ -73,7 +73,7 @@ def main() -> None:
     if settings is not None:
         disk.replace(settings, json.dumps(SETTINGS, indent=2) + "\n")
     disk.replace(file, definition)
-    skipped = sum((reader.skipped for _, reader, _ in readers), start=Counter())
+    skipped = sum((reader.skipped for reader, _ in readers), start=Counter())
     print(
         f"{file}: trained on {text_bytes:,} bytes of the training text in"
         f" {time.perf_counter() - started:.0f} s",
@@ -175,7 +175,7 @@ def free_paths(out: Path, force: bool) -> tuple[Path, Path | None]:
     return file, settings
 
 
-def sides(readers: list[tuple[str, Reader, Split]]) -> tuple[Texts, Texts]:
+def sides(readers: list[tuple[Reader, Split]]) -> tuple[Texts, Texts]:
     """Return the texts to train on and those to validate on, split as train.py splits them."""
     from lm.tokens.corpus import documents_by_split
 
@@ -183,14 +183,10 @@ def sides(readers: list[tuple[str, Reader, Split]]) -> tuple[Texts, Texts]:
         return lambda: (text for name, text in documents_by_split(reader, split) if name == side)
 
     train = {
-        reader.key: part(reader, split, "train")
-        for _, reader, split in readers
-        if split.kind != "all"
+        reader.key: part(reader, split, "train") for reader, split in readers if split.kind != "all"
     }
     return train, {
-        reader.key: part(reader, split, "val")
-        for _, reader, split in readers
-        if split.kind != "none"
+        reader.key: part(reader, split, "val") for reader, split in readers if split.kind != "none"
     }
 
 

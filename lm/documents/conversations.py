@@ -67,6 +67,12 @@ class Conversation:
         """The last answer."""
         return self.turns[-1].content
 
+    @property
+    def plain_text(self) -> str:
+        """What is said in all turns, without roles and template."""
+        parts = [part for turn in self.turns for part in (turn.content, turn.input)]
+        return "\n".join([*parts, self.rejected or ""])
+
     def to_json(self) -> str:
         """Return one line of JSON, which is the document's text.
 

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+from lm.documents.globs import expand
 from lm.system.errors import DataError
 
 SPAN_BYTES = 2**22
@@ -263,9 +264,7 @@ def find_files(patterns: list[str], key: str) -> list[str]:
 def _glob(path: Path) -> list[str]:
     # A folder that exists is itself, though its name may look like a pattern.
     folder = next(parent for parent in path.parents if parent.is_dir())
-    path = Path(glob.escape(str(folder))) / path.relative_to(folder)
-    # Path.glob takes relative patterns only.
-    return glob.glob(str(path), recursive=True)  # noqa: PTH207
+    return expand(str(Path(glob.escape(str(folder))) / path.relative_to(folder)))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@
 
 This is the stream of a split (`lm/tokens/store.py`) without its first EOS. Both forms convert into
 each other without loss; `lm/tokens/export.py` writes such files. Files of other programs may lack
-the last EOS. Without any EOS, the file is one document.
+the last EOS, or begin with one and a header (`flat_headers.py`). Without any EOS, the file is one
+document.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from numpy.typing import NDArray
 from lm.config.schema.source import BinSource
 from lm.documents.faults import Fault
 from lm.documents.files import Span, byte_spans
+from lm.documents.flat_headers import header_of, require_flat, require_plain_neighbours
+from lm.system.disk import read_text
 from lm.system.errors import DataError
 from lm.tokenizer.tokenizer import Tokenizer
 
 CHUNK = 2**20  # ids that one read asks for when the count is not known
 SPECIAL = "special id"
-NPY = b"\x93NUMPY"
 
 
 def read_flat(
@@ -40,13 +42,17 @@ def read_flat(
         DataError: the ids are another tokenizer's.
         OSError: the file cannot be read.
     """
-    dtype = np.dtype(source.dtype or tokenizer.dtype).newbyteorder("<")
+    header = header_of(file)
+    dtype = np.dtype(source.dtype or header.dtype or tokenizer.dtype).newbyteorder("<")
+    skipped = header.size // dtype.itemsize
     others = sorted(tokenizer.reserved_ids - {tokenizer.eos_id})
     for part in byte_spans(file) if span is None else [span]:
         if part[0] == 0:
-            _require_flat(file, source, dtype)
+            require_flat(file, dtype, source.dtype is not None)
+            require_plain_neighbours(file, tokenizer.name, tokenizer.vocab_size)
             _require_tokenizer(file, tokenizer)
-        first, ids = _documents_from(file, dtype, part, tokenizer.eos_id)
+        first, ids = _documents_from(file, dtype, part, tokenizer.eos_id, skipped)
+        first -= skipped
         if len(beyond := np.flatnonzero(ids >= tokenizer.vocab_size)):
             place = int(beyond[0])
             raise DataError(
@@ -81,27 +87,6 @@ def read_flat(
             start = end + 1
 
 
-def _require_flat(file: str, source: BinSource, dtype: np.dtype[Any]) -> None:
-    """Raise DataError if a file cannot be flat ids of this type."""
-    size = Path(file).stat().st_size
-    if size % dtype.itemsize:
-        raise DataError(
-            f"{file}: {size:,} bytes are not a whole number of {dtype.name} ids; fetch the file"
-            " again, or name its type in dtype"
-        )
-    with Path(file).open("rb") as stream:
-        if stream.read(len(NPY)) == NPY:
-            raise DataError(
-                f"{file}: an array of numpy.save; write its ids without a header (array.tofile)"
-            )
-    head = _read(file, dtype, 0, CHUNK)
-    if source.dtype is None and dtype.itemsize == 2 and len(head) >= 16 and not head[1::2].any():
-        raise DataError(
-            f"{file}: every other id is 0, as it is where ids of four bytes are read as two; write"
-            " dtype: uint32"
-        )
-
-
 def _require_tokenizer(file: str, tokenizer: Tokenizer) -> None:
     """Raise DataError if the meta.json next to a file names another tokenizer.
 
@@ -109,9 +94,9 @@ def _require_tokenizer(file: str, tokenizer: Tokenizer) -> None:
     decode to other text, or to a single document.
     """
     try:
-        meta = json.loads(Path(file).with_name("meta.json").read_text(encoding="utf-8"))
+        meta = json.loads(read_text(Path(file).with_name("meta.json")))
         name, sha256 = meta["tokenizer"]["name"], meta["tokenizer"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return  # there is no meta.json, or another program wrote it
     if sha256 != tokenizer.sha256:
         raise DataError(
@@ -121,14 +106,17 @@ def _require_tokenizer(file: str, tokenizer: Tokenizer) -> None:
 
 
 def _documents_from(
-    file: str, dtype: np.dtype[Any], span: Span, eos_id: int
+    file: str, dtype: np.dtype[Any], span: Span, eos_id: int, header: int
 ) -> tuple[int, NDArray[Any]]:
     """Return the position of the first document that begins in a span, and the ids from there on.
 
-    The ids reach to the end of the last document that begins in the span.
+    The ids reach to the end of the last document that begins in the span. The `header` takes the
+    place of so many ids.
     """
-    first, last = (-(-edge // dtype.itemsize) for edge in span)
-    before = min(first, 1)  # a document begins after an EOS, or with the file
+    first, last = (max(header, -(-edge // dtype.itemsize)) for edge in span)
+    if first == last:
+        return first, np.empty(0, dtype)
+    before = min(first - header, 1)  # a document begins after an EOS, or with the file
     ids = _read(file, dtype, first - before, last - first + before)
     if before:
         ends = np.flatnonzero(ids == eos_id)

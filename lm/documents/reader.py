@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,15 @@ from lm.tokenizer.tokenizer import Tokenizer
 PIECE_CHARACTERS = 2**22
 EMPTY, REPEATED = "empty document", "repeated document"
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7F]+")
+
+
+def states(files: Sequence[str]) -> list[tuple[int, int, int, int]]:
+    """Return each file's size, the times of its last changes, and its inode.
+
+    A program can set the first time back (`mtime`), but not the second (`ctime`).
+    """
+    found = [Path(file).stat() for file in files]
+    return [(file.st_size, file.st_mtime_ns, file.st_ctime_ns, file.st_ino) for file in found]
 
 
 class Document(NamedTuple):
@@ -81,6 +90,7 @@ class Reader:
         key: its key in the configuration, for messages.
         on_bad_row: "stop" or "skip".
         tokenizer: needed for ids and conversations.
+        files: the source's files; None finds those that the section names.
 
     Raises (when made, and when iterated):
         DataError: a file cannot be read; or, if `on_bad_row` is "stop", a row.
@@ -93,6 +103,7 @@ class Reader:
         key: str = "data.source",
         on_bad_row: str = "stop",
         tokenizer: Tokenizer | None = None,
+        files: Sequence[str] | None = None,
     ):
         if isinstance(source, BinSource) and tokenizer is None:
             raise ConfigError(
@@ -118,7 +129,9 @@ class Reader:
         self.key = key
         self.on_bad_row = on_bad_row
         named = (
-            [dataset]
+            files
+            if files is not None
+            else [dataset]
             if (dataset := dataset_of(source))
             else find_files(files_of(source), f"{key}.files")
         )
@@ -237,25 +250,27 @@ class Reader:
             else:
                 yield number, text, self.chat.encode(Conversation.from_json(text))
 
-    def identity(self) -> dict[str, Any]:
-        """Return JSON that changes when the documents do.
-
-        It has the section, and each file's path, size and modification time, or the dataset's
-        version.
-        """
+    @property
+    def section(self) -> dict[str, Any]:
+        """The source's section as JSON, without its files and without what changes no document."""
         section = self.source.model_dump(exclude={"files", "too_long"} | added_keys(self.source))
         if self.chat is not None:
             section["template"] = dataclasses.asdict(self.chat.template)
+        return section
+
+    def identity(
+        self, describe: Callable[[Sequence[str]], Sequence[Any]] = states
+    ) -> dict[str, Any]:
+        """Return JSON that changes when the documents do.
+
+        It has the section and the dataset's version, or what `describe` says about the files.
+        """
         if is_streamed(self.source):
-            return section
+            return self.section
         if isinstance(self.source, HubSource | ChatSource) and self.source.dataset is not None:
-            return {**section, "version": load_dataset(self.source)._fingerprint}
+            return {**self.section, "version": load_dataset(self.source)._fingerprint}
         with reading("a file", self.key):
-            stats = [(str(Path(file).resolve()), Path(file).stat()) for file in self.files]
-        return {
-            **section,
-            "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats],
-        }
+            return {**self.section, "files": describe(self.files)}
 
     def empty_file(self, file: str, removed: Counter[str]) -> None:
         """Refuse a file without text, or count it in `removed`; it is hardly intended."""

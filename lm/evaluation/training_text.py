@@ -5,6 +5,7 @@ Nothing is prepared or downloaded here.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from lm.config.schema.source import SingleSource, dataset_of, is_streamed
 from lm.documents.reader import Reader
 from lm.system.errors import UserError
 from lm.tokenizer.tokenizer import Tokenizer
-from lm.tokens.cache import read_manifest
-from lm.tokens.corpus import cache_folder, split_of
+from lm.tokens.cache import DamagedError, open_cache, verify
+from lm.tokens.corpus import split_of
 from lm.tokens.prepare import SPLITS
+from lm.tokens.prepared import cache_folder
 from lm.tokens.store import TokenStore
 
 
@@ -88,7 +90,7 @@ def training_text(
 def _own(data: DataConfig, tokenizer: Tokenizer, data_sha256: str) -> Iterator[TokenStore | str]:
     """Yield each source's training split, or the reason why it is not on this machine."""
     if len(data.parts) == 1 and data.validation is None:
-        split = _find_by_hash(Path(data.cache_dir), data_sha256)
+        split = _find_by_hash(Path(data.cache_dir), data_sha256, tokenizer.vocab_size)
         if split is not None:
             yield split
             return
@@ -101,12 +103,15 @@ def _own(data: DataConfig, tokenizer: Tokenizer, data_sha256: str) -> Iterator[T
             yield _find_by_files(data, key, part.source, tokenizer)
 
 
-def _find_by_hash(caches: Path, data_sha256: str) -> TokenStore | None:
+def _find_by_hash(caches: Path, data_sha256: str, vocab_size: int) -> TokenStore | None:
     """Return the training split of the cache whose two splits have a run's `data_sha256`."""
     for folder in sorted(path.parent for path in caches.glob("*/manifest.json")):
-        if (manifest := read_manifest(folder)) is not None:
+        with contextlib.suppress(DamagedError):
+            if (manifest := open_cache(folder)) is None:
+                continue
             train, val = (TokenStore(folder, split, manifest) for split in SPLITS)
             if hashlib.sha256((train.sha256 + val.sha256).encode()).hexdigest() == data_sha256:
+                verify(folder, manifest, vocab_size)
                 return train
     return None
 
@@ -117,9 +122,11 @@ def _find_by_files(
     try:
         reader = Reader(source, key, data.on_bad_row, tokenizer)
         folder = cache_folder(data, reader, split_of(data, reader), tokenizer)
+        manifest = open_cache(folder, tokenizer.vocab_size)
     except UserError as error:
         return str(error)
-    manifest = read_manifest(folder)
+    except DamagedError as damage:
+        return f"{key}: its tokens are damaged ({damage}); tools.prepare makes them again"
     if manifest is None:
         return (
             f"{key}: its tokens are not in {folder}: its files have changed, or the cache was"

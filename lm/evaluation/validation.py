@@ -26,7 +26,8 @@ class Evaluation:
     """The scores of a model on a text.
 
     The loss counts the end of each document as a token. Bits per byte exclude it, because it is not
-    text. Both are NaN if nothing was scored.
+    text. Both are NaN if nothing was scored. Bits per byte are also NaN if the tokens lose a part
+    of the text (lm/tokens/round_trip.py).
 
     Attributes:
         text_bytes: the bytes of text that was scored.

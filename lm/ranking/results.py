@@ -26,6 +26,7 @@ from lm.generation.sampling import NOT_FINITE
 from lm.ranking.cases import CaseSet
 from lm.ranking.questions import CaseEncoder, EncodedCase, Question
 from lm.system.errors import ConfigError, NonFiniteError
+from lm.tokens.round_trip import is_lost
 
 if TYPE_CHECKING:
     from lm.documents.templates import ChatFormat
@@ -45,7 +46,8 @@ class CaseResult:
             target, or one does not fit the context.
         target_tokens: the scored tokens of that target. In a chat they include what the template
             puts around an answer, and the end of the turn.
-        target_bytes: the UTF-8 bytes of the target's own text. Both are 0 if `nats` is None.
+        target_bytes: the UTF-8 bytes of the target's own text; 0 if its tokens lose a part of it,
+            because then no bits per byte are of this text. Both are 0 if `nats` is None.
         chosen: the choice with the highest total log-probability. None if there are no choices, or
             one of them does not fit the context.
         right: whether the chosen one is an accepted target.
@@ -274,7 +276,11 @@ def _result(
     return CaseResult(
         nats=cost,
         target_tokens=len(encoded.targets[target].continuation) if target is not None else 0,
-        target_bytes=len(case.targets[target].encode()) if target is not None else 0,
+        target_bytes=(
+            len(case.targets[target].encode())
+            if target is not None and not is_lost(encoder.tokenizer, case.targets[target])
+            else 0
+        ),
         chosen=chosen,
         right=chosen in case.targets if chosen is not None else None,
         continuation=text,

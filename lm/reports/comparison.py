@@ -209,6 +209,12 @@ def choose_yardstick(a: RunRecord, b: RunRecord) -> Yardstick:
         tokenizers = [text(run.config, "tokenizer", "name") for run in (a, b)]
     texts = [text(run.meta, "data_sha256") for run in (a, b)]
     column = "loss" if tokenizers[0] == tokenizers[1] else "bits_per_byte"
+    if column != "loss" and any(run.validations and not _values(run, column) for run in (a, b)):
+        return Yardstick(
+            None,
+            "their tokenizers differ, and one run has no bits per byte: its tokenizer loses a part"
+            " of the text",
+        )
     if texts[0] is None or texts[0] != texts[1]:
         recorded = [
             {key: value for key, value in flattened(run.config).items() if _is_of_text(key)}

@@ -11,9 +11,13 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from lm.system.errors import ConfigError, first_line
+from lm.system.disk import read_bytes, read_text
+from lm.system.errors import ConfigError, first_line, printable
+from lm.tokenizer import definition as definitions
+from lm.tokenizer import sentencepiece
+from lm.tokenizer.fast_bpe import byte_symbols
 
 EOS_NAMES = (
     "<|endoftext|>",
@@ -36,6 +40,7 @@ FILES = (
 )
 ADVICE = "give a folder or a tokenizer.json"
 ANOTHER = "write another name, such as byte, which needs no file"
+MOST_BYTES = 2**29  # of a file; the largest vocabularies in use need some 40 million
 TIMEOUT = 10.0  # seconds until the hub must have answered
 
 
@@ -69,15 +74,16 @@ def find_tokenizer(name: str) -> Definition:
     path = Path(name)
     try:
         source = (
-            _from_file(path)
-            if path.is_file()
-            else _from_folder(name, path if path.is_dir() else _download(name))
+            _from_folder(name, path)
+            if path.is_dir()
+            else _from_file(path)
+            if path.exists()
+            else _from_folder(name, _download(name))
         )
         backend = open_definition(source.definition)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"tokenizer {name}: cannot be read: {first_line(error)}; {ANOTHER}"
-        ) from error
+        reason = f"{error.filename}: {error.strerror}" if _names_file(error) else first_line(error)
+        raise ConfigError(f"tokenizer {name}: cannot be read: {reason}; {ANOTHER}") from error
 
     def first_id(*tokens: str | None) -> int | None:
         return next(
@@ -89,9 +95,15 @@ def find_tokenizer(name: str) -> Definition:
     if eos_id is None:
         raise ConfigError(
             f"tokenizer {name}: no end-of-text token in its vocabulary, which was searched for"
-            f" {' '.join(eos_names)}: "
+            f" {printable(' '.join(eos_names))}: "
             f'name one in a tokenizer_config.json in {source.path.parent}, as {{"eos_token":'
             ' "..."}'
+        )
+    if eos_id == unknown_id(backend, json.loads(source.definition)["model"]):
+        raise ConfigError(
+            f"tokenizer {name}: its end-of-text token {backend.id_to_token(eos_id)!r} is its"
+            " unknown token too, so an unknown word would end a document; name another one in a"
+            f' tokenizer_config.json in {source.path.parent}, as {{"eos_token": "..."}}'
         )
     pad_id = first_id(source.pad_token, *PAD_NAMES)
     return Definition(backend.to_str(), eos_id, eos_id if pad_id is None else pad_id)
@@ -106,9 +118,12 @@ def open_definition(definition: str) -> Any:
     from tokenizers import Tokenizer
     from tokenizers.models import BPE
 
+    definitions.check(definition)
     try:
         backend = Tokenizer.from_str(definition)
-    except Exception as error:  # the library raises no narrower class
+    except BaseException as error:
+        if definitions.is_of_another_program(error):
+            raise
         raise ValueError(f"not a tokenizer.json of the tokenizers library: {error}") from error
     # A file may ask to truncate or pad what it encodes, or to skip merges at random. Text would be
     # lost, or encoded differently each time.
@@ -120,18 +135,43 @@ def open_definition(definition: str) -> Any:
     return backend
 
 
+def unknown_id(backend: Any, model: dict[str, Any]) -> int | None:
+    """Return the id of the token for unknown words; None if no text can become it.
+
+    Args:
+        backend: the `tokenizers.Tokenizer`.
+        model: `model` of its tokenizer.json.
+    """
+    vocab = model.get("vocab")
+    if not isinstance(vocab, dict):  # Unigram has a number, the others have a word
+        number = model.get("unk_id")
+        return number if isinstance(number, int) else None
+    number = backend.token_to_id(model.get("unk_token") or "")
+    if number is None:
+        return None
+    has_all_bytes = vocab.keys() >= set(byte_symbols()) and "ByteLevel" in str(
+        backend.pre_tokenizer
+    )
+    falls_back = model.get("byte_fallback") and vocab.keys() >= {
+        f"<0x{byte:02X}>" for byte in range(256)
+    }
+    return None if has_all_bytes or falls_back else number
+
+
 def _from_file(path: Path) -> Source:
     return Source(
-        path.read_text(encoding="utf-8"),
+        read_text(path, MOST_BYTES),
         path,
         *(_named_token(path.parent, key) for key in ("eos_token", "pad_token")),
     )
 
 
 def _from_folder(name: str, folder: Path) -> Source:
-    if (folder / "tokenizer.json").is_file():
-        return _from_file(folder / "tokenizer.json")
     files = _files(folder)
+    if "tokenizer.json" in files:
+        return _from_file(folder / "tokenizer.json")
+    for file in files:  # other libraries read them: none may be a pipe, or endless
+        read_bytes(folder / file, MOST_BYTES)
     if not files:
         raise ConfigError(
             f"tokenizer {name}: {folder} holds no tokenizer: neither tokenizer.json nor vocab.json"
@@ -140,6 +180,12 @@ def _from_folder(name: str, folder: Path) -> Source:
     # GPT-2 was published in this form, which AutoTokenizer cannot read without a config.json.
     if files == {"vocab.json", "merges.txt"} and not (folder / "config.json").is_file():
         return Source(_gpt2(name, folder), folder / "vocab.json")
+    if models := sorted(file for file in files if file.endswith(".model")):
+        sentencepiece.require(name, folder / models[0])
+        # Settings beside it may say more than the model.
+        if files == {models[0]} and not (folder / "config.json").is_file():
+            backend = sentencepiece.convert(folder / models[0])
+            return Source(backend.to_str(), folder / models[0])
     return _convert(name, folder)
 
 
@@ -151,17 +197,37 @@ def _named_token(folder: Path, key: str) -> str | None:
     """Return the special token that transformers' settings in this folder name.
 
     The settings hold a string, or an object with `content`.
+
+    Raises:
+        OSError: the settings are no ordinary file.
+        ValueError: they hold something else.
     """
     for file in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
         try:
-            token = (
-                json.loads(file.read_text(encoding="utf-8")).get(key) if file.is_file() else None
-            )
-        except (ValueError, AttributeError) as error:
+            values = json.loads(read_text(file))
+        except FileNotFoundError:
+            continue
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file}: not a JSON object: {error}") from error
-        if token:
-            return token["content"] if isinstance(token, dict) else token
+        token = values.get(key) if isinstance(values, dict) else values
+        name = token.get("content") if isinstance(token, dict) else token
+        if isinstance(values, dict) and not token:
+            continue
+        if not isinstance(name, str) or not isinstance(values, dict) or not _is_text(name):
+            raise ValueError(f"{file}: {key} is no text, and no object whose content is one")
+        return name
     return None
+
+
+def _is_text(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _names_file(error: Exception) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and bool(error.filename and error.strerror)
 
 
 def _gpt2(name: str, folder: Path) -> str:

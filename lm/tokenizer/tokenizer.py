@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lm.system.errors import ConfigError, DataError
+from lm.system.errors import ConfigError, DataError, first_line
+from lm.tokenizer.definition import is_of_another_program
 from lm.tokenizer.fast_bpe import FastBpe, NotTheSame, byte_symbols
 
 
@@ -40,7 +41,9 @@ class Tokenizer(ABC):
     special_ids: frozenset[int]  # these decode to no text
     reserved_ids: frozenset[int]  # text never encodes to these: special ids without unk's
     definition: str  # the whole content of a tokenizer.json
+    unknown_id: int | None = None  # what text outside the vocabulary becomes, if it can
     instant = False  # whether encoding is faster than passing ids between processes
+    lossless = False  # whether every text is known to come back from its ids
 
     @abstractmethod
     def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -96,6 +99,7 @@ class ByteTokenizer(Tokenizer):
     """
 
     instant = True
+    lossless = True
     SPECIALS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|sep|>")
 
     def __init__(self) -> None:
@@ -155,7 +159,7 @@ class FastTokenizer(Tokenizer):
     TIKTOKEN_PAYS = 2**20
 
     def __init__(self, definition: str, name: str, eos_id: int, pad_id: int):
-        from lm.tokenizer.files import open_definition
+        from lm.tokenizer.files import open_definition, unknown_id
 
         self.name, self.definition, self.eos_id, self.pad_id = name, definition, eos_id, pad_id
         self._backend = backend = open_definition(definition)
@@ -163,11 +167,8 @@ class FastTokenizer(Tokenizer):
         added = backend.get_added_tokens_decoder().items()
         self.special_ids = frozenset({eos_id, pad_id} | {i for i, token in added if token.special})
         # The token for unknown words is usually marked special, but text may encode to it.
-        model = json.loads(definition)["model"]
-        self.reserved_ids = self.special_ids - {
-            model.get("unk_id"),
-            backend.token_to_id(model.get("unk_token") or ""),
-        }
+        self.unknown_id = unknown_id(backend, json.loads(definition)["model"])
+        self.reserved_ids = self.special_ids - {self.unknown_id}
         self._characters = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -190,6 +191,13 @@ class FastTokenizer(Tokenizer):
             )
         except TypeError as error:
             raise _not_unicode(texts) from error
+        except BaseException as error:
+            if is_of_another_program(error):
+                raise
+            raise DataError(
+                f"tokenizer {self.name} cannot encode the text ({first_line(error)}); write another"
+                " tokenizer.name"
+            ) from error
         parts = [next(others) if ids is None else ids for ids in fast_ids]
         return np.concatenate(
             [np.empty(0, self.dtype), *parts], dtype=self.dtype, casting="same_kind"

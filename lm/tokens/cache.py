@@ -1,26 +1,41 @@
-"""The folder of a token cache: built once, under a lock, and used only if it is complete.
+"""The folder of a token cache: built once, under a lock, and used only if it is complete and whole.
 
 A folder is written under a temporary name and renamed when it is complete. An interrupted build
 continues where it stopped. Deleting a cache costs nothing but time.
+
+A command that learns or scores from a cache first reads all of it: each file must have the hash
+that manifest.json says, each id must be one of the tokenizer, and documents must begin where their
+text does. On each machine only the first process of a run does this.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from lm.system.disk import fingerprint, sync
-from lm.system.errors import CheckpointError, DataError
+import numpy as np
+
+from lm.system.disk import sync
+from lm.system.errors import CheckpointError, DataError, first_line
 from lm.system.locks import hold
-from lm.tokens.store import Manifest
+from lm.tokens import manifest as manifests
+from lm.tokens.hashing import hash_files
+from lm.tokens.manifest import Manifest, WindowManifest
 
 JOURNAL = "journal.json"  # the progress of a folder that is being built
 
 
+class DamagedError(ValueError):
+    """The reason why a cache that exists is not what was written."""
+
+
 def open_or_build(
-    folder: Path, build: Callable[[Path], Manifest], say: Callable[[str], None]
+    folder: Path,
+    build: Callable[[Path], Manifest],
+    say: Callable[[str], None],
+    vocab_size: int | None = None,
 ) -> tuple[Manifest, bool]:
     """Return the manifest of the cache in `folder`, and whether it existed; if not, build it.
 
@@ -32,24 +47,26 @@ def open_or_build(
         build: fills a folder, and returns the manifest without the fingerprint. The folder is
             empty, or holds a journal.
         say: logs a line.
+        vocab_size: reads and checks the whole cache too; the tokenizer has so many ids.
 
     Raises:
         CheckpointError: the folder cannot be written.
         DataError: `build` found a mistake in the data.
     """
-    if manifest := read_manifest(folder):
-        return manifest, True
+    try:
+        if manifest := open_cache(folder, vocab_size):
+            return manifest, True
+    except DamagedError as damage:
+        say(f"{folder} is damaged ({damage}): building it again")
     waiting = f"another process is preparing the same tokens in {folder.parent}: waiting for it"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with hold(folder.with_suffix(".lock"), lambda: say(waiting)):
-            if manifest := read_manifest(folder):  # built by another process while this one waited
-                return manifest, True
-            if folder.exists():
-                say(
-                    f"{folder} is damaged (its files are not as its manifest.json says): building"
-                    " it again"
-                )
+            try:
+                if manifest := open_cache(folder, vocab_size):  # built while this process waited
+                    return manifest, True
+            except DamagedError:
+                pass
             return _build(folder, build), False
     except OSError as error:
         kept = (
@@ -61,6 +78,77 @@ def open_or_build(
             f"data.cache_dir: {folder.parent} cannot be written ({error.strerror or error}); free"
             " some space there or name another folder" + kept
         ) from error
+
+
+def open_cache(folder: Path, vocab_size: int | None = None) -> Manifest | None:
+    """Return the manifest of a cache; None if there is no folder.
+
+    Args:
+        folder: the cache.
+        vocab_size: as in `open_or_build`.
+
+    Raises:
+        DamagedError: the cache is not what was written.
+    """
+    try:
+        if not folder.exists():
+            return None
+    except OSError:
+        return None  # building it says why
+    try:
+        values = manifests.read_values(folder / manifests.FILE)
+        manifest = Manifest.model_validate(values)
+    except ValueError as error:
+        raise DamagedError(manifests.first_problem(error)) from error
+    if manifest.fingerprint != folder.name:
+        raise DamagedError(f"{manifests.FILE} is of another folder")
+    if len(manifest.splits) < 2:
+        raise DamagedError(f"{manifests.FILE} lacks a split")
+    for name, file in manifest.files.items():
+        try:
+            size = (folder / name).stat().st_size
+        except OSError as error:
+            raise DamagedError(f"{name}: {error.strerror}") from error
+        if size != file.bytes:
+            raise DamagedError(f"{name} has {size:,} bytes instead of {file.bytes:,}")
+    if vocab_size is not None and _is_first_on_machine():
+        verify(folder, manifest, vocab_size)
+    return manifest
+
+
+def verify(folder: Path, manifest: Manifest | WindowManifest, vocab_size: int) -> None:
+    """Read all files of a cache or of a window; check hashes, ids and where documents begin.
+
+    Raises:
+        DamagedError: naming a file that differs.
+    """
+    dtype = np.dtype(manifest.dtype)
+    last_start: dict[str, int] = {}
+
+    def see(path: Path, chunk: bytes) -> None:
+        split, _, name = path.stem.partition("-")
+        if name == "starts":
+            starts = np.frombuffer(chunk, np.int64)
+            tokens = manifest.splits[split].tokens  # type: ignore[index]
+            ascending = np.diff(starts, prepend=last_start.get(split, -1)) > 0
+            if not ascending.all() or starts[-1] >= tokens:
+                raise DamagedError(f"{path.name} holds places where no document can begin")
+            last_start[split] = int(starts[-1])
+        elif name.isdigit() and (largest := np.frombuffer(chunk, dtype).max()) >= vocab_size:
+            raise DamagedError(
+                f"{path.name} holds the id {largest:,}, beyond the tokenizer's {vocab_size:,}"
+            )
+
+    paths = [folder / name for name in manifest.files]
+    try:
+        found = hash_files("checking the tokens", paths, see)
+    except DamagedError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"its files cannot be read ({first_line(error)})") from error
+    for (name, file), sha256 in zip(manifest.files.items(), found, strict=True):
+        if sha256 != file.sha256:
+            raise DamagedError(f"{name} has another hash than {manifests.FILE} says")
 
 
 def unfinished(folder: Path) -> bool:
@@ -76,8 +164,9 @@ def _build(folder: Path, build: Callable[[Path], Manifest]) -> Manifest:
         shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(exist_ok=True)
     try:
-        manifest = {"fingerprint": folder.name, **build(temporary)}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        manifest = build(temporary).model_copy(update={"fingerprint": folder.name})
+        text = manifests.sealed(manifest)
+        (temporary / manifests.FILE).write_text(text, encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
             sync(path)
         temporary.rename(folder)
@@ -92,28 +181,6 @@ def _build(folder: Path, build: Callable[[Path], Manifest]) -> Manifest:
     return manifest
 
 
-def read_manifest(folder: Path) -> Manifest | None:
-    """Return the manifest of a complete cache; None if a file is missing or has the wrong size."""
-    try:
-        manifest: Manifest = json.loads((folder / "manifest.json").read_bytes())
-        files = [item for entry in manifest["splits"].values() for item in entry["files"].items()]
-        complete = manifest["fingerprint"] == folder.name and all(
-            (folder / name).stat().st_size == file["bytes"] for name, file in files
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return manifest if complete else None
-
-
-def damaged(folder: Path, manifest: Manifest) -> list[str]:
-    """Read all files, and return those that differ from the manifest's hashes or cannot be read."""
-    files = [item for entry in manifest["splits"].values() for item in entry["files"].items()]
-    names = []
-    for name, file in files:
-        try:
-            same = fingerprint(folder / name) == file
-        except OSError:
-            same = False
-        if not same:
-            names.append(name)
-    return names
+def _is_first_on_machine() -> bool:
+    """Return whether a launcher counts this process as the first one on its machine."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"

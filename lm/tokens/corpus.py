@@ -6,32 +6,37 @@ anything again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lm.config.schema.config import Config
 from lm.config.schema.data import DataConfig
-from lm.config.schema.source import HubSource, dataset_of, files_of, is_streamed
+from lm.config.schema.source import HubSource, SingleSource, dataset_of, files_of, is_streamed
 from lm.documents.conversations import Conversation
 from lm.documents.reader import Reader, hash_of_text
 from lm.documents.templates import ChatFormat
 from lm.system.errors import DataError
 from lm.system.units import in_bytes
 from lm.tokenizer.tokenizer import Tokenizer
-from lm.tokens.cache import open_or_build
+from lm.tokens.cache import DamagedError, open_cache, open_or_build
 from lm.tokens.engines import on_this_machine
-from lm.tokens.prepare import SPLITS, Split, prepare
-from lm.tokens.store import FORMAT, Manifest, TokenStore
+from lm.tokens.manifest import FILE as MANIFEST
+from lm.tokens.manifest import Manifest
+from lm.tokens.prepare import SPLITS, Split, changed_meanwhile, prepare
+from lm.tokens.prepared import cache_folder, cache_key, recall, remember, settings_of
+from lm.tokens.round_trip import losses
+from lm.tokens.store import TokenStore
 from lm.tokens.stream import Stream, choose_revision
+from lm.tokens.texts import Texts
 from lm.tokens.tokenise import Engine
 
 MOST_KINDS = 20  # of what was left out, in a line of the log
@@ -69,32 +74,47 @@ class Corpus:
         return [store for store in (self.train, self.val) if isinstance(store, TokenStore)]
 
 
-def readers(
-    data: DataConfig, tokenizer: Tokenizer | None = None
-) -> list[tuple[str, Reader, Split]]:
-    """Return each source's name, its documents, and which of them are held out.
+class _Source(NamedTuple):
+    """A source as the configuration has it: its key, its section, and its share of the rows."""
+
+    key: str
+    section: SingleSource
+    share: float
+
+    def name(self, files: Sequence[str]) -> str:
+        """Return how the log calls it if there are several sources; else an empty text."""
+        if self.share == 1.0:
+            return ""
+        more = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
+        return f"{files[0]}{more} ({self.share:.0%}): "
+
+
+def _sources(data: DataConfig) -> list[_Source]:
+    """Return the sources to train on, then the one for validation only, if there is one."""
+    total = sum(part.weight for _, part in data.parts)
+    sources = [_Source(key, part.source, part.weight / total) for key, part in data.parts]
+    return sources + (
+        [_Source("data.validation", data.validation, 1.0)] if data.validation is not None else []
+    )
+
+
+def readers(data: DataConfig, tokenizer: Tokenizer | None = None) -> list[tuple[Reader, Split]]:
+    """Return each source's documents, and which of them are held out.
 
     Raises:
         DataError: files are missing.
         ConfigError: a source has ids instead of text, and `tokenizer` is None.
     """
-    total = sum(part.weight for _, part in data.parts)
-    sources = []
-    for key, part in data.parts:
-        reader = Reader(part.source, key, data.on_bad_row, tokenizer)
-        more = f" and {len(reader.files) - 1:,} more" if len(reader.files) > 1 else ""
-        name = (
-            f"{reader.files[0]}{more} ({part.weight / total:.0%}): " if len(data.parts) > 1 else ""
-        )
-        sources.append((name, reader, split_of(data, reader)))
-    if data.validation is not None:
-        reader = Reader(data.validation, "data.validation", data.on_bad_row, tokenizer)
-        sources.append(("", reader, Split("all")))
-    return sources
+    found = [
+        Reader(source.section, source.key, data.on_bad_row, tokenizer) for source in _sources(data)
+    ]
+    return [(reader, split_of(data, reader)) for reader in found]
 
 
 def split_of(data: DataConfig, reader: Reader) -> Split:
-    """Return which documents of a source to train on are held out."""
+    """Return which documents of a source are held out."""
+    if reader.source is data.validation:
+        return Split("all")
     split = Split("none") if data.validation is not None else Split(data.split, data.val_fraction)
     return split if reader.chat is None else dataclasses.replace(split, test=data.test_fraction)
 
@@ -133,7 +153,7 @@ def held_out_conversations(
     once, in the first of them.
     """
     conversations, formats = list[str](), list[ChatFormat]()
-    for _, reader, split in readers(config.data, tokenizer):
+    for reader, split in readers(config.data, tokenizer):
         if reader.chat is not None:
             formats.append(reader.chat)
             choose = split.tested if config.data.test_fraction else split.held_out
@@ -172,6 +192,7 @@ def open_corpora(
     say: Callable[[str], None],
     engine: Engine = on_this_machine,
     revisions: Mapping[str, str] = MappingProxyType({}),
+    verify: bool = True,
 ) -> list[Corpus]:
     """Open the tokens of all sources, in the order of the configuration; `data.validation` is last.
 
@@ -181,28 +202,23 @@ def open_corpora(
         say: logs a line.
         engine: tokenises sources that have no cache yet.
         revisions: the dataset commits that a resumed run streams, by their sources' keys.
+        verify: reads and checks all tokens that exist already.
 
     Raises:
         DataError: the text cannot be read or is not enough.
         CheckpointError: a cache cannot be written.
     """
     data = config.data
+    opening = _Opening(data, tokenizer, say, engine, tokenizer.vocab_size if verify else None)
     corpora: list[Corpus] = []
-    for name, reader, split in readers(data, tokenizer):
-        if is_streamed(reader.source):
+    for source in _sources(data):
+        if is_streamed(source.section):
+            reader = Reader(source.section, source.key, data.on_bad_row, tokenizer)
             revision = revisions.get(reader.key)
+            name, split = source.name(reader.files), split_of(data, reader)
             corpora.append(_open_stream(config, name, reader, split, tokenizer, revision))
-            continue
-        folder = cache_folder(data, reader, split, tokenizer)
-
-        def build(empty: Path, reader: Reader = reader, split: Split = split) -> Manifest:
-            return prepare(empty, reader, tokenizer, split, engine)
-
-        manifest, cached = open_or_build(folder, build, say)
-        train, val = (TokenStore(folder, split_name, manifest) for split_name in SPLITS)
-        facts = _facts(manifest, train, val, f"{'read from' if cached else 'written to'} {folder}")
-        removed: Counter[str] = Counter(manifest["removed"])
-        corpora.append(Corpus(reader, name, folder, train, val, facts, removed))
+        else:
+            corpora.append(opening.open(source))
     _check_splits(data, corpora)
     # A split by hash puts equal documents on the same side, in all sources.
     if (data.validation is not None or data.split == "tail") and (repeated := _repeated(corpora)):
@@ -210,6 +226,94 @@ def open_corpora(
             f"{repeated:,} of the validation documents are also in the training text"
         )
     return corpora
+
+
+@dataclass
+class _Opening:
+    """Opens the caches of a configuration's sources."""
+
+    data: DataConfig
+    tokenizer: Tokenizer
+    say: Callable[[str], None]
+    engine: Engine
+    vocab_size: int | None  # None: do not check the tokens
+
+    def __post_init__(self) -> None:
+        self._texts = Texts(Path(self.data.cache_dir))
+
+    def open(self, source: _Source) -> Corpus:
+        """Open a source's tokens: those of its text as it is now, or, without it, those prepared.
+
+        A dataset of the hub is not asked for again once its tokens exist.
+        """
+        if dataset_of(source.section) is not None:
+            reader = self._reader(source)
+            folder = self._recall(reader)
+            # Opening tells whether it is usable; if it is not, the hub is asked.
+            with contextlib.suppress(DamagedError):
+                if folder is not None and (manifest := open_cache(folder, self.vocab_size)):
+                    origin = f"read from {folder}, as the dataset was {_made(folder)}"
+                    return self._corpus(source, reader, folder, manifest, origin)
+        try:
+            reader = self._reader(source)
+            folder = self._folder(reader)
+        except DataError as error:
+            return self._open_without_text(source, error)
+        manifest, cached = open_or_build(
+            folder, lambda empty: self._build(empty, reader, folder), self.say, self.vocab_size
+        )
+        remember(folder.parent, reader, self._settings(reader), folder)
+        origin = f"{'read from' if cached else 'written to'} {folder}"
+        return self._corpus(source, reader, folder, manifest, origin)
+
+    def _open_without_text(self, source: _Source, error: DataError) -> Corpus:
+        """Open the tokens that were prepared of a text that cannot be read any more."""
+        named = files_of(source.section) or [str(dataset_of(source.section))]
+        reader = self._reader(source, named)
+        folder = self._recall(reader)
+        try:
+            manifest = None if folder is None else open_cache(folder, self.vocab_size)
+        except DamagedError as damage:
+            raise DataError(
+                f"{error}; its tokens in {folder} are damaged too ({damage}): bring the text back"
+            ) from error
+        if manifest is None or folder is None:
+            raise error
+        self.say(f"{error}: the tokens that were prepared {_made(folder)} are used")
+        return self._corpus(source, reader, folder, manifest, f"read from {folder}")
+
+    def _reader(self, source: _Source, files: Sequence[str] | None = None) -> Reader:
+        return Reader(source.section, source.key, self.data.on_bad_row, self.tokenizer, files)
+
+    def _build(self, empty: Path, reader: Reader, folder: Path) -> Manifest:
+        split = split_of(self.data, reader)
+        manifest = prepare(empty, reader, self.tokenizer, split, self.engine)
+        if self._folder(reader) != folder:
+            raise changed_meanwhile(reader)  # after its hash was computed
+        return manifest
+
+    def _folder(self, reader: Reader) -> Path:
+        split = split_of(self.data, reader)
+        return cache_folder(self.data, reader, split, self.tokenizer, self._texts)
+
+    def _recall(self, reader: Reader) -> Path | None:
+        return recall(Path(self.data.cache_dir), reader, self._settings(reader))
+
+    def _settings(self, reader: Reader) -> dict[str, Any]:
+        return settings_of(reader, split_of(self.data, reader), self.tokenizer)
+
+    def _corpus(
+        self, source: _Source, reader: Reader, folder: Path, manifest: Manifest, origin: str
+    ) -> Corpus:
+        train, val = (TokenStore(folder, split_name, manifest) for split_name in SPLITS)
+        facts = _facts(manifest, train, val, origin)
+        removed = Counter(manifest.removed)
+        return Corpus(reader, source.name(reader.files), folder, train, val, facts, removed)
+
+
+def _made(folder: Path) -> str:
+    """Return the day on which a cache was made, in words."""
+    return f"on {date.fromtimestamp((folder / MANIFEST).stat().st_mtime):%Y-%m-%d}"
 
 
 def _open_stream(
@@ -226,8 +330,9 @@ def _open_stream(
     # The folder belongs to one run and one source: two readers at different places of the stream
     # would need different windows.
     run = str(Path(config.checkpoint.directory).resolve())
-    key = cache_key(reader, split, tokenizer, (rows, config.row_length, run, reader.key))
-    folder = Path(config.data.cache_dir) / key
+    cache_dir = Path(config.data.cache_dir)
+    of_stream = (rows, config.row_length, run, reader.key)
+    folder = cache_dir / cache_key(reader, split, tokenizer, Texts(cache_dir), of_stream)
     revision = choose_revision(folder, reader.source, resumed)
     folder /= revision
     stream = Stream(folder, reader, tokenizer, split, rows, config.row_length, revision)
@@ -244,42 +349,16 @@ def _open_stream(
     return Corpus(reader, name, folder, stream, val, facts, removed=Counter())
 
 
-def cache_folder(data: DataConfig, reader: Reader, split: Split, tokenizer: Tokenizer) -> Path:
-    """Return the folder for the tokens of a source that is not streamed."""
-    return Path(data.cache_dir) / cache_key(reader, split, tokenizer)
-
-
-def cache_key(
-    reader: Reader, split: Split, tokenizer: Tokenizer, of_stream: Sequence[object] = ()
-) -> str:
-    """Return a hash of everything that the shards depend on, as the name of a folder.
-
-    The length of rows does not count, because rows are cut when they are read. For a stream
-    `on_bad_row` does not count: a bad row that stops a run is in no window, and the run can then
-    continue with "skip". Stored text is read to its end, so "stop" must find the bad rows that
-    "skip" passed over.
-    """
-    content: dict[str, Any] = {
-        "format": FORMAT,
-        "tokenizer": [tokenizer.sha256, tokenizer.eos_id],
-        "source": reader.identity(),
-        "split": [split.kind, split.fraction, *([split.test] if split.test else [])],
-        "on_bad_row": None if of_stream else reader.on_bad_row,
-        "more": of_stream,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def _facts(manifest: Manifest, train: TokenStore, val: TokenStore, origin: str) -> list[str]:
     """Return what the log says about a cache: bytes per token, where it is, what was skipped."""
     text_bytes, text_tokens = train.text_bytes + val.text_bytes, train.text_tokens + val.text_tokens
     facts = [f"{text_bytes / text_tokens:.2f} bytes per token"] if text_tokens else []
     facts.append(origin)
-    if manifest["removed"]:
-        facts.append(_left_out(manifest["removed"]))
-    if manifest["ended_by"]:
-        facts.append(f"the rest was not read ({manifest['ended_by']})")
-    return facts
+    if manifest.removed:
+        facts.append(_left_out(manifest.removed))
+    if manifest.ended_by:
+        facts.append(f"the rest was not read ({manifest.ended_by})")
+    return facts + losses([train, val])
 
 
 def _left_out(removed: Mapping[str, int]) -> str:

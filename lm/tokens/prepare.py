@@ -17,7 +17,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,14 +28,15 @@ from lm.system.errors import DataError
 from lm.system.progress import ReadingProgress
 from lm.tokenizer.tokenizer import Tokenizer
 from lm.tokens.cache import JOURNAL
-from lm.tokens.store import Manifest, SplitWriter
+from lm.tokens.manifest import Manifest, SplitName
+from lm.tokens.store import SplitWriter
 from lm.tokens.tokenise import Engine, Tokenise, Tokens
 
-SPLITS = ("train", "val")
+SPLITS: tuple[SplitName, ...] = ("train", "val")
 FOR_TEST = "conversation kept for the closing report"
 JOURNAL_TOKENS = 2**26  # how many tokens a killed build repeats, at most
 # the journal of a build that has not begun
-NOTHING: Manifest = {
+NOTHING: dict[str, Any] = {
     "pieces": 0,
     "border": None,
     "parted": None,
@@ -87,7 +88,7 @@ def prepare(
     Raises:
         DataError: the text cannot be read, or it changed meanwhile.
     """
-    identity = reader.identity()
+    before = reader.identity()
     work = _Work(folder, reader, tokenizer, split)
     if split.kind == "tail" and work.border is None:
         work.border = find_tail(reader, split.fraction, engine)
@@ -102,12 +103,17 @@ def prepare(
                 progress.advance(int(tokens.text_bytes.sum()))
                 if work.full:
                     break
-    if reader.identity() != identity:
-        raise DataError(
-            f"{reader.key}: its files changed while they were read; start again when nobody writes"
-            " into them"
-        )
+    if reader.identity() != before:
+        raise changed_meanwhile(reader)
     return work.close()
+
+
+def changed_meanwhile(reader: Reader) -> DataError:
+    """Return the error for a text that somebody changes while it is read."""
+    return DataError(
+        f"{reader.key}: its files changed while they were read; start again when nobody writes"
+        " into them"
+    )
 
 
 class Border(NamedTuple):
@@ -148,13 +154,14 @@ class _Work:
         self._tokenise = Tokenise(reader, tokenizer)
         self._dtype = np.dtype(tokenizer.dtype)
         self._eos_id = tokenizer.eos_id
+        self._unknown_id = -1 if tokenizer.unknown_id is None else tokenizer.unknown_id
         try:
             self._start(json.loads((folder / JOURNAL).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):
             # There is no journal, or the shards are not those that it describes.
             self._start(NOTHING | {"cut": reader.cut, "removed": reader.named_twice})
 
-    def _start(self, state: Manifest) -> None:
+    def _start(self, state: dict[str, Any]) -> None:
         """Continue from a journal. Raises ValueError if it does not fit the source or the files."""
         if state["cut"] != self._reader.cut:
             raise ValueError("the journal counts other pieces")
@@ -264,11 +271,18 @@ class _Work:
             self._write(name, part)
         self._write("val", tokens.select(keep & (numbers > border.document)))
 
-    def _write(self, split: str, tokens: Tokens) -> None:
+    def _write(self, split: SplitName, tokens: Tokens) -> None:
         if len(tokens.lengths):
-            size, text_tokens = int(tokens.text_bytes.sum()), int(tokens.text_tokens.sum())
             self._writers[split].add(
-                tokens.ids, tokens.lengths, tokens.hashes, size, tokens.flags, text_tokens
+                tokens.ids,
+                tokens.lengths,
+                tokens.hashes,
+                int(tokens.text_bytes.sum()),
+                tokens.flags,
+                int(tokens.text_tokens.sum()),
+                unknown_tokens=int((tokens.ids == self._unknown_id).sum()),
+                compared_bytes=int(tokens.compared_bytes.sum()),
+                lost_bytes=int(tokens.lost_bytes.sum()),
             )
 
     def _end_of_file(self) -> None:
@@ -301,9 +315,11 @@ class _Work:
             self._end_of_file()
         limit = "max_documents" if self._selection.full else "max_tokens" if self.full else None
         splits = {name: writer.close() for name, writer in self._writers.items()}
-        return {
-            "dtype": self._dtype.name,
-            "splits": splits,
-            "removed": self._removed + self._selection.removed,
-            "ended_by": limit,
-        }
+        return Manifest.model_validate(
+            {
+                "dtype": self._dtype.name,
+                "splits": splits,
+                "removed": dict(self._removed + self._selection.removed),
+                "ended_by": limit,
+            }
+        )

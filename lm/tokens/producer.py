@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from lm.system.disk import read_json, replace
 from lm.system.errors import CheckpointError, ConfigError, DataError, UserError
+from lm.system.json_values import count, text
 from lm.system.locks import try_hold
 from lm.tokens.engines import leave_stopping_to_parent
 from lm.tokens.plan import Plan
@@ -190,7 +191,8 @@ def await_window(stream: Stream, number: int) -> TokenStore:
             failed = stream.folder / FAILED
             if alone and failed.exists():
                 failure = read_json(failed)
-                raise kinds.get(failure["exit_code"], ChildProcessError)(failure["message"])
+                kind = kinds.get(count(failure, "exit_code") or 0, ChildProcessError)
+                raise kind(text(failure, "message") or f"{failed} does not say what went wrong")
             alone_since = (alone_since or time.monotonic()) if alone else None
         if alone_since is not None and time.monotonic() - alone_since > STALE:
             raise DataError(
@@ -213,6 +215,7 @@ def _produce(stream: Stream, first: int, last: int, pipe: Connection) -> None:
                 try:
                     # An earlier run may have left windows at other places.
                     stream.clear(before=first - KEPT, after=first + KEPT)
+                    stream.clear_damaged(range(max(0, first - KEPT), first + KEPT + 1))
                     pipe.send(READY)
                     _make(stream, first, last, pipe)
                 except Exception as error:

@@ -8,7 +8,7 @@ A cache is one folder, named after a fingerprint of everything that its content 
         train-hashes.bin       uint64: a hash of each document's text
         train-flags.bin        conversations only: a byte for each id, see lm/documents/templates.py
         val-...                the same for the validation split
-        manifest.json          type, counts, and each file's size and SHA-256
+        manifest.json          type, counts, and each file's size and SHA-256 (manifest.py)
 
 The stream of a split is `EOS d1 EOS d2 ... EOS dn EOS`: an EOS opens each document, and one closes
 the last.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -27,14 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm.documents.templates import LEARNED
-from lm.system.disk import fingerprint, sync
+from lm.system.disk import sync
+from lm.tokens.manifest import Manifest, SplitEntry, SplitName, WindowManifest, facts_of
 
 FORMAT = 2  # part of the fingerprint: raise it if the same text would give other files
 SHARD_TOKENS = 2**26  # 128 MB at two bytes
 COUNTED_AT_ONCE = 2**22  # tokens
 MOST_OPEN = 128  # files; a process may open 1,024, and a large corpus has more shards
-
-Manifest = dict[str, Any]
 
 
 @dataclass(eq=False)
@@ -45,12 +45,23 @@ class Counts:
         tokens, documents: how many there are; EOS tokens count.
         text_tokens, text_bytes: the text in tokens without EOS, and in bytes of UTF-8. In
             conversations only text that is learnt counts.
+        unknown_tokens: how many tokens are the tokenizer's unknown token.
+        compared_bytes, lost_bytes: how much text was compared with what its tokens decode to, and
+            how much of it does not come back (lm/tokens/round_trip.py).
+        empty_documents: how many documents became no token at all.
     """
 
     tokens: int = 0
     documents: int = 0
     text_tokens: int = 0
     text_bytes: int = 0
+    unknown_tokens: int = 0
+    compared_bytes: int = 0
+    lost_bytes: int = 0
+    empty_documents: int = 0
+
+
+COUNTS = [field.name for field in fields(Counts)]
 
 
 class SplitWriter(Counts):
@@ -70,7 +81,7 @@ class SplitWriter(Counts):
         eos_id: int,
         dtype: Any,
         shard_tokens: int = SHARD_TOKENS,
-        state: Manifest | None = None,
+        state: Mapping[str, int] | None = None,
         flagged: bool = False,
     ):
         self._folder = folder
@@ -78,11 +89,11 @@ class SplitWriter(Counts):
         self._eos = np.array([eos_id], dtype)
         self._shard_tokens = shard_tokens
         self._flagged = flagged
-        super().__init__(**{} if state is None else counts_in(state))
+        super().__init__(**{} if state is None else {name: state[name] for name in COUNTS})
         self._cut()
 
     @property
-    def state(self) -> Manifest:
+    def state(self) -> dict[str, int]:
         """The state from which another writer continues; call `sync` first."""
         return asdict(self)
 
@@ -94,6 +105,9 @@ class SplitWriter(Counts):
         text_bytes: int,
         flags: NDArray[np.uint8] | None = None,
         text_tokens: int | None = None,
+        unknown_tokens: int = 0,
+        compared_bytes: int = 0,
+        lost_bytes: int = 0,
     ) -> None:
         """Append documents.
 
@@ -104,6 +118,7 @@ class SplitWriter(Counts):
             text_bytes: the size of the text in UTF-8.
             flags: a flag for each id, if the writer is `flagged`.
             text_tokens: how many of the ids are text; None: all.
+            unknown_tokens, compared_bytes, lost_bytes: as in `Counts`.
         """
         assert (flags is not None) == self._flagged
         assert ids.dtype == self._eos.dtype, f"{ids.dtype} ids for {self._eos.dtype} shards"
@@ -116,26 +131,27 @@ class SplitWriter(Counts):
         self.documents += len(lengths)
         self.text_tokens += len(ids) if text_tokens is None else text_tokens
         self.text_bytes += text_bytes
+        self.unknown_tokens += unknown_tokens
+        self.compared_bytes += compared_bytes
+        self.lost_bytes += lost_bytes
+        self.empty_documents += int((lengths == 0).sum())
 
     def sync(self) -> None:
         """Wait until everything is on the disk."""
         for file in self._files():
             sync(file)
 
-    def close(self) -> Manifest:
+    def close(self) -> SplitEntry:
         """Write the last EOS and return the manifest's entry."""
         self._add_tokens(self._eos)
         if self._flagged:
             self._append("flags", np.zeros(1, np.uint8))
         with ThreadPoolExecutor(2) as both:  # hashing runs outside the interpreter's lock
             stream = both.submit(self._stream_sha256)
-            files = {file.name: fingerprint(file) for file in self._files()}
-        return {
-            **asdict(self),
-            "shard_tokens": self._shard_tokens,
-            "sha256": stream.result(),
-            "files": files,
-        }
+            files = {file.name: facts_of(file) for file in self._files()}
+        return SplitEntry(
+            **asdict(self), shard_tokens=self._shard_tokens, sha256=stream.result(), files=files
+        )
 
     def _stream_sha256(self) -> str:
         """Hash the ids and flags, without how they are divided into shards."""
@@ -196,15 +212,14 @@ class TokenStore(Counts):
         flagged: whether each id has a flag.
     """
 
-    def __init__(self, folder: Path, split: str, manifest: Manifest):
-        entry = manifest["splits"][split]
-        super().__init__(**counts_in(entry))
+    def __init__(self, folder: Path, split: SplitName, manifest: Manifest | WindowManifest):
+        entry: SplitEntry = manifest.splits[split]  # type: ignore[index]
+        super().__init__(**{name: getattr(entry, name) for name in COUNTS})
         self.split = split
-        self.sha256: str = entry["sha256"]
-        # the windows of a stream list no files, and have no flags
-        self.flagged = f"{split}-flags.bin" in entry.get("files", {})
-        self.dtype = np.dtype(manifest["dtype"])
-        self._shard_tokens: int = entry["shard_tokens"]
+        self.sha256 = entry.sha256
+        self.flagged = f"{split}-flags.bin" in entry.files
+        self.dtype = np.dtype(manifest.dtype)
+        self._shard_tokens = entry.shard_tokens
         self._prefix = str(folder / split)
         self._maps: dict[str, NDArray[Any]] = {}
 
@@ -260,11 +275,6 @@ class TokenStore(Counts):
     def __getstate__(self) -> dict[str, Any]:
         # Pickling a memory map for a worker would copy the file's content.
         return {**self.__dict__, "_maps": {}}
-
-
-def counts_in(entry: Manifest) -> dict[str, int]:
-    """Return the counts of a split's entry in a manifest, or of a writer's state."""
-    return {field.name: entry[field.name] for field in fields(Counts)}
 
 
 def with_eos(

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -33,17 +34,18 @@ from lm.config.schema.source import HubSource
 from lm.documents import hub
 from lm.documents.faults import text_of
 from lm.documents.reader import Piece, Reader
-from lm.system.disk import fingerprint, read_json, refusals, replace, sync
-from lm.system.errors import DataError
+from lm.system.disk import read_json, refusals, replace, sync
+from lm.system.errors import CheckpointError, DataError
+from lm.system.json_values import text
 from lm.tokenizer.tokenizer import Tokenizer
-from lm.tokens.cache import open_or_build
+from lm.tokens.cache import DamagedError, open_or_build, verify
+from lm.tokens.manifest import FILE as MANIFEST
+from lm.tokens.manifest import Manifest, Position, WindowManifest, facts_of, read_values, sealed
 from lm.tokens.prepare import SPLITS, Split
-from lm.tokens.store import Counts, Manifest, SplitWriter, TokenStore, with_eos
+from lm.tokens.store import Counts, SplitWriter, TokenStore, with_eos
 from lm.tokens.tokenise import Tokenise
 
-# Passes over the dataset, rows read since, and the state of the datasets library.
-Position = dict[str, Any]
-BEGINNING: Position = {"passes": 0, "row": 0, "state": None}
+BEGINNING = Position()
 
 
 @dataclass(frozen=True)
@@ -93,17 +95,32 @@ class Stream:
         """
         folder = self.folder / f"val-{tokens}"
         manifest, _ = open_or_build(
-            folder, lambda empty: self._hold_out(empty, tokens), lambda _: None
+            folder,
+            lambda empty: self._hold_out(empty, tokens),
+            lambda _: None,
+            self.tokenizer.vocab_size,
         )
         return TokenStore(folder, "val", manifest)
 
     def window(self, number: int) -> TokenStore:
-        """Return a window's tokens, which must exist (`is_whole`)."""
+        """Return a window's tokens, which must exist (`is_whole`).
+
+        Each process reads the whole window once and compares its hashes: 34 MB take 20 ms or more.
+
+        Raises:
+            DataError: the window is damaged.
+        """
         if number not in self._stores:
             for old in [old for old in self._stores if abs(old - number) > 1]:
                 self._stores.pop(old).close()
             folder = self._window(number)
-            self._stores[number] = TokenStore(folder, "train", read_json(folder / "manifest.json"))
+            try:
+                manifest = self._verified(number)
+            except DamagedError as damage:
+                raise DataError(
+                    f"{folder} is damaged ({damage}); --resume auto makes this window again"
+                ) from damage
+            self._stores[number] = TokenStore(folder, "train", manifest)
         return self._stores[number]
 
     def is_whole(self, number: int) -> bool:
@@ -115,7 +132,8 @@ class Stream:
 
     def removed(self, number: int) -> Counter[str]:
         """Count the documents that the filters removed from a window."""
-        return Counter(read_json(self._window(number) / "manifest.json")["removed"])
+        manifest = self._manifest(number)
+        return Counter(manifest.removed if manifest is not None else {})
 
     def clear(self, before: int, after: int | None = None) -> None:
         """Remove the tokens of the windows before and after these two.
@@ -128,6 +146,16 @@ class Stream:
             if number < before or (after is not None and number > after):
                 path.unlink()
 
+    def clear_damaged(self, numbers: range) -> None:
+        """Remove the tokens of those windows that are not what was written, so that they are made
+        again.
+        """
+        for number in filter(self.is_whole, numbers):
+            try:
+                self._verified(number)
+            except DamagedError:
+                (self._window(number) / "train-00000.bin").unlink()
+
     def make(self, number: int) -> None:
         """Write a window.
 
@@ -139,7 +167,7 @@ class Stream:
             CheckpointError: the disk refuses a window.
         """
         known = number
-        while known > 0 and not (self._window(known - 1) / "manifest.json").exists():
+        while known > 0 and self._manifest(known - 1) is None:
             known -= 1
         for window in range(known, number + 1):
             self._make(window)
@@ -164,7 +192,11 @@ class Stream:
             count += len(ids)
         stream = np.concatenate(parts)
         rest, rest_starts = stream[size:], starts[starts >= size] - size
-        after = {"position": position, "rest_starts": rest_starts.tolist(), "removed": removed}
+        after = {
+            "position": position,
+            "rest_starts": rest_starts.tolist(),
+            "removed": dict(removed),
+        }
         with refusals(self._window(number), self.window_bytes):
             self._write(number, stream[: size + 1], starts[starts < size + 1], rest, after)
 
@@ -175,11 +207,41 @@ class Stream:
         """
         if number < 0:
             return BEGINNING, np.empty(0, self.tokenizer.dtype), np.empty(0, np.int64)
-        manifest = read_json(self._window(number) / "manifest.json")
+        manifest = self._manifest(number)
+        assert manifest is not None, "`make` begins behind a window that is known"
         rest = np.fromfile(self._window(number) / "rest.bin", self.tokenizer.dtype)
-        return manifest["position"], rest, np.array(manifest["rest_starts"], np.int64)
+        return manifest.position, rest, np.array(manifest.rest_starts, np.int64)
 
-    def _write(self, number: int, tokens: Any, starts: Any, rest: Any, after: Manifest) -> None:
+    def _manifest(self, number: int) -> WindowManifest | None:
+        """Return what is known of a window whose tokens may be removed; None if nothing is.
+
+        The next window begins with rest.bin, so that must be what was written.
+        """
+        folder = self._window(number)
+        try:
+            manifest = WindowManifest.model_validate(read_values(folder / MANIFEST))
+            rest = manifest.splits["train"].files.get("rest.bin")  # older windows list no files
+            good = rest is None or facts_of(folder / "rest.bin") == rest
+        except (OSError, ValueError):
+            return None
+        return manifest if good else None
+
+    def _verified(self, number: int) -> WindowManifest:
+        """Return the manifest of a window after reading all of it. Raises DamagedError."""
+        folder, manifest = self._window(number), self._manifest(number)
+        if manifest is None:
+            raise DamagedError(f"{MANIFEST} or rest.bin is not what was written")
+        entry = manifest.splits["train"]
+        if manifest.dtype != np.dtype(self.tokenizer.dtype).name or entry.tokens != (
+            self.rows * self.length + 1
+        ):
+            raise DamagedError(f"{MANIFEST} is of another window")
+        verify(folder, manifest, self.tokenizer.vocab_size)
+        return manifest
+
+    def _write(
+        self, number: int, tokens: Any, starts: Any, rest: Any, after: dict[str, Any]
+    ) -> None:
         """Write a window's files; if it was made before, its tokens must be the same."""
         folder = self._window(number)
         temporary = folder.with_suffix(".tmp")
@@ -188,18 +250,24 @@ class Stream:
         tokens.tofile(temporary / "train-00000.bin")
         starts.tofile(temporary / "train-starts.bin")
         rest.tofile(temporary / "rest.bin")
-        digest = fingerprint(temporary / "train-00000.bin")["sha256"]
+        files = {file.name: facts_of(file) for file in sorted(temporary.iterdir())}
         counts = Counts(len(tokens), len(starts), text_tokens=len(tokens) - len(starts))
-        entry = {**asdict(counts), "shard_tokens": len(tokens), "sha256": digest}
-        manifest = {"dtype": tokens.dtype.name, "splits": {"train": entry}, **after}
-        (temporary / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-        if (folder / "manifest.json").exists():
-            if read_json(folder / "manifest.json")["splits"]["train"]["sha256"] != digest:
-                raise DataError(
-                    f"{self._source.dataset}: what was read before comes out otherwise now; start"
-                    " anew with another checkpoint.directory"
-                )
-            shutil.rmtree(folder)
+        entry = {
+            **asdict(counts),
+            "shard_tokens": len(tokens),
+            "sha256": files["train-00000.bin"].sha256,
+            "files": files,
+        }
+        manifest = WindowManifest.model_validate(
+            {"dtype": tokens.dtype.name, "splits": {"train": entry}, **after}
+        )
+        (temporary / MANIFEST).write_text(sealed(manifest), encoding="utf-8")
+        if (before := self._manifest(number)) is not None and before.sha256 != manifest.sha256:
+            raise DataError(
+                f"{self._source.dataset}: what was read before comes out otherwise now; start"
+                " anew with another checkpoint.directory"
+            )
+        shutil.rmtree(folder, ignore_errors=True)
         for path in (*temporary.iterdir(), temporary):
             sync(path)
         temporary.rename(folder)
@@ -214,7 +282,7 @@ class Stream:
         removed: Counter[str] = Counter()
         batches = self._batches(BEGINNING, removed) if self.split.kind != "none" else ()
         for texts, position in batches:
-            if position["passes"]:
+            if position.passes:
                 break
             measured = Tokenise(self.reader, None).encode(texts, removed)
             held_out = self.split.held_out(measured.hashes)
@@ -223,17 +291,19 @@ class Stream:
             )
             if len(chosen.lengths):
                 writers["val"].add(
-                    chosen.ids, chosen.lengths, chosen.hashes, int(chosen.text_bytes.sum())
+                    chosen.ids,
+                    chosen.lengths,
+                    chosen.hashes,
+                    int(chosen.text_bytes.sum()),
+                    unknown_tokens=int((chosen.ids == self.tokenizer.unknown_id).sum()),
+                    compared_bytes=int(chosen.compared_bytes.sum()),
+                    lost_bytes=int(chosen.lost_bytes.sum()),
                 )
             if writers["val"].tokens > tokens:
                 break
         splits = {name: writer.close() for name, writer in writers.items()}
-        return {
-            "dtype": np.dtype(self.tokenizer.dtype).name,
-            "splits": splits,
-            "removed": removed,
-            "ended_by": None,
-        }
+        dtype = np.dtype(self.tokenizer.dtype).name
+        return Manifest.model_validate({"dtype": dtype, "splits": splits, "removed": dict(removed)})
 
     def _batches(
         self, position: Position, removed: Counter[str]
@@ -243,7 +313,7 @@ class Stream:
         Raises:
             DataError: the dataset cannot be read, or has no text.
         """
-        passes, row, state = position["passes"], position["row"], position["state"]
+        passes, row, state = position.passes, position.row, position.state
         while True:
             empty = row == 0
             for values, after in hub.stream(self._source, self.revision, state):
@@ -256,7 +326,7 @@ class Stream:
                     )
                 ]
                 empty = empty and not texts
-                yield texts, {"passes": passes, "row": row, "state": after}
+                yield texts, Position(passes=passes, row=row, state=after)
             if empty:
                 raise DataError(
                     f"{self.reader.key}: {self._source.dataset} has no text to train on"
@@ -282,8 +352,19 @@ def choose_revision(folder: Path, source: HubSource, resumed: str | None) -> str
         CheckpointError: the folder cannot be written.
     """
     path = folder / "stream.json"
-    if resumed is not None or not path.exists():
+    revision = resumed or _kept_revision(path)
+    if revision is None or resumed is not None:
+        revision = revision or hub.newest_revision(source)
         with refusals(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        replace(path, json.dumps({"revision": resumed or hub.newest_revision(source)}))
-    return str(read_json(path)["revision"])
+        replace(path, json.dumps({"revision": revision}))
+    return revision
+
+
+def _kept_revision(path: Path) -> str | None:
+    """Return the commit in stream.json; None if there is none, or if it is no commit."""
+    try:
+        revision = text(read_json(path), "revision")
+    except CheckpointError:
+        return None
+    return revision if revision and re.fullmatch(r"[0-9a-f]{40,64}", revision) else None

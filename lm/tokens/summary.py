@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lm.tokenizer.token_bytes import bytes_of_tokens
 from lm.tokenizer.tokenizer import Tokenizer
 from lm.tokens.corpus import Corpus, named
+from lm.tokens.round_trip import MOST_LOST, lost_share
 from lm.tokens.rows import ConversationRows, DocumentRows, SourceRows
 from lm.tokens.store import TokenStore
 from lm.tokens.stream import Stream
@@ -76,8 +77,8 @@ def _counts(split: str, parts: Sequence[SourceRows]) -> list[str]:
 
 def bytes_per_token(stores: Sequence[TokenStore]) -> float:
     """Return the UTF-8 bytes of stored text per token, without EOS."""
-    text_bytes = sum(store.text_bytes for store in stores)
-    return text_bytes / sum(store.text_tokens for store in stores)
+    tokens = sum(store.text_tokens for store in stores)
+    return sum(store.text_bytes for store in stores) / max(1, tokens)
 
 
 def text_bytes(tokenizer: Tokenizer, stores: Sequence[TokenStore]) -> NDArray[np.float64]:
@@ -85,9 +86,12 @@ def text_bytes(tokenizer: Tokenizer, stores: Sequence[TokenStore]) -> NDArray[np
 
     They turn the loss of any rows of the text into bits per byte. Over all of the text they sum to
     its bytes exactly, also if the tokenizer changes it: each byte of a token then stands for a
-    little more or less than one of the text.
+    little more or less than one of the text. All are 0 if the tokens lose more than MOST_LOST of
+    the text: bits per byte would then be of a shorter text than these bytes.
     """
     sizes = bytes_of_tokens(tokenizer)
+    if lost_share(stores) > MOST_LOST:
+        return np.zeros(len(sizes))
     decoded = sum(int(store.count_ids(len(sizes)) @ sizes) for store in stores)
     text = sum(store.text_bytes for store in stores)
     return sizes.astype(np.float64) * (text / max(1, decoded))

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lm.documents.conversations import Conversation
 from lm.documents.reader import Document, Piece, Reader, hash_of_text
 from lm.documents.templates import LEARNED, Encoded
 from lm.tokenizer.tokenizer import Tokenizer
+from lm.tokens.round_trip import compare
 
 
 class Tokens(NamedTuple):
@@ -27,6 +29,8 @@ class Tokens(NamedTuple):
     characters: NDArray[np.int64]  # for `tail`; if the source has ids, their number
     text_tokens: NDArray[np.int64]  # in conversations only ids of text that is learnt
     text_bytes: NDArray[np.int64]  # in UTF-8
+    compared_bytes: NDArray[np.int64]  # of the text, with what its tokens decode to
+    lost_bytes: NDArray[np.int64]  # how many of these do not come back
     flags: NDArray[np.uint8] | None  # only in conversations: one for each id
     removed: Counter[str]  # how many documents were skipped, by reason
 
@@ -46,6 +50,8 @@ class Tokens(NamedTuple):
             characters=self.characters[chosen],
             text_tokens=self.text_tokens[chosen],
             text_bytes=self.text_bytes[chosen],
+            compared_bytes=self.compared_bytes[chosen],
+            lost_bytes=self.lost_bytes[chosen],
             flags=selected(self.flags) if self.flags is not None else None,
             removed=self.removed,
         )
@@ -105,6 +111,9 @@ class Tokenise:
         elif self.tokenizer is not None:
             ids, lengths = self.tokenizer.encode_flat(texts)
         text_tokens = lengths
+        compared = lost = np.zeros(len(texts), np.int64)
+        if self.tokenizer is not None:
+            compared, lost = compare(self.tokenizer, self._plain(texts, encoded))
         if encoded is not None and self.tokenizer is not None and encoded[0].flags is not None:
             flags = np.concatenate(
                 [document.flags for document in encoded if document.flags is not None]
@@ -123,9 +132,17 @@ class Tokenise:
             ),
             text_tokens=text_tokens,
             text_bytes=text_bytes,
+            compared_bytes=compared,
+            lost_bytes=lost,
             flags=flags,
             removed=removed,
         )
+
+    def _plain(self, texts: list[str], encoded: list[Encoded] | None) -> list[str]:
+        """Return the documents as the text that became tokens; of stored ids there is none."""
+        if self.reader.chat is not None:
+            return [Conversation.from_json(text).plain_text for text in texts]
+        return texts if encoded is None else [""] * len(texts)
 
 
 class Engine(Protocol):

@@ -33,6 +33,7 @@ from lm.documents import hub
 from lm.documents.reader import Document, hash_of_text
 from lm.system.errors import ConfigError, DataError
 from lm.tokenizer.tokenizer import ByteTokenizer
+from lm.tokens.manifest import Manifest
 from lm.tokens.store import SplitWriter, TokenStore
 from tests.support.hub import Hub
 from tests.support.runs import config_file
@@ -77,7 +78,9 @@ def make_store(folder: Path, texts: list[str], split: str = "train", tokenizer=B
     hashes = np.array([hash_of_text(text) for text in texts], np.uint64)
     writer.add(ids, lengths, hashes, sum(len(text.encode()) for text in texts))
     return TokenStore(
-        folder, split, {"dtype": np.dtype(tokenizer.dtype).name, "splits": {split: writer.close()}}
+        folder,
+        split,
+        Manifest(dtype=np.dtype(tokenizer.dtype).name, splits={split: writer.close()}),
     )
 
 

@@ -356,7 +356,7 @@ def test_the_budget_on_the_command_line(tmp_path: Path) -> None:
     config = config_file(tmp_path)
     written, said = made(tmp_path, config, "--bytes", "500")
     assert "trained on 500 bytes of the training text" in said
-    [(_, reader, split)] = readers(load_config(config).config.data)
+    [(reader, split)] = readers(load_config(config).config.data)
     train = [text for side, text in documents_by_split(reader, split) if side == "train"]
     assert written.decode() == learn(excerpt(train, 500), 300)[0]
 

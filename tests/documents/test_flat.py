@@ -1,9 +1,13 @@
 """Flat files of token ids, read and written."""
 
+import bz2
 import functools
+import gzip
 import hashlib
 import itertools
 import json
+import lzma
+import pickle
 import subprocess
 import sys
 import tracemalloc
@@ -147,9 +151,9 @@ def test_it_is_what_one_document_after_the_other_gives(
         assert documents(store) == found
         assert store.text_bytes == sum(len(text(ids).encode()) for ids in found)
         assert store.document_hashes.tolist() == [hash_of_text(text(ids)) for ids in found]
-    if manifest["ended_by"] is None:
-        del manifest["removed"]["empty file"]
-        assert manifest["removed"] == removed
+    if manifest.ended_by is None:
+        manifest.removed.pop("empty file", None)
+        assert manifest.removed == removed
         for place in places:
             file, start = place.rsplit(":", 1)
             ids = np.fromfile(file, dtype).tolist()
@@ -203,7 +207,7 @@ def test_white_space_stays_and_equal_texts_are_on_the_side_of_text(tmp_path):
 def test_a_large_vocabulary_has_four_bytes_unless_it_is_said(tmp_path, dtype, option):
     file = write(tmp_path / "a.bin", stream("one", "two"), dtype)
     manifest, stores = build(tmp_path / "cache", reader(file, tokenizer=Large(), dtype=option))
-    assert manifest["dtype"] == "uint32"
+    assert manifest.dtype == "uint32"
     assert [text(ids) for ids in documents(stores["train"])] == ["one", "two"]
 
 
@@ -224,6 +228,86 @@ def test_memory_is_a_piece(tmp_path):
 def with_npy(path):
     with path.open("wb") as file:
         np.save(file, np.array(stream("text"), np.uint16))
+
+
+def with_npz(path):
+    with path.open("wb") as file:
+        np.savez(file, np.array(stream("text"), np.uint16))
+
+
+def llm_c(*texts, magic=20240520, version=1, dtype="<u2"):
+    """Return a file as llm.c and modded-nanogpt write it: an EOS opens each document."""
+    ids = np.array([i for text in texts for i in (EOS, *text)], dtype)
+    header = np.zeros(256, "<i4")
+    header[:3] = magic, version, len(ids)
+    return header.tobytes() + ids.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("magic", "version", "dtype"), [(20240520, 1, "<u2"), (20240801, 7, "<u4")]
+)
+@pytest.mark.parametrize("span", [100, 1024, 1030, 2**22])
+def test_the_header_of_llm_c_is_no_text(tmp_path, monkeypatch, magic, version, dtype, span):
+    monkeypatch.setattr(text_files, "SPAN_BYTES", span)
+    texts = [b"first", b"second" * 30, b"third"]
+    file = tmp_path / "fineweb_train_000001.bin"
+    file.write_bytes(llm_c(*texts, magic=magic, version=version, dtype=dtype))
+    source = reader(str(file))
+    manifest, stores = build(tmp_path / "cache", source)
+    assert documents(stores["train"]) == [list(text) for text in texts]
+    assert manifest.removed == {"empty document": 1}, "before the first EOS"
+    file.write_bytes(llm_c(b"ab", b"c\xff", magic=magic, version=version, dtype=dtype))
+    with file.open("r+b") as stream:
+        stream.seek(-np.dtype(dtype).itemsize, 2)
+        stream.write((999).to_bytes(np.dtype(dtype).itemsize, "little"))
+    with pytest.raises(DataError, match=r"000001\.bin:5: id 999 is beyond the 260"):
+        build(tmp_path / "again", source)
+
+
+NEIGHBOURS = {
+    "nanoGPT's characters": (
+        "meta.pkl",
+        pickle.dumps({"vocab_size": 65, "itos": {0: "a"}}),
+        "its ids are of a vocabulary of 65, says meta.pkl next to it (nanoGPT's numbers for",
+    ),
+    "a pickle without a size": (
+        "meta.pkl",
+        pickle.dumps({"a": [1]}),
+        "its ids are of another vocabulary, says meta.pkl",
+    ),
+    "no pickle": ("meta.pkl", b"\xff" * 50, "its ids are of another vocabulary, says meta.pkl"),
+    "Megatron": ("a.idx", b"MMIDIDX\0\0" + b"\0" * 30, "a dataset of Megatron or fairseq, whose"),
+    "litdata": ("index.json", b'{"chunks": [], "config": {}}', "a part of a dataset of litdata"),
+    "streaming": ("index.json", b'{"shards": [], "version": 2}', "a part of a dataset of litdata"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), NEIGHBOURS.values(), ids=NEIGHBOURS)
+def test_what_lies_beside_the_file_says_what_its_ids_are(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    file = write(tmp_path / "a.bin", stream("text"))
+    with pytest.raises(DataError) as error:
+        build(tmp_path / "cache", reader(file))
+    assert str(error.value).startswith(f"{file}: {message}")
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_vocabulary_of_the_same_size_is_this_one(tmp_path, protocol):
+    meta = {"itos": {}, "vocab_size": 260, "stoi": {"vocab": 9}}
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta, protocol))
+    file = write(tmp_path / "a.bin", stream("text"))
+    assert documents(build(tmp_path / "cache", reader(file))[1]["train"]) == [list(b"text")]
+
+
+def test_nothing_in_a_pickle_runs(tmp_path):
+    class Opens:
+        def __reduce__(self):
+            return open, (str(tmp_path / "it ran"), "w")
+
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"x": Opens(), "vocab_size": 65}))
+    with pytest.raises(DataError, match="a vocabulary of 65"):
+        build(tmp_path / "cache", reader(write(tmp_path / "a.bin", stream("text"))))
+    assert not (tmp_path / "it ran").exists()
 
 
 REFUSED = {
@@ -250,8 +334,27 @@ REFUSED = {
     ),
     "numpy.save": (
         with_npy,
-        "{f}: an array of numpy.save; write its ids without a header (array.tofile)",
+        "{f}: an array of numpy.save; write its ids flat, without a header (numpy: array.astype(",
     ),
+    "eight bytes read as two": (
+        np.array(stream("a longer text"), "<i8").tobytes(),
+        "{f}: three of four ids are 0, as it is where ids of eight bytes are read as two; write",
+    ),
+    "text": (b"This is a text, and no token ids.\n", "{f}: text, not token ids; name it as"),
+    "JSON": (b'{"text": "some words here"}\n ', "{f}: text, not token ids; name it as"),
+    "gzip": (gzip.compress(b"a" * 100), "{f}: packed by gzip; unpack it first"),
+    "xz": (lzma.compress(b"a" * 100), "{f}: packed by xz; unpack it first"),
+    "bzip2": (bz2.compress(b"a" * 100), "{f}: packed by bzip2; unpack it first"),
+    "zstd": (b"\x28\xb5\x2f\xfd" + b"\1" * 60, "{f}: packed by zstd; unpack it first"),
+    "a pickle": (pickle.dumps(list(range(90)), protocol=4), "{f}: a pickle; write its ids flat"),
+    "numpy.savez": (with_npz, "{f}: a zip archive, such as numpy.savez"),
+    "safetensors": (
+        (64).to_bytes(8, "little") + b'{"a":{"dtype":"U16"}}'.ljust(64) + b"\1\0" * 9,
+        "{f}: a safetensors file; name a file of token ids",
+    ),
+    "an index of Megatron's": (b"MMIDIDX\0\0" + b"\1" * 41, "{f}: the index of a Megatron or"),
+    "an index of fairseq's": (b"TNTIDX\0\0" + b"\1" * 40, "{f}: the index of a Megatron or"),
+    "llm.c, cut": (llm_c(b"some text")[:-2], "{f}: its header (llm.c) counts 10 ids, and 18 bytes"),
 }
 
 

@@ -22,6 +22,7 @@ from lm.evaluation.memorisation import PIECE, Continuations, Memorised, Ngrams, 
 from lm.evaluation.training_text import TrainingText, training_text
 from lm.tokenizer.tokenizer import load_tokenizer
 from lm.tokens.corpus import Corpus, open_corpora
+from lm.tokens.manifest import Manifest
 from lm.tokens.store import SplitWriter, TokenStore
 from tests.support.runs import config_file, write_trained
 
@@ -56,7 +57,7 @@ def stored(
         hashes,
         round(bytes_per_token * len(ids)),
     )
-    return TokenStore(place, "train", {"dtype": "uint16", "splits": {"train": writer.close()}})
+    return TokenStore(place, "train", Manifest(dtype="uint16", splits={"train": writer.close()}))
 
 
 def naive(streams: Texts, continuations: Texts, n: int) -> tuple[int, list[list[int]], int, int]:

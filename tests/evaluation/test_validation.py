@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from eval_val import print_scores
 from lm.config.schema.model import ModelConfig
 from lm.evaluation.validation import Evaluation, evaluate
 from lm.optim.loss import IGNORE_INDEX
@@ -306,3 +307,12 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
             (expected.loss, expected.bits_per_byte), nan_ok=True
         )
         assert tokens == expected.tokens
+
+
+def test_bits_per_byte_that_are_withheld_are_words(capsys: pytest.CaptureFixture[str]) -> None:
+    print_scores("a.ckpt", "c.yaml", Evaluation(loss=1.0, bits_per_byte=math.nan, tokens=5))
+    assert "perplexity 2.72, no bits per byte: the tokenizer loses a part of the text" in (
+        capsys.readouterr().out
+    )
+    print_scores("a.ckpt", "c.yaml", Evaluation(loss=1.0, bits_per_byte=1.5, tokens=5))
+    assert "perplexity 2.72, 1.5000 bits per byte" in capsys.readouterr().out

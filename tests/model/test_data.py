@@ -25,6 +25,7 @@ from lm.system.errors import ConfigError, DataError
 from lm.system.machine import ROOT
 from lm.tokenizer.tokenizer import ByteTokenizer, FastTokenizer
 from lm.tokens.corpus import _left_out
+from lm.tokens.manifest import Manifest
 from lm.tokens.plan import Plan
 from lm.tokens.rows import DocumentRows, PackedRows
 from lm.tokens.store import SplitWriter, TokenStore
@@ -69,7 +70,7 @@ def make_store(folder, documents, dtype=np.uint16, shard_tokens=2**26):
         1,
     )
     return TokenStore(
-        folder, "train", {"dtype": np.dtype(dtype).name, "splits": {"train": writer.close()}}
+        folder, "train", Manifest(dtype=np.dtype(dtype).name, splits={"train": writer.close()})
     )
 
 

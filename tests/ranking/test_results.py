@@ -26,6 +26,7 @@ from lm.evaluation.scoring import split
 from lm.evaluation.training_text import TrainingText
 from lm.ranking import results
 from lm.ranking.cases import CaseSet
+from lm.ranking.measures import BITS_PER_BYTE, NATS_PER_TOKEN
 from lm.ranking.questions import CaseEncoder
 from lm.ranking.results import (
     CaseResult,
@@ -361,6 +362,17 @@ def test_an_answer_is_exact_as_a_whole() -> None:
     assert [result.ended for result in measured.results] == [True, False, True, False]
     # " Paris\n" and the end of the turn
     assert {(result.target_tokens, result.target_bytes) for result in measured.results} == {(8, 5)}
+
+
+def test_a_target_that_its_tokens_lose_has_no_bits_per_byte(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(results, "is_lost", lambda tokenizer, text: text == " bb")
+    measured = measure_replies({}, cases_of(Case(prompt="a", target=" bb")))
+    [result] = measured.results
+    assert (result.target_bytes, result.target_tokens > 0) == (0, True)
+    assert BITS_PER_BYTE.count(result) is None
+    assert NATS_PER_TOKEN.count(result) is not None
 
 
 def test_the_first_of_equally_likely_choices_is_chosen() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from lm.checkpoints.folder import step_name
 from lm.checkpoints.write import point, write_checkpoint, write_json
@@ -30,7 +31,10 @@ from lm.reports.comparison import (
 from lm.reports.comparison_views import as_json, page, terminal
 from lm.runs.metrics import MetricsLog
 from lm.runs.record import read_run
+from lm.system.errors import ConfigError
 from lm.system.units import duration
+from lm.tokenizer.tokenizer import ByteTokenizer, FastTokenizer
+from lm.tokens.store import Counts
 from tools import compare as tool
 
 CONFIG: dict[str, Any] = {
@@ -492,3 +496,24 @@ def test_a_wrong_command_is_refused_in_one_line(
         monkeypatch.setattr(sys, "argv", ["compare", *arguments])
         with pytest.raises(tool.errors.UserError, match=expected):
             tool.main()
+
+
+def test_a_run_whose_tokenizer_loses_text_has_no_bits_per_byte_to_compare(tmp_path: Path) -> None:
+    other = {"tokenizer": {"name": "words", "sha256": "w"}}
+    a = read_run(run_folder(tmp_path / "a", {0: 5.0, 10: 4.0}))
+    b = read_run(run_folder(tmp_path / "b", {0: math.nan, 10: math.nan}, **other))
+    for yardstick in (choose_yardstick(a, b), choose_yardstick(b, a)):
+        assert yardstick.column is None
+        assert "its tokenizer loses a part of the text" in yardstick.note
+
+
+def test_bits_per_byte_are_not_judged_on_text_that_a_tokenizer_loses() -> None:
+    backend = Tokenizer(models.WordLevel({"<eos>": 0, "<unk>": 1, "a": 2}, unk_token="<unk>"))
+    words = FastTokenizer(backend.to_str(), "words", 0, 0)
+    for tokenizer, passages, stores in (
+        (words, ["b"], []),
+        (ByteTokenizer(), ["b"], [Counts(text_tokens=9, unknown_tokens=1)]),
+    ):
+        with pytest.raises(ConfigError, match=r"the tokenizer of B loses \d+\.\d+% of it"):
+            tool.require_whole(tool.Contender("B", None, tokenizer, None), stores, passages)
+    tool.require_whole(tool.Contender("B", None, ByteTokenizer(), None), [Counts()], [" b"])

@@ -765,7 +765,7 @@ def test_transformers_converts_what_has_no_fast_form(hub_folder: Path, tmp_path:
     found = load_tokenizer(str(hub_folder / "models/tiny/wordpiece"))
     assert (found.vocab_size, found.eos_id, found.pad_id) == (7, 3, 0)
     assert found.encode("the a") == [5, 6], "no [CLS] before and no [SEP] behind"
-    (tmp_path / "tokenizer.model").write_bytes(b"nothing that SentencePiece wrote")
+    (tmp_path / "vocab.txt").write_bytes(b"\xff")
     assert "cannot be turned into a fast tokenizer.json" in refusal(tmp_path)
 
 

@@ -10,19 +10,25 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from lm.system.disk import fingerprint
 from lm.system.errors import CheckpointError, DataError
 from lm.tokens import cache
-from lm.tokens.cache import JOURNAL, damaged, open_or_build, read_manifest
-from lm.tokens.store import TokenStore
+from lm.tokens.cache import JOURNAL, DamagedError, open_or_build
+from lm.tokens.cache import open_cache as read_cache
+from lm.tokens.manifest import read_values
+from lm.tokens.store import SplitWriter, TokenStore
 from tests.tokens.test_store import EOS, write
 
 ROOT = Path(__file__).parents[2]
 
 
-def build(folder):
-    return write(folder, [[[1, 2, 3]]])
+def build(folder, documents=((1, 2, 3),)):
+    manifest = write(folder, [documents])
+    val = SplitWriter(folder, "val", EOS, np.uint16).close()
+    return manifest.model_copy(update={"splits": {**manifest.splits, "val": val}})
 
 
 def never(_):
@@ -32,7 +38,7 @@ def never(_):
 def open_cache(folder, build):
     said = []
     manifest, cached = open_or_build(folder, build, said.append)
-    assert manifest["fingerprint"] == folder.name
+    assert manifest.fingerprint == folder.name
     return cached, said
 
 
@@ -72,12 +78,13 @@ def test_a_damaged_cache_is_built_again_and_that_is_said(tmp_path, damage):
     folder = tmp_path / "f1"
     open_cache(folder, build)
     DAMAGE[damage](folder)
-    assert read_manifest(folder) is None
+    with pytest.raises(DamagedError):
+        read_cache(folder)
     cached, said = open_cache(folder, build)
     assert cached is False
-    assert said == [
-        f"{folder} is damaged (its files are not as its manifest.json says): building it again"
-    ]
+    [line] = said
+    assert line.startswith(f"{folder} is damaged (")
+    assert line.endswith("): building it again")
     assert open_cache(folder, never) == (True, [])
 
 
@@ -112,7 +119,7 @@ def test_killed_half_way_leaves_nothing_that_is_used(tmp_path):
     assert (tmp_path / "f1.tmp" / "train-00000.bin").exists(), "the killed process left its files"
     assert not (tmp_path / "f1").exists()
     assert open_cache(tmp_path / "f1", build) == (False, [])
-    assert TokenStore(tmp_path / "f1", "train", read_manifest(tmp_path / "f1")).tokens == 5, (
+    assert TokenStore(tmp_path / "f1", "train", read_cache(tmp_path / "f1")).tokens == 5, (
         "not on top of the old files"
     )
     assert not (tmp_path / "f1.tmp").exists()
@@ -237,6 +244,7 @@ def test_a_journal_is_kept_with_what_belongs_to_it(tmp_path, failure):
         "train-00000.bin",
         "train-hashes.bin",
         "train-starts.bin",
+        "val-00000.bin",
     ]
     assert not (tmp_path / "f1.tmp").exists()
 
@@ -256,7 +264,7 @@ def test_a_kill_before_the_last_renaming_finds_the_journal(tmp_path, monkeypatch
 
     def build_with_journal(temporary):
         (temporary / JOURNAL).touch()
-        return write(temporary, [[[1, 2, 3]]])
+        return build(temporary)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -265,12 +273,130 @@ def test_a_kill_before_the_last_renaming_finds_the_journal(tmp_path, monkeypatch
     assert cache.unfinished(tmp_path / "f1")
 
 
-def test_flipped_bytes_are_found_by_hash_only(tmp_path):
+def opened(folder, vocab_size=10):
+    said = []
+    _, cached = open_or_build(folder, build, said.append, vocab_size)
+    return cached, said
+
+
+def flip(path):
+    content = path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+
+@pytest.mark.parametrize("name", ["train-00000", "train-starts", "train-hashes", "val-00000"])
+def test_one_bit_is_found_where_a_command_learns_from_it(tmp_path, name):
     folder = tmp_path / "f1"
-    open_cache(folder, build)
-    manifest = read_manifest(folder)
-    assert damaged(folder, manifest) == []
-    file = folder / "train-starts.bin"
-    file.write_bytes(file.read_bytes()[:-1] + b"x")
-    assert read_manifest(folder) == manifest, "sizes are as they should be"
-    assert damaged(folder, manifest) == ["train-starts.bin"]
+    opened(folder)
+    flip(folder / f"{name}.bin")
+    assert open_cache(folder, never) == (True, []), "sizes are as they should be"
+    cached, [line] = opened(folder)
+    assert not cached
+    assert line.startswith(f"{folder} is damaged ({name}.bin h")
+    assert opened(folder) == (True, [])
+
+
+def test_only_the_first_process_of_a_machine_reads_it_all(tmp_path, monkeypatch):
+    opened(tmp_path / "f1")
+    flip(tmp_path / "f1" / "train-00000.bin")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert opened(tmp_path / "f1") == (True, [])
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert opened(tmp_path / "f1")[0] is False
+
+
+def forge(folder, change):
+    """Change values in a manifest, and the hashes with them, as someone might who means it."""
+    values = read_values(folder / "manifest.json")
+    for split in values["splits"].values():
+        for name, file in split["files"].items():
+            file |= fingerprint(folder / name)
+    change(values)
+    (folder / "manifest.json").write_text(json.dumps(values))
+
+
+def test_ids_of_another_vocabulary_never_reach_a_model(tmp_path):
+    opened(tmp_path / "f1")
+    np.array([EOS, 1, 2, 10, EOS], np.uint16).tofile(tmp_path / "f1" / "train-00000.bin")
+    forge(tmp_path / "f1", lambda values: None)
+    cached, [line] = opened(tmp_path / "f1")
+    assert "train-00000.bin holds the id 10, beyond the tokenizer's 10" in line
+    assert not cached
+
+
+@pytest.mark.parametrize("starts", [[5], [-1], [2**40]])
+def test_documents_begin_where_there_is_text(tmp_path, starts):
+    opened(tmp_path / "f1")
+    np.array(starts, np.int64).tofile(tmp_path / "f1" / "train-starts.bin")
+    forge(tmp_path / "f1", lambda values: None)
+    assert "train-starts.bin holds places" in opened(tmp_path / "f1")[1][0]
+
+
+def put(*keys, value):
+    def change(values):
+        for key in keys[:-1]:
+            values = values[key]
+        values[keys[-1]] = value
+
+    return change
+
+
+TRAIN = ("splits", "train")
+FORGED = {
+    "a count in words": put(*TRAIN, "tokens", value="five"),
+    "a count that is true": put(*TRAIN, "documents", value=True),
+    "a fraction": put(*TRAIN, "tokens", value=5.5),
+    "a negative count": put(*TRAIN, "text_bytes", value=-1),
+    "an absurd count": put(*TRAIN, "tokens", value=10**30),
+    "shards of nothing": put(*TRAIN, "shard_tokens", value=0),
+    "shards beyond number": put(*TRAIN, "shard_tokens", value=1),
+    "more documents": put(*TRAIN, "documents", value=2),
+    "no split": put("splits", value={}),
+    "a list of splits": put("splits", value=[]),
+    "files of nothing": put(*TRAIN, "files", value=None),
+    "a file elsewhere": put(*TRAIN, "files", "../f1/train-00000.bin", value={}),
+    "another type": put("dtype", value="object"),
+    "removed in words": put("removed", value={"x": "many"}),
+    "a line in a reason": put("removed", value={"a\nb": 1}),
+}
+
+
+@pytest.mark.parametrize("change", FORGED)
+def test_a_manifest_of_another_shape_is_a_damaged_cache(tmp_path, change):
+    opened(tmp_path / "f1")
+    forge(tmp_path / "f1", FORGED[change])
+    cached, [line] = opened(tmp_path / "f1")
+    assert not cached
+    assert line.startswith(f"{tmp_path / 'f1'} is damaged (")
+    assert "\n" not in line
+
+
+def test_a_manifest_that_was_edited_is_a_damaged_cache(tmp_path):
+    """No file contradicts the number of bytes of text."""
+    opened(tmp_path / "f1")
+    file = tmp_path / "f1" / "manifest.json"
+    values = json.loads(file.read_text())
+    values["splits"]["train"]["text_bytes"] += 1
+    file.write_text(json.dumps(values))
+    assert "was changed after it was written" in opened(tmp_path / "f1")[1][0]
+
+
+def test_a_cache_of_an_earlier_version_has_no_hash_of_its_manifest(tmp_path):
+    opened(tmp_path / "f1")
+    forge(tmp_path / "f1", lambda values: None)
+    assert opened(tmp_path / "f1") == (True, [])
+
+
+@pytest.mark.parametrize("content", ["[" * 10**6, "[]", "null", '{"a": ' + "1" * 5000 + "}", ""])
+def test_a_manifest_that_is_no_object_is_a_damaged_cache(tmp_path, content):
+    opened(tmp_path / "f1")
+    (tmp_path / "f1" / "manifest.json").write_text(content)
+    assert opened(tmp_path / "f1")[0] is False
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "train-00000.bin"])
+def test_a_pipe_in_a_cache_is_not_waited_for(tmp_path, name):
+    opened(tmp_path / "f1")
+    (tmp_path / "f1" / name).unlink()
+    os.mkfifo(tmp_path / "f1" / name)
+    assert opened(tmp_path / "f1")[0] is False

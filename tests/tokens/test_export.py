@@ -12,6 +12,7 @@ import pytest
 from lm.system.errors import CheckpointError
 from lm.tokens import export
 from lm.tokens.export import write_flat
+from lm.tokens.manifest import Manifest
 from lm.tokens.store import SplitWriter, TokenStore
 
 
@@ -25,7 +26,7 @@ def store(folder):
         np.array([1], np.uint64),
         4,
     )
-    manifest = {"dtype": "uint16", "splits": {"train": writer.close()}}
+    manifest = Manifest(dtype="uint16", splits={"train": writer.close()})
     return TokenStore(folder, "train", manifest)
 
 

@@ -32,7 +32,7 @@ from lm.system.errors import CheckpointError, DataError, UserError
 from lm.tokenizer.tokenizer import ByteTokenizer
 from lm.tokens import engines
 from lm.tokens import prepare as preparation
-from lm.tokens.cache import JOURNAL, open_or_build, read_manifest
+from lm.tokens.cache import JOURNAL, open_cache, open_or_build
 from lm.tokens.engines import in_this_process, on_this_machine
 from lm.tokens.prepare import Split, prepare
 from lm.tokens.store import TokenStore
@@ -229,11 +229,12 @@ def test_it_is_what_one_document_after_the_other_gives(
         store = TokenStore(folder / "cache", name, manifest)
         assert store.document_hashes.tolist() == [hash_of_text(text) for text in expected]
         assert store.text_bytes == store.text_tokens == sum(len(text.encode()) for text in expected)
-    del manifest["removed"]["empty file"], removed["empty file"]
-    if manifest["ended_by"] is None:
-        assert manifest["removed"] == removed
+    manifest.removed.pop("empty file", None)
+    del removed["empty file"]
+    if manifest.ended_by is None:
+        assert manifest.removed == removed
     else:
-        assert manifest["removed"] <= removed, "what was not read cannot be counted"
+        assert manifest.removed <= removed, "what was not read cannot be counted"
 
 
 @pytest.mark.usefixtures("starts_processes")
@@ -250,8 +251,8 @@ def test_no_text_at_all_is_no_failure_here(tmp_path):
     section = source_in(tmp_path, texts=["", " ", "\n", ""])
     for split in SPLITS:
         _, manifest = build(tmp_path / split, section, SPLITS[split])
-        assert [manifest["splits"][name]["documents"] for name in ("train", "val")] == [0, 0]
-        assert manifest["removed"] == {"empty document": 4, "empty file": 2}
+        assert [manifest.splits[name].documents for name in ("train", "val")] == [0, 0]
+        assert manifest.removed == {"empty document": 4, "empty file": 2}
 
 
 # --- what is wrong in the text
@@ -281,7 +282,7 @@ def test_an_empty_file_is_named(tmp_path):
     (tmp_path / "ab.jsonl").write_text("\n \n")
     with pytest.raises(DataError, match=r"ab\.jsonl: empty file: there is no text in it"):
         build(tmp_path / "stop", section, HASH, policy="stop")
-    assert build(tmp_path / "skip", section, HASH)[1]["removed"] == {
+    assert build(tmp_path / "skip", section, HASH)[1].removed == {
         "empty file": 1,
         "empty document": 2,
     }
@@ -496,7 +497,7 @@ def test_kill_9_at_random_points(tmp_path, split, amount):
             "the journal is used"
         )
         assert content(folder) == expected
-        assert read_manifest(folder) == read_manifest(tmp_path / "straight" / "f")
+        assert open_cache(folder) == open_cache(tmp_path / "straight" / "f")
         assert sorted(path.name for path in folder.parent.iterdir()) == ["build.py", "f", "f.lock"]
 
 
@@ -612,7 +613,7 @@ def test_memory_is_some_pieces(tmp_path, monkeypatch):
     _, manifest = _manifest_only(tmp_path / "cache", section)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert sum(manifest["splits"][name]["text_bytes"] for name in ("train", "val")) > 8_000_000
+    assert sum(manifest.splits[name].text_bytes for name in ("train", "val")) > 8_000_000
     assert peak < 1_500_000
 
 
@@ -659,5 +660,5 @@ def test_the_numbers_of_a_hash_are_words_of_its_own(tmp_path):
         == [hash_of_text("Grüße"), hash_of_text("a")]
         == [10566448050427439878, 3405396810240292928]
     )
-    assert re.fullmatch("[0-9a-f]{64}", manifest["splits"]["train"]["sha256"])
+    assert re.fullmatch("[0-9a-f]{64}", manifest.splits["train"].sha256)
     assert issubclass(DataError, UserError)

@@ -48,7 +48,7 @@ def test_the_same_bytes_as_alone(
             (manifest, {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.bin")})
         )
     assert contents[0] == contents[1]
-    assert contents[0][0]["splits"]["train"]["documents"] > 5000
+    assert contents[0][0].splits["train"].documents > 5000
 
 
 def test_a_wrong_row_is_named_by_its_line(tmp_path: Path, engine: Any) -> None:

@@ -25,6 +25,7 @@ from lm.system.errors import DataError
 from lm.tokenizer.learn import learn
 from lm.tokenizer.tokenizer import ByteTokenizer, FastTokenizer
 from lm.tokens.corpus import held_out_conversations
+from lm.tokens.manifest import Manifest
 from lm.tokens.rows import ConversationRows, pack
 from lm.tokens.store import SplitWriter, TokenStore
 from model import Decoder
@@ -46,7 +47,7 @@ def make_store(folder, given):
     flags = np.array([flag for conversation in given for _, flag in conversation], np.uint8)
     lengths = np.array([len(conversation) for conversation in given], np.int64)
     writer.add(ids, lengths, np.zeros(len(given), np.uint64), 1, flags, 1)
-    return TokenStore(folder, "train", {"dtype": "uint16", "splits": {"train": writer.close()}})
+    return TokenStore(folder, "train", Manifest(dtype="uint16", splits={"train": writer.close()}))
 
 
 def expected(given, length, too_long):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.tokens import store as token_store
+from lm.tokens.manifest import Manifest
 from lm.tokens.store import SplitWriter, TokenStore
 
 EOS = 9
@@ -30,7 +31,7 @@ def write(folder, batches, dtype=np.uint16, shard_tokens=2**26):
     writer = SplitWriter(folder, "train", EOS, dtype, shard_tokens)
     for documents in batches:
         add(writer, documents, dtype)
-    return {"dtype": np.dtype(dtype).name, "splits": {"train": writer.close()}}
+    return Manifest(dtype=np.dtype(dtype).name, splits={"train": writer.close()})
 
 
 documents = st.lists(st.lists(st.integers(0, 8), max_size=12), min_size=1, max_size=6)
@@ -69,10 +70,7 @@ def test_the_largest_id_survives(tmp_path, dtype):
     largest = int(np.iinfo(dtype).max)
     manifest = write(tmp_path, [[[0, largest]]], dtype)
     assert TokenStore(tmp_path, "train", manifest).read(1, 2).tolist() == [0, largest]
-    assert (
-        manifest["splits"]["train"]["files"]["train-00000.bin"]["bytes"]
-        == 4 * np.dtype(dtype).itemsize
-    )
+    assert manifest.splits["train"].files["train-00000.bin"].bytes == 4 * np.dtype(dtype).itemsize
 
 
 def test_ids_of_another_type_are_not_squeezed_in(tmp_path):
@@ -104,7 +102,7 @@ def test_beyond_five_digits_shards_are_hashed_in_the_order_of_their_numbers(tmp_
         np.array([number % 251], np.uint16).tofile(tmp_path / f"train-{number:05d}.bin")
     entry = writer.close()
     assert (
-        entry["sha256"]
+        entry.sha256
         == hashlib.sha256(
             np.array([256, *(number % 251 for number in numbers)], np.uint16).tobytes()
         ).hexdigest()
@@ -120,16 +118,14 @@ def test_a_store_is_sent_to_workers_without_its_content(tmp_path):
 
 
 def test_a_split_without_documents(tmp_path):
-    manifest = {
-        "dtype": "uint16",
-        "splits": {"train": SplitWriter(tmp_path, "train", EOS, np.uint16).close()},
-    }
+    writer = SplitWriter(tmp_path, "train", EOS, np.uint16)
+    manifest = Manifest(dtype="uint16", splits={"train": writer.close()})
     store = TokenStore(tmp_path, "train", manifest)
     assert (store.tokens, store.documents, store.text_tokens, store.text_bytes) == (1, 0, 0, 0)
     assert store.read(0, 5).tolist() == [EOS]
     assert store.document_starts.dtype == np.int64
     assert len(store.document_starts) == len(store.document_hashes) == 0
-    assert sorted(manifest["splits"]["train"]["files"]) == ["train-00000.bin"]
+    assert sorted(manifest.files) == ["train-00000.bin"]
 
 
 def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
@@ -173,7 +169,7 @@ def test_another_writer_goes_on_from_any_state(tmp_path_factory, batches, shard_
     second = SplitWriter(folder, "train", EOS, np.uint16, shard_tokens, state)
     for batch in batches[known:]:
         add(second, batch)
-    assert second.close() == expected["splits"]["train"]
+    assert second.close() == expected.splits["train"]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         path.name: path.read_bytes() for path in straight.iterdir()
     }

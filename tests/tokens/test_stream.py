@@ -4,6 +4,7 @@ same run, killed or not.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -156,6 +157,73 @@ def test_a_window_is_made_again_from_what_was_kept(tmp_path: Path) -> None:
     for window in (2, 3, 4, 6):
         for path in (tmp_path / f"window-{window:06d}").iterdir():
             assert path.read_bytes() == before[path]
+
+
+def flip(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+
+@pytest.mark.parametrize("name", ["train-00000.bin", "train-starts.bin", "rest.bin"])
+def test_a_damaged_window_is_not_learnt_from_and_made_again(tmp_path: Path, name: str) -> None:
+    make_all(make_stream(tmp_path), 4)
+    before = {path: path.read_bytes() for path in tmp_path.glob("window-*/*")}
+    flip(tmp_path / "window-000002" / name)
+    stream = make_stream(tmp_path)
+    with pytest.raises(DataError, match=r"window-000002 is damaged \(.*; --resume auto makes"):
+        stream.window(2)
+    stream.clear_damaged(range(5))
+    assert [stream.is_whole(window) for window in range(5)] == [True, True, False, True, True]
+    stream.make(2)
+    stream.window(2)
+    assert {path: path.read_bytes() for path in tmp_path.glob("window-*/*")} == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("position", {"passes": "many"}),
+        ("position", []),
+        ("rest_starts", [-1]),
+        ("removed", {"x": 1.5}),
+        ("dtype", "float64"),
+        ("splits", {}),
+        ("row", None),
+    ],
+)
+def test_a_window_whose_manifest_says_something_else_is_made_again(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    make_all(make_stream(tmp_path), 3)
+    before = {path: path.read_bytes() for path in tmp_path.glob("window-*/*")}
+    file = tmp_path / "window-000002" / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    stream = make_stream(tmp_path)
+    shutil.rmtree(tmp_path / "window-000003")
+    stream.make(3)
+    stream.make(2)
+    assert {path: path.read_bytes() for path in tmp_path.glob("window-*/*")} == before
+
+
+def test_a_window_of_an_earlier_version_lists_no_files(tmp_path: Path) -> None:
+    make_all(make_stream(tmp_path), 1)
+    file = tmp_path / "window-000000" / "manifest.json"
+    values = json.loads(file.read_text())
+    del values["manifest_sha256"], values["splits"]["train"]["files"]
+    file.write_text(json.dumps(values))
+    make_stream(tmp_path).window(0)
+    shutil.rmtree(tmp_path / "window-000001")
+    make_stream(tmp_path).make(1)
+    flip(tmp_path / "window-000000" / "train-00000.bin")
+    with pytest.raises(DataError, match="is damaged"):
+        make_stream(tmp_path).window(0)
+
+
+@pytest.mark.parametrize("kept", ["", "[]", "{}", '{"revision": 5}', '{"revision": "../../x"}'])
+def test_a_commit_that_is_none_is_looked_up_anew(tmp_path: Path, kept: str) -> None:
+    (tmp_path / "stream.json").write_text(kept)
+    source = HubSource(format="hub", dataset="a/b", streaming=True)
+    assert choose_revision(tmp_path, source, None) == "0123456789abcdef"
 
 
 def test_windows_on_the_way_to_one_leave_no_tokens(tmp_path: Path) -> None:
@@ -708,13 +776,11 @@ def test_a_mistake_in_the_producer_is_an_internal_error_of_the_run(
 ) -> None:
     """The run's file holds the producer's traceback."""
     stream = make_stream(tmp_path)
-    (tmp_path / "window-000000").mkdir()
-    (tmp_path / "window-000000" / "manifest.json").write_text("{}")
-    (tmp_path / "window-000000" / "rest.bin").touch()
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(errors, "_places", [])
     errors.keep_tracebacks_in(tmp_path / "run")
-    producer = Producer(stream, 1, 1)
+    wrong: Any = {"rows": "5"}
+    producer = Producer(dataclasses.replace(stream, **wrong), 1, 1)
     try:
         with pytest.raises(SystemExit) as left:
             errors.run(partial(await_window, stream, 1))  # type: ignore[arg-type]
@@ -723,8 +789,8 @@ def test_a_mistake_in_the_producer_is_an_internal_error_of_the_run(
     [file] = (tmp_path / "run").iterdir()
     assert left.value.code == 1
     said = (
-        "internal error: ChildProcessError: in the process that reads the stream: KeyError:"
-        " 'position'"
+        "internal error: ChildProcessError: in the process that reads the stream: TypeError:"
+        ' can only concatenate str (not "int") to str'
     )
     assert capsys.readouterr().err == f"{said} (the traceback is in {file})\n"
     assert "stream.make(window)" in file.read_text()

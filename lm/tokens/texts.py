@@ -1,0 +1,73 @@
+"""What a text is known by: the SHA-256 of its files, so that equal sizes and dates prove nothing.
+
+Hashing a text at each start would take half a second or more per gigabyte. So the hashes stand in
+`texts.json` in `data.cache_dir`, with what the system says about each file: its size, the times of
+its last changes, and its inode. Programs can set the first time back, but not the second (`ctime`).
+A file that changes while it is hashed, or shortly before, is hashed again at the next start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from lm.documents.reader import states
+from lm.system.disk import read_bytes, replace
+from lm.system.errors import CheckpointError
+from lm.tokens.hashing import hash_files
+from lm.tokens.manifest import Digest
+
+FILE = "texts.json"
+MOST_BYTES = 2**28  # a million files
+# Seconds. A clock of the file system may stand still for a while, so two changes can look like one.
+SETTLED = 2.0
+
+Known = dict[str, tuple[int, int, int, int, Digest]]  # by path: its `states`, and the hash
+READ = TypeAdapter(Annotated[Known, Field(max_length=2_000_000)])
+
+
+class Texts:
+    """The hashes of text files, kept in a folder of token caches."""
+
+    def __init__(self, cache_dir: Path):
+        self._cache_dir = cache_dir
+        self._changed = False
+        try:
+            self._known = READ.validate_json(read_bytes(cache_dir / FILE, MOST_BYTES))
+        except (OSError, ValidationError):
+            self._known = {}  # none yet, or damaged: then all are hashed again
+
+    def hashes(self, files: Sequence[str]) -> list[str]:
+        """Return the SHA-256 of each file.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        paths = [str(Path(file).resolve()) for file in files]
+        state_of = dict(zip(paths, states(paths), strict=True))
+        result = {
+            path: self._known[path][4]
+            for path, state in state_of.items()
+            if path in self._known and self._known[path][:4] == state
+        }
+        new = [path for path in state_of if path not in result]
+        if new:
+            now = time.time_ns()
+            result |= zip(new, hash_files("reading the text", list(map(Path, new))), strict=True)
+            for path in new:
+                _, modified, changed, _ = state = state_of[path]
+                if now - max(modified, changed) > SETTLED * 1e9 and states([path]) == [state]:
+                    self._known[path] = (*state, result[path])
+                    self._changed = True
+        if self._changed and self._cache_dir.is_dir():
+            # It only saves time, so a cache that is read-only is no problem.
+            with contextlib.suppress(CheckpointError):
+                replace(self._cache_dir / FILE, json.dumps(self._known))
+            self._changed = False
+        return [result[path] for path in paths]
