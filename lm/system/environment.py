@@ -16,7 +16,7 @@ import re
 import tempfile
 import warnings
 
-# Lightning takes defaults of its Trainer from PL_TRAINER_* and LT_*; tqdm those of a bar from TQDM_*.
+# Lightning takes defaults of its Trainer from PL_* and LT_*, tqdm those of a bar from TQDM_*.
 PREFIXES = ("PL_", "LT_", "TQDM_")
 NAMES = (
     "MPLBACKEND",  # matplotlib refuses to load if it names no backend; we draw into files only

@@ -13,8 +13,8 @@ from lm.config.schema.config import Config
 from lm.runs.folder import RunFolder
 from lm.runs.incidents import GoBack, Incidents
 from lm.runs.origin import Origin, find_origin, is_finished
-from lm.system.errors import NonFiniteError, keep_tracebacks_in
 from lm.system.environment import ignored
+from lm.system.errors import NonFiniteError, keep_tracebacks_in
 from lm.system.progress import Progress
 from lm.system.signals import StopSignals, stopped
 from lm.system.streams import outlive_stdout
@@ -94,8 +94,10 @@ class Run:
     ) -> None:
         self.signals.__exit__(kind, error, trace)
         # After a step with non-finite numbers the same command would come to the same step.
-        if self.saved >= 0 and isinstance(error, Exception) and not isinstance(
-            error, NonFiniteError
+        if (
+            self.saved >= 0
+            and isinstance(error, Exception)
+            and not isinstance(error, NonFiniteError)
         ):
             error.add_note(f"then {self.go_on}")
         if self.folder is not None:

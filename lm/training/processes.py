@@ -101,11 +101,7 @@ def check_launcher(trainer: TrainerConfig) -> None:
             )
         return
     processes = _count("WORLD_SIZE" if name == "torchrun" else "SLURM_NTASKS")
-    here = (
-        _count("LOCAL_WORLD_SIZE")
-        if name == "torchrun"
-        else processes // _count("SLURM_NNODES")
-    )
+    here = _count("LOCAL_WORLD_SIZE") if name == "torchrun" else processes // _count("SLURM_NNODES")
     if (here, here * trainer.num_nodes) != (trainer.devices, processes):
         raise ConfigError(
             f"trainer.devices: {name} started {processes} processes, {here} on each machine, got"
