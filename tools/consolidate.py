@@ -51,9 +51,35 @@ def main() -> None:
         raise errors.CheckpointError(
             f"{path} is there already; remove it, or name another folder with --out"
         )
+    require_fitting_shards(sharded)
     write_checkpoint(path, writers(sharded))
     Checkpoint(path).verify()
     print(f"{path}: joined from {count} shards, and verified")
+
+
+def require_fitting_shards(sharded: Checkpoint) -> None:
+    """Raise CheckpointError unless a run could go on from the shards: their hashes say only that
+    nobody has changed them since.
+    """
+    import torch
+
+    from lm.checkpoints.fsdp import read_any_weights
+    from lm.checkpoints.meta import read_meta
+    from lm.checkpoints.train_state import read_train_state
+    from lm.config.schema.optimizer import OptimizerConfig
+    from lm.optim.optimizers import make_optimizer, trained
+    from lm.surgery.lora import add_adapters
+    from model import Decoder
+
+    meta = read_meta(sharded)
+    with torch.device("meta"):  # shapes alone
+        decoder = Decoder(meta.model, initialise=False)
+        if meta.adapters is not None:
+            add_adapters(decoder, meta.adapters.lora, four_bits=False)
+    # Any settings will do: the groups of weights are those of every run.
+    read_train_state(sharded, make_optimizer(decoder, OptimizerConfig(), "fp32"))
+    for averaged in (False, True):
+        read_any_weights(sharded, trained(decoder), averaged)
 
 
 def writers(sharded: Checkpoint) -> dict[str, Callable[[Path], Any]]:
