@@ -21,14 +21,14 @@ from tests.support.faults import ROOT
 FULL = Path("/dev/full")
 
 
-def run(body: str, *, shell: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command with this `main`; `shell` redirects its streams."""
+def run(body: str, *, redirect: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command with this `main`; `redirect` redirects its streams."""
     program = (
         "import os, sys\nfrom lm.system import errors, streams\n"
         f"def main():\n    {body}\nerrors.run(main)"
     )
     return subprocess.run(
-        ["bash", "-o", "pipefail", "-c", f'"$@" {shell}', "bash", sys.executable, "-c", program],
+        ["bash", "-o", "pipefail", "-c", f'"$@" {redirect}', "bash", sys.executable, "-c", program],
         cwd=ROOT,
         env=os.environ | variables,
         capture_output=True,
@@ -49,21 +49,21 @@ def test_a_character_that_cannot_be_shown_is_replaced(encoding: str) -> None:
 
 
 @pytest.mark.usefixtures("starts_processes")
-@pytest.mark.parametrize("shell", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_a_closed_stream_is_the_null_device(shell: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("redirect", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_the_null_device(redirect: str, tmp_path: Path) -> None:
     """A file that is opened later does not take the stream's number either."""
     file = tmp_path / "file"
     done = run(
         f"print('x'); print('y', file=sys.stderr); f = open({str(file)!r}, 'w');"
         " os.write(2, b'z'); f.write(str(f.fileno()))",
-        shell=shell,
+        redirect=redirect,
     )
     assert done.returncode == 0 and int(file.read_text()) > 2
 
 
 @pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
-    ("shell", "message"),
+    ("redirect", "message"),
     [
         ("| true", ""),
         (
@@ -74,13 +74,13 @@ def test_a_closed_stream_is_the_null_device(shell: str, tmp_path: Path) -> None:
         ("> /dev/full 2> /dev/full", ""),
     ],
 )
-def test_a_run_outlives_its_stdout(shell: str, message: str, tmp_path: Path) -> None:
+def test_a_run_outlives_its_stdout(redirect: str, message: str, tmp_path: Path) -> None:
     body = (
         "streams.outlive_stdout(); import time\n"
         "    for _ in range(3): print('x' * 100_000, flush=True); time.sleep(0.1)\n"
         f"    open({str(tmp_path / 'saved')!r}, 'w').close()"
     )
-    done = run(body, shell=shell)
+    done = run(body, redirect=redirect)
     assert (done.returncode, done.stderr, (tmp_path / "saved").exists()) == (0, message, True)
 
 
