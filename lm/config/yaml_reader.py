@@ -12,6 +12,7 @@ mistakes are PyYAML's, which parses a small file again for them.
 from __future__ import annotations
 
 import codecs
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def read_text(text: str) -> Document:
     if (start := unprintable(text)) is not None:
         return _unreadable(text.count("\n", 0, start) + 1, not_text(text[start]))
     document = Document()
-    composer = _Composer(text)
+    composer: _Nodes = _Composer(text)
     try:
         try:
             node = composer.get_single_node()
@@ -165,6 +166,8 @@ class _Nodes(yaml.composer.Composer):
     """A composer of nodes that stops at anchors, aliases, tags and great depth."""
 
     depth = 0
+    peek_event: Callable[[], Any]  # of the parser below
+    line = 0  # PyYAML's own parser counts it
 
     def resolve(self, kind: object, value: object, implicit: object) -> None:
         """Give no node a tag: `plain` decides what a value is."""
@@ -193,7 +196,7 @@ class _Nodes(yaml.composer.Composer):
         return node
 
 
-class _Composer(_Nodes, _LOADER):  # type: ignore[misc, valid-type]
+class _Composer(_Nodes, _LOADER):
     """A composer on libyaml."""
 
     def __init__(self, text: str):

@@ -141,7 +141,7 @@ def _safe(stream: TextIO | None, descriptor: int, errors: str) -> TextIO:
     unbuffered = getattr(stream, "write_through", False)
     return io.TextIOWrapper(
         # Without a buffer, as `python -u` asks: `Output` is a raw file, and writes at once.
-        raw if unbuffered else io.BufferedWriter(raw),  # type: ignore[arg-type]
+        raw if unbuffered else io.BufferedWriter(raw),
         encoding=getattr(stream, "encoding", None) or "utf-8",
         errors=errors,
         line_buffering=getattr(stream, "line_buffering", True),

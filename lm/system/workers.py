@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from lm.system.errors import ConfigError
 from lm.system.signals import ignore_stop_signals
@@ -24,7 +25,7 @@ def start_worker(number: int) -> None:
 
     import torch
 
-    def by_value(tensor: Tensor) -> tuple[object, tuple[object]]:
+    def by_value(tensor: Tensor) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return torch.from_numpy, (tensor.numpy(),)
 
     ForkingPickler.register(torch.Tensor, by_value)
