@@ -252,6 +252,17 @@ def test_a_signal_while_it_starts(tmp_path: Path) -> None:
     assert (process.returncode, errors) == (130, f"stopped by SIGINT; go on with: {resumed}\n")
 
 
+def test_a_run_outlives_the_reader_of_its_output(tmp_path: Path) -> None:
+    """`train.py | head` trains to its end, and `>&-` too."""
+    process = start(config_file(tmp_path))
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0
+    assert (tmp_path / "run" / "final.ckpt").exists()
+
+
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     """The second Ctrl-C stops a run even in a step that takes for ever."""
     slow = (
