@@ -10,6 +10,7 @@ The module imports only the standard library.
 
 from __future__ import annotations
 
+import logging
 import os
 import pwd
 import re
@@ -49,6 +50,8 @@ def settle() -> None:
             if name == "PYTHONWARNINGS":
                 _restore_warnings()
             ignore(name)
+    # It would print that it cannot write into the home folder. Lightning loads it, too.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         pwd.getpwuid(os.getuid())
     except KeyError:  # `docker run --user 12345`

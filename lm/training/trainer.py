@@ -52,7 +52,7 @@ def make_trainer(
         callbacks: act in this order. None may be a `Checkpoint`: Lightning moves those to the end.
         logger: of the first process; None on the others.
     """
-    _quieten_libraries()
+    _quieten_lightning()
     config = parts.config.trainer
     return lightning.Trainer(
         accelerator="gpu" if parts.device == "cuda" else parts.device,
@@ -75,11 +75,8 @@ def make_trainer(
     )
 
 
-def _quieten_libraries() -> None:
-    """Silence Lightning's notes on devices, loaders and the missing validation_step, and
-    matplotlib's on a home folder that it cannot write.
-    """
+def _quieten_lightning() -> None:
+    """Silence Lightning's notes on devices, loaders and the missing validation_step."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
