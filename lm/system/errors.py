@@ -39,6 +39,8 @@ LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "remote
 DEAD_WORKER = "DataLoader worker"
 TAKEN_PORT = "EADDRINUSE"
 
+MOST_OF_A_LINE = 10_000  # characters; a path in a damaged file may have millions
+
 _places: list[Path] = []  # folders for tracebacks, the newest first
 
 
@@ -58,7 +60,10 @@ class UserError(Exception):
     line_ends = ""
 
     def __init__(self, message: str, exit_code: int | None = None):
-        super().__init__(printable(message, self.line_ends))
+        text = printable(message, self.line_ends)
+        if not self.line_ends and len(text) > MOST_OF_A_LINE:
+            text = f"{text[: MOST_OF_A_LINE // 2]} ... {text[-MOST_OF_A_LINE // 2 :]}"
+        super().__init__(text)
         if exit_code is not None:
             self.exit_code = exit_code
 

@@ -218,6 +218,12 @@ def test_output_onto_a_full_disk(tmp_path: Path) -> None:
     )
 
 
+def test_a_line_has_an_end() -> None:
+    message = str(errors.CheckpointError("x" * 10**6 + ": no such checkpoint"))
+    assert message.startswith("xxx") and message.endswith("xxx: no such checkpoint")
+    assert len(message) == errors.MOST_OF_A_LINE + len(" ... ")
+
+
 @pytest.mark.usefixtures("starts_processes")
 def test_notes_of_an_error_end_its_line(tmp_path: Path) -> None:
     main = "error = errors.DataError('x.txt: no text'); error.add_note('go on'); raise error"
