@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from lm.checkpoints.base import open_base
 from lm.config.schema.config import Config
 from lm.optim.loss import IGNORE_INDEX
-from lm.system.signals import ignore_stop_signals
+from lm.system.workers import start_worker, workers_with_room
 from lm.tokenizer.tokenizer import Tokenizer
 from lm.tokens.corpus import Corpus, open_corpora
 from lm.tokens.mixture import epochs_per_step, make_plan, open_replayed
@@ -174,9 +174,9 @@ class PackedDataModule(lightning.LightningDataModule):
             dataset,
             sampler=items,
             batch_size=None,  # an item is a batch already
-            num_workers=self.config.data.workers,
+            num_workers=workers_with_room(self.config.data.workers),
             generator=torch.Generator(),  # else each pass draws from the global random state
-            worker_init_fn=ignore_stop_signals,
+            worker_init_fn=start_worker,
         )
 
     @property

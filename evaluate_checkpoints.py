@@ -7,7 +7,6 @@ python evaluate_checkpoints.py --checkpoints runs/a runs/b/best.ckpt --cases cas
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from lm.commands import add_flag, command_parser, to_path, to_path_text
 from lm.system import errors
 from lm.system.disk import refusals
 from lm.system.errors import CheckpointError, ConfigError
+from lm.system.streams import print_json
 
 if TYPE_CHECKING:
     from lm.ranking.entrants import Entrant
@@ -121,7 +121,7 @@ def main() -> None:
     if together := rank_together(rankings, arguments.by):
         rankings.insert(0, together)
     if arguments.json:
-        print(as_json(rankings, failed), flush=True)
+        print_json(as_json(rankings, failed))
     else:
         show(rankings)
     if arguments.out is not None:  # after printing: the disk may refuse the files
@@ -136,8 +136,6 @@ def show(rankings: Sequence[Ranking]) -> None:
     from lm.display.tables import TERMINAL_WIDTH, colour_wanted, terminal_table
     from lm.ranking.words import general_notes, heading, notes, summary, table
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # for terminals that are not UTF-8
     bold = colour_wanted()
     for ranking in rankings:
         names, first, *others = terminal_table(

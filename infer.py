@@ -12,7 +12,6 @@ import argparse
 import collections
 import dataclasses
 import functools
-import io
 import json
 import secrets
 import sys
@@ -25,6 +24,7 @@ from lm.commands import add_flag, command_parser, to_path_text
 from lm.generation.prompt import open_prompt, read_prompt
 from lm.generation.sampling import Sampling
 from lm.system import errors
+from lm.system.streams import print_json
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -220,8 +220,6 @@ def main() -> None:
     model = load(checkpoint, device)
     model = model._replace(tokenizer=resolve(arguments.tokenizer, model.tokenizer))
     generator = torch.Generator(device).manual_seed(seed)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # for a terminal that is not UTF-8
     print(f"{checkpoint.path.name} on {device}, --seed {seed}", file=sys.stderr)
     if arguments.chat:
         chat = Chat(form, model.decoder.config.context_length, arguments.max_new_tokens)
@@ -247,7 +245,7 @@ def main() -> None:
             "device": device,
             "sampling": dataclasses.asdict(options),
         }
-        print(json.dumps(report, ensure_ascii=False))
+        print_json(json.dumps(report, ensure_ascii=False))
 
 
 if __name__ == "__main__":

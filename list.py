@@ -21,6 +21,7 @@ from lm.runs.results import read_by_checkpoint
 from lm.runs.saved import saved_checkpoint, saved_checkpoints
 from lm.system import errors
 from lm.system.json_values import finite
+from lm.system.streams import print_json
 from lm.system.units import in_bytes, short
 
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {  # key -> heading, how it is shown
@@ -66,7 +67,7 @@ def main() -> None:
     rows = read_rows(arguments.folder)
     rows.sort(key=lambda row: (row[arguments.sort] is None, row[arguments.sort] or 0))
     if arguments.json:
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        print_json(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
         print(table(rows) if rows else f"{arguments.folder} holds no checkpoints")
     for row in rows:

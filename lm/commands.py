@@ -200,7 +200,7 @@ def answer_without_training(
                 "command line: --plan plans the whole run, from its first step; leave out --resume"
                 " and --init-from"
             )
-        with StopSignals(speaks=True):
+        with StopSignals(speaks=True, advice="a plan writes nothing"):
             from lm.training.forecast import plan
 
             plan(assemble(loaded, Origin(), print), print)

@@ -29,6 +29,7 @@ from lm.system.child import child, failed
 from lm.system.disk import refusals, replace
 from lm.system.errors import ConfigError, NonFiniteError
 from lm.system.signals import StopSignals
+from lm.system.streams import outlive_stdout
 
 ROOT = Path(__file__).parents[1]
 MOST_SEEDS = 1000
@@ -49,6 +50,7 @@ def main() -> None:
     texts = to_yaml(baseline), to_yaml(variant)
     claim(out, texts)
 
+    outlive_stdout()  # the folder holds the results, too
     seeds = [baseline.trainer.seed + i for i in range(arguments.seeds)]
     news = sys.stderr if arguments.json else sys.stdout
     script = training_script(baseline)

@@ -26,6 +26,7 @@ from lm.reports.comparison_views import as_json, page, terminal
 from lm.runs.record import read_run
 from lm.system import errors
 from lm.system.disk import replace
+from lm.system.streams import print_json
 
 if TYPE_CHECKING:
     from data import PackedDataModule
@@ -60,7 +61,7 @@ def main() -> None:
             comparison, verdicts=verdicts, notes=comparison.notes + notes
         )
     if arguments.json:
-        print(json.dumps(as_json(comparison), indent=1, ensure_ascii=False))
+        print_json(json.dumps(as_json(comparison), indent=1, ensure_ascii=False))
     else:
         print(*terminal(comparison), sep="\n")
     if arguments.out:

@@ -24,6 +24,7 @@ from typing import Any
 from lm.checkpoints.folder import Checkpoint, open_checkpoint
 from lm.commands import add_flag, command_parser, to_path
 from lm.system import disk, errors
+from lm.system.streams import print_json
 
 # the parts of the harness's results that the report contains
 REPORTED = (
@@ -68,7 +69,10 @@ def main() -> None:
     text = json.dumps(report, indent=1, ensure_ascii=False)
     if arguments.out is not None:
         disk.replace(arguments.out, text + "\n")
-    print(text if arguments.json else table(report, results))
+    if arguments.json:
+        print_json(text)
+    else:
+        print(table(report, results))
     for kind, count in subject.cut.items():
         if count:
             context = f"the context of {subject.context_length:,} tokens"

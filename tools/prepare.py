@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from lm.commands import add_flag, command_parser, load_config
 from lm.system import errors
 from lm.system.signals import StopSignals
+from lm.system.streams import outlive_stdout
 from lm.system.units import in_bytes
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def main() -> None:
             " streaming: false, here and for train.py, to read the dataset once and keep its"
             f" tokens{flag}"
         )
+    outlive_stdout()  # the product is the cache
     with StopSignals(speaks=False, advice="start it again, and it goes on where it was"):
         from lm.checkpoints.base import tokenizer_of
 

@@ -9,7 +9,6 @@ files can run code, unlike the `.metadata` of torch.distributed.checkpoint.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +26,8 @@ from lm.surgery.fsdp import local_tensor, shard_like
 from lm.system.disk import fingerprint, read_json, refusals, sync
 from lm.system.errors import CheckpointError, first_line
 from lm.system.mark import temporary
+
+MOST_DIGITS = 10  # of the number of a weight
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -149,10 +150,10 @@ def join_train_state(checkpoint: Checkpoint) -> dict[str, Any]:
     states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in read_shards(checkpoint, "optimizer"):
         number, _, key = name.partition(".")
-        if not re.fullmatch("[0-9]{1,9}", number):
+        if not (number.isascii() and number.isdecimal() and len(number) < MOST_DIGITS):
             raise CheckpointError(
-                f"{checkpoint.path}: its optimizer shards hold {name!r}, which is no state of a"
-                " weight"
+                f"{checkpoint.path}: its optimizer shards hold {name[:40]!r}, which is no state of"
+                " a weight"
             )
         states.setdefault(int(number), {})[key] = tensor
     groups = content.pop("param_groups", None)

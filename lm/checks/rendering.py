@@ -6,10 +6,8 @@ point (lm/display/html.py).
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -155,8 +153,6 @@ def _with_marks(tokens: Sequence[Token], striped: bool) -> Iterator[str]:
 def show_rows(rows: Sequence[Row], tokenizer: Tokenizer, unlabelled: str) -> None:
     """Print rows, then a legend; `unlabelled` explains tokens without a label."""
     colour = colour_wanted()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 prints ? instead
     width = shutil.get_terminal_size((100, 24)).columns
     for row in rows:
         print(*terminal_row(row, tokens_of(row, tokenizer), width, colour), sep="\n", end="\n\n")

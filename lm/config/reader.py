@@ -33,6 +33,8 @@ from lm.config.yaml_reader import MAX_DEPTH, read_file, read_text
 # Takes a configuration that has `finetune`; returns its sections with those of the base checkpoint.
 Complete = Callable[[Config], dict[str, Any]]
 
+MOST_EXPLAINED = 1000  # problems; each takes a search through all keys
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -188,8 +190,11 @@ class _Draft:
                 return config
             return Config.model_validate(complete(config))
         except ValidationError as error:
-            for details in error.errors(include_url=False):
+            problems = error.errors(include_url=False)
+            for details in problems[:MOST_EXPLAINED]:
                 self.complain(*self._explain(details))
+            if (more := len(problems) - MOST_EXPLAINED) > 0:
+                self.problems.append((float("inf"), f"{self.name}: {more:,} more problems"))
             return None
 
     def _explain(self, error: ErrorDetails) -> tuple[KeyPath, str]:

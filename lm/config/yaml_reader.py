@@ -4,11 +4,15 @@ Files are read as YAML 1.2, like the editors that check them: `on`, `no`, `010`,
 are text, `3e-5` is a number. PyYAML alone reads YAML 1.1: `no` is False, `010` is 8, `1:30` is 90,
 and `3e-5` is text. It also accepts duplicate keys, and recurses until Python gives up. Duplicate
 keys, anchors, aliases, merge keys and tags are refused, because a configuration needs none of them.
+
+libyaml parses: it takes a second for the largest file, PyYAML's own parser 13. The messages for
+mistakes are PyYAML's, which parses a small file again for them.
 """
 
 from __future__ import annotations
 
 import codecs
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ from lm.system.errors import ConfigError
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # some builds lack libyaml
+MAX_EXPLAINED = 2**16  # characters of a file that PyYAML's own parser reads again, in a second
 
 # A part of PyYAML's message, its meaning, the advice, and whether to point to the start of the
 # construct instead of the place of the error.
@@ -149,10 +155,16 @@ def read_text(text: str) -> Document:
     """Read one YAML document; an empty one is None. Problems are returned, never raised."""
     if (start := unprintable(text)) is not None:
         return _unreadable(text.count("\n", 0, start) + 1, not_text(text[start]))
-    composer = _Composer(text)
     document = Document()
+    composer: _Nodes = _Composer(text)
     try:
-        node = composer.get_single_node()
+        try:
+            node = composer.get_single_node()
+        except (yaml.scanner.ScannerError, yaml.parser.ParserError):
+            if len(text) > MAX_EXPLAINED:
+                raise
+            composer = _ExplainingComposer(text)
+            node = composer.get_single_node()
         document.value = None if node is None else _build(node, (), document)
     except yaml.MarkedYAMLError as error:
         return _unreadable(*_syntax_problem(error, text))
@@ -164,10 +176,21 @@ def read_text(text: str) -> Document:
     return document
 
 
-class _Composer(yaml.SafeLoader):
+class _Nodes(yaml.composer.Composer):
     """A composer of nodes that stops at anchors, aliases, tags and great depth."""
 
     depth = 0
+    peek_event: Callable[[], Any]  # of the parser below
+    line = 0  # PyYAML's own parser counts it
+
+    def resolve(self, kind: object, value: object, implicit: object) -> None:
+        """Give no node a tag: `plain` decides what a value is."""
+
+    def descend_resolver(self, parent: object, index: object) -> None:
+        """Do nothing, as no path in the file has a tag."""
+
+    def ascend_resolver(self) -> None:
+        """Do nothing, as above."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
@@ -187,6 +210,18 @@ class _Composer(yaml.SafeLoader):
         return node
 
 
+class _Composer(_Nodes, _LOADER):
+    """A composer on libyaml."""
+
+    def __init__(self, text: str):
+        _LOADER.__init__(self, text)
+        _Nodes.__init__(self)  # libyaml's loader composes in C, without what this prepares
+
+
+class _ExplainingComposer(_Nodes, yaml.SafeLoader):
+    """A composer on PyYAML's own parser."""
+
+
 def _build(node: yaml.Node, path: KeyPath, document: Document) -> Any:
     """Turn a node into plain Python values; note lines and duplicate keys in `document`."""
     if isinstance(node, yaml.ScalarNode):
@@ -195,7 +230,7 @@ def _build(node: yaml.Node, path: KeyPath, document: Document) -> Any:
             raise yaml.MarkedYAMLError(
                 problem=f"the character {shown(node.value[start])}", problem_mark=node.start_mark
             )
-        return plain(node.value) if node.style is None else node.value
+        return node.value if node.style else plain(node.value)  # a plain one has "" or None
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             document.lines[*path, index] = item.start_mark.line + 1

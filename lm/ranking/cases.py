@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 import unicodedata
 import warnings
 from collections.abc import Iterator
@@ -23,9 +24,11 @@ from lm.config.keys import advice, keys
 from lm.config.scalars import KeyPath, dotted, shown
 from lm.config.schema.cases import Case, CaseFile
 from lm.config.yaml_reader import read_file
+from lm.ranking.expressions import REGEX_SECONDS, at_most
 from lm.system.errors import ConfigError, printable
 
 Problem = tuple[KeyPath, str]
+LEAST_SECONDS = 0.001  # for a pattern after slow ones have used up the time of all
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ def _validate(
         tree["cases"] if isinstance(tree.get("cases"), list) and ("cases",) not in refused else []
     )
     first: dict[object, int] = {}
+    patterns = _Patterns(REGEX_SECONDS)
     for index, draft in enumerate(drafts):
         case_place = ("cases", index)
         if case_place in refused:
@@ -118,6 +122,8 @@ def _validate(
             ((*case_place, *key), message)
             for key, message in _problems(case, chat=tree.get("chat") is True, complete=not bad)
         ]
+        if case.regex is not None and (message := patterns.problem(case.regex)):
+            problems.append(((*case_place, "regex"), message))
         question = (
             case.prompt,
             frozenset(case.targets),
@@ -166,8 +172,6 @@ def _problems(case: Case, chat: bool, complete: bool) -> Iterator[Problem]:
         yield ("choices",), f"the target is not among them, got {shown(case.choices)}, {wanted}"
     elif len(right) > 1:
         yield ("choices",), f"several of them are right, got {shown(right)}, leave one of these"
-    if case.regex is not None and (message := _regex_problem(case.regex)):
-        yield ("regex",), message
 
 
 def _prompt_problems(prompt: str, chat: bool) -> Iterator[Problem]:
@@ -206,13 +210,38 @@ def _in_a_word(character: str) -> bool:
     return unicodedata.category(character) in ("Ll", "Lu", "Nd")
 
 
+@dataclass
+class _Patterns:
+    """The regular expressions of a file, tried on an empty text in bounded time.
+
+    Attributes:
+        seconds: the time that is left for the rest of the file.
+    """
+
+    seconds: float
+
+    def problem(self, pattern: str) -> str | None:
+        """Return what is wrong with a pattern, or None."""
+        start = time.monotonic()
+        try:
+            with at_most(max(self.seconds, LEAST_SECONDS)):
+                return _regex_problem(pattern)
+        except TimeoutError:
+            return (
+                f"takes too long to search even an empty text, got {shown(pattern)}, write it"
+                " without repeats inside of repeats"
+            )
+        finally:
+            self.seconds -= time.monotonic() - start
+
+
 def _regex_problem(pattern: str) -> str | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about syntax that may change in later Pythons
             if re.compile(pattern).search("") is None:
                 return None
-    except (re.error, OverflowError, RecursionError) as error:
+    except (re.error, OverflowError, RecursionError, MemoryError) as error:
         wanted = "write one for Python's re, a special character with \\ before it"
         return f"not a regular expression: {printable(str(error))}, got {shown(pattern)}, {wanted}"
     return (

@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import signal
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from lm.evaluation.scoring import ROWS, continued, score
 from lm.evaluation.training_text import TrainingText
 from lm.generation.sampling import NOT_FINITE
 from lm.ranking.cases import CaseSet
+from lm.ranking.expressions import REGEX_SECONDS, at_most
 from lm.ranking.questions import CaseEncoder, EncodedCase, Question
 from lm.system.errors import ConfigError, NonFiniteError
 from lm.tokens.round_trip import is_lost
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from model import Decoder
 
 REPEATED = 4  # tokens of an n-gram in `repetition`
-REGEX_SECONDS = 5.0  # A pattern with nested repeats may take years.
 
 
 @dataclass(frozen=True)
@@ -202,25 +200,15 @@ def search(pattern: str, text: str, place: str) -> bool:
         ConfigError: the search takes longer than REGEX_SECONDS. Outside the main thread there is no
             such limit.
     """
-
-    def on_alarm(*_: object) -> None:
-        raise TimeoutError
-
-    if threading.current_thread() is not threading.main_thread():
-        return re.search(pattern, text) is not None
-    before = signal.signal(signal.SIGALRM, on_alarm)
     try:
-        signal.setitimer(signal.ITIMER_REAL, REGEX_SECONDS)
-        return re.search(pattern, text) is not None
+        with at_most(REGEX_SECONDS):
+            return re.search(pattern, text) is not None
     except TimeoutError:
         wanted = "write it without repeats inside of repeats"
         raise ConfigError(
             f"{place}: took more than {REGEX_SECONDS:g} s for {len(text):,} characters, got"
             f" {pattern!r}, {wanted}"
         ) from None
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _score(

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lm.checkpoints.folder import step_directories
-from lm.system.disk import append, read_text, refusals, replace
+from lm.runs.lines import left_out, read_lines
+from lm.system.disk import append, refusals, replace
 from lm.system.errors import CheckpointError, NonFiniteError
+from lm.system.json_values import count, text
 
 Kind = Literal["skipped", "overflow", "spike", "memory"]
 
 FILE = "incidents.jsonl"
-MOST_BYTES = 2**30  # a million incidents have less
 
 # each report holds a whole batch; a run that fails every few steps must not fill the disk
 MAX_REPORTS = 20
@@ -78,7 +79,9 @@ class Incidents:
             broadcast: sends the first process's value to all processes.
         """
         folder = self._folder
-        incidents = read_incidents(folder)[0] if folder is not None else []
+        incidents, damaged = read_incidents(folder) if folder is not None else ([], [])
+        for message in left_out(Path(FILE), damaged):
+            self._say(message)
         self._seen = broadcast(set(incidents))
         self._left_out = self.skipped | {
             at for at, kind, _ in self._seen if kind == "overflow" and at < step
@@ -220,21 +223,20 @@ def read_incidents(run: Path) -> tuple[list[tuple[int, str, str]], list[int]]:
     Raises:
         CheckpointError: the file cannot be read.
     """
+    incidents, damaged = [], []
     try:
-        lines = read_text(run / FILE, MOST_BYTES, errors="replace").split("\n")
+        for line in read_lines(run / FILE):
+            values = line.values
+            step, kind = count(values, "step"), text(values, "kind")
+            message = text(values, "message")
+            if step is not None and kind is not None and message is not None:
+                incidents.append((step, kind, message))
+            elif line.content:
+                damaged.append(line.number)
     except FileNotFoundError:
         return [], []
     except OSError as error:
         raise CheckpointError(f"{run / FILE} cannot be read: {error.strerror}") from error
-    incidents, damaged = [], []
-    for line_number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            values = json.loads(line)
-            incidents.append((int(values["step"]), str(values["kind"]), str(values["message"])))
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            damaged.append(line_number)
     return incidents, damaged
 
 

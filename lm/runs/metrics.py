@@ -9,12 +9,18 @@ saved or validated steps, `RunFolder.rewind` has copied their rows.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from lm.runs.lines import MOST_BYTES as MOST_READ
+from lm.runs.lines import MOST_LINES, Line, read_lines
 from lm.system.disk import open_to_append, read_start, refusals, replace
 from lm.system.errors import CheckpointError
+from lm.system.json_values import LARGEST
 
 COLUMNS = (
     "step",
@@ -35,6 +41,9 @@ COLUMNS = (
 TEXT_COLUMNS = ("split", "timestamp")
 INTEGER_COLUMNS = ("step", "tokens")
 HEADER = ",".join(COLUMNS)
+MOST_BYTES = 2**32  # and lines, of a file that a run resumes: 28 million rows
+COUNT = re.compile(r"[0-9]{1,16}")
+NUMBER = re.compile(r"-?([0-9]{1,400}(\.[0-9]{0,400})?(e[-+]?[0-9]{1,4})?|inf|nan)", re.IGNORECASE)
 
 
 class MetricsLog:
@@ -59,21 +68,22 @@ class MetricsLog:
     def __init__(self, path: Path, resume_step: int | None, validated: bool = True):
         self.path = path
         self.dropped = 0
-        text = _text(path) if path.exists() else ""
-        start = HEADER + "\n"
-        if start.startswith(text):  # absent, empty, or cut while the header was written
-            if text != start:
-                replace(self.path, start)
+        first, *lines = _all_lines(path, MOST_BYTES, MOST_BYTES) or [Line(1, b"", ended=False)]
+        # absent, empty, or cut while the header was written
+        if not lines and not first.ended and HEADER.encode().startswith(first.content):
+            replace(self.path, HEADER + "\n")
             return
-        lines = _lines(path, text)
+        _check_header(path, first)
+        if not lines:
+            return
         if resume_step is None:
             raise CheckpointError(
                 f"{path} belongs to an earlier run; resume that run, or move its folder away"
             )
-        kept = [line for line in lines if _is_history(line, resume_step, validated)]
-        self.dropped = len(lines) - len(kept) + (not text.endswith("\n"))
+        kept = [line.text for line in lines if _is_history(line, resume_step, validated)]
+        self.dropped = len(lines) - len(kept)
         if self.dropped:
-            replace(self.path, "\n".join([HEADER, *kept]) + "\n")
+            replace(self.path, "\n".join([HEADER, *filter(None, kept)]) + "\n")
 
     def append(self, step: int, split: Literal["train", "val"], **values: float | None) -> None:
         """Add one row; it has left this process when this returns.
@@ -110,7 +120,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     """
     rows, damaged = read_whole_lines(path)
     for number, line in damaged.items():
-        raise CheckpointError(f"{path}:{number}: this line is damaged: {line[:80]!r}; remove it")
+        raise CheckpointError(f"{path}:{number}: this line is damaged: {line!r}; remove it")
     return rows
 
 
@@ -121,11 +131,11 @@ def read_whole_lines(path: Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
         CheckpointError: the file cannot be read, or holds other columns.
     """
     rows, damaged = [], {}
-    for number, line in enumerate(_lines(path, _text(path)), start=2):
+    for line in _whole_lines(path):
         try:
             rows.append(_row(line))
         except ValueError:
-            damaged[number] = line
+            damaged[line.number] = line.content[:80].decode(errors="replace")
     return rows, damaged
 
 
@@ -136,37 +146,54 @@ def after(path: Path, step: int) -> str:
         CheckpointError: the file cannot be read, or holds other columns.
     """
     lines = []
-    for line in _lines(path, _text(path)) if path.exists() else []:
+    for line in _whole_lines(path) if path.exists() else []:
         with contextlib.suppress(ValueError):  # a damaged line
             if _row(line)["step"] > step:
-                lines.append(line)
+                lines.append(line.content.decode())
     return "\n".join([HEADER, *lines, ""]) if lines else ""
 
 
-def _text(path: Path) -> str:
+def _all_lines(path: Path, most_bytes: int, most_lines: int) -> list[Line]:
+    """Return the lines of a file; none if it does not exist. Raises CheckpointError."""
     try:
-        return path.read_bytes().decode("utf-8", errors="replace")
+        return list(read_lines(path, most_bytes, most_lines))
+    except FileNotFoundError:
+        return []
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _lines(path: Path, text: str) -> list[str]:
-    """Return the complete lines after the header, which is checked."""
-    # after the last line end there is nothing, or a line that was cut
-    header, *lines = text.split("\n")[:-1] or [text]
-    if header != HEADER:
+def _whole_lines(path: Path) -> list[Line]:
+    """Return the lines after the header, which is checked, without a last one that was cut.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds other columns.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path} cannot be read: {os.strerror(errno.ENOENT)}")
+    first, *lines = _all_lines(path, MOST_READ, MOST_LINES) or [Line(1, b"", ended=False)]
+    _check_header(path, first)
+    return [line for line in lines if line.ended]
+
+
+def _check_header(path: Path, line: Line) -> None:
+    if line.text != HEADER:
+        header = line.content[:80].decode(errors="replace")
         raise CheckpointError(
-            f"{path}:1: these are not the columns of a metrics.csv: {header[:80]!r}; they should be"
+            f"{path}:1: these are not the columns of a metrics.csv: {header!r}; they should be"
             f" {HEADER}"
         )
-    return lines
 
 
-def _row(line: str) -> dict[str, Any]:
-    return {name: _value(name, cell) for name, cell in zip(COLUMNS, line.split(","), strict=True)}
+def _row(line: Line) -> dict[str, Any]:
+    """Return the cells of a line by their columns. Raises ValueError for a damaged line."""
+    if line.text is None or not line.ended:
+        raise ValueError("not text, or cut")
+    cells = line.text.split(",")
+    return {name: _value(name, cell) for name, cell in zip(COLUMNS, cells, strict=True)}
 
 
-def _is_history(line: str, resume_step: int, validated: bool) -> bool:
+def _is_history(line: Line, resume_step: int, validated: bool) -> bool:
     """Return whether a resumed run keeps a line. It drops damaged ones, so that it can continue."""
     try:
         row = _row(line)
@@ -189,8 +216,12 @@ def _cell(name: str, value: Any) -> str:
 def _value(name: str, cell: str) -> Any:
     if name in TEXT_COLUMNS:
         return cell
-    if name == "step":
-        return int(cell)  # never empty: without its step a row means nothing
-    if not cell:
+    if not cell and name != "step":  # without its step a row means nothing
         return None
-    return int(cell) if name in INTEGER_COLUMNS else float(cell)
+    if not (COUNT if name in INTEGER_COLUMNS else NUMBER).fullmatch(cell):
+        raise ValueError("not a number as this file writes it")
+    if name not in INTEGER_COLUMNS:
+        return float(cell)
+    if int(cell) > LARGEST:
+        raise ValueError("no count is so large")
+    return int(cell)

@@ -24,6 +24,8 @@ from lm.checkpoints.meta import Meta, Session, read_meta
 from lm.config.schema.config import Config
 from lm.runs.changes import changes, start_flag
 from lm.runs.folder import RunFolder, parent_of_start
+from lm.runs.lines import left_out
+from lm.runs.results import FILE as RESULTS
 from lm.runs.results import read_validations, validations_without_progress
 from lm.system.errors import CheckpointError, ConfigError, printable
 
@@ -159,6 +161,8 @@ def find_origin(
             origin = resuming(checkpoint)
             for line in changes(config, read_meta(checkpoint)):
                 say(printable(line))
+            for message in left_out(folder / RESULTS, read_validations(folder)[1]):
+                say(message)
             return origin
         say(f"{folder} holds no checkpoint to resume: starting from step 0")
         # otherwise a start that was killed early would begin again from random weights

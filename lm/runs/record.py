@@ -17,11 +17,12 @@ from typing import Any
 from lm.runs import metrics
 from lm.runs.folder import PARENT
 from lm.runs.incidents import read_incidents
+from lm.runs.lines import left_out
 from lm.runs.results import RecordedValidation, read_validations
 from lm.runs.saved import Saved, saved_checkpoints
 from lm.system.disk import read_json, read_text
 from lm.system.errors import CheckpointError
-from lm.system.json_values import LARGEST, count, number, text
+from lm.system.json_values import count, number, text
 from lm.system.locks import is_claimed
 
 TRACES = ("nonfinite-step-*", "error-*.txt", "after-step-*")
@@ -233,41 +234,30 @@ def _attempt(
 
 def _rows(file: Path, problems: list[str]) -> tuple[Mapping[str, Any], ...]:
     rows, damaged = metrics.read_whole_lines(file)
-    problems += _left_out(file, list(damaged))
-    usable = tuple(
-        row
-        for row in rows
-        if all(abs(row[column] or 0) <= LARGEST for column in metrics.INTEGER_COLUMNS)
-    )
-    if beyond := len(rows) - len(usable):
-        problems.append(f"{file.name}: rows with a count beyond 2**53, left out: {beyond:,}")
-    return usable
+    problems += left_out(file, list(damaged))
+    return tuple(rows)
 
 
 def _validations(file: Path, problems: list[str]) -> tuple[RecordedValidation, ...]:
     validations, damaged = read_validations(file.parent)
-    problems += _left_out(file, damaged)
+    problems += left_out(file, damaged)
     latest = {validation.step: validation for validation in validations}
     return tuple(latest[step] for step in sorted(latest))
 
 
 def _incidents(file: Path, problems: list[str]) -> tuple[tuple[int, str, str], ...]:
     incidents, damaged = read_incidents(file.parent)
-    problems += _left_out(file, damaged)
+    problems += left_out(file, damaged)
     return tuple(incidents)
 
 
-def _left_out(file: Path, lines: list[int]) -> list[str]:
-    shown = ", ".join(map(str, lines[:5])) + (
-        f" and {len(lines) - 5:,} more" if len(lines) > 5 else ""
-    )
-    return [f"{file.name}: damaged and left out: line {shown}"] if lines else []
-
-
 def _yaml(file: Path) -> dict[str, Any]:
-    from lm.config.yaml_reader import read_file
+    from lm.config.yaml_reader import MAX_BYTES
+    from lm.config.yaml_reader import read_text as read_yaml
 
-    value = read_file(file).value
-    if not isinstance(value, dict):
+    document = read_yaml(read_text(file, MAX_BYTES))
+    for line, problem in document.problems:
+        raise ValueError(f"line {line}: {problem}")
+    if not isinstance(document.value, dict):
         raise ValueError("it is not a mapping of sections")
-    return value
+    return document.value

@@ -14,13 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import NoneType
+from typing import Any
 
-from lm.system.disk import append, read_text, replace
+from lm.runs.lines import left_out, read_lines
+from lm.system.disk import append, replace
 from lm.system.errors import CheckpointError, printable
 from lm.system.json_values import count, finite, number, text
 
 FILE = "evaluations.jsonl"
-MOST_BYTES = 2**30  # a million validations have less
 
 
 @dataclass(frozen=True)
@@ -74,21 +75,18 @@ def read_validations(run: Path) -> tuple[list[RecordedValidation], list[int]]:
     Raises:
         CheckpointError: the file cannot be read.
     """
+    validations, damaged = [], []
     try:
-        lines = read_text(run / FILE, MOST_BYTES, errors="replace").split("\n")
+        for line in read_lines(run / FILE):
+            validation = _parse(line.values)
+            if validation is not None:
+                validations.append(validation)
+            elif line.content:
+                damaged.append(line.number)
     except FileNotFoundError:
         return [], []
     except OSError as error:
         raise CheckpointError(f"{run / FILE} cannot be read: {error.strerror}") from error
-    validations, damaged = [], []
-    for line_number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        validation = _parse(line)
-        if validation is None:
-            damaged.append(line_number)
-        else:
-            validations.append(validation)
     return validations, damaged
 
 
@@ -100,12 +98,9 @@ def read_by_checkpoint(run: Path) -> dict[tuple[int, str], RecordedValidation]:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    if not (run / FILE).is_file():
-        return {}
     validations, damaged = read_validations(run)
-    for line_number in damaged:
-        place = f"{printable(str(run / FILE))}:{line_number}"
-        print(f"{place}: this line is damaged and not used", file=sys.stderr)
+    for message in left_out(run / FILE, damaged):
+        print(printable(f"{run}: {message}"), file=sys.stderr)
     return {(v.step, v.manifest_sha256): v for v in validations if v.manifest_sha256 is not None}
 
 
@@ -125,18 +120,19 @@ def validations_without_progress(validations: Sequence[RecordedValidation]) -> i
     return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
 
-def _parse(line: str) -> RecordedValidation | None:
-    """Return the validation of a line; None if the line is damaged.
+def _parse(values: dict[str, Any] | None) -> RecordedValidation | None:
+    """Return the validation of a line's values; None if the line is damaged.
 
     Step and loss must be usable. Keys that this version does not know are ignored, as are other
     values of a wrong type.
     """
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    step = count(values, "step")  # None also for a line that is not an object
-    if step is None or "loss" not in values or type(values["loss"]) not in (int, float, NoneType):
+    step = count(values, "step")
+    if (
+        values is None
+        or step is None
+        or "loss" not in values
+        or type(values["loss"]) not in (int, float, NoneType)
+    ):
         return None
     loss, sources = number(values, "loss"), values.get("sources", {})
     if (loss is None and isinstance(values["loss"], int)) or not isinstance(sources, dict):

@@ -12,8 +12,8 @@ problem, and the value to write instead. Only `run` prints these messages and en
 | 4 | a loss or gradient that is not finite |
 | 5 | a checkpoint that cannot be read, or a disk that cannot be written |
 | 6 | a check did not hold (`tools.selfcheck`, `tools.resume_proof`, `--check`) |
-| 130, 143, 138 | stopped by Ctrl-C, SIGTERM, SIGUSR1 |
-| 141 | the reader of the output went away (`| head`) |
+| 130, 143, 138, 129 | stopped by Ctrl-C, SIGTERM, SIGUSR1, SIGHUP |
+| 141 | the reader of the output went away (`| head`); a training goes on |
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
 import sys
 import tempfile
 import threading
@@ -30,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from lm.system import environment, streams
 from lm.system.refusal import why
 
 DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -38,6 +38,9 @@ DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 OUT_OF_MEMORY = ("out of memory", "allocate memory")
 LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 DEAD_WORKER = "DataLoader worker"
+TAKEN_PORT = "EADDRINUSE"
+
+MOST_OF_A_LINE = 10_000  # characters; a path in a damaged file may have millions
 
 _places: list[Path] = []  # folders for tracebacks, the newest first
 
@@ -58,7 +61,10 @@ class UserError(Exception):
     line_ends = ""
 
     def __init__(self, message: str, exit_code: int | None = None):
-        super().__init__(printable(message, self.line_ends))
+        text = printable(message, self.line_ends)
+        if not self.line_ends and len(text) > MOST_OF_A_LINE:
+            text = f"{text[: MOST_OF_A_LINE // 2]} ... {text[-MOST_OF_A_LINE // 2 :]}"
+        super().__init__(text)
         if exit_code is not None:
             self.exit_code = exit_code
 
@@ -112,20 +118,22 @@ def run(main: Callable[[], None]) -> None:
     """Run a command's `main` and exit with a documented code. A failure prints one plain message
     and no traceback.
     """
+    streams.protect()
+    environment.settle()
     threading.excepthook = _on_failed_thread
     try:
         main()
         # Flush while a failure can still be handled. Python's own flush at exit would print a
         # warning and exit with 120.
         sys.stdout.flush()
-    except (UserError, Stopped) as error:
-        _leave(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _leave("stopped by Ctrl-C", 130)
+    except (UserError, Stopped, streams.OutputLost) as error:
+        _leave(error, str(error), error.exit_code)
+    except KeyboardInterrupt as error:
+        _leave(error, "stopped by Ctrl-C", 130)
     except Exception as error:
-        _leave(*_explain(error))
+        _leave(error, *_explain(error))
     finally:
-        _silence_closed_outputs()
+        streams.outlive_stdout()  # Python flushes it once more
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -198,9 +206,6 @@ def _on_failed_thread(failure: threading.ExceptHookArgs) -> None:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """Return the message and the exit code for an exception that is not a UserError."""
-    # A broken pipe may also be one of our own, such as a worker's: that is an internal error.
-    if isinstance(error, BrokenPipeError) and _reader_is_gone():
-        return "", 141
     if isinstance(error, OSError) and error.errno in DISK_REFUSALS:
         file = error.filename or "a file"
         return (
@@ -216,6 +221,11 @@ def _explain(error: Exception) -> tuple[str, int]:
             "another process of this run has ended, and this one cannot go on alone; that one's"
             " message, or its launcher's, says why"
         ), 1
+    if TAKEN_PORT in str(error):
+        return (
+            f"MASTER_PORT: {os.environ.get('MASTER_PORT', 'the port')} is taken by another program;"
+            " set it to a free one for all processes"
+        ), ConfigError.exit_code
     if isinstance(error, ModuleNotFoundError):
         return not_installed(error), ConfigError.exit_code
     if DEAD_WORKER in (message := _first_runtime_error(error)):
@@ -248,29 +258,8 @@ def _first_runtime_error(error: BaseException | None) -> str:
     return message
 
 
-def _leave(message: str, code: int) -> NoReturn:
-    """Print a message to stderr, if there is one, and exit."""
-    if message:
-        with contextlib.suppress(OSError):
-            print(printable(message, "\n\t"), file=sys.stderr, flush=True)
+def _leave(error: BaseException, message: str, code: int) -> NoReturn:
+    """Print a message and the error's notes to stderr, if there are any, and exit."""
+    if line := "; ".join(filter(None, [message, *getattr(error, "__notes__", [])])):
+        print(printable(line, "\n\t"), file=sys.stderr, flush=True)
     sys.exit(code)
-
-
-def _reader_is_gone() -> bool:
-    """Return whether nobody reads this process's stdout or stderr any more."""
-    outputs = select.poll()
-    for descriptor in (1, 2):
-        outputs.register(descriptor, 0)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in outputs.poll(0))
-
-
-def _silence_closed_outputs() -> None:
-    """Redirect an output that nobody reads to the null device. Python's flush at exit would
-    otherwise print a warning.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

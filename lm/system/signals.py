@@ -1,5 +1,6 @@
-"""Signals that ask a run to stop: Ctrl-C, SIGTERM, and SIGUSR1, which SLURM sends before the time
-is up.
+"""Signals that ask a run to stop: Ctrl-C, SIGTERM, SIGHUP, which says that the terminal has gone,
+and SIGUSR1, which SLURM sends before the time is up. A run that was started with SIGHUP ignored, as
+`nohup` does, goes on ignoring it.
 
 Between steps (while a run starts, compiles or waits for data) a signal raises `Stopped` at once.
 During a step, and while the run saves or validates after it, the handler only records the signal.
@@ -17,8 +18,7 @@ from typing import Any, Self
 
 from lm.system.errors import Stopped
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-RESUME = "go on with --resume auto"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopSignals:
@@ -33,7 +33,7 @@ class StopSignals:
         deferred: whether a signal is only recorded, and does not raise.
     """
 
-    def __init__(self, speaks: bool, advice: str = RESUME):
+    def __init__(self, speaks: bool, advice: str):
         self.requested = 0
         self.deferred = False
         self._speaks = speaks
@@ -43,6 +43,8 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        if self._before[signal.SIGHUP] is signal.SIG_IGN:
+            del self._before[signal.SIGHUP]
         self.install()
         return self
 
@@ -57,7 +59,7 @@ class StopSignals:
 
     def install(self) -> None:
         """Install the handlers. Call it again after Lightning has installed its own."""
-        for number in SIGNALS:
+        for number in self._before:
             signal.signal(number, self._note)
 
     def raise_deferred(self) -> None:
@@ -66,7 +68,7 @@ class StopSignals:
         self.deferred = False
         if self.requested:
             self.deferred = True
-            raise stopped(self.requested, advice=self._advice)
+            raise stopped(self.requested, self._advice)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # A forked worker inherits these handlers. The run itself ends its workers.
@@ -78,7 +80,7 @@ class StopSignals:
         self.requested = self.requested or number
         if not self.deferred:
             self.deferred = True
-            raise stopped(number, advice=self._advice)
+            raise stopped(number, self._advice)
         if first and self._speaks:
             # The signal may interrupt a print, which is not reentrant; os.write is.
             message = (
@@ -89,16 +91,17 @@ class StopSignals:
                 os.write(2, message.encode())
 
 
-def ignore_stop_signals(worker: int = 0) -> None:
-    """Ignore Ctrl-C and SIGUSR1 in a helper process; the run that started it decides when it ends.
+def ignore_stop_signals() -> None:
+    """Ignore Ctrl-C, SIGHUP and SIGUSR1 in a helper process; the run that started it decides when
+    it ends.
 
     These signals reach all processes of a terminal or job, but a run needs its helpers to finish
-    its step. A DataLoader calls this with the number of its worker.
+    its step.
     """
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
-def stopped(number: int, after: str = "", advice: str = RESUME) -> Stopped:
+def stopped(number: int, advice: str, after: str = "") -> Stopped:
     """Return the exception for a signal."""
     return Stopped(f"stopped by {signal.Signals(number).name}{after}; {advice}", number)

@@ -14,11 +14,14 @@ from lm.config.schema.config import Config
 from lm.runs.folder import RunFolder
 from lm.runs.incidents import GoBack, Incidents
 from lm.runs.origin import Origin, find_origin, is_finished
+from lm.system.environment import ignored
 from lm.system.errors import NonFiniteError, keep_tracebacks_in
 from lm.system.progress import Progress
 from lm.system.signals import StopSignals, stopped
+from lm.system.streams import outlive_stdout
 from lm.training.processes import (
     check_launcher,
+    continuing_command,
     decide_on_first,
     disconnect,
     is_first,
@@ -45,6 +48,7 @@ class Run:
     Attributes:
         path: the run's folder.
         folder: the same, locked; None on all processes but the first.
+        go_on: says how to go on after a stop.
         signals: the signals that asked this process to stop.
         started: the time (time.monotonic) at which the time limit begins; a run that goes back to a
             checkpoint keeps it.
@@ -62,7 +66,8 @@ class Run:
         self.config = config
         self.path = Path(config.checkpoint.directory)
         self.folder: RunFolder | None = None
-        self.signals = StopSignals(speaks=is_first())
+        self.go_on = f"go on with: {continuing_command()}"
+        self.signals = StopSignals(speaks=is_first(), advice=self.go_on)
         self.started = time.monotonic()
         self.progress: Progress  # `next_start` sets it
         self.record: Record | None = None
@@ -75,6 +80,9 @@ class Run:
 
     def __enter__(self) -> Self:
         check_launcher(self.config.trainer)
+        outlive_stdout()  # what is printed is in the run's files, too
+        if ignored:
+            self.say(f"environment variables of other programs, not used: {', '.join(ignored)}")
         self.signals.__enter__()
         return self
 
@@ -85,6 +93,13 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         self.signals.__exit__(kind, error, trace)
+        # After a step with non-finite numbers the same command would come to the same step.
+        if (
+            self.saved >= 0
+            and isinstance(error, Exception)
+            and not isinstance(error, NonFiniteError)
+        ):
+            error.add_note(f"then {self.go_on}")
         if self.folder is not None:
             self.folder.close()
         if error is None:
@@ -192,13 +207,15 @@ class Run:
             Stopped: a signal ended the session; everything is saved.
         """
         if self.signal:
-            raise stopped(self.signal, f" after step {step:,}, saved")
+            raise stopped(self.signal, self.go_on, f" after step {step:,}, saved")
         if step == self.config.max_steps or self.out_of_patience:
             if self.record is not None:
                 self.record.complete(step, self.progress)
             return
         minutes = self.config.trainer.max_minutes
+        best = pointed(self.path, "best.ckpt")
         self.progress.say(
-            f"the time limit of {minutes:g} minutes is reached: saved at step {step:,};"
-            " go on with --resume auto"
+            f"the time limit of {minutes:g} minutes is reached: saved at step {step:,} as"
+            f" {self.path / 'last.ckpt'}{'' if best else ' (no validation yet, so no best.ckpt)'};"
+            f" {self.go_on}"
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from lm.checkpoints.folder import Checkpoint
 from lm.config.schema.trainer import TrainerConfig
 from lm.runs.origin import Origin, resuming
 from lm.system.device import check_devices, choose_device
+from lm.system.environment import ignore
 from lm.system.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -32,6 +34,15 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 DECIDED = "TINY_TRANSFORMER_ORIGIN"  # in the environment of processes that Lightning starts
 
+# Launchers give each process its place by these. Without one, they are left over from another
+# program, or mean another one.
+PLACES = (
+    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_LOCALID", "JSM_NAMESPACE_RANK"),
+)
+# The steps of a SLURM job in which a person or the batch script types commands.
+SHELL_STEPS = ("4294967290", "4294967291")
+
 
 def launcher() -> Literal["torchrun", "srun"] | None:
     """Return the launcher that started all processes; None: a person or Lightning did."""
@@ -39,23 +50,49 @@ def launcher() -> Literal["torchrun", "srun"] | None:
         return "torchrun"  # first: it may run inside SLURM
     # A batch script has no step: without srun it starts one process, whatever number of tasks it
     # requested. A job with one of these names is an interactive shell.
-    if {"SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"} <= os.environ.keys() and os.environ.get(
-        "SLURM_JOB_NAME"
-    ) not in ("bash", "interactive"):
+    shell = (
+        os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+        or os.environ.get("SLURM_STEP_ID") in SHELL_STEPS
+        or "SLURM_PTY_PORT" in os.environ  # srun --pty
+    )
+    if {"SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"} <= os.environ.keys() and not shell:
         return "srun"
     return None
 
 
 def is_first() -> bool:
     """Return whether this process is the one that writes, prints and decides."""
-    names = {"torchrun": ("RANK",), "srun": ("SLURM_PROCID",), None: ("LOCAL_RANK", "NODE_RANK")}
+    by_lightning = ("LOCAL_RANK", "NODE_RANK") if DECIDED in os.environ else ()
+    names = {"torchrun": ("RANK",), "srun": ("SLURM_PROCID",), None: by_lightning}
     return all(os.environ.get(name, "0") == "0" for name in names[launcher()])
 
 
+def continuing_command() -> str:
+    """Return the command that continues this run, as a shell reads it: this one, with --resume auto
+    in place of --resume and --init-from.
+    """
+    script, *flags = sys.argv
+    kept: list[str] = []
+    for flag in flags:
+        if kept and kept[-1] in ("--resume", "--init-from"):
+            kept.pop()
+        elif not flag.startswith(("--resume=", "--init-from=")):
+            kept.append(flag)
+    count = len(sys.argv)
+    typed = sys.orig_argv[:-count] if sys.orig_argv[-count:] == sys.argv else ["python"]
+    name = launcher()
+    before = f"{name} as before, " if name else f"{shlex.join(typed)} "
+    return before + shlex.join([script, *kept, "--resume", "auto"])
+
+
 def check_launcher(trainer: TrainerConfig) -> None:
-    """Raise ConfigError unless the launcher started as many processes as the configuration says."""
+    """Raise ConfigError unless the launcher started as many processes as the configuration says.
+    Without a launcher, remove what another one has left in the environment.
+    """
     name = launcher()
     if name is None:
+        for variable in PLACES if DECIDED not in os.environ else ():
+            ignore(variable)
         if trainer.num_nodes > 1:
             raise ConfigError(
                 f"trainer.num_nodes: {trainer.num_nodes} machines need a launcher that starts"
@@ -63,18 +100,21 @@ def check_launcher(trainer: TrainerConfig) -> None:
                 " num_nodes 1"
             )
         return
-    processes = int(os.environ["WORLD_SIZE" if name == "torchrun" else "SLURM_NTASKS"])
-    here = (
-        int(os.environ["LOCAL_WORLD_SIZE"])
-        if name == "torchrun"
-        else processes // int(os.environ.get("SLURM_NNODES", "1"))
-    )
+    processes = _count("WORLD_SIZE" if name == "torchrun" else "SLURM_NTASKS")
+    here = _count("LOCAL_WORLD_SIZE") if name == "torchrun" else processes // _count("SLURM_NNODES")
     if (here, here * trainer.num_nodes) != (trainer.devices, processes):
         raise ConfigError(
             f"trainer.devices: {name} started {processes} processes, {here} on each machine, got"
             f" devices {trainer.devices} and num_nodes {trainer.num_nodes}; write --trainer.devices"
             f" {here} --trainer.num_nodes {processes // here}"
         )
+
+
+def _count(name: str) -> int:
+    value = os.environ.get(name, "1")
+    if not value.isdecimal() or int(value) == 0:
+        raise ConfigError(f"{name}: the launcher's count of processes is wrong, got {value!r}")
+    return int(value)
 
 
 def cluster_environment() -> ClusterEnvironment:
@@ -115,11 +155,6 @@ def decide_on_first(decide: Callable[[], Origin | None], trainer: TrainerConfig)
     if together and trainer.processes > 1:
         return _decided_together(decide, trainer)
     if not is_first():
-        if DECIDED not in os.environ:
-            raise ConfigError(
-                "LOCAL_RANK or NODE_RANK is set, but the launcher is not known; start the processes"
-                " with torchrun or srun"
-            )
         return _read(json.loads(os.environ[DECIDED]))
     origin = decide()
     if origin is not None:

@@ -134,7 +134,7 @@ def require_room(folder: Path, size: int, situation: str) -> None:
     if free < size:
         raise CheckpointError(
             f"{folder}: {situation}: the next checkpoint takes {in_bytes(size)}, and"
-            f" {in_bytes(free)} are free; make room and go on with --resume auto"
+            f" {in_bytes(free)} are free; make room"
         )
 
 

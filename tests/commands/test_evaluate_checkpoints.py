@@ -814,7 +814,7 @@ def test_the_recorded_validation_stands_beside(run: Path, tmp_path: Path, rank: 
     done = rank("--checkpoints", run, "--cases", cases, "--json")
     rows = done.ranking()["checkpoints"]
     # The damaged line is named once, although three checkpoints share the folder.
-    assert done.err.count("is damaged and not used") == 1
+    assert done.err.count("evaluations.jsonl: damaged and left out: line 2\n") == 1
     assert [(row["val_loss"], row["val_bits_per_byte"]) for row in rows] == [
         (1.25, 1.75),
         (None, None),

@@ -9,10 +9,13 @@ import socket
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lm.commands import load_config
+from lm.config import yaml_reader
 from lm.config.scalars import plain, shown
 from tests.support.configs import BASE, READ, complaints, value_of
+from tests.support.runs import ROOT
 
 # ---------------------------------------------------------------- values
 
@@ -309,6 +312,41 @@ def test_a_place_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_file_without_permission(write) -> None:
     Path(write(BASE)).chmod(0)
     assert complaints("c.yaml") == ["c.yaml: cannot be read: Permission denied"]
+
+
+def test_a_large_file_takes_libyaml_alone(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyYAML's own parser takes 13 s for 1 MiB. The message and its line come from libyaml then."""
+    monkeypatch.setattr(yaml_reader, "_ExplainingComposer", None)
+    large = "\n".join(f"# {'x' * 60}" for _ in range(2000)) + "\n"
+    assert len(large) > yaml_reader.MAX_EXPLAINED
+    assert yaml_reader.read_text(large + "a: [1, 'b', c]\n").value == {"a": [1, "b", "c"]}
+    assert complaints(write(large + "a: [1\nb: 2\n")) == [
+        "c.yaml:2001: a list that is never closed, or a comma that is missing, got"
+        ' "a: [1", write [a, b]'
+    ]
+
+
+def test_both_parsers_read_the_same() -> None:
+    for path in (*ROOT.glob("*.yaml"), *ROOT.glob("configs/*.yaml"), *ROOT.glob("cases/*.yaml")):
+        text = path.read_text("utf-8")
+        one, other = (
+            _tree(composer(text).get_single_node())
+            for composer in (yaml_reader._Composer, yaml_reader._ExplainingComposer)
+        )
+        assert one == other
+
+
+def _tree(node: yaml.Node | tuple[yaml.Node, yaml.Node]) -> object:
+    if isinstance(node, tuple):
+        return [_tree(part) for part in node]
+    if isinstance(node, yaml.ScalarNode):
+        return node.start_mark.line, bool(node.style), node.value
+    return node.start_mark.line, [_tree(part) for part in node.value]
+
+
+def test_problems_beyond_a_thousand_are_counted(write) -> None:
+    lines = complaints(write(BASE + "".join(f"k{i}: 1\n" for i in range(1002))))
+    assert len(lines) == 1001 and lines[-1] == "c.yaml: 2 more problems"
 
 
 def test_no_more_than_the_limit_is_read() -> None:

@@ -39,6 +39,7 @@ COMMAND = re.compile(
 )
 # Flags of torchrun, srun, sbatch and pip, and of another project.
 FLAGS_OF_OTHERS = {
+    "--shm-size",
     "--kill-on-bad-exit", "--version", "--section.key", "--master-addr", "--master-port",
     "--node-rank", "--ntasks",
     "--rdzv-endpoint", "--shutdown-timeout", "--signals-to-handle", "--long",

@@ -492,6 +492,19 @@ def test_a_wrong_file(write, text: str | bytes, expected: list[str]) -> None:
     assert complaints(write(text)) == [f"x.yaml:{line}" for line in expected]
 
 
+def test_an_expression_that_takes_years_is_refused_while_it_is_read(
+    write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All expressions of a file share one time, and only the slow ones are refused."""
+    monkeypatch.setattr("lm.ranking.cases.REGEX_SECONDS", 0.1)
+    slow, quick = r"(?:|){40}\b", "quick"
+    path = write(HEAD + "".join(f"  - {{prompt: a, regex: '{x}'}}\n" for x in (slow, quick)))
+    assert complaints(path) == [
+        "x.yaml:3: cases[0].regex: takes too long to search even an empty text, got"
+        ' "(?:|){40}\\\\b", write it without repeats inside of repeats'
+    ]
+
+
 def test_no_file(write, tmp_path: Path) -> None:
     assert complaints("missing.yaml") == [
         "missing.yaml: no such file, write the path of a YAML file"

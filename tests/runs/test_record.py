@@ -165,7 +165,7 @@ def test_rows_with_counts_beyond_all_counts_are_named(tmp_path):
         file.write(f"{10**20},0.5,train,1.5,,1280,,,,,,,,\n" * 2)
     run = read_run(folder)
     assert len(run.rows) == kept
-    assert run.problems == ("metrics.csv: rows with a count beyond 2**53, left out: 2",)
+    assert run.problems == ("metrics.csv: damaged and left out: line 5, 6",)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

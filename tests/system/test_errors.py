@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lm.system import errors
+from lm.system.signals import SIGNALS
 from tests.support.faults import ROOT
 
 
@@ -194,11 +195,15 @@ def test_a_reader_that_leaves_gets_no_answer(main: str, merged: bool) -> None:
 @pytest.mark.usefixtures("starts_processes")
 def test_a_reader_of_stderr_alone_may_leave_too() -> None:
     with subprocess.Popen(
-        command("while True: print('x', file=sys.stderr)"), cwd=ROOT, stderr=subprocess.PIPE
+        command("sys.stdin.read(); print('x', file=sys.stderr); sys.exit(3)"),
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
-        assert process.stderr is not None
+        assert process.stderr is not None and process.stdin is not None
         process.stderr.close()
-    assert process.returncode == 141
+        process.stdin.close()
+    assert process.returncode == 3
 
 
 @pytest.mark.usefixtures("starts_processes")
@@ -210,8 +215,27 @@ def test_output_onto_a_full_disk(tmp_path: Path) -> None:
         )
     assert (done.returncode, done.stderr) == (
         5,
-        "a file could not be written: No space left on device\n",
+        "stdout could not be written: No space left on device\n",
     )
+
+
+def test_a_line_has_an_end() -> None:
+    message = str(errors.CheckpointError("x" * 10**6 + ": no such checkpoint"))
+    assert message.startswith("xxx") and message.endswith("xxx: no such checkpoint")
+    assert len(message) == errors.MOST_OF_A_LINE + len(" ... ")
+
+
+@pytest.mark.usefixtures("starts_processes")
+def test_notes_of_an_error_end_its_line(tmp_path: Path) -> None:
+    main = "error = errors.DataError('x.txt: no text'); error.add_note('go on'); raise error"
+    assert run(main, tmp_path) == (3, "", "x.txt: no text; go on\n")
+
+
+@pytest.mark.usefixtures("starts_processes")
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    main = "raise RuntimeError('failed to bind, code: -98, name: EADDRINUSE')"
+    code, _, message = run(main, tmp_path, "os.environ['MASTER_PORT'] = '15077'")
+    assert code == 2 and message.startswith("MASTER_PORT: 15077 is taken by another program;")
 
 
 @pytest.mark.usefixtures("starts_processes")
@@ -267,10 +291,6 @@ def test_the_table_of_codes_is_the_truth() -> None:
         if line.startswith("| ")
     }
     assert {kind.exit_code for kind in kinds} == set(kinds.values())
-    assert table == {"code", "0", "1", "2", "3", "4", "5", "6", "130, 143, 138", "141"}
+    assert table == {"code", "0", "1", "2", "3", "4", "5", "6", "130, 143, 138, 129", "141"}
     assert all(kind.exit_code == code for kind, code in kinds.items())
-    assert [128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == [
-        130,
-        143,
-        138,
-    ]
+    assert [128 + number for number in SIGNALS] == [130, 143, 138, 129]

@@ -30,6 +30,7 @@ from lm.config.schema.data import DataConfig
 from lm.config.schema.optimizer import OptimizerConfig
 from lm.config.schema.trainer import TrainerConfig
 from lm.runs.folder import RunFolder
+from lm.system import environment
 from lm.system.errors import ConfigError
 from lm.system.signals import StopSignals
 from lm.training import processes
@@ -191,7 +192,9 @@ def test_an_error_of_one_process_is_its_own_message_first(tmp_path: Path) -> Non
     config = configured(tmp_path)
     said = started(tmp_path, config, *TWO, fault="raise:1:5", succeeds=False).splitlines()
     own = next(
-        number for number, line in enumerate(said) if line == "step 5: the row cannot be read"
+        number
+        for number, line in enumerate(said)
+        if line.startswith("step 5: the row cannot be read; then go on with: ")
     )
     others = [
         number
@@ -411,7 +414,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Remove every launcher from the environment."""
     for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_"))]:
         monkeypatch.delenv(name)
-    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+    for name in (*processes.PLACES, processes.DECIDED):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
@@ -420,13 +423,16 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     ("environment", "expected", "first"),
     [
         ({}, None, True),
-        ({"LOCAL_RANK": "1"}, None, False),
+        ({"LOCAL_RANK": "1"}, None, True),
+        ({"LOCAL_RANK": "1", processes.DECIDED: "{}"}, None, False),
         (TORCHRUN_SAYS | {"RANK": "0", "LOCAL_RANK": "0"}, "torchrun", True),
         (TORCHRUN_SAYS | {"RANK": "2", "LOCAL_RANK": "0"}, "torchrun", False),
         (SLURM_SAYS | {"SLURM_PROCID": "0"}, "srun", True),
         (SLURM_SAYS | {"SLURM_PROCID": "3"}, "srun", False),
         (SLURM_SAYS | {"SLURM_PROCID": "1"} | TORCHRUN_SAYS | {"RANK": "0"}, "torchrun", True),
         (SLURM_SAYS | {"SLURM_JOB_NAME": "interactive"}, None, True),
+        (SLURM_SAYS | {"SLURM_STEP_ID": "4294967290"}, None, True),
+        (SLURM_SAYS | {"SLURM_PTY_PORT": "40123"}, None, True),
         (BATCH_SCRIPT, None, True),
     ],
 )
@@ -457,7 +463,7 @@ def test_lightning_leaves_slurm_s_signal_to_us(bare: pytest.MonkeyPatch) -> None
     ).items():
         bare.setenv(name, value)
     trainer = make_trainer(parts(), [Callback()], None)
-    with StopSignals(speaks=False) as signals:
+    with StopSignals(speaks=False, advice="") as signals:
         trainer._signal_connector.register_signal_handlers()
         assert signal.getsignal(signal.SIGUSR1) == signals._note
         trainer._signal_connector.teardown()
@@ -492,15 +498,48 @@ def test_a_step_is_divided_over_all_machines() -> None:
         TrainerConfig(max_steps=1, batch_size=8, devices=2, num_nodes=3)
 
 
-def test_a_process_of_an_unknown_launcher_is_refused(bare: pytest.MonkeyPatch) -> None:
-    """Such a process would start a run of its own in the same folder."""
+def test_places_that_no_launcher_gave_are_not_used(bare: pytest.MonkeyPatch) -> None:
+    """RANK and MASTER_PORT may be left from another program. Lightning would believe them."""
+    left = {"RANK": "1", "LOCAL_RANK": "x", "WORLD_SIZE": "2", "MASTER_PORT": "1"}
+    for name, value in left.items():
+        bare.setenv(name, value)
+    bare.setattr(environment, "ignored", names := [])
+    processes.check_launcher(TrainerConfig(max_steps=1))
+    assert not left.keys() & os.environ.keys() and set(names) == left.keys()
+
+
+def test_places_from_lightning_stay(bare: pytest.MonkeyPatch) -> None:
+    bare.setenv(processes.DECIDED, "{}")
     bare.setenv("LOCAL_RANK", "1")
-    bare.delenv(processes.DECIDED, raising=False)
-    with pytest.raises(ConfigError, match="start the processes with torchrun or srun"):
-        processes.decide_on_first(
-            lambda: pytest.fail("only the first process looks"),
-            TrainerConfig(max_steps=1, devices=2, batch_size=8),
-        )
+    processes.check_launcher(TrainerConfig(max_steps=1))
+    assert os.environ["LOCAL_RANK"] == "1"
+
+
+@pytest.mark.parametrize("value", ["", "0", "two"])
+def test_a_count_of_processes_in_words_is_named(bare: pytest.MonkeyPatch, value: str) -> None:
+    for name, right in (SLURM_SAYS | {"SLURM_NNODES": value}).items():
+        bare.setenv(name, right)
+    with pytest.raises(ConfigError, match=r"^SLURM_NNODES: the launcher's count"):
+        processes.check_launcher(TrainerConfig(max_steps=1))
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [
+        (["--config", "my runs/a.yaml"], "--config 'my runs/a.yaml'"),
+        (["--resume", "auto", "--config", "a.yaml"], "--config a.yaml"),
+        (["--init-from", "b/best.ckpt", "--config", "a.yaml", "--x", "3"], "--config a.yaml --x 3"),
+        (["--config=a", "--resume=b/last.ckpt", "--x", "$HOME"], "--config=a --x '$HOME'"),
+    ],
+)
+def test_the_command_that_goes_on(bare: pytest.MonkeyPatch, flags: list[str], kept: str) -> None:
+    bare.setattr("sys.argv", ["train.py", *flags])
+    bare.setattr("sys.orig_argv", ["python3", "-O", "train.py", *flags])
+    assert processes.continuing_command() == f"python3 -O train.py {kept} --resume auto"
+    bare.setattr("sys.orig_argv", ["pytest"])
+    assert processes.continuing_command() == f"python train.py {kept} --resume auto"
+    bare.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert processes.continuing_command() == f"torchrun as before, train.py {kept} --resume auto"
 
 
 def test_many_machines_need_a_launcher(bare: pytest.MonkeyPatch) -> None:

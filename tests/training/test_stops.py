@@ -5,6 +5,7 @@ stopped: python -m pytest tests/training/test_stops.py.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import lm.training.callbacks
 import lm.training.parts
 import lm.training.record
 from lm.system.errors import Stopped
-from lm.system.signals import StopSignals
+from lm.system.signals import SIGNALS, StopSignals
 from lm.training.module import LanguageModel
 from model import Decoder
 from tests.support.runs import config_file, train
@@ -183,7 +184,7 @@ def test_a_second_sigterm_does_not_keep_the_step_from_being_saved(
 
 def test_workers_do_not_answer_signals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers are forked with the run's handlers, and the terminal sends Ctrl-C to them, too."""
-    signals = StopSignals(speaks=True)
+    signals = StopSignals(speaks=True, advice="")
     with signals:
         child = os.fork()
         if child == 0:
@@ -199,13 +200,18 @@ def start(config: Path, *overrides: str) -> subprocess.Popen[str]:
     )
 
 
+def command_of(process: subprocess.Popen[str]) -> list[str]:
+    assert isinstance(process.args, list)
+    return [str(part) for part in process.args]
+
+
 def wait_for(process: subprocess.Popen[str], words: str) -> None:
     assert process.stdout is not None
     while words not in (line := process.stdout.readline()):
         assert line, "the process ended"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_the_command_leaves_with_the_documented_code(
     tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -220,19 +226,42 @@ def test_the_command_leaves_with_the_documented_code(
         or len(lines) == 1
     )
     assert lines[-1].startswith(f"stopped by {number.name}")
-    assert "--resume auto" in lines[-1]
+    assert lines[-1].endswith(f"; go on with: {shlex.join(command_of(process))} --resume auto")
     assert "Traceback" not in errors
+
+
+def test_a_terminal_that_goes_stops_no_run_under_nohup(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals(speaks=True, advice="") as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.requested == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_signal_while_it_starts(tmp_path: Path) -> None:
     """The run stops with one line while it starts."""
     process = start(config_file(tmp_path))
+    resumed = f"{shlex.join(command_of(process))} --resume auto"
     while not (tmp_path / "run" / ".lock").exists():
         time.sleep(0.002)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
-    assert (process.returncode, errors) == (130, "stopped by SIGINT; go on with --resume auto\n")
+    assert (process.returncode, errors) == (130, f"stopped by SIGINT; go on with: {resumed}\n")
+
+
+def test_a_run_outlives_the_reader_of_its_output(tmp_path: Path) -> None:
+    """`train.py | head` trains to its end, and `>&-` too."""
+    process = start(config_file(tmp_path))
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0
+    assert (tmp_path / "run" / "final.ckpt").exists()
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""The lines of a run's records, read in bounded memory: evaluations.jsonl, incidents.jsonl,
+metrics.csv.
+
+A record may have been cut by a kill, edited, or replaced by something else. A pipe or a device is
+refused, because it may block or never end. A line that is too long or is not UTF-8 is damaged.
+
+The module imports only the standard library.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 2**30
+MOST_LINES = 2_000_000
+MOST_OF_A_LINE = 2**22  # bytes; a sample of a model may be long
+MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a record.
+
+    Attributes:
+        number: counted from 1.
+        content: the line without its end; only the beginning of one that is too long.
+        ended: whether it has a line end. The last line may have been cut.
+    """
+
+    number: int
+    content: bytes
+    ended: bool
+
+    @property
+    def text(self) -> str | None:
+        """The line as text; None if it is too long or not UTF-8."""
+        if len(self.content) > MOST_OF_A_LINE:
+            return None
+        try:
+            return self.content.decode()
+        except UnicodeDecodeError:
+            return None
+
+    @property
+    def values(self) -> dict[str, Any] | None:
+        """The JSON object of the line; None if it holds anything else, or gives a key twice."""
+        try:
+            value = json.loads(self.text or "", object_pairs_hook=_unique)
+        except (ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict) else None
+
+
+def read_lines(
+    path: Path, most_bytes: int = MOST_BYTES, most_lines: int = MOST_LINES
+) -> Iterator[Line]:
+    """Yield the lines of a regular file.
+
+    Raises:
+        OSError: the file cannot be read, is too large, or is not a regular file.
+    """
+    # Without O_NONBLOCK even opening a pipe would wait for a writer.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if status.st_size > most_bytes:
+            raise OSError(errno.EFBIG, f"larger than {most_bytes / 2**20:,.0f} MiB", str(path))
+        for number in itertools.count(1):
+            content = rest = file.readline(MOST_OF_A_LINE + 2)
+            while rest and not rest.endswith(b"\n"):
+                rest = file.readline(2**20)
+            if not content:
+                return
+            if number > most_lines:
+                raise OSError(errno.EFBIG, f"more than {most_lines:,} lines", str(path))
+            yield Line(number, content.removesuffix(b"\n"), ended=rest.endswith(b"\n"))
+
+
+def left_out(file: Path, numbers: Sequence[int]) -> list[str]:
+    """Return the message about the damaged lines of a record: none, or one."""
+    if not numbers:
+        return []
+    named = ", ".join(map(str, numbers[:MOST_NAMED]))
+    more = len(numbers) - MOST_NAMED
+    return [f"{file.name}: damaged and left out: line {named}" + f" and {more:,} more" * (more > 0)]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key is given twice")
+    return values
