@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ except ModuleNotFoundError as missing:  # commands import this file before `erro
 
 from lm.config.complaints import in_words, nearest
 from lm.config.describe import yaml_lines
-from lm.config.keys import advice, keys, name_of
+from lm.config.keys import keys, name_of, without_format
 from lm.config.scalars import KeyPath, dotted, not_text, path_of, plain, shown, unprintable
 from lm.config.schema.config import Config
+from lm.config.schema.section import flattened
+from lm.config.suggestions import advice
 from lm.config.yaml_reader import MAX_DEPTH, read_file, read_text
 
 # Takes a configuration that has `finetune`; returns its sections with those of the base checkpoint.
@@ -123,7 +125,8 @@ class _Draft:
     def override(self, arguments: Sequence[str]) -> None:
         """Apply `--section.key value` arguments to the tree."""
         rest = list(arguments)
-        given: list[KeyPath] = []
+        done: list[KeyPath] = []
+        unknown: dict[str, Any] = {}
         while rest:
             flag, equals, text = rest.pop(0).partition("=")
             if not _is_flag(flag):
@@ -138,18 +141,22 @@ class _Draft:
                     f"{shown(flag)}: nested deeper than {MAX_DEPTH}, write --section.key value"
                 )
             elif len(path) == 1 and path[0] not in keys():
-                self._refuse(path, f"unknown flag, {advice(path)}; see --help")
+                unknown[path[0]] = plain(text) if has_value else True
             elif not has_value:
                 self._refuse(
                     path, f"no value, write --{dotted(path)} VALUE (=VALUE where it begins with --)"
                 )
-            elif twice := [other for other in given if other[: len(path)] == path[: len(other)]]:
+            elif twice := [other for other in done if other[: len(path)] == path[: len(other)]]:
                 self._refuse(
                     path, f"given twice, got --{dotted(twice[0])} before, remove one of the two"
                 )
             else:
-                given.append(path)
+                done.append(path)
                 self._set(path, text)
+        given = self._given() | _by_last_part(unknown)
+        for name, value in unknown.items():
+            words = advice((name,), self._format_beside(()), value=value, given=given)
+            self._refuse((name,), f"unknown flag, {words}; see --help")
 
     def _set(self, path: tuple[str, ...], text: str) -> None:
         problems, value, inner = _read_value(path, text)
@@ -191,7 +198,7 @@ class _Draft:
 
     def _explain(self, error: ErrorDetails) -> tuple[KeyPath, str]:
         """Return the key that a pydantic error is about, and a plain sentence."""
-        path, kind, given = self._without_format(error["loc"]), error["type"], error["input"]
+        path, kind, given = without_format(error["loc"]), error["type"], error["input"]
         if kind == "value_error":
             message = str(error["ctx"]["error"])
             if path:
@@ -204,10 +211,8 @@ class _Draft:
             blamed = self._flag_among((), message) or first
             return blamed, rest if blamed == first else message
         if kind == "extra_forbidden":
-            return (
-                path,
-                f"unknown key, got {shown(given)}, {advice(path, self._format_beside(path))}",
-            )
+            words = advice(path, self._format_beside(path), value=given, given=self._given())
+            return path, f"unknown key, got {shown(given)}, {words}"
         if kind.startswith("union_tag"):
             path = (*path, "format")
             kind, given = (
@@ -230,21 +235,22 @@ class _Draft:
             (path for path in set_by_flag if dotted(path[len(section) :]) in words), section
         )
 
-    def _without_format(self, location: tuple[int | str, ...]) -> KeyPath:
-        """Return a location without the format that pydantic inserts after a source's key."""
-        path: KeyPath = ()
-        parts = iter(location)
-        for part in parts:
-            path = (*path, part)
-            if (section := keys().get(name_of(path))) is not None and "format" in section.children:
-                next(parts, None)
-        return path
+    def _given(self) -> dict[str, Any]:
+        """Return all values by the last part of their keys."""
+        return _by_last_part(flattened(self.tree))
 
     def _format_beside(self, path: KeyPath) -> object:
+        """Return the format of the data source that has a key; `data.source` for other keys."""
         section: Any = self.tree
         for part in path[:-1]:
             section = section[part]
-        return section.get("format")
+        data = self.tree.get("data")
+        source = data.get("source") if isinstance(data, dict) else None
+        return section.get("format", source.get("format") if isinstance(source, dict) else None)
+
+
+def _by_last_part(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.rpartition(".")[2].replace("-", "_"): value for name, value in values.items()}
 
 
 def _is_flag(argument: str) -> bool:

@@ -19,9 +19,10 @@ from typing import Any
 from pydantic_core import ErrorDetails, ValidationError
 
 from lm.config.complaints import in_words, nearest
-from lm.config.keys import advice, keys
+from lm.config.keys import keys
 from lm.config.scalars import KeyPath, dotted, shown
 from lm.config.schema.cases import Case, CaseFile
+from lm.config.suggestions import advice
 from lm.config.yaml_reader import read_file
 from lm.system.errors import ConfigError, printable
 

@@ -251,7 +251,7 @@ SOURCES = [
     ),
     (
         "source: {format: hub, dataset: a, split: b}",
-        '2: data.source.split: unknown key, got "b", did you mean data.split?',
+        '2: data.source.split: unknown key, got "b", did you mean data.source.dataset_split?',
     ),
     (
         "source: {format: txt, file: a, files: b}",
