@@ -10,7 +10,7 @@ from typing import Any
 
 from lm.config.scalars import KeyPath, dotted, flow
 from lm.config.schema.config import Config
-from lm.config.schema.section import Section, without_indices
+from lm.config.schema.section import DEFAULT_IN_WORDS, Section, without_indices
 
 HELP_WIDTH = 120
 SECTION = "a section: its keys, indented, on the lines below"
@@ -22,7 +22,7 @@ class Key:
 
     name: str
     type: str  # type and range, in words that finish the sentence "write ..."
-    default: str  # as YAML; "required"; or "" for a section that may be absent
+    default: str  # as YAML; in words; "required"; or "" for a section that may be absent
     description: str
     text_only: bool
     children: tuple[str, ...] = ()
@@ -151,7 +151,8 @@ def _walk(
     choices = [node["const"] for node in nodes if "const" in node]
     node = nodes[0] | ({"enum": choices} if choices else {})
     several = node.get("type") == "array" and bool(objects)
-    default = "required" if required else flow(node["default"]) if "default" in node else ""
+    default = flow(node["default"]) if "default" in node else node.get(DEFAULT_IN_WORDS, "")
+    default = "required" if required else default
     children: dict[str, list[tuple[dict[str, Any], str]]] = {}
     for shape in objects:
         for child, child_node in shape["properties"].items():

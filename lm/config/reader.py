@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from lm.config.describe import yaml_lines
 from lm.config.keys import keys, name_of, without_format
 from lm.config.scalars import KeyPath, dotted, not_text, path_of, plain, shown, unprintable
 from lm.config.schema.config import Config
-from lm.config.schema.section import flattened
 from lm.config.suggestions import advice
 from lm.config.yaml_reader import MAX_DEPTH, read_file, read_text
+
+MOST_PROBLEMS = 200  # explained in one answer; the others are counted
 
 # Takes a configuration that has `finetune`; returns its sections with those of the base checkpoint.
 Complete = Callable[[Config], dict[str, Any]]
@@ -108,10 +109,15 @@ class _Draft:
         return f"{self.name}:{mark}" if isinstance(mark, int) else "command line"
 
     def complain(self, path: KeyPath, message: str) -> None:
-        """Note a problem at the place of its key or, if that is absent, of the nearest section."""
-        mark = self.marks[nearest(path, self.marks)]
+        """Note a problem at the place of its key or, if that is absent, of the nearest section.
+
+        A key whose section is not in the file has no line there.
+        """
+        place = nearest(path, self.marks)
+        mark = self.marks[place]
         if isinstance(mark, int):
-            self.problems.append((mark, f"{self.name}:{mark}: {dotted(path)}: {message}"))
+            line = f":{mark}" if place else ""
+            self.problems.append((mark, f"{self.name}{line}: {dotted(path)}: {message}"))
         else:
             self._refuse(mark if mark[: len(path)] == path else path, message)
 
@@ -153,9 +159,8 @@ class _Draft:
             else:
                 done.append(path)
                 self._set(path, text)
-        given = self._given() | _by_last_part(unknown)
         for name, value in unknown.items():
-            words = advice((name,), self._format_beside(()), value=value, given=given)
+            words = advice((name,), self.tree | unknown, value=value)
             self._refuse((name,), f"unknown flag, {words}; see --help")
 
     def _set(self, path: tuple[str, ...], text: str) -> None:
@@ -192,26 +197,54 @@ class _Draft:
                 return config
             return Config.model_validate(complete(config))
         except ValidationError as error:
-            for details in error.errors(include_url=False):
-                self.complain(*self._explain(details))
+            errors = error.errors(include_url=False)
+            if (more := len(errors) - MOST_PROBLEMS) > 0:
+                self.problems.append((float("inf"), f"{self.name}: and {more:,} more problems"))
+            for details in errors[:MOST_PROBLEMS]:
+                path = without_format(details["loc"])
+                if details["type"] == "default_factory_not_called":
+                    continue  # a default that depends on what is wrong
+                if details["type"] == "value_error":
+                    for problem in str(details["ctx"]["error"]).split("\n"):
+                        self.complain(*self._disagreement(path, problem))
+                else:
+                    self.complain(*self._explain(path, details))
             return None
 
-    def _explain(self, error: ErrorDetails) -> tuple[KeyPath, str]:
+    def _disagreement(self, section: KeyPath, problem: str) -> tuple[KeyPath, str]:
+        """Return the key to blame for a problem between keys, and the problem in words."""
+        message = self._with_defaults(section, problem)
+        if section:
+            return self._flag_among(section, message), message
+        name, _, rest = message.partition(" ")
+        first = path_of(name)
+        assert name_of(first) in keys(), "a check of the whole configuration names the key first"
+        blamed = self._flag_among((), message) or first
+        return blamed, rest if blamed == first else message
+
+    def _with_defaults(self, section: KeyPath, problem: str) -> str:
+        """Return a problem in which values that nobody has written are marked as defaults."""
+        if (table := keys().get(name_of(section))) is None or not table.children:
+            return problem
+        prefix = f"{table.name}." if section else ""
+        absent = {
+            name.removeprefix(prefix): key.default
+            for name, key in keys().items()
+            if name.startswith(prefix)
+            and (*section, *path_of(name[len(prefix) :])) not in self.marks
+        }
+        names = "|".join(map(re.escape, absent))
+        return re.sub(
+            rf"(?<![\w.])({names}) ([^\s,;]+)",
+            lambda pair: pair[0] + " (the default)" * (absent[pair[1]] == pair[2]),
+            problem,
+        )
+
+    def _explain(self, path: KeyPath, error: ErrorDetails) -> tuple[KeyPath, str]:
         """Return the key that a pydantic error is about, and a plain sentence."""
-        path, kind, given = without_format(error["loc"]), error["type"], error["input"]
-        if kind == "value_error":
-            message = str(error["ctx"]["error"])
-            if path:
-                return self._flag_among(path, message), message
-            name, _, rest = message.partition(" ")
-            first = path_of(name)
-            assert name_of(first) in keys(), (
-                "a check of the whole configuration names the key first"
-            )
-            blamed = self._flag_among((), message) or first
-            return blamed, rest if blamed == first else message
+        kind, given = error["type"], error["input"]
         if kind == "extra_forbidden":
-            words = advice(path, self._format_beside(path), value=given, given=self._given())
+            words = advice(path, self.tree, value=given)
             return path, f"unknown key, got {shown(given)}, {words}"
         if kind.startswith("union_tag"):
             path = (*path, "format")
@@ -234,23 +267,6 @@ class _Draft:
         return next(
             (path for path in set_by_flag if dotted(path[len(section) :]) in words), section
         )
-
-    def _given(self) -> dict[str, Any]:
-        """Return all values by the last part of their keys."""
-        return _by_last_part(flattened(self.tree))
-
-    def _format_beside(self, path: KeyPath) -> object:
-        """Return the format of the data source that has a key; `data.source` for other keys."""
-        section: Any = self.tree
-        for part in path[:-1]:
-            section = section[part]
-        data = self.tree.get("data")
-        source = data.get("source") if isinstance(data, dict) else None
-        return section.get("format", source.get("format") if isinstance(source, dict) else None)
-
-
-def _by_last_part(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name.rpartition(".")[2].replace("-", "_"): value for name, value in values.items()}
 
 
 def _is_flag(argument: str) -> bool:

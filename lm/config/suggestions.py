@@ -10,16 +10,15 @@ import copy
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
 
 from lm.config.keys import Key, either, keys, name_of, without_format
 from lm.config.other_names import OTHER_NAMES
-from lm.config.scalars import KeyPath, dotted, flow, plain
+from lm.config.scalars import KeyPath, dotted, flow, path_of, plain
 from lm.config.schema.config import Config
-from lm.config.schema.section import Section, without_indices
+from lm.config.schema.section import Section, flattened, without_indices
 
 PART = "data.source.parts[].source"
 # A configuration with little else, to try values in.
@@ -32,10 +31,9 @@ BASE = {"finetune.base": "checkpoints/best.ckpt"}
 
 def advice(
     path: KeyPath,
-    source_format: object = None,
+    tree: Mapping[str, Any],
     schema: type[Section] = Config,
     value: object = None,
-    given: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     """Return what to write instead of an unknown key.
 
@@ -44,12 +42,12 @@ def advice(
 
     Args:
         path: the unknown key.
-        source_format: the `format` of the data source that has the key, or of `data.source`.
+        tree: all sections that are given.
         schema: the section that the file as a whole is.
         value: the key's value.
-        given: all values of the configuration by the last part of their keys.
     """
     table, name = keys(schema), str(path[-1])
+    source_format = _format(tree, path[:-1])
     inner = [table[child] for child in _inside(path[:-1], schema).inner]
     siblings = [key.short for key in inner if not key.formats or source_format in key.formats]
     if known := table.get(name_of(path)):
@@ -64,10 +62,14 @@ def advice(
         )
     name = name.lower().replace("-", "_")
     if schema is Config and name in OTHER_NAMES:
+        given = {
+            key.rpartition(".")[2].replace("-", "_"): value
+            for key, value in flattened(tree).items()
+        }
         writing = OTHER_NAMES[name](value, given)
         if isinstance(writing, str):
             return writing
-        return _written(_placed(writing, path, given), path, source_format, value)
+        return _written(_placed(writing, path, given), tree, value)
     elsewhere = _elsewhere(path, schema, siblings)
     similar = [
         *([elsewhere[name]] if name in elsewhere else []),
@@ -79,7 +81,7 @@ def advice(
     if schema is not Config:
         return f"did you mean {similar[0]}?"
     best = next((key for key in similar if fits(key, value)), similar[0])
-    return _written({best: value}, path, source_format, value)
+    return _written({best: value}, tree, value)
 
 
 def fits(name: str, value: object) -> bool:
@@ -131,12 +133,16 @@ def _placed(writing: dict[str, Any], path: KeyPath, given: Mapping[str, Any]) ->
     return (BASE if needs_base and "base" not in given else {}) | writing
 
 
-def _written(writing: dict[str, Any], path: KeyPath, source_format: object, value: object) -> str:
+def _written(writing: dict[str, Any], tree: Mapping[str, Any], value: object) -> str:
     """Return the words for keys with their values."""
     for key, written in writing.items():
         known = keys()[without_indices(key)]
-        in_source = key.startswith(("data.source.", "data.validation."))
-        if in_source and known.formats and source_format not in (None, *known.formats):
+        source_format = _format(tree, path_of(key)[:-1])
+        if (
+            known.short != "format"
+            and known.formats
+            and source_format not in (None, *known.formats)
+        ):
             return f"write {key}, which is for {either(list(known.formats))}"
         if not fits(key, written):
             return f"write {key}: {known.type}"
@@ -144,6 +150,17 @@ def _written(writing: dict[str, Any], path: KeyPath, source_format: object, valu
         return f"did you mean {next(iter(writing))}?"
     pairs = [f"{key}: {_value(written)}" for key, written in writing.items()]
     return "write " + " and ".join([", ".join(pairs[:-1]), pairs[-1]] if pairs[1:] else pairs)
+
+
+def _format(tree: Mapping[str, Any], section: KeyPath) -> object:
+    """Return the `format` of the data source at a path; None if there is none."""
+    inside: Any = tree
+    for part in section:
+        try:
+            inside = inside[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return inside.get("format") if isinstance(inside, dict) else None
 
 
 def _value(written: object) -> str:

@@ -137,7 +137,7 @@ def _validate(
 def _schema_problem(error: ErrorDetails) -> Problem:
     place, kind, given = error["loc"], error["type"], error["input"]
     if kind == "extra_forbidden":
-        return place, f"unknown key, got {shown(given)}, {advice(place, schema=CaseFile)}"
+        return place, f"unknown key, got {shown(given)}, {advice(place, {}, CaseFile)}"
     return in_words(place, kind, given, error["msg"], keys(CaseFile))
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+
+# In a key's JSON schema: a default that depends on other keys.
+DEFAULT_IN_WORDS = "x-default"
 
 
 class Section(BaseModel):
@@ -14,6 +17,16 @@ class Section(BaseModel):
 
     # Without pydantic's strict mode: a stored configuration has lists where the schema has tuples.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong between the section's keys, one line each."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _have_no_problems(self) -> Self:
+        if problems := list(self.problems()):  # pydantic takes one error from a validator
+            raise ValueError("\n".join(problems))
+        return self
 
 
 def without_indices(key: str) -> str:
