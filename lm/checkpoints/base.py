@@ -52,14 +52,16 @@ def filled(config: Config) -> dict[str, Any]:
     """
     base = open_base(config)
     shape, tokenizer = base.meta.model, base.meta.tokenizer.name
-    for key in sorted(config.model.model_fields_set - OWN):
-        if getattr(config.model, key) != getattr(shape, key):
-            raise ConfigError(
-                f"model.{key}: the model is that of finetune.base; remove it"
-                f" ({' and '.join(sorted(OWN))} may be given)"
-            )
+    problems = [
+        f"model.{key}: the model is that of finetune.base; remove it"
+        f" ({' and '.join(sorted(OWN))} may be given)"
+        for key in sorted(config.model.model_fields_set - OWN)
+        if getattr(config.model, key) != getattr(shape, key)
+    ]
     if config.tokenizer.model_fields_set and config.tokenizer.name != tokenizer:
-        raise ConfigError("tokenizer.name: the tokenizer is that of finetune.base; remove it")
+        problems.append("tokenizer.name: the tokenizer is that of finetune.base; remove it")
+    if problems:
+        raise ConfigError("\n".join(problems))
     own = {key: getattr(config.model, key) for key in OWN & config.model.model_fields_set}
     sections = config.model_dump()
     sections["model"] = {**shape.model_dump(), **own}

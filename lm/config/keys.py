@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from lm.config.scalars import KeyPath, dotted, flow
 from lm.config.schema.config import Config
-from lm.config.schema.section import Section, without_indices
+from lm.config.schema.section import DEFAULT_IN_WORDS, Section, without_indices
 
 HELP_WIDTH = 120
 SECTION = "a section: its keys, indented, on the lines below"
@@ -23,7 +22,7 @@ class Key:
 
     name: str
     type: str  # type and range, in words that finish the sentence "write ..."
-    default: str  # as YAML; "required"; or "" for a section that may be absent
+    default: str  # as YAML; in words; "required"; or "" for a section that may be absent
     description: str
     text_only: bool
     children: tuple[str, ...] = ()
@@ -75,6 +74,17 @@ def keys(section: type[Section] = Config) -> dict[str, Key]:
 def name_of(path: KeyPath) -> str:
     """Return the name in `keys` of a path; indices vanish, as in data.source.parts[].weight."""
     return without_indices(dotted(path))
+
+
+def without_format(location: KeyPath) -> KeyPath:
+    """Return a location of pydantic's without the format that it inserts after a source's key."""
+    path: KeyPath = ()
+    parts = iter(location)
+    for part in parts:
+        path = (*path, part)
+        if (section := keys().get(name_of(path))) is not None and "format" in section.children:
+            next(parts, None)
+    return path
 
 
 def leaves() -> list[Key]:
@@ -141,7 +151,8 @@ def _walk(
     choices = [node["const"] for node in nodes if "const" in node]
     node = nodes[0] | ({"enum": choices} if choices else {})
     several = node.get("type") == "array" and bool(objects)
-    default = "required" if required else flow(node["default"]) if "default" in node else ""
+    default = flow(node["default"]) if "default" in node else node.get(DEFAULT_IN_WORDS, "")
+    default = "required" if required else default
     children: dict[str, list[tuple[dict[str, Any], str]]] = {}
     for shape in objects:
         for child, child_node in shape["properties"].items():
@@ -229,61 +240,3 @@ def _words(node: dict[str, Any]) -> str:
 def either(words: list[str]) -> str:
     """Return words joined as in `a, b or c`."""
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def advice(path: KeyPath, source_format: object = None, schema: type[Section] = Config) -> str:
-    """Return what to write instead of an unknown key.
-
-    It is the same key elsewhere, the most similar key, or the list of the section's keys.
-    `source_format` is the `format` of the data source that has the key.
-    """
-    table, section, name = keys(schema), name_of(path[:-1]), str(path[-1])
-    inner = [table[child] for child in _inside(path[:-1], schema).inner]
-    siblings = [key.short for key in inner if not key.formats or source_format in key.formats]
-    if known := table.get(name_of(path)):
-        return (
-            f"with format {source_format} write {either(siblings)} ({name} is for"
-            f" {either(list(known.formats))})"
-        )
-    if "." in name and name in table:
-        return (
-            f"write {table[name].short} below {table[name].section}: (dots are for the command"
-            " line)"
-        )
-    name = name.lower().replace("-", "_")
-    # Later entries replace earlier ones. The order of preference, best first: inside this section
-    # and of this format, inside it, in a section around it, the first key of that name.
-    others = [
-        key
-        for key in reversed(table.values())
-        if key.name and key.section != section and "[]" not in key.name
-    ]
-    elsewhere = {key.short: key.name for key in others}
-    for length in range(len(path) - 1):
-        elsewhere |= {
-            child: dotted((*path[:length], child))
-            for child in _inside(path[:length], schema).children
-        }
-    inside = [
-        key
-        for key in reversed(table.values())
-        if key.name.startswith(f"{section}.") and key.section != section
-    ]
-    inside.sort(
-        key=lambda key: (
-            key.name[len(section) + 1 :].partition(".")[0].removesuffix("[]") in siblings
-        )
-    )
-    elsewhere |= {key.short: dotted(path[:-1]) + key.name[len(section) :] for key in inside}
-    if name in elsewhere:
-        return f"did you mean {elsewhere[name]}?"
-    if near := difflib.get_close_matches(name, siblings, 1):
-        return f"did you mean {dotted((*path[:-1], near[0]))}?"
-    if far := difflib.get_close_matches(name, elsewhere, 1):
-        return f"did you mean {elsewhere[far[0]]}?"
-    return f"write {either(siblings)}"
-
-
-def _inside(path: KeyPath, schema: type[Section]) -> Key:
-    """Return the section, or the list of sections, at a path."""
-    return keys(schema)[name_of(path).removesuffix("[]")]

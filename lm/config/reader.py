@@ -24,16 +24,18 @@ except ModuleNotFoundError as missing:  # commands import this file before `erro
 
 from lm.config.complaints import in_words, nearest
 from lm.config.describe import yaml_lines
-from lm.config.keys import advice, keys, name_of
+from lm.config.keys import keys, name_of, without_format
 from lm.config.scalars import KeyPath, dotted, not_text, path_of, plain, shown, unprintable
 from lm.config.schema.config import Config
 from lm.config.schema.section import WRITTEN_NOW
+from lm.config.suggestions import advice
 from lm.config.yaml_reader import MAX_DEPTH, read_file, read_text
+
+MOST_PROBLEMS = 200  # explained in one answer; the others are counted
 
 # Takes a configuration that has `finetune`; returns its sections with those of the base checkpoint.
 Complete = Callable[[Config], dict[str, Any]]
 
-MOST_EXPLAINED = 1000  # problems; each takes a search through all keys
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,15 @@ class _Draft:
         return f"{self.name}:{mark}" if isinstance(mark, int) else "command line"
 
     def complain(self, path: KeyPath, message: str) -> None:
-        """Note a problem at the place of its key or, if that is absent, of the nearest section."""
-        mark = self.marks[nearest(path, self.marks)]
+        """Note a problem at the place of its key or, if that is absent, of the nearest section.
+
+        A key whose section is not in the file has no line there.
+        """
+        place = nearest(path, self.marks)
+        mark = self.marks[place]
         if isinstance(mark, int):
-            self.problems.append((mark, f"{self.name}:{mark}: {dotted(path)}: {message}"))
+            line = f":{mark}" if place else ""
+            self.problems.append((mark, f"{self.name}{line}: {dotted(path)}: {message}"))
         else:
             self._refuse(mark if mark[: len(path)] == path else path, message)
 
@@ -126,7 +133,8 @@ class _Draft:
     def override(self, arguments: Sequence[str]) -> None:
         """Apply `--section.key value` arguments to the tree."""
         rest = list(arguments)
-        given: list[KeyPath] = []
+        done: list[KeyPath] = []
+        unknown: dict[str, Any] = {}
         while rest:
             flag, equals, text = rest.pop(0).partition("=")
             if not _is_flag(flag):
@@ -141,18 +149,21 @@ class _Draft:
                     f"{shown(flag)}: nested deeper than {MAX_DEPTH}, write --section.key value"
                 )
             elif len(path) == 1 and path[0] not in keys():
-                self._refuse(path, f"unknown flag, {advice(path)}; see --help")
+                unknown[path[0]] = plain(text) if has_value else True
             elif not has_value:
                 self._refuse(
                     path, f"no value, write --{dotted(path)} VALUE (=VALUE where it begins with --)"
                 )
-            elif twice := [other for other in given if other[: len(path)] == path[: len(other)]]:
+            elif twice := [other for other in done if other[: len(path)] == path[: len(other)]]:
                 self._refuse(
                     path, f"given twice, got --{dotted(twice[0])} before, remove one of the two"
                 )
             else:
-                given.append(path)
+                done.append(path)
                 self._set(path, text)
+        for name, value in unknown.items():
+            words = advice((name,), self.tree | unknown, value=value)
+            self._refuse((name,), f"unknown flag, {words}; see --help")
 
     def _set(self, path: tuple[str, ...], text: str) -> None:
         problems, value, inner = _read_value(path, text)
@@ -190,32 +201,55 @@ class _Draft:
                 return config
             return Config.model_validate(complete(config))
         except ValidationError as error:
-            problems = error.errors(include_url=False)
-            for details in problems[:MOST_EXPLAINED]:
-                self.complain(*self._explain(details))
-            if (more := len(problems) - MOST_EXPLAINED) > 0:
-                self.problems.append((float("inf"), f"{self.name}: {more:,} more problems"))
+            errors = error.errors(include_url=False)
+            if (more := len(errors) - MOST_PROBLEMS) > 0:
+                self.problems.append((float("inf"), f"{self.name}: and {more:,} more problems"))
+            for details in errors[:MOST_PROBLEMS]:
+                path = without_format(details["loc"])
+                if details["type"] == "default_factory_not_called":
+                    continue  # a default that depends on what is wrong
+                if details["type"] == "value_error":
+                    for problem in str(details["ctx"]["error"]).split("\n"):
+                        self.complain(*self._disagreement(path, problem))
+                else:
+                    self.complain(*self._explain(path, details))
             return None
 
-    def _explain(self, error: ErrorDetails) -> tuple[KeyPath, str]:
+    def _disagreement(self, section: KeyPath, problem: str) -> tuple[KeyPath, str]:
+        """Return the key to blame for a problem between keys, and the problem in words."""
+        message = self._with_defaults(section, problem)
+        if section:
+            return self._flag_among(section, message), message
+        name, _, rest = message.partition(" ")
+        first = path_of(name)
+        assert name_of(first) in keys(), "a check of the whole configuration names the key first"
+        blamed = self._flag_among((), message) or first
+        return blamed, rest if blamed == first else message
+
+    def _with_defaults(self, section: KeyPath, problem: str) -> str:
+        """Return a problem in which values that nobody has written are marked as defaults."""
+        if (table := keys().get(name_of(section))) is None or not table.children:
+            return problem
+        prefix = f"{table.name}." if section else ""
+        absent = {
+            name.removeprefix(prefix): key.default
+            for name, key in keys().items()
+            if name.startswith(prefix)
+            and (*section, *path_of(name[len(prefix) :])) not in self.marks
+        }
+        names = "|".join(map(re.escape, absent))
+        return re.sub(
+            rf"(?<![\w.])({names}) ([^\s,;]+)",
+            lambda pair: pair[0] + " (the default)" * (absent[pair[1]] == pair[2]),
+            problem,
+        )
+
+    def _explain(self, path: KeyPath, error: ErrorDetails) -> tuple[KeyPath, str]:
         """Return the key that a pydantic error is about, and a plain sentence."""
-        path, kind, given = self._without_format(error["loc"]), error["type"], error["input"]
-        if kind == "value_error":
-            message = str(error["ctx"]["error"])
-            if path:
-                return self._flag_among(path, message), message
-            name, _, rest = message.partition(" ")
-            first = path_of(name)
-            assert name_of(first) in keys(), (
-                "a check of the whole configuration names the key first"
-            )
-            blamed = self._flag_among((), message) or first
-            return blamed, rest if blamed == first else message
+        kind, given = error["type"], error["input"]
         if kind == "extra_forbidden":
-            return (
-                path,
-                f"unknown key, got {shown(given)}, {advice(path, self._format_beside(path))}",
-            )
+            words = advice(path, self.tree, value=given)
+            return path, f"unknown key, got {shown(given)}, {words}"
         if kind.startswith("union_tag"):
             path = (*path, "format")
             kind, given = (
@@ -237,22 +271,6 @@ class _Draft:
         return next(
             (path for path in set_by_flag if dotted(path[len(section) :]) in words), section
         )
-
-    def _without_format(self, location: tuple[int | str, ...]) -> KeyPath:
-        """Return a location without the format that pydantic inserts after a source's key."""
-        path: KeyPath = ()
-        parts = iter(location)
-        for part in parts:
-            path = (*path, part)
-            if (section := keys().get(name_of(path))) is not None and "format" in section.children:
-                next(parts, None)
-        return path
-
-    def _format_beside(self, path: KeyPath) -> object:
-        section: Any = self.tree
-        for part in path[:-1]:
-            section = section[part]
-        return section.get("format")
 
 
 def _is_flag(argument: str) -> bool:

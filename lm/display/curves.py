@@ -93,15 +93,14 @@ def summary(run: Path) -> str:
         CheckpointError: the run has no loss yet, or cannot be read.
     """
     rows = _rows(run)
+    per_token = _has_perplexity(rows)
     lines = []
     for label, split in (("train", "train"), ("validation", "val")):
         tokens, losses = points(rows, split, "loss")
         if losses:
             course = smooth(losses) if split == "train" else losses
-            ended = (
-                f"{course[0]:.3f} -> {course[-1]:.3f} (perplexity {_perplexity(course[-1]):.4g})"
-                f" after {tokens[-1]:,} tokens"
-            )
+            perplexity = f" (perplexity {_perplexity(course[-1]):.4g})" if per_token else ""
+            ended = f"{course[0]:.3f} -> {course[-1]:.3f}{perplexity} after {tokens[-1]:,} tokens"
             lines.append(
                 f"{label:<10} {sparkline(course):<32} {ended}"
                 + (f", lowest {min(losses):.3f}" if split == "val" else "")
@@ -184,10 +183,13 @@ def _draw_run(panels: Panels, name: str, rows: list[dict[str, Any]], colour: str
     (line,) = panels["loss"].plot(tokens, smooth(losses), color=colour, linewidth=2)
     panels["loss"].plot(tokens, losses, color=colour, linewidth=0.8, alpha=0.3)
     panels["loss"].plot(val_tokens, val_losses, color=colour, **VALIDATION)
-    panels["perplexity"].plot(
-        tokens, _drawn_perplexity(smooth(losses)), color=colour, linewidth=1.6
-    )
-    panels["perplexity"].plot(val_tokens, _drawn_perplexity(val_losses), color=colour, **VALIDATION)
+    if _has_perplexity(rows):
+        panels["perplexity"].plot(
+            tokens, _drawn_perplexity(smooth(losses)), color=colour, linewidth=1.6
+        )
+        panels["perplexity"].plot(
+            val_tokens, _drawn_perplexity(val_losses), color=colour, **VALIDATION
+        )
     panels["rate"].plot(*points(rows, "train", "lr"), color=colour, linewidth=1.6)
     line.set_label(name)
     if val_losses:
@@ -211,6 +213,11 @@ def _mark_start(axes: Any, loss: float, colour: str) -> None:
         color=colour,
         fontsize=9,
     )
+
+
+def _has_perplexity(rows: list[dict[str, Any]]) -> bool:
+    """Return whether the losses are those of tokens: the loss of a preference has no perplexity."""
+    return all(row["perplexity"] is not None for row in rows if row["split"] == "val")
 
 
 def _perplexity(loss: float) -> float:

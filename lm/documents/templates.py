@@ -157,6 +157,20 @@ class ChatFormat:
             )
         self.stop_ids = frozenset({self._specials[self.template.end_of_turn], tokenizer.eos_id})
 
+    @property
+    def others(self) -> list[ChatFormat]:
+        """The other templates whose special tokens the tokenizer has."""
+        return [
+            ChatFormat(name, self.tokenizer, self.system, self.mask_prompt)
+            for name, template in TEMPLATES.items()
+            if template is not self.template and set(template.specials) <= self._specials.keys()
+        ]
+
+    def overhead(self, of_pairs: bool) -> int:
+        """Return the tokens of a conversation, or of a pair of answers, that says nothing."""
+        nothing = (Turn("user", ""), Turn("assistant", ""))
+        return len(self.encode(Conversation(nothing, "" if of_pairs else None)).ids)
+
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids up to the start of the answer, with the EOS that opens every sequence."""
         encoded = self._encode([*self._pieces(turns), *_filled(self.template.opening)])

@@ -32,6 +32,7 @@ class Evaluation:
     Attributes:
         text_bytes: the bytes of text that was scored.
         sources: the scores of each source, if there are several. Their sums give the whole.
+        per_token: whether the loss is that of a token; that of a preference has no perplexity.
     """
 
     loss: float  # nats per token
@@ -39,10 +40,15 @@ class Evaluation:
     tokens: int
     sources: Mapping[str, Evaluation] = field(default_factory=dict)
     text_bytes: int = 0
+    per_token: bool = True
 
     @property
-    def perplexity(self) -> float:
-        """Return exp(loss): infinite if that does not fit a float, NaN if the loss is NaN."""
+    def perplexity(self) -> float | None:
+        """Return exp(loss): infinite if that does not fit a float, NaN if the loss is NaN; None
+        without a loss per token.
+        """
+        if not self.per_token:
+            return None
         try:
             return math.exp(self.loss)
         except OverflowError:
@@ -109,7 +115,7 @@ def evaluate(
         raise failure or RuntimeError("another process could not score its share")
     whole, *parts = totals.tolist()
     by_source = {name: _divided(sums) for name, sums in zip(sources, parts, strict=True)}
-    return replace(_divided(whole), sources=by_source)
+    return replace(_divided(whole), sources=by_source, per_token=objective.per_token)
 
 
 def _summed(

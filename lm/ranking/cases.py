@@ -20,9 +20,10 @@ from typing import Any
 from pydantic_core import ErrorDetails, ValidationError
 
 from lm.config.complaints import in_words, nearest
-from lm.config.keys import advice, keys
+from lm.config.keys import keys
 from lm.config.scalars import KeyPath, dotted, shown
 from lm.config.schema.cases import Case, CaseFile
+from lm.config.suggestions import advice
 from lm.config.yaml_reader import read_file
 from lm.ranking.expressions import REGEX_SECONDS, at_most
 from lm.system.errors import ConfigError, printable
@@ -142,7 +143,7 @@ def _validate(
 def _schema_problem(error: ErrorDetails) -> Problem:
     place, kind, given = error["loc"], error["type"], error["input"]
     if kind == "extra_forbidden":
-        return place, f"unknown key, got {shown(given)}, {advice(place, schema=CaseFile)}"
+        return place, f"unknown key, got {shown(given)}, {advice(place, {}, CaseFile)}"
     return in_words(place, kind, given, error["msg"], keys(CaseFile))
 
 

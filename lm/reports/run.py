@@ -284,7 +284,7 @@ def _tiles(run: RunRecord) -> Html:
         ),
         (
             ("perplexity", perplexity_text(best.perplexity), "per token")
-            if best and not run.of_pairs
+            if best and best.perplexity is not None and not run.of_pairs
             else ("perplexity", MISSING, NOT_RECORDED)
         ),
         (

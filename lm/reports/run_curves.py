@@ -56,7 +56,7 @@ def sources(run: RunRecord) -> Html | None:
                     name,
                     f"{loss:.4f}",
                     f"{lowest[1]:.4f}",
-                    perplexity_text(math.exp(min(700, loss))),
+                    MISSING if run.of_pairs else perplexity_text(math.exp(min(700, loss))),
                     f"{tokens:,}",
                 ]
             )
@@ -179,7 +179,7 @@ def _validations(run: RunRecord) -> Iterator[Html]:
         for i, v in enumerate(run.validations)
         if i % every == 0 or v is best or v is run.validations[-1]
     ]
-    lines += [_line(validation, validation is best) for validation in shown]
+    lines += [_line(validation, validation is best, run.of_pairs) for validation in shown]
     made = html_table(lines, f"Validations from evaluations.jsonl; {run.unit}")
     yield (
         made
@@ -195,11 +195,11 @@ def _validations(run: RunRecord) -> Iterator[Html]:
     )
 
 
-def _line(v: RecordedValidation, best: bool) -> Sequence[str]:
+def _line(v: RecordedValidation, best: bool, of_pairs: bool) -> Sequence[str]:
     loss = f"{v.loss:.4f}" if math.isfinite(v.loss) else "not finite"
     cells = [
         loss,
-        perplexity_text(v.perplexity),
+        MISSING if of_pairs or v.perplexity is None else perplexity_text(v.perplexity),
         f"{v.bits_per_byte:.4f}" if math.isfinite(v.bits_per_byte) else MISSING,
     ]
     step = element("span", f"{v.step:,}", " · lowest", class_="mark") if best else f"{v.step:,}"

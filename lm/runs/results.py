@@ -31,7 +31,7 @@ class RecordedValidation:
     Attributes:
         manifest_sha256: names the checkpoint that was scored; None at step 0, which has none.
         loss: nats per token (per pair of answers for DPO); NaN if it was not finite.
-        perplexity: infinite if it was not finite.
+        perplexity: infinite if it was not finite; None if the loss is not that of a token.
         bits_per_byte: NaN if it was not finite or not recorded.
         tokens: the number of tokens that were scored; None if it was not recorded.
         seconds: the time that the validation took; None if it was not recorded.
@@ -44,7 +44,7 @@ class RecordedValidation:
     step: int
     manifest_sha256: str | None
     loss: float
-    perplexity: float
+    perplexity: float | None
     bits_per_byte: float
     tokens: int | None
     seconds: float | None
@@ -142,7 +142,7 @@ def _parse(values: dict[str, Any] | None) -> RecordedValidation | None:
         step=step,
         manifest_sha256=text(values, "manifest_sha256"),
         loss=math.nan if loss is None else loss,
-        perplexity=math.inf if perplexity is None else perplexity,
+        perplexity=math.inf if perplexity is None and "perplexity" in values else perplexity,
         bits_per_byte=math.nan if bits_per_byte is None else bits_per_byte,
         tokens=count(values, "tokens"),
         seconds=number(values, "seconds"),
@@ -154,6 +154,7 @@ def _parse(values: dict[str, Any] | None) -> RecordedValidation | None:
 
 def _to_json(validation: RecordedValidation) -> str:
     values = asdict(validation)
-    if not values["sources"]:
-        del values["sources"]
+    for key in ("sources", "perplexity"):
+        if values[key] in ({}, None):
+            del values[key]
     return json.dumps(finite(values))  # strict JSON has neither NaN nor infinity

@@ -130,6 +130,7 @@ class ConversationRows:
 
     Attributes:
         skipped: how many conversations are in no row, or are cut at a row's end, by reason.
+        shortest: the tokens that the shortest conversation takes of a row; 0 without any.
     """
 
     def __init__(
@@ -140,6 +141,7 @@ class ConversationRows:
         self.skipped: Counter[str] = Counter()
         self._starts = store.document_starts
         lengths = np.diff(self._starts, append=store.tokens - 1) - 1
+        self.shortest = int(lengths.min()) if len(lengths) else 0
         for number in np.flatnonzero(lengths > length).tolist():
             if too_long == "drop":
                 self.skipped["conversation longer than a row"] += 1
@@ -236,12 +238,37 @@ def require_rows(
 
     Text always has a row; conversations may all be too long.
     """
-    advice = f"fits a row of {config.row_length:,} tokens; make rows longer"
     for corpus, part in zip(corpora, train, strict=True):
         if not len(part):
-            raise DataError(f"{corpus.key}: no conversation of the train split {advice}")
+            raise DataError(f"{corpus.key}: {_no_room(config, corpus, [part], 'train')}")
     if not any(len(part) for part in val):
-        raise DataError(f"data.source: no conversation of the val split {advice}")
+        chat = next(corpus for corpus in corpora if corpus.reader.chat is not None)
+        raise DataError(f"data.source: {_no_room(config, chat, val, 'val')}")
+
+
+def _no_room(
+    config: Config, corpus: Corpus, parts: Sequence[SourceRows], split: Literal["train", "val"]
+) -> str:
+    """Return why no conversation of a split fits a row, and what lets one fit."""
+    length, context, chat = config.row_length, config.model.context_length, corpus.reader.chat
+    assert chat is not None
+    of_pairs = config.finetune is not None and config.finetune.objective == "dpo"
+    shortest = min(part.shortest for part in parts if isinstance(part, ConversationRows))
+    alone = chat.overhead(of_pairs)
+    if shortest <= context:
+        advice = f"write data.sequence_length: {shortest} or more"
+    elif config.finetune is not None:
+        advice = f"the base's context is {context:,} tokens: take a base with a longer one"
+    else:
+        advice = f"write model.context_length: {shortest} or more"
+    if alone >= length:  # even an empty conversation has no room
+        shorter = min(chat.others, key=lambda other: other.overhead(of_pairs), default=chat)
+        if (takes := shorter.overhead(of_pairs)) < length:
+            advice += f", or {corpus.key}.template: {shorter.template.name}, which takes {takes:,}"
+    return (
+        f"no conversation of the {split} split fits a row of {length:,} tokens: the shortest takes"
+        f" {shortest:,}, of which template {chat.template.name} takes {alone:,}; {advice}"
+    )
 
 
 def pack(lengths: NDArray[np.int64], capacity: int) -> list[NDArray[np.int64]]:

@@ -35,12 +35,14 @@ from lm.runs.incidents import GoBack
 from lm.surgery.compilation import compile_if_wanted
 from lm.surgery.fsdp import ForSampling, meet
 from lm.system.errors import Stopped, first_line, is_lost_process, write_traceback
+from lm.training.forecast import inside_warmup
 from lm.training.launch import Run
 from lm.training.module import LanguageModel
 from lm.training.parts import Parts
 from model import Decoder
 
 Result = TypeVar("Result")
+MEASURED_STEPS = 5  # that foresee where a time limit ends
 
 
 class RunCallback(Callback):
@@ -65,7 +67,14 @@ class Compile(RunCallback):
 
 
 class DecideStop(RunCallback):
-    """Decides after each step whether the session ends here. All processes decide the same."""
+    """Decides after each step whether the session ends here. All processes decide the same.
+
+    It also foresees a time limit inside the warm-up, from the first steps of the session.
+    """
+
+    def __init__(self, run: Run):
+        super().__init__(run)
+        self._first: tuple[int, float] | None = None  # the first step that was done, and its time
 
     def on_train_start(self, trainer: Trainer, module: LanguageModel) -> None:
         """Take the signals back: Lightning has put its own handlers in place."""
@@ -83,7 +92,10 @@ class DecideStop(RunCallback):
     def on_train_batch_end(self, trainer: Trainer, module: LanguageModel, *_: Any) -> None:
         """Stop after a signal or at the time limit; the last step of a run needs no limit."""
         run, minutes = self.run, self.run.config.trainer.max_minutes
-        over = minutes is not None and time.monotonic() >= run.started + 60 * minutes
+        now = time.monotonic()
+        over = minutes is not None and now >= run.started + 60 * minutes
+        if minutes is not None:
+            self._foresee(module.step, now, run.started + 60 * minutes)
         run.signal = run.signals.requested
         if trainer.world_size > 1:
             wishes = torch.tensor([run.signal, int(over)], device=trainer.strategy.root_device)
@@ -91,6 +103,15 @@ class DecideStop(RunCallback):
             run.signal, over = int(wishes[0]), bool(wishes[1])
         run.stopping = bool(run.signal) or (over and module.step < run.config.max_steps)
         trainer.should_stop = run.stopping
+
+    def _foresee(self, step: int, now: float, end: float) -> None:
+        if self._first is None:
+            self._first = step, now  # the first step includes loading and compiling
+        first, since = self._first
+        if step == first + MEASURED_STEPS:
+            last_step = step + int((end - now) / (now - since) * MEASURED_STEPS)
+            if warning := inside_warmup(self.run.config, last_step):
+                self.run.progress.say(warning)
 
 
 class LogMetrics(RunCallback):

@@ -5,6 +5,7 @@ measures it on one micro-batch.
 from __future__ import annotations
 
 import functools
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -212,7 +213,8 @@ class Forecast:
             else ""
         )
         passes = (
-            f"{config.max_steps * self.epochs_per_step:.2f} passes over the data, "
+            f"{config.max_steps * self.epochs_per_step:.2f} passes over the data (one is"
+            f" {math.ceil(1 / self.epochs_per_step):,} steps), "
             if self.epochs_per_step
             else ""
         )
@@ -262,6 +264,8 @@ class Forecast:
         validations = 1 + (steps - 1) // trainer.validate_every + 1
         # A validation has no backward pass, which is two thirds of the work.
         validating = validations * validation_tokens / speed / 3
+        limit = 60 * (trainer.max_minutes or 0) - validating / validations
+        warning = inside_warmup(config, int(limit / step))
         return [
             (
                 f"memory: activations {in_bytes(trial.activations)} for {trainer.micro_batch} rows"
@@ -271,7 +275,20 @@ class Forecast:
                 f"time: {speed:,.0f} tokens/s; {steps:,} steps in {duration(steps * step)},"
                 f" {validations} validations in {duration(validating)}"
             ),
+            *([warning] if warning else []),
         ]
+
+
+def inside_warmup(config: Config, last_step: int) -> str | None:
+    """Return a warning if the time limit ends at a step at which the rate still rises."""
+    warmup, last_step = config.optimizer.warmup_steps, max(1, last_step)
+    if config.trainer.max_minutes is None or last_step > min(warmup, config.max_steps - 1):
+        return None
+    return (
+        f"trainer.max_minutes: {config.trainer.max_minutes:g} minutes end near step {last_step:,},"
+        f" inside the warm-up of {warmup:,} steps; write trainer.max_steps: {last_step} and"
+        f" optimizer.warmup_steps: {last_step // 10}, or a longer trainer.max_minutes"
+    )
 
 
 def plan(parts: Parts, say: Callable[[str], None]) -> None:

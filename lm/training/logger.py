@@ -158,12 +158,13 @@ class RunLogger(Logger):
             perplexity=result.perplexity,
             bits_per_byte=result.bits_per_byte,
         )
-        more = (
-            f", perplexity {result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte"
-            f" ({result.tokens:,} tokens)"
-        )
-        if math.isnan(result.bits_per_byte):  # preferences, for example: no token has a loss
+        if result.perplexity is None or math.isnan(result.bits_per_byte):  # preferences, or no text
             more = f" ({result.tokens:,} scored)"
+        else:
+            more = (
+                f", perplexity {result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte"
+                f" ({result.tokens:,} tokens)"
+            )
         self._progress.say(f"step {step:,}: validation loss {result.loss:.4f}{more}")
         if sample is not None:
             if self._events is not None:

@@ -125,7 +125,9 @@ class Record:
         except Exception as error:
             progress.say(f"curves.png could not be drawn: {error}")
         point(folder, "final.ckpt", folder / step_name(step))
-        progress.say(f"done: {folder}/ holds final.ckpt, best.ckpt, metrics.csv and curves.png")
+        names = ("final.ckpt", "best.ckpt", "metrics.csv", "curves.png")
+        *others, last = [name for name in names if (folder / name).exists()]
+        progress.say(f"done: {folder}/ holds {', '.join(others)} and {last}")
 
 
 def require_room(folder: Path, size: int, situation: str) -> None:

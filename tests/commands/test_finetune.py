@@ -315,10 +315,9 @@ def test_preferences_are_learnt(tmp_path, base):
     }
     path = config_file(tmp_path, base, data={"source": source}, finetune={"objective": "dpo"})
     tune(path)
-    losses = [
-        json.loads(line)["loss"]
-        for line in (tmp_path / "tuned" / "evaluations.jsonl").read_text().splitlines()
-    ]
+    recorded = (tmp_path / "tuned" / "evaluations.jsonl").read_text()
+    assert "perplexity" not in recorded, "the loss of a preference has none"
+    losses = [json.loads(line)["loss"] for line in recorded.splitlines()]
     assert losses[0] == pytest.approx(0.6931, abs=1e-4), "at first it is its own reference"
     assert losses[-1] < 0.6
     whole = weights_of(tmp_path / "tuned" / "final.ckpt")
@@ -353,7 +352,7 @@ WRONG = [
     (
         {"finetune": {"objective": "dpo"}},
         ConfigError,
-        "data.source.layout: auto does not go with finetune.objective dpo",
+        "data.source.layout: auto (the default) does not go with finetune.objective dpo",
     ),
     (
         {"finetune": {"base": "nowhere/best.ckpt"}},

@@ -369,8 +369,8 @@ def test_one_weight_of_the_file_is_not_set_silently(write) -> None:
         line,
     )
     assert complaints(write(MIXTURE), "--data.source.parts[0].weight", "3") == [
-        'command line: --data.source."parts[0]".weight: unknown key, got {weight: 3}, did you mean'
-        " data.source.parts?"
+        'command line: --data.source."parts[0]".weight: unknown key, got {weight: 3}, write'
+        " data.source.parts: a list of 1 to 100 sections with weight and source, each after `- `"
     ]
 
 

@@ -160,7 +160,10 @@ REFUSED = [
     ),
     (
         "model: {d_model: 130}",
-        "model: d_model 130 is not divisible by n_heads 4; write a multiple of 4 for d_model",
+        (
+            "model: d_model 130 is not divisible by n_heads 4 (the default); write a multiple of 4"
+            " for d_model"
+        ),
     ),
     (
         "logging: {sample_tokens: " + "9" * 80 + "}",
@@ -251,7 +254,7 @@ SOURCES = [
     ),
     (
         "source: {format: hub, dataset: a, split: b}",
-        '2: data.source.split: unknown key, got "b", did you mean data.split?',
+        '2: data.source.split: unknown key, got "b", did you mean data.source.dataset_split?',
     ),
     (
         "source: {format: txt, file: a, files: b}",
@@ -259,7 +262,8 @@ SOURCES = [
     ),
     (
         "text_key: a\n  source: {format: txt, files: b}",
-        '2: data.text_key: unknown key, got "a", did you mean data.source.text_key?',
+        '2: data.text_key: unknown key, got "a", write data.source.text_key, which is for jsonl,'
+        " csv, parquet or hub",
     ),
     (
         "source: {format: txt, files: b}\n  validation:\n    files: 3",
@@ -628,8 +632,9 @@ PARTS = [  # a change of MIXTURE, and the complaint about it
         "weight: 1",
         "weight: 1\n        files: b",
         [
-            '8: data.source.parts[1].files: unknown key, got "b", '
-            "did you mean data.source.parts[1].source.files?"
+            '8: data.source.parts[1].files: unknown key, got "b", write'
+            " data.source.parts[1].source.files, which is for txt, jsonl, csv, parquet, sms,"
+            " instruction, bin or chat"
         ],
     ),
     (
@@ -728,10 +733,10 @@ def test_a_mistake_inside_a_mixture_is_named_with_its_part_and_line(
     assert complaints(write(MIXTURE.replace(old, new))) == [f"c.yaml:{line}" for line in expected]
 
 
-def test_missing_sections_point_at_the_first_line(write) -> None:
+def test_missing_sections_have_no_line(write) -> None:
     assert complaints(write("\n\nmodel: {}\n")) == [
-        "c.yaml:1: data: missing, write a section: its keys, indented, on the lines below",
-        "c.yaml:1: trainer: missing, write a section: its keys, indented, on the lines below",
+        "c.yaml: data: missing, write a section: its keys, indented, on the lines below",
+        "c.yaml: trainer: missing, write a section: its keys, indented, on the lines below",
     ]
 
 
@@ -739,31 +744,88 @@ def test_checks_of_a_section_point_at_its_line_and_of_the_whole_at_the_key(write
     sections = BASE.replace("  max_steps: 1000", "  batch_size: 9\n  micro_batch_size: 2")
     assert complaints(write(sections)) == [
         "c.yaml:5: trainer: give the run a length: max_steps, or max_tokens, or both (the smaller"
-        " ends it)"
+        " ends it); --plan says how many steps one pass over the text takes, for any max_steps",
+        "c.yaml:5: trainer: batch_size 9 is not divisible by devices 1 (the default) x"
+        " micro_batch_size 2; write a multiple of 2 for batch_size",
     ]
-    assert complaints(write(sections), "--trainer.max_steps", "200") == [
-        "c.yaml:5: trainer: batch_size 9 is not divisible by devices 1 x micro_batch_size 2; write"
-        " a multiple of 2 for batch_size"
-    ]
-    steps = "optimizer.warmup_steps: 100 leaves nothing of the run's 100 steps; make it smaller"
-    assert complaints(write(BASE), "--trainer.max_steps=100") == [f"c.yaml:1: {steps}"]
+    left = "leaves nothing of the run's 100 steps; write optimizer.warmup_steps: 10, or another"
+    left += " number below 100"
+    by_default = f"optimizer.warmup_steps: 100 (the default) {left}"
+    assert complaints(write(BASE), "--trainer.max_steps=100") == [f"c.yaml: {by_default}"]
     assert complaints(write(BASE + "optimizer:\n  lr: 1\n"), "--trainer.max_steps=100") == [
-        f"c.yaml:7: {steps}"
+        f"c.yaml:7: {by_default}"
     ]
     assert complaints(write(BASE), "--trainer.max_steps=100", "--optimizer.warmup_steps=100") == [
-        f"command line: --{steps}"
+        f"command line: --optimizer.warmup_steps: 100 {left}"
     ]
     row = (
-        "data.sequence_length: 512 is longer than model.context_length 256; make the rows shorter"
-        " or the context longer"
+        "data.sequence_length: 512 is longer than model.context_length 256 (the default); make the"
+        " rows shorter or the context longer"
     )
     assert complaints(write("data:\n  sequence_length: 512\n" + BASE[6:])) == [f"c.yaml:2: {row}"]
 
 
+def test_all_disagreements_are_named_at_once(write) -> None:
+    """Each section names all of its own, and the whole file all of those between sections."""
+    rows = "data:\n  sequence_length: 300\n  stride: 400\n" + BASE[6:].replace("1000", "50")
+    assert [
+        line.partition(" is ")[0].partition(" leaves")[0] for line in complaints(write(rows))
+    ] == [
+        "c.yaml: optimizer.warmup_steps: 100 (the default)",
+        "c.yaml:2: data.sequence_length: 300",
+        "c.yaml:3: data.stride: 400",
+    ]
+    tuned = "finetune: {base: a, lora: {rank: 4}, dpo_beta: 0.3, choices: [a]}"
+    assert [line.partition(" is ")[0] for line in complaints(write(BASE + tuned))] == [
+        "c.yaml:7: finetune: lora",
+        "c.yaml:7: finetune: dpo_beta",
+        "c.yaml:7: finetune: choices has one answer, which leaves no choice; write several, or"
+        " remove it",
+    ]
+
+
+def test_a_limit_of_passes_is_no_length(write) -> None:
+    [line] = complaints(write(BASE.replace("max_steps: 1000", "max_epochs: 3")))
+    assert line == (
+        "c.yaml:5: trainer: give the run a length: max_steps, or max_tokens, or both (the smaller"
+        " ends it) (max_epochs is only a limit); --plan says how many steps one pass over the text"
+        " takes, for any max_steps"
+    )
+
+
+CHAT = "data:\n  source: {format: chat, files: a.jsonl}\ntrainer: {max_steps: 1000}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        (BASE, False),
+        (CHAT, True),
+        (BASE.replace("trainer", "  validation: {format: chat, files: b}\ntrainer"), True),
+        (BASE.replace("trainer", "  document_mask: true\ntrainer"), True),
+        (MIXTURE, False),
+        (MIXTURE.replace('csv, files: a.csv, delimiter: "\\t"', "chat, files: a.csv"), True),
+    ],
+)
+def test_conversations_bring_their_mask(write, text: str, masked: bool) -> None:
+    loaded = load_config(write(text))
+    assert loaded.config.data.document_mask is masked
+    written = "document_mask" in text
+    assert (loaded.origins["data.document_mask"] == "default") is not written
+
+
+def test_conversations_that_would_see_each_other_are_refused(write) -> None:
+    text = CHAT.replace("trainer", "  document_mask: false\ntrainer")
+    assert complaints(write(text)) == [
+        "c.yaml:1: data: document_mask false would let conversations in one row see each other;"
+        " write document_mask: true"
+    ]
+
+
 def test_checks_of_several_keys_blame_the_flag_among_them(write) -> None:
     assert complaints(write(BASE), "--model.n_heads", "3") == [
-        "command line: --model.n_heads: d_model 128 is not divisible by n_heads 3; write a multiple"
-        " of 3 for d_model"
+        "command line: --model.n_heads: d_model 128 (the default) is not divisible by n_heads 3;"
+        " write a multiple of 3 for d_model"
     ]
     [line] = complaints(
         write("data:\n  sequence_length: 200\n" + BASE[6:]),
@@ -856,6 +918,7 @@ def test_no_message_speaks_pydantic(write) -> None:
                 seen |= {details["type"] for details in error.errors()}
     assert seen - set(WRONG) <= {
         "extra_forbidden",
+        "default_factory_not_called",
         "union_tag_invalid",
         "union_tag_not_found",
         "value_error",

@@ -22,14 +22,19 @@ VAL = [5.5, 1.75, 1.875]
 
 
 def run_folder(
-    folder: Path, train: list[float] = TRAIN, val: list[float] = VAL, rate: float = 1e-3
+    folder: Path,
+    train: list[float] = TRAIN,
+    val: list[float] = VAL,
+    rate: float = 1e-3,
+    per_token: bool = True,
 ) -> Path:
     folder.mkdir(parents=True)
     log = MetricsLog(folder / "metrics.csv", resume_step=None)
     for i, loss in enumerate(train, start=1):
         log.append(i * 10, "train", loss=loss, tokens=i * 1000, lr=rate / i)
     for i, loss in enumerate(val):
-        log.append(i * 20, "val", loss=loss, tokens=i * 2000)
+        perplexity = math.exp(min(loss, 700)) if per_token else None
+        log.append(i * 20, "val", loss=loss, tokens=i * 2000, perplexity=perplexity)
     return folder
 
 
@@ -236,6 +241,14 @@ def test_summary_says_where_the_curves_ended(tmp_path: Path) -> None:
         == "validation █▁▁ 5.500 -> 1.875 (perplexity 6.521) after 4,000 tokens, lowest 1.750"
     )
     assert train.index("5.000") == val.index("5.500")
+
+
+def test_the_loss_of_a_preference_has_no_perplexity(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "a", per_token=False)
+    assert "perplexity" not in curves.summary(run)
+    loss, perplexity, _ = curves.figure([run]).axes
+    assert data(loss)
+    assert not data(perplexity)
 
 
 def test_the_summary_does_not_clip_a_perplexity(tmp_path: Path) -> None:

@@ -316,6 +316,40 @@ def test_rows_that_hold_no_conversation_are_refused(tmp_path):
         data.rows  # noqa: B018
 
 
+@pytest.mark.parametrize(
+    ("length", "context", "base", "advice"),
+    [
+        (160, 256, False, "write data.sequence_length: 221 or more"),
+        (160, 160, False, "write model.context_length: 221 or more"),
+        (200, 200, True, "the base's context is 200 tokens: take a base with a longer one"),
+        (
+            64,
+            64,
+            True,
+            "the base's context is 64 tokens: take a base with a longer one, or"
+            " data.source.template: instruction-output, which takes 44",
+        ),
+    ],
+)
+def test_advice_for_conversations_without_room_is_what_gives_them_room(
+    tmp_path, length, context, base, advice
+):
+    """Longer rows are no advice where the context ends, nor another template where it fits."""
+    # The template alone takes 162 bytes; with an end of its own, another one takes 44.
+    chats = [("x" * 40 + f"{n:02}", "y" * 38) for n in range(20)]
+    config = config_of(tmp_path, chats, length=length, template="alpaca")
+    given = config.model_dump() | {"finetune": {"base": "a"} if base else None}
+    given["data"]["sequence_length"] = length
+    given["model"]["context_length"] = context
+    data = PackedDataModule(Config.model_validate(given), BYTES, lambda line: None)
+    with pytest.raises(DataError) as refused:
+        data.rows  # noqa: B018
+    assert str(refused.value) == (
+        f"data.source: no conversation of the train split fits a row of {length} tokens: the"
+        f" shortest takes 221, of which template alpaca takes 141; {advice}"
+    )
+
+
 def test_text_beside_conversations_keeps_nothing_for_the_report(tmp_path):
     """The text source gives nothing to the report, in either order of the sources."""
     texts = [f"text number {n}" for n in range(60)]

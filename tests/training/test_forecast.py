@@ -114,7 +114,7 @@ def test_what_is_said_before_the_first_step(
     )
     assert run.startswith(
         "run: 1,000 steps of 8 rows of 16 tokens, as 4 x 2 rows: 128,000 tokens, 10.00 passes over"
-        " the data, "
+        " the data (one is 100 steps), "
     )
     assert (
         disk
@@ -138,6 +138,48 @@ def test_what_a_trial_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     # A step is 4 micro-batches and an update, 1 s for 128 tokens. There are 4 validations of a
     # third of 10 s.
     assert time == "time: 128 tokens/s; 600 steps in 10 min, 4 validations in 13.3 s"
+
+
+@pytest.mark.parametrize(
+    ("minutes", "warmup", "last_step"),
+    [(1, 100, 56), (1, 56, 56), (1, 55, None), (None, 100, None), (0.01, 100, 1), (60, 599, None)],
+)
+def test_a_time_limit_inside_the_warm_up_is_foreseen(
+    minutes: float | None, warmup: int, last_step: int | None
+) -> None:
+    """The first validation takes 3.3 s of the minute, and a step 1 s."""
+    settings = config(max_steps=600, max_minutes=minutes)
+    settings = settings.model_copy(
+        update={"optimizer": settings.optimizer.model_copy(update={"warmup_steps": warmup})}
+    )
+    plan = Forecast(settings, Decoder(settings.model), "cpu", "fp32", 0.01)
+    lines = plan.measured(Trial(1, seconds=0.2, update_seconds=0.2), validation_tokens=1280)[2:]
+    if last_step is None:
+        assert lines == []
+        return
+    assert lines == [
+        f"trainer.max_minutes: {minutes:g} minutes end near step {last_step}, inside the warm-up of"
+        f" {warmup} steps; write trainer.max_steps: {last_step} and optimizer.warmup_steps:"
+        f" {last_step // 10}, or a longer trainer.max_minutes"
+    ]
+    advised = {"max_steps": last_step, "max_minutes": minutes}
+    Config.model_validate(  # what is advised is accepted
+        settings.model_dump()
+        | {"trainer": settings.trainer.model_dump() | advised}
+        | {"optimizer": {"warmup_steps": last_step // 10}}
+    )
+
+
+@pytest.mark.usefixtures("trains")
+def test_the_first_steps_foresee_a_time_limit_inside_the_warm_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = config_file(tmp_path)
+    limit = ["--trainer.max_steps=100000", "--optimizer.warmup_steps=90000"]
+    train(file, *limit, "--trainer.max_minutes=0.02", "--trainer.validate_every=100000")
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "inside the" in line]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("trainer.max_minutes: 0.02 minutes end near step ")
 
 
 @pytest.mark.parametrize("max_steps", [200, 201, 250, 99, 1])

@@ -507,7 +507,9 @@ def test_a_picture_that_fails_is_said(
 
     monkeypatch.setattr("lm.training.record.draw", broken)
     train(config_file(tmp_path))
-    assert "curves.png could not be drawn: no fonts" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "curves.png could not be drawn: no fonts" in said
+    assert said.splitlines()[-1].endswith("holds final.ckpt, best.ckpt and metrics.csv")
 
 
 # --- the disk

@@ -119,6 +119,16 @@ def test_a_validation_of_nothing_is_written_down_as_nan(tmp_path: Path, clock: C
     assert math.isnan(row["perplexity"])
 
 
+def test_a_validation_of_preferences_has_no_perplexity(
+    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book = opened(tmp_path)
+    book.log_validation(3, Evaluation(0.5, math.nan, 12, per_token=False), None)
+    [row] = metrics.read(tmp_path / "metrics.csv")
+    assert (row["loss"], row["perplexity"]) == (0.5, None)
+    assert capsys.readouterr().out == "step 3: validation loss 0.5000 (12 scored)\n"
+
+
 def test_an_unknown_peak_leaves_mfu_empty(tmp_path: Path, clock: Clock) -> None:
     book = opened(tmp_path, peak_flops=0.0)
     train(book, clock, 1, 2)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Iterator
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from lm.config.schema.checkpoint import CheckpointConfig
 from lm.config.schema.data import DataConfig
@@ -44,14 +44,14 @@ class Config(Section):
         None, description="How finetune.py trains a base checkpoint. null: a run of train.py."
     )
 
-    @model_validator(mode="after")
-    def _sections_agree(self) -> Self:
-        self._check_finetune()
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong between sections. Each line begins with its key."""
+        yield from self._finetune_problems()
         if self.finetune is not None and self.model.vocab_size is None:
-            return self  # the rest is checked after the base has set the model's shape
+            return  # the rest is checked after the base has set the model's shape
         row = self.data.sequence_length
         if row is not None and row > self.model.context_length:
-            raise ValueError(
+            yield (
                 f"data.sequence_length {row} is longer than model.context_length"
                 f" {self.model.context_length}; make the rows shorter or the context longer"
             )
@@ -60,57 +60,58 @@ class Config(Section):
             and self.data.validation is None
             and self.data.streams
         ):
-            raise ValueError(
+            yield (
                 "trainer.validation_rows null means the whole validation split, but a streamed text"
                 " has no end; write how many rows"
             )
         if self.trainer.max_epochs is not None and self.data.streams:
-            raise ValueError(
+            yield (
                 f"trainer.max_epochs {self.trainer.max_epochs:g} limits the passes over the text,"
                 " and a streaming source has no known length; remove it"
             )
         for key, part in self.data.parts:
             if is_streamed(part.source):
-                self._check_window(key, part.source.window_tokens, part.weight)
+                yield from self._window_problems(key, part.source.window_tokens, part.weight)
         stride = self.data.stride
         if stride is not None and stride > self.row_length:
-            raise ValueError(
+            yield (
                 f"data.stride {stride} is longer than a row, {self.row_length} tokens, so that text"
                 " between rows would never be read; make it smaller"
             )
         if self.optimizer.warmup_steps >= self.max_steps:
-            raise ValueError(
+            others = f", or another number below {self.max_steps}" if self.max_steps > 1 else ""
+            yield (
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} leaves nothing of the run's"
-                f" {self.max_steps} steps; make it smaller"
+                f" {self.max_steps} steps; write optimizer.warmup_steps: {self.max_steps // 10}"
+                f"{others}"
             )
-        return self
 
-    def _check_finetune(self) -> None:
-        """Check that preferences and dpo come together, and that a base named by a key exists."""
+    def _finetune_problems(self) -> Iterator[str]:
+        """Yield what is wrong between the text and how a base is trained further."""
         chats, finetune = self.data.conversations, self.finetune
         dpo = finetune is not None and finetune.objective == "dpo"
         for key, chat in chats:
             if finetune is None and chat.template == "base":
-                raise ValueError(
+                yield (
                     f"{key}.template base is that of finetune.base, and this run has none; name"
                     " one, such as alpaca"
                 )
             if dpo != (chat.layout == "preferences"):
                 wanted = "layout preferences" if dpo else "finetune.objective: dpo"
                 objective = finetune.objective if finetune is not None else "sft"
-                raise ValueError(
+                yield (
                     f"{key}.layout {chat.layout} does not go with finetune.objective {objective};"
                     f" write {wanted}"
                 )
         if dpo and len(chats) < len(self.data.parts) + (self.data.validation is not None):
-            raise ValueError(
+            yield (
                 "finetune.objective dpo learns from preferences alone, and data has other text too;"
                 " remove that"
             )
         if finetune is None or not finetune.replay:
             return
         if dpo:
-            raise ValueError(
+            yield (
                 "finetune.replay is for objective sft: dpo stays near its base by dpo_beta;"
                 " remove it"
             )
@@ -119,13 +120,13 @@ class Config(Section):
             and self.data.source.when_one_ends != "repeat"
         ):
             ends = self.data.source.when_one_ends
-            raise ValueError(
+            yield (
                 f"finetune.replay is a share of all rows, and data.source.when_one_ends: {ends}"
                 " ends it; write repeat"
             )
 
-    def _check_window(self, key: str, window_tokens: int, weight: int) -> None:
-        """Check that a window of a stream holds the rows that are loaded ahead.
+    def _window_problems(self, key: str, window_tokens: int, weight: int) -> Iterator[str]:
+        """Yield a problem unless a window of a stream holds the rows that are loaded ahead.
 
         Two windows exist at a time, and the rows may begin anywhere in the first.
         """
@@ -134,7 +135,7 @@ class Config(Section):
         blocks = ahead // sum(part.weight for _, part in self.data.parts) + 2
         least = min(ahead, blocks * weight) * self.row_length
         if window_tokens < least:
-            raise ValueError(
+            yield (
                 f"{key}.window_tokens {window_tokens} is less than what may be loaded at once;"
                 f" write {least} or more, or make batches smaller"
             )

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Iterator
+from typing import Literal
 
-from pydantic import Field, StrictBool, model_validator
+from pydantic import Field, StrictBool
 
 from lm.config.schema.chat import ChatSource
-from lm.config.schema.section import PathText, Section
+from lm.config.schema.section import DEFAULT_IN_WORDS, PathText, Section
 from lm.config.schema.source import MixtureSource, Part, SingleSource, Source, is_streamed
+
+
+def _has_conversations(source: Source | None, validation: SingleSource | None) -> bool:
+    """Return whether a part of the text is conversations; None is a section with mistakes."""
+    parts = (
+        [part.source for part in source.parts] if isinstance(source, MixtureSource) else [source]
+    )
+    return any(isinstance(part, ChatSource) for part in (*parts, validation))
 
 
 class DataConfig(Section):
@@ -57,11 +66,12 @@ class DataConfig(Section):
         ),
     )
     document_mask: StrictBool = Field(
-        False,
+        default_factory=lambda data: _has_conversations(data.get("source"), data.get("validation")),
         description=(
             "Tokens attend only to their own document, and positions start at 0 in each. false:"
             " a row is one stream of text."
         ),
+        json_schema_extra={DEFAULT_IN_WORDS: "true for conversations, else false"},
     )
     on_bad_row: Literal["stop", "skip"] = Field(
         "stop", description="If a row cannot be read: stop and name it, or skip and count it."
@@ -91,8 +101,9 @@ class DataConfig(Section):
     @property
     def conversations(self) -> list[tuple[str, ChatSource]]:
         """The sources that are conversations, with their keys; `validation` too."""
-        sources = [(key, part.source) for key, part in self.parts] + [
-            ("data.validation", self.validation)
+        sources: list[tuple[str, Source | None]] = [
+            *((key, part.source) for key, part in self.parts),
+            ("data.validation", self.validation),
         ]
         return [(key, source) for key, source in sources if isinstance(source, ChatSource)]
 
@@ -113,84 +124,83 @@ class DataConfig(Section):
         """How many steps the loader may ask a stream for before the first of them is trained on."""
         return 2 * self.workers + 2
 
-    @model_validator(mode="after")
-    def _separate_validation(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong between text, split and rows."""
+        yield from self._validation_problems()
+        yield from self._split_problems()
+        yield from self._conversation_problems()
+        yield from self._row_problems()
+
+    def _validation_problems(self) -> Iterator[str]:
         fields = type(self).model_fields
         changed = [
             key for key in ("split", "val_fraction") if getattr(self, key) != fields[key].default
         ]
         if self.validation is not None and changed:
-            raise ValueError(
+            yield (
                 f"{' and '.join(changed)} would hold out a part of `source`, but `validation` names"
                 " text of its own; remove one of the two"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _possible_splits(self) -> Self:
+    def _split_problems(self) -> Iterator[str]:
         sources = [part.source for _, part in self.parts]
         if self.split == "tail" and self.streams:
-            raise ValueError(
+            yield (
                 "split tail needs to know where the text ends, and a streamed one has no end; write"
                 " split: hash"
             )
         if self.split == "tail" and any(source.filter.max_tokens for source in sources):
-            raise ValueError(
+            yield (
                 "split tail measures the text in characters before it is tokenised, and max_tokens"
                 " in tokens; write split: hash"
             )
         if self.validation is not None and is_streamed(self.validation):
-            raise ValueError(
+            yield (
                 "validation is scored as a whole, and a streamed text has no end; write streaming:"
                 " false and filter.max_documents"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _conversations_whole(self) -> Self:
+    def _conversation_problems(self) -> Iterator[str]:
         chats = [chat for _, chat in self.conversations]
         learnt = self.chat is not None
         if chats and not self.document_mask:
-            raise ValueError(
+            yield (
                 "document_mask false would let conversations in one row see each other; write"
                 " document_mask: true"
             )
         if learnt and self.stride is not None:
-            raise ValueError("stride is for text, and conversations are kept whole; remove it")
+            yield ("stride is for text, and conversations are kept whole; remove it")
         if learnt and self.split == "tail":
-            raise ValueError("split tail would cut a conversation in two; write split: hash")
+            yield ("split tail would cut a conversation in two; write split: hash")
         if self.test_fraction and not learnt:
-            raise ValueError(
+            yield (
                 "test_fraction is for conversations (format: chat), and there are none; remove it"
             )
         if self.test_fraction + self.val_fraction >= 1:
-            raise ValueError(
+            yield (
                 f"test_fraction {self.test_fraction} and val_fraction {self.val_fraction} leave"
                 " nothing to train on; write fractions whose sum is below 1"
             )
         if len({chat.layout == "preferences" for chat in chats}) > 1:
-            raise ValueError(
+            yield (
                 "source mixes conversations with preferences, which are learnt in different ways;"
                 " take one of the two"
             )
         if len(templates := {chat.template for chat in chats} - {"base"}) > 1:
-            raise ValueError(
+            yield (
                 f"source has conversations in the templates {' and '.join(sorted(templates))}; a"
                 " model speaks in one: name it"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _rows_that_can_be_cut(self) -> Self:
+    def _row_problems(self) -> Iterator[str]:
         if self.rows == "document" and self.stride is not None:
-            raise ValueError(
+            yield (
                 "stride is for rows: packed; with rows: document every row begins where a document"
                 " does"
             )
         if self.streams and (self.rows == "document" or self.stride is not None):
             key = "rows: document" if self.rows == "document" else "stride"
-            raise ValueError(
+            yield (
                 f"{key} needs text that is stored, and a stream's rows are packed, one after the"
                 " other; remove it"
             )
-        return self

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from lm.config.schema.section import PathText, Section
 
@@ -81,15 +82,17 @@ class FinetuneConfig(Section):
         128, ge=1, description="The longest answer in the report, in tokens."
     )
 
-    @model_validator(mode="after")
-    def _only_what_is_used(self) -> Self:
-        unused = []
+    def problems(self) -> Iterator[str]:
+        """Yield the keys that this method and objective do not use."""
         if self.method == "full" and self.lora != LoraConfig():
-            unused.append("lora is for method lora and qlora, and method is full")
+            yield (
+                "lora is for method lora and qlora, and method is full; write method: lora, or"
+                " remove it"
+            )
         if self.objective == "sft" and self.dpo_beta != type(self).model_fields["dpo_beta"].default:
-            unused.append("dpo_beta is for objective dpo, and objective is sft")
+            yield (
+                "dpo_beta is for objective dpo, and objective is sft; write objective: dpo, or"
+                " remove it"
+            )
         if len(self.choices) == 1:
-            unused.append("choices has one answer, which leaves no choice")
-        if unused:
-            raise ValueError("; ".join(unused) + "; remove it")
-        return self
+            yield "choices has one answer, which leaves no choice; write several, or remove it"

@@ -4,9 +4,10 @@ four keys GPT-2's.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Iterator
+from typing import Literal
 
-from pydantic import Field, StrictBool, model_validator
+from pydantic import Field, StrictBool
 
 from lm.config.schema.section import Section
 
@@ -89,25 +90,24 @@ class ModelConfig(Section):
         False, description="Biases in every linear layer but the head, and in layernorm."
     )
 
-    @model_validator(mode="after")
-    def _divisible(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the heads."""
         if self.d_model % self.n_heads:
-            raise ValueError(
+            yield (
                 f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}; write a"
                 f" multiple of {self.n_heads} for d_model"
             )
-        if self.positions == "rope" and self.head_dim % 2:
-            raise ValueError(
+        elif self.positions == "rope" and self.head_dim % 2:
+            yield (
                 f"rope needs an even head width, and d_model {self.d_model} / n_heads"
                 f" {self.n_heads} is {self.head_dim}; write a multiple of {2 * self.n_heads} for"
                 " d_model"
             )
         if self.n_heads % self.kv_heads:
-            raise ValueError(
+            yield (
                 f"n_heads {self.n_heads} is not divisible by n_kv_heads {self.kv_heads}; write a"
                 f" divisor of {self.n_heads} for n_kv_heads"
             )
-        return self
 
     @property
     def head_dim(self) -> int:

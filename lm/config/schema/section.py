@@ -5,15 +5,17 @@ their dotted keys.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from lm.system.paths import expand
 
 # the context of a configuration that a user has just written; others were stored by a run
 WRITTEN_NOW = object()
+# In a key's JSON schema: a default that depends on other keys.
+DEFAULT_IN_WORDS = "x-default"
 
 
 def _expanded(text: str, info: ValidationInfo) -> str:
@@ -34,6 +36,16 @@ class Section(BaseModel):
 
     # Without pydantic's strict mode: a stored configuration has lists where the schema has tuples.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong between the section's keys, one line each."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _have_no_problems(self) -> Self:
+        if problems := list(self.problems()):  # pydantic takes one error from a validator
+            raise ValueError("\n".join(problems))
+        return self
 
 
 def without_indices(key: str) -> str:

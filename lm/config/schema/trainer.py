@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Iterator
+from typing import Literal
 
-from pydantic import Field, StrictBool, model_validator
+from pydantic import Field, StrictBool
 
 from lm.config.schema.section import Section
 
@@ -119,11 +120,14 @@ class TrainerConfig(Section):
         description="Stop after this many skipped updates in a row, fp16 overflows included.",
     )
 
-    @model_validator(mode="after")
-    def _budget_and_batch(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with budget and batch."""
         if self.max_steps is None and self.max_tokens is None:
-            raise ValueError(
+            limit = " (max_epochs is only a limit)" if self.max_epochs is not None else ""
+            yield (
                 "give the run a length: max_steps, or max_tokens, or both (the smaller ends it)"
+                f"{limit}; --plan says how many steps one pass over the text takes, for any"
+                " max_steps"
             )
         rows = self.processes * (self.micro_batch_size or 1)  # of all processes at once
         if self.batch_size % rows:
@@ -131,11 +135,10 @@ class TrainerConfig(Section):
                 f" x num_nodes {self.num_nodes}" if self.num_nodes > 1 else ""
             )
             split += f" x micro_batch_size {self.micro_batch_size}" if self.micro_batch_size else ""
-            raise ValueError(
+            yield (
                 f"batch_size {self.batch_size} is not divisible by {split}; write a multiple of"
                 f" {rows} for batch_size"
             )
-        return self
 
     @property
     def processes(self) -> int:

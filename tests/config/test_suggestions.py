@@ -1,0 +1,217 @@
+"""A suggestion leads on: the key exists, and the value that is suggested is accepted."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lm.config.keys import keys, leaves
+from lm.config.other_names import OTHER_NAMES
+from lm.config.reader import load
+from lm.config.scalars import flow
+from lm.system.errors import ConfigError
+from tests.support.configs import BASE, complaints
+
+SECTIONS = ["", "model.", "optimizer.", "trainer.", "data.", "checkpoint.", "logging."]
+VALUES = [
+    *(0, 1, 8, 0.02, 3e-4, -1, 1e300, True, False, None, "", "x", "bfloat16", "cosine", "lora"),
+    *("a.jsonl", "a/b", ["q_proj"], ["a.csv"], {"enabled": True}, [{"path": "a"}]),
+]
+
+
+def suggested(message: str, value: object) -> dict[str, str]:
+    """Return the keys that a message says to write, each with the value as YAML."""
+    if similar := re.search(r"did you mean ([\w.]+)\?", message):
+        return {similar[1]: flow(value)}
+    message = message.removesuffix("; see --help")
+    _, _, words = message.partition("write ")
+    pair = r"([a-z_]+\.[\w.]+): (\{.*\}|\[.*\]|\"[^\"]*\"|[^ ,]+)"
+    return dict(re.findall(rf"{pair}(?=, [a-z_]+\.| and [a-z_]+\.|$)", words))
+
+
+def refusals(text: str, flags: list[str], tmp_path: Any) -> list[str]:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    try:
+        load(path, flags)
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
+
+
+def misplaced() -> Iterator[tuple[str, str, Any]]:
+    """Yield other programs' names, and our own names in sections where they are not."""
+    sections = itertools.cycle(SECTIONS)
+    ours = [key.short for key in leaves() if "[]" not in key.name]
+    for number, name in enumerate([*OTHER_NAMES, *ours]):
+        for value in VALUES[number % 3 :: 3]:
+            yield next(sections), name, value
+
+
+@pytest.mark.usefixtures("takes_seconds")
+def test_a_suggestion_is_accepted(tmp_path: Any) -> None:
+    """Whatever a message says to write, with a value, is no mistake of that key again."""
+    tried, wrong = 0, []
+    for section, name, value in misplaced():
+        if f"{section}{name}" in keys():
+            continue
+        if f"data.source.{name}" in keys() and section == "data.":
+            continue  # the source's format decides
+        flag = f"--{section}{name}"
+        lines = refusals(BASE, [f"{flag}={flow(value)}"], tmp_path)
+        message = next((line for line in lines if line.startswith(f"command line: {flag}:")), "")
+        assert message, (flag, value, lines)
+        writing = suggested(message, value)
+        for key in re.findall(r"\b(?:data|model|optimizer|trainer)\.[a-z_.]*[a-z]\b", message):
+            assert key in keys() or key == f"{section}{name}", message
+        if not writing or any(
+            f"write {key}: {keys()[key].type}" in message for key in writing if key in keys()
+        ):
+            continue  # the message says which values there are
+        tried += 1
+        flags = [f"--{key}={text}" for key, text in writing.items()]
+        again = refusals(BASE, flags, tmp_path)
+        wrong += [
+            f"{message} -> {line}"
+            for line in again
+            for key in writing
+            if line.startswith(f"command line: --{key}:")
+            # Such a key needs another one or other data too, and the message says so.
+            and not re.search(
+                "is not divisible by|learns from preferences|is for conversations|a length", line
+            )
+        ]
+    assert not wrong, "\n".join(wrong)
+    assert tried > 300
+
+
+CHATS = """\
+data:
+  document_mask: true
+  source:
+    format: chat
+    layout: preferences
+    files: a.jsonl
+finetune:
+  base: a.ckpt
+  objective: dpo
+trainer:
+  max_steps: 1000
+"""
+TOGETHER = [
+    # nanoGPT: a batch of micro-batches, and a lowest rate instead of a fraction
+    (
+        "trainer: {max_steps: 1000, batch_size: 12}\noptimizer: {gradient_accumulation_steps: 5}",
+        "optimizer.gradient_accumulation_steps: unknown key, got 5, write trainer.batch_size: 60"
+        " and trainer.micro_batch_size: 12",
+    ),
+    (
+        "trainer: {max_steps: 1000}\noptimizer: {lr: 6e-4, min_lr: 6e-5}",
+        "optimizer.min_lr: unknown key, got 6.0e-5, write optimizer.final_lr_fraction: 0.1",
+    ),
+    # TrainingArguments
+    (
+        "trainer: {max_steps: 2000, warmup_ratio: 0.05}",
+        "trainer.warmup_ratio: unknown key, got 0.05, write optimizer.warmup_steps: 100",
+    ),
+    (
+        "trainer: {max_tokens: 1e6, warmup_ratio: 0.05}",
+        "trainer.warmup_ratio: unknown key, got 0.05, write optimizer.warmup_steps: 0.05 x the"
+        " steps of the run",
+    ),
+    (
+        "trainer: {max_steps: 2000, adam_beta2: 0.999}",
+        "trainer.adam_beta2: unknown key, got 0.999, write optimizer.betas: [0.9, 0.999]",
+    ),
+    (
+        "trainer: {max_steps: 2000, learning-rate: 2e-4}",
+        "trainer.learning-rate: unknown key, got 0.0002, did you mean optimizer.lr?",
+    ),
+    # our own key in another section, with another program's value
+    (
+        "trainer: {max_steps: 2000}\nmodel: {compile: true}",
+        "model.compile: unknown key, got true, write trainer.compile: on",
+    ),
+    (
+        "trainer: {max_steps: 2000, tie_embeddings: 3}",
+        "trainer.tie_embeddings: unknown key, got 3, write model.tie_embeddings: true or false",
+    ),
+    # a pass over the text has steps that no configuration knows
+    (
+        "trainer: {max_steps: 10, num_train_epochs: 3}\noptimizer: {warmup_steps: 1}",
+        "trainer.num_train_epochs: unknown key, got 3, write trainer.max_steps: the steps of 3"
+        " passes over the text; --plan says how many steps one pass takes, for any max_steps",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), TOGETHER, ids=range(len(TOGETHER)))
+def test_a_value_is_converted_with_what_stands_beside_it(write, text: str, expected: str) -> None:
+    data = "data:\n  source:\n    format: txt\n    files: a.txt\n"
+    [line] = complaints(write(data + text))
+    assert re.sub(r"^c\.yaml:\d+: ", "", line) == expected
+
+
+def test_a_row_is_the_context_of_a_new_model_and_the_rows_of_a_fine_tuning(write) -> None:
+    assert complaints(write(BASE + "  max_length: 64")) == [
+        "c.yaml:7: trainer.max_length: unknown key, got 64, did you mean model.context_length?"
+    ]
+    assert refusals_of(write(CHATS + "  max_length: 64")) == [
+        "c.yaml:12: trainer.max_length: unknown key, got 64, did you mean data.sequence_length?"
+    ]
+
+
+def test_adapters_and_preferences_come_with_what_they_need(write) -> None:
+    """A rank alone would be refused, because the default method has no adapters."""
+    assert complaints(write(BASE + "  lora_r: 8"))[0].endswith(
+        "write finetune.base: checkpoints/best.ckpt, finetune.method: lora and finetune.lora.rank:"
+        " 8"
+    )
+    path = write(CHATS + "  lora_target_modules: [q_proj, v_proj]\n  beta: 0.3")
+    assert [line.partition("], ")[2] or line for line in refusals_of(path)] == [
+        "write finetune.method: lora and finetune.lora.targets: ['*.q_proj', '*.v_proj']".replace(
+            "'", '"'
+        ),
+        "c.yaml:13: trainer.beta: unknown key, got 0.3, write finetune.objective: dpo and"
+        " finetune.dpo_beta: 0.3",
+    ]
+
+
+def test_keys_of_a_source_stay_in_their_source(write) -> None:
+    text = BASE.replace("files: a.txt", "dataset: a").replace("txt", "hub") + "  x: 1\n"
+    text = text.replace("dataset: a", "dataset: a\n    split: train\n    text_column: body")
+    assert complaints(write(text))[:2] == [
+        'c.yaml:5: data.source.split: unknown key, got "train", did you mean'
+        " data.source.dataset_split?",
+        'c.yaml:6: data.source.text_column: unknown key, got "body", did you mean'
+        " data.source.text_key?",
+    ]
+    [line] = complaints(write(BASE.replace("files:", "data_files:")), "--data.source.files=b")
+    assert line.endswith("did you mean data.source.files?")
+    [line] = complaints(write(BASE.replace("files: a.txt", "files: a.txt\n    text_column: b")))
+    assert line.endswith("write data.source.text_key, which is for jsonl, csv, parquet or hub")
+
+
+def test_flags_of_other_programs(write) -> None:
+    flags = ["--learning_rate", "3e-4", "--bf16", "--gradient_accumulation_steps=4"]
+    lines = complaints(write(BASE), *flags, "--per-device-train-batch-size", "8", "--out_dir=x")
+    assert [line.removeprefix("command line: ") for line in lines] == [
+        "--learning_rate: unknown flag, did you mean optimizer.lr?; see --help",
+        "--bf16: unknown flag, write trainer.precision: bf16; see --help",
+        "--gradient_accumulation_steps: unknown flag, write trainer.batch_size: 32 and"
+        " trainer.micro_batch_size: 8; see --help",
+        "--per-device-train-batch-size: unknown flag, write trainer.batch_size: 32 and"
+        " trainer.micro_batch_size: 8; see --help",
+        "--out_dir: unknown flag, did you mean checkpoint.directory?; see --help",
+    ]
+
+
+def refusals_of(path: str) -> list[str]:
+    """Return the problems of a fine-tuning's file, without its base."""
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    return str(caught.value).splitlines()
