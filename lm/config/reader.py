@@ -37,7 +37,6 @@ MOST_PROBLEMS = 200  # explained in one answer; the others are counted
 Complete = Callable[[Config], dict[str, Any]]
 
 
-
 @dataclass(frozen=True)
 class Loaded:
     """A checked configuration, and the origin of each value."""

@@ -273,4 +273,5 @@ def reading(file: str, key: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{key}: {file} cannot be read ({error.strerror or error})") from error
+        name = error.filename or file
+        raise DataError(f"{key}: {name} cannot be read ({error.strerror or error})") from error

@@ -44,7 +44,8 @@ def bytes_of_tokens(tokenizer: Tokenizer) -> NDArray[np.int64]:
     for i, content in added.items():
         sizes[i] = 0 if i in tokenizer.special_ids else len(content.encode())
     # Text may become the unknown token, whose nats count: it stands for a byte at least.
-    sizes[list(tokenizer.special_ids - tokenizer.reserved_ids)] = 1
+    if tokenizer.unknown_id is not None:
+        sizes[tokenizer.unknown_id] = 1
     return sizes.clip(0)
 
 

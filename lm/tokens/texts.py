@@ -56,10 +56,12 @@ class Texts:
             for path, state in state_of.items()
             if path in self._known and self._known[path][:4] == state
         }
+        as_named = dict(zip(paths, files, strict=True))
         new = [path for path in state_of if path not in result]
         if new:
             now = time.time_ns()
-            result |= zip(new, hash_files("reading the text", list(map(Path, new))), strict=True)
+            named = [Path(as_named[path]) for path in new]
+            result |= zip(new, hash_files("reading the text", named), strict=True)
             for path in new:
                 _, modified, changed, _ = state = state_of[path]
                 if now - max(modified, changed) > SETTLED * 1e9 and states([path]) == [state]:

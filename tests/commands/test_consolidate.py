@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm.checkpoints.folder import Checkpoint, write_checkpoint
+from lm.checkpoints.folder import Checkpoint
 from lm.checkpoints.weights import write_weights
+from lm.checkpoints.write import write_checkpoint
 from lm.config.schema.model import ModelConfig
 from lm.config.schema.optimizer import OptimizerConfig
 from lm.optim.optimizers import make_optimizer

@@ -118,7 +118,7 @@ def test_the_space_between_prompt_and_continuation_is_part_of_the_text(tmp_path:
     """
     words = Backend(
         models.WordLevel(
-            {"<|endoftext|>": 0, "\u2581big": 1, "\u2581deal": 2}, unk_token="<|endoftext|>"
+            {"<|endoftext|>": 0, "\u2581big": 1, "\u2581deal": 2, "<unk>": 3}, unk_token="<unk>"
         )
     )
     words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()

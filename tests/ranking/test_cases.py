@@ -481,7 +481,7 @@ WRONG_FILES = [
     ),
     (
         "about: !!python/object:os.system a\n",
-        ['1: a tag (!), got "about: !!python/object:os.system a", write plain `key: value`'],
+        ['1: a tag (!), got "about: !!python/object:os.system a", put the value in quotes'],
     ),
     ("#" * 2**20 + "#", ["1: larger than 1 MiB, write a configuration, or several files of cases"]),
 ]
