@@ -72,15 +72,14 @@ All mistakes are reported together, one line each, before torch is loaded. The e
 ```
 config.yaml:12: optimizer.lr: not a number, got "fast", write a number > 0 and <= 10
 config.yaml:15: trainer.lr: unknown key, got 3.0e-5, did you mean optimizer.lr?
-config.yaml:16: trainer.warmup_ratio: unknown key, got 0.05, write optimizer.warmup_steps: 50
-config.yaml: optimizer.warmup_steps: 100 (the default) leaves nothing of the run's 20 steps; ...
+config.yaml:16: trainer.bf16: unknown key, got true, write trainer.precision: bf16
 command line: --trainer.max_steps: too small, got -3, write a whole number >= 1 or null
 ```
 
-Names that nanoGPT, Hugging Face, litgpt, Axolotl and similar programs use lead to the key here,
-with the value that it takes (`lm/config/other_names.py`). A suggested value has been tried. A value
-that nobody has written is marked as the default. If the file has no section for a key, or cannot be
-read, the message names the file without a line.
+Names of nanoGPT, Hugging Face, litgpt, Axolotl and similar programs lead to the key here, with
+its value (`lm/config/other_names.py`). Every suggested value has been tried. A value that nobody
+has written is marked as the default. If the file has no section for a key, or cannot be read, the
+message names the file without a line.
 """
 
 

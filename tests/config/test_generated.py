@@ -67,7 +67,9 @@ def test_the_reference_shows_true_examples(write) -> None:
     )
     for line in re.findall(r"^(?:config\.yaml:\d+|command line): (.*)$", text, re.MULTILINE):
         said = complaints(
-            write(BASE + "  lr: 3e-5\noptimizer: {lr: fast}"), "--trainer.max_steps", "-3"
+            write(BASE + "  lr: 3e-5\n  bf16: true\noptimizer: {lr: fast}"),
+            "--trainer.max_steps",
+            "-3",
         )
         assert any(line.removeprefix("--") in complaint for complaint in said), line
     rows = re.findall(r"^\| `(\S+)` \| ([^|]+) \|", text, re.MULTILINE)

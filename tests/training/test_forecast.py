@@ -142,18 +142,25 @@ def test_what_a_trial_adds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("minutes", "warmup", "last_step"),
-    [(1, 100, 56), (1, 56, 56), (1, 55, None), (None, 100, None), (0.01, 100, 1), (60, 599, None)],
+    [
+        (1, 200, 116),
+        (1, 116, 116),
+        (1, 115, None),
+        (None, 200, None),
+        (0.01, 100, 1),
+        (60, 599, None),
+    ],
 )
 def test_a_time_limit_inside_the_warm_up_is_foreseen(
     minutes: float | None, warmup: int, last_step: int | None
 ) -> None:
-    """The first validation takes 3.3 s of the minute, and a step 1 s."""
+    """The first validation takes 1.7 s of the minute, and a step half a second."""
     settings = config(max_steps=600, max_minutes=minutes)
     settings = settings.model_copy(
         update={"optimizer": settings.optimizer.model_copy(update={"warmup_steps": warmup})}
     )
     plan = Forecast(settings, Decoder(settings.model), "cpu", "fp32", 0.01)
-    lines = plan.measured(Trial(1, seconds=0.2, update_seconds=0.2), validation_tokens=1280)[2:]
+    lines = plan.measured(Trial(1, seconds=0.1, update_seconds=0.1), validation_tokens=1280)[2:]
     if last_step is None:
         assert lines == []
         return

@@ -122,7 +122,7 @@ def test_a_validation_of_nothing_is_written_down_as_nan(tmp_path: Path, clock: C
 def test_a_validation_of_preferences_has_no_perplexity(
     tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    book = opened(tmp_path)
+    book = opened(tmp_path, tensorboard=False)
     book.log_validation(3, Evaluation(0.5, math.nan, 12, per_token=False), None)
     [row] = metrics.read(tmp_path / "metrics.csv")
     assert (row["loss"], row["perplexity"]) == (0.5, None)
