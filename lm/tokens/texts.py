@@ -50,7 +50,8 @@ class Texts:
             OSError: a file cannot be read.
         """
         paths = [str(Path(file).resolve()) for file in files]
-        state_of = dict(zip(paths, states(paths), strict=True))
+        # Read as they are named: the folders above a path need not be open to everybody.
+        state_of = dict(zip(paths, states(files), strict=True))
         result = {
             path: self._known[path][4]
             for path, state in state_of.items()
@@ -64,7 +65,8 @@ class Texts:
             result |= zip(new, hash_files("reading the text", named), strict=True)
             for path in new:
                 _, modified, changed, _ = state = state_of[path]
-                if now - max(modified, changed) > SETTLED * 1e9 and states([path]) == [state]:
+                settled = now - max(modified, changed) > SETTLED * 1e9
+                if settled and states([as_named[path]]) == [state]:
                     self._known[path] = (*state, result[path])
                     self._changed = True
         if self._changed and self._cache_dir.is_dir():
