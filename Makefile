@@ -67,6 +67,7 @@ test: $(DEV_READY)
 reliability: $(DEV_READY)
 	@echo "== kill, cut, flip, fill and mistype (about 20 minutes on 2 cores)"
 	@$(RUN) -m pytest --long tests/reliability
+	@$(RUN) -m pytest --long -m long --ignore tests/reliability
 
 lint: $(DEV_READY)
 	$(RUN) -m ruff check .

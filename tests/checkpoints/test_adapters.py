@@ -428,7 +428,7 @@ def test_a_run_goes_on_with_its_own_base_only(family: Path, base: Path) -> None:
 
 
 @pytest.mark.usefixtures("starts_processes")
-@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("qlora", marks=pytest.mark.long)])
 def test_shared_out_and_resumed_alone(
     method: str, base: Path, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:

@@ -223,6 +223,7 @@ def test_conversations_of_the_base_are_replayed_apart_or_not_at_all(tmp_path, ba
                 data.rows  # noqa: B018
 
 
+@pytest.mark.long
 def test_the_proof_of_exact_resume_is_for_finetune_py_too(tmp_path, base):
     path = config_file(
         tmp_path,

@@ -31,8 +31,10 @@ def proof(config: Path, *arguments: str, **environment: str) -> subprocess.Compl
 @pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     "arguments",
-    [["--stops=1"], ["--stops=2", "--kill", "--data.workers=2"]],
-    ids=["stopped", "killed"],
+    [
+        pytest.param(["--stops=2"], id="stopped", marks=pytest.mark.long),
+        pytest.param(["--stops=1", "--kill", "--data.workers=2"], id="killed"),
+    ],
 )
 def test_identical(tmp_path: Path, arguments: list[str]) -> None:
     done = proof(config_file(tmp_path), "--steps=9", *arguments)

@@ -384,6 +384,7 @@ def test_a_finetuning_configuration(
     assert found == dict.fromkeys(QUICK, True) | {"documents": None, "loss": False}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("starts_processes")
 def test_a_resume_that_forgets_the_optimiser_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

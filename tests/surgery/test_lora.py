@@ -435,7 +435,7 @@ def test_without_bitsandbytes_one_line_says_so(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("starts_processes")
-@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("qlora", marks=pytest.mark.long)])
 def test_processes_learn_the_same_adapters(
     method: str, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:

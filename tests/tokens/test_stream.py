@@ -475,6 +475,7 @@ def test_a_killed_streamed_run_sees_the_batches_of_a_straight_one(tmp_path: Path
     assert sum(windows) <= 3 < len(windows)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("starts_processes")
 def test_a_run_that_was_moved_goes_on_in_the_commit_that_it_began_with(tmp_path: Path) -> None:
     """The dataset has a newer commit by then. If the old one is gone, the message says so."""

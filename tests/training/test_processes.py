@@ -310,6 +310,7 @@ def file_system(folder: Path, size: str) -> Iterator[None]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("starts_processes")
 def test_two_hosts(straight: Path, tmp_path: Path, figure: Callable[[str], None]) -> None:
     """Two network namespaces joined by one cable, with a torchrun in each, make the same run."""
