@@ -277,14 +277,17 @@ def step_directories(folder: str | Path) -> list[Path]:
 def checkpoints_in(folder: str | Path) -> list[Path]:
     """Return the checkpoint directories in a run's folder, oldest first, each checkpoint once.
 
-    A name that is a copied directory is among them if the folder lacks the step itself.
+    A name that is a copied directory is among them if the folder lacks the step itself, or if its
+    manifest is damaged, so that nobody knows which step it is.
     """
     folder = Path(folder)
-    copies = {
-        Checkpoint(folder / name).sha256: folder / name
-        for name in reversed(NAMES)
-        if pointed(folder, name) == folder / name
-    }
+    copies: dict[str, Path] = {}
+    for name in reversed(NAMES):
+        if pointed(folder, name) == folder / name:
+            try:
+                copies[Checkpoint(folder / name).sha256] = folder / name
+            except CheckpointError:
+                copies[name] = folder / name
     steps = {path: step_of(path) for path in step_directories(folder)}
     steps |= {path: Checkpoint(path).step for path in copies.values()}
     return sorted(steps, key=lambda path: (steps[path], path.name))

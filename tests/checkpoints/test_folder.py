@@ -760,6 +760,14 @@ def test_a_copied_directory_becomes_a_name_and_nothing_is_lost(tmp_path: Path) -
         Checkpoint(copy / step_name(step)).verify()
 
 
+def test_a_copied_directory_with_a_damaged_manifest_hides_nothing(tmp_path: Path) -> None:
+    run = named(tmp_path / "run")
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "best.ckpt" / "manifest.json").write_text("{")
+    assert set(checkpoints_in(copy)) == {*step_directories(copy), copy / "best.ckpt"}
+
+
 def test_a_copied_directory_that_is_another_checkpoint_is_left_alone(tmp_path: Path) -> None:
     folder = named(tmp_path / "run")
     (folder / "best.ckpt").unlink()
