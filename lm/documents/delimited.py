@@ -56,7 +56,7 @@ def csv_rows(
             quoting=csv.QUOTE_NONE if source.quoting == "none" else csv.QUOTE_MINIMAL,
         )
         rows = parse()
-        names = source.names or _first_line(file, lines, rows)
+        names = source.names or _first_line(file, lines, rows, source.encoding)
         if names is None:
             return
         _check_names(file, names, needs, delimiter)
@@ -89,7 +89,9 @@ def csv_rows(
                 yield number, row, names
 
 
-def _first_line(file: str, lines: _Lines, rows: Iterator[list[str]]) -> list[str] | None:
+def _first_line(
+    file: str, lines: _Lines, rows: Iterator[list[str]], encoding: str | None
+) -> list[str] | None:
     """Return the names of the columns; None if the file is empty."""
     lines.begin_row()
     try:
@@ -99,9 +101,8 @@ def _first_line(file: str, lines: _Lines, rows: Iterator[list[str]]) -> list[str
         reason = "a quote that opens here is never closed" if endless else str(error)
         raise _broken(file, 1, reason) from error
     if names is not None and isinstance(fault := cell(" ".join(names)), Fault):
-        raise DataError(
-            f"{file}:1: {fault.kind}: {fault.detail}; {remedy(file, [], 'data.source')}"
-        )
+        advice = remedy(file, [], "encoding", encoding)
+        raise DataError(f"{file}:1: {fault.kind}: {fault.detail}; {advice}")
     return names
 
 
