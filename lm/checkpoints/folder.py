@@ -102,7 +102,7 @@ class Checkpoint:
         file = self.path / "manifest.json"
         manifest = read_json(file)
         files = manifest.get("files")
-        if not isinstance(files, dict) or manifest.get("sha256") != _hash_of_table(files):
+        if not isinstance(files, dict) or manifest.get("sha256") != hash_of_table(files):
             raise CheckpointError(f"{file} is damaged: its own hash does not match")
         return manifest
 
@@ -370,5 +370,6 @@ def is_ours(path: Path) -> bool:
     return (path / "manifest.json").is_file() or (path / "meta.json").is_file()
 
 
-def _hash_of_table(files: object) -> str:
+def hash_of_table(files: object) -> str:
+    """Return the hash of a manifest's table of files: `sha256` of the manifest."""
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

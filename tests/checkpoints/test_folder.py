@@ -380,7 +380,7 @@ def test_an_edited_manifest(saved: Path, edit: Any) -> None:
 def test_a_manifest_with_wrong_kinds_of_values(saved: Path, entry: Any) -> None:
     files = Checkpoint(saved).files | {"meta.json": entry}
     (saved / "manifest.json").write_text(
-        json.dumps({"files": files, "sha256": checkpoint._hash_of_table(files)})
+        json.dumps({"files": files, "sha256": checkpoint.hash_of_table(files)})
     )
     assert_found(saved, "meta.json")
 
@@ -389,7 +389,7 @@ def test_a_manifest_cannot_point_outside(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     files = Checkpoint(saved).files | {"../secret": checkpoint.fingerprint(tmp_path / "secret")}
     (saved / "manifest.json").write_text(
-        json.dumps({"files": files, "sha256": checkpoint._hash_of_table(files)})
+        json.dumps({"files": files, "sha256": checkpoint.hash_of_table(files)})
     )
     assert_found(saved, "../secret")
 
