@@ -102,7 +102,7 @@ class Checkpoint:
         file = self.path / "manifest.json"
         manifest = read_json(file)
         files = manifest.get("files")
-        if not isinstance(files, dict) or manifest.get("sha256") != _hash_of_table(files):
+        if not isinstance(files, dict) or manifest.get("sha256") != hash_of_table(files):
             raise CheckpointError(f"{file} is damaged: its own hash does not match")
         return manifest
 
@@ -277,14 +277,17 @@ def step_directories(folder: str | Path) -> list[Path]:
 def checkpoints_in(folder: str | Path) -> list[Path]:
     """Return the checkpoint directories in a run's folder, oldest first, each checkpoint once.
 
-    A name that is a copied directory is among them if the folder lacks the step itself.
+    A name that is a copied directory is among them if the folder lacks the step itself, or if its
+    manifest is damaged, so that nobody knows which step it is.
     """
     folder = Path(folder)
-    copies = {
-        Checkpoint(folder / name).sha256: folder / name
-        for name in reversed(NAMES)
-        if pointed(folder, name) == folder / name
-    }
+    copies: dict[str, Path] = {}
+    for name in reversed(NAMES):
+        if pointed(folder, name) == folder / name:
+            try:
+                copies[Checkpoint(folder / name).sha256] = folder / name
+            except CheckpointError:
+                copies[name] = folder / name
     steps = {path: step_of(path) for path in step_directories(folder)}
     steps |= {path: Checkpoint(path).step for path in copies.values()}
     return sorted(steps, key=lambda path: (steps[path], path.name))
@@ -367,5 +370,6 @@ def is_ours(path: Path) -> bool:
     return (path / "manifest.json").is_file() or (path / "meta.json").is_file()
 
 
-def _hash_of_table(files: object) -> str:
+def hash_of_table(files: object) -> str:
+    """Return the hash of a manifest's table of files: `sha256` of the manifest."""
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from lm.checkpoints.folder import (
     NAMES,
     Checkpoint,
-    _hash_of_table,
+    hash_of_table,
     pointed,
     step_directories,
     step_name,
@@ -62,7 +62,7 @@ def write_checkpoint(
                 write(new / name)
                 sync(new / name)
                 files[name] = fingerprint(new / name)
-            manifest = {"files": files, "sha256": _hash_of_table(files)}
+            manifest = {"files": files, "sha256": hash_of_table(files)}
             # without a line end after the last bracket, the file is no JSON wherever it is cut
             (new / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             sync(new / "manifest.json")

@@ -25,6 +25,7 @@ FORMATS = {
     ".txt": "txt", ".md": "txt", ".jsonl": "jsonl", ".json": "instruction", ".csv": "csv",
     ".tsv": "csv", ".parquet": "parquet", ".bin": "bin",
 }  # fmt: skip
+PACKINGS = (".gz", ".bz2", ".xz", ".zst")
 PRECISIONS = {
     "bf16": ("bf16", "bfloat16", "bf16-mixed", "bf16-true", "torch.bfloat16"),
     "fp16": ("fp16", "float16", "half", "16", "16-mixed", "16-true", "torch.float16"),
@@ -181,17 +182,32 @@ def _preference(value: Any, given: Given) -> Writing:
     return {"finetune.objective": "dpo", "finetune.dpo_beta": value}
 
 
-def _text(section: str) -> Translate:
-    """Write a source of text: files by their ending, a dataset of the hub by the slash in it."""
+def _files(section: str) -> Translate:
+    """Write a source of text by the ending of its files, in front of that of their packing."""
 
     def translate(value: Any, given: Given) -> Writing:
         name = value[0] if isinstance(value, list) and value else value
-        known = FORMATS.get(PurePath(name).suffix) if isinstance(name, str) else None
-        if known:
-            return {section: {"format": known, "files": value}}
+        if isinstance(name, str):
+            path = PurePath(name)
+            plain = path.with_suffix("") if path.suffix in PACKINGS else path
+            if known := FORMATS.get(plain.suffix):
+                return {section: {"format": known, "files": value}}
+        return f"write {section}: a section with format and files"
+
+    return translate
+
+
+def _dataset(section: str) -> Translate:
+    """Write a source of text: files by their ending, a dataset of the hub by the slash in it."""
+
+    def translate(value: Any, given: Given) -> Writing:
+        writing = _files(section)(value, given)
+        if isinstance(writing, dict):
+            return writing
+        name = value[0] if isinstance(value, list) and value else value
         if isinstance(name, str) and name.count("/") == 1 and not name.startswith(("/", ".", "~")):
             return {section: {"format": "hub", "dataset": name}}
-        return f"write {section}: a section with format, and files or a dataset of the hub"
+        return f"{writing}, or with format: hub and dataset"
 
     return translate
 
@@ -359,16 +375,16 @@ ROWS: list[tuple[Translate, str]] = [
     ),
     # text
     (
-        _text("data.source"),
+        _files("data.source"),
         "train_file train_files train_data data_path data_file data_files text_file dataset_path"
-        " data_dir train_path train_bin corpus input_file dataset dataset_name datasets"
-        " train_dataset hf_dataset dataset_id",
+        " data_dir train_path train_bin corpus input_file",
     ),
+    (_dataset("data.source"), "dataset dataset_name datasets train_dataset hf_dataset dataset_id"),
     (
-        _text("data.validation"),
-        "validation_file val_file valid_file eval_file val_data val_path eval_dataset val_dataset"
-        " test_file validation_data",
+        _files("data.validation"),
+        "validation_file val_file valid_file eval_file val_data val_path test_file validation_data",
     ),
+    (_dataset("data.validation"), "eval_dataset val_dataset"),
     (_same("data.source.config"), "dataset_config_name dataset_config subset config_name"),
     (_dataset_split, "split train_split"),
     (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -61,6 +62,7 @@ def advice(
             " line)"
         )
     name = name.lower().replace("-", "_")
+    elsewhere = _elsewhere(path, schema, siblings)
     if schema is Config and name in OTHER_NAMES:
         given = {
             key.rpartition(".")[2].replace("-", "_"): value
@@ -69,8 +71,11 @@ def advice(
         writing = OTHER_NAMES[name](value, given)
         if isinstance(writing, str):
             return writing
-        return _written(_placed(writing, path, given), tree, value)
-    elsewhere = _elsewhere(path, schema, siblings)
+        writing = _placed(writing, path, given)
+        ours = elsewhere.get(name)
+        if ours and fits(ours, value) and not all(itertools.starmap(fits, writing.items())):
+            writing = {ours: value}
+        return _written(writing, tree, value)
     similar = [
         *([elsewhere[name]] if name in elsewhere else []),
         *(dotted((*path[:-1], near)) for near in difflib.get_close_matches(name, siblings, 1)),

@@ -19,6 +19,7 @@ from lm.documents.files import opened
 from lm.system.errors import DataError
 
 NO_QUOTES = "if quotes are ordinary characters here, write quoting: none"
+PACKINGS = (".gz", ".bz2", ".xz", ".zst")
 FEWEST_LINES = 4  # complete rows in one quoted field, before it is suspicious; with tabs, two
 
 
@@ -39,7 +40,7 @@ def csv_rows(
         DataError: the columns have no names or others, or a quote is never closed.
     """
     csv.field_size_limit(sys.maxsize)
-    is_tsv = source.delimiter == "," and suffixes(file) & {"tsv", "tab"}
+    is_tsv = source.delimiter == "," and suffix(file) in ("tsv", "tab")
     delimiter = "\t" if is_tsv else source.delimiter
     with opened(file, source.encoding) as stream:
         # A byte outside UTF-8 becomes half a surrogate pair, until its row is known.
@@ -56,7 +57,7 @@ def csv_rows(
             quoting=csv.QUOTE_NONE if source.quoting == "none" else csv.QUOTE_MINIMAL,
         )
         rows = parse()
-        names = source.names or _first_line(file, lines, rows)
+        names = source.names or _first_line(file, lines, rows, source.encoding)
         if names is None:
             return
         _check_names(file, names, needs, delimiter)
@@ -89,7 +90,9 @@ def csv_rows(
                 yield number, row, names
 
 
-def _first_line(file: str, lines: _Lines, rows: Iterator[list[str]]) -> list[str] | None:
+def _first_line(
+    file: str, lines: _Lines, rows: Iterator[list[str]], encoding: str | None
+) -> list[str] | None:
     """Return the names of the columns; None if the file is empty."""
     lines.begin_row()
     try:
@@ -99,9 +102,8 @@ def _first_line(file: str, lines: _Lines, rows: Iterator[list[str]]) -> list[str
         reason = "a quote that opens here is never closed" if endless else str(error)
         raise _broken(file, 1, reason) from error
     if names is not None and isinstance(fault := cell(" ".join(names)), Fault):
-        raise DataError(
-            f"{file}:1: {fault.kind}: {fault.detail}; {remedy(file, [], 'data.source')}"
-        )
+        advice = remedy(file, [], "encoding", encoding)
+        raise DataError(f"{file}:1: {fault.kind}: {fault.detail}; {advice}")
     return names
 
 
@@ -114,9 +116,12 @@ def cell(text: str) -> str | Fault:
     return decoded(text.encode(errors="surrogateescape"))
 
 
-def suffixes(file: str) -> set[str]:
-    """Return the parts of a file's name after its first point, in small letters."""
-    return {suffix[1:].lower() for suffix in Path(file).suffixes}
+def suffix(file: str) -> str:
+    """Return the part of a file's name after its last point, in small letters and without the
+    ending of a packing.
+    """
+    path = Path(file.lower())
+    return (path.with_suffix("") if path.suffix in PACKINGS else path).suffix[1:]
 
 
 def _check_names(file: str, names: list[str], needs: Sequence[str], delimiter: str) -> None:

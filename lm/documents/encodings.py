@@ -11,6 +11,8 @@ from lm.system.errors import DataError
 
 READ_BYTES = 2**22  # of each file, to find what is not UTF-8
 GUESS_BYTES = 2**16
+READ_OTHERS_BYTES = 2**26  # of all other files together
+FILE_BYTES = 2**14  # how many of these a small file takes: opening it costs time, too
 NAMED = 20
 # Encodings with the letters that most texts in them have, the least share of these among the
 # characters beyond ASCII, and the least share of such characters in the text. The first that fits
@@ -27,21 +29,24 @@ GUESSES = (
 )
 
 
-def remedy(file: str, files: Sequence[str], key: str) -> str:
+def remedy(file: str, files: Sequence[str], key: str, given: str | None) -> str:
     """Return what to write for a file that is not UTF-8, and which others are not either.
 
     Args:
         file: the file.
         files: all files of its source.
-        key: the source's key.
+        key: the key of its source's encoding.
+        given: the encoding that this key has; its bytes are not of it.
     """
+    if given:
+        return f"it is not {given} either; correct {key}"
     encoding = guess(_start(file, READ_BYTES))
-    others = [other for other in files if other != file and not _is_utf8(other)]
-    more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
-    also = f" (so are {', '.join(others[:NAMED])}{more})" if others else ""
+    others, all_read = _not_utf8([other for other in files if other != file])
+    more = "" if all_read else " and perhaps more"
+    also = f" (so are {', '.join(others)}{more})" if others else ""
     if encoding is None:
         return f"the rest of it is UTF-8, so a character is damaged{also}; correct it"
-    return f"it looks like {encoding}{also}; write {key}.encoding: {encoding}"
+    return f"it looks like {encoding}{also}; write {key}: {encoding}"
 
 
 def guess(start: bytes) -> str | None:
@@ -68,14 +73,25 @@ def guess(start: bytes) -> str | None:
     return "latin-1"
 
 
-def _is_utf8(file: str) -> bool:
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(_start(file, READ_BYTES))
-    except UnicodeDecodeError:
-        return False
-    except (DataError, OSError):
-        pass  # its own message comes when it is read
-    return True
+def _not_utf8(files: Sequence[str]) -> tuple[list[str], bool]:
+    """Return the first files that are not UTF-8, and whether these are all."""
+    found: list[str] = []
+    left = READ_OTHERS_BYTES
+    for file in files:
+        if left <= 0:
+            return found, False
+        start = b""
+        try:
+            start = _start(file, min(READ_BYTES, left))
+            codecs.getincrementaldecoder("utf-8")().decode(start)
+        except UnicodeDecodeError:
+            if len(found) == NAMED:
+                return found, False
+            found.append(file)
+        except (DataError, OSError):
+            pass  # its own message comes when it is read
+        left -= max(len(start), FILE_BYTES)
+    return found, True
 
 
 def _start(file: str, size: int) -> bytes:

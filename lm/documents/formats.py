@@ -32,7 +32,7 @@ from lm.config.schema.source import (
 )
 from lm.documents import hub
 from lm.documents.conversations import Conversation, are_messages, from_sms
-from lm.documents.delimited import cell, csv_rows, suffixes
+from lm.documents.delimited import cell, csv_rows, suffix
 from lm.documents.faults import Fault, Row, decoded, require_column, text_of
 from lm.documents.files import (
     Span,
@@ -134,7 +134,7 @@ def read_chat(file: str, source: ChatSource, span: None) -> Iterator[Row]:
 
 def _chat_entries(file: str, source: ChatSource) -> Iterator[tuple[int, Entry | str | Fault]]:
     """Yield the rows of conversations, in any of their formats."""
-    is_json = suffixes(file) & {"json", "jsonl", "ndjson"}
+    is_json = suffix(file) in ("json", "jsonl", "ndjson")
     for_tables = source.delimiter != "," or source.quoting or source.escape or source.names
     if source.dataset is not None:
         for number, row in enumerate(hub.load_dataset(source), 1):
@@ -147,7 +147,7 @@ def _chat_entries(file: str, source: ChatSource) -> Iterator[tuple[int, Entry | 
             f"{file}: delimiter, quoting, escape and names are for CSV, and this file's name says"
             " JSON; remove these keys, or rename the file"
         )
-    elif for_tables or suffixes(file) & {"csv", "tsv", "tab"}:
+    elif for_tables or suffix(file) in ("csv", "tsv", "tab"):
         for number, cells, names in csv_rows(file, source):
             yield number, cells if isinstance(cells, Fault) else _table_row(names, cells)
     else:

@@ -283,11 +283,7 @@ class Reader:
         remedy = "correct it"
         if fault.kind == NOT_UTF8 and not is_parquet(file):
             encoding = getattr(self.source, "encoding", None)
-            remedy = (
-                f"it is not {encoding} either; correct {self.key}.encoding"
-                if encoding
-                else encodings.remedy(file, self.files, self.key)
-            )
+            remedy = encodings.remedy(file, self.files, f"{self.key}.encoding", encoding)
         raise DataError(
             f"{file}{place}: {fault.kind}: {fault.detail}; {remedy}, or skip such rows with"
             " data.on_bad_row: skip"

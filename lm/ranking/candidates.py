@@ -74,7 +74,11 @@ def find(patterns: Sequence[str]) -> tuple[list[Candidate], list[Failure]]:
     failures: dict[str, Failure] = {}
     for pattern in patterns:
         for match in _matches(pattern):
-            inside = [] if (match / "meta.json").exists() else checkpoints_in(match)
+            try:
+                inside = [] if (match / "meta.json").exists() else checkpoints_in(match)
+            except CheckpointError as error:
+                failures[os.path.realpath(match)] = Failure(printable(str(match)), str(error))
+                continue
             for folder in inside or [match]:
                 try:
                     checkpoint = open_checkpoint(folder)

@@ -44,8 +44,11 @@ from lm.system.locks import claim, was_claimed
 from lm.system.mark import MARK, is_allowed, is_shared, mark_of, set_mark
 
 RECORDS = ("metrics.csv", results.FILE)
-# what a run writes: a folder with other files that is allowed may not hold these
-WRITTEN = (*RECORDS, "config.yaml", "curves.png", "incidents.jsonl", "init-from.txt")
+# what a run and its reports write: a folder with other files that is allowed may not hold these
+WRITTEN = (
+    *RECORDS, "config.yaml", "curves.png", "incidents.jsonl", "init-from.txt", "report.md",
+    "answers.json", "report.html",
+)  # fmt: skip
 # names the checkpoint that the run started from, in case it is killed before its own first one
 PARENT = "init-from.txt"
 

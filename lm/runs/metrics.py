@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -41,7 +42,7 @@ COLUMNS = (
 TEXT_COLUMNS = ("split", "timestamp")
 INTEGER_COLUMNS = ("step", "tokens")
 HEADER = ",".join(COLUMNS)
-MOST_BYTES = 2**32  # and lines, of a file that a run resumes: 28 million rows
+MOST_BYTES = 2**32  # and lines, of a file that a run resumes or rewinds: 28 million rows
 COUNT = re.compile(r"[0-9]{1,16}")
 NUMBER = re.compile(r"-?([0-9]{1,400}(\.[0-9]{0,400})?(e[-+]?[0-9]{1,4})?|inf|nan)", re.IGNORECASE)
 
@@ -68,7 +69,8 @@ class MetricsLog:
     def __init__(self, path: Path, resume_step: int | None, validated: bool = True):
         self.path = path
         self.dropped = 0
-        first, *lines = _all_lines(path, MOST_BYTES, MOST_BYTES) or [Line(1, b"", ended=False)]
+        every = list(_all_lines(path, MOST_BYTES, MOST_BYTES))
+        first, *lines = every or [Line(1, b"", ended=False)]
         # absent, empty, or cut while the header was written
         if not lines and not first.ended and HEADER.encode().startswith(first.content):
             replace(self.path, HEADER + "\n")
@@ -131,7 +133,7 @@ def read_whole_lines(path: Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
         CheckpointError: the file cannot be read, or holds other columns.
     """
     rows, damaged = [], {}
-    for line in _whole_lines(path):
+    for line in _whole_lines(path, MOST_READ, MOST_LINES):
         try:
             rows.append(_row(line))
         except ValueError:
@@ -146,34 +148,34 @@ def after(path: Path, step: int) -> str:
         CheckpointError: the file cannot be read, or holds other columns.
     """
     lines = []
-    for line in _whole_lines(path) if path.exists() else []:
+    for line in _whole_lines(path, MOST_BYTES, MOST_BYTES) if path.exists() else []:
         with contextlib.suppress(ValueError):  # a damaged line
             if _row(line)["step"] > step:
                 lines.append(line.content.decode())
     return "\n".join([HEADER, *lines, ""]) if lines else ""
 
 
-def _all_lines(path: Path, most_bytes: int, most_lines: int) -> list[Line]:
-    """Return the lines of a file; none if it does not exist. Raises CheckpointError."""
+def _all_lines(path: Path, most_bytes: int, most_lines: int) -> Iterator[Line]:
+    """Yield the lines of a file; none if it does not exist. Raises CheckpointError."""
     try:
-        return list(read_lines(path, most_bytes, most_lines))
+        yield from read_lines(path, most_bytes, most_lines)
     except FileNotFoundError:
-        return []
+        return
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _whole_lines(path: Path) -> list[Line]:
-    """Return the lines after the header, which is checked, without a last one that was cut.
+def _whole_lines(path: Path, most_bytes: int, most_lines: int) -> Iterator[Line]:
+    """Yield the lines after the header, which is checked, without a last one that was cut.
 
     Raises:
         CheckpointError: the file cannot be read, or holds other columns.
     """
     if not path.exists():
         raise CheckpointError(f"{path} cannot be read: {os.strerror(errno.ENOENT)}")
-    first, *lines = _all_lines(path, MOST_READ, MOST_LINES) or [Line(1, b"", ended=False)]
-    _check_header(path, first)
-    return [line for line in lines if line.ended]
+    lines = _all_lines(path, most_bytes, most_lines)
+    _check_header(path, next(lines, Line(1, b"", ended=False)))
+    yield from (line for line in lines if line.ended)
 
 
 def _check_header(path: Path, line: Line) -> None:

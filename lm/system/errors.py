@@ -222,9 +222,10 @@ def _explain(error: Exception) -> tuple[str, int]:
             " message, or its launcher's, says why"
         ), 1
     if TAKEN_PORT in str(error):
+        port = os.environ.get("MASTER_PORT", "of this run")
         return (
-            f"MASTER_PORT: {os.environ.get('MASTER_PORT', 'the port')} is taken by another program;"
-            " set it to a free one for all processes"
+            f"the port {port} between the processes is taken by another program; start again, or"
+            " start with torchrun --master-port and a free one"
         ), ConfigError.exit_code
     if isinstance(error, ModuleNotFoundError):
         return not_installed(error), ConfigError.exit_code

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
@@ -14,7 +15,7 @@ VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 def expand(text: str) -> str:
     """Return a path with `~`, `~user`, `$NAME` and `${NAME}` replaced, as a shell does.
 
-    A file whose name really holds a dollar sign keeps its name.
+    A file or folder whose name really holds a dollar sign keeps its name.
 
     Raises:
         ValueError: the path is empty, or names a user or a variable that does not exist.
@@ -27,7 +28,9 @@ def expand(text: str) -> str:
             user = text.partition("/")[0]
             raise ValueError(f"there is no home folder of {user}; write the whole path")
         text = expanded
-    if "$" not in text or os.path.lexists(text):
+    # a glob, or a file that is still to be written, may lie in a folder with a dollar sign
+    there = (path for path in (Path(text), *Path(text).parents) if os.path.lexists(path))
+    if "$" not in text or any("$" in str(path) for path in there):
         return text
     for match in VARIABLE.finditer(text):
         name = match[1] or match[2]

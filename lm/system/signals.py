@@ -75,6 +75,8 @@ class StopSignals:
         if os.getpid() != self._process:
             return
         if self.requested and number == signal.SIGINT:
+            if self._speaks:
+                _write(f"\nstopped by SIGINT; {self._advice}\n")
             os._exit(128 + number)  # Checkpoints on the disk are complete at every moment.
         first = not self.requested
         self.requested = self.requested or number
@@ -82,13 +84,16 @@ class StopSignals:
             self.deferred = True
             raise stopped(number, self._advice)
         if first and self._speaks:
-            # The signal may interrupt a print, which is not reentrant; os.write is.
-            message = (
+            _write(
                 f"\n{signal.Signals(number).name}: finishing this step and saving (Ctrl-C again"
                 " stops at once)\n"
             )
-            with contextlib.suppress(OSError):
-                os.write(2, message.encode())
+
+
+def _write(message: str) -> None:
+    """Write to stderr in a handler, which may interrupt a print: that is not reentrant."""
+    with contextlib.suppress(OSError):
+        os.write(2, message.encode(errors="backslashreplace"))
 
 
 def ignore_stop_signals() -> None:

@@ -97,8 +97,8 @@ def protect() -> None:
     for descriptor in range(3):  # or the next files that are opened would take their numbers
         try:
             os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
+        except OSError:  # inheritable, or the programs that are started would lack it again
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout = _safe(sys.stdout, STDOUT, "replace")
     sys.stderr = _safe(sys.stderr, STDERR, "backslashreplace")
 

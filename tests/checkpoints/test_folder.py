@@ -380,7 +380,7 @@ def test_an_edited_manifest(saved: Path, edit: Any) -> None:
 def test_a_manifest_with_wrong_kinds_of_values(saved: Path, entry: Any) -> None:
     files = Checkpoint(saved).files | {"meta.json": entry}
     (saved / "manifest.json").write_text(
-        json.dumps({"files": files, "sha256": checkpoint._hash_of_table(files)})
+        json.dumps({"files": files, "sha256": checkpoint.hash_of_table(files)})
     )
     assert_found(saved, "meta.json")
 
@@ -389,7 +389,7 @@ def test_a_manifest_cannot_point_outside(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     files = Checkpoint(saved).files | {"../secret": checkpoint.fingerprint(tmp_path / "secret")}
     (saved / "manifest.json").write_text(
-        json.dumps({"files": files, "sha256": checkpoint._hash_of_table(files)})
+        json.dumps({"files": files, "sha256": checkpoint.hash_of_table(files)})
     )
     assert_found(saved, "../secret")
 
@@ -758,6 +758,14 @@ def test_a_copied_directory_becomes_a_name_and_nothing_is_lost(tmp_path: Path) -
     for step in range(1, 5):
         assert Checkpoint(copy / step_name(step)).sha256 == Checkpoint(run / step_name(step)).sha256
         Checkpoint(copy / step_name(step)).verify()
+
+
+def test_a_copied_directory_with_a_damaged_manifest_hides_nothing(tmp_path: Path) -> None:
+    run = named(tmp_path / "run")
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "best.ckpt" / "manifest.json").write_text("{")
+    assert set(checkpoints_in(copy)) == {*step_directories(copy), copy / "best.ckpt"}
 
 
 def test_a_copied_directory_that_is_another_checkpoint_is_left_alone(tmp_path: Path) -> None:

@@ -196,6 +196,23 @@ def test_keys_of_a_source_stay_in_their_source(write) -> None:
     assert line.endswith("write data.source.text_key, which is for jsonl, csv, parquet or hub")
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("train_file: d/a.jsonl.gz", "write data.source: {format: jsonl, files: d/a.jsonl.gz}"),
+        ("data_dir: data/openwebtext", "write data.source: a section with format and files"),
+        ("corpus: corpus/shards", "write data.source: a section with format and files"),
+        ("val_data: a/b", "write data.validation: a section with format and files"),
+        ("dataset: a/b", "write data.source: {format: hub, dataset: a/b}"),
+        ("dtype: uint16", "write data.source.dtype, which is for bin"),
+        ("dtype: bfloat16", "write trainer.precision: bf16"),
+    ],
+)
+def test_files_are_no_dataset_of_the_hub(write, given: str, expected: str) -> None:
+    [line] = complaints(write(f"{BASE}  {given}\n"))
+    assert line.endswith(f", {expected}")
+
+
 def test_flags_of_other_programs(write) -> None:
     flags = ["--learning_rate", "3e-4", "--bf16", "--gradient_accumulation_steps=4"]
     lines = complaints(write(BASE), *flags, "--per-device-train-batch-size", "8", "--out_dir=x")

@@ -86,5 +86,8 @@ def test_an_encoding_of_the_names_too(tmp_path: Path) -> None:
     section = TypeAdapter(SingleSource).validate_python(source)
     assert list(FORMATS["csv"](str(file), section, None)) == [(2, "süß")]
     utf8 = TypeAdapter(SingleSource).validate_python(source | {"encoding": None})
-    with pytest.raises(DataError, match=r"looks like cp1252; write data\.source\.encoding: cp1252"):
+    with pytest.raises(DataError, match="looks like cp1252; write encoding: cp1252"):
         list(FORMATS["csv"](str(file), utf8, None))
+    other = TypeAdapter(SingleSource).validate_python(source | {"encoding": "shift_jis"})
+    with pytest.raises(DataError, match="it is not shift_jis either; correct encoding"):
+        list(FORMATS["csv"](str(file), other, None))

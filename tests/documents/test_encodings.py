@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from lm.documents import encodings
 from lm.documents.encodings import guess
 
 TEXTS = {
@@ -33,3 +36,23 @@ def test_one_umlaut_in_many_ascii_letters() -> None:
 
 def test_a_damage_in_utf8_is_no_other_encoding() -> None:
     assert guess("Grüße, süß und schön. ".encode() * 20 + b"\xff") is None
+
+
+def test_only_some_of_many_other_files_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [str(tmp_path / f"{i}.txt") for i in range(9)]
+    for file in files:
+        Path(file).write_bytes("süß".encode("cp1252"))
+
+    def named(count: int) -> str:
+        return f"it looks like cp1252 (so are {', '.join(files[1 : count + 1])}"
+
+    def remedy() -> str:
+        return encodings.remedy(files[0], files, "encoding", None)
+
+    assert remedy().startswith(named(8) + ");")
+    monkeypatch.setattr(encodings, "NAMED", 3)
+    assert remedy().startswith(named(3) + " and perhaps more);")
+    monkeypatch.setattr(encodings, "READ_OTHERS_BYTES", 2 * encodings.FILE_BYTES)
+    assert remedy().startswith(named(2) + " and perhaps more);")

@@ -606,6 +606,9 @@ def test_keys_of_csv_are_not_ignored_for_json(tmp_path):
     for keys in ({"delimiter": ";"}, {"quoting": "none"}, {"names": ["a", "b"]}):
         with pytest.raises(DataError, match="are for CSV, and this file's name says JSON"):
             chats(file, **keys)
+    for name in ("a.json.csv", "a.jsonl.tab"):
+        file = write(tmp_path / name, "prompt;completion\na?;b\n")
+        assert chats(file, delimiter=";") == ([("a?", "b")], {}), "the last ending decides"
     named = write(tmp_path / "b.txt", "a?|b\n")
     keys = {"delimiter": "|", "names": ["prompt", "completion"]}
     assert chats(named, **keys) == ([("a?", "b")], {})

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
-from lm.checkpoints.folder import _hash_of_table
+from lm.checkpoints.folder import hash_of_table
 from lm.system.disk import fingerprint
 from tests.checkpoints.test_weights import HOSTILE, with_header
 
@@ -64,7 +64,7 @@ def seal(path: Path) -> None:
 
 
 def write_manifest(path: Path, files: dict[str, Any]) -> None:
-    (path / MANIFEST).write_text(json.dumps({"files": files, "sha256": _hash_of_table(files)}))
+    (path / MANIFEST).write_text(json.dumps({"files": files, "sha256": hash_of_table(files)}))
 
 
 class Runs:

@@ -207,10 +207,10 @@ def edited(victim: Victim) -> Iterator[str]:
 
 
 def _write_manifest(victim: Victim, files: dict[str, Any]) -> None:
-    from lm.checkpoints.folder import _hash_of_table
+    from lm.checkpoints.folder import hash_of_table
 
     (victim.newest / "manifest.json").write_text(
-        json.dumps({"files": files, "sha256": _hash_of_table(files)})
+        json.dumps({"files": files, "sha256": hash_of_table(files)})
     )
 
 

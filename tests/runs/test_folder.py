@@ -317,10 +317,11 @@ def test_an_empty_mark_allows_a_run_which_keeps_to_its_own_files(tmp_path: Path)
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / ".step-00000009.ckpt.tmp-17").mkdir()
     (tmp_path / ".run-id").touch()
-    (tmp_path / "config.yaml").write_text("mine")
-    with pytest.raises(ConfigError, match=r"config\.yaml is not a run's, and a run would write"):
-        RunFolder(tmp_path)
-    (tmp_path / "config.yaml").unlink()
+    for name in ("config.yaml", "report.md", "answers.json", "report.html"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(ConfigError, match=f"{name} is not a run's, and a run would write"):
+            RunFolder(tmp_path)
+        (tmp_path / name).unlink()
     (tmp_path / "best.ckpt").write_bytes(b"mine")
     run = RunFolder(tmp_path)
     with pytest.raises(ConfigError, match=r"best\.ckpt was not made by a run, and this run needs"):

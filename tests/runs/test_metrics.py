@@ -120,6 +120,16 @@ def test_the_rows_after_a_step_can_be_put_aside(tmp_path: Path) -> None:
     assert metrics.after(path, 3) == lines[0] + lines[4] + lines[5], "what is damaged is no row"
 
 
+def test_a_long_file_that_can_be_resumed_can_be_rewound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path / "metrics.csv")
+    monkeypatch.setattr(metrics, "MOST_LINES", 3)
+    assert metrics.after(tmp_path / "metrics.csv", 4).count("\n") == 2
+    with pytest.raises(CheckpointError, match="more than 3 lines"):
+        metrics.read(tmp_path / "metrics.csv")
+
+
 @pytest.mark.parametrize("resume_step", [5, 9])
 def test_resume_with_nothing_to_drop_does_not_touch_the_file(
     tmp_path: Path, resume_step: int

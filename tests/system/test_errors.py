@@ -235,7 +235,10 @@ def test_notes_of_an_error_end_its_line(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     main = "raise RuntimeError('failed to bind, code: -98, name: EADDRINUSE')"
     code, _, message = run(main, tmp_path, "os.environ['MASTER_PORT'] = '15077'")
-    assert code == 2 and message.startswith("MASTER_PORT: 15077 is taken by another program;")
+    assert code == 2 and message == (
+        "the port 15077 between the processes is taken by another program; start again, or start"
+        " with torchrun --master-port and a free one\n"
+    )
 
 
 @pytest.mark.usefixtures("starts_processes")

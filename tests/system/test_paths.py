@@ -32,6 +32,12 @@ def test_home_and_variables_are_replaced(written: str, meant: str) -> None:
     assert expand(written) == meant
 
 
+def test_a_dollar_sign_in_the_name_of_a_folder_stays(tmp_path: Path) -> None:
+    (tmp_path / "a$b").mkdir()
+    assert expand("a$b/*.txt") == "a$b/*.txt"
+    assert expand(f"{tmp_path}/a$b/new/c$d") == f"{tmp_path}/a$b/new/c$d"
+
+
 @pytest.mark.parametrize(
     ("written", "problem"),
     [

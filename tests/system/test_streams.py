@@ -140,6 +140,16 @@ def test_a_stream_other_than_stdout_drops_what_is_refused() -> None:
         assert streams.Output(writer).write(b"lost") == 4
 
 
+@pytest.mark.usefixtures("starts_processes")
+def test_programs_that_are_started_have_the_streams_that_were_closed() -> None:
+    code = (
+        "import os, subprocess, sys; from lm.system import streams; os.close(0); streams.protect();"
+        " sys.exit(subprocess.call([sys.executable, '-c', 'import os; os.fstat(0)'],"
+        " close_fds=False))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
 def test_a_notebook_keeps_its_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     collected = io.StringIO()
     monkeypatch.setattr(sys, "stdout", collected)

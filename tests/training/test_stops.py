@@ -286,3 +286,5 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
         pass
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
+    last = process.stderr.read().splitlines()[-1]
+    assert last.startswith("stopped by SIGINT; go on with: ") and "--config" in last
