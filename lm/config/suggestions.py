@@ -10,7 +10,7 @@ import copy
 import difflib
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -141,20 +141,29 @@ def _placed(writing: dict[str, Any], path: KeyPath, given: Mapping[str, Any]) ->
 def _written(writing: dict[str, Any], tree: Mapping[str, Any], value: object) -> str:
     """Return the words for keys with their values."""
     for key, written in writing.items():
-        known = keys()[without_indices(key)]
-        source_format = _format(tree, path_of(key)[:-1])
-        if (
-            known.short != "format"
-            and known.formats
-            and source_format not in (None, *known.formats)
-        ):
-            return f"write {key}, which is for {either(list(known.formats))}"
+        place, formats = _formats(path_of(key))
+        if formats and _format(tree, place[:-1]) not in (None, *formats):
+            return f"write {key}, which is for {either(list(formats))}"
         if not fits(key, written):
-            return f"write {key}: {known.type}"
+            return f"write {key}: {keys()[without_indices(key)].type}"
     if len(writing) == 1 and value in writing.values():
         return f"did you mean {next(iter(writing))}?"
     pairs = [f"{key}: {_value(written)}" for key, written in writing.items()]
     return "write " + " and ".join([", ".join(pairs[:-1]), pairs[-1]] if pairs[1:] else pairs)
+
+
+def _formats(path: KeyPath) -> tuple[KeyPath, Sequence[str]]:
+    """Return the key of a data source that a key is, or is inside, and the formats that have it.
+
+    Without formats, every source has the key, or it is no source's.
+    """
+    if path[-1:] == ("format",):
+        return path, ()
+    for length in range(len(path), 0, -1):
+        known = keys().get(name_of(path[:length]))
+        if known is not None and known.formats:
+            return path[:length], known.formats
+    return path, ()
 
 
 def _format(tree: Mapping[str, Any], section: KeyPath) -> object:

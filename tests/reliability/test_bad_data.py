@@ -7,6 +7,8 @@ python -m pytest tests/reliability/test_bad_data.py
 from __future__ import annotations
 
 import bz2
+import concurrent.futures.process  # noqa: F401 - not importable as a user without rights
+import fractions  # noqa: F401 - the same
 import gzip
 import json
 import lzma
