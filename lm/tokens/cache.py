@@ -159,7 +159,6 @@ def unfinished(folder: Path) -> bool:
 def _build(folder: Path, build: Callable[[Path], Manifest]) -> Manifest:
     """Build a cache in a temporary folder, and rename the folder at the end."""
     temporary = folder.with_suffix(".tmp")
-    shutil.rmtree(folder, ignore_errors=True)
     if not unfinished(folder):
         shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(exist_ok=True)
@@ -169,6 +168,7 @@ def _build(folder: Path, build: Callable[[Path], Manifest]) -> Manifest:
         (temporary / manifests.FILE).write_text(text, encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
             sync(path)
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one, which was kept until now
         temporary.rename(folder)
         sync(folder.parent)
     except BaseException as error:

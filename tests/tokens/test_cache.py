@@ -88,6 +88,17 @@ def test_a_damaged_cache_is_built_again_and_that_is_said(tmp_path, damage):
     assert open_cache(folder, never) == (True, [])
 
 
+def test_a_damaged_cache_stays_until_another_takes_its_place(tmp_path):
+    folder = tmp_path / "f1"
+    open_cache(folder, build)
+    cut(folder / "train-00000.bin")
+    with pytest.raises(CheckpointError):
+        open_cache(folder, full)
+    assert (folder / "manifest.json").exists()
+    assert open_cache(folder, build)[0] is False
+    assert open_cache(folder, never) == (True, [])
+
+
 def test_what_goes_wrong_while_building_leaves_nothing(tmp_path):
     def fail(folder):
         build(folder)
