@@ -10,7 +10,6 @@ text does. On each machine only the first process of a run does this.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from lm.system.disk import sync
+from lm.system.environment import is_first_on_machine
 from lm.system.errors import CheckpointError, DataError, first_line
 from lm.system.locks import hold
 from lm.tokens import manifest as manifests
@@ -111,7 +111,7 @@ def open_cache(folder: Path, vocab_size: int | None = None) -> Manifest | None:
             raise DamagedError(f"{name}: {error.strerror}") from error
         if size != file.bytes:
             raise DamagedError(f"{name} has {size:,} bytes instead of {file.bytes:,}")
-    if vocab_size is not None and _is_first_on_machine():
+    if vocab_size is not None and is_first_on_machine():
         verify(folder, manifest, vocab_size)
     return manifest
 
@@ -179,8 +179,3 @@ def _build(folder: Path, build: Callable[[Path], Manifest]) -> Manifest:
         raise
     (folder / JOURNAL).unlink(missing_ok=True)  # last: a kill before the renaming needs it
     return manifest
-
-
-def _is_first_on_machine() -> bool:
-    """Return whether a launcher counts this process as the first one on its machine."""
-    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"

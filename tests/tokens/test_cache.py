@@ -310,10 +310,11 @@ def test_one_bit_is_found_where_a_command_learns_from_it(tmp_path, name):
 def test_only_the_first_process_of_a_machine_reads_it_all(tmp_path, monkeypatch):
     opened(tmp_path / "f1")
     flip(tmp_path / "f1" / "train-00000.bin")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert opened(tmp_path / "f1") == (True, [])
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    assert opened(tmp_path / "f1")[0] is False
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert opened(tmp_path / "f1")[0] is False, "LOCAL_RANK is left over from another program"
 
 
 def forge(folder, change):
