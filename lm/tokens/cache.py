@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from lm.system.disk import sync
-from lm.system.environment import is_first_on_machine
+from lm.system.environment import count_processes, is_first_on_machine
 from lm.system.errors import CheckpointError, DataError, first_line
 from lm.system.locks import hold
 from lm.tokens import manifest as manifests
@@ -50,13 +50,16 @@ def open_or_build(
         vocab_size: reads and checks the whole cache too; the tokenizer has so many ids.
 
     Raises:
-        CheckpointError: the folder cannot be written.
+        CheckpointError: the folder cannot be written; or it was damaged, and is built again: other
+            processes of this run, which do not read all of it, may have opened the damaged files.
         DataError: `build` found a mistake in the data.
     """
+    damaged = False
     try:
         if manifest := open_cache(folder, vocab_size):
             return manifest, True
     except DamagedError as damage:
+        damaged = True
         say(f"{folder} is damaged ({damage}): building it again")
     waiting = f"another process is preparing the same tokens in {folder.parent}: waiting for it"
     try:
@@ -66,8 +69,8 @@ def open_or_build(
                 if manifest := open_cache(folder, vocab_size):  # built while this process waited
                     return manifest, True
             except DamagedError:
-                pass
-            return _build(folder, build), False
+                damaged = True
+            built = _build(folder, build)
     except OSError as error:
         kept = (
             f"; {folder.with_suffix('.tmp')} keeps what is done, and it goes on from there"
@@ -78,6 +81,12 @@ def open_or_build(
             f"data.cache_dir: {folder.parent} cannot be written ({error.strerror or error}); free"
             " some space there or name another folder" + kept
         ) from error
+    if damaged and count_processes() > 1:
+        raise CheckpointError(
+            f"data.cache_dir: {folder} was damaged and is built again; start again with the same"
+            " command"
+        )
+    return built, False
 
 
 def open_cache(folder: Path, vocab_size: int | None = None) -> Manifest | None:

@@ -317,6 +317,17 @@ def test_only_the_first_process_of_a_machine_reads_it_all(tmp_path, monkeypatch)
     assert opened(tmp_path / "f1")[0] is False, "LOCAL_RANK is left over from another program"
 
 
+def test_several_processes_start_again_after_damage(tmp_path, monkeypatch):
+    """Another process may have opened the damaged files."""
+    opened(tmp_path / "f1")
+    flip(tmp_path / "f1" / "train-00000.bin")
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CheckpointError, match="was damaged and is built again; start again with"):
+        opened(tmp_path / "f1")
+    assert opened(tmp_path / "f1") == (True, [])
+
+
 def forge(folder, change):
     """Change values in a manifest, and the hashes with them, as someone might who means it."""
     values = read_values(folder / "manifest.json")
