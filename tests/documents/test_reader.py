@@ -198,6 +198,21 @@ def test_identity_changes_with_content_files_and_settings(tmp_path):
     )
 
 
+def test_identity_changes_with_a_name_that_decides_how_a_file_is_read(tmp_path):
+    """Whatever the file's date says: here only the hash of its content describes it."""
+
+    def identity(name, **section):
+        file = write(tmp_path / name, "prompt,completion\na,b\n")
+        section = TypeAdapter(Source).validate_python({"files": file, **section})
+        return Reader(section, tokenizer=byte_tokenizer()).identity(lambda _: ["hash"])
+
+    csv = {"format": "csv", "text_key": "prompt"}
+    assert identity("a.csv", **csv) == identity("a.txt", **csv) != identity("a.tsv", **csv)
+    made = [str(identity(name, format="chat")) for name in ("a.csv", "a.tsv", "a.json")]
+    assert len(set(made)) == 3
+    assert identity("a.csv", format="txt") == identity("a.tsv", format="txt")
+
+
 # --- unreadable files. A case: its name, the file's content, the expected message after the file's
 # name, the counts with `skip`.
 
