@@ -155,9 +155,9 @@ class _Work:
         self._tokenise = Tokenise(reader, tokenizer)
         self._dtype = np.dtype(tokenizer.dtype)
         self._eos_id = tokenizer.eos_id
-        self._unknown_id = -1 if tokenizer.unknown_id is None else tokenizer.unknown_id
+        self._unknown_id = tokenizer.unknown_id
         try:
-            # Names of files need not be UTF-8, and pydantic's own JSON refuses them.
+            # The name of a file need not be UTF-8, and pydantic's own JSON refuses such a name.
             values = json.loads(read_bytes(folder / JOURNAL, MOST_BYTES))
             self._start(Journal.model_validate(values))
         except (OSError, ValueError, KeyError, RecursionError):
@@ -284,7 +284,7 @@ class _Work:
                 int(tokens.text_bytes.sum()),
                 tokens.flags,
                 int(tokens.text_tokens.sum()),
-                unknown_tokens=int((tokens.ids == self._unknown_id).sum()),
+                unknown_tokens=tokens.count_unknown(self._unknown_id),
                 compared_bytes=int(tokens.compared_bytes.sum()),
                 lost_bytes=int(tokens.lost_bytes.sum()),
             )
