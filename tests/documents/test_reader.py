@@ -662,6 +662,12 @@ def test_columns_of_one_name_and_values_that_python_does_not_have(tmp_path):
     far = pa.array([10**18], pa.timestamp("us"))
     file = write_parquet(tmp_path / "a.parquet", prompt=["a"], completion=["b"], when=far)
     assert chats(file, "skip")[1] == {"value beyond Python's types": 1}
+    when = pa.array([0, 10**18, 0], pa.timestamp("us"))
+    file = write_parquet(
+        tmp_path / "a.parquet", prompt=list("acd"), completion=["b"] * 3, when=when
+    )
+    pairs, skipped = chats(file, "skip")
+    assert pairs == [("a", "b"), ("d", "b")] and skipped["value beyond Python's types"] == 1
 
 
 def test_another_delimiter_of_conversations_is_guessed(tmp_path):
