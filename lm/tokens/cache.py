@@ -4,8 +4,8 @@ A folder is written under a temporary name and renamed when it is complete. An i
 continues where it stopped. Deleting a cache costs nothing but time.
 
 A command that learns or scores from a cache first reads all of it: each file must have the hash
-that manifest.json says, each id must be one of the tokenizer, and documents must begin where their
-text does. On each machine only the first process of a run does this.
+that manifest.json says, each id must be one of the tokenizer, and the places where documents begin
+must be ascending and within the tokens. On each machine only the first process of a run does this.
 """
 
 from __future__ import annotations
