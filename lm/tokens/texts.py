@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from lm.documents.reader import states
 from lm.system.disk import read_bytes, replace
@@ -39,8 +39,10 @@ class Texts:
         self._cache_dir = cache_dir
         self._changed = False
         try:
-            self._known = READ.validate_json(read_bytes(cache_dir / FILE, MOST_BYTES))
-        except (OSError, ValidationError):
+            # Names of files need not be UTF-8, and pydantic's own JSON refuses them.
+            values = json.loads(read_bytes(cache_dir / FILE, MOST_BYTES))
+            self._known = READ.validate_python(values)
+        except (OSError, ValueError, RecursionError):
             self._known = {}  # none yet, or damaged: then all are hashed again
 
     def hashes(self, files: Sequence[str]) -> list[str]:
