@@ -20,12 +20,3 @@ def test_a_name_outside_utf8_is_kept_like_others(
     first = Texts(tmp_path).hashes([file])
     monkeypatch.setattr(texts, "hash_files", lambda *_: pytest.fail("hashed again"))
     assert Texts(tmp_path).hashes([file]) == first
-
-
-@pytest.mark.parametrize("damage", ["{", "[]", '{"a": 1}', "[" * 10**5, "\xff"])
-def test_a_damaged_list_is_made_anew(tmp_path: Path, damage: str) -> None:
-    (tmp_path / "a.txt").write_text("one")
-    file = str(tmp_path / "a.txt")
-    expected = Texts(tmp_path / "none").hashes([file])
-    (tmp_path / texts.FILE).write_text(damage, encoding="latin-1")
-    assert Texts(tmp_path).hashes([file]) == expected
