@@ -19,8 +19,8 @@ from lm.config.reader import Loaded
 from lm.config.schema.config import Config
 from lm.runs.origin import Origin, resuming
 from lm.system import errors
+from lm.system.environment import is_first
 from lm.system.errors import CheckpointError, ConfigError, UserError
-from lm.training.processes import is_first
 from train import train
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from lm.config.schema.chat import ChatSource
 from lm.config.schema.source import (
     BinSource,
+    CsvSource,
     HubSource,
     SingleSource,
     added_keys,
@@ -31,6 +32,7 @@ from lm.config.schema.source import (
 )
 from lm.documents import encodings, files, parquet
 from lm.documents.conversations import Conversation
+from lm.documents.delimited import suffixes
 from lm.documents.faults import NOT_UTF8, Fault, Row
 from lm.documents.files import Span, find_files, reading
 from lm.documents.flat import read_flat
@@ -263,14 +265,28 @@ class Reader:
     ) -> dict[str, Any]:
         """Return JSON that changes when the documents do.
 
-        It has the section and the dataset's version, or what `describe` says about the files.
+        It has the section and the dataset's version, or what `describe` says about the files; and
+        what the files' names say about their format, where that decides how they are read.
         """
         if is_streamed(self.source):
             return self.section
         if isinstance(self.source, HubSource | ChatSource) and self.source.dataset is not None:
             return {**self.section, "version": load_dataset(self.source)._fingerprint}
         with reading("a file", self.key):
-            return {**self.section, "files": describe(self.files)}
+            return {**self.section, **self._named, "files": describe(self.files)}
+
+    @property
+    def _named(self) -> dict[str, Any]:
+        """The endings of the files' names that make them tables, or tables parted by tabs."""
+        decide = (
+            {"csv", "tsv", "tab"}
+            if isinstance(self.source, ChatSource)
+            else {"tsv", "tab"}
+            if isinstance(self.source, CsvSource)
+            else set()
+        )
+        named = [sorted(suffixes(file) & decide) for file in self.files]
+        return {"named": named} if any(named) else {}
 
     def empty_file(self, file: str, removed: Counter[str]) -> None:
         """Refuse a file without text, or count it in `removed`; it is hardly intended."""

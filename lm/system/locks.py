@@ -2,7 +2,7 @@
 
 `claim` keeps other runs out of a run's folder, `hold` waits for its turn, and `try_hold` returns at
 once. This is the only module that calls flock. Some network file systems do not know it: there a
-run goes on without the lock, and says so.
+run of one process goes on without the lock, and says so.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lm.system.disk import open_to_append, read_bytes
+from lm.system.environment import count_processes
 from lm.system.errors import CheckpointError, ConfigError
 from lm.system.refusal import remark, why
 
@@ -102,9 +103,17 @@ def was_claimed(folder: Path) -> bool:
 def hold(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold the lock on a file in a `with` block. If another process holds it, call `on_wait` and
     wait.
+
+    Raises:
+        CheckpointError: the file system has no locks, and the run has several processes.
     """
     with open_to_append(path) as file:
         locked = _lock(file, fcntl.LOCK_EX)
+        if locked is None and count_processes() > 1:
+            raise CheckpointError(
+                f"data.cache_dir: {path.parent} has no locks, and several processes would build the"
+                " tokens at once; run tools.prepare first, or name a folder on a local disk"
+            )
         if locked is None:
             _remark_on(path.parent)
         if locked is False:

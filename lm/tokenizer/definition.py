@@ -8,11 +8,16 @@ needs no check: the library gives up by itself.
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 MOST_IDS = 2**22  # the largest vocabularies in use have some 2^18
 MOST_GROWTH = 64.0  # how much longer its rules may make a text
+# Expressions of which Python cannot tell it: groups of any kind but `(?:`, most of what begins with
+# a backslash and a letter, such as a border of a word, and a set in a set.
+_UNSURE = re.compile(r"\(\?(?!:)|\\(?![sSdDwWnrtfvxu])[a-zA-Z]|\[.*\[", re.DOTALL)
 
 
 def check(definition: str) -> None:
@@ -80,4 +85,19 @@ def _growth(rule: dict[str, Any]) -> float:
     literal = pattern.get("String") if isinstance(pattern, dict) else None
     if isinstance(literal, str) and literal:
         return len(content) / len(literal)
-    return 1.0 + len(content)  # an expression may match nothing, so at every place
+    expression = pattern.get("Regex") if isinstance(pattern, dict) else None
+    # One that matches nothing inserts at every place; others take a character or more.
+    return len(content) + float(_matches_nothing(expression))
+
+
+def _matches_nothing(expression: object) -> bool:
+    """Return whether a regular expression may match at a place without taking a character. True if
+    Python cannot tell: the library's expressions have more forms.
+    """
+    if not isinstance(expression, str) or _UNSURE.search(expression):
+        return True
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return re.compile(expression).match("") is not None
+    except (re.error, RecursionError, OverflowError):
+        return True

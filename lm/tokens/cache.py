@@ -4,13 +4,12 @@ A folder is written under a temporary name and renamed when it is complete. An i
 continues where it stopped. Deleting a cache costs nothing but time.
 
 A command that learns or scores from a cache first reads all of it: each file must have the hash
-that manifest.json says, each id must be one of the tokenizer, and documents must begin where their
-text does. On each machine only the first process of a run does this.
+that manifest.json says, each id must be one of the tokenizer, and the places where documents begin
+must be ascending and within the tokens. On each machine only the first process of a run does this.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from lm.system.disk import sync
+from lm.system.environment import count_processes, is_first_on_machine
 from lm.system.errors import CheckpointError, DataError, first_line
 from lm.system.locks import hold
 from lm.tokens import manifest as manifests
@@ -50,13 +50,16 @@ def open_or_build(
         vocab_size: reads and checks the whole cache too; the tokenizer has so many ids.
 
     Raises:
-        CheckpointError: the folder cannot be written.
+        CheckpointError: the folder cannot be written; or it was damaged, and is built again: other
+            processes of this run, which do not read all of it, may have opened the damaged files.
         DataError: `build` found a mistake in the data.
     """
+    damaged = False
     try:
         if manifest := open_cache(folder, vocab_size):
             return manifest, True
     except DamagedError as damage:
+        damaged = True
         say(f"{folder} is damaged ({damage}): building it again")
     waiting = f"another process is preparing the same tokens in {folder.parent}: waiting for it"
     try:
@@ -66,8 +69,8 @@ def open_or_build(
                 if manifest := open_cache(folder, vocab_size):  # built while this process waited
                     return manifest, True
             except DamagedError:
-                pass
-            return _build(folder, build), False
+                damaged = True
+            built = _build(folder, build)
     except OSError as error:
         kept = (
             f"; {folder.with_suffix('.tmp')} keeps what is done, and it goes on from there"
@@ -78,6 +81,12 @@ def open_or_build(
             f"data.cache_dir: {folder.parent} cannot be written ({error.strerror or error}); free"
             " some space there or name another folder" + kept
         ) from error
+    if damaged and count_processes() > 1:
+        raise CheckpointError(
+            f"data.cache_dir: {folder} was damaged and is built again; start again with the same"
+            " command"
+        )
+    return built, False
 
 
 def open_cache(folder: Path, vocab_size: int | None = None) -> Manifest | None:
@@ -111,7 +120,7 @@ def open_cache(folder: Path, vocab_size: int | None = None) -> Manifest | None:
             raise DamagedError(f"{name}: {error.strerror}") from error
         if size != file.bytes:
             raise DamagedError(f"{name} has {size:,} bytes instead of {file.bytes:,}")
-    if vocab_size is not None and _is_first_on_machine():
+    if vocab_size is not None and is_first_on_machine():
         verify(folder, manifest, vocab_size)
     return manifest
 
@@ -159,7 +168,6 @@ def unfinished(folder: Path) -> bool:
 def _build(folder: Path, build: Callable[[Path], Manifest]) -> Manifest:
     """Build a cache in a temporary folder, and rename the folder at the end."""
     temporary = folder.with_suffix(".tmp")
-    shutil.rmtree(folder, ignore_errors=True)
     if not unfinished(folder):
         shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(exist_ok=True)
@@ -169,6 +177,7 @@ def _build(folder: Path, build: Callable[[Path], Manifest]) -> Manifest:
         (temporary / manifests.FILE).write_text(text, encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
             sync(path)
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one, which was kept until now
         temporary.rename(folder)
         sync(folder.parent)
     except BaseException as error:
@@ -179,8 +188,3 @@ def _build(folder: Path, build: Callable[[Path], Manifest]) -> Manifest:
         raise
     (folder / JOURNAL).unlink(missing_ok=True)  # last: a kill before the renaming needs it
     return manifest
-
-
-def _is_first_on_machine() -> bool:
-    """Return whether a launcher counts this process as the first one on its machine."""
-    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"

@@ -1,4 +1,5 @@
-"""manifest.json with types: what a token cache, or a window of a stream, says about its files.
+"""manifest.json with types: what a token cache, or a window of a stream, says about its files; and
+the journal of a cache that is being built.
 
 A manifest may be damaged, edited, or written by another program. So its values are checked before
 anything uses them, and its own hash shows a change that leaves every type right.
@@ -24,6 +25,8 @@ SEAL = "manifest_sha256"  # the hash of all other keys; manifests of earlier ver
 Count = Annotated[int, Field(ge=0, le=2**50)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Kind = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+Hash = Annotated[int, Field(ge=0, lt=2**64)]  # of a text
+Triple = Annotated[list[Hash], Field(min_length=3, max_length=3)]
 SplitName = Literal["train", "val"]
 
 
@@ -93,6 +96,26 @@ class Manifest(Strict):
     def files(self) -> dict[str, FileFacts]:
         """All files of the cache, by name."""
         return {name: file for entry in self.splits.values() for name, file in entry.files.items()}
+
+
+class Journal(Strict):
+    """The journal of a build that goes on after a kill; `_Work` in prepare.py says what it means.
+
+    Attributes:
+        border, parted: three numbers each.
+        tested: hashes of documents.
+        splits: `lm.tokens.store.Counts` of what is written.
+    """
+
+    cut: list[Count]
+    pieces: Count
+    border: Triple | None
+    parted: Triple | None
+    file: str | None
+    no_text_yet: bool
+    tested: list[Hash]
+    removed: dict[Kind, Count]
+    splits: dict[SplitName, dict[str, Count]]
 
 
 class Position(Strict):

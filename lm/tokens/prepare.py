@@ -23,17 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm.documents.reader import EMPTY, Piece, Reader, Selection
-from lm.system.disk import replace
+from lm.system.disk import read_bytes, replace
 from lm.system.errors import DataError
 from lm.system.progress import ReadingProgress
 from lm.tokenizer.tokenizer import Tokenizer
 from lm.tokens.cache import JOURNAL
-from lm.tokens.manifest import Manifest, SplitName
+from lm.tokens.manifest import Journal, Manifest, SplitName
 from lm.tokens.store import SplitWriter
 from lm.tokens.tokenise import Engine, Tokenise, Tokens
 
 SPLITS: tuple[SplitName, ...] = ("train", "val")
 FOR_TEST = "conversation kept for the closing report"
+MOST_BYTES = 2**30  # of a journal
 JOURNAL_TOKENS = 2**26  # how many tokens a killed build repeats, at most
 # the journal of a build that has not begun
 NOTHING: dict[str, Any] = {
@@ -154,16 +155,19 @@ class _Work:
         self._tokenise = Tokenise(reader, tokenizer)
         self._dtype = np.dtype(tokenizer.dtype)
         self._eos_id = tokenizer.eos_id
-        self._unknown_id = -1 if tokenizer.unknown_id is None else tokenizer.unknown_id
+        self._unknown_id = tokenizer.unknown_id
         try:
-            self._start(json.loads((folder / JOURNAL).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):
-            # There is no journal, or the shards are not those that it describes.
-            self._start(NOTHING | {"cut": reader.cut, "removed": reader.named_twice})
+            # The name of a file need not be UTF-8, and pydantic's own JSON refuses such a name.
+            values = json.loads(read_bytes(folder / JOURNAL, MOST_BYTES))
+            self._start(Journal.model_validate(values))
+        except (OSError, ValueError, KeyError, RecursionError):
+            # There is no journal, it is damaged, or the shards are not those that it describes.
+            empty = {"cut": reader.cut, "removed": dict(reader.named_twice)}
+            self._start(Journal.model_validate(NOTHING | empty))
 
-    def _start(self, state: dict[str, Any]) -> None:
+    def _start(self, state: Journal) -> None:
         """Continue from a journal. Raises ValueError if it does not fit the source or the files."""
-        if state["cut"] != self._reader.cut:
+        if state.cut != self._reader.cut:
             raise ValueError("the journal counts other pieces")
         self._writers = {
             name: SplitWriter(
@@ -171,18 +175,18 @@ class _Work:
                 name,
                 self._eos_id,
                 self._dtype,
-                state=state["splits"].get(name),
+                state=state.splits.get(name),
                 flagged=self._reader.chat is not None,
             )
             for name in SPLITS
         }
-        self.pieces: int = state["pieces"]
-        self.border = Border(*state["border"]) if state["border"] else None
-        self._parted: list[int] | None = state["parted"]
-        self._file: str | None = state["file"]
-        self._no_text_yet: bool = state["no_text_yet"]
-        self._removed: Counter[str] = Counter(state["removed"])
-        self._tested: list[int] = list(state["tested"])
+        self.pieces: int = state.pieces
+        self.border = Border(*state.border) if state.border else None
+        self._parted: list[int] | None = state.parted
+        self._file: str | None = state.file
+        self._no_text_yet: bool = state.no_text_yet
+        self._removed: Counter[str] = Counter(state.removed)
+        self._tested = list(state.tested)
         self._selection = Selection(self._reader.source)
         if self._selection.remembers:
             self._selection.keep(self._hashes())
@@ -280,7 +284,7 @@ class _Work:
                 int(tokens.text_bytes.sum()),
                 tokens.flags,
                 int(tokens.text_tokens.sum()),
-                unknown_tokens=int((tokens.ids == self._unknown_id).sum()),
+                unknown_tokens=tokens.count_unknown(self._unknown_id),
                 compared_bytes=int(tokens.compared_bytes.sum()),
                 lost_bytes=int(tokens.lost_bytes.sum()),
             )

@@ -295,7 +295,7 @@ class Stream:
                     chosen.lengths,
                     chosen.hashes,
                     int(chosen.text_bytes.sum()),
-                    unknown_tokens=int((chosen.ids == self.tokenizer.unknown_id).sum()),
+                    unknown_tokens=chosen.count_unknown(self.tokenizer.unknown_id),
                     compared_bytes=int(chosen.compared_bytes.sum()),
                     lost_bytes=int(chosen.lost_bytes.sum()),
                 )

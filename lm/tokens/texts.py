@@ -15,19 +15,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from lm.documents.reader import states
 from lm.system.disk import read_bytes, replace
 from lm.system.errors import CheckpointError
+from lm.system.locks import hold
 from lm.tokens.hashing import hash_files
 from lm.tokens.manifest import Digest
 
 FILE = "texts.json"
+LOCK = "texts.lock"
 MOST_BYTES = 2**28  # a million files
 # Seconds. A clock of the file system may stand still for a while, so two changes can look like one.
 SETTLED = 2.0
 
+State = tuple[int, int, int, int]  # an entry of `states`
 Known = dict[str, tuple[int, int, int, int, Digest]]  # by path: its `states`, and the hash
 READ = TypeAdapter(Annotated[Known, Field(max_length=2_000_000)])
 
@@ -38,10 +41,7 @@ class Texts:
     def __init__(self, cache_dir: Path):
         self._cache_dir = cache_dir
         self._changed = False
-        try:
-            self._known = READ.validate_json(read_bytes(cache_dir / FILE, MOST_BYTES))
-        except (OSError, ValidationError):
-            self._known = {}  # none yet, or damaged: then all are hashed again
+        self._known = self._read()
 
     def hashes(self, files: Sequence[str]) -> list[str]:
         """Return the SHA-256 of each file.
@@ -52,12 +52,20 @@ class Texts:
         paths = [str(Path(file).resolve()) for file in files]
         # Read as they are named: the folders above a path need not be open to everybody.
         state_of = dict(zip(paths, states(files), strict=True))
-        result = {
-            path: self._known[path][4]
-            for path, state in state_of.items()
-            if path in self._known and self._known[path][:4] == state
-        }
         as_named = dict(zip(paths, files, strict=True))
+        with contextlib.ExitStack() as turn:
+            if len(self._kept(state_of)) < len(state_of) and self._cache_dir.is_dir():
+                # Of processes that start together one hashes, and the others read what it has kept.
+                # A folder that is read-only, or has no locks, is no problem: then each hashes.
+                with contextlib.suppress(OSError, CheckpointError):
+                    turn.enter_context(hold(self._cache_dir / LOCK, lambda: None))
+                    self._known |= self._read()
+            found = self._hashes(state_of, as_named)
+        return [found[path] for path in paths]
+
+    def _hashes(self, state_of: dict[str, State], as_named: dict[str, str]) -> dict[str, str]:
+        """Return the hashes of files by their paths, and keep those of files that rest."""
+        result = self._kept(state_of)
         new = [path for path in state_of if path not in result]
         if new:
             now = time.time_ns()
@@ -74,4 +82,20 @@ class Texts:
             with contextlib.suppress(CheckpointError):
                 replace(self._cache_dir / FILE, json.dumps(self._known))
             self._changed = False
-        return [result[path] for path in paths]
+        return result
+
+    def _kept(self, state_of: dict[str, State]) -> dict[str, str]:
+        """Return the hashes that are known of files in this state."""
+        return {
+            path: self._known[path][4]
+            for path, state in state_of.items()
+            if path in self._known and self._known[path][:4] == state
+        }
+
+    def _read(self) -> Known:
+        """Return the hashes that were kept; none if there are none yet, or if they are damaged."""
+        try:
+            # Names of files need not be UTF-8, and pydantic's own JSON refuses them.
+            return READ.validate_python(json.loads(read_bytes(self._cache_dir / FILE, MOST_BYTES)))
+        except (OSError, ValueError, RecursionError):
+            return {}

@@ -34,6 +34,15 @@ class Tokens(NamedTuple):
     flags: NDArray[np.uint8] | None  # only in conversations: one for each id
     removed: Counter[str]  # how many documents were skipped, by reason
 
+    def count_unknown(self, unknown_id: int | None) -> int:
+        """Return how many ids are that of unknown text. In conversations only ids that are learnt
+        count, as in `text_tokens`.
+        """
+        if unknown_id is None:
+            return 0
+        unknown = self.ids == unknown_id
+        return int((unknown if self.flags is None else unknown & (self.flags & LEARNED > 0)).sum())
+
     def select(self, chosen: NDArray[np.bool_]) -> Tokens:
         """Return the same for some of the documents."""
         # where each run of chosen documents begins, and where it ends

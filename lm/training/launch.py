@@ -14,7 +14,7 @@ from lm.config.schema.config import Config
 from lm.runs.folder import RunFolder
 from lm.runs.incidents import GoBack, Incidents
 from lm.runs.origin import Origin, find_origin, is_finished
-from lm.system.environment import ignored
+from lm.system.environment import ignored, is_first
 from lm.system.errors import NonFiniteError, keep_tracebacks_in
 from lm.system.progress import Progress
 from lm.system.signals import StopSignals, stopped
@@ -24,7 +24,6 @@ from lm.training.processes import (
     continuing_command,
     decide_on_first,
     disconnect,
-    is_first,
     on_first_process,
 )
 

@@ -17,13 +17,13 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lm.checkpoints.folder import Checkpoint
 from lm.config.schema.trainer import TrainerConfig
 from lm.runs.origin import Origin, resuming
 from lm.system.device import check_devices, choose_device
-from lm.system.environment import ignore
+from lm.system.environment import DECIDED, ignore, is_first, launcher
 from lm.system.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from lightning.pytorch.strategies import ModelParallelStrategy
 
 Result = TypeVar("Result")
-DECIDED = "TINY_TRANSFORMER_ORIGIN"  # in the environment of processes that Lightning starts
 
 # Launchers give each process its place by these. Without one, they are left over from another
 # program, or mean another one.
@@ -40,31 +39,6 @@ PLACES = (
     *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_LOCALID", "JSM_NAMESPACE_RANK"),
 )
-# The steps of a SLURM job in which a person or the batch script types commands.
-SHELL_STEPS = ("4294967290", "4294967291")
-
-
-def launcher() -> Literal["torchrun", "srun"] | None:
-    """Return the launcher that started all processes; None: a person or Lightning did."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return "torchrun"  # first: it may run inside SLURM
-    # A batch script has no step: without srun it starts one process, whatever number of tasks it
-    # requested. A job with one of these names is an interactive shell.
-    shell = (
-        os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-        or os.environ.get("SLURM_STEP_ID") in SHELL_STEPS
-        or "SLURM_PTY_PORT" in os.environ  # srun --pty
-    )
-    if {"SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"} <= os.environ.keys() and not shell:
-        return "srun"
-    return None
-
-
-def is_first() -> bool:
-    """Return whether this process is the one that writes, prints and decides."""
-    by_lightning = ("LOCAL_RANK", "NODE_RANK") if DECIDED in os.environ else ()
-    names = {"torchrun": ("RANK",), "srun": ("SLURM_PROCID",), None: by_lightning}
-    return all(os.environ.get(name, "0") == "0" for name in names[launcher()])
 
 
 def continuing_command() -> str:

@@ -198,6 +198,21 @@ def test_identity_changes_with_content_files_and_settings(tmp_path):
     )
 
 
+def test_identity_changes_with_a_name_that_decides_how_a_file_is_read(tmp_path):
+    """Whatever the file's date says: here only the hash of its content describes it."""
+
+    def identity(name, **section):
+        file = write(tmp_path / name, "prompt,completion\na,b\n")
+        section = TypeAdapter(Source).validate_python({"files": file, **section})
+        return Reader(section, tokenizer=byte_tokenizer()).identity(lambda _: ["hash"])
+
+    csv = {"format": "csv", "text_key": "prompt"}
+    assert identity("a.csv", **csv) == identity("a.txt", **csv) != identity("a.tsv", **csv)
+    made = [str(identity(name, format="chat")) for name in ("a.csv", "a.tsv", "a.json")]
+    assert len(set(made)) == 3
+    assert identity("a.csv", format="txt") == identity("a.tsv", format="txt")
+
+
 # --- unreadable files. A case: its name, the file's content, the expected message after the file's
 # name, the counts with `skip`.
 
@@ -650,6 +665,12 @@ def test_columns_of_one_name_and_values_that_python_does_not_have(tmp_path):
     far = pa.array([10**18], pa.timestamp("us"))
     file = write_parquet(tmp_path / "a.parquet", prompt=["a"], completion=["b"], when=far)
     assert chats(file, "skip")[1] == {"value beyond Python's types": 1}
+    when = pa.array([0, 10**18, 0], pa.timestamp("us"))
+    file = write_parquet(
+        tmp_path / "a.parquet", prompt=list("acd"), completion=["b"] * 3, when=when
+    )
+    pairs, skipped = chats(file, "skip")
+    assert pairs == [("a", "b"), ("d", "b")] and skipped["value beyond Python's types"] == 1
 
 
 def test_another_delimiter_of_conversations_is_guessed(tmp_path):

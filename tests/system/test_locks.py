@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lm.system import locks
+from lm.system.errors import CheckpointError
 from lm.system.locks import claim, hold, is_claimed, try_hold
 from tests.support.processes import other_process
 from tests.support.runs import ROOT
@@ -36,6 +38,21 @@ def test_hold_waits_and_reports_it_once(tmp_path: Path) -> None:
         with hold(path, end_it):
             assert process.wait() == -9
     assert len(waits) == 1
+
+
+def test_without_locks_only_one_process_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_lock", lambda *_: None)
+    with hold(tmp_path / "lock", lambda: pytest.fail("nobody holds it")):
+        pass
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        pytest.raises(CheckpointError, match=r"has no locks, and .* run tools\.prepare first"),
+        hold(tmp_path / "lock", lambda: None),
+    ):
+        pass
 
 
 @pytest.mark.usefixtures("starts_processes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from lm.system.errors import ConfigError, DataError
 from lm.tokenizer import sentencepiece
+from lm.tokenizer.definition import check
 from lm.tokenizer.tokenizer import ByteTokenizer, from_definition, load_tokenizer
 
 GOOD: dict[str, Any] = json.loads(ByteTokenizer().definition)
@@ -141,6 +143,20 @@ def test_a_definition_that_would_take_all_memory_is_refused(
     assert message in refusal(write(tmp_path / "t", values))
     with pytest.raises(ValueError, match=r"."):
         from_definition(json.dumps(values), "of a checkpoint", 258, 256)
+
+
+@pytest.mark.parametrize(
+    ("expression", "grows"),
+    [
+        *[("[\u2018\u2019]", False), (r"\s+", False), ("", True), ("x*", True), (r"\b", True)],
+        *[(r"(?=x)", True), (r"\p{Lu}*", True), ("(", True), ("[[:alpha:]]*", True)],
+    ],
+)
+def test_only_expressions_that_match_nothing_insert(expression: str, grows: bool) -> None:
+    values = copy.deepcopy(GOOD)
+    with_rules(*[replace("-", Regex=expression)] * 7)(values)
+    with pytest.raises(ValueError, match="64 times") if grows else contextlib.nullcontext():
+        check(json.dumps(values))
 
 
 def test_rules_that_are_nested_without_end_are_refused(tmp_path: Path) -> None:

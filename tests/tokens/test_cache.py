@@ -88,6 +88,17 @@ def test_a_damaged_cache_is_built_again_and_that_is_said(tmp_path, damage):
     assert open_cache(folder, never) == (True, [])
 
 
+def test_a_damaged_cache_stays_until_another_takes_its_place(tmp_path):
+    folder = tmp_path / "f1"
+    open_cache(folder, build)
+    cut(folder / "train-00000.bin")
+    with pytest.raises(CheckpointError):
+        open_cache(folder, full)
+    assert (folder / "manifest.json").exists()
+    assert open_cache(folder, build)[0] is False
+    assert open_cache(folder, never) == (True, [])
+
+
 def test_what_goes_wrong_while_building_leaves_nothing(tmp_path):
     def fail(folder):
         build(folder)
@@ -299,10 +310,22 @@ def test_one_bit_is_found_where_a_command_learns_from_it(tmp_path, name):
 def test_only_the_first_process_of_a_machine_reads_it_all(tmp_path, monkeypatch):
     opened(tmp_path / "f1")
     flip(tmp_path / "f1" / "train-00000.bin")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert opened(tmp_path / "f1") == (True, [])
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    assert opened(tmp_path / "f1")[0] is False
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert opened(tmp_path / "f1")[0] is False, "LOCAL_RANK is left over from another program"
+
+
+def test_several_processes_start_again_after_damage(tmp_path, monkeypatch):
+    """Another process may have opened the damaged files."""
+    opened(tmp_path / "f1")
+    flip(tmp_path / "f1" / "train-00000.bin")
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CheckpointError, match="was damaged and is built again; start again with"):
+        opened(tmp_path / "f1")
+    assert opened(tmp_path / "f1") == (True, [])
 
 
 def forge(folder, change):

@@ -74,7 +74,7 @@ def test_a_text_is_hashed_once_and_again_when_it_changes(
     hashed: list[Path] = []
 
     def noting(what: str, files: list[Path]) -> list[str]:
-        hashed.extend(files)
+        hashed.extend(file.resolve() for file in files)
         return hashing.hash_files(what, files)
 
     monkeypatch.setattr(texts, "hash_files", noting)

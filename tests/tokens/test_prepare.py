@@ -384,7 +384,8 @@ def test_a_document_that_tail_has_parted_is_one_document_after_a_kill(
 
 @pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(
-    "damage", ["{", "[]", "{}", "null", "\xff", "cut", "missing", "other pieces"]
+    "damage",
+    ["{", "[]", "{}", "null", "\xff", "[" * 10**5, "cut", "missing", "other pieces", "other types"],
 )
 def test_a_journal_that_is_not_true_is_not_believed(tmp_path, damage, monkeypatch):
     section = source_in(tmp_path)
@@ -399,6 +400,9 @@ def test_a_journal_that_is_not_true_is_not_believed(tmp_path, damage, monkeypatc
         shard.write_bytes(shard.read_bytes()[:100])
     elif damage == "missing":
         shard.unlink()
+    elif damage == "other types":
+        values = json.loads((folder / JOURNAL).read_text())
+        (folder / JOURNAL).write_text(json.dumps(values | {"removed": {"a": "b"}}))
     elif damage == "other pieces":
         monkeypatch.setattr(files, "SPAN_BYTES", 700)
     else:

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from lm.documents.reader import Reader
+from lm.documents.templates import LEARNED
 from lm.tokenizer.tokenizer import ByteTokenizer, FastTokenizer
 from lm.tokenizer.tokenizer import Tokenizer as OurTokenizer
 from lm.tokens.corpus import open_corpora
 from lm.tokens.round_trip import MOST_LOST, compare, difference, is_lost, losses, lost_share
 from lm.tokens.store import Counts
 from lm.tokens.summary import bytes_per_token, text_bytes
-from lm.tokens.tokenise import Tokenise
+from lm.tokens.tokenise import Tokenise, Tokens
 from tests.support.runs import config_file
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
@@ -150,3 +151,13 @@ def test_a_little_is_said_and_harms_nothing(tmp_path: Path) -> None:
     stores, facts = opened(tmp_path, [*texts, "Ä"], characters(None))
     assert 0 < lost_share(stores) < MOST_LOST
     assert "of the text is lost by the tokenizer; 1 x document that became no token" in facts
+
+
+def test_unknown_text_in_prompts_does_not_count():
+    numbers = np.zeros(1, np.int64)
+    tokens = Tokens(
+        np.array([7, 1, 7, 7]), numbers, numbers.astype(np.uint64), *[numbers] * 5, None, Counter()
+    )
+    assert tokens.count_unknown(7) == 3 and tokens.count_unknown(None) == 0
+    learned = np.array([0, 0, LEARNED, LEARNED], np.uint8)
+    assert tokens._replace(flags=learned).count_unknown(7) == 2

@@ -31,6 +31,7 @@ from lm.config.schema.optimizer import OptimizerConfig
 from lm.config.schema.trainer import TrainerConfig
 from lm.runs.folder import RunFolder
 from lm.system import environment
+from lm.system.environment import DECIDED, is_first, launcher
 from lm.system.errors import ConfigError
 from lm.system.signals import StopSignals
 from lm.training import processes
@@ -415,7 +416,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Remove every launcher from the environment."""
     for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_"))]:
         monkeypatch.delenv(name)
-    for name in (*processes.PLACES, processes.DECIDED):
+    for name in (*processes.PLACES, DECIDED):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
@@ -425,7 +426,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     [
         ({}, None, True),
         ({"LOCAL_RANK": "1"}, None, True),
-        ({"LOCAL_RANK": "1", processes.DECIDED: "{}"}, None, False),
+        ({"LOCAL_RANK": "1", DECIDED: "{}"}, None, False),
         (TORCHRUN_SAYS | {"RANK": "0", "LOCAL_RANK": "0"}, "torchrun", True),
         (TORCHRUN_SAYS | {"RANK": "2", "LOCAL_RANK": "0"}, "torchrun", False),
         (SLURM_SAYS | {"SLURM_PROCID": "0"}, "srun", True),
@@ -445,7 +446,7 @@ def test_who_started_this(
     """
     for name, value in environment.items():
         bare.setenv(name, value)
-    assert (processes.launcher(), processes.is_first()) == (expected, first)
+    assert (launcher(), is_first()) == (expected, first)
     lightnings = {
         "torchrun": TorchElasticEnvironment,
         "srun": SLURMEnvironment,
@@ -510,7 +511,7 @@ def test_places_that_no_launcher_gave_are_not_used(bare: pytest.MonkeyPatch) -> 
 
 
 def test_places_from_lightning_stay(bare: pytest.MonkeyPatch) -> None:
-    bare.setenv(processes.DECIDED, "{}")
+    bare.setenv(DECIDED, "{}")
     bare.setenv("LOCAL_RANK", "1")
     processes.check_launcher(TrainerConfig(max_steps=1))
     assert os.environ["LOCAL_RANK"] == "1"
