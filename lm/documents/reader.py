@@ -32,7 +32,7 @@ from lm.config.schema.source import (
 )
 from lm.documents import encodings, files, parquet
 from lm.documents.conversations import Conversation
-from lm.documents.delimited import suffixes
+from lm.documents.delimited import suffix
 from lm.documents.faults import NOT_UTF8, Fault, Row
 from lm.documents.files import Span, find_files, reading
 from lm.documents.flat import read_flat
@@ -285,7 +285,7 @@ class Reader:
             if isinstance(self.source, CsvSource)
             else set()
         )
-        named = [sorted(suffixes(file) & decide) for file in self.files]
+        named = [sorted({suffix(file)} & decide) for file in self.files]
         return {"named": named} if any(named) else {}
 
     def empty_file(self, file: str, removed: Counter[str]) -> None:
