@@ -23,6 +23,7 @@ import contextlib
 import itertools
 import math
 import os
+import re
 from pathlib import Path
 
 from lm.checkpoints.folder import (
@@ -48,6 +49,11 @@ RECORDS = ("metrics.csv", results.FILE)
 WRITTEN = (*RECORDS, "config.yaml", "curves.png", "incidents.jsonl", "init-from.txt")
 # names the checkpoint that the run started from, in case it is killed before its own first one
 PARENT = "init-from.txt"
+# what else a run's folder may hold: what a run writes under other names, and its reports
+OTHERS = re.compile(
+    r"report\.md|report\.html|answers\.json|ranking\.(md|csv|png|json)|\.lock|\.run-id"
+    r"|after-step-\d+-\d+|nonfinite-step-\d+|error-.*\.txt|events\.out\.tfevents\..*|\..+\.tmp-.+"
+)
 
 
 class RunFolder:
@@ -82,7 +88,7 @@ class RunFolder:
         The whole folder is renamed, in one atomic operation, to the first free `NAME-1`, `NAME-2`.
 
         Raises:
-            ConfigError: moving the folder would move more than one run.
+            ConfigError: moving the folder would move another run, or a user's files.
             CheckpointError: the folder cannot be moved.
         """
         if not is_run(self.path) and not any((self.path / name).exists() for name in RECORDS):
@@ -101,6 +107,13 @@ class RunFolder:
             raise ConfigError(
                 f"checkpoint.directory: {self.path} holds a run, and {why}, so it is not moved"
                 " aside; name a new folder"
+            )
+        if foreign := _foreign(here):
+            more = f" and {len(foreign) - 1} more" * (len(foreign) > 1)
+            raise ConfigError(
+                f"checkpoint.directory: {self.path} holds a run, and what no run writes"
+                f" ({foreign[0]}{more}), so it is not moved aside; move"
+                f" {'them' if more else 'it'} away, or name a new checkpoint.directory"
             )
         aside = _first_free(here)
         try:
@@ -303,6 +316,17 @@ def _holds_other_files(folder: Path) -> bool:
             " it; move it away"
         )
     return names != [MARK]
+
+
+def _foreign(folder: Path) -> list[str]:
+    """Return the names in a run's folder that no run writes, sorted."""
+    return sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.name not in (*WRITTEN, *NAMES)
+        and step_of(entry) < 0
+        and not OTHERS.fullmatch(entry.name)
+    )
 
 
 def parent_of_start(folder: Path) -> str | None:
