@@ -36,7 +36,7 @@ from lm.checkpoints.folder import (
     step_directories,
     step_of,
 )
-from lm.checkpoints.write import point, restore_name, sweep
+from lm.checkpoints.write import point, remove_lost, restore_name, sweep
 from lm.runs import metrics, results
 from lm.runs.results import RecordedValidation
 from lm.system.disk import read_text, refusals, replace
@@ -61,7 +61,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         """Create the folder if necessary, lock and mark it, and remove the temporary files of
-        killed runs. Names that a copy has made directories become names again.
+        killed runs. Names that a copy or an archive has made directories become names again.
 
         Raises:
             ConfigError: another run is using it, or it holds files that are not a run's.
@@ -79,8 +79,11 @@ class RunFolder:
             for folder in (self.path, *self.path.glob("after-step-*")):
                 if mark_of(folder) == mark_of(self.path) and not folder.is_symlink():
                     sweep(folder)
+            lost = remove_lost(self.path) if is_run(self.path) else []
             for name in NAMES:
                 restore_name(self.path, name)
+        if lost:
+            self._make_again(lost)
 
     def start_fresh(self) -> str | None:
         """Make room for a new run; return a message about the old one, or None without one.
@@ -253,6 +256,17 @@ class RunFolder:
         if scored:
             best = min(scored, key=lambda line: (line.loss, line.step))
             point(self.path, "best.ckpt", by_manifest[best.manifest_sha256])
+
+    def _make_again(self, lost: list[str]) -> None:
+        """Set names that were lost. A run sets last.ckpt and final.ckpt to its newest checkpoint;
+        what ranked-best.ckpt meant is not known here. Raises CheckpointError.
+        """
+        ours = [path for path in step_directories(self.path) if is_ours(path)]
+        for name in ("last.ckpt", "final.ckpt"):
+            if name in lost and ours:
+                point(self.path, name, ours[-1])
+        if "best.ckpt" in lost:
+            self.point_to_best()
 
     def _require_room(self, step: int) -> None:
         """Raise ConfigError if something that is no run's has a name that this run needs."""

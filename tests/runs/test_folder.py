@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from lm.checkpoints.folder import Checkpoint, pointed, step_directories, step_of
+from lm.checkpoints.folder import Checkpoint, open_checkpoint, pointed, step_directories, step_of
 from lm.checkpoints.write import point
 from lm.runs.folder import RunFolder
 from lm.runs.metrics import MetricsLog, read
@@ -578,6 +578,36 @@ def test_a_run_among_a_users_files_is_not_moved(tmp_path: Path, names: list[str]
     for name in names:
         shutil.move(folder / name, tmp_path)
     assert "it is now" in (run.start_fresh() or "")
+
+
+def test_names_that_an_archive_made_empty_are_made_again(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "run", {0: 5.0, 1: 1.0, 2: 2.0})
+    names = links(folder)
+    for name in (*names, "ranked-best"):
+        (folder / f"{name}.ckpt").unlink(missing_ok=True)
+        (folder / f"{name}.ckpt").mkdir()
+    assert open_checkpoint(folder).step == 2, "the folder can be read as it is"
+    run = RunFolder(folder)
+    assert names["best"] == "step-00000001.ckpt" and links(folder) == names
+    assert not (folder / "ranked-best.ckpt").exists()
+    assert run.rewind(2) is None
+    run.close()
+
+
+def test_only_an_empty_directory_in_a_runs_folder_is_a_lost_name(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "run", {1: 1.0})
+    (folder / "best.ckpt").unlink()
+    (folder / "best.ckpt").mkdir()
+    (folder / "best.ckpt" / "mine").touch()
+    new = tmp_path / "new"
+    RunFolder(new)._lock.close()  # marked, but without a run
+    (new / "best.ckpt").mkdir()
+    for place, step in ((folder, 1), (new, 0)):
+        run = RunFolder(place)
+        with pytest.raises(ConfigError, match=r"best\.ckpt was not made by a run, and this run"):
+            run.rewind(step)
+        run.close()
+        assert (place / "best.ckpt").is_dir()
 
 
 class FreshStart:
