@@ -9,7 +9,8 @@
 Only the step directories count; `--resume auto` never reads the names. A name is a relative link.
 Without links on the file system it is a small file that holds the step's name. In a copy that has
 followed the links (cp -rL, scp -r, zip) it is a copied directory, until a run goes on there and
-makes it a name again. `pointed` understands all three.
+makes it a name again. `pointed` understands all three. An archive made without the links may hold
+an empty directory instead: a run that goes on there makes the name anew.
 
 A checkpoint is written under a temporary name in the same folder. Every file is flushed
 to the disk, a manifest with the hashes of all files is added, and one rename makes the checkpoint

@@ -137,6 +137,21 @@ def restore_name(folder: Path, name: str) -> None:
     point(folder, name, step)
 
 
+def remove_lost(folder: Path) -> list[str]:
+    """Remove the names in a run's folder that an archive made empty directories, and return them.
+
+    An archive that does not follow links may leave those in their place. Raises OSError.
+    """
+    lost = [
+        name
+        for name in NAMES
+        if (entry := folder / name).is_dir() and not entry.is_symlink() and not any(entry.iterdir())
+    ]
+    for name in lost:
+        (folder / name).rmdir()
+    return lost
+
+
 def retain(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints and those that a name or a link means. A
     directory that holds other files too stays.

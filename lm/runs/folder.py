@@ -23,6 +23,7 @@ import contextlib
 import itertools
 import math
 import os
+import re
 from pathlib import Path
 
 from lm.checkpoints.folder import (
@@ -35,7 +36,7 @@ from lm.checkpoints.folder import (
     step_directories,
     step_of,
 )
-from lm.checkpoints.write import point, restore_name, sweep
+from lm.checkpoints.write import point, remove_lost, restore_name, sweep
 from lm.runs import metrics, results
 from lm.runs.results import RecordedValidation
 from lm.system.disk import read_text, refusals, replace
@@ -51,6 +52,11 @@ WRITTEN = (
 )  # fmt: skip
 # names the checkpoint that the run started from, in case it is killed before its own first one
 PARENT = "init-from.txt"
+# what else a run's folder may hold: what a run writes under other names, and its reports
+OTHERS = re.compile(
+    r"report\.md|report\.html|answers\.json|ranking\.(md|csv|png|json)|\.lock|\.run-id"
+    r"|after-step-\d+-\d+|nonfinite-step-\d+|error-.*\.txt|events\.out\.tfevents\..*|\..+\.tmp-.+"
+)
 
 
 class RunFolder:
@@ -58,7 +64,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         """Create the folder if necessary, lock and mark it, and remove the temporary files of
-        killed runs. Names that a copy has made directories become names again.
+        killed runs. Names that a copy or an archive has made directories become names again.
 
         Raises:
             ConfigError: another run is using it, or it holds files that are not a run's.
@@ -76,8 +82,11 @@ class RunFolder:
             for folder in (self.path, *self.path.glob("after-step-*")):
                 if mark_of(folder) == mark_of(self.path) and not folder.is_symlink():
                     sweep(folder)
+            lost = remove_lost(self.path) if is_run(self.path) else []
             for name in NAMES:
                 restore_name(self.path, name)
+        if lost:
+            self._make_again(lost)
 
     def start_fresh(self) -> str | None:
         """Make room for a new run; return a message about the old one, or None without one.
@@ -85,7 +94,7 @@ class RunFolder:
         The whole folder is renamed, in one atomic operation, to the first free `NAME-1`, `NAME-2`.
 
         Raises:
-            ConfigError: moving the folder would move more than one run.
+            ConfigError: moving the folder would move another run, or a user's files.
             CheckpointError: the folder cannot be moved.
         """
         if not is_run(self.path) and not any((self.path / name).exists() for name in RECORDS):
@@ -104,6 +113,13 @@ class RunFolder:
             raise ConfigError(
                 f"checkpoint.directory: {self.path} holds a run, and {why}, so it is not moved"
                 " aside; name a new folder"
+            )
+        if foreign := _foreign(here):
+            more = f" and {len(foreign) - 1} more" * (len(foreign) > 1)
+            raise ConfigError(
+                f"checkpoint.directory: {self.path} holds a run, and what no run writes"
+                f" ({foreign[0]}{more}), so it is not moved aside; move"
+                f" {'them' if more else 'it'} away, or name a new checkpoint.directory"
             )
         aside = _first_free(here)
         try:
@@ -244,6 +260,17 @@ class RunFolder:
             best = min(scored, key=lambda line: (line.loss, line.step))
             point(self.path, "best.ckpt", by_manifest[best.manifest_sha256])
 
+    def _make_again(self, lost: list[str]) -> None:
+        """Set names that were lost. A run sets last.ckpt and final.ckpt to its newest checkpoint;
+        what ranked-best.ckpt meant is not known here. Raises CheckpointError.
+        """
+        ours = [path for path in step_directories(self.path) if is_ours(path)]
+        for name in ("last.ckpt", "final.ckpt"):
+            if name in lost and ours:
+                point(self.path, name, ours[-1])
+        if "best.ckpt" in lost:
+            self.point_to_best()
+
     def _require_room(self, step: int) -> None:
         """Raise ConfigError if something that is no run's has a name that this run needs."""
         taken = obstacle(self.path, step)
@@ -306,6 +333,17 @@ def _holds_other_files(folder: Path) -> bool:
             " it; move it away"
         )
     return names != [MARK]
+
+
+def _foreign(folder: Path) -> list[str]:
+    """Return the names in a run's folder that no run writes, sorted."""
+    return sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.name not in (*WRITTEN, *NAMES)
+        and step_of(entry) < 0
+        and not OTHERS.fullmatch(entry.name)
+    )
 
 
 def parent_of_start(folder: Path) -> str | None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from lm.checkpoints.folder import Checkpoint, pointed, step_directories, step_of
+from lm.checkpoints.folder import Checkpoint, open_checkpoint, pointed, step_directories, step_of
 from lm.checkpoints.write import point
 from lm.runs.folder import RunFolder
 from lm.runs.metrics import MetricsLog, read
@@ -259,6 +259,7 @@ def test_a_run_without_checkpoints_is_moved_too(tmp_path: Path, name: str) -> No
     folder = begun(tmp_path / "run", rows=1)
     for other in {"metrics.csv", "evaluations.jsonl"} - {name}:
         (folder / other).unlink()
+    (folder / "notes.txt").unlink()
     for unmarked in (".run-id", ".lock"):  # copied without them, or of an earlier version
         (folder / unmarked).unlink()
     assert (
@@ -550,6 +551,64 @@ def test_a_folder_that_holds_more_than_the_run_is_not_moved(
             run.start_fresh()
         run.close()
     assert steps(folder) == steps(alone) == [1]
+
+
+@pytest.mark.parametrize("names", [["thesis.tex"], ["notes.md", "src/", "thesis.tex"]])
+def test_a_run_among_a_users_files_is_not_moved(tmp_path: Path, names: list[str]) -> None:
+    folder = trained(tmp_path / "run", {1: 1.0})
+    for name in (
+        "after-step-00000001-1/",
+        "nonfinite-step-00000002/",
+        "events.out.tfevents.17.host.1.0",
+        "error-ab.txt",
+        "report.html",
+        "ranking.csv",
+        ".curves.png.tmp-17",
+        *names,
+    ):
+        (folder / name).mkdir() if name.endswith("/") else (folder / name).write_text("mine")
+    run = RunFolder(folder)
+    with pytest.raises(ConfigError) as caught:
+        run.start_fresh()
+    shown, them = (names[0], "it") if len(names) == 1 else ("notes.md and 2 more", "them")
+    assert str(caught.value) == (
+        f"checkpoint.directory: {folder} holds a run, and what no run writes ({shown}), so it is"
+        f" not moved aside; move {them} away, or name a new checkpoint.directory"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    for name in names:
+        shutil.move(folder / name, tmp_path)
+    assert "it is now" in (run.start_fresh() or "")
+
+
+def test_names_that_an_archive_made_empty_are_made_again(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "run", {0: 5.0, 1: 1.0, 2: 2.0})
+    names = links(folder)
+    for name in (*names, "ranked-best"):
+        (folder / f"{name}.ckpt").unlink(missing_ok=True)
+        (folder / f"{name}.ckpt").mkdir()
+    assert open_checkpoint(folder).step == 2, "the folder can be read as it is"
+    run = RunFolder(folder)
+    assert names["best"] == "step-00000001.ckpt" and links(folder) == names
+    assert not (folder / "ranked-best.ckpt").exists()
+    assert run.rewind(2) is None
+    run.close()
+
+
+def test_only_an_empty_directory_in_a_runs_folder_is_a_lost_name(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "run", {1: 1.0})
+    (folder / "best.ckpt").unlink()
+    (folder / "best.ckpt").mkdir()
+    (folder / "best.ckpt" / "mine").touch()
+    new = tmp_path / "new"
+    RunFolder(new)._lock.close()  # marked, but without a run
+    (new / "best.ckpt").mkdir()
+    for place, step in ((folder, 1), (new, 0)):
+        run = RunFolder(place)
+        with pytest.raises(ConfigError, match=r"best\.ckpt was not made by a run, and this run"):
+            run.rewind(step)
+        run.close()
+        assert (place / "best.ckpt").is_dir()
 
 
 class FreshStart:
