@@ -61,10 +61,14 @@ def refused(keys: Mapping[Any, Any], place: str, has_answer: bool = True) -> Fau
                 " out",
             )
         name, word = str(key).lower(), _word(value)
-        if has_answer and (
-            (name in WANTED_KEYS and word in NO)
-            or (name in UNWANTED_KEYS and word in YES)
-            or (name in JUDGED_KEYS and word in BAD)
+        if (
+            has_answer
+            and not _is_class(name, word)
+            and (
+                (name in WANTED_KEYS and word in NO)
+                or (name in UNWANTED_KEYS and word in YES)
+                or (name in JUDGED_KEYS and word in BAD)
+            )
         ):
             return Fault(
                 f"answer that {key} says not to learn",
@@ -78,7 +82,9 @@ def note_unused(keys: Mapping[Any, Any], where: str, noted: Counter[str]) -> Non
     """Count the keys that nothing reads, unless they are empty or say that an answer is good."""
     for key, value in keys.items():
         if not says_nothing(value) and not (
-            str(key).lower() in WANTED_KEYS and _word(value) in YES
+            (name := str(key).lower()) in WANTED_KEYS
+            and (word := _word(value)) in YES
+            and not _is_class(name, word)
         ):
             noted[f"key {reprlib.repr(key)}{where}"] += 1
 
@@ -90,6 +96,11 @@ def tools_fault(what: str) -> Fault:
         f"{what}, and no template here has turns of tools; write such turns as text of user and"
         " assistant, or leave them out",
     )
+
+
+def _is_class(name: str, word: str) -> bool:
+    """Return whether a key is a `label` that names a class, as a number does; a mark is a bool."""
+    return name == "label" and word not in ("true", "false")
 
 
 def _word(value: object) -> str:

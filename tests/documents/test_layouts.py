@@ -120,7 +120,7 @@ def test_keys_that_nothing_reads_are_counted_by_name() -> None:
 @pytest.mark.parametrize(
     "mark",
     [
-        {"label": False}, {"label": 0}, {"label": "False"}, {"kto_tag": False}, {"rating": "bad"},
+        {"label": False}, {"label": "False"}, {"kto_tag": False}, {"rating": "bad"},
         {"score": -1}, {"feedback": "thumbs down"}, {"is_correct": "no"}, {"rejected": True},
         {"accepted": False}, {"deleted": 1}, {"Label": False}, {"liked": False},
     ],
@@ -141,7 +141,9 @@ def test_answers_to_avoid_are_never_learnt_as_good_ones(mark: dict[str, Any]) ->
 
 
 def test_marks_that_say_something_else_are_counted() -> None:
-    for key, value in {"score": 0, "rating": 1, "label": 3, "rejected": False}.items():
+    marks = {"score": 0, "rating": 1, "label": 3, "rejected": False}
+    classes = [("label", value) for value in (0, 1, -1, "0", "1.0", "bad")]
+    for key, value in [*marks.items(), *classes]:
         assert read({"prompt": RED.content, "completion": "Red.", key: value}) == (
             (RED, SAID),
             {f"key {key!r}": 1},
