@@ -122,7 +122,12 @@ def test_keys_that_nothing_reads_are_counted_by_name() -> None:
     [
         {"label": False}, {"label": "False"}, {"kto_tag": False}, {"rating": "bad"},
         {"score": -1}, {"feedback": "thumbs down"}, {"is_correct": "no"}, {"rejected": True},
-        {"accepted": False}, {"deleted": 1}, {"Label": False}, {"liked": False},
+        {"accepted": False}, {"deleted": 1}, {"Label": False}, {"liked": False}, {"label": "f"},
+        {"training": False}, {"train_detail": [{"begin_offset": 0, "train": False}]},
+        {"loss": False}, {"loss_scale": 0}, {"loss_mask": [0, 0]}, {"masked": True}, {"mask": 1},
+        {"ignore": True}, {"labels": False}, {"labels": [True, False]}, {"kto_tag": "N"},
+        {"status": "rejected"}, {"is_safe": False}, {"safe": "negative"}, {"is_harmful": True},
+        {"harmful": 1}, {"unsafe": {"said": "yes"}}, {"discarded": True}, {"status": "Discarded"},
     ],
 )  # fmt: skip
 def test_answers_to_avoid_are_never_learnt_as_good_ones(mark: dict[str, Any]) -> None:
@@ -142,12 +147,24 @@ def test_answers_to_avoid_are_never_learnt_as_good_ones(mark: dict[str, Any]) ->
 
 def test_marks_that_say_something_else_are_counted() -> None:
     marks = {"score": 0, "rating": 1, "label": 3, "rejected": False}
-    classes = [("label", value) for value in (0, 1, -1, "0", "1.0", "bad")]
+    classes: list[tuple[str, object]] = [
+        ("label", value) for value in (0, 1, -1, "0", "1.0", "bad")
+    ]
+    classes += [("labels", 0), ("labels", [0, 2]), ("loss", 0.5), ("status", "done")]
     for key, value in [*marks.items(), *classes]:
         assert read({"prompt": RED.content, "completion": "Red.", key: value}) == (
             (RED, SAID),
             {f"key {key!r}": 1},
         )
+
+
+def test_marks_of_answers_to_learn_are_not_counted() -> None:
+    detail = [{"begin_offset": 0, "end_offset": 3, "train": True}]
+    marks = {"training": True, "loss_mask": [1, 1], "train_detail": detail, "loss_scale": 1.0}
+    assert read({"messages": [ASKS | {"training": False}, SAYS | marks]}) == (
+        (RED, SAID),
+        {"key 'training' of a message": 1},
+    )
 
 
 @pytest.mark.parametrize(
