@@ -34,6 +34,7 @@ ROLES = {
 SPEAKERS = ROLES | {"input": "user", "output": "assistant"}
 ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "text", "parts")
+TEXT_PARTS = ("text", "input_text", "output_text")  # the types of a content's parts that are text
 _TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
 
 SMS_INSTRUCTION = "classify if the SMS is spam or ham"
@@ -228,10 +229,13 @@ def text_of_parts(content: Any, place: str) -> Any:
     texts = []
     for part in content:
         text = part.get("text") if isinstance(part, dict) else part
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind.startswith(("tool", "function")):
+            return tools_fault(f"{place} has a part {reprlib.repr(kind)}")
+        if not is_absent(kind) and kind not in TEXT_PARTS:
+            detail = f"{place} has a part of type {reprlib.repr(kind)}, and only text can be learnt"
+            return Fault("content that is not text", detail)
         if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, dict) else None
-            if isinstance(kind, str) and kind.startswith(("tool", "function")):
-                return tools_fault(f"{place} has a part {reprlib.repr(kind)}")
             detail = f"{place} has the part {reprlib.repr(part)}, and only text can be learnt"
             return Fault("content that is not text", detail)
         texts.append(text)

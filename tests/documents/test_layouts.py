@@ -204,6 +204,17 @@ def test_rows_of_another_kind(row: dict[str, Any], kind: str) -> None:
     assert fault_of(row).kind.startswith(kind)
 
 
+@pytest.mark.parametrize("kind", ["reasoning", "thinking", "refusal", "image_url", "input_file", 3])
+def test_parts_that_are_not_what_is_said_are_refused_by_their_type(kind: object) -> None:
+    parts = [{"type": kind, "text": "Hm."}, {"type": "output_text", "text": "Red."}]
+    found = fault_of({"messages": [ASKS, {**SAYS, "content": parts}]})
+    assert found.kind == "content that is not text"
+    assert f"messages[1] has a part of type {kind!r}" in found.detail
+    parts = [{"type": "input_text", "text": RED.content}, {"type": None, "text": "Say."}]
+    asked = RED._replace(content=f"{RED.content}\nSay.")
+    assert read({"messages": [{**ASKS, "content": parts}, SAYS]}) == ((asked, SAID), {})
+
+
 # ---------------------------------------------------------------- order of turns
 
 
