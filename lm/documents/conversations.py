@@ -33,7 +33,7 @@ ROLES = {
 # A message may have the roles as keys instead: {"human": "...", "assistant": "..."}.
 SPEAKERS = ROLES | {"input": "user", "output": "assistant"}
 ROLE_KEYS = ("role", "from", "speaker")
-CONTENT_KEYS = ("content", "value", "text", "parts")
+CONTENT_KEYS = ("content", "value", "text", "parts", "message")
 TEXT_PARTS = ("text", "input_text", "output_text")  # the types of a content's parts that are text
 _TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
 
@@ -206,6 +206,15 @@ def _turns_of_message(message: object, place: str, noted: Counter[str]) -> list[
     text = text_of_parts(rest.pop(content_key) if content_key else None, place)
     if isinstance(fault := refused(rest, f"{place}: ", role == "assistant"), Fault):
         return fault
+    if content_key is None and role != "system":  # an empty system message means none
+        if isinstance(rest.get("refusal"), str):
+            detail = (
+                f"{place} has a refusal and no content; write its text as content to learn it, or"
+                " leave it out"
+            )
+            return Fault("refusal without content", detail)
+        keys = reprlib.repr(list(message))
+        return Fault("no content", f"{place} has no content; the message has the keys {keys}")
     if isinstance(text, Fault):
         return text
     note_unused(rest, " of a message", noted)

@@ -65,6 +65,7 @@ def fault_of(row: object, layout: str = "auto", **columns: str) -> Fault:
             ]
         },
         {"messages": [{"role": "user", "content": [{"type": "text", "text": RED.content}]}, SAYS]},
+        {"messages": [{"role": "user", "message": RED.content}, SAYS | {"refusal": None}]},
         {"messages": str(PAIR)},
         {"messages": [{"role": "system", "content": " "}, *PAIR]},
         {"messages": [{"role": "system", "content": None}, *PAIR]},
@@ -213,6 +214,19 @@ def test_parts_that_are_not_what_is_said_are_refused_by_their_type(kind: object)
     parts = [{"type": "input_text", "text": RED.content}, {"type": None, "text": "Say."}]
     asked = RED._replace(content=f"{RED.content}\nSay.")
     assert read({"messages": [{**ASKS, "content": parts}, SAYS]}) == ((asked, SAID), {})
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "told"),
+    [
+        ({"content": None, "refusal": "No."}, "refusal without content", "messages[1] has a refus"),
+        ({"content": None, "refusal": None}, "no content", "['role', 'content', 'refusal']"),
+        ({"utterance": "Red."}, "no content", "the message has the keys ['role', 'utterance']"),
+    ],
+)
+def test_a_message_without_content(message: dict[str, Any], kind: str, told: str) -> None:
+    found = fault_of({"messages": [ASKS, {"role": "assistant", **message}]})
+    assert (found.kind, told in found.detail) == (kind, True), found
 
 
 # ---------------------------------------------------------------- order of turns
