@@ -32,7 +32,7 @@ ROLES = {
 }
 # A message may have the roles as keys instead: {"human": "...", "assistant": "..."}.
 SPEAKERS = ROLES | {"input": "user", "output": "assistant"}
-ROLE_KEYS = ("role", "from", "speaker")
+ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
 CONTENT_KEYS = ("content", "value", "text", "parts", "message")
 TEXT_PARTS = ("text", "input_text", "output_text")  # the types of a content's parts that are text
 _TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
@@ -197,7 +197,9 @@ def _turns_of_message(message: object, place: str, noted: Counter[str]) -> list[
         spoken = zip(roles, rest.values(), strict=True)
         return [Turn(str(role), content) for role, content in spoken]
     name = rest.pop(role_key)
-    role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+    if isinstance(name, dict):  # of an author
+        name = name.get("role")
+    role = _role(name)
     if role is None:
         return _wrong_role(message, place)
     if role == "tool":
@@ -219,6 +221,10 @@ def _turns_of_message(message: object, place: str, noted: Counter[str]) -> list[
         return text
     note_unused(rest, " of a message", noted)
     return [Turn(role, text)]
+
+
+def _role(name: object) -> str | None:
+    return ROLES.get(name.strip().lower()) if isinstance(name, str) else None
 
 
 def _wrong_role(message: object, place: str) -> Fault:
@@ -274,10 +280,17 @@ def are_messages(value: object) -> bool:
         isinstance(value, list)
         and bool(value)
         and all(
-            isinstance(message, dict) and any(key in message for key in ROLE_KEYS)
+            isinstance(message, dict) and any(_tells_role(message, key) for key in ROLE_KEYS)
             for message in value
         )
     )
+
+
+def _tells_role(message: dict[str, Any], key: str) -> bool:
+    if key in ("author", "sender"):  # which may also be the names of people, in rows
+        name = message.get(key)
+        return _role(name.get("role") if isinstance(name, dict) else name) is not None
+    return key in message
 
 
 def _parsed(value: Any) -> Any:

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from lm.documents.conversations import (
     CONTENT_KEYS,
-    ROLE_KEYS,
     Conversation,
     Turn,
+    are_messages,
     conversation,
     listed,
     text_of_parts,
@@ -32,7 +32,7 @@ Fields = Mapping[str, Any]  # a row's values by the keys of `NAMES`
 # Each key with the names that data sets give it, in the order in which they are looked for.
 NAMES: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation", "dialog", "dialogue", "contents",
-                 "data"),
+                 "chat_messages", "data"),
     "instruction": ("instruction",),
     "output": ("output", "response", "answer", "completion"),
     "prompt": ("prompt", "question", "query", "instruction", "input", "inputs", "messages",
@@ -176,7 +176,7 @@ def _unknown(row: Mapping[str, Any]) -> Fault:
             f"there are {keys}: answers to compare; write layout: preferences and"
             " finetune.objective: dpo",
         )
-    if row.keys() & set(ROLE_KEYS) and row.keys() & set(CONTENT_KEYS):
+    if are_messages([row]) and row.keys() & set(CONTENT_KEYS):
         return Fault(
             "one message instead of a conversation",
             f"there are {keys}; a conversation is a list of messages; write one list a line",

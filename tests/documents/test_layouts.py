@@ -66,6 +66,18 @@ def fault_of(row: object, layout: str = "auto", **columns: str) -> Fault:
         },
         {"messages": [{"role": "user", "content": [{"type": "text", "text": RED.content}]}, SAYS]},
         {"messages": [{"role": "user", "message": RED.content}, SAYS | {"refusal": None}]},
+        {
+            "messages": [
+                {"author": {"role": "user"}, "content": {"parts": [RED.content]}},
+                {"author": "assistant", "content": "Red."},
+            ]
+        },
+        {
+            "chat_messages": [
+                {"sender": "human", "text": RED.content},
+                {"sender": "assistant", "text": "Red."},
+            ]
+        },
         {"messages": str(PAIR)},
         {"messages": [{"role": "system", "content": " "}, *PAIR]},
         {"messages": [{"role": "system", "content": None}, *PAIR]},
@@ -322,6 +334,7 @@ def test_columns_that_do_not_fit() -> None:
     [
         ({"Question": "x", "Answer": "y"}, "{prompt: Question, completion: Answer}"),
         ({"text": "x", "label": "spam"}, "{prompt: text, completion: label}"),
+        ({"author": "Ann", "text": "x", "label": "a"}, "{prompt: text, completion: label}"),
         ({"id": 1, "article": "x", "summary": "y"}, "{prompt: article, completion: summary}"),
     ],
 )
