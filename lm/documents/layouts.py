@@ -41,10 +41,14 @@ NAMES: dict[str, tuple[str, ...]] = {
     "chosen": ("chosen", "preferred_output"),
     "rejected": ("rejected", "non_preferred_output"),
     "input": ("input", "context", "passage"),
-    "system": ("system", "system_prompt", "system_message", "systemInstruction"),
+    "system": ("system", "system_prompt", "system_message", "systemInstruction",
+               "system_instruction", "instructions"),
     "history": ("history",),
 }  # fmt: skip
 OPTIONAL = ("system", "history", "input")  # every layout has these
+# Keys of a question, and of what it asks to choose from: one that nothing reads would be lost.
+_QUESTIONS = ("prompt", "question", "query")
+_OPTIONS = ("options", "choices")
 # Names that only people can tell the meaning of: an error suggests them for `columns`.
 _MAYBE_PROMPT = (
     "text", "sentence", "sms", "source", "src", "problem", "title", "article", "document", "user",
@@ -122,6 +126,15 @@ def conversation_of(
         if columns[key] not in row:
             notes[f"no key {columns[key]!r}, which columns.{key} names"] += 1
     found = LAYOUTS[chosen].read(fields, notes)
+    if isinstance(found, Conversation) and not columns.keys() & {
+        "instruction",
+        "prompt",
+        "messages",
+    }:
+        asks = _OPTIONS if layout != "auto" else (*_QUESTIONS, *_OPTIONS)
+        for key in asks:
+            if not says_nothing(left.get(key)) and not _repeats(left[key], found):
+                return _unread_question(key, names, chosen)
     if noted is not None and isinstance(found, Conversation):
         note_unused(left, "", notes)
         noted += notes
@@ -166,6 +179,25 @@ def _name(row: tuple[str, ...], key: str, columns: Mapping[str, str], known: Seq
         return columns[key]
     taken = columns.values()
     return next((name for name in known if name in row and name not in taken), known[0])
+
+
+def _repeats(value: object, found: Conversation) -> bool:
+    """Return whether the texts of a key that nothing reads stand in the conversation anyway."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return all(_repeats(part, found) for part in value)
+    return says_nothing(value) or str(value).strip() in found.plain_text
+
+
+def _unread_question(key: str, names: Mapping[str, str], layout: str) -> Fault:
+    asked = next(name for name in ("instruction", "messages", "prompt") if name in names)
+    return Fault(
+        f"{key} that nothing reads",
+        f"{names[asked]} is read as what is asked (layout {layout}), and {key} beside it would be"
+        f" lost; name the key that asks, as in columns: {{{asked}: {names[asked]}}}, or write both"
+        " into one key",
+    )
 
 
 def _unknown(row: Mapping[str, Any]) -> Fault:

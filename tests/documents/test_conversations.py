@@ -89,7 +89,6 @@ def test_a_layout_that_is_named_is_taken_though_another_would_fit() -> None:
         for layout, found in by_layout.items()
         if isinstance(found, Conversation)
     } == {
-        "auto": "b",
         "alpaca": "b",
         "prompt_completion": "d",
     }

@@ -95,6 +95,8 @@ def test_one_question_in_the_forms_of_many_data_sets(row: object) -> None:
     [
         ({"system": "Be brief.", "conversations": PAIR}, (SYSTEM, RED, SAID)),
         ({"system": "Be brief.", "messages": [{**ASKS, "role": "developer"}, *PAIR]}, None),
+        ({"system_instruction": "Be brief.", "contents": PAIR}, (SYSTEM, RED, SAID)),
+        ({"instructions": "Be brief.", "messages": PAIR}, (SYSTEM, RED, SAID)),
         ({"system_prompt": "Be brief.", "question": RED.content, "answer": "Red."},
          (SYSTEM, RED, SAID)),
         ({"systemInstruction": {"parts": [{"text": "Be brief."}]}, "contents": PAIR},
@@ -239,6 +241,29 @@ def test_parts_that_are_not_what_is_said_are_refused_by_their_type(kind: object)
 def test_a_message_without_content(message: dict[str, Any], kind: str, told: str) -> None:
     found = fault_of({"messages": [ASKS, {"role": "assistant", **message}]})
     assert (found.kind, told in found.detail) == (kind, True), found
+
+
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        ({"instruction": "Answer.", "prompt": RED.content, "response": "Red."}, "prompt"),
+        ({"prompt": "Answer.", "question": RED.content, "response": "Red."}, "question"),
+        ({"question": RED.content, "choices": {"text": ["Red.", "Blue."]}, "answer": "Red."},
+         "choices"),
+        ({"messages": PAIR, "query": "Why?"}, "query"),
+    ],
+)  # fmt: skip
+def test_a_second_question_is_not_lost(row: dict[str, Any], key: str) -> None:
+    found = fault_of(row)
+    assert found.kind == f"{key} that nothing reads" and "columns: {" in found.detail
+    assert isinstance(conversation_of(row | {key: [""]}, "auto"), Conversation)
+
+
+def test_a_second_question_that_repeats_the_first_is_only_counted() -> None:
+    row: dict[str, Any] = {"messages": PAIR, "prompt": RED.content, "options": ["Red", "blood"]}
+    assert read(row) == ((RED, SAID), {"key 'prompt'": 1, "key 'options'": 1})
+    row = {"instruction": "Answer.", "prompt": RED.content, "response": "Red."}
+    assert read(row, prompt="prompt", completion="response")[0] == (RED, SAID)
 
 
 # ---------------------------------------------------------------- order of turns
