@@ -157,6 +157,7 @@ def turns_of(messages: object, key: str, noted: Counter[str]) -> list[Turn] | Fa
         key: where it stands in the row, for messages.
         noted: counts what is left out.
     """
+    messages = _transposed(messages)
     if isinstance(messages, dict):  # one message, or OpenAI's {"messages": [...]}
         rest = dict(messages)
         messages = rest.pop("messages", [messages])
@@ -178,6 +179,16 @@ def turns_of(messages: object, key: str, noted: Counter[str]) -> list[Turn] | Fa
             return found
         turns += found
     return turns
+
+
+def _transposed(messages: Any) -> Any:
+    """Return messages that are one list for each key, as `datasets` keeps them; else the value."""
+    if not isinstance(messages, dict) or not messages.keys() & set(ROLE_KEYS):
+        return messages
+    columns = messages.values()
+    if not all(isinstance(column, list) for column in columns) or len(set(map(len, columns))) > 1:
+        return messages
+    return [dict(zip(messages, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _alternating(texts: Sequence[str]) -> Iterator[Turn]:

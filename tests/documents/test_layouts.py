@@ -78,6 +78,8 @@ def fault_of(row: object, layout: str = "auto", **columns: str) -> Fault:
                 {"sender": "assistant", "text": "Red."},
             ]
         },
+        {"messages": {"role": ["user", "assistant"], "content": [RED.content, "Red."]}},
+        {"messages": {"from": ["human", "gpt"], "value": [RED.content, "Red."], "id": [None] * 2}},
         {"messages": str(PAIR)},
         {"messages": [{"role": "system", "content": " "}, *PAIR]},
         {"messages": [{"role": "system", "content": None}, *PAIR]},
@@ -264,6 +266,11 @@ def test_a_second_question_that_repeats_the_first_is_only_counted() -> None:
     assert read(row) == ((RED, SAID), {"key 'prompt'": 1, "key 'options'": 1})
     row = {"instruction": "Answer.", "prompt": RED.content, "response": "Red."}
     assert read(row, prompt="prompt", completion="response")[0] == (RED, SAID)
+
+
+def test_lists_of_roles_and_contents_that_are_not_equally_long() -> None:
+    fault = fault_of({"messages": {"role": ["user", "assistant"], "content": [RED.content]}})
+    assert fault.kind == "wrong role"
 
 
 # ---------------------------------------------------------------- order of turns
