@@ -202,7 +202,7 @@ def _unread_question(key: str, names: Mapping[str, str], layout: str) -> Fault:
 
 def _unknown(row: Mapping[str, Any]) -> Fault:
     keys = reprlib.repr(list(row))
-    if row.keys() >= set(LAYOUTS["preferences"].needs):
+    if all(row.keys() & set(NAMES[key]) for key in LAYOUTS["preferences"].needs):
         return Fault(
             "unknown layout",
             f"there are {keys}: answers to compare; write layout: preferences and"
@@ -220,10 +220,15 @@ def _unknown(row: Mapping[str, Any]) -> Fault:
         )
     for key, value in row.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
+            advice = (
+                f"; if it is the messages, write columns: {{messages: {key}}}"
+                if are_messages(value) and value[0].keys() & set(CONTENT_KEYS)
+                else ""
+            )
             return Fault(
                 "unknown layout",
                 f"there are {keys}; if {key} is the list of rows, write it alone into the file, as"
-                f" jq .{key} does; if it is the messages, write columns: {{messages: {key}}}",
+                f" jq .{key} does{advice}",
             )
     if len(row) == 1 and (
         mark := next((mark for mark in ";|\t" if mark in str(next(iter(row)))), None)

@@ -374,6 +374,22 @@ def test_columns_are_suggested(row: dict[str, Any], suggested: str) -> None:
     assert f"write columns: {suggested}" in fault_of(row).detail
 
 
+@pytest.mark.parametrize(
+    ("items", "are_messages"),
+    [(PAIR, True), ([{"question": "x", "answer": "y"}], False), ([{"role": "user"}], False)],
+)
+def test_a_list_is_suggested_as_messages_if_its_items_are_some(
+    items: list[dict[str, str]], are_messages: bool
+) -> None:
+    detail = fault_of({"version": 1, "rows": items}).detail
+    assert "jq .rows" in detail and ("{messages: rows}" in detail) == are_messages
+
+
+def test_preferences_by_other_names_lead_to_their_layout() -> None:
+    row = {"input": {"messages": [ASKS]}, "preferred_output": [SAYS], "non_preferred_output": PAIR}
+    assert "layout: preferences" in fault_of(row).detail
+
+
 def test_a_text_alone_is_no_conversation() -> None:
     assert "format: jsonl" in fault_of({"text": "x"}).detail
 
