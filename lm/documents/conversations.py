@@ -32,8 +32,9 @@ ROLES = {
 }
 # A message may have the roles as keys instead: {"human": "...", "assistant": "..."}.
 SPEAKERS = ROLES | {"input": "user", "output": "assistant"}
-ROLE_KEYS = ("role", "from", "speaker")
-CONTENT_KEYS = ("content", "value", "text", "parts")
+ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
+CONTENT_KEYS = ("content", "value", "text", "parts", "message")
+TEXT_PARTS = ("text", "input_text", "output_text")  # the types of a content's parts that are text
 _TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
 
 SMS_INSTRUCTION = "classify if the SMS is spam or ham"
@@ -156,6 +157,7 @@ def turns_of(messages: object, key: str, noted: Counter[str]) -> list[Turn] | Fa
         key: where it stands in the row, for messages.
         noted: counts what is left out.
     """
+    messages = _transposed(messages)
     if isinstance(messages, dict):  # one message, or OpenAI's {"messages": [...]}
         rest = dict(messages)
         messages = rest.pop("messages", [messages])
@@ -179,6 +181,16 @@ def turns_of(messages: object, key: str, noted: Counter[str]) -> list[Turn] | Fa
     return turns
 
 
+def _transposed(messages: Any) -> Any:
+    """Return messages that are one list for each key, as `datasets` keeps them; else the value."""
+    if not isinstance(messages, dict) or not messages.keys() & set(ROLE_KEYS):
+        return messages
+    columns = messages.values()
+    if not all(isinstance(column, list) for column in columns) or len(set(map(len, columns))) > 1:
+        return messages
+    return [dict(zip(messages, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
 def _alternating(texts: Sequence[str]) -> Iterator[Turn]:
     for i, text in enumerate(texts):
         yield Turn(("user", "assistant")[i % 2], text)
@@ -196,7 +208,9 @@ def _turns_of_message(message: object, place: str, noted: Counter[str]) -> list[
         spoken = zip(roles, rest.values(), strict=True)
         return [Turn(str(role), content) for role, content in spoken]
     name = rest.pop(role_key)
-    role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+    if isinstance(name, dict):  # of an author
+        name = name.get("role")
+    role = _role(name)
     if role is None:
         return _wrong_role(message, place)
     if role == "tool":
@@ -205,10 +219,23 @@ def _turns_of_message(message: object, place: str, noted: Counter[str]) -> list[
     text = text_of_parts(rest.pop(content_key) if content_key else None, place)
     if isinstance(fault := refused(rest, f"{place}: ", role == "assistant"), Fault):
         return fault
+    if content_key is None and role != "system":  # an empty system message means none
+        if isinstance(rest.get("refusal"), str):
+            detail = (
+                f"{place} has a refusal and no content; write its text as content to learn it, or"
+                " leave it out"
+            )
+            return Fault("refusal without content", detail)
+        keys = reprlib.repr(list(message))
+        return Fault("no content", f"{place} has no content; the message has the keys {keys}")
     if isinstance(text, Fault):
         return text
     note_unused(rest, " of a message", noted)
     return [Turn(role, text)]
+
+
+def _role(name: object) -> str | None:
+    return ROLES.get(name.strip().lower()) if isinstance(name, str) else None
 
 
 def _wrong_role(message: object, place: str) -> Fault:
@@ -228,10 +255,13 @@ def text_of_parts(content: Any, place: str) -> Any:
     texts = []
     for part in content:
         text = part.get("text") if isinstance(part, dict) else part
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind.startswith(("tool", "function")):
+            return tools_fault(f"{place} has a part {reprlib.repr(kind)}")
+        if not is_absent(kind) and kind not in TEXT_PARTS:
+            detail = f"{place} has a part of type {reprlib.repr(kind)}, and only text can be learnt"
+            return Fault("content that is not text", detail)
         if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, dict) else None
-            if isinstance(kind, str) and kind.startswith(("tool", "function")):
-                return tools_fault(f"{place} has a part {reprlib.repr(kind)}")
             detail = f"{place} has the part {reprlib.repr(part)}, and only text can be learnt"
             return Fault("content that is not text", detail)
         texts.append(text)
@@ -261,10 +291,17 @@ def are_messages(value: object) -> bool:
         isinstance(value, list)
         and bool(value)
         and all(
-            isinstance(message, dict) and any(key in message for key in ROLE_KEYS)
+            isinstance(message, dict) and any(_tells_role(message, key) for key in ROLE_KEYS)
             for message in value
         )
     )
+
+
+def _tells_role(message: dict[str, Any], key: str) -> bool:
+    if key in ("author", "sender"):  # which may also be the names of people, in rows
+        name = message.get(key)
+        return _role(name.get("role") if isinstance(name, dict) else name) is not None
+    return key in message
 
 
 def _parsed(value: Any) -> Any:

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from lm.documents.conversations import (
     CONTENT_KEYS,
-    ROLE_KEYS,
     Conversation,
     Turn,
+    are_messages,
     conversation,
     listed,
     text_of_parts,
@@ -32,7 +32,7 @@ Fields = Mapping[str, Any]  # a row's values by the keys of `NAMES`
 # Each key with the names that data sets give it, in the order in which they are looked for.
 NAMES: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation", "dialog", "dialogue", "contents",
-                 "data"),
+                 "chat_messages", "data"),
     "instruction": ("instruction",),
     "output": ("output", "response", "answer", "completion"),
     "prompt": ("prompt", "question", "query", "instruction", "input", "inputs", "messages",
@@ -41,10 +41,14 @@ NAMES: dict[str, tuple[str, ...]] = {
     "chosen": ("chosen", "preferred_output"),
     "rejected": ("rejected", "non_preferred_output"),
     "input": ("input", "context", "passage"),
-    "system": ("system", "system_prompt", "system_message", "systemInstruction"),
+    "system": ("system", "system_prompt", "system_message", "systemInstruction",
+               "system_instruction", "instructions"),
     "history": ("history",),
 }  # fmt: skip
 OPTIONAL = ("system", "history", "input")  # every layout has these
+# Keys of a question, and of what it asks to choose from: one that nothing reads would be lost.
+_QUESTIONS = ("prompt", "question", "query")
+_OPTIONS = ("options", "choices")
 # Names that only people can tell the meaning of: an error suggests them for `columns`.
 _MAYBE_PROMPT = (
     "text", "sentence", "sms", "source", "src", "problem", "title", "article", "document", "user",
@@ -122,6 +126,15 @@ def conversation_of(
         if columns[key] not in row:
             notes[f"no key {columns[key]!r}, which columns.{key} names"] += 1
     found = LAYOUTS[chosen].read(fields, notes)
+    if isinstance(found, Conversation) and not columns.keys() & {
+        "instruction",
+        "prompt",
+        "messages",
+    }:
+        asks = _OPTIONS if layout != "auto" else (*_QUESTIONS, *_OPTIONS)
+        for key in asks:
+            if not says_nothing(left.get(key)) and not _repeats(left[key], found):
+                return _unread_question(key, names, chosen)
     if noted is not None and isinstance(found, Conversation):
         note_unused(left, "", notes)
         noted += notes
@@ -168,15 +181,34 @@ def _name(row: tuple[str, ...], key: str, columns: Mapping[str, str], known: Seq
     return next((name for name in known if name in row and name not in taken), known[0])
 
 
+def _repeats(value: object, found: Conversation) -> bool:
+    """Return whether the texts of a key that nothing reads stand in the conversation anyway."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return all(_repeats(part, found) for part in value)
+    return says_nothing(value) or str(value).strip() in found.plain_text
+
+
+def _unread_question(key: str, names: Mapping[str, str], layout: str) -> Fault:
+    asked = next(name for name in ("instruction", "messages", "prompt") if name in names)
+    return Fault(
+        f"{key} that nothing reads",
+        f"{names[asked]} is read as what is asked (layout {layout}), and {key} beside it would be"
+        f" lost; name the key that asks, as in columns: {{{asked}: {names[asked]}}}, or write both"
+        " into one key",
+    )
+
+
 def _unknown(row: Mapping[str, Any]) -> Fault:
     keys = reprlib.repr(list(row))
-    if row.keys() >= set(LAYOUTS["preferences"].needs):
+    if all(row.keys() & set(NAMES[key]) for key in LAYOUTS["preferences"].needs):
         return Fault(
             "unknown layout",
             f"there are {keys}: answers to compare; write layout: preferences and"
             " finetune.objective: dpo",
         )
-    if row.keys() & set(ROLE_KEYS) and row.keys() & set(CONTENT_KEYS):
+    if are_messages([row]) and row.keys() & set(CONTENT_KEYS):
         return Fault(
             "one message instead of a conversation",
             f"there are {keys}; a conversation is a list of messages; write one list a line",
@@ -188,10 +220,15 @@ def _unknown(row: Mapping[str, Any]) -> Fault:
         )
     for key, value in row.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
+            advice = (
+                f"; if it is the messages, write columns: {{messages: {key}}}"
+                if are_messages(value) and value[0].keys() & set(CONTENT_KEYS)
+                else ""
+            )
             return Fault(
                 "unknown layout",
                 f"there are {keys}; if {key} is the list of rows, write it alone into the file, as"
-                f" jq .{key} does; if it is the messages, write columns: {{messages: {key}}}",
+                f" jq .{key} does{advice}",
             )
     if len(row) == 1 and (
         mark := next((mark for mark in ";|\t" if mark in str(next(iter(row)))), None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import reprlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from lm.documents.faults import Fault
@@ -20,17 +20,23 @@ WANTED_KEYS = {
     "label", "kto_tag", "desirable", "is_desirable", "accepted", "is_accepted", "preferred",
     "is_preferred", "chosen", "is_chosen", "correct", "is_correct", "good", "is_good", "thumbs_up",
     "liked", "desired", "approved", "is_approved", "is_positive", "valid", "is_valid", "weight",
-    "train", "learn",
+    "train", "training", "train_detail", "learn", "loss", "loss_scale", "loss_mask", "labels",
+    "safe", "is_safe",
 }  # fmt: skip
 UNWANTED_KEYS = {
     "rejected", "is_rejected", "undesirable", "is_undesirable", "bad", "is_bad", "wrong",
-    "incorrect", "deleted", "is_deleted", "thumbs_down",
+    "incorrect", "deleted", "is_deleted", "thumbs_down", "masked", "mask", "ignore", "harmful",
+    "is_harmful", "unsafe", "discarded",
 }  # fmt: skip
-JUDGED_KEYS = {"score", "rating", "reward", "vote", "feedback", "quality", "thumbs", "reaction"}
+JUDGED_KEYS = {
+    "score", "rating", "reward", "vote", "feedback", "quality", "thumbs", "reaction", "status",
+}  # fmt: skip
+CLASS_KEYS = {"label", "labels"}  # a number or a word under them is a class; only a bool is a mark
+PLACE_KEYS = {"begin_offset", "end_offset"}  # of Axolotl's train_detail: numbers, and no marks
 YES = {"true", "yes", "1", "1.0"}
 BAD = {
-    "false", "-1", "-1.0", "bad", "wrong", "incorrect", "rejected", "undesirable", "undesired",
-    "thumbs_down", "down", "dislike", "disliked",
+    "false", "f", "n", "-1", "-1.0", "bad", "wrong", "incorrect", "negative", "neg", "rejected",
+    "discarded", "undesirable", "undesired", "thumbs_down", "down", "dislike", "disliked",
 }  # fmt: skip
 NO = BAD | {"no", "0", "0.0"}
 
@@ -60,16 +66,7 @@ def refused(keys: Mapping[Any, Any], place: str, has_answer: bool = True) -> Fau
                 f"{place}text that is about {key} cannot be learnt without them; leave such rows"
                 " out",
             )
-        name, word = str(key).lower(), _word(value)
-        if (
-            has_answer
-            and not _is_class(name, word)
-            and (
-                (name in WANTED_KEYS and word in NO)
-                or (name in UNWANTED_KEYS and word in YES)
-                or (name in JUDGED_KEYS and word in BAD)
-            )
-        ):
+        if has_answer and _is_unwanted(str(key).lower(), _words(value)):
             return Fault(
                 f"answer that {key} says not to learn",
                 f"{place}{key} is {reprlib.repr(value)}, and every answer here is learnt as a good"
@@ -81,11 +78,7 @@ def refused(keys: Mapping[Any, Any], place: str, has_answer: bool = True) -> Fau
 def note_unused(keys: Mapping[Any, Any], where: str, noted: Counter[str]) -> None:
     """Count the keys that nothing reads, unless they are empty or say that an answer is good."""
     for key, value in keys.items():
-        if not says_nothing(value) and not (
-            (name := str(key).lower()) in WANTED_KEYS
-            and (word := _word(value)) in YES
-            and not _is_class(name, word)
-        ):
+        if not says_nothing(value) and not _is_wanted(str(key).lower(), _words(value)):
             noted[f"key {reprlib.repr(key)}{where}"] += 1
 
 
@@ -98,11 +91,37 @@ def tools_fault(what: str) -> Fault:
     )
 
 
+def _is_unwanted(name: str, words: Set[str]) -> bool:
+    """Return whether any of a key's words says that an answer is not one to learn."""
+    words = {word for word in words if not _is_class(name, word)}
+    return bool(
+        (name in WANTED_KEYS and words & NO)
+        or (name in UNWANTED_KEYS and words & YES)
+        or (name in JUDGED_KEYS and words & BAD)
+    )
+
+
+def _is_wanted(name: str, words: Set[str]) -> bool:
+    """Return whether all of a key's words say that an answer is one to learn."""
+    return name in WANTED_KEYS and words <= YES and not any(_is_class(name, w) for w in words)
+
+
 def _is_class(name: str, word: str) -> bool:
-    """Return whether a key is a `label` that names a class, as a number does; a mark is a bool."""
-    return name == "label" and word not in ("true", "false")
+    """Return whether a key's word names a class, as a number does; databases write bools t, f."""
+    return name in CLASS_KEYS and word not in ("true", "false", "t", "f")
 
 
-def _word(value: object) -> str:
-    is_word = isinstance(value, str | bool | int | float)
-    return str(value).strip().lower().replace(" ", "_") if is_word else ""
+def _words(value: object) -> set[str]:
+    """Return a value as words in small letters, or those that a list or a dict holds."""
+    words: set[str] = set()
+    inner = [value]
+    while inner:
+        value = inner.pop()
+        if isinstance(value, dict):
+            inner += [part for key, part in value.items() if key not in PLACE_KEYS]
+        elif isinstance(value, list):
+            inner += value
+        else:
+            is_word = isinstance(value, str | bool | int | float)
+            words.add(str(value).strip().lower().replace(" ", "_") if is_word else "")
+    return words

@@ -55,6 +55,7 @@ PARENT = "init-from.txt"
 # what else a run's folder may hold: what a run writes under other names, and its reports
 OTHERS = re.compile(
     r"report\.md|report\.html|answers\.json|ranking\.(md|csv|png|json)|\.lock|\.run-id"
+    r"|consolidated|\.DS_Store|Thumbs\.db|slurm-\d+\.out"
     r"|after-step-\d+-\d+|nonfinite-step-\d+|error-.*\.txt|events\.out\.tfevents\..*|\..+\.tmp-.+"
 )
 

@@ -89,7 +89,6 @@ def test_a_layout_that_is_named_is_taken_though_another_would_fit() -> None:
         for layout, found in by_layout.items()
         if isinstance(found, Conversation)
     } == {
-        "auto": "b",
         "alpaca": "b",
         "prompt_completion": "d",
     }
@@ -193,7 +192,7 @@ def test_lines_of_the_sms_spam_collection() -> None:
             "user: '\\udfff'",
         ),
         ({"messages": "x"}, "auto", "messages is not a list", "'x'"),
-        ({"messages": {"role": "user"}}, "auto", "text is not a string", "user: it is None"),
+        ({"messages": {"role": "user"}}, "auto", "no content", "the keys ['role']"),
         ({"messages": [ASKED, "x"]}, "auto", "wrong role", "messages[1] is 'x'"),
         (
             {"messages": [ASKED, {"content": "4"}]},
@@ -216,8 +215,8 @@ def test_lines_of_the_sms_spam_collection() -> None:
         (
             {"messages": [ASKED, {"role": "assistant"}]},
             "auto",
-            "text is not a string",
-            "assistant: it is None",
+            "no content",
+            "messages[1] has no content; the message has the keys ['role']",
         ),
         (
             {"messages": [ASKED, {"role": "assistant", "content": [{"type": "text"}]}]},

@@ -65,6 +65,21 @@ def fault_of(row: object, layout: str = "auto", **columns: str) -> Fault:
             ]
         },
         {"messages": [{"role": "user", "content": [{"type": "text", "text": RED.content}]}, SAYS]},
+        {"messages": [{"role": "user", "message": RED.content}, SAYS | {"refusal": None}]},
+        {
+            "messages": [
+                {"author": {"role": "user"}, "content": {"parts": [RED.content]}},
+                {"author": "assistant", "content": "Red."},
+            ]
+        },
+        {
+            "chat_messages": [
+                {"sender": "human", "text": RED.content},
+                {"sender": "assistant", "text": "Red."},
+            ]
+        },
+        {"messages": {"role": ["user", "assistant"], "content": [RED.content, "Red."]}},
+        {"messages": {"from": ["human", "gpt"], "value": [RED.content, "Red."], "id": [None] * 2}},
         {"messages": str(PAIR)},
         {"messages": [{"role": "system", "content": " "}, *PAIR]},
         {"messages": [{"role": "system", "content": None}, *PAIR]},
@@ -82,6 +97,8 @@ def test_one_question_in_the_forms_of_many_data_sets(row: object) -> None:
     [
         ({"system": "Be brief.", "conversations": PAIR}, (SYSTEM, RED, SAID)),
         ({"system": "Be brief.", "messages": [{**ASKS, "role": "developer"}, *PAIR]}, None),
+        ({"system_instruction": "Be brief.", "contents": PAIR}, (SYSTEM, RED, SAID)),
+        ({"instructions": "Be brief.", "messages": PAIR}, (SYSTEM, RED, SAID)),
         ({"system_prompt": "Be brief.", "question": RED.content, "answer": "Red."},
          (SYSTEM, RED, SAID)),
         ({"systemInstruction": {"parts": [{"text": "Be brief."}]}, "contents": PAIR},
@@ -122,7 +139,12 @@ def test_keys_that_nothing_reads_are_counted_by_name() -> None:
     [
         {"label": False}, {"label": "False"}, {"kto_tag": False}, {"rating": "bad"},
         {"score": -1}, {"feedback": "thumbs down"}, {"is_correct": "no"}, {"rejected": True},
-        {"accepted": False}, {"deleted": 1}, {"Label": False}, {"liked": False},
+        {"accepted": False}, {"deleted": 1}, {"Label": False}, {"liked": False}, {"label": "f"},
+        {"training": False}, {"train_detail": [{"begin_offset": 0, "train": False}]},
+        {"loss": False}, {"loss_scale": 0}, {"loss_mask": [0, 0]}, {"masked": True}, {"mask": 1},
+        {"ignore": True}, {"labels": False}, {"labels": [True, False]}, {"kto_tag": "N"},
+        {"status": "rejected"}, {"is_safe": False}, {"safe": "negative"}, {"is_harmful": True},
+        {"harmful": 1}, {"unsafe": {"said": "yes"}}, {"discarded": True}, {"status": "Discarded"},
     ],
 )  # fmt: skip
 def test_answers_to_avoid_are_never_learnt_as_good_ones(mark: dict[str, Any]) -> None:
@@ -142,12 +164,24 @@ def test_answers_to_avoid_are_never_learnt_as_good_ones(mark: dict[str, Any]) ->
 
 def test_marks_that_say_something_else_are_counted() -> None:
     marks = {"score": 0, "rating": 1, "label": 3, "rejected": False}
-    classes = [("label", value) for value in (0, 1, -1, "0", "1.0", "bad")]
+    classes: list[tuple[str, object]] = [
+        ("label", value) for value in (0, 1, -1, "0", "1.0", "bad")
+    ]
+    classes += [("labels", 0), ("labels", [0, 2]), ("loss", 0.5), ("status", "done")]
     for key, value in [*marks.items(), *classes]:
         assert read({"prompt": RED.content, "completion": "Red.", key: value}) == (
             (RED, SAID),
             {f"key {key!r}": 1},
         )
+
+
+def test_marks_of_answers_to_learn_are_not_counted() -> None:
+    detail = [{"begin_offset": 0, "end_offset": 3, "train": True}]
+    marks = {"training": True, "loss_mask": [1, 1], "train_detail": detail, "loss_scale": 1.0}
+    assert read({"messages": [ASKS | {"training": False}, SAYS | marks]}) == (
+        (RED, SAID),
+        {"key 'training' of a message": 1},
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,6 +219,58 @@ def test_tools_are_refused_by_name(row: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_rows_of_another_kind(row: dict[str, Any], kind: str) -> None:
     assert fault_of(row).kind.startswith(kind)
+
+
+@pytest.mark.parametrize("kind", ["reasoning", "thinking", "refusal", "image_url", "input_file", 3])
+def test_parts_that_are_not_what_is_said_are_refused_by_their_type(kind: object) -> None:
+    parts = [{"type": kind, "text": "Hm."}, {"type": "output_text", "text": "Red."}]
+    found = fault_of({"messages": [ASKS, {**SAYS, "content": parts}]})
+    assert found.kind == "content that is not text"
+    assert f"messages[1] has a part of type {kind!r}" in found.detail
+    parts = [{"type": "input_text", "text": RED.content}, {"type": None, "text": "Say."}]
+    asked = RED._replace(content=f"{RED.content}\nSay.")
+    assert read({"messages": [{**ASKS, "content": parts}, SAYS]}) == ((asked, SAID), {})
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "told"),
+    [
+        ({"content": None, "refusal": "No."}, "refusal without content", "messages[1] has a refus"),
+        ({"content": None, "refusal": None}, "no content", "['role', 'content', 'refusal']"),
+        ({"utterance": "Red."}, "no content", "the message has the keys ['role', 'utterance']"),
+    ],
+)
+def test_a_message_without_content(message: dict[str, Any], kind: str, told: str) -> None:
+    found = fault_of({"messages": [ASKS, {"role": "assistant", **message}]})
+    assert (found.kind, told in found.detail) == (kind, True), found
+
+
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        ({"instruction": "Answer.", "prompt": RED.content, "response": "Red."}, "prompt"),
+        ({"prompt": "Answer.", "question": RED.content, "response": "Red."}, "question"),
+        ({"question": RED.content, "choices": {"text": ["Red.", "Blue."]}, "answer": "Red."},
+         "choices"),
+        ({"messages": PAIR, "query": "Why?"}, "query"),
+    ],
+)  # fmt: skip
+def test_a_second_question_is_not_lost(row: dict[str, Any], key: str) -> None:
+    found = fault_of(row)
+    assert found.kind == f"{key} that nothing reads" and "columns: {" in found.detail
+    assert isinstance(conversation_of(row | {key: [""]}, "auto"), Conversation)
+
+
+def test_a_second_question_that_repeats_the_first_is_only_counted() -> None:
+    row: dict[str, Any] = {"messages": PAIR, "prompt": RED.content, "options": ["Red", "blood"]}
+    assert read(row) == ((RED, SAID), {"key 'prompt'": 1, "key 'options'": 1})
+    row = {"instruction": "Answer.", "prompt": RED.content, "response": "Red."}
+    assert read(row, prompt="prompt", completion="response")[0] == (RED, SAID)
+
+
+def test_lists_of_roles_and_contents_that_are_not_equally_long() -> None:
+    fault = fault_of({"messages": {"role": ["user", "assistant"], "content": [RED.content]}})
+    assert fault.kind == "wrong role"
 
 
 # ---------------------------------------------------------------- order of turns
@@ -280,11 +366,28 @@ def test_columns_that_do_not_fit() -> None:
     [
         ({"Question": "x", "Answer": "y"}, "{prompt: Question, completion: Answer}"),
         ({"text": "x", "label": "spam"}, "{prompt: text, completion: label}"),
+        ({"author": "Ann", "text": "x", "label": "a"}, "{prompt: text, completion: label}"),
         ({"id": 1, "article": "x", "summary": "y"}, "{prompt: article, completion: summary}"),
     ],
 )
 def test_columns_are_suggested(row: dict[str, Any], suggested: str) -> None:
     assert f"write columns: {suggested}" in fault_of(row).detail
+
+
+@pytest.mark.parametrize(
+    ("items", "are_messages"),
+    [(PAIR, True), ([{"question": "x", "answer": "y"}], False), ([{"role": "user"}], False)],
+)
+def test_a_list_is_suggested_as_messages_if_its_items_are_some(
+    items: list[dict[str, str]], are_messages: bool
+) -> None:
+    detail = fault_of({"version": 1, "rows": items}).detail
+    assert "jq .rows" in detail and ("{messages: rows}" in detail) == are_messages
+
+
+def test_preferences_by_other_names_lead_to_their_layout() -> None:
+    row = {"input": {"messages": [ASKS]}, "preferred_output": [SAYS], "non_preferred_output": PAIR}
+    assert "layout: preferences" in fault_of(row).detail
 
 
 def test_a_text_alone_is_no_conversation() -> None:
