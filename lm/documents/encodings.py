@@ -6,7 +6,7 @@ import codecs
 import re
 from collections.abc import Sequence
 
-from lm.documents.files import opened
+from lm.documents.files import opened, wide_encoding
 from lm.system.errors import DataError
 
 READ_BYTES = 2**22  # of each file, to find what is not UTF-8
@@ -46,12 +46,8 @@ def remedy(file: str, files: Sequence[str], key: str) -> str:
 
 def guess(start: bytes) -> str | None:
     """Return the encoding that a text's first bytes look like; None for UTF-8 with damages."""
-    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        return "utf-32"
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    if start.count(b"\0") > len(start) / 5:
-        return "utf-16-le" if start[1::2].count(b"\0") > start[::2].count(b"\0") else "utf-16-be"
+    if wide := wide_encoding(start):
+        return wide
     as_utf8 = re.findall(r"[^\x00-\x7f]", start.decode("utf-8", "replace"))
     if as_utf8.count("\ufffd") * 10 < len(as_utf8):
         return None
