@@ -6,6 +6,7 @@ its author meant it, or refused by its name. Nothing is unpickled.
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 import pickletools
@@ -78,7 +79,7 @@ def require_flat(file: str, dtype: np.dtype[Any], chosen: bool) -> None:
     for pattern, name, advice in FOREIGN:
         if re.match(pattern, head, re.DOTALL):
             raise DataError(f"{file}: {name}; {advice}")
-    if len(head) >= 16 and re.fullmatch(rb"[\t\n\r\x20-\x7e]+", head):
+    if len(head) >= 16 and _is_text(head):
         raise DataError(f"{file}: text, not token ids; {TEXT}")
     header = header_of(file)
     if (size - header.size) % dtype.itemsize:
@@ -127,6 +128,15 @@ def require_plain_neighbours(file: str, tokenizer_name: str, vocab_size: int) ->
                 f" characters), and the tokenizer {tokenizer_name} has {vocab_size:,}; name the"
                 " text itself with format: txt, or remove meta.pkl if it belongs to other ids"
             )
+
+
+def _is_text(head: bytes) -> bool:
+    """Return whether bytes are UTF-8 without control characters; the last one may be cut."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return re.search(r"[^\t\n\f\r\x20-\x7e\xa0-\U0010ffff]", text) is None
 
 
 def _require_llm_c(file: str, head: bytes, size: int, dtype: np.dtype[Any]) -> None:

@@ -342,6 +342,14 @@ REFUSED = {
     ),
     "text": (b"This is a text, and no token ids.\n", "{f}: text, not token ids; name it as"),
     "JSON": (b'{"text": "some words here"}\n ', "{f}: text, not token ids; name it as"),
+    "text in Russian": (
+        "Съешь же ещё этих мягких".encode(),
+        "{f}: text, not token ids; name it as",
+    ),
+    "text in Chinese, cut in a character": (
+        "人人生而自由\n".encode() * 300,
+        "{f}: text, not token ids; name it as",
+    ),
     "gzip": (gzip.compress(b"a" * 100), "{f}: packed by gzip; unpack it first"),
     "xz": (lzma.compress(b"a" * 100), "{f}: packed by xz; unpack it first"),
     "bzip2": (bz2.compress(b"a" * 100), "{f}: packed by bzip2; unpack it first"),
