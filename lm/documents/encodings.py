@@ -6,7 +6,7 @@ import codecs
 import re
 from collections.abc import Sequence
 
-from lm.documents.files import opened
+from lm.documents.files import HEAD, opened, wide_encoding
 from lm.system.errors import DataError
 
 READ_BYTES = 2**22  # of each file, to find what is not UTF-8
@@ -16,17 +16,21 @@ FILE_BYTES = 2**14  # how many of these a small file takes: opening it costs tim
 NAMED = 20
 # Encodings with the letters that most texts in them have, the least share of these among the
 # characters beyond ASCII, and the least share of such characters in the text. The first that fits
-# is the guess.
+# is the guess; cp1250 is named with cp1252 where both fit. Cyrillic letters stand together, unlike
+# those beyond ASCII in other languages.
 GUESSES = (
-    ("shift_jis", "[\u3040-\u30ff]", 0.3, 0.1),
+    ("cp932", "[\u3040-\u30ff]", 0.3, 0.1),
     ("euc_jp", "[\u3040-\u30ff]", 0.3, 0.1),
     ("euc_kr", "[\uac00-\ud7a3]", 0.9, 0.1),
-    ("cp1251", "[а-яё]", 0.7, 0.1),
-    ("koi8-r", "[а-яё]", 0.7, 0.1),
+    ("cp1251", "[а-яё]{3,}", 0.5, 0.1),
+    ("koi8-r", "[а-яё]{3,}", 0.5, 0.1),
     ("cp1252", "[à-öø-ÿß’‘“”–—…€ÄÖÜÉ]", 0.6, 0.0),
+    ("cp1250", "[ąćęłńóśźżŁŚŻáčďéěíňřšťúůýžČŘŠŽőűöüÁÉÖÜäôľĺßăâîşţ’‘“”„–—…€]", 0.8, 0.0),
     ("gb18030", "[\u4e00-\u9fff\u3000-\u303f\uff00-\uffef]", 0.9, 0.1),
-    ("cp1252", ".", 0.0, 0.0),
+    ("cp1252", "(?!)", 0.0, 0.0),
+    ("latin-1", "(?!)", 0.0, 0.0),
 )
+CONTROL = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")  # texts have no such bytes
 
 
 def remedy(file: str, files: Sequence[str], key: str, given: str | None) -> str:
@@ -40,37 +44,54 @@ def remedy(file: str, files: Sequence[str], key: str, given: str | None) -> str:
     """
     if given:
         return f"it is not {given} either; correct {key}"
-    encoding = guess(_start(file, READ_BYTES))
+    found = guesses(_start(file, READ_BYTES))
     others, all_read = _not_utf8([other for other in files if other != file])
     more = "" if all_read else " and perhaps more"
     also = f" (so are {', '.join(others)}{more})" if others else ""
-    if encoding is None:
+    if found == []:
+        return f"it holds control bytes, so it is not text but a file of a program{also}; remove it"
+    if found is None:
         return f"the rest of it is UTF-8, so a character is damaged{also}; correct it"
-    return f"it looks like {encoding}{also}; write {key}: {encoding}"
+    names = " or ".join(found)
+    return f"it looks like {names}{also}; write {key}: {names}"
 
 
-def guess(start: bytes) -> str | None:
-    """Return the encoding that a text's first bytes look like; None for UTF-8 with damages."""
-    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        return "utf-32"
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    if start.count(b"\0") > len(start) / 5:
-        return "utf-16-le" if start[1::2].count(b"\0") > start[::2].count(b"\0") else "utf-16-be"
+def guesses(start: bytes) -> list[str] | None:
+    """Return the encodings that a text's first bytes look like, the likeliest first.
+
+    There are none if the bytes are no text. For UTF-8 with damages it is None.
+    """
+    if wide := wide_encoding(start):
+        return [wide]
+    if CONTROL.search(start[:HEAD]):
+        return []
     as_utf8 = re.findall(r"[^\x00-\x7f]", start.decode("utf-8", "replace"))
     if as_utf8.count("\ufffd") * 10 < len(as_utf8):
         return None
+    shares: dict[str, float] = {}
     for encoding, letters, least, least_beyond in GUESSES:
-        # A character of several bytes may be cut at the end.
-        text = codecs.getincrementaldecoder(encoding)("replace").decode(start[:GUESS_BYTES])
-        beyond = re.sub(r"[\x00-\x7f]+", "", text)
-        if (
-            "\ufffd" not in beyond
-            and len(beyond) >= least_beyond * len(text)
-            and len(re.findall(letters, beyond)) >= least * len(beyond)
-        ):
-            return encoding
-    return "latin-1"
+        share = _share(start, encoding, letters, least, least_beyond)
+        if share is not None:
+            shares.setdefault(encoding, share)
+    first, *_ = shares
+    if first not in ("cp1252", "cp1250") or not {"cp1252", "cp1250"} <= set(shares):
+        return [first]
+    one, other = (start[:GUESS_BYTES].decode(name) for name in ("cp1252", "cp1250"))
+    return (
+        ["cp1252"] if one == other else sorted(("cp1252", "cp1250"), key=lambda name: -shares[name])
+    )
+
+
+def _share(
+    start: bytes, encoding: str, letters: str, least: float, least_beyond: float
+) -> float | None:
+    """Return the share of an encoding's letters beyond ASCII; None if the text does not fit it."""
+    # A character of several bytes may be cut at the end.
+    text = codecs.getincrementaldecoder(encoding)("replace").decode(start[:GUESS_BYTES])
+    beyond = re.findall(r"[^\x00-\x7f]", text)
+    share = sum(map(len, re.findall(letters, text))) / max(1, len(beyond))
+    fits = "\ufffd" not in beyond and len(beyond) >= least_beyond * len(text) and share >= least
+    return share if fits else None
 
 
 def _not_utf8(files: Sequence[str]) -> tuple[list[str], bool]:

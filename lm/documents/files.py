@@ -14,13 +14,14 @@ import functools
 import glob
 import gzip
 import io
+import itertools
 import lzma
 import re
 import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 from lm.documents.globs import expand
 from lm.system.errors import DataError
@@ -33,15 +34,29 @@ PACKED = {
     rb"\xfd7zXZ": "xz",
     rb"BZh[1-9](1AY&SY|\x17rE8)": "bzip2",
 }
+_ARCHIVE = "unpack it first, or pack it with gzip"
+_EXTRACT = "extract its text"
+_NAME_TEXT = "name a file of text"
+# What is no text, by its first bytes, also inside a packing; each with what to do.
 REFUSED = {
-    rb"PK\x03\x04": "a zip archive",
-    rb"PK\x05\x06": "an empty zip archive",
-    rb"7z\xbc\xaf\x27\x1c": "a 7z archive",
-    rb"Rar!\x1a\x07": "a rar archive",
+    rb"PK\x03\x04": ("a zip archive", _ARCHIVE + ", and extract the text of a docx, xlsx or epub"),
+    rb"PK\x05\x06": ("an empty zip archive", _ARCHIVE),
+    rb"7z\xbc\xaf\x27\x1c": ("a 7z archive", _ARCHIVE),
+    rb"Rar!\x1a\x07": ("a rar archive", _ARCHIVE),
+    rb"[^\0].{256}ustar[\0 ]": ("a tar archive", "unpack it, and name the files in it"),
+    rb"\x04\x22\x4d\x18": ("packed by lz4", _ARCHIVE),
+    rb"%PDF-": ("a PDF", _EXTRACT),
+    rb"\{\\rtf": ("an RTF document", _EXTRACT),
+    rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": ("an old Office document", _EXTRACT),
+    rb"SQLite format 3\0": ("an SQLite database", "export its rows, such as to CSV"),
+    rb"\x7fELF": ("a program", _NAME_TEXT),
+    rb"\x89PNG\r\n\x1a\n": ("a PNG image", _NAME_TEXT),
+    rb"\xff\xd8\xff[\xc0-\xfe]": ("a JPEG image", _NAME_TEXT),
 }
-HEAD = 10  # bytes that tell what a file is
+HEAD = 512  # bytes that tell what a file is
 
 Span = tuple[int, int]
+_Kind = TypeVar("_Kind")
 
 
 @contextlib.contextmanager
@@ -51,17 +66,21 @@ def opened(file: str, encoding: str | None = None) -> Iterator[IO[bytes]]:
     A byte that the encoding does not have stays as it is, so its row is not UTF-8.
 
     Raises:
-        DataError: it is an archive of files, or the packed file is cut or damaged; or zstandard,
-            which unpacks zstd, is not installed.
+        DataError: it is no text, such as an archive, or the packed file is cut or damaged; or
+            zstandard, which unpacks zstd, is not installed.
     """
     with Path(file).open("rb") as stream:
         head = stream.read(HEAD)
         stream.seek(0)
-        if archive := _kind(head, REFUSED):
-            raise DataError(f"{file}: {archive}, not text; unpack it first, or pack it with gzip")
         packing = _kind(head, PACKED)
         try:
             plain = _unpacked(stream, packing, file)
+            if packing is not None:
+                head = plain.read(HEAD)
+                rest = iter(functools.partial(plain.read, 2**16), b"")
+                plain = _as_file(itertools.chain([head] if head else [], rest))
+            if fault := refusal(head, encoding, packing):
+                raise DataError(f"{file}: {fault}")
             yield plain if encoding is None else _as_file(_converted(plain, encoding))
         except UnicodeError as error:
             if encoding is None:
@@ -80,8 +99,37 @@ def opened(file: str, encoding: str | None = None) -> Iterator[IO[bytes]]:
             ) from error
 
 
-def _kind(head: bytes, kinds: dict[bytes, str]) -> str | None:
-    return next((name for magic, name in kinds.items() if re.match(magic, head)), None)
+def refusal(head: bytes, encoding: str | None, packing: str | None = None) -> str | None:
+    """Return why a file is no text, by the first bytes of its content, and what to do."""
+    if found := _kind(head, REFUSED):
+        inside = f" inside {packing}" if packing else ""
+        return f"{found[0]}{inside}, not text; {found[1]}"
+    if packing is not None and (again := _kind(head, PACKED)):
+        return f"packed twice, by {packing} and {again}; unpack it once"
+    if encoding is None and b"\0" in head:
+        if likely := wide_encoding(head):
+            return f"NUL bytes, as in {likely}; write encoding: {likely} if it is text"
+        return "NUL bytes, not text; name a file of text, or remove them (tr -d '\\000')"
+    return None
+
+
+def wide_encoding(start: bytes) -> str | None:
+    """Return which encoding of two or four bytes a text's first bytes look like, if any."""
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    even, odd = start[::2].count(b"\0"), start[1::2].count(b"\0")
+    if even + odd > len(start) / 5 and min(even, odd) * 20 <= even + odd:
+        return "utf-16-le" if odd > even else "utf-16-be"
+    return None
+
+
+def _kind(head: bytes, kinds: dict[bytes, _Kind]) -> _Kind | None:
+    return next(
+        (kind for magic, kind in kinds.items() if re.match(magic, head, re.DOTALL)),
+        None,
+    )
 
 
 def _unpacked(stream: IO[bytes], packing: str | None, file: str) -> IO[bytes]:

@@ -6,6 +6,7 @@ its author meant it, or refused by its name. Nothing is unpickled.
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 import pickletools
@@ -23,6 +24,7 @@ from lm.system.errors import DataError, first_line
 HEAD = 4096  # bytes that are looked at
 WRITE_FLAT = "write its ids flat, without a header (numpy: array.astype('uint16').tofile)"
 UNPACK = "unpack it first"
+NAME_IDS = "name a file of token ids"
 TEXT = "name it as a source of text, such as format: txt or jsonl"
 # The first bytes of what is no flat file; each is long enough that ids do not look like it.
 FOREIGN = [
@@ -37,10 +39,21 @@ FOREIGN = [
     (rb"PAR1", "Parquet", "name it with format: parquet, if it holds text"),
     (rb"ARROW1\x00\x00", "an Arrow file", WRITE_FLAT),
     (rb"\x89HDF\r\n\x1a\n", "an HDF5 file", WRITE_FLAT),
-    (rb"GGUF", "a model in GGUF", "name a file of token ids"),
+    (rb"\x80[\x02\x03](\x8a\x0a|[\]})(]q\x00|c[a-z_]{3}|X.{3}\x00)", "a pickle", WRITE_FLAT),
+    (rb"GGUF", "a model in GGUF", NAME_IDS),
+    (rb"lmgg|fmgg|tjgg|algg", "a model in GGML", NAME_IDS),
+    (rb"\x0a.\x0a\x05<unk>", "a model of SentencePiece", NAME_IDS),
+    (rb"Obj\x01", "an Avro file", WRITE_FLAT),
+    (rb"ORC[\x00-\x1f]", "an ORC file", WRITE_FLAT),
+    (rb"SQLite format 3\x00", "an SQLite database", WRITE_FLAT),
+    (rb"\x89PNG\r\n\x1a\n", "a PNG image", NAME_IDS),
+    (rb"RIFF.{4}WAVE", "a WAV recording", NAME_IDS),
+    (rb"\x7fELF", "a program", NAME_IDS),
+    (rb"\x04\x22\x4d\x18", "packed by lz4", UNPACK),
+    (rb"[^\x00].{256}ustar[\x00 ]", "a tar archive", UNPACK),
     (rb"MMIDIDX\x00\x00|TNTIDX\x00\x00", "the index of a Megatron or fairseq dataset", WRITE_FLAT),
     (rb"LITPKDS", "a packed dataset of lit-gpt", WRITE_FLAT),
-    (rb".{6}\x00\x00\{\s*\"", "a safetensors file", "name a file of token ids"),
+    (rb".{6}\x00\x00\{\s*\"", "a safetensors file", NAME_IDS),
 ]
 # llm.c and modded-nanogpt: 256 numbers of four bytes, then ids: magic -> (version, type of the ids)
 LLM_C = {20240520: (1, "uint16"), 20240801: (7, "uint32")}
@@ -78,9 +91,11 @@ def require_flat(file: str, dtype: np.dtype[Any], chosen: bool) -> None:
     for pattern, name, advice in FOREIGN:
         if re.match(pattern, head, re.DOTALL):
             raise DataError(f"{file}: {name}; {advice}")
-    if len(head) >= 16 and re.fullmatch(rb"[\t\n\r\x20-\x7e]+", head):
+    if len(head) >= 16 and _is_text(head):
         raise DataError(f"{file}: text, not token ids; {TEXT}")
     header = header_of(file)
+    if header.size == 0:
+        _require_no_other_llm_c(file, head)
     if (size - header.size) % dtype.itemsize:
         raise DataError(
             f"{file}: {size:,} bytes are not a whole number of {dtype.name} ids; fetch the file"
@@ -117,6 +132,19 @@ def require_plain_neighbours(file: str, tokenizer_name: str, vocab_size: int) ->
             f"{file}: a part of a dataset of litdata or streaming, says {index.name} next to it;"
             f" {WRITE_FLAT}"
         )
+    for index in (Path(f"{file}.metadata"), Path(f"{file}.index")):
+        if path.suffix == ".ds" and index.is_file():
+            raise DataError(
+                f"{file}: a dataset of datatrove, whose documents {index.name} describes;"
+                f" {WRITE_FLAT}, an end-of-text id after each document"
+            )
+    names = path.with_name("dict.txt")
+    if names.is_file() and re.match(rb"\S+ \d+\r?\n", read_start(names, HEAD)):
+        raise DataError(
+            f"{file}: its ids are those of fairseq's dict.txt next to it, not of the tokenizer"
+            f" {tokenizer_name}; name the text itself, or remove dict.txt if it belongs to other"
+            " ids"
+        )
     meta = path.with_name("meta.pkl")
     if meta.is_file():
         stored = _vocab_size(meta)
@@ -127,6 +155,27 @@ def require_plain_neighbours(file: str, tokenizer_name: str, vocab_size: int) ->
                 f" characters), and the tokenizer {tokenizer_name} has {vocab_size:,}; name the"
                 " text itself with format: txt, or remove meta.pkl if it belongs to other ids"
             )
+
+
+def _is_text(head: bytes) -> bool:
+    """Return whether bytes are UTF-8 without control characters; the last one may be cut."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return re.search(r"[^\t\n\f\r\x20-\x7e\xa0-\U0010ffff]", text) is None
+
+
+def _require_no_other_llm_c(file: str, head: bytes) -> None:
+    """Raise DataError if a file begins with a header of llm.c's kind that is not known here."""
+    magic, version = struct.unpack("<2i", head[:8].ljust(8, b"\0"))
+    # llm.c's numbers are dates. As ids they would be rare, before a small version even more so.
+    dated = re.fullmatch(r"2024(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", str(magic))
+    if len(head) >= 12 and (magic in LLM_C or (dated and 0 < version < 100)):
+        raise DataError(
+            f"{file}: a header of llm.c with the number {magic} and version {version}, which are"
+            f" not known together; {WRITE_FLAT}"
+        )
 
 
 def _require_llm_c(file: str, head: bytes, size: int, dtype: np.dtype[Any]) -> None:

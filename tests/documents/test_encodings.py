@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from lm.documents import encodings
-from lm.documents.encodings import guess
+from lm.documents.encodings import guesses, remedy
 
 TEXTS = {
     "cp1252": "Die Straße führt über den Fluss, „sagte“ er – für 5 €. " * 20,
     "cp1251": "Съешь же ещё этих мягких французских булок, да выпей чаю. " * 20,
     "koi8-r": "Съешь же ещё этих мягких французских булок, да выпей чаю. " * 20,
-    "shift_jis": "いろはにほへと ちりぬるを わかよたれそ つねならむ。" * 20,
+    "cp932": "いろはにほへと ちりぬるを わかよたれそ つねならむ。" * 20,
     "euc_jp": "いろはにほへと ちりぬるを わかよたれそ つねならむ。" * 20,
     "euc_kr": "모든 인간은 태어날 때부터 자유로우며 존엄과 권리에 있어 동등하다. " * 20,
     "gb18030": "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心。" * 20,
@@ -26,16 +26,16 @@ TEXTS = {
 
 @pytest.mark.parametrize("encoding", TEXTS)
 def test_texts_of_many_encodings(encoding: str) -> None:
-    assert guess(TEXTS[encoding].encode(encoding)) == encoding
+    assert guesses(TEXTS[encoding].encode(encoding)) == [encoding]
 
 
 def test_one_umlaut_in_many_ascii_letters() -> None:
-    assert guess(b'{"text": "gr\xfc\xdfe"}') == "cp1252"
-    assert guess(b"caf\x81") == "latin-1"
+    assert guesses(b'{"text": "gr\xfc\xdfe"}') == ["cp1252"]
+    assert guesses(b"caf\x81") == ["latin-1"]
 
 
 def test_a_damage_in_utf8_is_no_other_encoding() -> None:
-    assert guess("Grüße, süß und schön. ".encode() * 20 + b"\xff") is None
+    assert guesses("Grüße, süß und schön. ".encode() * 20 + b"\xff") is None
 
 
 def test_only_some_of_many_other_files_are_read(
@@ -48,11 +48,43 @@ def test_only_some_of_many_other_files_are_read(
     def named(count: int) -> str:
         return f"it looks like cp1252 (so are {', '.join(files[1 : count + 1])}"
 
-    def remedy() -> str:
-        return encodings.remedy(files[0], files, "encoding", None)
+    def said() -> str:
+        return remedy(files[0], files, "encoding", None)
 
-    assert remedy().startswith(named(8) + ");")
+    assert said().startswith(named(8) + ");")
     monkeypatch.setattr(encodings, "NAMED", 3)
-    assert remedy().startswith(named(3) + " and perhaps more);")
+    assert said().startswith(named(3) + " and perhaps more);")
     monkeypatch.setattr(encodings, "READ_OTHERS_BYTES", 2 * encodings.FILE_BYTES)
-    assert remedy().startswith(named(2) + " and perhaps more);")
+    assert said().startswith(named(2) + " and perhaps more);")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Zażółć gęślą jaźń, proszę państwa, w Szczebrzeszynie chrząszcz brzmi w trzcinie. ",
+        "Příliš žluťoučký kůň úpěl ďábelské ódy. ",
+        "Árvíztűrő tükörfúrógép, őszi idő. ",
+    ],
+)
+def test_central_european_text_is_cp1250_first(text: str) -> None:
+    assert (guesses(text.encode("cp1250") * 20) or [])[0] == "cp1250"
+
+
+def test_two_encodings_that_fit_are_both_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("né en forêt, où il était".encode("cp1252"))
+    assert "it looks like cp1252 or cp1250; write encoding: cp1252 or cp1250" in remedy(
+        str(tmp_path / "a.txt"), [], "encoding", None
+    )
+
+
+def test_japanese_with_characters_of_windows() -> None:
+    assert guesses("①これは髙島屋の話です。".encode("cp932") * 20) == ["cp932"]
+
+
+@pytest.mark.parametrize("control", [b"\x01", b"\x0b", b"\x1f"])
+def test_a_file_with_control_bytes_is_no_text(tmp_path: Path, control: bytes) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xfc\x81\xdf" + control + b"more")
+    said = remedy(str(tmp_path / "a.txt"), [], "key", None)
+    assert said.startswith("it holds control bytes, so it is not text")
+    assert "encoding" not in said
+    assert guesses(b"gr\xfc\xdfe\t\r\n\f\x1b") == ["cp1252"]

@@ -7,6 +7,7 @@ import itertools
 import lzma
 import re
 import sys
+import tarfile
 import zipfile
 
 import pytest
@@ -62,7 +63,7 @@ PIECES = [
     b"bc",
     b" ",
     b"\t",
-    b"\0",
+    b"\x01",
     b"\xff",
     BOM,
     "\u2028ü".encode(),
@@ -72,7 +73,8 @@ files = st.lists(st.sampled_from(PIECES), max_size=30).map(b"".join) | st.binary
     max_size=60
 ).filter(
     lambda content: (
-        not any(re.match(magic, content) for magic in (*text_files.PACKED, *text_files.REFUSED))
+        not any(re.match(magic, content) for magic in text_files.PACKED)
+        and text_files.refusal(content, None) is None
     )
 )
 
@@ -269,7 +271,6 @@ def zipped():
 @pytest.mark.parametrize(
     ("content", "name"),
     [
-        (zipped(), "a zip archive"),
         (b"PK\x05\x06" + bytes(18), "an empty zip archive"),
         (b"7z\xbc\xaf\x27\x1c" + bytes(9), "a 7z archive"),
     ],
@@ -280,6 +281,63 @@ def test_other_archives_are_refused_by_name(tmp_path, content, name):
     with pytest.raises(DataError) as error, opened(str(file)):
         pass
     assert str(error.value) == f"{file}: {name}, not text; unpack it first, or pack it with gzip"
+
+
+def tarred():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        member = tarfile.TarInfo("a.txt")
+        member.size = len(TEXT)
+        archive.addfile(member, io.BytesIO(TEXT))
+    return buffer.getvalue()
+
+
+NO_TEXT = {
+    "zip or docx": (zipped(), "a zip archive{}, not text; unpack it first, or pack it with gzip,"),
+    "tar": (tarred(), "a tar archive{}, not text; unpack it"),
+    "lz4": (b"\x04\x22\x4d\x18\x64\x40", "packed by lz4{}, not text; unpack it"),
+    "PDF": (b"%PDF-1.4\n", "a PDF{}, not text; extract its text"),
+    "RTF": (rb"{\rtf1 a}", "an RTF document{}, not text; extract its text"),
+    "OLE": (bytes.fromhex("d0cf11e0a1b11ae1"), "an old Office document{}, not text; extract"),
+    "SQLite": (b"SQLite format 3\0" + bytes(80), "an SQLite database{}, not text; export its"),
+    "ELF": (b"\x7fELF\x02\x01", "a program{}, not text; name a file of text"),
+    "PNG": (b"\x89PNG\r\n\x1a\n", "a PNG image{}, not text; name a file of text"),
+    "JPEG": (b"\xff\xd8\xff\xe0\0\x10JFIF", "a JPEG image{}, not text; name a file of text"),
+}
+
+
+@pytest.mark.parametrize("pack", [None, gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("encoding", [None, "cp1252"])
+@pytest.mark.parametrize(("content", "message"), NO_TEXT.values(), ids=NO_TEXT)
+def test_what_is_no_text_is_refused_also_inside_a_packing(
+    tmp_path, content, message, encoding, pack
+):
+    file = tmp_path / "a.txt"
+    file.write_bytes(pack(content) if pack else content)
+    with pytest.raises(DataError) as error:
+        list(lines(str(file), None, encoding))
+    names = {gzip.compress: "gzip", bz2.compress: "bzip2", lzma.compress: "xz"}
+    inside = f" inside {names[pack]}" if pack else ""
+    assert str(error.value).startswith(f"{file}: {message.format(inside)}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(gzip.compress(TEXT)), "packed twice, by gzip and gzip; unpack it once"),
+        (b"some\0text\n", "NUL bytes, not text; name a file of text, or remove them (tr -d"),
+        (gzip.compress(b"some\0text\n"), "NUL bytes, not text"),
+        ("text\n".encode("utf-16"), "NUL bytes, as in utf-16; write encoding: utf-16 if"),
+        ("text\n".encode("utf-16-be"), "NUL bytes, as in utf-16-be; write encoding: utf-16-be if"),
+    ],
+)
+def test_two_packings_and_nul_bytes_are_refused(tmp_path, content, message):
+    file = tmp_path / "a.txt"
+    file.write_bytes(content)
+    with pytest.raises(DataError) as error:
+        list(lines(str(file), None))
+    assert str(error.value).startswith(f"{file}: {message}")
 
 
 def test_a_word_that_begins_like_an_archive_is_a_word(tmp_path):

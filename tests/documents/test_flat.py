@@ -342,6 +342,14 @@ REFUSED = {
     ),
     "text": (b"This is a text, and no token ids.\n", "{f}: text, not token ids; name it as"),
     "JSON": (b'{"text": "some words here"}\n ', "{f}: text, not token ids; name it as"),
+    "text in Russian": (
+        "Съешь же ещё этих мягких".encode(),
+        "{f}: text, not token ids; name it as",
+    ),
+    "text in Chinese, cut in a character": (
+        "人人生而自由\n".encode() * 300,
+        "{f}: text, not token ids; name it as",
+    ),
     "gzip": (gzip.compress(b"a" * 100), "{f}: packed by gzip; unpack it first"),
     "xz": (lzma.compress(b"a" * 100), "{f}: packed by xz; unpack it first"),
     "bzip2": (bz2.compress(b"a" * 100), "{f}: packed by bzip2; unpack it first"),
@@ -354,6 +362,14 @@ REFUSED = {
     ),
     "an index of Megatron's": (b"MMIDIDX\0\0" + b"\1" * 41, "{f}: the index of a Megatron or"),
     "an index of fairseq's": (b"TNTIDX\0\0" + b"\1" * 40, "{f}: the index of a Megatron or"),
+    "llm.c, another version": (
+        llm_c(b"some text", version=2),
+        "{f}: a header of llm.c with the number 20240520 and version 2, which are not known",
+    ),
+    "llm.c, another number, cut": (
+        llm_c(b"some text", magic=20241231)[:-1],
+        "{f}: a header of llm.c with the number 20241231 and version 1, which are not known",
+    ),
     "llm.c, cut": (llm_c(b"some text")[:-2], "{f}: its header (llm.c) counts 10 ids, and 18 bytes"),
 }
 
@@ -370,6 +386,50 @@ def test_what_is_refused(tmp_path, content, message):
     with pytest.raises(DataError) as error:
         build(tmp_path / "cache", reader(str(file)))
     assert str(error.value).startswith(message.format(f=file))
+
+
+FOREIGN = {
+    "GGUF": (b"GGUF\3\0\0\0", "a model in GGUF"),
+    "GGML": (b"lmgg\1\0\0\0", "a model in GGML"),
+    "GGJT": (b"tjgg\3\0\0\0", "a model in GGML"),
+    "SentencePiece": (b"\x0a\x0e\x0a\x05<unk>\x15", "a model of SentencePiece"),
+    "Avro": (b"Obj\1\4\x16avro", "an Avro file"),
+    "ORC": (b"ORC\x0a\x06", "an ORC file"),
+    "SQLite": (b"SQLite format 3\0\x10", "an SQLite database"),
+    "PNG": (b"\x89PNG\r\n\x1a\n\0\0", "a PNG image"),
+    "WAV": (b"RIFF\x24\x08\0\0WAVEfmt ", "a WAV recording"),
+    "ELF": (b"\x7fELF\2\1\1", "a program"),
+    "lz4": (b"\x04\x22\x4d\x18\x64\x40", "packed by lz4"),
+    "tar": (b"a.txt".ljust(257, b"\0") + b"ustar\x0000", "a tar archive"),
+    "a list in a pickle": (pickle.dumps([1, 2], protocol=2), "a pickle"),
+    "torch.save": (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "a pickle"),
+}
+
+
+@pytest.mark.parametrize("rest", [b"\1\0" * 20, b"\1" * 21])
+@pytest.mark.parametrize(("content", "name"), FOREIGN.values(), ids=FOREIGN)
+def test_other_files_are_known_before_their_size_is_judged(tmp_path, content, name, rest):
+    file = tmp_path / "a.bin"
+    file.write_bytes(content + rest)
+    with pytest.raises(DataError) as error:
+        build(tmp_path / "cache", reader(str(file)))
+    assert str(error.value).startswith(f"{file}: {name}; ")
+
+
+@pytest.mark.parametrize(
+    ("name", "beside", "content", "message"),
+    [
+        ("a.ds", "a.ds.metadata", b"gpt2|5\n", "a dataset of datatrove, whose documents"),
+        ("a.ds", "a.ds.index", bytes(8), "a dataset of datatrove, whose documents"),
+        ("a.bin", "dict.txt", b"the 999\n, 888\n", "its ids are those of fairseq's dict.txt"),
+    ],
+)
+def test_neighbours_of_datatrove_and_fairseq(tmp_path, name, beside, content, message):
+    (tmp_path / beside).write_bytes(content)
+    file = write(tmp_path / name, stream("text"))
+    with pytest.raises(DataError) as error:
+        build(tmp_path / "cache", reader(file))
+    assert str(error.value).startswith(f"{file}: {message}")
 
 
 def test_two_bytes_read_as_four_are_beyond_the_vocabulary(tmp_path):

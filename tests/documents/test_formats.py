@@ -56,7 +56,7 @@ CSV = [
     ("empty fields", 'id,text\n1,\n2,""\n', [(2, ""), (3, "")]),
     ("blank lines", "id,text\n\n1,one\n\n", [(2, ""), (3, "one"), (4, "")]),
     ("spaces are text", "id,text\n1, one \n", [(2, " one ")]),
-    ("NUL", "text\na\0b\n", [(2, "a\0b")]),
+    ("NUL behind the head", f"text\n{'a' * 600}\0b\n", [(2, "a" * 600 + "\0b")]),
     ("names only", "id,text\n", []),
     ("nothing", "", []),
     ("too few columns", "id,text\n1\n2,two\n", [(2, "another number of columns"), (3, "two")]),
