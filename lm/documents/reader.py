@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -137,7 +138,8 @@ class Reader:
             if (dataset := dataset_of(source))
             else find_files(files_of(source), f"{key}.files")
         )
-        self.files = sorted({Path(file).resolve(): file for file in reversed(named)}.values())
+        # realpath, because Path.resolve raises at a loop of links
+        self.files = sorted({os.path.realpath(file): file for file in reversed(named)}.values())
         self.named_twice = Counter(
             {"file named twice": len(named) - len(self.files)}
             if len(named) > len(self.files)

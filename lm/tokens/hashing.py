@@ -15,7 +15,7 @@ from pathlib import Path
 from lm.system.machine import usable_cores
 from lm.system.progress import ReadingProgress
 
-CHUNK = 2**22  # bytes
+CHUNK = 2**18  # bytes
 MOST_THREADS = 8
 
 

@@ -33,7 +33,7 @@ from lm.tokens.manifest import Manifest, SplitEntry, SplitName, WindowManifest, 
 
 FORMAT = 2  # part of the fingerprint: raise it if the same text would give other files
 SHARD_TOKENS = 2**26  # 128 MB at two bytes
-COUNTED_AT_ONCE = 2**22  # tokens
+COUNTED_AT_ONCE = 2**16  # tokens
 MOST_OPEN = 128  # files; a process may open 1,024, and a large corpus has more shards
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ class Texts:
         Raises:
             OSError: a file cannot be read.
         """
-        paths = [str(Path(file).resolve()) for file in files]
+        paths = [os.path.realpath(file) for file in files]  # Path.resolve raises at a loop of links
         # Read as they are named: the folders above a path need not be open to everybody.
         state_of = dict(zip(paths, states(files), strict=True))
         as_named = dict(zip(paths, files, strict=True))

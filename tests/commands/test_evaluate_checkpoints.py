@@ -765,10 +765,13 @@ def test_names_from_outside_command_nothing(trained: Path, tmp_path: Path, rank:
     evil = tmp_path / "a\x1b[31m|b$x$" / "run"
     shutil.copytree(trained, evil, symlinks=True)
     shutil.copytree(trained, tmp_path / "b" / "run", symlinks=True)
+    first, *others = sorted(path.name for path in evil.glob("step-*"))
+    for path in [tmp_path / "b" / "run" / first, *(evil / name for name in others)]:
+        shutil.rmtree(path)  # equal checkpoints would be ranked once
     cases = save_cases(tmp_path / "next.yaml", next_letters())
     done = rank(
         "--checkpoints",
-        f"{evil}/*",
+        f"{evil}/step*",
         tmp_path / "b" / "run",
         "--cases",
         cases,

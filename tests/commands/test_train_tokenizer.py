@@ -35,7 +35,7 @@ from lm.tokenizer.tokenizer import ByteTokenizer, FastTokenizer, load_tokenizer
 from lm.tokens.corpus import documents_by_split, open_corpora, readers
 from lm.tokens.store import TokenStore
 from tests.commands.test_commands import run
-from tests.support.runs import config_file, corpus
+from tests.support.runs import config_file, corpus, without
 
 VERSE = (
     "To be, or not to be:\nthat is the question, isn't it?\n\nNaïve café, 東京の塔 in 1998 and"
@@ -277,17 +277,8 @@ COMMAND = ("-m", "tools.train_tokenizer")
 def made(folder: Path, config: Path, *flags: str, **environment: str) -> tuple[bytes, str]:
     """Run the command; return the written file and its output."""
     out = folder / f"{len(list(folder.glob('*.json')))}.json"
-    said = run(
-        *COMMAND,
-        "--config",
-        str(config),
-        "--vocab-size",
-        "300",
-        "--out",
-        str(out),
-        *flags,
-        **environment,
-    ).stdout
+    common = ["--config", config, "--vocab-size", "300", "--out", out]
+    said = run(*COMMAND, *without(common, flags), *flags, **environment).stdout
     return out.read_bytes(), said
 
 
@@ -509,7 +500,7 @@ def test_it_says_what_is_worth_knowing(tmp_path: Path) -> None:
 )
 def test_mistakes_are_one_line(tmp_path: Path, flags: list[str], code: int, told: str) -> None:
     config, out = config_file(tmp_path), tmp_path / "new" / "t.json"
-    common = ["--config", str(config), "--vocab-size", "300", "--out", str(out)]
+    common = without(["--config", config, "--vocab-size", "300", "--out", out], flags)
     done = run(*COMMAND, *common, *(flag.format(folder=tmp_path) for flag in flags), code=code)
     assert told in done.stderr
     assert done.stderr.count("\n") == 1

@@ -101,7 +101,12 @@ def test_no_key_without_a_reader() -> None:
         for node in (node for scope in scopes for node in ast.walk(scope)):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 read.add(node.attr)
-    unread = sorted(key.name for key in keys.leaves() if key.short not in read)
+    # row_keys.py and layouts.py take all columns as one table
+    unread = sorted(
+        key.name
+        for key in keys.leaves()
+        if key.short not in read and not key.section.endswith("source.columns")
+    )
     assert not unread, f"nothing reads {', '.join(unread)}"
 
 

@@ -210,7 +210,7 @@ WRONG_FLAGS = [
     ),
     (
         ["--optimizer.betas", "[*a]"],
-        ['--optimizer.betas: an alias (*), got "[*a]", write plain `key: value`'],
+        ['--optimizer.betas: an alias (*), got "[*a]", put the value in quotes, or write it out'],
     ),
     (
         ["--data.source", "{format: txt, format: hub, files: a}"],

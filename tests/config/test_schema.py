@@ -494,7 +494,8 @@ SOURCES = [
     ),
     (
         "source: {format: txt, files: a, weight: 3}",
-        "2: data.source.weight: unknown key, got 3, did you mean data.source.parts[].weight?",
+        "2: data.source.weight: unknown key, got 3, write data.source.parts[].weight, which is for"
+        " mixture",
     ),
 ]
 

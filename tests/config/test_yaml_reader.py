@@ -127,12 +127,12 @@ SYNTAX = [
     (
         BASE + "optimizer: !!python/object/apply:os.system [id]\n",
         (
-            '7: a tag (!), got "optimizer: !!python/object/apply:os.system [id]", write plain `key:'
-            " value`"
+            '7: a tag (!), got "optimizer: !!python/object/apply:os.system [id]", put the value in'
+            " quotes"
         ),
     ),
-    (BASE + "  seed: !!str 3\n", '7: a tag (!), got "seed: !!str 3", write plain `key: value`'),
-    (BASE + "  seed: !own 3\n", '7: a tag (!), got "seed: !own 3", write plain `key: value`'),
+    (BASE + "  seed: !!str 3\n", '7: a tag (!), got "seed: !!str 3", put the value in quotes'),
+    (BASE + "  seed: !own 3\n", '7: a tag (!), got "seed: !own 3", put the value in quotes'),
     (BASE + "\tseed: 3\n", '7: a tab, got "seed: 3", indent with spaces'),
     (BASE + "  seed:\t\t@3\n", '7: a tab, got "seed:\\t\\t@3", indent with spaces'),
     (

@@ -31,7 +31,7 @@ from lm.tokenizer.tokenizer import Tokenizer, from_definition, load_tokenizer
 from model import Decoder
 from tests.model.test_model import decoder as make_decoder
 from tests.model.test_model import llama_like
-from tests.support.runs import ROOT, write_trained
+from tests.support.runs import ROOT, without, write_trained
 
 pytest.importorskip("lm_eval", reason="pip install lm-eval, to be asked by it")
 
@@ -823,7 +823,8 @@ def test_a_mistake_is_one_line(
         **{**CHOOSING, "dataset_path": "nobody/nothing", "dataset_kwargs": {}},
     )
     nowhere = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    done = command("--ckpt", checkpoint, "--include-path", tmp_path, *words, code=code, **nowhere)
+    common = without(["--ckpt", checkpoint, "--include-path", tmp_path], words)
+    done = command(*common, *words, code=code, **nowhere)
     assert done.stderr.startswith(expected)
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1

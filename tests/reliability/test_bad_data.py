@@ -91,8 +91,8 @@ CASES: dict[str, tuple[dict[str, str], Writer, str]] = {
         holding(b"a\nb\ngr\xfc\xdfe\n"),
         "{f}:3: not UTF-8: byte 0xfc;",
     ),
-    "UTF-16": (TXT, holding("fine\n".encode("utf-16")), "{f}:1: not UTF-8: byte 0xff;"),
-    "UTF-32": (TXT, holding("fine\n".encode("utf-32")), "{f}:1: not UTF-8: byte 0xff;"),
+    "UTF-16": (TXT, holding("fine\n".encode("utf-16")), "{f}: NUL bytes, as in utf-16;"),
+    "UTF-32": (TXT, holding("fine\n".encode("utf-32")), "{f}: NUL bytes, as in utf-32;"),
     "cut in a character": (
         TXT,
         holding("fine\n\nGrü".encode()[:-1]),
@@ -103,7 +103,7 @@ CASES: dict[str, tuple[dict[str, str], Writer, str]] = {
     "a program": (
         TXT,
         holding(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\xff\xfe"),
-        "{f}:1: not UTF-8: byte 0xff;",
+        "{f}: a program, not text;",
     ),
     "all bytes": (TXT, holding(bytes(range(256))), "{f}:"),
     "nothing": (
@@ -171,7 +171,7 @@ CASES: dict[str, tuple[dict[str, str], Writer, str]] = {
         holding(GOOD + b'{"text": "ab'),
         "{f}:2: broken JSON: Unterminated string starting at at column 10;",
     ),
-    "NULs": (JSONL, holding(GOOD + bytes(9)), "{f}:2: broken JSON: Expecting value at column 1;"),
+    "NULs": (JSONL, holding(GOOD + bytes(9)), "{f}: NUL bytes, not text;"),
     "a line of 100 MB": (
         JSONL,
         holding(GOOD + b"x" * (100 * MIB)),
@@ -267,7 +267,7 @@ CASES: dict[str, tuple[dict[str, str], Writer, str]] = {
     "csv, UTF-16": (
         CSV,
         holding("id,text\n1,a\n".encode("utf-16")),
-        "{f}:1: not UTF-8: byte 0xff;",
+        "{f}: NUL bytes, as in utf-16;",
     ),
     # --- parquet
     "parquet, cut": (

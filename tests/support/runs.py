@@ -11,6 +11,7 @@ import random
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +117,12 @@ def train_once(folder: Path) -> Path:
             train(config_file(folder))
             (folder / "trained").touch()
     return folder
+
+
+def without(common: Sequence[object], words: Sequence[str]) -> list[str]:
+    """Return pairs of a flag and its value without those whose flag `words` give, too."""
+    pairs = zip(common[::2], common[1::2], strict=True)
+    return [str(part) for pair in pairs if pair[0] not in words for part in pair]
 
 
 def launched(
