@@ -39,12 +39,15 @@ def hash_files(
 
         def digest(file: Path) -> str:
             result = hashlib.sha256()
-            with file.open("rb") as stream:
-                while chunk := stream.read(CHUNK):
-                    result.update(chunk)
-                    see(file, chunk)
-                    with one_at_a_time:
-                        progress.advance(len(chunk))
+            try:
+                with file.open("rb") as stream:
+                    while chunk := stream.read(CHUNK):
+                        result.update(chunk)
+                        see(file, chunk)
+                        with one_at_a_time:
+                            progress.advance(len(chunk))
+            except OSError as error:  # one of a read names no file
+                raise OSError(error.errno, error.strerror, str(file)) from error
             return result.hexdigest()
 
         threads = max(1, min(MOST_THREADS, usable_cores() or 1, len(files)))

@@ -31,6 +31,7 @@ from lm.config.schema.model import ModelConfig
 from lm.system import errors
 from lm.tokenizer.tokenizer import Tokenizer, from_definition, load_tokenizer
 from model import Decoder
+from tests.reliability.hostile_checkpoints import seal
 from tests.support import runs
 
 ROOT = Path(__file__).parents[2]
@@ -765,9 +766,10 @@ def test_names_from_outside_command_nothing(trained: Path, tmp_path: Path, rank:
     evil = tmp_path / "a\x1b[31m|b$x$" / "run"
     shutil.copytree(trained, evil, symlinks=True)
     shutil.copytree(trained, tmp_path / "b" / "run", symlinks=True)
-    first, *others = sorted(path.name for path in evil.glob("step-*"))
-    for path in [tmp_path / "b" / "run" / first, *(evil / name for name in others)]:
-        shutil.rmtree(path)  # equal checkpoints would be ranked once
+    for step in evil.glob("step-*"):  # equal checkpoints would be ranked once
+        meta = json.loads((step / "meta.json").read_text())
+        (step / "meta.json").write_text(json.dumps(meta | {"tokens": meta["tokens"] + 1}))
+        seal(step)
     cases = save_cases(tmp_path / "next.yaml", next_letters())
     done = rank(
         "--checkpoints",

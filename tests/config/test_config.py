@@ -105,7 +105,7 @@ def test_no_key_without_a_reader() -> None:
     unread = sorted(
         key.name
         for key in keys.leaves()
-        if key.short not in read and not key.section.endswith("source.columns")
+        if key.short not in read and not key.section.endswith(".columns")
     )
     assert not unread, f"nothing reads {', '.join(unread)}"
 

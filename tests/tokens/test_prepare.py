@@ -271,7 +271,8 @@ def test_a_bad_row_in_a_later_piece_names_its_line(tmp_path, format, processes):
     with pytest.raises(DataError) as error:
         build(tmp_path / "stop", section, HASH, engine, policy="stop")
     assert str(error.value).startswith(
-        f"{file}:121: not UTF-8: byte 0xff; it looks like cp1252; write encoding: cp1252, or"
+        f"{file}:121: not UTF-8: byte 0xff; it looks like cp1252; write"
+        " data.source.encoding: cp1252, or"
     )
     assert build(tmp_path / "skip", section, HASH, engine)[1].removed == {"not UTF-8": 1}
 

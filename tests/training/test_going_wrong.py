@@ -63,7 +63,7 @@ def without(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
     """Return a run of 12 steps that never made the update of step 8."""
     folder = tmp_path_factory.mktemp("without")
     left_out(folder / "run", 7)
-    (folder / "run" / ".run-id").touch()
+    (folder / "run" / ".run-id").write_text("0123456789abcdef\n")
     train(config_file(folder))
     return folder / "run"
 
