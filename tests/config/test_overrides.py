@@ -261,8 +261,8 @@ WRONG_FLAGS = [
     (
         ["--data.source.dataset", "a"],
         [
-            '--data.source.dataset: unknown key, got "a", with format txt write format, files, unit'
-            " or filter (dataset is for hub or chat)"
+            '--data.source.dataset: unknown key, got "a", with format txt write format, files,'
+            " unit, encoding or filter (dataset is for hub or chat)"
         ],
     ),
     (

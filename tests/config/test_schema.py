@@ -241,7 +241,7 @@ SOURCES = [
         "source: {format: txt, files: a, text_key: b}",
         (
             '2: data.source.text_key: unknown key, got "b", with format txt write format, files,'
-            " unit or filter (text_key is for jsonl, csv, parquet or hub)"
+            " unit, encoding or filter (text_key is for jsonl, csv, parquet or hub)"
         ),
     ),
     (
@@ -488,8 +488,8 @@ SOURCES = [
     (
         "source: {format: txt, files: a, parts: []}",
         (
-            "2: data.source.parts: unknown key, got [], with format txt write format, files, unit"
-            " or filter (parts is for mixture)"
+            "2: data.source.parts: unknown key, got [], with format txt write format, files, unit,"
+            " encoding or filter (parts is for mixture)"
         ),
     ),
     (

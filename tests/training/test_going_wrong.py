@@ -49,6 +49,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, *at: int) -> list[int]:
 def left_out(folder: Path, *at: int) -> None:
     """Record these steps as skipped in an earlier session."""
     folder.mkdir(parents=True)
+    (folder / ".run-id").write_text("0123456789abcdef\n")
     (folder / "incidents.jsonl").write_text(
         "".join(json.dumps({"step": step, "kind": "skipped", "message": ""}) + "\n" for step in at)
     )
@@ -63,7 +64,6 @@ def without(tmp_path_factory: pytest.TempPathFactory, trains: None) -> Path:
     """Return a run of 12 steps that never made the update of step 8."""
     folder = tmp_path_factory.mktemp("without")
     left_out(folder / "run", 7)
-    (folder / "run" / ".run-id").write_text("0123456789abcdef\n")
     train(config_file(folder))
     return folder / "run"
 
