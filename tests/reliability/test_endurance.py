@@ -69,9 +69,6 @@ def test_a_long_run(
     assert growth <= 8, f"resident memory grew by {growth:.1f} MiB"
     if steps >= 20_000:
         first, last = (samples[end][4] - samples[begin][4] for begin, end in ((9, 19), (-11, -1)))
-        assert last <= 1.05 * first, (
-            f"the last 1,000 steps took {last:.2f} s of CPU, the second 1,000 {first:.2f} s"
-        )
         figure(
             f"{steps:,} steps: resident memory +{growth:.2f} MiB, {warm[-1][2]} open files, CPU per"
             f" 1,000 steps {first:.2f} -> {last:.2f} s"
