@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from lm.system.disk import fingerprint
+from lm.system.environment import DECIDED
 from lm.system.errors import CheckpointError, DataError
 from lm.tokens import cache
 from lm.tokens.cache import JOURNAL, DamagedError, open_or_build
@@ -310,6 +311,7 @@ def test_one_bit_is_found_where_a_command_learns_from_it(tmp_path, name):
 def test_only_the_first_process_of_a_machine_reads_it_all(tmp_path, monkeypatch):
     opened(tmp_path / "f1")
     flip(tmp_path / "f1" / "train-00000.bin")
+    monkeypatch.delenv(DECIDED, raising=False)  # a training in this process may have set it
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert opened(tmp_path / "f1") == (True, [])
