@@ -126,16 +126,13 @@ def conversation_of(
         if columns[key] not in row:
             notes[f"no key {columns[key]!r}, which columns.{key} names"] += 1
     found = LAYOUTS[chosen].read(fields, notes)
-    if isinstance(found, Conversation) and not columns.keys() & {
-        "instruction",
-        "prompt",
-        "messages",
-    }:
-        asks = _OPTIONS if layout != "auto" else (*_QUESTIONS, *_OPTIONS)
-        for key in asks:
+    if isinstance(found, Fault):
+        return found
+    if not columns.keys() & {"instruction", "prompt", "messages"}:  # else the question is named
+        for key in _OPTIONS if layout != "auto" else (*_QUESTIONS, *_OPTIONS):
             if not says_nothing(left.get(key)) and not _repeats(left[key], found):
                 return _unread_question(key, names, chosen)
-    if noted is not None and isinstance(found, Conversation):
+    if noted is not None:
         note_unused(left, "", notes)
         noted += notes
     return found

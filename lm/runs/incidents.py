@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lm.checkpoints.folder import step_directories
-from lm.runs.lines import left_out, read_lines
+from lm.runs.lines import left_out, read_records
 from lm.system.disk import append, refusals, replace
 from lm.system.errors import CheckpointError, NonFiniteError
 from lm.system.json_values import count, text
@@ -223,21 +223,12 @@ def read_incidents(run: Path) -> tuple[list[tuple[int, str, str]], list[int]]:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    incidents, damaged = [], []
-    try:
-        for line in read_lines(run / FILE):
-            values = line.values
-            step, kind = count(values, "step"), text(values, "kind")
-            message = text(values, "message")
-            if step is not None and kind is not None and message is not None:
-                incidents.append((step, kind, message))
-            elif line.content:
-                damaged.append(line.number)
-    except FileNotFoundError:
-        return [], []
-    except OSError as error:
-        raise CheckpointError(f"{run / FILE} cannot be read: {error.strerror}") from error
-    return incidents, damaged
+    return read_records(run / FILE, _parse)
+
+
+def _parse(values: dict[str, Any] | None) -> tuple[int, str, str] | None:
+    step, kind, message = count(values, "step"), text(values, "kind"), text(values, "message")
+    return None if step is None or kind is None or message is None else (step, kind, message)
 
 
 def _strict(value: Any) -> Any:

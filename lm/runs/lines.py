@@ -4,7 +4,7 @@ metrics.csv.
 A record may have been cut by a kill, edited, or replaced by something else. A pipe or a device is
 refused, because it may block or never end. A line that is too long or is not UTF-8 is damaged.
 
-The module imports only the standard library.
+Beside our errors, the module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ import itertools
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from lm.system.errors import CheckpointError
 
 MOST_BYTES = 2**30
 MOST_LINES = 2_000_000
 MOST_OF_A_LINE = 2**22  # bytes; a sample of a model may be long
 MOST_NAMED = 5
+
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,35 @@ class Line:
         except (ValueError, RecursionError):
             return None
         return value if isinstance(value, dict) else None
+
+
+def read_records(
+    path: Path, parse: Callable[[dict[str, Any] | None], Record | None]
+) -> tuple[list[Record], list[int]]:
+    """Return what a file of JSON lines records, and the numbers of its damaged lines.
+
+    Without the file both are empty.
+
+    Args:
+        path: the file.
+        parse: makes a record of a line's values; it returns None for a damaged line.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    records, damaged = [], []
+    try:
+        for line in read_lines(path):
+            record = parse(line.values)
+            if record is not None:
+                records.append(record)
+            elif line.content:
+                damaged.append(line.number)
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    return records, damaged
 
 
 def read_lines(

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from lm.runs.lines import left_out, read_lines
+from lm.runs.lines import left_out, read_records
 from lm.system.disk import append, replace
-from lm.system.errors import CheckpointError, printable
+from lm.system.errors import printable
 from lm.system.json_values import count, finite, number, text
 
 FILE = "evaluations.jsonl"
@@ -75,19 +75,7 @@ def read_validations(run: Path) -> tuple[list[RecordedValidation], list[int]]:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    validations, damaged = [], []
-    try:
-        for line in read_lines(run / FILE):
-            validation = _parse(line.values)
-            if validation is not None:
-                validations.append(validation)
-            elif line.content:
-                damaged.append(line.number)
-    except FileNotFoundError:
-        return [], []
-    except OSError as error:
-        raise CheckpointError(f"{run / FILE} cannot be read: {error.strerror}") from error
-    return validations, damaged
+    return read_records(run / FILE, _parse)
 
 
 def read_by_checkpoint(run: Path) -> dict[tuple[int, str], RecordedValidation]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm.checkpoints.folder import Checkpoint
+from lm.checkpoints.folder import Checkpoint, shard_count
 from lm.checkpoints.weights import write_weights
 from lm.checkpoints.write import write_checkpoint
 from lm.config.schema.model import ModelConfig
@@ -77,7 +77,10 @@ def consolidated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
 
 def test_whole_shards_are_joined(consolidated: Callable[..., Checkpoint]) -> None:
-    consolidated(lambda shards: None).verify()
+    joined = consolidated(lambda shards: None)
+    joined.verify()
+    assert {"model.safetensors", "train_state.pt"} <= set(joined.files)
+    assert shard_count(joined.files) == 0
 
 
 WRONG: dict[str, tuple[Callable[[Shards], object], str]] = {

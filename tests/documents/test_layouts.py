@@ -304,7 +304,8 @@ def test_turns_are_put_in_order_and_what_that_costs_is_counted(
 @pytest.mark.parametrize("roles", ["a", "u", "s", "ua?", "usa", "au"])
 def test_turns_that_no_order_can_help(roles: str) -> None:
     names = {"a": "gpt", "u": "human", "s": "system", "?": "nobody"}
-    fault_of({"conversations": [{"from": names[role], "value": "x"} for role in roles]})
+    fault = fault_of({"conversations": [{"from": names[role], "value": "x"} for role in roles]})
+    assert fault.kind == ("wrong role" if "?" in roles else "wrong order of roles")
 
 
 # ---------------------------------------------------------------- columns

@@ -52,6 +52,7 @@ def test_a_warning_ends_no_command(settled: dict[str, str]) -> None:
         warnings.simplefilter("error")
         settled["PYTHONWARNINGS"] = "error"
         environment.settle()
+        assert "error" not in {action for action, *_ in warnings.filters}
         warnings.warn("a library's", DeprecationWarning, stacklevel=1)
 
 

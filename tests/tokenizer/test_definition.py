@@ -161,7 +161,8 @@ def test_only_expressions_that_match_nothing_insert(expression: str, grows: bool
 
 def test_rules_that_are_nested_without_end_are_refused(tmp_path: Path) -> None:
     deep = '{"type":"Sequence","normalizers":[' * 10_000 + "]}" * 10_000
-    refusal(write(tmp_path / "t", '{"version":"1.0","normalizer":' + deep + ',"model":{}}'))
+    name = write(tmp_path / "t", '{"version":"1.0","normalizer":' + deep + ',"model":{}}')
+    assert "recursion" in refusal(name)
 
 
 def test_a_bug_of_the_library_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
