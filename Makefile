@@ -21,7 +21,7 @@ help:
 	@echo "make check         style, types and the quick tests: while you work"
 	@echo "make test          all tests: before you send a change"
 	@echo "make lint          style and types"
-	@echo "make reliability   the long batteries of docs/RELIABILITY.md (about 20 minutes)"
+	@echo "make reliability   the long batteries of docs/RELIABILITY.md (more than half an hour)"
 	@echo "make docs          write what is generated in docs/: reference, schema, graph of rooms"
 	@echo "make setup         only set up $(VENV) for runs; setup-dev: for tests, too"
 	@echo "make clean         remove $(VENV) and all caches; runs are kept"
@@ -65,7 +65,7 @@ test: $(DEV_READY)
 	@$(RUN) -m pytest -n auto
 
 reliability: $(DEV_READY)
-	@echo "== kill, cut, flip, fill and mistype (about 20 minutes on 2 cores)"
+	@echo "== kill, cut, flip, fill and mistype (more than half an hour on 2 cores)"
 	@$(RUN) -m pytest --long tests/reliability
 	@$(RUN) -m pytest --long -m long --ignore tests/reliability
 
