@@ -63,7 +63,6 @@ def require_resumable(sharded: Checkpoint) -> None:
 
     from lm.checkpoints.fsdp import has_shards, read_any_weights
     from lm.checkpoints.train_state import read_train_state
-    from lm.config.schema.optimizer import OptimizerConfig
     from lm.optim.optimizers import make_optimizer, trained
     from lm.surgery.lora import add_adapters
     from model import Decoder
@@ -75,7 +74,7 @@ def require_resumable(sharded: Checkpoint) -> None:
         add_adapters(decoder, meta.adapters.lora)
     for averaged in {False, has_shards(sharded, "ema")}:
         read_any_weights(sharded, trained(decoder), averaged)
-    read_train_state(sharded, make_optimizer(decoder, OptimizerConfig(), precision="fp32"))
+    read_train_state(sharded, make_optimizer(decoder, meta.config.optimizer, precision="fp32"))
 
 
 def writers(sharded: Checkpoint) -> dict[str, Callable[[Path], Any]]:

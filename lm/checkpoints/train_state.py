@@ -23,13 +23,12 @@ from lm.checkpoints.weights import write_state, write_weights
 from lm.checkpoints.write import Begun
 from lm.config.schema.optimizer import OptimizerConfig
 from lm.optim.averaging import WeightAverage
-from lm.optim.optimizers import make_optimizer, trained
+from lm.optim.optimizers import make_optimizer, state_names, trained
 from lm.surgery.fsdp import is_sharded, shard_like
 from lm.system.errors import CheckpointError
 from model import Decoder
 
 KEYS = {"step", "recent_losses", "optimizer"}
-OF_EACH_WEIGHT = {"step", "exp_avg", "exp_avg_sq"}
 SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 
 
@@ -210,13 +209,18 @@ def _problem(state: Any, step: int, optimizer: Optimizer) -> str | None:
         or [_numbers(group) for group in stored["param_groups"]] != groups
     ):
         return "optimizer has other groups of weights than the configured one"
-    weights = dict(
-        enumerate(weight for group in optimizer.param_groups for weight in group["params"])
-    )
+    pairs = [
+        (weight, state_names(group))
+        for group in optimizer.param_groups
+        for weight in group["params"]
+    ]
+    weights = dict(enumerate(pairs))
     unused = not stored["state"] and (scaler or not losses)  # every update so far was skipped
     if stored["state"].keys() != weights.keys() and not unused:
         return "optimizer has the state of other weights than the model's"
-    problems = (_wrong_value(values, weights[number]) for number, values in stored["state"].items())
+    problems = (
+        _wrong_value(values, *weights[number]) for number, values in stored["state"].items()
+    )
     return next(
         (
             f"optimizer.state[{number}]: {problem}"
@@ -227,10 +231,10 @@ def _problem(state: Any, step: int, optimizer: Optimizer) -> str | None:
     )
 
 
-def _wrong_value(values: Any, weight: Tensor) -> str | None:
+def _wrong_value(values: Any, weight: Tensor, names: tuple[str, ...]) -> str | None:
     """Return the first problem of one weight's optimiser state, if any."""
-    if not isinstance(values, dict) or values.keys() != OF_EACH_WEIGHT:
-        return f"it should hold {', '.join(sorted(OF_EACH_WEIGHT))}"
+    if not isinstance(values, dict) or values.keys() != set(names):
+        return f"it should hold {', '.join(sorted(names))}"
     for name, value in values.items():
         shape = torch.Size() if name == "step" else weight.shape
         if (

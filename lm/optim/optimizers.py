@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lm.config.schema.optimizer import OptimizerConfig
+from lm.optim.muon import STATE, Muon
+from lm.system.device import has_native_bf16
 
-Group = dict[str, object]
+Group = dict[str, Any]
 # Layers whose `weight` decays. The list names what decays, so an unknown kind of norm does not.
 DECAYED = (nn.Linear, nn.Embedding)
 
@@ -36,20 +39,75 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[Group]:
     return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
 
 
-def adamw(model: nn.Module, config: OptimizerConfig, fused: bool) -> Optimizer:
+def hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
+    """Return the matrices of the linear layers inside blocks: what Muon trains.
+
+    Chosen by their module. By the number of dimensions an embedding or a norm for each head would
+    be among them, and by name a tied head.
+    """
+    layers = model.get_submodule("layers").modules()
+    return {layer.weight for layer in layers if isinstance(layer, nn.Linear)}
+
+
+def adamw(model: nn.Module, config: OptimizerConfig, precision: str) -> Optimizer:
     """Return AdamW (Loshchilov & Hutter 2019)."""
     groups = parameter_groups(model, config.weight_decay)
-    return torch.optim.AdamW(groups, config.lr, config.betas, config.eps, fused=fused or None)
+    fused = _fused(model, precision)
+    return torch.optim.AdamW(groups, config.lr, config.betas, config.eps, fused=fused)
 
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, bool], Optimizer]] = {"adamw": adamw}
+def muon(model: nn.Module, config: OptimizerConfig, precision: str) -> Optimizer:
+    """Return Muon over the hidden matrices, with AdamW over all other weights."""
+    hidden = hidden_matrices(model)
+    groups: list[Group] = []
+    for group in parameter_groups(model, config.weight_decay):
+        matrices = [weight for weight in group["params"] if weight in hidden]
+        others = [weight for weight in group["params"] if weight not in hidden]
+        by_muon = {"kind": "muon", "lr": config.muon_lr, "momentum": config.muon_momentum}
+        by_adamw = {"kind": "adamw", "lr": config.lr, "betas": config.betas, "eps": config.eps}
+        by_adamw["fused"] = _fused(model, precision)
+        groups += [group | by_muon | {"params": matrices}] if matrices else []
+        groups += [group | by_adamw | {"params": others}] if others else []
+    native = precision == "bf16" and has_native_bf16(next(model.parameters()).device.type)
+    return Muon(groups, torch.bfloat16 if native else torch.float32)
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, str], Optimizer]] = {
+    "adamw": adamw,
+    "muon": muon,
+}
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig, precision: str) -> Optimizer:
-    """Return the configured optimiser over the trained parameters.
+    """Return the configured optimiser over the trained parameters."""
+    return OPTIMIZERS[config.name](model, config, precision)
 
-    The fused kernel is about three times faster on a CPU. It unscales fp16 gradients inside its
-    step, after they are clipped and searched for NaN, so fp16 uses the unfused one.
+
+def state_names(group: Group) -> tuple[str, ...]:
+    """Return the names of the tensors that the optimiser keeps for each weight of a group."""
+    return STATE[group.get("kind", "adamw")]
+
+
+def clip_gradients(optimizer: Optimizer, limit: float, norm: Tensor) -> None:
+    """Scale AdamW's gradients down to the norm `limit`.
+
+    Muon's are left out. Its step does not depend on their size, so they must not decide how much
+    the others are scaled.
+
+    Args:
+        norm: the norm of all gradients, which is AdamW's where it trains all weights.
     """
-    fused = next(model.parameters()).device.type in ("cpu", "cuda") and precision != "fp16"
-    return OPTIMIZERS[config.name](model, config, fused)
+    groups = [group for group in optimizer.param_groups if group.get("kind") != "muon"]
+    weights = [p for group in groups for p in group["params"] if p.grad is not None]
+    if len(groups) < len(optimizer.param_groups):
+        norm = nn.utils.get_total_norm(weight.grad for weight in weights)
+    nn.utils.clip_grads_with_norm_(weights, limit, norm)
+
+
+def _fused(model: nn.Module, precision: str) -> bool | None:
+    """Return whether AdamW uses its fused kernel, about three times faster on a CPU.
+
+    It unscales fp16 gradients inside its step, after they are clipped and searched for NaN, so fp16
+    uses the unfused one. None lets torch choose; False would choose the slow loop.
+    """
+    return (next(model.parameters()).device.type in ("cpu", "cuda") and precision != "fp16") or None

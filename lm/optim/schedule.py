@@ -1,4 +1,4 @@
-"""The learning rate, a pure function of the step.
+"""The learning rate and Muon's momentum, pure functions of the step.
 
 A scheduler object would be saved with the run. On resume it would restore its old rates, whatever
 the configuration says by then.
@@ -8,7 +8,23 @@ from __future__ import annotations
 
 import math
 
+from torch.optim import Optimizer
+
 from lm.config.schema.optimizer import OptimizerConfig
+
+MUON_BEGINS_AT = 0.85  # momentum; early gradients turn quickly, and old ones would mislead
+
+
+def set_rates(optimizer: Optimizer, step: int, max_steps: int, config: OptimizerConfig) -> float:
+    """Set the learning rates and the momentum of update `step`; return AdamW's rate."""
+    rate = learning_rate(step, max_steps, config)
+    for group in optimizer.param_groups:
+        if group.get("kind") == "muon":
+            group["lr"] = rate * (config.muon_lr / config.lr)
+            group["momentum"] = muon_momentum(step, config)
+        else:
+            group["lr"] = rate
+    return rate
 
 
 def learning_rate(step: int, max_steps: int, config: OptimizerConfig) -> float:
@@ -22,6 +38,13 @@ def learning_rate(step: int, max_steps: int, config: OptimizerConfig) -> float:
         return config.lr * (step + 1) / (config.warmup_steps + 1)
     final = config.final_lr_fraction
     return config.lr * (final + (1 - final) * _remaining(step, max_steps, config))
+
+
+def muon_momentum(step: int, config: OptimizerConfig) -> float:
+    """Return the momentum of update `step`; it rises linearly in the warm-up of the momentum."""
+    end, warmup = config.muon_momentum, config.muon_momentum_warmup
+    begin = min(MUON_BEGINS_AT, end)
+    return end if step >= warmup else begin + (end - begin) * step / warmup
 
 
 def _remaining(step: int, max_steps: int, config: OptimizerConfig) -> float:

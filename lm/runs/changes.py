@@ -39,6 +39,9 @@ HARMLESS = (
 # list makes it a different run.
 INEXACT = (
     "optimizer.lr",
+    "optimizer.muon_lr",
+    "optimizer.muon_momentum",
+    "optimizer.muon_momentum_warmup",
     "optimizer.schedule",
     "optimizer.warmup_steps",
     "optimizer.final_lr_fraction",

@@ -74,14 +74,10 @@ def choose_precision(option: Literal["auto", "fp32", "bf16", "fp16"], device: De
     Raises:
         ConfigError: the device does not support the precision.
     """
-    # torch.cuda.is_bf16_supported() does not help: it also returns True for emulated bf16.
-    capability = (0, 0)
-    if device == "cuda":
+    if option == "bf16" and device == "cuda" and not has_native_bf16(device):
         import torch
 
-        capability = torch.cuda.get_device_capability()
-    if option == "bf16" and device == "cuda" and capability < (8, 0):
-        have = ".".join(map(str, capability))
+        have = ".".join(map(str, torch.cuda.get_device_capability()))
         raise ConfigError(
             "trainer.precision: bf16 needs a GPU of compute capability 8.0, and this one has"
             f" {have}; write auto, fp16 or fp32"
@@ -92,9 +88,19 @@ def choose_precision(option: Literal["auto", "fp32", "bf16", "fp16"], device: De
         )
     if option != "auto":
         return option
+    if has_native_bf16(device):
+        return "bf16"
+    return "fp16" if device == "cuda" else "fp32"
+
+
+def has_native_bf16(device: str) -> bool:
+    """Return whether a device multiplies bf16 natively."""
     if device == "cuda":
-        return "bf16" if capability >= (8, 0) else "fp16"
-    return "bf16" if device == "cpu" and _cpu_has_bf16() else "fp32"
+        import torch
+
+        # torch.cuda.is_bf16_supported() does not help: it also returns True for emulated bf16.
+        return torch.cuda.get_device_capability() >= (8, 0)
+    return device == "cpu" and _cpu_has_bf16()
 
 
 def _cpu_has_bf16() -> bool:

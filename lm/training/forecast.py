@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lm.config.schema.config import Config
+from lm.config.schema.optimizer import OptimizerConfig
 from lm.optim.objectives import on_device
-from lm.optim.optimizers import make_optimizer, trained
+from lm.optim.optimizers import make_optimizer, state_names, trained
 from lm.system.device import Device, Precision, autocast, memory
 from lm.system.errors import CheckpointError, ConfigError
 from lm.system.units import duration, in_bytes
@@ -35,7 +36,7 @@ class Footprint:
 
     weights: int
     gradients: int
-    optimizer: int  # AdamW keeps two averages of each weight
+    optimizer: int  # what it keeps for each weight, such as AdamW's two averages
     averages: int
 
     @property
@@ -50,10 +51,10 @@ class Footprint:
         return self.gradients + self.optimizer + self.averages
 
 
-def footprint(decoder: Decoder, averaged: bool) -> Footprint:
-    """Return the footprint of a decoder that AdamW trains, with or without averaged weights.
+def footprint(decoder: Decoder, config: OptimizerConfig) -> Footprint:
+    """Return the footprint of a decoder that the configured optimiser trains.
 
-    A frozen weight needs no gradient, no moments and no average.
+    A frozen weight needs no gradient, no optimiser state and no average.
     """
     weights = sum(
         parameter.numel() * parameter.element_size() for parameter in decoder.parameters()
@@ -61,9 +62,13 @@ def footprint(decoder: Decoder, averaged: bool) -> Footprint:
     learned = sum(
         parameter.numel() * parameter.element_size() for parameter in trained(decoder).values()
     )
-    return Footprint(
-        weights, gradients=learned, optimizer=2 * learned, averages=learned if averaged else 0
+    state = sum(
+        (name != "step") * weight.numel() * weight.element_size()
+        for group in make_optimizer(decoder, config, "fp32").param_groups
+        for name in state_names(group)
+        for weight in group["params"]
     )
+    return Footprint(weights, learned, state, averages=learned if config.ema_decay else 0)
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ class Forecast:
     @property
     def footprint(self) -> Footprint:
         """The memory of the model in training."""
-        return footprint(self.decoder, self.config.optimizer.ema_decay > 0)
+        return footprint(self.decoder, self.config.optimizer)
 
     @property
     def processes_a_device(self) -> int:

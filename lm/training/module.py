@@ -21,9 +21,9 @@ from torch.optim import Optimizer
 from lm.checkpoints.folder import Checkpoint
 from lm.checkpoints.train_state import TrainState, load_into, read_saved
 from lm.optim.averaging import WeightAverage
-from lm.optim.optimizers import make_optimizer
+from lm.optim.optimizers import clip_gradients, make_optimizer
 from lm.optim.randomness import fold, seed_all
-from lm.optim.schedule import learning_rate
+from lm.optim.schedule import set_rates
 from lm.runs.incidents import Incidents, SpikeWatch
 from lm.surgery import fsdp
 from lm.system.errors import NonFiniteError, first_line, is_out_of_memory
@@ -109,15 +109,13 @@ class LanguageModel(lightning.LightningModule):
             UserError: out of memory, and smaller micro-batches cannot help.
         """
         assert batch["step"] == self.step, f"loader at {batch['step']}, model at {self.step}"
-        rate = learning_rate(self.step, self.config.max_steps, self.config.optimizer)
-        self.used_learning_rate = rate
-        for group in self.optimizers().param_groups:
-            group["lr"] = rate
+        settings, optimizer = self.config.optimizer, self.optimizers()
+        self.used_learning_rate = set_rates(optimizer, self.step, self.config.max_steps, settings)
         if self.step in self.incidents.skipped:
             self.loss = self.grad_norm = torch.tensor(math.nan)
         else:
             self.loss = self._backward(batch)
-            self._update(self.optimizers(), batch)
+            self._update(optimizer, batch)
         self.step += 1
 
     def _backward(self, batch: dict[str, Any]) -> Tensor:
@@ -190,7 +188,7 @@ class LanguageModel(lightning.LightningModule):
                 f" rate {self.used_learning_rate:.3g}: not finite"
             )
         if clip := self.config.optimizer.grad_clip:
-            nn.utils.clip_grads_with_norm_(parameters, clip, self.grad_norm)
+            clip_gradients(optimizer, clip, self.grad_norm)
 
     def _summed(self, value: Tensor) -> Tensor:
         """Add up over processes."""

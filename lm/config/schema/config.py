@@ -108,6 +108,11 @@ class Config(Section):
                 "finetune.objective dpo learns from preferences alone, and data has other text too;"
                 " remove that"
             )
+        if finetune is not None and finetune.method != "full" and self.optimizer.name == "muon":
+            yield (
+                f"optimizer.name muon does not train the low-rank matrices of {finetune.method}: it"
+                " would move all their directions equally; write adamw"
+            )
         if finetune is None or not finetune.replay:
             return
         if dpo:

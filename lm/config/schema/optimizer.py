@@ -1,4 +1,4 @@
-"""`optimizer`: AdamW and the learning rate over the run."""
+"""`optimizer`: AdamW or Muon, and the learning rate over the run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,29 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
-    """AdamW and its learning rate, which is a function of the step alone."""
+    """The optimiser and its learning rate, which is a function of the step alone."""
 
-    name: Literal["adamw"] = Field("adamw", description="The optimiser.")
-    lr: float = Field(1e-3, gt=0, le=10, description="The highest learning rate.")
+    name: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description=(
+            "adamw, or muon: Muon for the matrices inside the layers, AdamW for embeddings, head,"
+            " norms and biases."
+        ),
+    )
+    lr: float = Field(1e-3, gt=0, le=10, description="AdamW's highest learning rate.")
+    muon_lr: float = Field(
+        0.02,
+        gt=0,
+        le=10,
+        description=(
+            "Muon's highest learning rate. An update's largest singular value is about muon_lr,"
+            " times the root of rows / columns for a tall matrix."
+        ),
+    )
+    muon_momentum: Beta = Field(0.95, description="Muon's share of the momentum that is kept.")
+    muon_momentum_warmup: int = Field(
+        300, ge=0, description="Steps in which Muon's momentum rises from 0.85 to muon_momentum."
+    )
     schedule: Literal["cosine", "linear", "wsd", "constant"] = Field(
         "cosine",
         description=(
@@ -37,7 +56,10 @@ class OptimizerConfig(Section):
         0.1,
         ge=0,
         lt=10,
-        description="Decoupled weight decay, on matrices only: never on norms and biases.",
+        description=(
+            "Decoupled weight decay, on matrices only: never on norms and biases. Each step takes"
+            " this times the matrix's learning rate."
+        ),
     )
     betas: tuple[Beta, Beta] = Field(
         (0.9, 0.95), description="AdamW's decay rates of the two moments."
