@@ -52,7 +52,7 @@ class Muon(Optimizer):
         self.dtype = dtype
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every weight that has a gradient; return the closure's result."""
         with torch.enable_grad():
             result = closure() if closure is not None else None
@@ -71,7 +71,7 @@ class Muon(Optimizer):
         for shape, same in itertools.groupby(sorted(weights, key=_shape), key=_shape):
             weights = list(same)
             momenta = [self.state[weight]["momentum"] for weight in weights]
-            gradients = [weight.grad for weight in weights]
+            gradients = _gradients(weights)
             torch._foreach_mul_(momenta, group["momentum"])
             torch._foreach_add_(momenta, gradients)
             ahead = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
@@ -81,15 +81,17 @@ class Muon(Optimizer):
             torch._foreach_add_(weights, updates, alpha=-group["lr"] * scale)
 
     def _adamw(self, group: dict[str, Any], weights: list[Tensor]) -> None:
-        states = [self.state[weight] for weight in weights]
-        moments = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")]
-        adamw(
-            *(weights, [weight.grad for weight in weights], *moments, []),
-            *([state["step"] for state in states],),
-            **{name: group[name] for name in ("lr", "weight_decay", "eps", "fused")},
-            **dict(zip(("beta1", "beta2"), group["betas"], strict=True)),
-            **{"amsgrad": False, "maximize": False},
+        beta1, beta2 = group["betas"]
+        first, second, steps = (
+            [self.state[weight][name] for weight in weights] for name in STATE["adamw"]
         )
+        options = {name: group[name] for name in ("lr", "weight_decay", "eps", "fused")}
+        options |= {"beta1": beta1, "beta2": beta2, "amsgrad": False, "maximize": False}
+        adamw(weights, _gradients(weights), first, second, [], steps, **options)
+
+
+def _gradients(weights: list[Tensor]) -> list[Tensor]:
+    return [weight.grad for weight in weights if weight.grad is not None]
 
 
 def _shape(weight: Tensor) -> tuple[int, ...]:

@@ -39,7 +39,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[Group]:
     return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
 
 
-def hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
+def hidden_matrices(model: nn.Module) -> set[Tensor]:
     """Return the matrices of the linear layers inside blocks: what Muon trains.
 
     Chosen by their module. By the number of dimensions an embedding or a norm for each head would

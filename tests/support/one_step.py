@@ -3,7 +3,8 @@ gradients. Run this alone or under torchrun:
 
 python -m tests.support.one_step FOLDER CASE...
 
-A case is MICRO_BATCH, followed by -fsdp, -lora, -qlora or -dropout. The result is FOLDER/CASE.pt.
+A case is MICRO_BATCH, followed by -fsdp, -lora, -qlora, -dropout or -muon. The
+result is FOLDER/CASE.pt.
 """
 
 from __future__ import annotations
@@ -87,9 +88,14 @@ def main(micro_batch: int, out: Path, world_size: int, *options: str) -> None:
                 "n_heads": 2,
                 "vocab_size": VOCABULARY,
                 "init_std": 0.2,
+                "d_ff": 42,  # two and four processes cannot share it evenly
                 "dropout": 0.5 if "dropout" in options else 0.0,
             },
-            "optimizer": {"warmup_steps": 0, "grad_clip": 0},
+            "optimizer": {
+                "name": "muon" if "muon" in options else "adamw",
+                "warmup_steps": 0,
+                "grad_clip": 0,
+            },
             "trainer": {
                 "max_steps": 1,
                 "batch_size": ROWS,

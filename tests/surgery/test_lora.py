@@ -371,9 +371,12 @@ def test_four_bits_take_an_eighth_and_are_near() -> None:
         for layer in range(2)
         for name in PER_LAYER
     )  # type: ignore
-    before, rest = footprint(base, averaged=False), footprint(base, averaged=False).weights - whole
+    before, rest = (
+        footprint(base, OptimizerConfig()),
+        footprint(base, OptimizerConfig()).weights - whole,
+    )
     add_adapters(model, LoraConfig(rank=1), four_bits=True)
-    taken = footprint(model, averaged=True)
+    taken = footprint(model, OptimizerConfig(ema_decay=0.5))
     assert (taken.weights - rest - taken.gradients) / whole == pytest.approx(4.5 / 32, rel=0.01)
     assert (
         taken.optimizer == 2 * taken.gradients == 2 * taken.averages

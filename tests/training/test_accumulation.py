@@ -40,6 +40,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory, trains: None) -> dict[str, T
     return torch.load(out, weights_only=True)
 
 
+@pytest.fixture(scope="module")
+def whole_muon(tmp_path_factory: pytest.TempPathFactory, trains: None) -> dict[str, Tensor]:
+    """Return the same with Muon as the optimiser."""
+    out = tmp_path_factory.mktemp("whole_muon") / "out.pt"
+    one_step.main(8, out, 1, "muon")
+    return torch.load(out, weights_only=True)
+
+
 def test_the_gradient_is_that_of_the_mean_over_all_targets(whole: dict[str, Tensor]) -> None:
     """The gradient equals that of a plain computation without Lightning. It differs from the wrong
     one, the mean of the rows' means.
@@ -52,6 +60,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_targets(whole: dict[str, Tens
         "n_layers": 2,
         "d_model": 16,
         "n_heads": 2,
+        "d_ff": 42,
         "vocab_size": 50,
         "init_std": 0.2,
     }
@@ -86,6 +95,7 @@ def test_accumulated(whole: dict[str, Tensor], tmp_path: Path, micro_batch: int)
 )
 def test_many_processes(
     whole: dict[str, Tensor],
+    whole_muon: dict[str, Tensor],
     tmp_path: Path,
     processes: int,
     cases: tuple[str, ...],
@@ -94,7 +104,12 @@ def test_many_processes(
     """Processes over gloo take the eight rows as 2 x 4, 2 x 2 x 2, 4 x 2 and 4 x 2 x 1. Some have
     only ignored labels.
     """
-    launched(processes, "tests.support.one_step", str(tmp_path), *cases, "1-dropout")
+    by_muon = [f"{case}-muon" for case in cases[1:]]
+    launched(processes, "tests.support.one_step", str(tmp_path), *cases, *by_muon, "1-dropout")
+    for case in by_muon:  # sharded matrices are orthogonalised whole, not each part for itself
+        assert_close(torch.load(tmp_path / f"{case}.pt", weights_only=True), whole_muon)
+    matrix = "after layers.0.mlp.up_proj.weight"
+    assert (whole_muon[matrix] - whole[matrix]).abs().max() > 1e-3
     one_step.main(1, tmp_path / "alone.pt", 1, "dropout")
     alone, shared = (torch.load(tmp_path / name, weights_only=True) for name in SAME_DROPOUT)
     assert_close(shared, alone)

@@ -82,6 +82,11 @@ class Recorder(LanguageModel):
                 f"average of {name}": tensor.clone()
                 for name, tensor in self.average.weights.items()
             }
+            | {
+                f"state of {number}, {name}": tensor.clone()
+                for number, values in self.optimizers().state_dict()["state"].items()
+                for name, tensor in values.items()
+            }
         )
 
 
@@ -94,6 +99,7 @@ def fit(
     resume: Path | None = None,
     save: Path | None = None,
     policy: str = "stop",
+    optimizer: str = "adamw",
 ) -> Recorder:
     config = Config.model_validate(
         {
@@ -106,7 +112,12 @@ def fit(
                 "vocab_size": VOCABULARY,
                 "init_std": 0.2,
             },
-            "optimizer": {"warmup_steps": 0, "grad_clip": 0.5, "ema_decay": 0.5},
+            "optimizer": {
+                "name": optimizer,
+                "warmup_steps": 0,
+                "grad_clip": 0.5,
+                "ema_decay": 0.5,
+            },
             "trainer": {"max_steps": STEPS, "batch_size": ROWS},
         }
     )
@@ -157,18 +168,25 @@ def test_an_overflow_skips_the_update_and_is_counted() -> None:
     assert module.optimizers(use_pl_optimizer=False).state_dict()["state"] == {}
 
 
-def test_an_overflow_leaves_the_average_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights did not move, so they count once in the average, not twice."""
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("overflown", ["layers.1.mlp.up_proj.weight", "embed_tokens.weight"])
+def test_an_overflow_leaves_all_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, optimizer: str, overflown: str
+) -> None:
+    """Weights, moments and average are those of before the step. The weights did not move, so they
+    count once in the average, not twice.
+    """
     accumulate = LanguageModel._accumulate
 
     def overflowing(self: LanguageModel, batch: dict[str, object]) -> Tensor:
         loss = accumulate(self, batch)
         if self.step == 3:
-            self.decoder.norm.weight.grad[0] = float("inf")
+            self.decoder.get_parameter(overflown).grad[0] = float("inf")
         return loss
 
     monkeypatch.setattr(LanguageModel, "_accumulate", overflowing)
-    before, after = fit(CALM).states[2:4]
+    before, after = fit(CALM, optimizer=optimizer).states[2:4]
+    assert len([name for name in before if name.startswith("state")]) > 20
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not torch.equal(before["norm.weight"], before["average of norm.weight"])
 

@@ -121,6 +121,18 @@ def test_stopped_and_resumed_after_every_step(straight: Path, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("trains")
+def test_muon_resumes_exactly_while_its_momentum_rises(tmp_path: Path) -> None:
+    """Sessions of one step each: in the warm-up of rate and momentum, and at the last step."""
+    muon = ("--optimizer.name=muon", "--optimizer.muon_momentum_warmup=8")
+    (tmp_path / "straight").mkdir()
+    train(config_file(tmp_path / "straight"), *muon)
+    config = config_file(tmp_path)
+    for _ in range(12):
+        train(config, *muon, ONE_STEP, resume="auto")
+    assert_same_run(tmp_path / "straight" / "run", tmp_path / "run")
+
+
+@pytest.mark.usefixtures("trains")
 @pytest.mark.parametrize("step", [3, 4, 8, 9])
 def test_resumed_from_an_older_checkpoint(straight: Path, tmp_path: Path, step: int) -> None:
     """The later rows, results and checkpoints are moved aside, and the resumed run makes the same
