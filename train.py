@@ -43,10 +43,10 @@ def train(loaded: Loaded, assemble: Assemble, resume: str | None, init_from: str
         UserError: the run cannot start, or cannot go on.
         Stopped: a signal ended it; everything is saved.
     """
-    with Run(loaded.config, resume, init_from) as run:  # holds the folder, answers signals
+    with Run(loaded, resume, init_from) as run:  # holds the folder, answers signals
         while (start := run.next_start()) is not None:  # None: nothing is left to do
             try:
-                fit(assemble(loaded, start, run.say), start, run)
+                fit(assemble(run.loaded, start, run.say), start, run)
                 return
             except GoBack as back:  # trainer.on_nonfinite: rollback
                 run.go_back(back)
@@ -61,8 +61,8 @@ def assemble(loaded: Loaded, start: Origin, say: Callable[[str], None]) -> Parts
 
     config = loaded.config
     if start.init_from and start.meta and loaded.origins["tokenizer.name"] == "default":
-        config = config.with_tokenizer(start.meta.tokenizer.name)
-    tokenizer = start.load_tokenizer(config.tokenizer.name)
+        config = config.with_tokenizer(start.meta.tokenizer.section)
+    tokenizer = start.make_tokenizer(config, say)
 
     def make_decoder() -> Decoder:
         decoder = Decoder(config.with_vocabulary(tokenizer.vocab_size).model)

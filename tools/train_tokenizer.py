@@ -12,14 +12,10 @@ the configuration can be changed, as in train.py. The chat template chatml needs
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,9 +29,6 @@ if TYPE_CHECKING:
 # The texts of each source, by its key; each can be read again.
 Texts = dict[str, Callable[[], Iterator[str]]]
 
-# Bytes; they take a minute or two and up to 2 GiB of memory. More gains little: with 16,000 tokens,
-# 7 instead of 4 MB of film reviews made held-out text 0.2 % shorter.
-BUDGET = 200_000_000
 SAMPLE = 10_000_000  # bytes of each side of each source that the report measures in some seconds
 
 
@@ -44,38 +37,24 @@ def main() -> None:
     arguments, overrides = parser().parse_known_args()
     data = load_config(arguments.config, overrides).config.data
 
-    from lm.tokenizer.learn import SETTINGS, excerpt, learn
-    from lm.tokens import corpus
+    from lm.tokenizer.learn import SETTINGS
+    from lm.tokens import corpus, vocabulary
 
-    specials = arguments.special
     check(arguments)
     file, settings = free_paths(arguments.out, arguments.force)
     started = time.perf_counter()
-    readers = corpus.readers(data)
-    train, val = sides(readers)
-    weights = {key: part.weight for key, part in data.parts}
-    parts = (
-        excerpt(texts(), arguments.bytes * weights[key] // sum(weights.values()))
-        for key, texts in train.items()
-    )
-    definition, text_bytes = in_a_thread(
-        lambda: learn(itertools.chain.from_iterable(parts), arguments.vocab_size, specials)
-    )
-    if text_bytes == 0:
-        advice = (
-            "; a single document needs data.split: tail"
-            if data.split == "hash" and data.validation is None
-            else ""
-        )
-        raise errors.DataError(
-            f"data.source: there is no text on the training side of the split{advice}"
-        )
+    budget = arguments.bytes or vocabulary.BUDGET
+    try:
+        learnt = vocabulary.learn_from(data, arguments.vocab_size, arguments.special, budget)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; nothing was written", file=sys.stderr, flush=True)
+        sys.exit(130)
     if settings is not None:
         disk.replace(settings, json.dumps(SETTINGS, indent=2) + "\n")
-    disk.replace(file, definition)
-    skipped = sum((reader.skipped for reader, _ in readers), start=Counter())
+    disk.replace(file, learnt.definition)
+    skipped = learnt.skipped
     print(
-        f"{file}: trained on {text_bytes:,} bytes of the training text in"
+        f"{file}: trained on {learnt.text_bytes:,} bytes of the training text in"
         f" {time.perf_counter() - started:.0f} s",
         end="",
     )
@@ -84,7 +63,7 @@ def main() -> None:
         if skipped
         else ""
     )
-    report(file, arguments.vocab_size, train, val)
+    report(file, arguments.vocab_size, *sides(corpus.readers(data)))
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -94,7 +73,7 @@ def check(arguments: argparse.Namespace) -> None:
     check_specials(arguments.special)
     sizes = (
         ("--vocab-size", arguments.vocab_size, LEAST_VOCABULARY + len(arguments.special), 2**20),
-        ("--bytes", arguments.bytes, 1, MOST_BYTES),
+        ("--bytes", 1 if arguments.bytes is None else arguments.bytes, 1, MOST_BYTES),
     )
     for flag, value, least, most in sizes:
         if not least <= value <= most:
@@ -145,8 +124,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--out", required=True, type=to_path, metavar="PATH", help="a folder, or a file NAME.json"
     )
-    budget = f"train on the first N bytes of the training text ({BUDGET:,})"
-    result.add_argument("--bytes", type=int, default=BUDGET, metavar="N", help=budget)
+    budget = "train on the first N bytes of the training text (200,000,000)"
+    result.add_argument("--bytes", type=int, metavar="N", help=budget)
     special = "another special token, such as '<|im_end|>'; may be given several times"
     result.add_argument("--special", action="append", default=[], metavar="TOKEN", help=special)
     result.add_argument("--force", action="store_true", help="replace existing files")
@@ -177,10 +156,10 @@ def free_paths(out: Path, force: bool) -> tuple[Path, Path | None]:
 
 def sides(readers: list[tuple[Reader, Split]]) -> tuple[Texts, Texts]:
     """Return the texts to train on and those to validate on, split as train.py splits them."""
-    from lm.tokens.corpus import documents_by_split
+    from lm.tokens.vocabulary import texts_of
 
     def part(reader: Reader, split: Split, side: str) -> Callable[[], Iterator[str]]:
-        return lambda: (text for name, text in documents_by_split(reader, split) if name == side)
+        return lambda: texts_of(reader, split, side)
 
     train = {
         reader.key: part(reader, split, "train") for reader, split in readers if split.kind != "all"
@@ -188,18 +167,6 @@ def sides(readers: list[tuple[Reader, Split]]) -> tuple[Texts, Texts]:
     return train, {
         reader.key: part(reader, split, "val") for reader, split in readers if split.kind != "none"
     }
-
-
-def in_a_thread(work: Callable[[], tuple[str, int]]) -> tuple[str, int]:
-    """Return the result of `work()`, which runs in a thread.
-
-    `tokenizers` ignores signals. In a thread it does not keep Ctrl-C from ending the command.
-    """
-    try:
-        return ThreadPoolExecutor(1).submit(work).result()
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C; nothing was written", file=sys.stderr, flush=True)
-        os._exit(130)  # sys.exit would wait for the thread
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ The base decides the model's shape and the tokenizer, and it may bring a chat te
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,21 +52,21 @@ def filled(config: Config) -> dict[str, Any]:
         CheckpointError: the base is missing or damaged.
     """
     base = open_base(config)
-    shape, tokenizer = base.meta.model, base.meta.tokenizer.name
+    shape, tokenizer = base.meta.model, base.meta.tokenizer
     problems = [
         f"model.{key}: the model is that of finetune.base; remove it"
         f" ({' and '.join(sorted(OWN))} may be given)"
         for key in sorted(config.model.model_fields_set - OWN)
         if getattr(config.model, key) != getattr(shape, key)
     ]
-    if config.tokenizer.model_fields_set and config.tokenizer.name != tokenizer:
+    if config.tokenizer.model_fields_set and config.tokenizer.name != tokenizer.name:
         problems.append("tokenizer.name: the tokenizer is that of finetune.base; remove it")
     if problems:
         raise ConfigError("\n".join(problems))
     own = {key: getattr(config.model, key) for key in OWN & config.model.model_fields_set}
     sections = config.model_dump()
     sections["model"] = {**shape.model_dump(), **own}
-    sections["tokenizer"] = {"name": tokenizer}
+    sections["tokenizer"] = tokenizer.section
     source, validation = sections["data"]["source"], sections["data"]["validation"] or {}
     for single in [source, *(part["source"] for part in source.get("parts", [])), validation]:
         if single.get("template") == "base":
@@ -77,9 +78,9 @@ def filled(config: Config) -> dict[str, Any]:
 def tokenizer_of(config: Config) -> Tokenizer:
     """Return the configured tokenizer, or the base's for fine-tuning."""
     if config.finetune is None:
-        from lm.tokenizer.tokenizer import load_tokenizer
+        from lm.tokens.vocabulary import make_tokenizer
 
-        return load_tokenizer(config.tokenizer.name)
+        return make_tokenizer(config, lambda line: print(line, file=sys.stderr))
     return open_base(config).meta.load_tokenizer()
 
 

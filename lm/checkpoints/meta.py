@@ -67,6 +67,13 @@ class TokenizerFacts(MetaPart):
     sha256: str
     eos_id: int
     pad_id: int
+    vocab_size: int | None = None
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """The section `tokenizer` of a run that takes this tokenizer over."""
+        # a vocabulary that was learnt from the run's text has no other name than its size
+        return {"name": self.name} | ({"vocab_size": self.vocab_size} if self.name == "bpe" else {})
 
 
 class Versions(MetaPart):

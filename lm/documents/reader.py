@@ -92,7 +92,7 @@ class Reader:
         source: the source's section.
         key: its key in the configuration, for messages.
         on_bad_row: "stop" or "skip".
-        tokenizer: needed for ids and conversations.
+        tokenizer: needed for ids, and for the ids of conversations.
         files: the source's files; None finds those that the section names.
 
     Raises (when made, and when iterated):
@@ -113,15 +113,9 @@ class Reader:
                 f"{key}.format: bin files hold token ids, and this command needs text;"
                 " name the text they come from"
             )
-        if isinstance(source, ChatSource) and tokenizer is None:
-            raise ConfigError(
-                f"{key}.format: conversations become tokens by a template, and this command needs"
-                " plain text; name some"
-            )
         self.source = source
         self.chat: ChatFormat | None = None
-        if isinstance(source, ChatSource):
-            assert tokenizer is not None
+        if isinstance(source, ChatSource) and tokenizer is not None:
             try:
                 self.chat = ChatFormat(
                     source.template, tokenizer, source.system, source.mask_prompt

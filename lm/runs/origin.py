@@ -21,10 +21,12 @@ from lm.checkpoints.folder import (
     step_name,
 )
 from lm.checkpoints.meta import Meta, Session, read_meta
+from lm.config.reader import Loaded
 from lm.config.schema.config import Config
 from lm.runs.changes import changes, start_flag
 from lm.runs.folder import RunFolder, parent_of_start
 from lm.runs.lines import left_out
+from lm.runs.recorded import keep_recorded
 from lm.runs.results import FILE as RESULTS
 from lm.runs.results import read_validations, validations_without_progress
 from lm.system.errors import CheckpointError, ConfigError, printable
@@ -107,23 +109,26 @@ class Origin:
             return self.checkpoint.sha256 if self.checkpoint is not None else None
         return self.session.parent.manifest_sha256 if self.session.parent is not None else None
 
-    def load_tokenizer(self, name: str) -> Tokenizer:
-        """Return the tokenizer `name`. A checkpoint brings its own, so that no network is needed.
+    def make_tokenizer(self, config: Config, say: Callable[[str], None]) -> Tokenizer:
+        """Return the configured tokenizer. A checkpoint brings its own, so that neither network nor
+        text is needed.
 
         Raises:
             CheckpointError: the checkpoint's tokenizer is damaged.
-            ConfigError: `name` is not the checkpoint's, and means another tokenizer.
+            UserError: the configured one is another, or cannot be had.
         """
-        from lm.tokenizer.tokenizer import load_tokenizer, require_same
+        from lm.tokenizer.tokenizer import require_same
+        from lm.tokens.vocabulary import make_tokenizer
 
         if (meta := self.meta) is None:
-            return load_tokenizer(name)
+            return make_tokenizer(config, say)
+        name = config.tokenizer.name
         stored = meta.load_tokenizer()
         # not `meta.config`: a new run may start from a checkpoint of a later version
         configured = meta.values["config"].get("tokenizer")
         asked_for = configured.get("name") if isinstance(configured, dict) else None
         if name not in (meta.tokenizer.name, asked_for):
-            require_same(load_tokenizer(name), stored)
+            require_same(make_tokenizer(config, say), stored)
         return stored
 
 
@@ -133,7 +138,7 @@ def resuming(checkpoint: Checkpoint) -> Origin:
 
 
 def find_origin(
-    config: Config,
+    loaded: Loaded,
     folder: Path,
     resume: str | None,
     init_from: str | None,
@@ -144,7 +149,7 @@ def find_origin(
     Nothing is changed yet. `make_room` changes the folder when nothing prevents the run any more.
 
     Args:
-        config: the run's configuration.
+        loaded: the run's configuration as it is written now.
         folder: the run's folder.
         resume: None, "auto" or a checkpoint's path.
         init_from: None or a checkpoint's path.
@@ -156,10 +161,11 @@ def find_origin(
             lies in the new run's folder.
     """
     if resume is not None:
-        checkpoint = find_checkpoint(folder, resume, say, start_flag(config))
+        checkpoint = find_checkpoint(folder, resume, say, start_flag(loaded.config))
         if checkpoint is not None:
-            origin = resuming(checkpoint)
-            for line in changes(config, read_meta(checkpoint)):
+            origin, meta = resuming(checkpoint), read_meta(checkpoint)
+            kept, lines = keep_recorded(loaded, meta)
+            for line in (*lines, *changes(kept.config, meta)):
                 say(printable(line))
             for message in left_out(folder / RESULTS, read_validations(folder)[1]):
                 say(message)
@@ -169,7 +175,7 @@ def find_origin(
         init_from = parent_of_start(folder) or init_from
     if init_from is None:
         return Origin(again=resume is not None)
-    parent = _parent_checkpoint(config, init_from, folder)
+    parent = _parent_checkpoint(loaded.config, init_from, folder)
     say(f"starting from the weights of {init_from} (step {parent.step:,})")
     return Origin(parent, again=resume is not None)
 

@@ -168,15 +168,15 @@ def held_out_conversations(
 
 
 def documents_by_split(reader: Reader, split: Split) -> Iterator[tuple[str, str]]:
-    """Yield every document's split and text, in order.
+    """Yield every document's split ("train", "val", or "test") and text, in order.
 
-    For callers that need the text. Unlike `prepare`, this does not know `filter.max_tokens`, and
-    documents that are kept for a test count as text to train on.
+    For callers that need the text. Unlike `prepare`, this does not know `filter.max_tokens`.
     """
     if split.kind != "tail":
         for document in reader:
-            held_out = split.held_out(np.array([hash_of_text(document.text)], np.uint64))[0]
-            yield SPLITS[int(held_out)], document.text
+            hashed = np.array([hash_of_text(document.text)], np.uint64)
+            side = SPLITS[int(split.held_out(hashed)[0])]
+            yield "test" if split.tested(hashed)[0] else side, document.text
         return
     left = int(sum(len(document.text) for document in reader) * (1 - split.fraction))
     for document in reader:

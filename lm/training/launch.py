@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lm.checkpoints.folder import pointed, step_directories
 from lm.checkpoints.write import point
+from lm.config.reader import Loaded
 from lm.config.schema.config import Config
 from lm.runs.folder import RunFolder
 from lm.runs.incidents import GoBack, Incidents
 from lm.runs.origin import Origin, find_origin, is_finished
+from lm.runs.recorded import keep_recorded
 from lm.system.environment import ignored, is_first
 from lm.system.errors import NonFiniteError, keep_tracebacks_in
 from lm.system.progress import Progress
@@ -40,11 +42,13 @@ class Run:
     handles the signals; its sessions' callbacks share its attributes.
 
     Args:
-        config: the run's configuration.
+        loaded: the run's configuration.
         resume: None, "auto" or a checkpoint's path.
         init_from: None or a checkpoint's path.
 
     Attributes:
+        loaded: the run's configuration; `next_start` completes it from the checkpoint of a run that
+            goes on.
         path: the run's folder.
         folder: the same, locked; None on all processes but the first.
         go_on: says how to go on after a stop.
@@ -61,9 +65,9 @@ class Run:
         saved: the step of the newest checkpoint; -1 before the session knows it.
     """
 
-    def __init__(self, config: Config, resume: str | None, init_from: str | None):
-        self.config = config
-        self.path = Path(config.checkpoint.directory)
+    def __init__(self, loaded: Loaded, resume: str | None, init_from: str | None):
+        self.loaded = loaded
+        self.path = Path(loaded.config.checkpoint.directory)
         self.folder: RunFolder | None = None
         self.go_on = f"go on with: {continuing_command()}"
         self.signals = StopSignals(speaks=is_first(), advice=self.go_on)
@@ -76,6 +80,11 @@ class Run:
         self.saved = -1
         self._resume = resume
         self._init_from = init_from
+
+    @property
+    def config(self) -> Config:
+        """The run's configuration."""
+        return self.loaded.config
 
     def __enter__(self) -> Self:
         check_launcher(self.config.trainer)
@@ -118,6 +127,7 @@ class Run:
         start = decide_on_first(self._find_start, self.config.trainer)
         keep_tracebacks_in(self.path)  # not before it is known to be a run's folder
         if start is not None:
+            self._complete(start)
             first = self.folder is not None
             self.progress = Progress(self.config.max_steps, start.step, enabled=first)
             self.record = None
@@ -129,7 +139,8 @@ class Run:
 
     def _find_start(self) -> Origin | None:
         self.folder = self.folder or RunFolder(self.path)
-        start = find_origin(self.config, self.path, self._resume, self._init_from, print)
+        start = find_origin(self.loaded, self.path, self._resume, self._init_from, print)
+        self._complete(start)
         if start.resume is None or not is_finished(self.config, self.path, start.step):
             return start
         if pointed(self.path, "final.ckpt") != start.resume:  # the budget was lowered
@@ -139,6 +150,11 @@ class Run:
             " (trainer.max_steps, max_tokens) or patience (early_stopping) lets it go on"
         )
         return None
+
+    def _complete(self, start: Origin) -> None:
+        """Take what nobody has written from the checkpoint of a run that goes on."""
+        if start.session is not None and start.meta is not None:
+            self.loaded, _ = keep_recorded(self.loaded, start.meta)
 
     def go_back(self, back: GoBack) -> None:
         """Let the next session start from the newest checkpoint.

@@ -16,6 +16,7 @@ import pytest
 from lm.checkpoints.folder import Checkpoint, step_directories, step_name, step_of
 from lm.checkpoints.meta import Meta, read_meta
 from lm.checkpoints.write import point
+from lm.config.reader import Loaded
 from lm.config.schema.config import Config
 from lm.runs.changes import HARMLESS, INEXACT, SETTLED_LATER, changes, machine_changes
 from lm.runs.folder import RunFolder
@@ -72,7 +73,9 @@ class Started:
         self.said: list[str] = []
         run = RunFolder(folder)
         try:
-            self.origin = find_origin(now or config(), folder, resume, init_from, self.said.append)
+            self.origin = find_origin(
+                Loaded(now or config(), {}), folder, resume, init_from, self.said.append
+            )
             if (moved := make_room(run, self.origin, now or config())) is not None:
                 self.said.append(moved)
         finally:
@@ -117,7 +120,7 @@ def test_a_fresh_start_moves_a_run_aside_and_says_so(tmp_path: Path) -> None:
 def test_processes_other_than_the_first_only_look(tmp_path: Path) -> None:
     folder = trained(tmp_path / "run", 500, 600)
     for resume in (None, "auto", str(folder / "step-00000500.ckpt")):
-        find_origin(config(), folder, resume, None, print)
+        find_origin(Loaded(config(), {}), folder, resume, None, print)
     assert steps(folder) == [500, 600] and not (tmp_path / "run-1").exists()
 
 
@@ -562,7 +565,7 @@ def test_a_parent_in_the_folder_of_the_new_run_is_refused(
     RunFolder(folder).rewind(500)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as caught:
-        find_origin(config(), Path("run"), None, f"run/{name}", print)
+        find_origin(Loaded(config(), {}), Path("run"), None, f"run/{name}", print)
     assert (
         str(caught.value)
         == f"command line: --init-from run/{name} lies in checkpoint.directory (run), which the new"

@@ -21,7 +21,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Return a run that has saved step 3."""
     monkeypatch.setattr(sys, "argv", ["train.py", "--config", "c.yaml"])
     config = config_file(tmp_path, trainer={"max_minutes": 2.5})
-    result = Run(load_config(config).config, None, None)
+    result = Run(load_config(config), None, None)
     result.progress = Progress(12, 3)
     result.saved = 3
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from pydantic import Field
 
@@ -164,11 +165,9 @@ class Config(Section):
             update={"model": self.model.model_copy(update={"vocab_size": given or size})}
         )
 
-    def with_tokenizer(self, name: str) -> Config:
-        """Return the configuration with another tokenizer."""
-        return self.model_copy(
-            update={"tokenizer": self.tokenizer.model_copy(update={"name": name})}
-        )
+    def with_tokenizer(self, section: dict[str, Any]) -> Config:
+        """Return the configuration with another section `tokenizer`."""
+        return self.model_copy(update={"tokenizer": TokenizerConfig.model_validate(section)})
 
     def with_validation_rows(self, rows: int | None) -> Config:
         """Return the configuration with other `trainer.validation_rows`; null is the whole split.
