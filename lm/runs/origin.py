@@ -21,7 +21,6 @@ from lm.checkpoints.folder import (
     step_name,
 )
 from lm.checkpoints.meta import Meta, Session, read_meta
-from lm.config.reader import Loaded
 from lm.config.schema.config import Config
 from lm.runs.changes import changes, start_flag
 from lm.runs.folder import RunFolder, parent_of_start
@@ -32,6 +31,7 @@ from lm.runs.results import read_validations, validations_without_progress
 from lm.system.errors import CheckpointError, ConfigError, printable
 
 if TYPE_CHECKING:
+    from lm.config.reader import Loaded
     from lm.tokenizer.tokenizer import Tokenizer
 
 

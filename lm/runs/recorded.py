@@ -7,16 +7,20 @@ those that change nothing that is computed, are today's.
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import json
+import re
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from lm.checkpoints.meta import Meta
-from lm.config.reader import Loaded
-from lm.config.scalars import flow, path_of
 from lm.config.schema.config import Config
 from lm.config.schema.section import flattened, without_indices
 from lm.runs.changes import is_harmless
+
+if TYPE_CHECKING:
+    from lm.config.reader import Loaded  # imports the YAML parser, which deciding does not need
 
 OF_THE_MACHINE = (
     *("trainer.device", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
@@ -46,11 +50,11 @@ def keep_recorded(loaded: Loaded, meta: Meta) -> tuple[Loaded, list[str]]:
         return loaded, []
     origins = loaded.origins | dict.fromkeys(kept, meta.folder.name)
     lines = [
-        f"kept from {meta.folder.name}: {key} {flow(value)} (a new run would have"
-        f" {flow(today[key])})"
+        f"kept from {meta.folder.name}: {key} {json.dumps(value)} (a new run would have"
+        f" {json.dumps(today[key])})"
         for key, value in kept.items()
     ]
-    return Loaded(config, origins), lines
+    return dataclasses.replace(loaded, config=config, origins=origins), lines
 
 
 def _is_todays(key: str) -> bool:
@@ -58,7 +62,7 @@ def _is_todays(key: str) -> bool:
 
 
 def _set(values: Any, key: str, value: Any) -> None:
-    *sections, last = path_of(key)
+    *sections, last = re.findall(r"[^.\[\]]+", key)
     for section in sections:
-        values = values[section]
+        values = values[int(section) if section.isdigit() else section]
     values[last] = value

@@ -35,6 +35,12 @@ class Shards:
     state: dict[str, Any]
 
 
+CONFIG: dict[str, object] = {
+    "data": {"source": {"format": "txt", "files": "unused"}},
+    "trainer": {"max_steps": 200},
+}
+
+
 @pytest.fixture
 def consolidated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Checkpoint]:
     """Return a function that edits the shards of a checkpoint and joins them."""
@@ -43,7 +49,7 @@ def consolidated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         vocab_size=tokenizer.vocab_size, d_model=8, n_layers=1, n_heads=2, context_length=8
     )
     decoder = Decoder(shape)
-    source = Checkpoint(runs.write_trained(tmp_path / "run", decoder, tokenizer, {}, 3))
+    source = Checkpoint(runs.write_trained(tmp_path / "run", decoder, tokenizer, CONFIG, 3))
     optimizer = make_optimizer(decoder, OptimizerConfig(), "fp32")
     for parameter in decoder.parameters():
         parameter.grad = torch.ones_like(parameter)

@@ -162,7 +162,7 @@ def test_help_tells_every_key_within_120_columns() -> None:
         assert flag in ("", section)
     unwrapped = " ".join(text.split())
     assert all(key.default in unwrapped for key in keys.leaves())
-    assert "The highest learning rate. [a number > 0 and <= 10; default 0.001]" in unwrapped
+    assert "AdamW's highest learning rate. [a number > 0 and <= 10; default 0.001]" in unwrapped
     assert "[auto, on or off; default auto]" in unwrapped
     assert "[null, or the same keys as data.source, but no mixture; default null]" in unwrapped
     assert (

@@ -325,6 +325,9 @@ def test_another_kind_of_source_and_a_validation_of_its_own(tmp_path: Path) -> N
 
 CHANGES = {  # every changeable key -> another value than the default's
     "optimizer__lr": 3e-5,
+    "optimizer__muon_lr": 0.03,
+    "optimizer__muon_momentum": 0.9,
+    "optimizer__muon_momentum_warmup": 20,
     "optimizer__schedule": "linear",
     "optimizer__warmup_steps": 7,
     "optimizer__final_lr_fraction": 0.5,

@@ -1,13 +1,11 @@
 """`tokenizer`: how text becomes token ids."""
 
+import re
 from collections.abc import Iterator
-from typing import Annotated
 
 from pydantic import Field
 
 from lm.config.schema.section import PathText, Section
-
-SpecialToken = Annotated[str, Field(pattern=r"^<\|\w+\|>$", max_length=100)]
 
 
 class TokenizerConfig(Section):
@@ -29,14 +27,20 @@ class TokenizerConfig(Section):
             " if the text supports no more."
         ),
     )
-    special_tokens: list[SpecialToken] = Field(
-        default_factory=list,
+    special_tokens: tuple[str, ...] = Field(
+        (),
         max_length=256,
         description="bpe: special tokens besides those of the templates, such as <|im_start|>.",
     )
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong between the keys."""
+        for name in self.special_tokens:
+            if not re.fullmatch(r"<\|\w{1,100}\|>", name):
+                yield (
+                    f"special_tokens {name}: a special token is written <|name|>, with letters,"
+                    " digits or _ for name"
+                )
         if self.name == "bpe" and self.vocab_size is None:
             yield "name bpe learns a vocabulary; write its size, such as vocab_size: 5000"
         if self.name != "bpe" and (self.vocab_size is not None or self.special_tokens):
