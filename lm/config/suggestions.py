@@ -28,6 +28,7 @@ LITTLE: dict[str, Any] = {
     "trainer": {"max_steps": 1000},
 }
 BASE = {"finetune.base": "checkpoints/best.ckpt"}
+LEARNT = {"name": "bpe", "vocab_size": 5000}  # a section whose vocabulary has keys of its own
 
 
 def advice(
@@ -96,6 +97,8 @@ def fits(name: str, value: object) -> bool:
     tree = copy.deepcopy(LITTLE)
     if parts[0] == "finetune" and len(parts) > 1:
         tree["finetune"] = {"base": "a"}
+    if parts[0] == "tokenizer" and parts[1:] != ["name"]:
+        tree["tokenizer"] = dict(LEARNT)
     source = tree["data"]["source"]
     if parts[:2] == ["data", "validation"] and len(parts) > 2:
         source = tree["data"]["validation"] = dict(source)
@@ -140,6 +143,9 @@ def _placed(writing: dict[str, Any], path: KeyPath, given: Mapping[str, Any]) ->
 
 def _written(writing: dict[str, Any], tree: Mapping[str, Any], value: object) -> str:
     """Return the words for keys with their values."""
+    if {"tokenizer.vocab_size", "tokenizer.special_tokens"} & writing.keys():
+        learnt = {f"tokenizer.{key}": preset for key, preset in LEARNT.items()}
+        writing = learnt | {"tokenizer.name": "bpe"} | writing
     for key, written in writing.items():
         place, formats = _formats(path_of(key))
         if formats and _format(tree, place[:-1]) not in (None, *formats):

@@ -2,10 +2,20 @@
 
 import re
 from collections.abc import Iterator
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from lm.config.schema.section import PathText, Section
+
+
+def _special(name: str) -> str:
+    if not re.fullmatch(r"<\|\w{1,100}\|>", name):
+        raise ValueError("a special token is written <|name|>, with letters, digits or _ for name")
+    return name
+
+
+SpecialToken = Annotated[str, AfterValidator(_special)]
 
 
 class TokenizerConfig(Section):
@@ -27,7 +37,7 @@ class TokenizerConfig(Section):
             " if the text supports no more."
         ),
     )
-    special_tokens: tuple[str, ...] = Field(
+    special_tokens: tuple[SpecialToken, ...] = Field(
         (),
         max_length=256,
         description="bpe: special tokens besides those of the templates, such as <|im_start|>.",
@@ -35,12 +45,6 @@ class TokenizerConfig(Section):
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong between the keys."""
-        for name in self.special_tokens:
-            if not re.fullmatch(r"<\|\w{1,100}\|>", name):
-                yield (
-                    f"special_tokens {name}: a special token is written <|name|>, with letters,"
-                    " digits or _ for name"
-                )
         if self.name == "bpe" and self.vocab_size is None:
             yield "name bpe learns a vocabulary; write its size, such as vocab_size: 5000"
         if self.name != "bpe" and (self.vocab_size is not None or self.special_tokens):
