@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm.config.schema.chat import ChatSource
 from lm.config.schema.config import Config
 from lm.config.schema.data import DataConfig
 from lm.config.schema.source import HubSource, SingleSource, dataset_of, files_of, is_streamed
@@ -116,7 +117,8 @@ def split_of(data: DataConfig, reader: Reader) -> Split:
     if reader.source is data.validation:
         return Split("all")
     split = Split("none") if data.validation is not None else Split(data.split, data.val_fraction)
-    return split if reader.chat is None else dataclasses.replace(split, test=data.test_fraction)
+    chat = isinstance(reader.source, ChatSource)
+    return dataclasses.replace(split, test=data.test_fraction) if chat else split
 
 
 def named(corpora: Sequence[Corpus]) -> list[tuple[str, Corpus]]:
