@@ -275,8 +275,19 @@ def _lines_from(file: str, span: Span | None, encoding: str | None) -> Iterator[
                 return
             position += len(part)
         for line in stream:
+            if position == 0:
+                require_line_feeds(file, line)
             yield position, line.removeprefix(codecs.BOM_UTF8) if position == 0 else line
             position += len(line)
+
+
+def require_line_feeds(file: str, first_line: bytes) -> None:
+    """Raise DataError if a file's first line is all of it, with lines that end with CR inside."""
+    if not first_line.endswith(b"\n") and re.search(rb"\r[^\r]", first_line):
+        raise DataError(
+            f"{file}: lines that end with CR alone, as on old Macs; convert them to LF, as"
+            " tr '\\r' '\\n' < FILE > NEW does"
+        )
 
 
 def find_files(patterns: list[str], key: str) -> list[str]:
