@@ -299,7 +299,10 @@ def _answered(fields: Fields, key: str, noted: Counter[str]) -> Conversation | F
     If an answer repeats the prompt, as in some datasets, the repetition is removed. Without a
     prompt the answer is the whole conversation.
     """
-    prompt, answer = listed(fields.get("prompt", [])), listed(fields[key])
+    prompt, answer = listed(fields.get("prompt", []), "prompt"), listed(fields[key], key)
+    for text in (prompt, answer):
+        if isinstance(text, Fault):
+            return text
     asked = (
         turns_of(prompt, "prompt", noted)
         if isinstance(prompt, list | dict)
