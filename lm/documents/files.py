@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 from lm.documents.globs import expand
+from lm.documents.tfrecord import is_tfrecord
 from lm.system.errors import DataError
 
 SPAN_BYTES = 2**22
@@ -104,6 +105,11 @@ def refusal(head: bytes, encoding: str | None, packing: str | None = None) -> st
     if found := _kind(head, REFUSED):
         inside = f" inside {packing}" if packing else ""
         return f"{found[0]}{inside}, not text; {found[1]}"
+    if is_tfrecord(head):
+        return (
+            "a TFRecord file, not text; write its records as JSON lines, as"
+            " tf.data.TFRecordDataset reads them"
+        )
     if packing is not None and (again := _kind(head, PACKED)):
         return f"packed twice, by {packing} and {again}; unpack it once"
     if encoding is None and b"\0" in head:
