@@ -108,7 +108,8 @@ def test_excels_first_line_names_the_delimiter(tmp_path: Path, first: str) -> No
 
 
 @pytest.mark.parametrize(
-    "above", ["# made by a program\n", "# one\n# two, and more\n", "#\n", "## a, b, c\n"]
+    "above",
+    ["# made by a program\n", "# one\n# two\n", "# one\n# two, and more\n", "#\n", "## a, b, c\n"],
 )
 def test_comments_above_the_names_are_refused_by_name(tmp_path: Path, above: str) -> None:
     with pytest.raises(

@@ -55,6 +55,7 @@ def test_east_asian_texts_are_told_by_their_frequent_characters(encoding: str, t
 
 def test_east_asian_encodings_that_fit_alike_are_all_named(tmp_path: Path) -> None:
     """Roses, lemons and grapes are no frequent characters, so nothing tells one from another."""
+    assert guesses("家庭电话".encode("gb18030")) == ["gb18030", "euc_jp", "euc_kr"]  # 社優窮三
     rare = "薔薇檸檬\n葡萄\n"
     for encoding in ("cp932", "euc_jp", "big5"):
         found = guesses(rare.encode(encoding)) or []
@@ -67,6 +68,7 @@ def test_east_asian_encodings_that_fit_alike_are_all_named(tmp_path: Path) -> No
 def test_one_umlaut_in_many_ascii_letters() -> None:
     assert guesses(b'{"text": "gr\xfc\xdfe"}') == ["cp1252"]
     assert guesses(b"caf\x81") == ["latin-1"]
+    assert guesses("Glücksspiel".encode("cp1252")) == ["cp1252"], "and not Gl點ksspiel"
 
 
 def test_a_damage_in_utf8_is_no_other_encoding() -> None:
