@@ -159,7 +159,7 @@ def compare(stores: Stores, data: PackedDataModule, against: list[str], n: int) 
 def show_sample(config: Config, tokenizer: Tokenizer, number: int) -> None:
     """Show one conversation, counted through the sources from 1."""
     from lm.checks import rendering, xray
-    from lm.tokens.corpus import readers
+    from lm.tokens.sources import readers
 
     conversations = itertools.chain.from_iterable(
         reader for reader, _ in readers(config.data, tokenizer) if reader.chat
