@@ -24,7 +24,8 @@ import torch
 from lm.commands import load_config
 from lm.config.schema.config import Config
 from lm.optim.randomness import fold, seed_all
-from lm.reports.ablation import Ablation, Difference, Outcome, difference, in_words, kept
+from lm.reports.ablation import Ablation, Difference, Outcome, difference, in_words
+from lm.reports.pairing import kept
 from lm.system.errors import CheckpointError, ConfigError, UserError
 from lm.system.locks import claim
 from tests.support import forked
