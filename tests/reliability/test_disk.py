@@ -551,6 +551,20 @@ def test_no_room_for_the_token_cache(tmp_path: Path, kilobytes: int) -> None:
         assert process.err == said
 
 
+def test_a_read_only_disk_for_the_token_cache(tmp_path: Path) -> None:
+    cache = tmp_path / "disk" / "cache"
+    config_file(tmp_path, data={"cache_dir": str(cache)})
+    with disk(tmp_path / "disk", 1000) as mounted:
+        subprocess.run([require("mount"), "-o", "remount,ro", str(mounted)], check=True)
+        process = start(tmp_path)
+        assert process.wait() == 5
+        assert process.err == (
+            f"data.cache_dir: {cache} cannot be written: Read-only file system; mount it for"
+            " writing (after a disk error, dmesg says why it is read-only), or name another"
+            " folder\n"
+        )
+
+
 @pytest.mark.parametrize("kilobytes", [32, 36, 40])
 def test_the_logs_alone_fill_the_disk(straight: Path, tmp_path: Path, kilobytes: int) -> None:
     """A disk that the logs fill ends the run with one line. TensorBoard's writing thread prints no
