@@ -45,13 +45,13 @@ def main() -> None:
     data = load_config(arguments.config, overrides).config.data
 
     from lm.tokenizer.learn import SETTINGS, excerpt, learn
-    from lm.tokens import corpus
+    from lm.tokens import sources
 
     specials = arguments.special
     check(arguments)
     file, settings = free_paths(arguments.out, arguments.force)
     started = time.perf_counter()
-    readers = corpus.readers(data)
+    readers = sources.readers(data)
     train, val = sides(readers)
     weights = {key: part.weight for key, part in data.parts}
     parts = (
@@ -177,7 +177,7 @@ def free_paths(out: Path, force: bool) -> tuple[Path, Path | None]:
 
 def sides(readers: list[tuple[Reader, Split]]) -> tuple[Texts, Texts]:
     """Return the texts to train on and those to validate on, split as train.py splits them."""
-    from lm.tokens.corpus import documents_by_split
+    from lm.tokens.sources import documents_by_split
 
     def part(reader: Reader, split: Split, side: str) -> Callable[[], Iterator[str]]:
         return lambda: (text for name, text in documents_by_split(reader, split) if name == side)
