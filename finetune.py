@@ -119,7 +119,7 @@ def report(config: Config) -> None:
     from lm.evaluation.answers import measure_answers
     from lm.reports.finetune import write_report
     from lm.system.device import choose_device
-    from lm.tokens.corpus import held_out_conversations
+    from lm.tokens.sources import held_out_conversations
 
     device = choose_device(config.trainer.device)
     tuned = open_checkpoint(pointed(folder, "best.ckpt") or final).path

@@ -103,7 +103,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         if saved.problem is not None:
             continue
         meta = saved.meta
-        validation = validations.get((saved.step, str(saved.manifest_sha256)))
+        validation = validations.get((meta["step"], str(saved.manifest_sha256)))
         try:
             row |= {
                 "epoch": float(meta["epoch"]),

@@ -23,7 +23,8 @@ from pathlib import Path
 from lm.commands import add_flag, command_parser, load_config, to_path, training_script
 from lm.config.describe import to_yaml
 from lm.config.schema.config import Config
-from lm.reports.ablation import Ablation, Outcome, kept, outcome
+from lm.reports.ablation import Ablation, Outcome, outcome
+from lm.reports.pairing import kept
 from lm.system import errors
 from lm.system.child import child, failed
 from lm.system.disk import refusals, replace

@@ -124,13 +124,11 @@ def verdict_on(owner: Contender, a: Contender, b: Contender, most: int) -> Verdi
     from lm.checks.overlap import StoredDocuments
     from lm.evaluation.examples import evenly
     from lm.evaluation.same_text import (
-        documents_known,
         judge,
         passages_of,
         sums_of_passages,
         sums_of_rows,
     )
-    from lm.tokens.store import TokenStore
     from lm.tokens.summary import bytes_per_token
 
     data = owner.data
@@ -140,16 +138,7 @@ def verdict_on(owner: Contender, a: Contender, b: Contender, most: int) -> Verdi
     contexts = [contender.decoder.config.context_length for contender in (a, b)]
     stores = [corpus.val for corpus in data.corpora]
     other = b if owner is a else a
-    notes: list[str] = []
-    trained = [
-        corpus.train for corpus in other.data.trained if isinstance(corpus.train, TokenStore)
-    ]
-    if known := documents_known(stores, trained):
-        total = sum(store.documents for store in stores)
-        notes.append(
-            f"{other.name} was trained on {known:,} of the {total:,} documents that {owner.name} is"
-            " validated on"
-        )
+    notes = seen_in_training(other, owner.name, stores)
     length = data.config.row_length
     if a.tokenizer.sha256 == b.tokenizer.sha256 and length <= min(contexts):
         if contexts[0] != contexts[1]:
@@ -178,6 +167,18 @@ def verdict_on(owner: Contender, a: Contender, b: Contender, most: int) -> Verdi
     first = sums_of_passages(a.decoder, a.tokenizer, passages)
     second = sums_of_passages(b.decoder, b.tokenizer, passages)
     return judge(text, "bits per byte", "passages", first, second, notes)
+
+
+def seen_in_training(other: Contender, owner: str, stores: Sequence[TokenStore]) -> list[str]:
+    """Return the note, if one is due, that a model was trained on the other's validation text."""
+    from lm.evaluation.same_text import documents_known
+    from lm.tokens.store import TokenStore
+
+    corpora = other.data.trained
+    trained = [corpus.train for corpus in corpora if isinstance(corpus.train, TokenStore)]
+    known, total = documents_known(stores, trained), sum(store.documents for store in stores)
+    words = f"was trained on {known:,} of the {total:,} documents that {owner} is validated on"
+    return [f"{other.name} {words}"] if known else []
 
 
 def require_whole(

@@ -30,11 +30,15 @@ from lm.system import errors
 from lm.system.disk import replace
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from data import PackedDataModule
     from lm.checks.overlap import Overlap
     from lm.checks.xray import Row, Stores
     from lm.config.schema.config import Config
     from lm.tokenizer.tokenizer import Tokenizer
+
+NOTHING_STORED = "; overlap with the training text cannot be computed, because none of it is stored"
 
 
 def main() -> None:
@@ -61,11 +65,9 @@ def main() -> None:
         for split in stores
         for line in xray.SourceStatistics.of(split, stores[split], config.row_length)
     ]
-    overlaps = (
-        compare(stores, data, against, arguments.ngram)
-        if arguments.ngram and stores["train"]
-        else []
-    )
+    overlaps = []
+    if arguments.ngram and stores["train"]:
+        overlaps = compare(stores, data, against, arguments.ngram)
     streamed = [name for name, corpus in named(data.corpora) if len(corpus.stores) < 2]
     counts = xray.RowStatistics.of(rows)
     shown = rows[: arguments.rows]
@@ -73,25 +75,13 @@ def main() -> None:
     tables = {"Sources": xray.source_table(sources), "Counts": xray.row_table(counts)}
     if overlaps:
         tables["Overlap"] = xray.overlap_table(overlaps, arguments.ngram)
-    notes = {
-        f"{overlap.name}: in the training text too": xray.match_lines(overlap, arguments.ngram)
-        for overlap in overlaps
-        if overlap.matches
-    }
+    notes = notes_on(overlaps, arguments.ngram)
     if streamed:
-        nothing = (
-            ""
-            if stores["train"]
-            else "; overlap with the training text cannot be computed, because none of it is stored"
-        )
+        nothing = "" if stores["train"] else NOTHING_STORED
         notes[f"streamed, so neither counted nor compared{nothing}"] = streamed
     if arguments.html:
-        replace(
-            arguments.html,
-            rendering.html_page(
-                f"What the model sees: {arguments.config}", tables, shown, tokenizer, notes
-            ),
-        )
+        title = f"What the model sees: {arguments.config}"
+        replace(arguments.html, rendering.html_page(title, tables, shown, tokenizer, notes))
     if arguments.json:
         report = {"sources": sources, "streamed": streamed, "rows": counts, "overlaps": overlaps}
         print(json.dumps(report, default=dataclasses.asdict, indent=1))
@@ -156,10 +146,21 @@ def compare(stores: Stores, data: PackedDataModule, against: list[str], n: int) 
     )
 
 
+def notes_on(overlaps: Sequence[Overlap], n: int) -> dict[str, list[str]]:
+    """Return the lines about each text that has documents in common with the training text."""
+    from lm.checks.xray import match_lines
+
+    return {
+        f"{overlap.name}: in the training text too": match_lines(overlap, n)
+        for overlap in overlaps
+        if overlap.matches
+    }
+
+
 def show_sample(config: Config, tokenizer: Tokenizer, number: int) -> None:
     """Show one conversation, counted through the sources from 1."""
     from lm.checks import rendering, xray
-    from lm.tokens.corpus import readers
+    from lm.tokens.sources import readers
 
     conversations = itertools.chain.from_iterable(
         reader for reader, _ in readers(config.data, tokenizer) if reader.chat

@@ -38,7 +38,7 @@ def main() -> None:
     data = load_config(arguments.config, overrides).config.data
 
     from lm.tokenizer.learn import SETTINGS
-    from lm.tokens import corpus, vocabulary
+    from lm.tokens import sources, vocabulary
 
     check(arguments)
     file, settings = free_paths(arguments.out, arguments.force)
@@ -63,7 +63,7 @@ def main() -> None:
         if skipped
         else ""
     )
-    report(file, arguments.vocab_size, *sides(corpus.readers(data)))
+    report(file, arguments.vocab_size, *sides(sources.readers(data)))
 
 
 def check(arguments: argparse.Namespace) -> None:

@@ -35,6 +35,15 @@ SPEAKERS = ROLES | {"input": "user", "output": "assistant"}
 ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
 CONTENT_KEYS = ("content", "value", "text", "parts", "message")
 TEXT_PARTS = ("text", "input_text", "output_text")  # the types of a content's parts that are text
+_LIKE_MESSAGES = re.compile(
+    r"""\s*(array\()?\[\s*\{'(role|from|content|value)':.*\](, dtype=object)?\)?\s*""", re.DOTALL
+)
+# Pieces of a printed array: a value, with the space that stands for a comma; and what is around it.
+_PRINTED = re.compile(
+    r"""(?P<value>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[}\]])(?P<space>\s+(?=['"{\[]))?"""
+    r"|(?P<alone>\bnan\b|\barray\(|,\s*dtype=[^()]+\)|\))",
+    re.DOTALL,
+)
 _TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
 
 SMS_INSTRUCTION = "classify if the SMS is spam or ham"
@@ -166,7 +175,8 @@ def turns_of(messages: object, key: str, noted: Counter[str]) -> list[Turn] | Fa
                 return fault
             note_unused(rest, f" of {key}", noted)
     if not isinstance(messages := _parsed(messages), list):
-        return Fault(f"{key} is not a list", f"it is {reprlib.repr(messages)}")
+        advice = "; write the list as JSON" if isinstance(messages, str) else ""
+        return Fault(f"{key} is not a list", f"it is {reprlib.repr(messages)}{advice}")
     if all(isinstance(message, str) for message in messages):
         return list(_alternating(messages))
     turns: list[Turn] = []
@@ -279,9 +289,15 @@ def transcript(text: str) -> list[Turn] | None:
     ]
 
 
-def listed(value: Any) -> Any:
-    """Return the messages that a text holds as JSON, as in a table's cell; else the value."""
+def listed(value: Any, key: str) -> Any:
+    """Return the messages that a text holds as JSON, as in a table's cell; else the value.
+
+    A text that begins like messages and cannot be read is a fault, because it would be learnt.
+    """
     parsed = _parsed(value)
+    if isinstance(parsed, str) and _LIKE_MESSAGES.fullmatch(parsed):
+        detail = f"{key} is {reprlib.repr(parsed)}; write the list as JSON"
+        return Fault("messages that cannot be read", detail)
     return parsed if are_messages(parsed) else value
 
 
@@ -305,12 +321,25 @@ def _tells_role(message: dict[str, Any], key: str) -> bool:
 
 
 def _parsed(value: Any) -> Any:
-    """Return a list that a cell of a table holds as JSON, or as Python writes it."""
-    if not isinstance(value, str) or not value.lstrip().startswith("["):
+    """Return a list that a cell of a table holds as JSON, or as Python or numpy writes it."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "array([")):
         return value
-    for parse in (json.loads, ast.literal_eval):
+    printed = _PRINTED.sub(_literal, value)
+    # Python alone would join 'one' 'two' of an array to one text.
+    for text, parse in (
+        (value, json.loads),
+        (printed, ast.literal_eval),
+        (value, ast.literal_eval),
+    ):
         try:
-            return parse(value)
+            return parse(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             pass
     return value
+
+
+def _literal(printed: re.Match[str]) -> str:
+    """Return a piece of a list that numpy or pandas printed, as Python writes it."""
+    if printed["alone"] is not None:
+        return "None" if printed["alone"] == "nan" else ""
+    return printed["value"] + ("," if printed["space"] else "")

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 from lm.documents.globs import expand
+from lm.documents.tfrecord import is_tfrecord
 from lm.system.errors import DataError
 
 SPAN_BYTES = 2**22
@@ -104,6 +105,11 @@ def refusal(head: bytes, encoding: str | None, packing: str | None = None) -> st
     if found := _kind(head, REFUSED):
         inside = f" inside {packing}" if packing else ""
         return f"{found[0]}{inside}, not text; {found[1]}"
+    if is_tfrecord(head):
+        return (
+            "a TFRecord file, not text; write its records as JSON lines, as"
+            " tf.data.TFRecordDataset reads them"
+        )
     if packing is not None and (again := _kind(head, PACKED)):
         return f"packed twice, by {packing} and {again}; unpack it once"
     if encoding is None and b"\0" in head:
@@ -275,8 +281,19 @@ def _lines_from(file: str, span: Span | None, encoding: str | None) -> Iterator[
                 return
             position += len(part)
         for line in stream:
+            if position == 0:
+                require_line_feeds(file, line)
             yield position, line.removeprefix(codecs.BOM_UTF8) if position == 0 else line
             position += len(line)
+
+
+def require_line_feeds(file: str, first_line: bytes) -> None:
+    """Raise DataError if a file's first line is all of it, with lines that end with CR inside."""
+    if not first_line.endswith(b"\n") and re.search(rb"\r[^\r]", first_line):
+        raise DataError(
+            f"{file}: lines that end with CR alone, as on old Macs; convert them to LF, as"
+            " tr '\\r' '\\n' < FILE > NEW does"
+        )
 
 
 def find_files(patterns: list[str], key: str) -> list[str]:

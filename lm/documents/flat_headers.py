@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm.documents.tfrecord import is_tfrecord
 from lm.system.disk import read_bytes, read_start, read_text
 from lm.system.errors import DataError, first_line
 
@@ -91,6 +92,8 @@ def require_flat(file: str, dtype: np.dtype[Any], chosen: bool) -> None:
     for pattern, name, advice in FOREIGN:
         if re.match(pattern, head, re.DOTALL):
             raise DataError(f"{file}: {name}; {advice}")
+    if is_tfrecord(head):
+        raise DataError(f"{file}: a TFRecord file; {WRITE_FLAT}")
     if len(head) >= 16 and _is_text(head):
         raise DataError(f"{file}: text, not token ids; {TEXT}")
     header = header_of(file)

@@ -309,6 +309,9 @@ def _list_entries(content: str) -> Iterator[tuple[int, Entry]]:
         raise json.JSONDecodeError("Extra data", content, end)
 
 
+# What may stand around a line's value: a mark of byte order, where files were joined; the separator
+# of RFC 7464; and the comma of a list whose brackets are in other lines, or nowhere.
+_AROUND = re.compile(r"^[\ufeff\x1e]+|,\s*$")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -324,7 +327,7 @@ def _json_line(raw: bytes) -> tuple[object] | str | Fault:
     except ValueError:
         # json.loads also takes half a surrogate pair and deep nesting, perhaps in an unused key.
         line = decoded(raw)
-        if isinstance(line, Fault) or not line.strip():
+        if isinstance(line, Fault) or not (line := _AROUND.sub(" ", line)).strip():
             return line
         try:
             return (json.loads(line),)
@@ -340,15 +343,23 @@ def _reason(error: json.JSONDecodeError, line: str) -> str:
     begun = line.strip()
     if begun[:1] in ("{", "[") and (len(begun) == 1 or error.pos >= len(line.rstrip())):
         kind = {"{": "an object", "[": "a list"}[begun[0]]
-        reason += f"; {kind} over several lines must be written on one, as jq -c does"
+        command = {"{": "jq -c .", "[": "jq -c '.[]'"}[begun[0]]
+        reason += f"; {kind} over several lines must be written on one, as {command} does"
+    elif error.msg == "Extra data":
+        reason += "; each line must hold one value, as jq -c . writes them"
+    elif begun.startswith("{'"):
+        reason += "; Python's print is no JSON, json.dumps writes it"
     return reason
 
 
 def _field(row: object, key: str) -> str | Fault:
     if not isinstance(row, dict):
+        advice = (
+            "; jq -c '.[]' writes each row of a list on a line" if isinstance(row, list) else ""
+        )
         return Fault(
             "not a JSON object",
-            f'a line must look like {{"{key}": "..."}}, this one is {reprlib.repr(row)}',
+            f'a line must look like {{"{key}": "..."}}, this one is {reprlib.repr(row)}{advice}',
         )
     if key not in row:
         return Fault(

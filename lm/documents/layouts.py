@@ -24,6 +24,7 @@ from lm.documents.conversations import (
     transcript,
     turns_of,
 )
+from lm.documents.exports import by_columns, export_of
 from lm.documents.faults import Fault
 from lm.documents.row_keys import is_absent, note_unused, refused, says_nothing
 
@@ -52,11 +53,11 @@ _OPTIONS = ("options", "choices")
 # Names that only people can tell the meaning of: an error suggests them for `columns`.
 _MAYBE_PROMPT = (
     "text", "sentence", "sms", "source", "src", "problem", "title", "article", "document", "user",
-    "human", "q",
+    "human", "q", "input_text",
 )  # fmt: skip
 _MAYBE_ANSWER = (
     "label", "labels", "class", "category", "summary", "solution", "tgt", "reply", "assistant",
-    "bot", "a",
+    "bot", "a", "output_text", "best_answer",
 )  # fmt: skip
 
 
@@ -95,6 +96,9 @@ def conversation_of(
     is_data = isinstance(data := left.get("data"), list) and all(isinstance(x, str) for x in data)
     keys = tuple(key for key in left if key != "data" or is_data)
     chosen, names = _columns_of(keys, layout, tuple(columns.items()))
+    has_layout = chosen is not None and all(names[key] in row for key in LAYOUTS[chosen].needs)
+    if fault := export_of(tuple(row), has_layout) or by_columns(left):
+        return fault
     if chosen is None:
         return _unknown(left)
     if unknown := columns.keys() - names.keys():
@@ -217,16 +221,18 @@ def _unknown(row: Mapping[str, Any]) -> Fault:
         )
     for key, value in row.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            advice = (
-                f"; if it is the messages, write columns: {{messages: {key}}}"
-                if are_messages(value) and value[0].keys() & set(CONTENT_KEYS)
-                else ""
-            )
-            return Fault(
-                "unknown layout",
-                f"there are {keys}; if {key} is the list of rows, write it alone into the file, as"
-                f" jq .{key} does{advice}",
-            )
+            if are_messages(value) and value[0].keys() & set(CONTENT_KEYS):
+                advice = f"if {key} is the messages, write columns: {{messages: {key}}}"
+            elif row.keys() & set(NAMES["prompt"]):
+                advice = (
+                    f"{key} is a list; if it has several answers, write one of them as completion,"
+                    " or two as chosen and rejected"
+                )
+            else:
+                advice = (
+                    f"if {key} is the list of rows, write it alone into the file, as jq .{key} does"
+                )
+            return Fault("unknown layout", f"there are {keys}; {advice}")
     if len(row) == 1 and (
         mark := next((mark for mark in ";|\t" if mark in str(next(iter(row)))), None)
     ):
@@ -299,7 +305,10 @@ def _answered(fields: Fields, key: str, noted: Counter[str]) -> Conversation | F
     If an answer repeats the prompt, as in some datasets, the repetition is removed. Without a
     prompt the answer is the whole conversation.
     """
-    prompt, answer = listed(fields.get("prompt", [])), listed(fields[key])
+    prompt, answer = listed(fields.get("prompt", []), "prompt"), listed(fields[key], key)
+    for text in (prompt, answer):
+        if isinstance(text, Fault):
+            return text
     asked = (
         turns_of(prompt, "prompt", noted)
         if isinstance(prompt, list | dict)

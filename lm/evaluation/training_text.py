@@ -19,9 +19,9 @@ from lm.documents.reader import Reader
 from lm.system.errors import UserError
 from lm.tokenizer.tokenizer import Tokenizer
 from lm.tokens.cache import DamagedError, open_cache, verify
-from lm.tokens.corpus import split_of
 from lm.tokens.prepare import SPLITS
 from lm.tokens.prepared import cache_folder
+from lm.tokens.sources import split_of
 from lm.tokens.store import TokenStore
 
 

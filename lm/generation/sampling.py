@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from model import Decoder
+    from model import Decoder, KVCache
 
 # Below this the best token has all the probability, and dividing by it would overflow.
 SMALLEST_TEMPERATURE = 1e-6
@@ -176,14 +176,12 @@ def generate(
     """Continue prompts, one token at a time, each as if it were alone.
 
     The prompts are read once into a cache of keys and values; each new token then costs one
-    position. When the cache is full, the model reads the newest `context_length // 2` tokens again,
-    into an emptied cache, and goes on. A prompt longer than the context is cut in the same way. No
-    EOS is put before the rest: training rows, too, begin in the middle of documents.
+    position. When the cache is full, the model reads the newest half again, into an emptied cache,
+    and goes on.
 
     Args:
         decoder: evaluated in evaluation mode; its mode is restored at the end.
-        prompts: a row for each list of at least one id (`lm.generation.prompt.open_prompt`), also
-            for equal ones.
+        prompts: a row for each list of at least one id (`lm.generation.prompt.open_prompt`).
         options: how each token is chosen. The repetition penalty counts the prompt and forgotten
             tokens, but never a stop id.
         max_new_tokens: a row ends after this many tokens.
@@ -211,15 +209,10 @@ def generate(
     with evaluating(decoder):
         for drawn in range(max_new_tokens):
             if drawn == 0 or cache.length == context:
-                texts = [
-                    text if len(text) <= context else text[-(context // 2) :] for text in texts
-                ]
+                texts = [newest_half(text, context) for text in texts]
                 unread, cache.padding = left_padded(texts, generator.device)
                 cache.length = 0
-            # Not around the loop: between two tokens the caller's code would run under it too.
-            with torch.no_grad():
-                # .forward is never compiled: each length of the cache would be a new graph
-                logits = decoder.forward(unread, cache=cache)[:, -1, :vocab_size].float()
+            logits = next_logits(decoder, unread, cache)[:, :vocab_size]
             if drawn == 0 and not logits.isfinite().all():
                 raise NonFiniteError(NOT_FINITE)
             unread = sample_next(logits, options, seen, generator)[:, None]
@@ -231,6 +224,24 @@ def generate(
             ended = [end or token in stop_ids for token, end in zip(tokens, ended, strict=True)]
             if all(ended):
                 return
+
+
+def next_logits(decoder: Decoder, unread: Tensor, cache: KVCache) -> Tensor:
+    """Return the logits of the next token after each row, (B, vocabulary), in fp32."""
+    import torch
+
+    # Not around a generator's loop: between two tokens the caller's code would run under it too.
+    with torch.no_grad():
+        # .forward is never compiled: each length of the cache would be a new graph
+        return decoder.forward(unread, cache=cache)[:, -1].float()
+
+
+def newest_half(text: list[int], context: int) -> list[int]:
+    """Return a text that fits into the context, and the newest `context // 2` ids of a longer one.
+
+    No EOS is put before the rest: training rows, too, begin in the middle of documents.
+    """
+    return text if len(text) <= context else text[-(context // 2) :]
 
 
 def left_padded(

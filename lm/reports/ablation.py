@@ -17,10 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm.checkpoints.base import OWN
 from lm.checkpoints.folder import open_checkpoint
-from lm.config.schema.config import Config
 from lm.display.tables import MISSING, Table, markdown_table
+from lm.reports.pairing import Kept
 from lm.runs.results import read_validations
 from lm.system.disk import replace
 from lm.system.errors import CheckpointError
@@ -146,92 +145,6 @@ def in_words(difference: Difference | None, unit: str) -> str:
     )
 
 
-class Kept(NamedTuple):
-    """The things that two configurations have in common in runs of the same seed.
-
-    Attributes:
-        rows: both read the same rows in the same order.
-        batches: each step has the same rows.
-        weights: both begin with the same weights.
-        tokens: a token is the same piece of text, so that losses per token compare.
-        validation: both are validated on the same text.
-    """
-
-    rows: bool
-    batches: bool
-    weights: bool
-    tokens: bool
-    validation: bool
-
-    def lines(self) -> list[str]:
-        """Return each thing in words; "not" precedes those that differ."""
-        words = {
-            "rows": "the same rows in the same order",
-            "batches": "the same batch at each step",
-            "weights": "the same first weights",
-            "tokens": "the same tokens",
-            "validation": "the same validation text",
-        }
-        return [("" if kept else "not ") + words[name] for name, kept in self._asdict().items()]
-
-
-def kept(one: Config, other: Config) -> Kept:
-    """Derive from two configurations what their runs have in common.
-
-    The plan is a function of seed, rows and batch size (lm/tokens/plan.py). Weights are drawn one
-    after the other, so that another shape anywhere gives other weights everywhere.
-    """
-    tokens = one.tokenizer == other.tokenizer
-    split = all(
-        getattr(one.data, key) == getattr(other.data, key)
-        for key in ("split", "val_fraction", "test_fraction")
-    )
-    same_data = _data(one) == _data(other) and one.row_length == other.row_length
-    replay = [
-        config.finetune and (config.finetune.replay, config.finetune.base)
-        for config in (one, other)
-    ]
-    rows = (
-        tokens
-        and same_data
-        and (replay[0] == replay[1] or not any(finetune and finetune[0] for finetune in replay))
-    )
-    shapes = [
-        {key: value for key, value in config.model.model_dump().items() if key not in OWN}
-        for config in (one, other)
-    ]
-    starts = [
-        config.finetune and (config.finetune.base, config.finetune.method, config.finetune.lora)
-        for config in (one, other)
-    ]
-    validated = one.data.validation == other.data.validation and (
-        one.data.validation is not None or (one.data.source == other.data.source and split)
-    )
-    limits = one.trainer.validation_rows == other.trainer.validation_rows
-    # Rows of another length hold the same text if all are read. Conversations are the exception:
-    # those that do not fit a row are skipped.
-    cut_alike = one.row_length == other.row_length and tokens
-    rows_alike = limits and (
-        cut_alike or (one.trainer.validation_rows is None and not one.data.conversations)
-    )
-    return Kept(
-        rows=rows,
-        batches=rows and one.trainer.batch_size == other.trainer.batch_size,
-        weights=tokens and shapes[0] == shapes[1] and starts[0] == starts[1],
-        tokens=tokens,
-        validation=validated and rows_alike,
-    )
-
-
-def _data(config: Config) -> dict[str, Any]:
-    """Return the keys that determine the rows."""
-    return {
-        key: value
-        for key, value in config.data.model_dump().items()
-        if key not in ("cache_dir", "workers", "sequence_length", "document_mask")
-    }
-
-
 @dataclass(frozen=True)
 class Ablation:
     """The runs of an ablation and their results.
@@ -310,45 +223,22 @@ class Ablation:
 
     def table(self) -> Table:
         """Return the headings and a line for each seed."""
-        per_token = self.kept.tokens
-        heads = [
-            "seed",
-            "baseline",
-            "variant",
-            "difference",
-            "lowest: baseline",
-            "variant",
-            "difference",
-            "tokens",
-            "seconds",
-            "variant",
-        ]
-        lines = [heads]
-        for seed, one, other in zip(self.seeds, self.baseline, self.variant, strict=True):
-            final = [run.final if per_token else run.final_bits_per_byte for run in (one, other)]
-            lowest = [run.lowest if per_token else run.lowest_bits_per_byte for run in (one, other)]
-            cells = [
-                cell for pair in (final, lowest) for cell in (*map(_loss, pair), _signed(*pair))
-            ]
-            for place, run in ((0, one), (1, other)):
-                cells[place] = run.problem or cells[place]
-            tokens = (
-                " / ".join(
-                    dict.fromkeys(
-                        f"{run.tokens:,}" for run in (one, other) if run.tokens is not None
-                    )
-                )
-                or MISSING
-            )
+        both = "baseline, variant, difference"
+        lines = [f"seed, {both}, lowest: {both}, tokens, seconds, variant".split(", ")]
+        for seed, *pair in zip(self.seeds, self.baseline, self.variant, strict=True):
+            if self.kept.tokens:
+                final, lowest = [run.final for run in pair], [run.lowest for run in pair]
+            else:
+                final = [run.final_bits_per_byte for run in pair]
+                lowest = [run.lowest_bits_per_byte for run in pair]
+            ends = [run.problem or _shown(loss) for run, loss in zip(pair, final, strict=True)]
+            tokens = dict.fromkeys(f"{run.tokens:,}" for run in pair if run.tokens is not None)
             lines.append(
                 [
-                    str(seed),
-                    *cells,
-                    tokens,
-                    *(
-                        MISSING if run.seconds is None else f"{run.seconds:.1f}"
-                        for run in (one, other)
-                    ),
+                    *(str(seed), *ends, _signed(*final)),
+                    *(*map(_shown, lowest), _signed(*lowest)),
+                    " / ".join(tokens) or MISSING,
+                    *(_shown(run.seconds, 1) for run in pair),
                 ]
             )
         return lines
@@ -409,8 +299,8 @@ class Ablation:
         replace(folder / "ablation.json", json.dumps(self.as_json(), indent=1) + "\n")
 
 
-def _loss(value: Number) -> str:
-    return MISSING if value is None else f"{value:.4f}"
+def _shown(value: Number, digits: int = 4) -> str:
+    return MISSING if value is None else f"{value:.{digits}f}"
 
 
 def _signed(one: Number, other: Number) -> str:

@@ -108,30 +108,26 @@ def report(
         "incidents": incidents(run, out),
     }
     shown = {key: part for key in PARTS if (part := parts[key]) is not None}
-    body = [
-        element(
-            "header",
-            element("p", "Training report", class_="quiet small"),
-            element("h1", run.name),
-            *_lead(run, line),
-            _tiles(run),
-            *_problems(run),
-        ),
-        element(
-            "nav",
-            *(element("a", PARTS[key], href=f"#{key}") for key in shown),
-            aria_label="Parts of this report",
-        ),
-        *(
-            element("section", element("h2", PARTS[key]), part, id=key)
-            for key, part in shown.items()
-        ),
-        element(
-            "footer", f"Made from {run.folder} on {_date(datetime.now(UTC))}. Losses: {run.unit}."
-        ),
-    ]
+    links = (element("a", PARTS[key], href=f"#{key}") for key in shown)
+    made = f"Made from {run.folder} on {_date(datetime.now(UTC))}. Losses: {run.unit}."
     return document(
-        f"Report: {run.name}", *body, style=charts.STYLE + STYLE + run_texts.STYLE + style
+        f"Report: {run.name}",
+        _header(run, line),
+        element("nav", *links, aria_label="Parts of this report"),
+        *(element("section", element("h2", PARTS[key]), shown[key], id=key) for key in shown),
+        element("footer", made),
+        style=charts.STYLE + STYLE + run_texts.STYLE + style,
+    )
+
+
+def _header(run: RunRecord, line: Sequence[Ancestor]) -> Html:
+    return element(
+        "header",
+        element("p", "Training report", class_="quiet small"),
+        element("h1", run.name),
+        *_lead(run, line),
+        _tiles(run),
+        *_problems(run),
     )
 
 

@@ -13,13 +13,13 @@ import errno
 import itertools
 import json
 import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lm.system.errors import CheckpointError
+from lm.system.regular import open_regular
 
 MOST_BYTES = 2**30
 MOST_LINES = 2_000_000
@@ -100,12 +100,8 @@ def read_lines(
     Raises:
         OSError: the file cannot be read, is too large, or is not a regular file.
     """
-    # Without O_NONBLOCK even opening a pipe would wait for a writer.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        if status.st_size > most_bytes:
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > most_bytes:
             raise OSError(errno.EFBIG, f"larger than {most_bytes / 2**20:,.0f} MiB", str(path))
         for number in itertools.count(1):
             content = rest = file.readline(MOST_OF_A_LINE + 2)

@@ -108,7 +108,7 @@ class RunRecord:
         known = (
             [row["step"] for row in self.rows]
             + [v.step for v in self.validations]
-            + [saved.step for saved in self.checkpoints]
+            + [saved.step for saved in self.checkpoints if saved.step is not None]
         )
         return max(known, default=0)
 

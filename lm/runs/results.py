@@ -18,7 +18,7 @@ from typing import Any
 
 from lm.runs.lines import left_out, read_records
 from lm.system.disk import append, replace
-from lm.system.errors import printable
+from lm.system.errors import CheckpointError, printable
 from lm.system.json_values import count, finite, number, text
 
 FILE = "evaluations.jsonl"
@@ -79,16 +79,18 @@ def read_validations(run: Path) -> tuple[list[RecordedValidation], list[int]]:
 
 
 def read_by_checkpoint(run: Path) -> dict[tuple[int, str], RecordedValidation]:
-    """Return the latest validation of each (step, manifest hash); report damaged lines on stderr.
+    """Return the latest validation of each (step, manifest hash).
 
-    The hash makes sure that a result belongs to the very bytes that were scored.
-
-    Raises:
-        CheckpointError: the file cannot be read.
+    The hash makes sure that a result belongs to the very bytes that were scored. Damaged lines, and
+    a file that cannot be read, are reported on stderr: checkpoints are whole without their results.
     """
-    validations, damaged = read_validations(run)
-    for message in left_out(run / FILE, damaged):
-        print(printable(f"{run}: {message}"), file=sys.stderr)
+    try:
+        validations, damaged = read_validations(run)
+        messages = [f"{run}: {message}" for message in left_out(run / FILE, damaged)]
+    except CheckpointError as error:
+        validations, messages = [], [f"{error}; the losses in it are left out"]
+    for message in messages:
+        print(printable(message), file=sys.stderr)
     return {(v.step, v.manifest_sha256): v for v in validations if v.manifest_sha256 is not None}
 
 

@@ -21,13 +21,14 @@ class Saved:
     but the path, the step and the links.
 
     Attributes:
+        step: None if neither the name nor meta.json says it.
         links: those of best.ckpt, last.ckpt, final.ckpt, ... that mean it.
         meta: the content of meta.json.
         files: name -> {"bytes", "sha256"}, from the manifest.
     """
 
     path: Path
-    step: int
+    step: int | None
     links: tuple[str, ...]
     meta: Mapping[str, Any]
     files: Mapping[str, Any]
@@ -53,11 +54,12 @@ def saved_checkpoints(folder: Path) -> list[Saved]:
 
 def saved_checkpoint(path: Path) -> Saved:
     """Return one checkpoint, whole or damaged."""
-    step = step_of(path)  # -1 for a copy under another name, whose meta.json knows it
+    step = named if (named := step_of(path)) >= 0 else None
     links = tuple(name for name in NAMES if pointed(path.parent, name) == path)
     checkpoint = Checkpoint(path)
     try:
-        meta, files, sha256 = checkpoint.meta, checkpoint.files, checkpoint.sha256
+        meta, step = checkpoint.meta, checkpoint.step
+        files, sha256 = checkpoint.files, checkpoint.sha256
     except CheckpointError as error:
         return Saved(path, step, links, {}, {}, None, problem=str(error))
-    return Saved(path, checkpoint.step, links, meta, files, sha256, problem=None)
+    return Saved(path, step, links, meta, files, sha256, problem=None)

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from lm.system.errors import CheckpointError, first_line
 from lm.system.mark import temporary
 from lm.system.refusal import UNKNOWN_CALL, inodes_left, remark, why
+from lm.system.regular import open_regular
 from lm.system.units import in_bytes
 
 MOST_JSON = 2**24  # bytes; our own files have some kilobytes
@@ -104,12 +105,7 @@ def open_to_append(path: Path) -> BinaryIO:
     Raises:
         OSError: it cannot be written, is a link, or is not a regular file.
     """
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o666)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-    return os.fdopen(descriptor, "a+b")
+    return open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, "a+b")
 
 
 def append(path: Path, line: str) -> None:
@@ -156,16 +152,12 @@ def read_start(path: Path | str, most: int) -> bytes:
 
 
 def read_bytes(path: Path, most: int = MOST_JSON) -> bytes:
-    """Return the content of a regular file of at most `most` bytes. Pipes and devices are
-    refused: they may block or never end.
+    """Return the content of a regular file of at most `most` bytes.
 
     Raises:
         OSError: the file cannot be read, is too large, or is not a regular file.
     """
-    # Without O_NONBLOCK even opening a pipe would wait for a writer.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with open_regular(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise OSError(errno.EFBIG, f"larger than {most / 2**20:,.0f} MiB", str(path))

@@ -32,7 +32,9 @@ from typing import NoReturn
 from lm.system import environment, streams
 from lm.system.refusal import why
 
-DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# Refusals of a disk or a system, never mistakes of this program: the first answer only writing.
+REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+REFUSED_USES = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE)
 # Some failures are plain RuntimeErrors, and only their wording identifies them. Torch has an
 # exception class for memory on GPUs only; gloo and NCCL have none for a lost peer.
 OUT_OF_MEMORY = ("out of memory", "allocate memory")
@@ -206,12 +208,10 @@ def _on_failed_thread(failure: threading.ExceptHookArgs) -> None:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """Return the message and the exit code for an exception that is not a UserError."""
-    if isinstance(error, OSError) and error.errno in DISK_REFUSALS:
+    if isinstance(error, OSError) and error.errno in (*REFUSED_WRITES, *REFUSED_USES):
         file = error.filename or "a file"
-        return (
-            f"{file} could not be written: {why(error, file)}",
-            CheckpointError.exit_code,
-        )
+        use = "written" if error.errno in REFUSED_WRITES else "used"
+        return f"{file} could not be {use}: {why(error, file)}", CheckpointError.exit_code
     if is_out_of_memory(error):
         return _with_traceback(
             "out of memory; in training, a smaller trainer.micro_batch_size needs less"

@@ -44,8 +44,7 @@ def claim(folder: Path) -> BinaryIO:
         elif os.path.lexists(lock) and error.errno in (errno.ELOOP, errno.EISDIR, errno.EINVAL):
             reason = f"{lock} is not a file of a run; remove it"
         raise CheckpointError(
-            f"checkpoint.directory: {folder} cannot be a run's folder: {reason}"
-            + ("" if ";" in reason else "; name another")
+            f"checkpoint.directory: {folder} cannot be a run's folder: {_with_help(reason)}"
         ) from error
     # A forked worker that outlives a killed run must not hold the lock for it.
     os.register_at_fork(after_in_child=file.close)
@@ -78,9 +77,14 @@ def claim(folder: Path) -> BinaryIO:
         file.flush()
     except OSError as error:
         raise CheckpointError(
-            f"checkpoint.directory: {folder} cannot be locked: {why(error, lock)}; name another"
+            f"checkpoint.directory: {folder} cannot be locked: {_with_help(why(error, lock))}"
         ) from error
     return file
+
+
+def _with_help(reason: str) -> str:
+    """Return a reason with what helps, unless it says that already."""
+    return reason if ";" in reason or ":" in reason else f"{reason}; name another"
 
 
 def is_claimed(folder: Path) -> bool:

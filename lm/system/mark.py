@@ -17,6 +17,8 @@ import secrets
 import stat
 from pathlib import Path
 
+from lm.system.regular import open_regular
+
 MARK = ".run-id"
 SHARED = "shared"  # the second word in the mark of a folder that holds a user's files too
 MOST_NAME = 48  # characters of a name that its temporary name repeats: names are limited
@@ -34,9 +36,8 @@ def is_shared(folder: Path) -> bool:
 
 
 def _words(folder: Path) -> list[str]:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        with os.fdopen(os.open(folder / MARK, flags), "rb") as file:
+        with open_regular(folder / MARK, os.O_RDONLY | os.O_NOFOLLOW) as file:
             return file.read(64).decode(errors="replace").split()
     except OSError:
         return []
@@ -54,9 +55,9 @@ def set_mark(folder: Path, mark: str = "", shared: bool = False) -> None:
     """Write a new mark, or the given one, into a folder without one. Raises OSError."""
     if not mark_of(folder):
         words = [mark or secrets.token_hex(8), SHARED]
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with os.fdopen(os.open(folder / MARK, flags, 0o666), "w") as file:
-            file.write(" ".join(words[: 1 + shared]) + "\n")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
+        with open_regular(folder / MARK, flags, "wb") as file:
+            file.write(" ".join(words[: 1 + shared]).encode() + b"\n")
 
 
 def temporary(path: Path, purpose: str = "") -> Path:

@@ -11,9 +11,22 @@ import os
 import sys
 from pathlib import Path
 
+ELSEWHERE = "or name another folder"
 HELP = {
+    errno.ENOSPC: f"free some space there, {ELSEWHERE}",
     errno.EDQUOT: "remove some of your files, or ask for a larger quota",
-    errno.EROFS: "mount it for writing again; after a disk error, dmesg says why it is read-only",
+    errno.EFBIG: "the disk or `ulimit -f` forbids files of this size: raise the limit,"
+    f" {ELSEWHERE}",
+    errno.EROFS: "mount it for writing (after a disk error, dmesg says why it is read-only),"
+    f" {ELSEWHERE}",
+    errno.EACCES: f"change its permissions (`ls -ld` shows them), {ELSEWHERE}",
+    errno.EPERM: "the owner or the file system forbids it (`ls -ld` and `lsattr -d` show how):"
+    f" change that, {ELSEWHERE}",
+    errno.ENOTDIR: f"a part of the path is a file: remove it, {ELSEWHERE}",
+    errno.EEXIST: f"a file has this name: remove it, {ELSEWHERE}",
+    errno.EMFILE: "this process may open no more files: raise the limit (`ulimit -n`)",
+    errno.ENFILE: "this machine may open no more files: end other programs",
+    errno.EIO: f"the disk failed (dmesg says more): replace it, {ELSEWHERE}",
     errno.ESTALE: "the network folder was moved or mounted anew: mount it again, and go on with the"
     " same command",
     errno.ENAMETOOLONG: "write a shorter name",
@@ -35,8 +48,10 @@ def why(error: OSError, path: Path | str) -> str:
             "no inodes are left, although bytes may be free: the disk holds as many files as it"
             " can (see df -i); remove some files"
         )
-    if error.errno == errno.ELOOP:
+    if error.errno == errno.ELOOP and Path(path).is_symlink():
         return HELP[errno.ELOOP]
+    if error.errno == errno.ELOOP:
+        return "the links in its path lead back to each other: mend them, or name another folder"
     return f"{reason}; {HELP[error.errno]}" if error.errno in HELP else reason
 
 

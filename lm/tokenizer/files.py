@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -37,6 +39,18 @@ FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
     "*.model",
+)
+# Files that hold a part of a tokenizer: what each is, and the file that it needs in its folder.
+PARTS = (
+    ("vocab.json", "the vocabulary of byte pairs", "merges.txt"),
+    ("merges.txt", "the merges of byte pairs", "vocab.json"),
+    ("vocab.txt", "a vocabulary of WordPiece, as BERT's", "tokenizer_config.json"),
+    ("tokenizer_config.json", "settings of a tokenizer", "tokenizer.json"),
+    ("special_tokens_map.json", "settings of a tokenizer", "tokenizer.json"),
+    ("added_tokens.json", "settings of a tokenizer", "tokenizer.json"),
+    ("config.json", "settings of a model", "tokenizer.json"),
+    ("*.tiktoken", "a vocabulary of tiktoken", "tokenizer.json"),
+    ("*.vocab", "the list of a SentencePiece model's pieces", "*.model"),
 )
 ADVICE = "give a folder or a tokenizer.json"
 ANOTHER = "write another name, such as byte, which needs no file"
@@ -83,6 +97,8 @@ def find_tokenizer(name: str) -> Definition:
         backend = open_definition(source.definition)
     except (OSError, ValueError) as error:
         reason = f"{error.filename}: {error.strerror}" if _names_file(error) else first_line(error)
+        if path.is_file() and (part := _part_of_a_tokenizer([path.name], path.parent)):
+            raise ConfigError(f"tokenizer {name}: {part[0]}") from error
         raise ConfigError(f"tokenizer {name}: cannot be read: {reason}; {ANOTHER}") from error
 
     def first_id(*tokens: str | None) -> int | None:
@@ -159,11 +175,32 @@ def unknown_id(backend: Any, model: dict[str, Any]) -> int | None:
 
 
 def _from_file(path: Path) -> Source:
+    folder = path.parent
+    if path.suffix == ".model":
+        # Settings beside it may say more than the model, as in a folder.
+        if beside := sorted(name for name in _files(folder) if not name.endswith(".model")):
+            raise ConfigError(
+                f"tokenizer {path}: {beside[0]} stands beside it; write the folder, {folder}, or"
+                " move the model into one of its own"
+            )
+        sentencepiece.require(str(path), path)
+        definition = sentencepiece.convert(path).to_str()
+    else:
+        definition = read_text(path, MOST_BYTES)
     return Source(
-        read_text(path, MOST_BYTES),
-        path,
-        *(_named_token(path.parent, key) for key in ("eos_token", "pad_token")),
+        definition, path, *(_named_token(folder, key) for key in ("eos_token", "pad_token"))
     )
+
+
+def _part_of_a_tokenizer(names: Collection[str], folder: Path) -> tuple[str, bool] | None:
+    """Return what a file is that holds a part of a tokenizer, with what to write, and whether the
+    file that it needs is there.
+    """
+    for pattern, what, needed in PARTS:
+        if name := next((name for name in names if fnmatch(name, pattern)), None):
+            advice = f"write its folder, {folder}, with {needed} in it"
+            return f"{name} is only {what}; {advice}", any(folder.glob(needed))
+    return None
 
 
 def _from_folder(name: str, folder: Path) -> Source:
@@ -182,6 +219,10 @@ def _from_folder(name: str, folder: Path) -> Source:
         return Source(_gpt2(name, folder), folder / "vocab.json")
     if models := sorted(file for file in files if file.endswith(".model")):
         sentencepiece.require(name, folder / models[0])
+        if files == set(models) != {models[0]}:
+            raise ConfigError(
+                f"tokenizer {name}: several models; write one of them: {folder / models[0]}"
+            )
         # Settings beside it may say more than the model.
         if files == {models[0]} and not (folder / "config.json").is_file():
             backend = sentencepiece.convert(folder / models[0])
@@ -190,7 +231,9 @@ def _from_folder(name: str, folder: Path) -> Source:
 
 
 def _files(folder: Path) -> set[str]:
-    return {path.name for pattern in FILES for path in folder.glob(pattern)}
+    """Return the names of a tokenizer's files. SentencePiece's .vocab only lists its .model."""
+    names = {path.name for pattern in FILES for path in folder.glob(pattern)}
+    return {name for name in names if not name.endswith(".vocab")}
 
 
 def _named_token(folder: Path, key: str) -> str | None:
@@ -284,6 +327,9 @@ def _convert(name: str, folder: Path) -> Source:
             loaded.pad_token,
         )
     except Exception as error:  # transformers raises errors of many classes
+        part = _part_of_a_tokenizer(_files(folder), folder)
+        if part is not None and not part[1]:
+            raise ConfigError(f"tokenizer {name}: {part[0]}") from error
         raise ConfigError(
             f"tokenizer {name}: {folder} cannot be turned into a fast tokenizer.json:"
             f" {first_line(error)}; {ANOTHER}"

@@ -10,6 +10,7 @@ must be ascending and within the tokens. On each machine only the first process 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from lm.system.disk import sync
 from lm.system.environment import count_processes, is_first_on_machine
 from lm.system.errors import CheckpointError, DataError, first_line
 from lm.system.locks import hold
+from lm.system.refusal import why
 from lm.tokens import manifest as manifests
 from lm.tokens.hashing import hash_files
 from lm.tokens.manifest import Manifest, WindowManifest
@@ -78,8 +80,7 @@ def open_or_build(
             else ""
         )
         raise CheckpointError(
-            f"data.cache_dir: {folder.parent} cannot be written ({error.strerror or error}); free"
-            " some space there or name another folder" + kept
+            f"data.cache_dir: {folder.parent} cannot be written: {why(error, folder.parent)}{kept}"
         ) from error
     if damaged and count_processes() > 1:
         raise CheckpointError(
@@ -162,7 +163,9 @@ def verify(folder: Path, manifest: Manifest | WindowManifest, vocab_size: int) -
 
 def unfinished(folder: Path) -> bool:
     """Return whether a part of a cache exists that the next build continues."""
-    return (folder.with_suffix(".tmp") / JOURNAL).exists()
+    with contextlib.suppress(OSError):  # a name that is too long, or a folder that is shut
+        return (folder.with_suffix(".tmp") / JOURNAL).exists()
+    return False
 
 
 def _build(folder: Path, build: Callable[[Path], Manifest]) -> Manifest:

@@ -7,24 +7,20 @@ anything again.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from lm.config.schema.chat import ChatSource
 from lm.config.schema.config import Config
 from lm.config.schema.data import DataConfig
-from lm.config.schema.source import HubSource, SingleSource, dataset_of, files_of, is_streamed
-from lm.documents.conversations import Conversation
-from lm.documents.reader import Reader, hash_of_text
-from lm.documents.templates import ChatFormat
+from lm.config.schema.source import HubSource, dataset_of, files_of, is_streamed
+from lm.documents.reader import Reader
 from lm.system.errors import DataError
 from lm.system.units import in_bytes
 from lm.tokenizer.tokenizer import Tokenizer
@@ -35,6 +31,7 @@ from lm.tokens.manifest import Manifest
 from lm.tokens.prepare import SPLITS, Split, changed_meanwhile, prepare
 from lm.tokens.prepared import cache_folder, cache_key, recall, remember, settings_of
 from lm.tokens.round_trip import losses
+from lm.tokens.sources import Source, sources_of, split_of
 from lm.tokens.store import TokenStore
 from lm.tokens.stream import Stream, choose_revision
 from lm.tokens.texts import Texts
@@ -75,52 +72,6 @@ class Corpus:
         return [store for store in (self.train, self.val) if isinstance(store, TokenStore)]
 
 
-class _Source(NamedTuple):
-    """A source as the configuration has it: its key, its section, and its share of the rows."""
-
-    key: str
-    section: SingleSource
-    share: float
-
-    def name(self, files: Sequence[str]) -> str:
-        """Return how the log calls it if there are several sources; else an empty text."""
-        if self.share == 1.0:
-            return ""
-        more = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
-        return f"{files[0]}{more} ({self.share:.0%}): "
-
-
-def _sources(data: DataConfig) -> list[_Source]:
-    """Return the sources to train on, then the one for validation only, if there is one."""
-    total = sum(part.weight for _, part in data.parts)
-    sources = [_Source(key, part.source, part.weight / total) for key, part in data.parts]
-    return sources + (
-        [_Source("data.validation", data.validation, 1.0)] if data.validation is not None else []
-    )
-
-
-def readers(data: DataConfig, tokenizer: Tokenizer | None = None) -> list[tuple[Reader, Split]]:
-    """Return each source's documents, and which of them are held out.
-
-    Raises:
-        DataError: files are missing.
-        ConfigError: a source has ids instead of text, and `tokenizer` is None.
-    """
-    found = [
-        Reader(source.section, source.key, data.on_bad_row, tokenizer) for source in _sources(data)
-    ]
-    return [(reader, split_of(data, reader)) for reader in found]
-
-
-def split_of(data: DataConfig, reader: Reader) -> Split:
-    """Return which documents of a source are held out."""
-    if reader.source is data.validation:
-        return Split("all")
-    split = Split("none") if data.validation is not None else Split(data.split, data.val_fraction)
-    chat = isinstance(reader.source, ChatSource)
-    return dataclasses.replace(split, test=data.test_fraction) if chat else split
-
-
 def named(corpora: Sequence[Corpus]) -> list[tuple[str, Corpus]]:
     """Return the sources with short names for tables, such as "jsonl *.jsonl".
 
@@ -144,48 +95,6 @@ def named(corpora: Sequence[Corpus]) -> list[tuple[str, Corpus]]:
         (name if count[name] == 1 else f"{name} ({corpus.key})", corpus)
         for name, corpus in zip(names, corpora, strict=True)
     ]
-
-
-def held_out_conversations(
-    config: Config, tokenizer: Tokenizer
-) -> tuple[ChatFormat, list[Conversation]]:
-    """Return the conversations that `data.test_fraction` keeps for a test, and their format.
-
-    If it is 0, these are the validation conversations. A conversation of several sources counts
-    once, in the first of them.
-    """
-    conversations, formats = list[str](), list[ChatFormat]()
-    for reader, split in readers(config.data, tokenizer):
-        if reader.chat is not None:
-            formats.append(reader.chat)
-            choose = split.tested if config.data.test_fraction else split.held_out
-            earlier = set(conversations)
-            texts = (document.text for document in reader)
-            conversations += [
-                text
-                for text in texts
-                if text not in earlier and choose(np.array([hash_of_text(text)], np.uint64))[0]
-            ]
-    return formats[0], [Conversation.from_json(text) for text in conversations]
-
-
-def documents_by_split(reader: Reader, split: Split) -> Iterator[tuple[str, str]]:
-    """Yield every document's split ("train", "val", or "test") and text, in order.
-
-    For callers that need the text. Unlike `prepare`, this does not know `filter.max_tokens`.
-    """
-    if split.kind != "tail":
-        for document in reader:
-            hashed = np.array([hash_of_text(document.text)], np.uint64)
-            side = SPLITS[int(split.held_out(hashed)[0])]
-            yield "test" if split.tested(hashed)[0] else side, document.text
-        return
-    left = int(sum(len(document.text) for document in reader) * (1 - split.fraction))
-    for document in reader:
-        for side, text in zip(SPLITS, (document.text[:left], document.text[left:]), strict=True):
-            if text:
-                yield side, text
-        left = max(0, left - len(document.text))
 
 
 def open_corpora(
@@ -213,7 +122,7 @@ def open_corpora(
     data = config.data
     opening = _Opening(data, tokenizer, say, engine, tokenizer.vocab_size if verify else None)
     corpora: list[Corpus] = []
-    for source in _sources(data):
+    for source in sources_of(data):
         if is_streamed(source.section):
             reader = Reader(source.section, source.key, data.on_bad_row, tokenizer)
             revision = revisions.get(reader.key)
@@ -243,7 +152,7 @@ class _Opening:
     def __post_init__(self) -> None:
         self._texts = Texts(Path(self.data.cache_dir))
 
-    def open(self, source: _Source) -> Corpus:
+    def open(self, source: Source) -> Corpus:
         """Open a source's tokens: those of its text as it is now, or, without it, those prepared.
 
         A dataset of the hub is not asked for again once its tokens exist.
@@ -268,7 +177,7 @@ class _Opening:
         origin = f"{'read from' if cached else 'written to'} {folder}"
         return self._corpus(source, reader, folder, manifest, origin)
 
-    def _open_without_text(self, source: _Source, error: DataError) -> Corpus:
+    def _open_without_text(self, source: Source, error: DataError) -> Corpus:
         """Open the tokens that were prepared of a text that cannot be read any more."""
         named = files_of(source.section) or [str(dataset_of(source.section))]
         reader = self._reader(source, named)
@@ -284,7 +193,7 @@ class _Opening:
         self.say(f"{error}: the tokens that were prepared {_made(folder)} are used")
         return self._corpus(source, reader, folder, manifest, f"read from {folder}")
 
-    def _reader(self, source: _Source, files: Sequence[str] | None = None) -> Reader:
+    def _reader(self, source: Source, files: Sequence[str] | None = None) -> Reader:
         return Reader(source.section, source.key, self.data.on_bad_row, self.tokenizer, files)
 
     def _build(self, empty: Path, reader: Reader, folder: Path) -> Manifest:
@@ -305,7 +214,7 @@ class _Opening:
         return settings_of(reader, split_of(self.data, reader), self.tokenizer)
 
     def _corpus(
-        self, source: _Source, reader: Reader, folder: Path, manifest: Manifest, origin: str
+        self, source: Source, reader: Reader, folder: Path, manifest: Manifest, origin: str
     ) -> Corpus:
         train, val = (TokenStore(folder, split_name, manifest) for split_name in SPLITS)
         facts = _facts(manifest, train, val, origin)

@@ -33,8 +33,8 @@ from lm.system.json_values import text
 from lm.system.locks import hold
 from lm.tokenizer.learn import LEAST_VOCABULARY, PATTERN, excerpt, learn
 from lm.tokenizer.tokenizer import ByteTokenizer, Tokenizer, from_definition, load_tokenizer
-from lm.tokens import corpus
 from lm.tokens.prepare import Split
+from lm.tokens.sources import documents_by_split, readers
 from lm.tokens.texts import Texts
 
 LEARNT = "bpe"  # as tokenizer.name
@@ -116,7 +116,7 @@ def texts_of(reader: Reader, split: Split, side: str) -> Iterator[str]:
     `side` is "train", "val", or "test".
     """
     chat = isinstance(reader.source, ChatSource)
-    for name, content in corpus.documents_by_split(reader, split):
+    for name, content in documents_by_split(reader, split):
         if name == side:
             yield Conversation.from_json(content).plain_text if chat else content
 
@@ -131,7 +131,7 @@ def special_tokens(config: Config) -> list[str]:
 
 
 def _trained_on(data: DataConfig) -> list[tuple[Reader, Split]]:
-    return [(reader, split) for reader, split in corpus.readers(data) if split.kind != "all"]
+    return [(reader, split) for reader, split in readers(data) if split.kind != "all"]
 
 
 def _learnt_before_or_now(config: Config, size: int, say: Say) -> str:

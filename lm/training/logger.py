@@ -227,6 +227,6 @@ def _event_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"{folder}: TensorBoard's files cannot be written: {why(error, folder)}; make room, or"
-            " set logging.tensorboard to false"
+            f"{folder}: TensorBoard's files cannot be written: {why(error, folder)}; or set"
+            " logging.tensorboard to false"
         ) from error

@@ -23,8 +23,10 @@ import torch
 
 from lm.commands import load_config
 from lm.config.schema.config import Config
+from lm.config.schema.finetune import FinetuneConfig
 from lm.optim.randomness import fold, seed_all
-from lm.reports.ablation import Ablation, Difference, Outcome, difference, in_words, kept
+from lm.reports.ablation import Ablation, Difference, Outcome, difference, in_words
+from lm.reports.pairing import kept
 from lm.system.errors import CheckpointError, ConfigError, UserError
 from lm.system.locks import claim
 from tests.support import forked
@@ -452,6 +454,25 @@ def test_conversations_that_fit_one_row_length_and_not_the_other_are_other_text(
         config,
         config.model_copy(update={"data": config.data.model_copy(update={"sequence_length": 8})}),
     ).validation
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "rows"),
+    [
+        ((0.0, "a"), (0.0, "b"), True),  # nothing of either base is replayed
+        ((0.2, "a"), (0.2, "a"), True),
+        ((0.2, "a"), (0.2, "b"), False),
+        ((0.2, "a"), (0.0, "a"), False),
+    ],
+)
+def test_replayed_text_of_a_base_is_a_part_of_the_rows(
+    tmp_path: Path, one: tuple[float, str], other: tuple[float, str], rows: bool
+) -> None:
+    config = load_config(config_file(tmp_path)).config
+    tunings = [FinetuneConfig(replay=replay, base=base) for replay, base in (one, other)]
+    pair = [config.model_copy(update={"finetune": tuning}) for tuning in tunings]
+    found = kept(*pair)
+    assert found.rows is rows and found.weights is (one[1] == other[1])
 
 
 @pytest.mark.usefixtures("starts_processes")

@@ -3,6 +3,8 @@ what it refuses.
 """
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +104,23 @@ def weights_of(checkpoint):
 def assert_same(first, second):
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_first_configuration_of_the_page_runs_on_the_base_of_make_smoke(
+    tmp_path, monkeypatch, trains
+):
+    """docs/FINETUNING.md says that it runs as it stands; here both runs have few steps."""
+    page = (runs.ROOT / "docs" / "FINETUNING.md").read_text()
+    (tmp_path / "mine.yaml").write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    (tmp_path / "data").symlink_to(runs.ROOT / "data")
+    monkeypatch.chdir(tmp_path)
+    small = ("--trainer.batch_size=2", "--trainer.validation_rows=2")
+    runs.train(runs.ROOT / "config_smoke.yaml", "--trainer.max_steps=21", *small)
+    config = tune("mine.yaml", "--trainer.max_steps=11", *small)
+    assert config.finetune.base == "checkpoints/best.ckpt"
+    base, tuned = (Checkpoint(Path(run) / "best.ckpt") for run in ("checkpoints", "runs/mine"))
+    assert tuned.meta["parent"]["manifest_sha256"] == base.sha256
+    assert tuned.meta["model"] == base.meta["model"]
 
 
 METHODS = ["full"]

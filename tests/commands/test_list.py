@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -286,6 +287,34 @@ def test_a_damaged_result_is_named_and_not_used(run: Path) -> None:
     done = list_py(run)
     assert done.returncode == 0 and "1.8750" in done.stdout
     assert done.stderr == f"{run}: evaluations.jsonl: damaged and left out: line 5, 6\n"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir], ids=["a pipe", "a folder"])
+def test_checkpoints_are_listed_without_results_that_cannot_be_read(run: Path, make: Any) -> None:
+    file = run / "evaluations.jsonl"
+    file.unlink()
+    make(file)
+    done = list_py(run)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 4
+    assert done.stderr.startswith(f"{file} cannot be read: ") and done.stderr.count("\n") == 1
+    assert done.stderr.endswith("; the losses in it are left out\n")
+    assert [row["val_loss"] for row in listed(run)] == [None, None, None]
+
+
+def test_a_damaged_copy_under_a_name_has_its_step_or_none(run: Path) -> None:
+    """The name of a copied best.ckpt holds no step: meta.json does, if that is whole."""
+    copy = run.with_name("copy")
+    shutil.copytree(run, copy)
+    best = copy / "best.ckpt"
+    damage_manifest(best)
+    for path in (copy, best):
+        [row] = [row for row in listed(path) if row["damage"]]
+        assert (row["step"], row["links"]) == (1000, ["best"])
+    damage_meta_cut(best)
+    done = list_py(best)
+    assert done.returncode == 0 and done.stdout.splitlines()[1].split()[0] == "-"
+    [row] = listed(best)
+    assert row["step"] is None
 
 
 def test_links_that_mean_nothing_are_no_matter(run: Path) -> None:

@@ -226,7 +226,7 @@ def test_help_comes_at_once():
         (
             ["--data.cache_dir=README.md/cache"],
             5,
-            "data.cache_dir: README.md/cache cannot be written (Not a directory);",
+            "data.cache_dir: README.md/cache cannot be written: Not a directory;",
         ),
     ],
 )

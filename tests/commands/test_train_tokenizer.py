@@ -32,7 +32,8 @@ from lm.tokenizer.learn import (
     usage_report,
 )
 from lm.tokenizer.tokenizer import ByteTokenizer, FastTokenizer, load_tokenizer
-from lm.tokens.corpus import documents_by_split, open_corpora, readers
+from lm.tokens.corpus import open_corpora
+from lm.tokens.sources import documents_by_split, readers
 from lm.tokens.store import TokenStore
 from tests.commands.test_commands import run
 from tests.support.runs import config_file, corpus, without

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from lm.config.keys import keys, leaves
-from lm.config.other_names import OTHER_NAMES
+from lm.config.other_names import OTHER_NAMES, ROWS
 from lm.config.reader import load
 from lm.config.scalars import flow
 from lm.system.errors import ConfigError
@@ -211,6 +212,86 @@ def test_keys_of_a_source_stay_in_their_source(write) -> None:
 def test_files_are_no_dataset_of_the_hub(write, given: str, expected: str) -> None:
     [line] = complaints(write(f"{BASE}  {given}\n"))
     assert line.endswith(f", {expected}")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("deepspeed: zero3.json", "write trainer.strategy: fsdp, which splits weights, gradients"),
+        ("fsdp: full_shard auto_wrap", "write trainer.strategy: fsdp"),
+        ("fsdp: {mode: full}", "write trainer.strategy: fsdp"),
+        ("fsdp: true", "write trainer.strategy: fsdp"),
+        ("fsdp: ''", "write trainer.strategy: auto"),
+        ("fsdp: no_shard", "write trainer.strategy: auto"),
+        (
+            "fsdp_config: {min_num_params: 2000}",
+            "remove it: trainer.strategy: fsdp has no settings",
+        ),
+        ("neftune_noise_alpha: 5", "remove it: no noise is added to the embeddings; model.dropout"),
+        ("group_by_length: true", "remove it: data.rows: packed leaves no padding"),
+        ("norm_class_name: RMSNorm", "write model.norm: rmsnorm"),
+        ("loss_type: ipo", "write finetune.objective: sft or dpo"),
+        ("optim: adamw_torch_fused", "write optimizer.name: adamw"),
+        ("nnodes: 2", "did you mean trainer.num_nodes?"),
+    ],
+)
+def test_settings_of_other_trainers(write, given: str, expected: str) -> None:
+    [line] = complaints(write(f"{BASE}  {given}\n"))
+    assert line.startswith("c.yaml:7: trainer.") and f", {expected}" in line
+
+
+PROGRAMS = {
+    "nanoGPT": "out_dir eval_interval log_interval eval_iters eval_only always_save_checkpoint"
+    " init_from wandb_log wandb_project wandb_run_name dataset gradient_accumulation_steps"
+    " batch_size block_size n_layer n_head n_embd dropout bias learning_rate max_iters weight_decay"
+    " beta1 beta2 grad_clip decay_lr warmup_iters lr_decay_iters min_lr backend device dtype"
+    " compile",
+    "nanochat": "run device_type depth head_dim max_seq_len window_pattern num_iterations"
+    " target_flops target_param_data_ratio device_batch_size total_batch_size embedding_lr"
+    " unembedding_lr weight_decay matrix_lr warmup_ratio warmdown_ratio final_lr_frac eval_every"
+    " eval_tokens sample_every save_every model_tag",
+    "litgpt": "model_name out_dir precision initial_checkpoint_dir resume data save_interval"
+    " log_interval global_batch_size micro_batch_size lr_warmup_steps max_tokens max_seq_length"
+    " tie_embeddings max_norm min_lr max_iters initial_validation final_validation"
+    " optimizer devices num_nodes tokenizer_dir logger_name seed checkpoint_dir quantize lora_r"
+    " lora_alpha lora_dropout lora_query lora_key lora_value lora_projection lora_mlp lora_head"
+    " epochs",
+    "Axolotl": "base_model model_type tokenizer_type load_in_8bit load_in_4bit adapter datasets"
+    " dataset_prepared_path val_set_size output_dir sequence_len sample_packing"
+    " pad_to_sequence_len lora_r lora_alpha lora_dropout lora_target_modules lora_target_linear"
+    " wandb_project wandb_entity wandb_watch wandb_name wandb_log_model"
+    " gradient_accumulation_steps micro_batch_size num_epochs optimizer lr_scheduler learning_rate"
+    " train_on_inputs group_by_length bf16 fp16 tf32 gradient_checkpointing"
+    " early_stopping_patience resume_from_checkpoint local_rank logging_steps flash_attention"
+    " warmup_steps evals_per_epoch saves_per_epoch debug deepspeed weight_decay fsdp fsdp_config"
+    " special_tokens chat_template field_messages eval_sample_packing",
+    "LLaMA-Factory": "model_name_or_path trust_remote_code stage do_train finetuning_type"
+    " lora_rank lora_target deepspeed dataset template cutoff_len max_samples overwrite_cache"
+    " preprocessing_num_workers dataloader_num_workers output_dir logging_steps save_steps"
+    " plot_loss overwrite_output_dir save_only_model report_to per_device_train_batch_size"
+    " gradient_accumulation_steps learning_rate num_train_epochs lr_scheduler_type warmup_ratio"
+    " bf16 ddp_timeout resume_from_checkpoint eval_dataset val_size eval_strategy eval_steps"
+    " per_device_eval_batch_size pref_beta pref_loss neat_packing quantization_bit dataset_dir"
+    " flash_attn enable_liger_kernel use_unsloth neftune_noise_alpha packing mask_history",
+    "torchtune": "output_dir tokenizer dataset seed shuffle batch_size epochs optimizer loss"
+    " max_steps_per_epoch gradient_accumulation_steps optimizer_in_bwd clip_grad_norm compile"
+    " device enable_activation_checkpointing enable_activation_offloading dtype metric_logger"
+    " log_every_n_steps log_peak_memory_stats log_level profiler lora_attn_modules"
+    " apply_lora_to_mlp apply_lora_to_output lora_rank lora_alpha lora_dropout lr_scheduler"
+    " resume_from_checkpoint packed train_on_input max_seq_len run_val_every_n_steps",
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_other_programs_write_in_their_examples_is_answered(program: str) -> None:
+    ours = {key.short for key in keys().values()}
+    assert [name for name in PROGRAMS[program].split() if name not in {*OTHER_NAMES, *ours}] == []
+
+
+def test_a_name_stands_in_one_row() -> None:
+    """A second row would silently replace the first."""
+    names = [name for _, row in ROWS for name in row.split()]
+    assert [name for name, times in Counter(names).items() if times > 1] == []
 
 
 def test_flags_of_other_programs(write) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lm.documents.conversations import SMS_INSTRUCTION, Conversation, Turn, from_sms
+from lm.documents.conversations import SMS_INSTRUCTION, Conversation, Turn, from_sms, turns_of
 from lm.documents.faults import Fault
 from lm.documents.layouts import LAYOUTS, conversation_of
 
@@ -22,6 +24,50 @@ def fault_of(row: object, layout: str = "auto") -> Fault:
     assert isinstance(found, Fault), found
     assert "\n" not in found.detail
     return found
+
+
+# ---------------------------------------------------------------- messages in a table's cell
+
+PRINTED = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.just("user"), "content": st.text(min_size=1)},
+        optional={"weight": st.just(float("nan"))},
+    ),
+    min_size=1,
+    max_size=5,
+)
+HARD = ["'} {'", "} {\n 'it\\'s' \"a\" array( nan )", "[\\", "it's", '"']
+
+
+@settings(deadline=None, max_examples=200)
+@example([{"role": "user", "content": text} for text in HARD])
+@given(PRINTED)
+def test_messages_as_numpy_and_pandas_print_them(messages: list[dict[str, Any]]) -> None:
+    """An array has no commas; the cell of a CSV by pandas is its print."""
+    array = np.array(messages, dtype=object)
+    expected = turns_of(messages, "messages", Counter())
+    nested = [{**message, "tags": np.array(["a", "b"], dtype=object)} for message in messages]
+    for cell in (str(array), repr(array), str(messages), str(np.array(nested, dtype=object))):
+        assert turns_of(cell, "messages", Counter()) == expected
+
+
+def test_texts_of_a_printed_array_stay_apart() -> None:
+    """Python joins texts that only a space parts."""
+    for texts in (["2 + 2?", "4"], ["2 + 2?", "it's 4"]):
+        found = turns_of(str(np.array(texts)), "messages", Counter())
+        assert found == [USER, Turn("assistant", texts[1])]
+    with_tuple = "[{'role': 'user', 'content': '2 + 2?', 'place': (1, 2)}]"
+    assert turns_of(with_tuple, "messages", Counter()) == [USER]
+
+
+def test_a_print_that_leaves_messages_out_is_not_learnt_as_text() -> None:
+    cut = "[{'role': 'user', 'content': '2 + 2?'} ...\n {'role': 'assistant', 'content': '4'}]"
+    for row in ({"prompt": "2 + 2?", "completion": cut}, {"prompt": cut, "completion": "4"}):
+        assert fault_of(row).kind == "messages that cannot be read"
+    assert fault_of({"messages": cut}).detail.endswith("; write the list as JSON")
+    about = "[{'role': 'user'}] is the form of a message"
+    found = conversation_of({"prompt": "2 + 2?", "completion": about}, "auto")
+    assert isinstance(found, Conversation) and found.answer == about
 
 
 # ---------------------------------------------------------------- the layouts

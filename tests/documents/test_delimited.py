@@ -91,3 +91,65 @@ def test_an_encoding_of_the_names_too(tmp_path: Path) -> None:
     other = TypeAdapter(SingleSource).validate_python(source | {"encoding": "shift_jis"})
     with pytest.raises(DataError, match="it is not shift_jis either; correct encoding"):
         list(FORMATS["csv"](str(file), other, None))
+
+
+# ---------------------------------------------------------------- as Excel and pandas write them
+
+
+@pytest.mark.parametrize("first", ["sep=;\n", "SEP=;\r\n", '"sep=;"\n', "\ufeffsep=;\n"])
+def test_excels_first_line_names_the_delimiter(tmp_path: Path, first: str) -> None:
+    """It is no row, and the numbers of the lines go on counting it."""
+    content = first + "id;text\n1;one, two\n3\n"
+    expected = [(3, "one, two"), (4, "another number of columns")]
+    assert rows(tmp_path / "a.csv", content) == expected
+    assert rows(tmp_path / "a.tsv", content) == expected
+    named = rows(tmp_path / "a.csv", first + "1;one\n", names=["id", "text"])
+    assert named == [(2, "one")]
+
+
+@pytest.mark.parametrize(
+    "above",
+    ["# made by a program\n", "# one\n# two\n", "# one\n# two, and more\n", "#\n", "## a, b, c\n"],
+)
+def test_comments_above_the_names_are_refused_by_name(tmp_path: Path, above: str) -> None:
+    with pytest.raises(
+        DataError, match=r"a.csv:1: a comment above the columns' names; remove such lines"
+    ):
+        rows(tmp_path / "a.csv", above + "id,text\n1,one\n")
+
+
+@pytest.mark.parametrize("name", ["#", "#id", "# of words"])
+def test_a_name_may_begin_like_a_comment(tmp_path: Path, name: str) -> None:
+    content = f'{name},text\n#1,"a, b\nc"\n'
+    assert rows(tmp_path / "a.csv", content) == [(2, "a, b\nc")]
+
+
+def test_spaces_around_names_are_no_part_of_them(tmp_path: Path) -> None:
+    assert rows(tmp_path / "a.csv", " text ,id\n one ,1\n") == [(2, " one ")]
+    with pytest.raises(DataError, match="2 columns are called 'text'"):
+        rows(tmp_path / "a.csv", "text, text\none,1\n")
+
+
+def test_a_space_after_each_delimiter_is_no_text(tmp_path: Path) -> None:
+    """The line of names shows that a file has them."""
+    content = 'id, text\n1, "b, ""c"""\n2, d, \n3, e\n'
+    expected = [(2, 'b, "c"'), (3, "another number of columns"), (4, "e")]
+    assert rows(tmp_path / "a.csv", content) == expected
+
+
+SPACED = "quote after a space"
+
+
+def test_a_quote_after_a_space_is_not_guessed(tmp_path: Path) -> None:
+    """If the names do not show it, nobody can tell whether the quotes belong to the text."""
+    content = 'id,text\n1, "b, c"\n2, "d"\n3, "e" he said\n4," ""f"", , ""g"""\n'
+    said = [(4, ' "e" he said'), (5, ' "f", , "g"')]
+    assert rows(tmp_path / "a.csv", content) == [(2, SPACED), (3, SPACED), *said]
+    by_the_book = [(2, "another number of columns"), (3, ' "d"'), *said]
+    assert rows(tmp_path / "a.csv", content, quoting="minimal") == by_the_book
+
+
+def test_lines_that_end_with_cr_alone_are_refused(tmp_path: Path) -> None:
+    for keys in ({}, {"quoting": "none"}, {"names": ["id", "text"]}):
+        with pytest.raises(DataError, match=r"a.csv: lines that end with CR alone"):
+            rows(tmp_path / "a.csv", "id,text\r1,one\r", **keys)

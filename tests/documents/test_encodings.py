@@ -29,9 +29,46 @@ def test_texts_of_many_encodings(encoding: str) -> None:
     assert guesses(TEXTS[encoding].encode(encoding)) == [encoding]
 
 
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        (encoding, text)
+        for encodings_of, texts in {
+            ("cp932", "euc_jp"): [
+                "日本国憲法前文\n正当選挙国会代表者行動\n",
+                "東京都千代田区永田町一丁目\n大阪府大阪市中央区大手前\n",
+                "政府は三日、東京都内で会議を開催。経済産業省、財務省等が参加。",
+                '{"text": "東京"}\n{"text": "大阪"}\n',
+            ],
+            ("gb18030",): ["北京大学\n清华大学\n上海交通大学\n", "你好，我们走吧"],
+            ("big5",): ["國立臺灣大學\n臺北市立圖書館\n", "人人生而自由，在尊嚴和權利上一律平等。"],
+            ("euc_kr",): ["大韓民國은 民主共和國이다. 主權은 國民에게 있다."],
+        }.items()
+        for encoding in encodings_of
+        for text in texts
+    ],
+)  # fmt: skip
+def test_east_asian_texts_are_told_by_their_frequent_characters(encoding: str, text: str) -> None:
+    """Few kana do not make Japanese text Chinese, whose bytes they would be valid as, too."""
+    assert guesses(text.encode(encoding)) == [encoding]
+
+
+def test_east_asian_encodings_that_fit_alike_are_all_named(tmp_path: Path) -> None:
+    """Roses, lemons and grapes are no frequent characters, so nothing tells one from another."""
+    assert guesses("家庭电话".encode("gb18030")) == ["gb18030", "euc_jp", "euc_kr"]  # 社優窮三
+    rare = "薔薇檸檬\n葡萄\n"
+    for encoding in ("cp932", "euc_jp", "big5"):
+        found = guesses(rare.encode(encoding)) or []
+        assert encoding in found and len(found) > 1
+    (tmp_path / "a.txt").write_bytes(rare.encode("euc_jp"))
+    told = remedy(str(tmp_path / "a.txt"), [], "encoding", None)
+    assert "it looks like euc_jp or gb18030 or big5; write encoding: euc_jp or" in told
+
+
 def test_one_umlaut_in_many_ascii_letters() -> None:
     assert guesses(b'{"text": "gr\xfc\xdfe"}') == ["cp1252"]
     assert guesses(b"caf\x81") == ["latin-1"]
+    assert guesses("Glücksspiel".encode("cp1252")) == ["cp1252"], "and not Gl點ksspiel"
 
 
 def test_a_damage_in_utf8_is_no_other_encoding() -> None:

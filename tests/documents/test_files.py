@@ -69,12 +69,13 @@ PIECES = [
     "\u2028ü".encode(),
     b"x" * 9,
 ]
-files = st.lists(st.sampled_from(PIECES), max_size=30).map(b"".join) | st.binary(
-    max_size=60
+files = (
+    st.lists(st.sampled_from(PIECES), max_size=30).map(b"".join) | st.binary(max_size=60)
 ).filter(
     lambda content: (
         not any(re.match(magic, content) for magic in text_files.PACKED)
         and text_files.refusal(content, None) is None
+        and (b"\n" in content or b"\r" not in content)  # else it is refused
     )
 )
 
@@ -119,6 +120,20 @@ def test_a_file_is_cut_into_equal_spans(tmp_path_factory, content, size):
     assert b"".join(
         line for span in spans for _, line in lines(str(file), span)
     ) == content.removeprefix(BOM)
+
+
+@pytest.mark.parametrize("end", ["", "\r"])
+def test_lines_that_end_with_cr_alone_are_refused_by_name(tmp_path, end):
+    """They would be one line, or one document with all of the text."""
+    file = tmp_path / "mac.txt"
+    file.write_bytes(f"one\rtwo\r\rthree{end}".encode())
+    for read in (lines, paragraphs):
+        with pytest.raises(DataError, match=r"mac.txt: lines that end with CR alone.* tr '\\r'"):
+            list(read(str(file), None))
+    file.write_bytes(b"one\rtwo\nthree\r")
+    assert [line for _, line in lines(str(file), None)] == [b"one\rtwo\n", b"three\r"]
+    file.write_bytes(b"one\r\r")
+    assert [line for _, line in lines(str(file), None)] == [b"one\r\r"]
 
 
 class Counted(io.BufferedReader):

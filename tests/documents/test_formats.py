@@ -1,6 +1,7 @@
 """Each format, from a file to its rows: texts, and refusals with their line."""
 
 import json
+import re
 import tracemalloc
 from collections import Counter
 
@@ -204,6 +205,39 @@ def test_instructions_in_a_list(tmp_path, bom, indent):
         (lines[1], left_out),
         *zip(lines[1:], TEXTS[1:], strict=True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("", ","), ("", " , \r"), ("\x1e", ""), ("\ufeff", ""), ("\ufeff\x1e", ",")],
+    ids=["commas", "commas and spaces", "RFC 7464", "joined files", "all"],
+)
+def test_marks_around_the_value_of_a_line(tmp_path, before, after):
+    content = "".join(f'{before}{{"text": "{text}"}}{after}\n' for text in ("a,", "b", "c"))
+    expected = [(1, "a,"), (2, "b"), (3, "c")]
+    assert rows(tmp_path / "a.jsonl", content, format="jsonl") == expected
+    content = "".join(before + json.dumps(entry) + after + "\n" for entry in ENTRIES[:1] * 2)
+    expected = [(1, TEXTS[0]), (2, TEXTS[0])]
+    assert rows(tmp_path / "a.jsonl", content, format="instruction") == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (json.dumps([{"text": "a"}], indent=2), r"a list over several lines .* as jq -c '\.\[\]'"),
+        (json.dumps([{"text": "a"}]), r"jq -c '\.\[\]' writes each row of a list on a line"),
+        (json.dumps({"text": "a"}, indent=2), r"an object over several lines .* as jq -c \. does"),
+        ('{"text": "a"}{"text": "b"}', r"column 14; each line must hold one value, as jq -c \."),
+        ('{"text": "a"},{"text": "b"},', "column 14; each line must hold one value"),
+        ("{'text': 'a'}", "Python's print is no JSON, json.dumps writes it"),
+    ],
+)
+def test_other_json_is_told_how_to_become_lines(tmp_path, content, told):
+    (tmp_path / "a.jsonl").write_text(content)
+    found = FORMATS["jsonl"](str(tmp_path / "a.jsonl"), section(format="jsonl"), None)
+    fault = next(found)[1]
+    assert isinstance(fault, Fault)
+    assert re.search(told, fault.detail)
 
 
 def test_instructions_in_lines(tmp_path):

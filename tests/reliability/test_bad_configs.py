@@ -748,7 +748,8 @@ def test_a_file_and_folders_without_permission(here: Path) -> None:
     with not_root(here):
         got = answer("train", "--config", "c.yaml", "--checkpoint.directory", "closed/run")
     assert got.code == 5 and got.lines == [
-        "checkpoint.directory: closed/run cannot be a run's folder: Permission denied; name another"
+        "checkpoint.directory: closed/run cannot be a run's folder: Permission denied; change its"
+        " permissions (`ls -ld` shows them), or name another folder"
     ], got
     assert picture(here) == before
 

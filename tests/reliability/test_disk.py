@@ -545,10 +545,24 @@ def test_no_room_for_the_token_cache(tmp_path: Path, kilobytes: int) -> None:
         process = start(tmp_path)
         assert process.wait() == 5
         said = (
-            f"data.cache_dir: {tmp_path / 'disk' / 'cache'} cannot be written (No space left on"
-            " device); free some space there or "
+            f"data.cache_dir: {tmp_path / 'disk' / 'cache'} cannot be written: No space left on"
+            " device; free some space there, or name another folder\n"
         )
-        assert process.err == said + "name another folder\n"
+        assert process.err == said
+
+
+def test_a_read_only_disk_for_the_token_cache(tmp_path: Path) -> None:
+    cache = tmp_path / "disk" / "cache"
+    config_file(tmp_path, data={"cache_dir": str(cache)})
+    with disk(tmp_path / "disk", 1000) as mounted:
+        subprocess.run([require("mount"), "-o", "remount,ro", str(mounted)], check=True)
+        process = start(tmp_path)
+        assert process.wait() == 5
+        assert process.err == (
+            f"data.cache_dir: {cache} cannot be written: Read-only file system; mount it for"
+            " writing (after a disk error, dmesg says why it is read-only), or name another"
+            " folder\n"
+        )
 
 
 @pytest.mark.parametrize("kilobytes", [32, 36, 40])

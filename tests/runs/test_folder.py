@@ -182,9 +182,14 @@ def test_folders_that_cannot_be_used_are_told_in_a_line(unprivileged: Path) -> N
     Path("link").symlink_to("nowhere")
     start, end = "checkpoint.directory: {} cannot be a run's folder: ", "; name another"
     assert refusal("file") == start.format("file") + "it is a file" + end
-    assert refusal("file/run") == start.format("file/run") + "Not a directory" + end
-    assert refusal("shut") == start.format("shut") + "Permission denied" + end
-    assert refusal("shut/run") == start.format("shut/run") + "Permission denied" + end
+    assert refusal("file/run") == start.format("file/run") + (
+        "Not a directory; a part of the path is a file: remove it, or name another folder"
+    )
+    for folder in ("shut", "shut/run"):
+        assert refusal(folder) == start.format(folder) + (
+            "Permission denied; change its permissions (`ls -ld` shows them), or name another"
+            " folder"
+        )
     odd = "odd/.lock is not a file of a run; remove it"
     assert refusal("odd") == start.format("odd") + odd
     long = "x" * 300

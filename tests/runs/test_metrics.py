@@ -243,7 +243,8 @@ def test_a_full_disk_while_resuming_leaves_the_old_file(
 
     monkeypatch.setattr("os.fsync", refuse)
     with pytest.raises(
-        CheckpointError, match=r"No space left on device .*; what was saved before is untouched"
+        CheckpointError,
+        match=r"No space left on device; .* free\); what was saved before is untouched",
     ):
         MetricsLog(path, resume_step=2)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

@@ -52,7 +52,9 @@ def test_a_device_is_written_to_and_stays_a_device() -> None:
         if path.name == "null":
             disk.replace(path, "new")
         else:
-            assert refused(path).startswith("No space left on device; what")
+            assert refused(path).startswith(
+                "No space left on device; free some space there, or name"
+            )
         assert path.stat().st_rdev == before.st_rdev and path.is_char_device()
 
 
@@ -80,7 +82,9 @@ def test_a_pipe_is_written_to_if_somebody_reads_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["a folder", "a pipe"])
 def test_only_a_regular_file_is_appended_to(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "log")
-    with pytest.raises(CheckpointError, match=r"log could not be written: (Is a dir|it is not a)"):
+    with pytest.raises(
+        CheckpointError, match=r"log could not be written: (Is a dir|not a regular)"
+    ):
         disk.append(tmp_path / "log", "line")
     (tmp_path / "link").symlink_to("text")
     with pytest.raises(CheckpointError, match="it is a link"):
@@ -113,8 +117,15 @@ def test_a_file_system_that_cannot_flush_is_used_and_it_is_said_once(
     ("code", "help_"),
     [
         (errno.EDQUOT, "Disk quota exceeded; remove some of your files, or ask for a larger quota"),
+        (errno.EACCES, "Permission denied; change its permissions"),
+        (errno.EPERM, "Operation not permitted; the owner or the file system forbids it"),
+        (errno.ENOTDIR, "Not a directory; a part of the path is a file"),
+        (errno.EMFILE, "Too many open files; this process may open no more files: raise the limit"),
+        (errno.ENFILE, "Too many open files in system; this machine may open no more files"),
+        (errno.EIO, "Input/output error; the disk failed"),
+        (errno.ELOOP, "the links in its path lead back to each other: mend them"),
         (errno.ESTALE, "Stale file handle; the network folder was moved or mounted anew: mount it"),
-        (errno.EROFS, "Read-only file system; mount it for writing again"),
+        (errno.EROFS, "Read-only file system; mount it for writing"),
         (errno.ENAMETOOLONG, "File name too long; write a shorter name"),
     ],
 )
@@ -124,7 +135,22 @@ def test_a_refusal_says_what_helps(tmp_path: Path, code: int, help_: str) -> Non
         disk.refusals(tmp_path / "file"),
     ):
         raise OSError(code, os.strerror(code))
-    assert " free)" not in str(caught.value), "space is not what was missing"
+    message = str(caught.value)
+    assert " free)" not in message and "some space" not in message, "space was not missing"
+
+
+@pytest.mark.parametrize(
+    ("code", "help_"),
+    [(errno.ENOSPC, "free some space there"), (errno.EFBIG, "the disk or `ulimit -f` forbids")],
+)
+def test_where_space_is_missing_the_message_says_how_much(
+    tmp_path: Path, code: int, help_: str
+) -> None:
+    with pytest.raises(CheckpointError) as caught, disk.refusals(tmp_path / "file", 2000):
+        raise OSError(code, os.strerror(code))
+    message = str(caught.value)
+    assert f"could not be written: {os.strerror(code)}; {help_}" in message
+    assert " or name another folder (2 kB needed, " in message and " free); what was" in message
 
 
 def test_no_inodes_left_is_not_called_no_space(
@@ -136,7 +162,7 @@ def test_no_inodes_left_is_not_called_no_space(
         return refusal.why(OSError(errno.ENOSPC, "No space left on device"), tmp_path / "a" / "b")
 
     assert full(0).startswith("no inodes are left, although bytes may be free")
-    assert full(1) == "No space left on device"
+    assert full(1).startswith("No space left on device; free some space")
 
 
 def test_temporary_names_carry_the_mark_of_their_folder(tmp_path: Path) -> None:

@@ -242,7 +242,58 @@ def test_the_library_that_is_missing_is_named(
 
 def test_a_vocabulary_of_tiktoken_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
-    assert "tokenizer.model is no SentencePiece model (tiktoken's" in refusal(str(tmp_path))
+    for name in (tmp_path, tmp_path / "tokenizer.model"):
+        assert "tokenizer.model is no SentencePiece model (tiktoken's" in refusal(str(name))
+
+
+def test_settings_beside_a_model_are_not_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\2")
+    (tmp_path / "added_tokens.json").write_text('{"<|im_end|>": 7}')
+    assert f"added_tokens.json stands beside it; write the folder, {tmp_path}, or move" in refusal(
+        str(tmp_path / "a.model")
+    )
+
+
+def test_one_of_several_models_must_be_named(tmp_path: Path) -> None:
+    for name in ("a.model", "b.model"):
+        (tmp_path / name).write_bytes(b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\2")
+    assert f"several models; write one of them: {tmp_path / 'a.model'}" in refusal(str(tmp_path))
+
+
+# --- files that hold a part of a tokenizer
+
+WORDS = {symbol: number for number, symbol in enumerate(GOOD["model"]["vocab"])}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "needed"),
+    [
+        ("vocab.json", json.dumps(WORDS), "merges.txt"),
+        ("merges.txt", "#version: 0.2\na b\n", "vocab.json"),
+        ("vocab.txt", "[PAD]\n[UNK]\n[SEP]\nthe\n", "tokenizer_config.json"),
+        ("tokenizer_config.json", '{"eos_token": "a"}', "tokenizer.json"),
+        ("special_tokens_map.json", '{"eos_token": "a"}', "tokenizer.json"),
+        ("config.json", '{"model_type": "gpt2"}', "tokenizer.json"),
+        ("o200k_base.tiktoken", "IQ== 0\nIg== 1\n", "tokenizer.json"),
+        ("words.vocab", "<unk>\t0\n", "*.model"),
+    ],
+)
+def test_a_part_of_a_tokenizer_is_told_its_folder(
+    tmp_path: Path, file: str, content: str, needed: str
+) -> None:
+    (tmp_path / file).write_text(content)
+    told = f": {file} is only "
+    advice = f"; write its folder, {tmp_path}, with {needed} in it"
+    message = refusal(str(tmp_path / file))
+    assert told in message and message.endswith(advice)
+    if file in ("vocab.json", "merges.txt", "vocab.txt"):  # the folder lacks the same file
+        message = refusal(str(tmp_path))
+        assert told in message and message.endswith(advice)
+
+
+def test_a_tokenizer_may_have_the_name_of_a_part(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text(json.dumps(GOOD))
+    assert load_tokenizer(str(tmp_path / "vocab.json")).eos_id == 258
 
 
 @pytest.mark.usefixtures("takes_seconds")
@@ -261,10 +312,11 @@ def test_a_model_of_sentencepiece_gives_its_ids(tmp_path: Path, kind: str, prefi
         add_dummy_prefix=prefix,
         minloglevel=2,
     )
-    (tmp_path / "tokenizer.vocab").unlink()
     theirs = library.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     tokenizer = load_tokenizer(str(tmp_path))
     assert tokenizer.eos_id == theirs.eos_id()
+    named = load_tokenizer(str(tmp_path / "tokenizer.model"))
+    assert named.definition == tokenizer.definition
     for text in [*texts, "unheard words: żółw"]:
         assert tokenizer.encode(text) == theirs.encode(text)
         assert tokenizer.decode(theirs.encode(text)) == theirs.decode(theirs.encode(text))

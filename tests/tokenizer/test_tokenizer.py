@@ -766,6 +766,7 @@ def test_transformers_converts_what_has_no_fast_form(hub_folder: Path, tmp_path:
     assert (found.vocab_size, found.eos_id, found.pad_id) == (7, 3, 0)
     assert found.encode("the a") == [5, 6], "no [CLS] before and no [SEP] behind"
     (tmp_path / "vocab.txt").write_bytes(b"\xff")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     assert "cannot be turned into a fast tokenizer.json" in refusal(tmp_path)
 
 

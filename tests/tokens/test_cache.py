@@ -1,6 +1,7 @@
 """A cache is built once, used only if it is whole, and goes on where its build was stopped."""
 
 import errno
+import functools
 import json
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ from lm.tokens.cache import JOURNAL, DamagedError, open_or_build
 from lm.tokens.cache import open_cache as read_cache
 from lm.tokens.manifest import read_values
 from lm.tokens.store import SplitWriter, TokenStore
+from tests.support.faults import not_root
 from tests.tokens.test_store import EOS, write
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +96,7 @@ def test_a_damaged_cache_stays_until_another_takes_its_place(tmp_path):
     open_cache(folder, build)
     cut(folder / "train-00000.bin")
     with pytest.raises(CheckpointError):
-        open_cache(folder, full)
+        open_cache(folder, refuse)
     assert (folder / "manifest.json").exists()
     assert open_cache(folder, build)[0] is False
     assert open_cache(folder, never) == (True, [])
@@ -178,19 +180,46 @@ def test_a_cache_that_is_there_needs_no_right_to_write(tmp_path, monkeypatch):
     assert open_cache(tmp_path / "f1", never) == (True, [])
 
 
-def full(_):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def refuse(_, code=errno.ENOSPC):
+    raise OSError(code, os.strerror(code))
 
 
-def test_a_full_disk(tmp_path):
+@pytest.mark.parametrize(
+    ("code", "help_"),
+    [
+        (errno.ENOSPC, "free some space there, or name another folder"),
+        (errno.EDQUOT, "remove some of your files"),
+        (errno.EROFS, "mount it for writing"),
+        (errno.EACCES, "change its permissions"),
+        (errno.EPERM, "the owner or the file system forbids it"),
+        (errno.EMFILE, "this process may open no more files"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_told_the_true_cause(tmp_path, code, help_):
     with pytest.raises(CheckpointError) as error:
-        open_cache(tmp_path / "f1", full)
-    expected = (
-        f"data.cache_dir: {tmp_path} cannot be written (No space left on device); free some space"
-        " there or name another folder"
+        open_cache(tmp_path / "f1", functools.partial(refuse, code=code))
+    assert str(error.value).startswith(
+        f"data.cache_dir: {tmp_path} cannot be written: {os.strerror(code)}; {help_}"
     )
-    assert str(error.value) == expected
     assert not (tmp_path / "f1.tmp").exists()
+
+
+def test_a_folder_that_the_system_refuses_is_told_the_true_cause(tmp_path, monkeypatch):
+    """The real system calls fail: there is a file, a link, a long name and a lack of rights."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("loop").symlink_to("loop")
+    Path("shut").mkdir(mode=0o555)
+    for folder, cause in {
+        "file": "File exists; a file has this name: remove it, or name another folder",
+        "file/cache": "Not a directory; a part of the path is a file",
+        "loop/cache": "the links in its path lead back to each other",
+        "x" * 300: "File name too long; write a shorter name",
+        "shut": "Permission denied; change its permissions",
+    }.items():
+        with not_root(tmp_path), pytest.raises(CheckpointError) as error:
+            open_cache(Path(folder) / "f1", never)
+        assert str(error.value).startswith(f"data.cache_dir: {folder} cannot be written: {cause}")
 
 
 @pytest.mark.usefixtures("starts_processes")
@@ -207,16 +236,9 @@ def test_a_disk_that_really_fills_up(tmp_path):
         [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, cwd=ROOT
     )
     assert result.stdout.startswith(
-        f"data.cache_dir: {tmp_path} cannot be written (File too large);"
+        f"data.cache_dir: {tmp_path} cannot be written: File too large;"
     ), result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["f1.lock"]
-
-
-@pytest.mark.parametrize("name", ["file/cache", "file"])
-def test_a_folder_that_cannot_be_made(tmp_path, name):
-    (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match=r"data\.cache_dir: .*file.* cannot be written \("):
-        open_cache(tmp_path / name / "f1", build)
 
 
 # --- what was stopped goes on

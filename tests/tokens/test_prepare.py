@@ -597,8 +597,8 @@ def test_a_disk_that_fills_up_keeps_what_is_done(tmp_path, monkeypatch):
             open_or_build(folder, make, print)
     assert (
         str(error.value)
-        == f"data.cache_dir: {folder.parent} cannot be written (No space left on device); free some"
-        f" space there or name another folder; {folder}.tmp keeps what is done, and it goes on"
+        == f"data.cache_dir: {folder.parent} cannot be written: No space left on device; free some"
+        f" space there, or name another folder; {folder}.tmp keeps what is done, and it goes on"
         " from there"
     )
     assert open_or_build(folder, make, print)[1] is False

@@ -24,9 +24,9 @@ from lm.optim.loss import IGNORE_INDEX
 from lm.system.errors import DataError
 from lm.tokenizer.learn import learn
 from lm.tokenizer.tokenizer import ByteTokenizer, FastTokenizer
-from lm.tokens.corpus import held_out_conversations
 from lm.tokens.manifest import Manifest
 from lm.tokens.rows import ConversationRows, pack
+from lm.tokens.sources import held_out_conversations
 from lm.tokens.store import SplitWriter, TokenStore
 from model import Decoder
 

@@ -20,7 +20,7 @@ from lm.documents.reader import hash_of_text
 from lm.system.errors import ConfigError, DataError
 from lm.tokenizer.tokenizer import Tokenizer
 from lm.tokens import vocabulary
-from lm.tokens.corpus import documents_by_split, readers
+from lm.tokens.sources import documents_by_split, readers
 from lm.tokens.vocabulary import learn_from, make_tokenizer
 from tests.support.runs import ROOT, config_file, train
 

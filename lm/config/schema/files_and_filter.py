@@ -100,6 +100,24 @@ def filter_field() -> Any:
     )
 
 
+def dataset_config_field() -> Any:
+    """Return the key `config` of a source that may be a dataset of the hub."""
+    return Field(None, description="The dataset's configuration, if it has several.")
+
+
+def dataset_split_field() -> Any:
+    """Return the key `dataset_split` of a source that may be a dataset of the hub."""
+    return Field("train", min_length=1, description="The split of the dataset to read.")
+
+
+def revision_field() -> Any:
+    """Return the key `revision` of a source that may be a dataset of the hub."""
+    return Field(
+        None,
+        description="The dataset's commit or branch. null: the newest when the tokens are made.",
+    )
+
+
 def text_key_field() -> Any:
     """Return the key `text_key` of a source whose documents are records."""
     return Field("text", min_length=1, description="The key or column that holds the text.")

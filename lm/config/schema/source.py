@@ -18,12 +18,15 @@ from lm.config.schema.files_and_filter import (
     Separator,
     SomeTexts,
     check_escape,
+    dataset_config_field,
+    dataset_split_field,
     delimiter_field,
     encoding_field,
     escape_field,
     filter_field,
     names_field,
     quoting_field,
+    revision_field,
     text_key_field,
 )
 from lm.config.schema.section import Section
@@ -128,14 +131,9 @@ class HubSource(Section):
     dataset: str = Field(
         min_length=1, description="The dataset's id, such as roneneldan/TinyStories."
     )
-    config: str | None = Field(None, description="The dataset's configuration, if it has several.")
-    dataset_split: str = Field(
-        "train", min_length=1, description="The split of the dataset to read."
-    )
-    revision: str | None = Field(
-        None,
-        description=("The dataset's commit or branch. null: the newest when the tokens are made."),
-    )
+    config: str | None = dataset_config_field()
+    dataset_split: str = dataset_split_field()
+    revision: str | None = revision_field()
     text_key: str = text_key_field()
     streaming: StrictBool = Field(
         False,
