@@ -28,6 +28,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 from lm.config.schema.model import ModelConfig
 from lm.optim.loss import token_losses
 
+MOST_SCORES = 512 * 512  # of a head: beyond, attention by products is slower and takes much memory
+
 
 class Decoder(nn.Module):
     """Token ids in, next-token logits (or their loss) out.
@@ -234,12 +236,43 @@ class Attention(nn.Module):
         if cache is not None:
             kv_cache, layer = cache
             k, v = kv_cache.extend(layer, k, v)  # (B, K, S, E)
-        # enable_gqa pairs query head h with key head h // (H / K): neighbours share, as drawn.
-        grouped = self.config.kv_heads != self.config.n_heads
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
-        )
+        scores = length * k.shape[2]
+        if by_products := self.config.kernels == "auto" and q.dtype is torch.bfloat16:
+            by_products = q.device.type == "cpu" and scores <= MOST_SCORES
+        out = attend_by_products(q, k, v, mask) if by_products else attend(q, k, v, mask)
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(E)) v, where the mask allows (None: causal), by torch's fused kernels.
+
+    (B, H, T, E) queries and (B, K, S, E) keys and values give (B, H, T, E).
+    """
+    # enable_gqa pairs query head h with key head h // (H / K): neighbours share, as drawn.
+    grouped = q.shape[1] != k.shape[1]
+    causal = mask is None
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
+
+
+def attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Return what `attend` does, by two matrix products.
+
+    For bfloat16 on a CPU: the fused kernel's backward pass is two to three times as slow there.
+    """
+    (batch, heads, length, width), (kv_heads, seen) = q.shape, k.shape[1:3]
+    group = heads // kv_heads  # these query heads share a key head, and so one product
+    if mask is None:
+        mask = torch.ones(length, seen, dtype=torch.bool, device=q.device).tril()
+    with torch.autocast(q.device.type, enabled=False):  # it would make the softmax float32
+        bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+        if mask.dim() == 2:
+            bias = bias.repeat(group, 1)  # (H/K * T, S)
+        else:
+            bias = bias.expand(batch, heads, length, seen).reshape(-1, group * length, seen)
+        q = (q * width**-0.5).reshape(-1, group * length, width)  # (B * K, H/K * T, E)
+        k, v = (x.to(q.dtype).reshape(-1, seen, width) for x in (k, v))  # a cache is float32
+        scores = torch.baddbmm(bias, q, k.mT)
+        return (scores.softmax(dim=-1) @ v).view(batch, heads, length, width)
 
 
 class SwiGLU(nn.Module):
@@ -257,16 +290,17 @@ class SwiGLU(nn.Module):
 
 
 class GeluMLP(nn.Module):
-    """GPT-2's MLP: down(gelu(up x)), GELU in its tanh form."""
+    """GPT-2's MLP: down(gelu(up x)), GELU in its tanh form or exact (by the error function)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.up_proj = nn.Linear(config.d_model, config.mlp_width, bias=config.bias)
         self.down_proj = nn.Linear(config.mlp_width, config.d_model, bias=config.bias)
+        self.approximate = "tanh" if config.mlp == "gelu" else "none"
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, D) -> (B, T, D)."""
-        return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh"))
+        return self.down_proj(F.gelu(self.up_proj(x), approximate=self.approximate))
 
 
 class KVCache:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lm.tokenizer.tokenizer import Tokenizer
 
 # What a run may decide for itself: these keys change how weights are trained, not what they are.
-OWN = {"dropout", "gradient_checkpointing"}
+OWN = {"dropout", "gradient_checkpointing", "kernels"}
 
 
 @dataclass(frozen=True)

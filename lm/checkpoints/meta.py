@@ -60,6 +60,10 @@ class MetaPart(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
 
 
+# What runs did before these keys of `model` existed.
+BEFORE = {"kernels": "fused"}
+
+
 class TokenizerFacts(MetaPart):
     """`tokenizer`: identifies the tokenizer in the checkpoint's tokenizer.json."""
 
@@ -186,7 +190,7 @@ class Meta:
 
     def _validated(self, model: type[PartModel], key: str) -> PartModel:
         try:
-            return model.model_validate(self.values.get(key))
+            return model.model_validate(_completed(self.values.get(key), key))
         except ValidationError as error:
             raise CheckpointError(
                 f"{self.file}: {_first_problem(error, key)}; another version of the project wrote"
@@ -197,6 +201,19 @@ class Meta:
 def read_meta(checkpoint: Checkpoint) -> Meta:
     """Return a checkpoint's meta.json with types. Raises CheckpointError."""
     return Meta(checkpoint.path, checkpoint.meta)
+
+
+def _completed(section: Any, key: str) -> Any:
+    """Return `model` or `config` of a meta.json with the keys that were missing when it was
+    written, as the runs of that time computed.
+    """
+    if not isinstance(section, dict):
+        return section
+    if key == "model":
+        return {**BEFORE, **section}
+    if key == "config" and isinstance(section.get("model"), dict):
+        return {**section, "model": {**BEFORE, **section["model"]}}
+    return section
 
 
 def _first_problem(error: ValidationError, *keys: str) -> str:

@@ -105,7 +105,11 @@ CHOICES: list[tuple[str, dict[str, str], str]] = [
     ),
     (
         "model.mlp",
-        {"gelu": "gelu gelu_new gelu_pytorch_tanh gelu_tanh", "swiglu": "silu swish swiglu"},
+        {
+            "gelu": "gelu_new gelu_pytorch_tanh gelu_tanh",
+            "gelu_erf": "gelu gelu_python",
+            "swiglu": "silu swish swiglu",
+        },
         "hidden_act activation activation_function act_fn hidden_activation",
     ),
     (

@@ -38,6 +38,7 @@ HARMLESS = (
 # These keys may change too, but they change the result, if only in the last bits. A key in neither
 # list makes it a different run.
 INEXACT = (
+    "model.kernels",
     "optimizer.lr",
     "optimizer.muon_lr",
     "optimizer.muon_momentum",

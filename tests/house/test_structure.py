@@ -36,7 +36,7 @@ CORE_PATH = [
     *("train.py", "model.py", "data.py", "lm/training/module.py"),
     *("lm/optim/loss.py", "lm/optim/optimizers.py", "lm/optim/schedule.py"),
 ]
-LONGEST_CORE_PATH = 1200  # up to 1300 for a new feature, with the reason in the commit
+LONGEST_CORE_PATH = 1300  # up to 1300 for a new feature, with the reason in the commit
 
 # Importing these takes seconds. Help, listings and configuration errors do not wait for them.
 HEAVY = {

@@ -324,6 +324,7 @@ def test_another_kind_of_source_and_a_validation_of_its_own(tmp_path: Path) -> N
 
 
 CHANGES = {  # every changeable key -> another value than the default's
+    "model__kernels": "fused",
     "optimizer__lr": 3e-5,
     "optimizer__muon_lr": 0.03,
     "optimizer__muon_momentum": 0.9,

@@ -83,11 +83,20 @@ class ModelConfig(Section):
     positions: Literal["rope", "learned"] = Field(
         "rope", description="Rotary positions, or a learned table of context_length rows."
     )
-    mlp: Literal["swiglu", "gelu"] = Field(
-        "swiglu", description="Gated SiLU, or GPT-2's GELU (tanh form)."
+    mlp: Literal["swiglu", "gelu", "gelu_erf"] = Field(
+        "swiglu",
+        description="Gated SiLU, GPT-2's GELU (tanh form), or exact GELU, which is faster on CPUs.",
     )
     bias: StrictBool = Field(
         False, description="Biases in every linear layer but the head, and in layernorm."
+    )
+
+    kernels: Literal["auto", "fused"] = Field(
+        "auto",
+        description=(
+            "auto: bf16 attention on a CPU is two matrix products where that is faster; the last"
+            " bits differ. fused: always torch's fused attention, as in runs before this key."
+        ),
     )
 
     def problems(self) -> Iterator[str]:
