@@ -26,6 +26,8 @@ ROUNDING = 1e-3  # of the logits' spread: float32 adds the same numbers in anoth
 USUAL_STD = 0.02  # of initial weights, as in GPT-2 and Llama
 MOST_LOGITS = 2**24  # in memory at once
 OVERFIT_TOKENS = 128  # length of the piece that is memorised
+OVERFIT_LR = 1e-3  # at OVERFIT_WIDTH and wider
+OVERFIT_WIDTH = 128
 OVERFIT_WARMUP = 10
 OVERFIT_STEPS = 200
 OVERFIT_SECONDS = 60.0
@@ -273,14 +275,17 @@ def overfit_one_batch(
 ) -> Result:
     """Check that the loss of one row, or of a piece of it, falls below a `share` of its start.
 
-    Dropout is off. A learning rate below 1e-3 is raised to 1e-3: the question is whether the
-    weights can follow, not how fast they should.
+    Dropout is off. A low learning rate is raised: the question is whether the weights can follow,
+    not how fast they should.
     """
     decoder.eval()
     row = _piece(row) if objective.per_token else row
     count = int(objective.count(row))
     started = time.monotonic()
-    rates = [max(group["lr"], 1e-3) for group in optimizer.param_groups]
+    # A logit sums over the width, and Adam moves each weight by about the learning rate. A model
+    # of half the width therefore needs twice the rate to get as far in as many steps.
+    least = OVERFIT_LR * max(1, OVERFIT_WIDTH / decoder.config.d_model)
+    rates = [max(group["lr"], least) for group in optimizer.param_groups]
     losses: list[float] = []
     for step in range(OVERFIT_STEPS + 1):
         optimizer.zero_grad()

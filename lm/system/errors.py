@@ -18,9 +18,11 @@ problem, and the value to write instead. Only `run` prints these messages and en
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -124,6 +126,7 @@ def run(main: Callable[[], None]) -> None:
     environment.settle()
     threading.excepthook = _on_failed_thread
     try:
+        _require_current_folder()
         main()
         # Flush while a failure can still be handled. Python's own flush at exit would print a
         # warning and exit with 120.
@@ -136,6 +139,8 @@ def run(main: Callable[[], None]) -> None:
         _leave(error, *_explain(error))
     finally:
         streams.outlive_stdout()  # Python flushes it once more
+        # Libraries need up to a second to close. Ctrl-C would print a traceback there.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -196,6 +201,18 @@ def write_traceback() -> Path:
     with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(traceback.format_exc())
     return Path(name)
+
+
+def _require_current_folder() -> None:
+    """Raise ConfigError if the current folder was deleted: relative paths then mean nothing, and
+    libraries fail, some while they are loaded.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError(
+            "the current folder is gone: cd to an existing folder and try again"
+        ) from None
 
 
 def _on_failed_thread(failure: threading.ExceptHookArgs) -> None:

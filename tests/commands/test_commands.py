@@ -283,6 +283,29 @@ def test_mistakes_are_one_plain_answer(
     assert named in done.stderr
 
 
+@pytest.mark.parametrize(
+    "command", [["train.py", "--config", "c.yaml"], ["list.py", "/"], ["infer.py", "--help"]]
+)
+def test_a_current_folder_that_was_deleted_is_one_plain_answer(
+    command: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    script, *flags = command
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *flags],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        preexec_fn=folder.rmdir,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "",
+        "the current folder is gone: cd to an existing folder and try again\n",
+    )
+
+
 def heavy_imports(import_times: str) -> set[str]:
     """Return the packages in `-X importtime`'s output that take seconds to import."""
     heavy = {"torch", "lightning", "transformers", "datasets", "matplotlib", "numpy", "tokenizers"}

@@ -76,8 +76,9 @@ def red(tried: Subject) -> set[str]:
             "--model.init_std=0.05",
         ],
         ["--data.sequence_length=2", "--model.init_std=0.05"],
+        ["--model.d_model=8", "--optimizer.lr=1e-4"],
     ],
-    ids=["llama", "tied", "gpt2", "qwen3", "shortest"],
+    ids=["llama", "tied", "gpt2", "qwen3", "shortest", "narrow"],
 )
 def test_a_right_decoder_passes(overrides: list[str], tmp_path: Path) -> None:
     flags = {flag.partition("=")[0] for flag in overrides}

@@ -73,7 +73,10 @@ REFUSED = [
         "  max_minutes: '3e-5'",
         'trainer.max_minutes: not a number, got "3e-5", write a number > 0 or null without quotes',
     ),
-    ("  batch_size: 0", "trainer.batch_size: too small, got 0, write a whole number >= 1"),
+    (
+        "  batch_size: 0",
+        "trainer.batch_size: too small, got 0, write a whole number >= 1 and <= 16777216",
+    ),
     (
         "  threads: 2000",
         "trainer.threads: too large, got 2000, write a whole number >= 1 and <= 1024 or null",

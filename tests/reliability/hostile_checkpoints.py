@@ -527,7 +527,6 @@ def _meta_cases() -> list[Case]:
         "tokens of 401 digits": meta(tokens=10**400),
         "a negative number of weights": meta(n_parameters=-1),
         "weights of 401 digits": meta(n_parameters=10**400),
-        "a parent in words": meta(parent=ESCAPE),
     }
     return [
         *(
@@ -537,6 +536,13 @@ def _meta_cases() -> list[Case]:
         *(
             Case(f"meta.json: {name}", change, frozenset(), META, listed_as_damaged=True)
             for name, change in shown.items()
+        ),
+        Case(
+            "meta.json: a parent in words",  # a fine-tuning compares it with its base
+            meta(parent=ESCAPE),
+            RESUMES,
+            META,
+            listed_as_damaged=True,
         ),
         Case(
             "meta.json: a vocabulary smaller than the tokenizer's",

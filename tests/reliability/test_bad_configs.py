@@ -524,6 +524,10 @@ LINES: dict[str, tuple[list[str], str]] = {
         ["--model.context_length", str(2**40)],
         "command line: --model.context_length: too large",
     ),
+    "a batch of 2**40": (
+        ["--trainer.batch_size", str(2**40)],
+        "command line: --trainer.batch_size: too large",
+    ),
     "heads that do not divide": (["--model.n_heads", "3"], "command line: --model.n_heads: "),
     "micro-batches that do not divide": (
         ["--trainer.micro_batch_size", "5"],

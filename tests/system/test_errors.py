@@ -294,6 +294,31 @@ def test_ctrl_c_as_the_terminal_sends_it() -> None:
     assert process.returncode == 130
 
 
+@pytest.mark.usefixtures("starts_processes")
+@pytest.mark.parametrize(
+    ("end", "code", "message"),
+    [("pass", 0, ""), ("raise errors.DataError('x.txt: no text')", 3, "x.txt: no text\n")],
+)
+def test_ctrl_c_after_the_end_changes_nothing(end: str, code: int, message: str) -> None:
+    """Libraries are still closing then."""
+    close = (
+        "import atexit, time\n"
+        "def close(): print('closing', flush=True); time.sleep(1); print('closed')\n"
+        "atexit.register(close)"
+    )
+    with subprocess.Popen(
+        command(end, before=close),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "closing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate() == ("closed\n", message)
+    assert process.returncode == code
+
+
 def test_the_table_of_codes_is_the_truth() -> None:
     kinds = {
         errors.ConfigError: 2,

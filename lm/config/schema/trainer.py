@@ -37,7 +37,9 @@ class TrainerConfig(Section):
         lt=2**63,
         description="Determines initial weights, data order and dropout.",
     )
-    batch_size: int = Field(32, ge=1, description="Rows of one optimiser step, over all devices.")
+    batch_size: int = Field(
+        32, ge=1, le=2**24, description="Rows of one optimiser step, over all devices."
+    )
     micro_batch_size: int | None = Field(
         None,
         ge=1,
