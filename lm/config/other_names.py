@@ -24,6 +24,8 @@ SAME = {
     " val_every eval_freq validation_interval val_steps validate_interval run_val_every_n_steps",
     "trainer.early_stopping": "early_stopping_patience patience",
     "optimizer.lr": " ".join(to.LEARNING_RATES),
+    "optimizer.muon_lr": "matrix_lr",
+    "optimizer.muon_momentum": "momentum",
     "optimizer.warmup_steps": "warmup_iters lr_warmup_steps num_warmup_steps lr_warmup_iters warmup"
     " warmup_updates",
     "optimizer.final_lr_fraction": "final_lr_frac min_lr_ratio min_lr_rate cosine_min_lr_ratio",
@@ -100,7 +102,10 @@ CHOICES: list[tuple[str, dict[str, str], str]] = [
     ),
     (
         "optimizer.name",
-        {"adamw": "adam adamw adamw_torch adamw_torch_fused adamw_hf adamw_8bit adamw_bnb_8bit"},
+        {
+            "adamw": "adam adamw adamw_torch adamw_torch_fused adamw_hf adamw_8bit adamw_bnb_8bit",
+            "muon": "muon",
+        },
         "optim optimizer_type optim_type",
     ),
     (
@@ -150,6 +155,7 @@ CHOICES: list[tuple[str, dict[str, str], str]] = [
 
 # Key here -> its values for true and for false -> names of the switch.
 SWITCHES = [
+    ("optimizer.name", "muon", "adamw", "use_muon"),
     ("optimizer.schedule", "cosine", "constant", "decay_lr"),
     ("trainer.precision", "bf16", "fp32", "bf16 use_bf16"),
     ("trainer.precision", "fp16", "fp32", "fp16 use_fp16 amp use_amp"),
@@ -175,7 +181,7 @@ WORDS = {
     " from_weight init_checkpoint load_from",
     "write trainer.strategy: fsdp, which splits weights, gradients and optimiser state over all"
     " processes as ZeRO 3 does": "deepspeed deepspeed_config zero_stage ds_config",
-    "write optimizer.lr: all weights have one rate": "embedding_lr unembedding_lr matrix_lr"
+    "write optimizer.lr: all weights but Muon's have one rate": "embedding_lr unembedding_lr"
     " scalar_lr embedding_learning_rate loraplus_lr_ratio",
     "write trainer.max_tokens: so many times the parameters that --plan says":
     "target_param_data_ratio tokens_per_parameter target_flops",
@@ -201,8 +207,8 @@ WORDS = {
 REMOVE = {
     "the rate decays up to trainer.max_steps": "lr_decay_iters lr_decay_steps",
     "the keys of the section optimizer are all that it has": "lr_scheduler_kwargs optim_args"
-    " lr_scheduler_args optim_target_modules muon_momentum momentum use_galore use_badam"
-    " use_apollo use_muon optimizer_in_bwd",
+    " lr_scheduler_args optim_target_modules use_galore use_badam use_apollo"
+    " optimizer_in_bwd",
     "a head is model.d_model / model.n_heads wide": "head_dim head_size",
     "attention always uses torch's fused kernels, and trainer.compile fuses the rest":
     "flash_attention flash_attn use_flash_attention attn_implementation sdp_attention"
