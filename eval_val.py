@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -54,6 +55,12 @@ def main() -> None:
         )
     if not arguments.json:
         print_scores(f"{arguments.ckpt} (step {checkpoint.step:,})", arguments.config, result)
+        prompt = shlex.quote(config.logging.sample_prompt)
+        print(f"next: python infer.py --ckpt {shlex.quote(arguments.ckpt)} --prompt {prompt}")
+        if config.finetune is None:
+            base = f" --finetune.base {shlex.quote(arguments.ckpt)}"
+            base = "" if arguments.ckpt == "checkpoints/best.ckpt" else base
+            print(f"  or: python finetune.py --config config_finetune.yaml{base}")
         return
     report = {
         "checkpoint": arguments.ckpt,

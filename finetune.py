@@ -8,6 +8,7 @@ python finetune.py --config config_finetune.yaml --resume auto
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,9 @@ def main() -> None:
         train(loaded, assemble, arguments.resume, loaded.config.finetune.base)
         if is_first():  # one process answers the prompts
             report(loaded.config)
+            best = Path(loaded.config.checkpoint.directory, "best.ckpt")
+            if best.exists() and loaded.config.data.chat is not None:
+                print(f"next: python infer.py --ckpt {shlex.quote(str(best))} --chat")
 
 
 def assemble(loaded: Loaded, start: Origin, say: Callable[[str], None]) -> Parts:

@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lm.system.machine import describe  # noqa: E402
+from lm.system.machine import hardware  # noqa: E402
 
 LONGEST = 6  # bytes of an n-gram
 MOST_BITS = 1.50  # a byte
@@ -36,10 +36,12 @@ LEAST_GAP = 0.25  # bits a byte below the n-grams
 def main() -> int:
     """Run the seeds in turn; print one table."""
     arguments = parser().parse_args()
-    train, val = ((ROOT / f"data/tiny_{name}.txt").read_bytes() for name in ("corpus", "validation"))
+    train, val = (
+        (ROOT / f"data/tiny_{name}.txt").read_bytes() for name in ("corpus", "validation")
+    )
     counted = ngram_bits(train, val)
     packed = 8 * (len(lzma.compress(train + val)) - len(lzma.compress(train))) / len(val)
-    print(describe())
+    print(hardware("cpu"))
     print(f"byte {LONGEST}-grams {counted:.3f} bits per byte, xz {packed:.3f}")
     print("seed  bits per byte  wall s  CPU s  sample")
     good = True

@@ -5,6 +5,7 @@ any more, and completed at its end.
 from __future__ import annotations
 
 import math
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -125,9 +126,13 @@ class Record:
         except Exception as error:
             progress.say(f"curves.png could not be drawn: {error}")
         point(folder, "final.ckpt", folder / step_name(step))
-        names = ("final.ckpt", "best.ckpt", "metrics.csv", "curves.png")
-        *others, last = [name for name in names if (folder / name).exists()]
+        files = ("final.ckpt", "best.ckpt", "metrics.csv", "curves.png")
+        *others, last = names = [name for name in files if (folder / name).exists()]
         progress.say(f"done: {folder}/ holds {', '.join(others)} and {last}")
+        if self.config.finetune is None:  # finetune.py has a report to write yet
+            best = next(folder / name for name in ("best.ckpt", "final.ckpt") if name in names)
+            command = ["eval_val.py", "--ckpt", str(best), "--config", f"{folder}/config.yaml"]
+            progress.say(f"next: python {shlex.join(command)}")
 
 
 def require_room(folder: Path, size: int, situation: str) -> None:
