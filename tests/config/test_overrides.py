@@ -183,9 +183,9 @@ WRONG_FLAGS = [
     (["--trainer.lr=3e-5"], ["--trainer.lr: unknown key, got 3.0e-5, did you mean optimizer.lr?"]),
     (["--lr", "3"], ["--lr: unknown flag, did you mean optimizer.lr?; see --help"]),
     (
-        ["--colourful", "--optimizer.lr", "1e-3"],
+        ["--shiny", "--optimizer.lr", "1e-3"],
         [
-            "--colourful: unknown flag, write model, tokenizer, data, optimizer, trainer, checkpoint,"
+            "--shiny: unknown flag, write model, tokenizer, data, optimizer, trainer, checkpoint,"
             " logging or finetune; see --help"
         ],
     ),
