@@ -82,6 +82,8 @@ def advice(
         *(dotted((*path[:-1], near)) for near in difflib.get_close_matches(name, siblings, 1)),
         *(elsewhere[far] for far in difflib.get_close_matches(name, elsewhere, 1)),
     ]
+    # where a list of sections was written as one section, its keys have other names
+    similar = [key for key in similar if without_indices(key) in table]
     if not similar:
         return f"write {either(siblings)}"
     if schema is not Config:

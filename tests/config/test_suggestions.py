@@ -313,3 +313,17 @@ def refusals_of(path: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load(path)
     return str(caught.value).splitlines()
+
+
+def test_a_broken_key_in_a_list_of_sections_is_answered(write) -> None:
+    """Close to two keys at once, one of them of the list and not of its sections."""
+    text = """\
+data:
+  source:
+    format: mixture
+    parts:
+      - weight  source: {format: txt, files: a.txt}
+trainer: {max_steps: 1000}
+"""
+    lines = complaints(write(text))
+    assert lines[-1].endswith("write data.source.parts[0].weight: a whole number >= 1 and <= 1000")
