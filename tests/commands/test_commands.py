@@ -136,7 +136,7 @@ def test_eval_val_agrees_with_the_run_itself(smoke: tuple[Path, str]) -> None:
 def test_list_shows_the_run(smoke: tuple[Path, str]) -> None:
     rows = json.loads(run("list.py", str(smoke[0]), "--json").stdout)
     assert [row["step"] for row in rows] == [10, 20]
-    assert rows[1]["tokens"] == 20 * 16 * 128
+    assert rows[1]["tokens"] == 20 * 8 * 128
     assert "final" in rows[1]["links"]
     assert "final" in run("list.py", str(smoke[0]), "--sort", "val_loss").stdout
 
