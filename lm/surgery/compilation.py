@@ -39,7 +39,8 @@ def compile_if_wanted(
     ids = torch.zeros(
         config.trainer.micro_batch, config.row_length, dtype=torch.int64, device=device
     )
-    example = (ids, ids, ids if config.data.document_mask else None)
+    # Not one tensor three times: the code would hold for that alone, and be compiled again.
+    example = (ids, ids.clone(), ids.clone() if config.data.document_mask else None)
     problem = None
     decoder.compile()
     try:

@@ -1,0 +1,1 @@
+"""The checks and measurements of benchmarks/gpu.py, each a function."""
