@@ -22,7 +22,7 @@ from lm.checkpoints.folder import Checkpoint
 from lm.checkpoints.train_state import TrainState, load_into, read_saved
 from lm.optim.averaging import WeightAverage
 from lm.optim.optimizers import clip_gradients, make_optimizer
-from lm.optim.randomness import fold, seed_all
+from lm.optim.randomness import fold, seed_all, seed_step
 from lm.optim.schedule import set_rates
 from lm.runs.incidents import Incidents, SpikeWatch
 from lm.surgery import fsdp
@@ -140,7 +140,7 @@ class LanguageModel(lightning.LightningModule):
         total = torch.zeros((), device=self.device)
         for micro in range(micro_batches):
             place = micro * self.trainer.world_size + self.global_rank
-            seed_all(fold(self.config.trainer.seed, self.step, place))
+            seed_step(fold(self.config.trainer.seed, self.step, place), self.device)
             pieces = [batch[name][micro].split(self._rows_at_once) for name in names]
             with exchange_gradients(self, last=micro == micro_batches - 1):
                 for part in zip(*pieces, strict=True):
