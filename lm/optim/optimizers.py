@@ -98,6 +98,8 @@ def clip_gradients(optimizer: Optimizer, limit: float, norm: Tensor) -> None:
         norm: the norm of all gradients, which is AdamW's where it trains all weights.
     """
     groups = [group for group in optimizer.param_groups if group.get("kind") != "muon"]
+    if len(groups) == len(optimizer.param_groups) and limit / (norm + 1e-6) >= 1:
+        return  # as in torch, which multiplies by 1; a GPU has computed `norm` by now
     weights = [p for group in groups for p in group["params"] if p.grad is not None]
     if len(groups) < len(optimizer.param_groups):
         norm = nn.utils.get_total_norm(weight.grad for weight in weights)

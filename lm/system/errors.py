@@ -31,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from lm.system import environment, streams
+from lm.system import environment, lazy_torchmetrics, streams
 from lm.system.refusal import why
 
 # Refusals of a disk or a system, never mistakes of this program: the first answer only writing.
@@ -124,6 +124,7 @@ def run(main: Callable[[], None]) -> None:
     """
     streams.protect()
     environment.settle()
+    lazy_torchmetrics.defer()
     threading.excepthook = _on_failed_thread
     try:
         _require_current_folder()

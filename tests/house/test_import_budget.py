@@ -58,8 +58,12 @@ TORCH_PARTS = (
     "torch.distributed.tensor",
     "torch.utils.tensorboard",
 )
-# Lightning loads torchmetrics, which loads whatever is installed. These are forbidden for eval_val.
-NOT_FOR_VALIDATION = {"bitsandbytes", "datasets", "lm_eval", "peft", "ray", "tensorboard", "trl"}
+# Forbidden where Lightning is loaded, which loads a part of whatever is installed. The last row is
+# what torchmetrics would load (lm/system/lazy_torchmetrics.py).
+NOT_WITH_LIGHTNING = {
+    *("bitsandbytes", "datasets", "lm_eval", "peft", "ray", "trl"),
+    *("huggingface_hub", "nltk", "scipy", "sentencepiece", "transformers"),
+}
 PROGRAM = """
 import atexit, json, runpy, sys
 file, command, *sys.argv[1:] = sys.argv[1:]
@@ -132,4 +136,21 @@ def test_validation_takes_lightning(checkpoint: Path, tmp_path: Path) -> None:
     flags = ("--data.sequence_length", 64, "--data.cache_dir", tmp_path, "--device", "cpu")
     command = ("eval_val.py", "--ckpt", checkpoint, "--config", "config_smoke.yaml")
     packages, _ = loaded(tmp_path, *command, *flags)
-    assert "lightning" in packages and not packages & NOT_FOR_VALIDATION
+    assert "lightning" in packages and not packages & {*NOT_WITH_LIGHTNING, "tensorboard"}
+
+
+@pytest.mark.usefixtures("trains")
+def test_training_takes_lightning(tmp_path: Path) -> None:
+    """To the end: the curves take matplotlib, and the event files tensorboard."""
+    keys = {
+        "data.cache_dir": tmp_path / "cache",
+        "checkpoint.directory": tmp_path / "run",
+        "trainer.max_steps": 1,
+        "trainer.validation_rows": 1,
+        "trainer.device": "cpu",
+        "optimizer.warmup_steps": 0,
+        "logging.sample_tokens": 1,
+    }
+    flags = [word for key, value in keys.items() for word in (f"--{key}", value)]
+    packages, _ = loaded(tmp_path, "train.py", "--config", "config_smoke.yaml", *flags)
+    assert {"lightning", "matplotlib"} <= packages and not packages & NOT_WITH_LIGHTNING

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lm.config.schema.model import ModelConfig
 from lm.config.schema.optimizer import OptimizerConfig
-from lm.optim.optimizers import OPTIMIZERS, make_optimizer, parameter_groups
+from lm.optim.optimizers import OPTIMIZERS, clip_gradients, make_optimizer, parameter_groups
 from model import Decoder
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -164,3 +164,31 @@ def test_a_saved_state_continues_to_the_bit() -> None:
     steps(halted, resumed, gradients[3:])
     for ours, theirs in zip(halted.parameters(), straight.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("limit", [0.1, 0.9999, 1.0, 1.0001, 3.0, 1e9])
+@pytest.mark.parametrize("norm", [1.0, 1 - 1e-6, 3.0, float("inf"), float("nan")])
+def test_gradients_are_clipped_as_torch_clips_them(limit: float, norm: float) -> None:
+    """To the bit, also where clipping would multiply by 1 and is left out."""
+    model = decoder()
+    optimizer = make_optimizer(model, OptimizerConfig(), "fp32")
+    torch.manual_seed(0)
+    for weight in model.parameters():
+        weight.grad = torch.randn_like(weight)
+    torchs = [copy.deepcopy(weight) for weight in model.parameters()]
+    for copied, weight in zip(torchs, model.parameters(), strict=True):
+        copied.grad = weight.grad.clone()  # type: ignore[union-attr]
+    nn.utils.clip_grads_with_norm_(torchs, limit, torch.tensor(norm))
+    clip_gradients(optimizer, limit, torch.tensor(norm))
+    for copied, weight in zip(torchs, model.parameters(), strict=True):
+        torch.testing.assert_close(weight.grad, copied.grad, rtol=0, atol=0, equal_nan=True)
+
+
+def test_gradients_below_the_limit_are_not_touched() -> None:
+    model = decoder()
+    optimizer = make_optimizer(model, OptimizerConfig(), "fp32")
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    versions = [weight.grad._version for weight in model.parameters()]  # type: ignore[union-attr]
+    clip_gradients(optimizer, 1.0, torch.tensor(0.5))
+    assert [weight.grad._version for weight in model.parameters()] == versions  # type: ignore[union-attr]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import types
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lm.optim.randomness import fold, seed_all
+from lm.optim.randomness import fold, seed_all, seed_step
 
 # If a number changed, runs of earlier versions could no longer be resumed to the bit.
 GOLDEN = {
@@ -91,3 +92,36 @@ def test_every_folded_number_is_a_seed(value: int) -> None:
     first = draws()
     seed_all(value)
     assert draws() == first
+
+
+@pytest.mark.parametrize("value", [0, 1337, 2**32, 2**63 - 1])
+def test_a_step_draws_the_masks_of_torchs_own_seed(value: int) -> None:
+    """Runs that began under torch.manual_seed go on to the bit."""
+
+    def masks() -> list[torch.Tensor]:
+        big = torch.ones(3, 1000)  # many numbers are drawn by another kernel than few
+        return [nn.functional.dropout(ones, 0.3) for ones in (torch.ones(5), big)]
+
+    torch.manual_seed(value)
+    expected, state = masks(), torch.get_rng_state()
+    torch.rand(7)
+    seed_step(value, torch.device("cpu"))
+    assert all(torch.equal(one, two) for one, two in zip(masks(), expected, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_step_leaves_the_other_generators_alone() -> None:
+    states = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    seed_step(5, torch.device("cpu"))
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("device", "seeded"), [("cpu", []), ("cuda:1", [7]), ("mps", [7])])
+def test_a_step_seeds_its_device_too(
+    device: str, seeded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    module = types.SimpleNamespace(manual_seed=seeds.append)
+    monkeypatch.setattr(torch, "get_device_module", lambda _: module)
+    seed_step(7, torch.device(device))
+    assert seeds == seeded
