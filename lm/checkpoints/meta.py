@@ -96,6 +96,7 @@ class Session(MetaPart):
     """The session that wrote the checkpoint, for a run that goes on from it."""
 
     seconds: float = Field(0.0, ge=0, le=10**12)  # training time of the run so far
+    epochs_per_step: float = Field(0.0, ge=0)  # passes over the text; 0: a stream
     versions: Versions = Versions(torch="")
     revisions: dict[str, Commit] = {}  # the commits of the streamed datasets, by their keys
     parent: Parent | None = None

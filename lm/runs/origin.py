@@ -255,7 +255,8 @@ def is_finished(config: Config, folder: Path, step: int) -> bool:
     Its budget or patience is used up, the last weights were validated, and final.ckpt, which is
     written last, points to them.
     """
-    if step > config.max_steps:
+    steps = config.most_steps
+    if steps is not None and step > steps:
         return True
     validations = [line for line in read_validations(folder)[0] if line.step <= step]
     if pointed(folder, "final.ckpt") != folder / step_name(step) or not any(
@@ -263,7 +264,7 @@ def is_finished(config: Config, folder: Path, step: int) -> bool:
     ):
         return False
     patience = config.trainer.early_stopping
-    return step == config.max_steps or (
+    return step == steps or (
         patience is not None and validations_without_progress(validations) >= patience
     )
 

@@ -169,20 +169,11 @@ class Forecast:
         """Refuse a run that cannot end well, before it costs an hour.
 
         Raises:
-            ConfigError: the run would read the text too often, or the model alone does not fit
-                into the device's memory.
+            ConfigError: the model alone does not fit into the device's memory.
             CheckpointError: the disk has no room for the next checkpoint. A new run needs room
                 for two, because one must be whole while the next is written.
         """
-        trainer, footprint = self.config.trainer, self.footprint
-        epochs = self.config.max_steps * self.epochs_per_step
-        if trainer.max_epochs is not None and epochs > trainer.max_epochs:
-            steps = int(trainer.max_epochs / self.epochs_per_step)
-            raise ConfigError(
-                f"trainer.max_epochs: {self.config.max_steps:,} steps would pass over the text"
-                f" {epochs:.2f} times, which is more than {trainer.max_epochs:g}; write"
-                f" trainer.max_steps: {steps}, or give more text"
-            )
+        footprint = self.footprint
         total, _ = memory(self.device)
         needed = self.memory_needed
         if total is not None and needed > total:

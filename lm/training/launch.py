@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +49,7 @@ class Run:
 
     Attributes:
         loaded: the run's configuration; `next_start` completes it from the checkpoint of a run that
-            goes on.
+            goes on, and `begin` from the text.
         path: the run's folder.
         folder: the same, locked; None on all processes but the first.
         go_on: says how to go on after a stop.
@@ -72,7 +73,7 @@ class Run:
         self.go_on = f"go on with: {continuing_command()}"
         self.signals = StopSignals(speaks=is_first(), advice=self.go_on)
         self.started = time.monotonic()
-        self.progress: Progress  # `next_start` sets it
+        self.progress: Progress  # `begin` sets it
         self.record: Record | None = None
         self.stopping = False
         self.signal = 0
@@ -128,8 +129,6 @@ class Run:
         keep_tracebacks_in(self.path)  # not before it is known to be a run's folder
         if start is not None:
             self._complete(start)
-            first = self.folder is not None
-            self.progress = Progress(self.config.max_steps, start.step, enabled=first)
             self.record = None
             self.stopping = False
             self.signal = 0
@@ -147,14 +146,23 @@ class Run:
             point(self.path, "final.ckpt", start.resume)
         print(
             f"{self.path} has finished its {start.step:,} steps; a larger budget"
-            " (trainer.max_steps, max_tokens) or patience (early_stopping) lets it go on"
+            " (trainer.max_steps, max_tokens, max_epochs) or patience (early_stopping) lets it go"
+            " on"
         )
         return None
 
     def _complete(self, start: Origin) -> None:
         """Take what nobody has written from the checkpoint of a run that goes on."""
         if start.session is not None and start.meta is not None:
-            self.loaded, _ = keep_recorded(self.loaded, start.meta)
+            loaded, _ = keep_recorded(self.loaded, start.meta)
+            config = loaded.config.with_epochs(start.session.epochs_per_step)
+            self.loaded = dataclasses.replace(loaded, config=config)
+
+    def begin(self, parts: Parts, start: Origin) -> None:
+        """Take over the configuration of a session, which knows its steps, and show progress."""
+        self.loaded = dataclasses.replace(self.loaded, config=parts.config)
+        first = self.folder is not None
+        self.progress = Progress(self.config.max_steps, start.step, enabled=first)
 
     def go_back(self, back: GoBack) -> None:
         """Let the next session start from the newest checkpoint.

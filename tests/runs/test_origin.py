@@ -369,7 +369,6 @@ CHANGES = {  # every changeable key -> another value than the default's
     "model__gradient_checkpointing": True,
 }
 EXACT = {
-    "trainer__max_epochs",
     "trainer__on_nonfinite",
     "trainer__nonfinite_limit",
     "trainer__max_minutes",
@@ -624,6 +623,17 @@ def test_finished(
     assert is_finished(*asked) is (step > 1000)
     point(tmp_path, "final.ckpt", tmp_path / step_name(step))
     assert is_finished(*asked) is finished
+
+
+def test_a_run_of_so_many_passes_is_finished_after_their_steps(tmp_path: Path) -> None:
+    by_epochs = config(trainer__max_steps=None, trainer__max_epochs=2.0)
+    RunFolder(tmp_path).record(result(40))
+    point(tmp_path, "final.ckpt", tmp_path / step_name(40))
+    asked = tmp_path, 40
+    assert is_finished(by_epochs.with_epochs(0.05), *asked)
+    assert is_finished(by_epochs.with_epochs(0.06), *asked), "the budget was lowered"
+    assert not is_finished(by_epochs.with_epochs(0.04), *asked)
+    assert not is_finished(by_epochs, *asked), "a checkpoint that does not say how long a pass is"
 
 
 def test_the_text_may_lie_elsewhere(tmp_path: Path) -> None:
