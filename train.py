@@ -83,6 +83,7 @@ def fit(parts: Parts, start: Origin, run: Run) -> None:
     prepare_torch(parts)
     run.begin(parts, start)
     module = LanguageModel(parts, run.incidents(parts.tokenizer), start.resume)
+    module.deadline = run.deadline
     module.configure_model()
     run.open_record(parts, start, module.decoder)
     after_each_step = [  # in this order

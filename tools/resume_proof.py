@@ -96,6 +96,7 @@ def shortened(steps: int, warmup_steps: int) -> list[str]:
         "trainer.max_steps": steps,
         "trainer.max_epochs": "null",
         "trainer.max_minutes": "null",
+        "optimizer.schedule_by": "steps",
         "trainer.early_stopping": "null",
         "checkpoint.keep": steps,
         "trainer.validate_every": max(1, steps // 3),

@@ -43,6 +43,7 @@ INEXACT = (
     "optimizer.muon_momentum",
     "optimizer.muon_momentum_warmup",
     "optimizer.schedule",
+    "optimizer.schedule_by",
     "optimizer.warmup_steps",
     "optimizer.final_lr_fraction",
     "optimizer.decay_fraction",

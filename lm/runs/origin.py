@@ -249,11 +249,14 @@ def find_checkpoint(
     return Checkpoint(folder / named.path.name)
 
 
-def is_finished(config: Config, folder: Path, step: int) -> bool:
+def is_finished(config: Config, folder: Path, step: int, ended: bool = False) -> bool:
     """Return whether nothing is left to do for a run that stands at `step`.
 
     Its budget or patience is used up, the last weights were validated, and final.ckpt, which is
     written last, points to them.
+
+    Args:
+        ended: the deadline of a run whose schedule follows the clock was reached.
     """
     steps = config.most_steps
     if steps is not None and step > steps:
@@ -264,8 +267,10 @@ def is_finished(config: Config, folder: Path, step: int) -> bool:
     ):
         return False
     patience = config.trainer.early_stopping
-    return step == steps or (
-        patience is not None and validations_without_progress(validations) >= patience
+    return (
+        ended
+        or step == steps
+        or (patience is not None and validations_without_progress(validations) >= patience)
     )
 
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from lm.config.schema.config import Config
+from lm.config.schema.config import UNLIMITED, Config
 from lm.config.schema.source import MixtureSource
 from lm.system.errors import ConfigError
 from lm.tokenizer.tokenizer import Tokenizer
@@ -86,7 +86,7 @@ def make_plan(
             f" {shorter}when_one_ends: repeat or go_on"
         )
     # A small source may be repeated so often that the model learns it by heart.
-    if len(sizes) > 1 and not config.data.streams:
+    if len(sizes) > 1 and not config.data.streams and max_steps < UNLIMITED:
         say(f"data: passes over each: {', '.join(f'{n:.2f}' for n in passes)}")
     return plan
 

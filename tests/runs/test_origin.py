@@ -33,7 +33,7 @@ def config(**overrides: Any) -> Config:
     """Return a valid configuration; `trainer__max_steps=3` sets a key."""
     values: dict[str, Any] = {
         "data": {"source": {"format": "txt", "files": "corpus.txt"}},
-        "trainer": {"max_steps": 1000},
+        "trainer": {"max_steps": 1000, "max_minutes": 60.0},
     }
     for key, value in overrides.items():
         *sections, last = key.split("__")
@@ -330,6 +330,7 @@ CHANGES = {  # every changeable key -> another value than the default's
     "optimizer__muon_momentum": 0.9,
     "optimizer__muon_momentum_warmup": 20,
     "optimizer__schedule": "linear",
+    "optimizer__schedule_by": "time",
     "optimizer__warmup_steps": 7,
     "optimizer__final_lr_fraction": 0.5,
     "optimizer__decay_fraction": 0.5,

@@ -32,6 +32,7 @@ from train import assemble
 
 
 def config(**trainer: Any) -> Config:
+    optimizer = trainer.pop("optimizer", {})
     values = {"max_steps": 100, "batch_size": 8, "micro_batch_size": 2} | trainer
     return Config.model_validate(
         {
@@ -43,7 +44,7 @@ def config(**trainer: Any) -> Config:
                 "n_heads": 2,
                 "vocab_size": 50,
             },
-            "optimizer": {"warmup_steps": 0},
+            "optimizer": {"warmup_steps": 0} | optimizer,
             "trainer": values,
         }
     )
@@ -213,6 +214,21 @@ def test_a_plan_knows_the_steps_of_so_many_passes(
     with pytest.raises(ConfigError, match=r"^optimizer.warmup_steps: 17 leaves nothing of the"):
         loaded = load_config(arguments.config, [*overrides, "--optimizer.warmup_steps=17"])
         answer_without_training(arguments, loaded, assemble)
+
+
+def test_a_run_by_the_clock_is_forecast_from_its_minutes(tmp_path: Path) -> None:
+    settings = config(max_steps=None, max_minutes=2, optimizer={"schedule_by": "time"})
+    run = Forecast(settings, Decoder(settings.model), "cpu", "fp32", 0.01)
+    line = run.lines(tmp_path)[1]
+    assert line == (
+        "run: 2 minutes, in steps of 8 rows of 16 tokens, as 4 x 2 rows; of the passes over the"
+        " data one is 100 steps"
+    )
+    assert "; at most 120 steps in 2 min" in run.measured(Trial(1, 0.2, 0.2), 0)[1]
+    warming = settings.optimizer.model_copy(update={"warmup_steps": 500})
+    slow = settings.model_copy(update={"optimizer": warming})
+    said = Forecast(slow, Decoder(slow.model), "cpu", "fp32", 0.01).measured(Trial(1, 0.2, 0.2), 0)
+    assert "inside the warm-up of 500 steps; write optimizer.warmup_steps: 12, or" in said[-1]
 
 
 @pytest.mark.parametrize("max_steps", [200, 201, 250, 99, 1])

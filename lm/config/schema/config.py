@@ -17,8 +17,10 @@ from lm.config.schema.optimizer import OptimizerConfig
 from lm.config.schema.section import Section
 from lm.config.schema.source import MixtureSource, is_streamed
 from lm.config.schema.tokenizer import TokenizerConfig
-from lm.config.schema.trainer import TrainerConfig
+from lm.config.schema.trainer import LENGTHS, TrainerConfig
 from lm.system.errors import ConfigError
+
+UNLIMITED = 2**40  # steps; the clock ends the run long before
 
 
 class Config(Section):
@@ -82,8 +84,26 @@ class Config(Section):
                 f"data.stride {stride} is longer than a row, {self.row_length} tokens, so that text"
                 " between rows would never be read; make it smaller"
             )
+        yield from self._time_problems()
         if problem := self.warmup_problem():
             yield f"optimizer.warmup_steps {problem}"
+
+    def _time_problems(self) -> Iterator[str]:
+        """Yield what is wrong between the schedule, the time limit and the text."""
+        trainer, source = self.trainer, self.data.source
+        limits = (trainer.max_steps, trainer.max_tokens, trainer.max_epochs)
+        in_steps = any(limit is not None for limit in limits)
+        if self.optimizer.schedule_by == "steps":
+            if not in_steps:
+                minutes = f"trainer.max_minutes {trainer.max_minutes:g}"
+                yield f"{minutes} alone gives the run no length; write {LENGTHS}"
+        elif trainer.max_minutes is None:
+            yield "optimizer.schedule_by time needs a deadline; write trainer.max_minutes"
+        elif not in_steps and isinstance(source, MixtureSource) and source.when_one_ends == "stop":
+            yield (
+                "data.source.when_one_ends stop needs a run whose steps are known; write repeat or"
+                " go_on, or trainer.max_steps"
+            )
 
     def _finetune_problems(self) -> Iterator[str]:
         """Yield what is wrong between the text and how a base is trained further."""
@@ -214,11 +234,12 @@ class Config(Section):
     def max_steps(self) -> int:
         """The run's length in optimiser steps: the smallest of its limits.
 
-        With `trainer.max_epochs` it is known from `with_epochs` on.
+        With `trainer.max_epochs` it is known from `with_epochs` on. UNLIMITED: time alone ends it.
         """
         assert self.trainer.max_epochs is None or self._epochs_per_step is not None
-        assert self.most_steps is not None
-        return self.most_steps
+        most = self.most_steps
+        assert most is not None or self.optimizer.schedule_by == "time"
+        return UNLIMITED if most is None else most
 
     @property
     def most_steps(self) -> int | None:

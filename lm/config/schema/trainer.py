@@ -9,6 +9,11 @@ from pydantic import Field, StrictBool
 
 from lm.config.schema.section import Section
 
+LENGTHS = (
+    "max_steps, max_tokens, max_epochs, or max_minutes with optimizer.schedule_by: time (the"
+    " smallest ends it)"
+)
+
 
 class TrainerConfig(Section):
     """The run's length, batch and device. At step k, k updates are done."""
@@ -33,7 +38,10 @@ class TrainerConfig(Section):
     max_minutes: float | None = Field(
         None,
         gt=0,
-        description="Stop and save after this time. It does not change the schedule.",
+        description=(
+            "Stop and save after this time. It changes the schedule only with"
+            " optimizer.schedule_by: time."
+        ),
     )
     seed: int = Field(
         1337,
@@ -128,11 +136,9 @@ class TrainerConfig(Section):
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with budget and batch."""
-        if self.max_steps is None and self.max_tokens is None and self.max_epochs is None:
-            yield (
-                "give the run a length: max_steps, max_tokens or max_epochs, or several of them"
-                " (the smallest ends it)"
-            )
+        limits = (self.max_steps, self.max_tokens, self.max_epochs, self.max_minutes)
+        if all(limit is None for limit in limits):
+            yield f"give the run a length: {LENGTHS}"
         rows = self.processes * (self.micro_batch_size or 1)  # of all processes at once
         if self.batch_size % rows:
             split = f"devices {self.devices}" + (
