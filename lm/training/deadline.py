@@ -1,6 +1,6 @@
 """The deadline of a run whose schedule follows the clock (optimizer.schedule_by: time).
 
-The run ends at `trainer.max_minutes` of wall time, counted from the start of the command over all
+The run ends at `trainer.max_minutes` of wall time, counted from the start of the process over all
 of its sessions. Start-up, validations, saves and pictures count. The time that the end of the run
 needs is reserved, as measured so far.
 
@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from lm.config.schema.config import Config
@@ -39,12 +41,21 @@ def now() -> float:
     return time.monotonic()
 
 
+def process_started() -> float:
+    """Return when this process started, by `now`. Where the system does not say it, that is now."""
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")  # since the system's start, as BOOTTIME
+    except (OSError, ValueError, IndexError):
+        return now()
+
+
 class Deadline:
     """How far a run is on its way to the deadline.
 
     Args:
         config: the configuration of the run.
-        started: the time (`now`) at which this command started.
+        started: the time at which this process started (`process_started`).
         say: prints a line.
         before: the seconds of the run's earlier sessions.
         costs: the seconds of a "save" and a "validation", as they measured them.

@@ -25,7 +25,7 @@ from lm.system.progress import Progress
 from lm.system.signals import StopSignals, stopped
 from lm.system.streams import outlive_stdout
 from lm.system.units import duration
-from lm.training.deadline import Deadline, now
+from lm.training.deadline import Deadline, process_started
 from lm.training.processes import (
     check_launcher,
     continuing_command,
@@ -79,7 +79,7 @@ class Run:
         self.signals = StopSignals(speaks=is_first(), advice=self.go_on)
         self.started = time.monotonic()
         self.deadline: Deadline | None = None
-        self._began = now()
+        self._began = process_started()
         self.progress: Progress  # `begin` sets it
         self.record: Record | None = None
         self.stopping = False

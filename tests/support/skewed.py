@@ -22,8 +22,8 @@ from lm.training.module import LanguageModel
 def main() -> None:
     """Train, and write the rates and the hash after each step."""
     folder, *sys.argv[1:] = sys.argv[1:]
-    rank, clock = int(os.environ["RANK"]), deadline.now
-    launch.now = lambda: clock() - rank  # type: ignore[attr-defined]
+    rank, started = int(os.environ["RANK"]), deadline.process_started
+    launch.process_started = lambda: started() - rank  # type: ignore[attr-defined]
     rates: list[float] = []
     original = LanguageModel.training_step
 

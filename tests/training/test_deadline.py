@@ -9,6 +9,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,7 @@ from lm.training import callbacks, record
 from lm.training.deadline import Deadline
 from lm.training.module import LanguageModel
 from tests.support.runs import config_file, launched, train
+from tests.training.test_train import ROOT
 
 SCHEDULES = ("cosine", "linear", "wsd")
 
@@ -205,12 +208,22 @@ def test_without_time_for_a_step_nothing_is_trained(
     assert not run.progress
 
 
+@pytest.mark.usefixtures("starts_processes")
+def test_the_time_before_the_first_line_of_ours_counts() -> None:
+    """The interpreter's own start and the imports are before it."""
+    code = "import time; time.sleep(1); from lm.training.deadline import now, process_started as p"
+    command = [sys.executable, "-c", f"{code}; print(now() - p())"]
+    age = float(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
+    assert age >= 1
+
+
 # --- whole runs
 
 
 @dataclass
 class Clock:
     time: float = 0.0
+    begun: float = 0.0
 
     def __call__(self) -> float:
         return self.time
@@ -220,8 +233,8 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     """Let a step take 2 s, a save 3 s and a validation 4 s; the start-up takes 10 s."""
     result = Clock()
-    for module in ("deadline", "launch"):
-        monkeypatch.setattr(f"lm.training.{module}.now", result)
+    monkeypatch.setattr("lm.training.deadline.now", result)
+    monkeypatch.setattr("lm.training.launch.process_started", lambda: result.begun)
 
     def slower(target: Any, name: str, seconds: float) -> None:
         original = getattr(target, name)
