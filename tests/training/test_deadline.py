@@ -133,6 +133,13 @@ def test_validations_and_saves_count(monkeypatch: pytest.MonkeyPatch, every: int
     assert_at_the_deadline(run, early=0.25 * every + 5)
 
 
+def test_a_validation_shortly_before_the_end_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it there would be time for one step, but not for another validation."""
+    run = Simulated(config(validate_every=380), validation=60.0).run(monkeypatch)
+    assert_at_the_deadline(run, early=65)
+    assert run.last == 379
+
+
 @pytest.mark.parametrize("pause", [0.3, 0.45])
 def test_a_pause_is_passed_over_what_is_left(monkeypatch: pytest.MonkeyPatch, pause: float) -> None:
     run = Simulated(config(), lambda step: 600 * pause if step == 200 else 1.0).run(monkeypatch)
@@ -162,8 +169,15 @@ def test_a_machine_that_becomes_slower_for_good(monkeypatch: pytest.MonkeyPatch)
     assert largest_jump(run) < 0.06
 
 
-def test_a_clock_that_goes_back_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_becomes_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Simulated(config(), lambda step: 10.0 if step < 20 else 0.5).run(monkeypatch)
+    assert_at_the_deadline(run)
+
+
+def test_a_clock_that_goes_back_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    even = Simulated(config()).run(monkeypatch)
     run = Simulated(config(), lambda step: -100.0 if step == 200 else 1.0).run(monkeypatch)
+    assert abs(len(run.progress) - len(even.progress)) <= 2, "the run is not longer for it"
     assert run.progress == sorted(run.progress) and run.progress[-1] == 1
     assert all(b - a < 2.1 / 580 for a, b in itertools.pairwise(run.progress))
 
