@@ -36,7 +36,7 @@ from lm.optim.loss import IGNORE_INDEX
 from lm.system.workers import start_worker, workers_with_room
 from lm.tokenizer.tokenizer import Tokenizer
 from lm.tokens.corpus import Corpus, open_corpora
-from lm.tokens.mixture import epochs_per_step, make_plan, open_replayed
+from lm.tokens.mixture import epochs_per_step, make_plan, open_replayed, with_length
 from lm.tokens.plan import Plan
 from lm.tokens.producer import AnnouncedSteps, Producers
 from lm.tokens.rows import SourceRows, StreamedRows, cut_splits, require_rows
@@ -84,7 +84,7 @@ class PackedDataModule(lightning.LightningDataModule):
         dataset = TrainingSteps(
             self.rows["train"], self.plan, trainer.batch_size, trainer.micro_batch, rank, world_size
         )
-        steps = range(self.start_step, self.config.max_steps)
+        steps = range(self.start_step, self.sized_config.max_steps)
         return self._loader(dataset, self._announced(steps) if self.config.data.streams else steps)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -126,7 +126,13 @@ class PackedDataModule(lightning.LightningDataModule):
     @property
     def epochs_per_step(self) -> float:
         """Passes over the training text per step. Raises ConfigError if the text is too short."""
-        return 0.0 if self.config.data.streams else epochs_per_step(self.config, self.plan)
+        return epochs_per_step(self.config, self.plan)
+
+    @functools.cached_property
+    def sized_config(self) -> Config:
+        """The configuration, which knows its steps: `trainer.max_epochs` takes the text's size."""
+        by_epochs = self.config.trainer.max_epochs is not None
+        return with_length(self.config, self.plan) if by_epochs else self.config
 
     @functools.cached_property
     def text_bytes(self) -> NDArray[np.float64]:

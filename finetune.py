@@ -60,7 +60,8 @@ def assemble(loaded: Loaded, start: Origin, say: Callable[[str], None]) -> Parts
     tokenizer = tokenizer_of(config)
     make_decoder = functools.partial(decoder_of_base, config, base)
     data = PackedDataModule(config, tokenizer, say, start.revisions)
-    return Parts(config, tokenizer, data, make_decoder, make_objective(config, make_decoder))
+    objective = make_objective(config, make_decoder)
+    return Parts(data.sized_config, tokenizer, data, make_decoder, objective)
 
 
 def require_same_base(base: Base, parent_sha256: str | None) -> None:

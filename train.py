@@ -71,7 +71,7 @@ def assemble(loaded: Loaded, start: Origin, say: Callable[[str], None]) -> Parts
         return decoder
 
     data = PackedDataModule(config, tokenizer, say, start.revisions)
-    return Parts(config, tokenizer, data, make_decoder)
+    return Parts(data.sized_config, tokenizer, data, make_decoder)
 
 
 def fit(parts: Parts, start: Origin, run: Run) -> None:
@@ -81,7 +81,9 @@ def fit(parts: Parts, start: Origin, run: Run) -> None:
     from lm.training.trainer import make_trainer, prepare_torch
 
     prepare_torch(parts)
+    run.begin(parts, start)
     module = LanguageModel(parts, run.incidents(parts.tokenizer), start.resume)
+    module.deadline = run.deadline
     module.configure_model()
     run.open_record(parts, start, module.decoder)
     after_each_step = [  # in this order

@@ -22,7 +22,7 @@ INTRODUCTION = """\
 # Configuration reference
 
 One YAML file describes one run. Two things must be given: `data.source`, and a length
-(`trainer.max_steps` or `trainer.max_tokens`):
+(`trainer.max_steps`, `trainer.max_tokens` or `trainer.max_epochs`):
 
 ```yaml
 # yaml-language-server: $schema=docs/config.schema.json

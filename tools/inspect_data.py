@@ -92,11 +92,7 @@ def main() -> None:
 
 def check(arguments: argparse.Namespace, config: Config) -> None:
     """Refuse a step that the run does not have, numbers out of range, and flags without effect."""
-    if not 0 <= arguments.step < config.max_steps:
-        raise errors.ConfigError(
-            f"--step: the run has the steps 0 to {config.max_steps - 1}, got {arguments.step};"
-            " write one of them"
-        )
+    check_step(arguments.step, config)
     for flag, least, most in ("rows", 1, 2**31), ("ngram", 0, 1000), ("sample", 1, 2**31):
         given = getattr(arguments, flag)
         if given is not None and not least <= given <= most:
@@ -110,11 +106,22 @@ def check(arguments: argparse.Namespace, config: Config) -> None:
             )
 
 
+def check_step(step: int, config: Config) -> None:
+    """Refuse a step that the run does not have."""
+    steps = config.most_steps  # None: the text is not read yet
+    if step < 0 or (steps is not None and step >= steps):
+        last = f"0 to {steps - 1}" if steps is not None else "from 0"
+        raise errors.ConfigError(
+            f"--step: the run has the steps {last}, got {step}; write one of them"
+        )
+
+
 def rows_of(data: PackedDataModule, first: int, least: int) -> list[Row]:
     """Return the rows of complete steps from `first` on, at least `least` of them."""
     from lm.checks import xray
     from lm.tokens.corpus import named
 
+    check_step(first, data.sized_config)
     names = [name for name, _ in named(data.trained)]
     rows: list[Row] = []
     data.start_step = first

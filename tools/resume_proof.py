@@ -37,7 +37,7 @@ def main() -> None:
         return
     arguments, overrides = parser().parse_known_args()
     config = load_config(arguments.config, overrides).config
-    steps = min(arguments.steps, config.max_steps)
+    steps = min(arguments.steps, config.most_steps or arguments.steps)
     if not 0 < arguments.stops < steps:
         raise errors.ConfigError(
             f"--stops: {arguments.stops} do not fit into {steps} steps; write 1 or more, and less"
@@ -94,7 +94,9 @@ def shortened(steps: int, warmup_steps: int) -> list[str]:
     """Return the flags of a run of so many steps that keeps everything that is compared."""
     keys = {
         "trainer.max_steps": steps,
+        "trainer.max_epochs": "null",
         "trainer.max_minutes": "null",
+        "optimizer.schedule_by": "steps",
         "trainer.early_stopping": "null",
         "checkpoint.keep": steps,
         "trainer.validate_every": max(1, steps // 3),

@@ -65,7 +65,7 @@ def main() -> None:
         print(subject.forecast(names, started), flush=True)
     for name in names:
         started = time.perf_counter()
-        result = resume(loaded.config) if name == "resume" else subject.check(name)
+        result = resume(subject.config) if name == "resume" else subject.check(name)
         seconds = round(time.perf_counter() - started, 2)
         results.append({"check": name, **result._asdict(), "seconds": seconds})
         if not arguments.json:

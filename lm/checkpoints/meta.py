@@ -96,9 +96,18 @@ class Session(MetaPart):
     """The session that wrote the checkpoint, for a run that goes on from it."""
 
     seconds: float = Field(0.0, ge=0, le=10**12)  # training time of the run so far
+    elapsed: float | None = Field(None, ge=0, le=10**12)  # with schedule_by: time; at the wall
+    over: bool = False  # its deadline was reached
+    costs: dict[str, Annotated[float, Field(ge=0, le=10**9)]] = {}  # seconds of a save, ...
+    epochs_per_step: float = Field(0.0, ge=0)  # passes over the text; 0: a stream
     versions: Versions = Versions(torch="")
     revisions: dict[str, Commit] = {}  # the commits of the streamed datasets, by their keys
     parent: Parent | None = None
+
+    @property
+    def time_spent(self) -> float:
+        """The seconds of the run so far, as far as they are known."""
+        return self.seconds if self.elapsed is None else self.elapsed
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from lm.config.translations import Translate
 SAME = {
     "trainer.max_steps": " ".join(to.STEPS),
     "trainer.max_tokens": "train_tokens total_tokens num_tokens",
+    "trainer.max_epochs": "epochs epoch num_epochs num_train_epochs n_epochs max_epoch"
+    " train_epochs",
     "trainer.max_minutes": "max_time time_limit max_train_minutes",
     "trainer.batch_size": "global_batch_size train_batch_size effective_batch_size bs",
     "trainer.devices": "num_gpus gpus n_gpu nproc_per_node world_size num_processes",
@@ -292,7 +294,6 @@ REMOVE = {
 
 # What needs more than its value.
 CONVERTED = [
-    (to.epochs, "epochs epoch num_epochs num_train_epochs n_epochs max_epoch train_epochs"),
     (to.micro_batch, " ".join(to.TRAINED_ROWS)),
     (to.accumulation, " ".join(to.ACCUMULATED)),
     (to.batch_in_tokens, "total_batch_size batch_size_tokens"),

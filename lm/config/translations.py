@@ -132,14 +132,6 @@ def batch_in_tokens(value: Any, given: Given) -> Writing:
     return {"trainer.batch_size": int(value // length)}
 
 
-def epochs(value: Any, given: Given) -> Writing:
-    """Write how to find the steps of so many passes: no configuration knows the text's length."""
-    return (
-        f"write trainer.max_steps: the steps of {value} passes over the text; --plan says how many"
-        " steps one pass takes, for any max_steps"
-    )
-
-
 def warmup_ratio(value: Any, given: Given) -> Writing:
     """Write the steps of a warmup that is a share of the run."""
     steps = _first(given, ("max_steps", *STEPS))

@@ -39,7 +39,7 @@ LINEAGE = (
 CUT = ("data.sequence_length", "data.rows", "data.document_mask", "trainer.validation_rows")
 # A resumed run may change these keys (lm/runs/changes.py), but two runs that differ in them
 # compute different things.
-DECISIVE = ("finetune.base", "trainer.max_epochs", "trainer.max_minutes", "trainer.early_stopping")
+DECISIVE = ("finetune.base", "trainer.max_minutes", "trainer.early_stopping")
 FEW = 3  # common numbers of tokens
 SHARES = (0.1, 0.5, 1.0)  # of the shorter run, at which samples are compared
 

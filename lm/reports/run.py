@@ -25,7 +25,7 @@ from lm.reports.run_ranking import ranking
 from lm.runs.ancestors import Ancestor, ancestors
 from lm.runs.record import RunRecord
 from lm.system.errors import CheckpointError
-from lm.system.json_values import count, lookup, text
+from lm.system.json_values import count, lookup, number, text
 from lm.system.units import duration, in_bytes, short
 
 STYLE = """
@@ -322,7 +322,8 @@ def _problems(run: RunRecord) -> Iterator[Html]:
 
 def _planned(run: RunRecord) -> int | None:
     try:
-        return Meta(run.folder, {"config": run.config}).config.max_steps
+        config = Meta(run.folder, {"config": run.config}).config
+        return config.with_epochs(number(run.meta, "epochs_per_step") or 0.0).most_steps
     except CheckpointError:
         return count(run.config, "trainer", "max_steps")
 

@@ -249,13 +249,17 @@ def find_checkpoint(
     return Checkpoint(folder / named.path.name)
 
 
-def is_finished(config: Config, folder: Path, step: int) -> bool:
+def is_finished(config: Config, folder: Path, step: int, ended: bool = False) -> bool:
     """Return whether nothing is left to do for a run that stands at `step`.
 
     Its budget or patience is used up, the last weights were validated, and final.ckpt, which is
     written last, points to them.
+
+    Args:
+        ended: the deadline of a run whose schedule follows the clock was reached.
     """
-    if step > config.max_steps:
+    steps = config.most_steps
+    if steps is not None and step > steps:
         return True
     validations = [line for line in read_validations(folder)[0] if line.step <= step]
     if pointed(folder, "final.ckpt") != folder / step_name(step) or not any(
@@ -263,8 +267,10 @@ def is_finished(config: Config, folder: Path, step: int) -> bool:
     ):
         return False
     patience = config.trainer.early_stopping
-    return step == config.max_steps or (
-        patience is not None and validations_without_progress(validations) >= patience
+    return (
+        ended
+        or step == steps
+        or (patience is not None and validations_without_progress(validations) >= patience)
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -23,10 +23,18 @@ class Progress:
         max_steps: the last step of the run.
         step: the step at which this process starts, more than 0 after a resume.
         enabled: False prints nothing; only the first process of a run prints.
+        seconds_left: the time that is left of a run that ends by the clock, not after `max_steps`.
     """
 
-    def __init__(self, max_steps: int, step: int, enabled: bool = True):
+    def __init__(
+        self,
+        max_steps: int,
+        step: int,
+        enabled: bool = True,
+        seconds_left: Callable[[], float] | None = None,
+    ):
         self._max_steps = max_steps
+        self._seconds_left = seconds_left
         self._enabled = enabled
         self._figures = ""
         self._last_line = time.monotonic()
@@ -36,10 +44,12 @@ class Progress:
             from tqdm import tqdm  # Only a terminal needs it.
 
             layout = "{l_bar}{bar}| {n}/{total}{postfix}"
-            self._bar = tqdm(total=max_steps, initial=step, dynamic_ncols=True, bar_format=layout)
+            total = max_steps if seconds_left is None else None
+            layout = layout if seconds_left is None else "step {n}{postfix}"
+            self._bar = tqdm(total=total, initial=step, dynamic_ncols=True, bar_format=layout)
 
-    def advance(self, step: int) -> None:
-        """Show that a step is done."""
+    def advance(self, step: int, last: bool = False) -> None:
+        """Show that a step is done, perhaps the last one."""
         if not self._enabled:
             return
         now = time.monotonic()
@@ -47,9 +57,10 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str("  ".join(parts), refresh=False)
             self._bar.update(step - self._bar.n)
-        elif now - self._last_line >= LINE_SECONDS or step == self._max_steps:
+        elif now - self._last_line >= LINE_SECONDS or last or step == self._max_steps:
             self._last_line = now
-            self.say("  ".join([f"step {step:,}/{self._max_steps:,}", *parts]))
+            total = f"/{self._max_steps:,}" if self._seconds_left is None else ""
+            self.say("  ".join([f"step {step:,}{total}", *parts]))
 
     def show(self, loss: float, learning_rate: float, tokens_per_second: float | None) -> None:
         """Set the figures that appear with the next `advance`."""
@@ -76,6 +87,8 @@ class Progress:
         The estimate includes validations and saves, because more of them follow. It excludes the
         time before the first step (set-up, compiling).
         """
+        if self._seconds_left is not None:
+            return f"{duration(round(self._seconds_left()))} left"
         if self._first is None:
             self._first = step, now
         first_step, since = self._first

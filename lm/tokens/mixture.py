@@ -12,7 +12,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from lm.config.schema.config import Config
+from lm.config.schema.config import UNLIMITED, Config
 from lm.config.schema.source import MixtureSource
 from lm.system.errors import ConfigError
 from lm.tokenizer.tokenizer import Tokenizer
@@ -73,28 +73,43 @@ def make_plan(
         ConfigError: a source has too few rows, and `when_one_ends` is `stop`.
     """
     source, trainer = config.data.source, config.trainer
-    weights = source_weights(config, base)
-    if not isinstance(source, MixtureSource):
-        return Plan(tuple(sizes), weights, "repeat", trainer.seed)
-    plan = Plan(tuple(sizes), weights, source.when_one_ends, trainer.seed)
-    n_rows = config.max_steps * trainer.batch_size
-    passes = [n_rows * plan.share(i) / size for i, size in enumerate(sizes)]
+    when_one_ends = source.when_one_ends if isinstance(source, MixtureSource) else "repeat"
+    plan = Plan(tuple(sizes), source_weights(config, base), when_one_ends, trainer.seed)
+    max_steps = config.with_epochs(epochs_per_step(config, plan)).max_steps
+    passes = plan.passes(max_steps * trainer.batch_size)
     steps = plan.n_rows // trainer.batch_size
-    if source.when_one_ends == "stop" and config.max_steps > steps:
+    if when_one_ends == "stop" and max_steps > steps:
         shorter = f"trainer.max_steps {steps} at most, or " if steps else ""
         raise ConfigError(
             f"data.source.when_one_ends: stop, and parts[{int(np.argmax(passes))}] runs dry"
-            f" after {steps:,} of the run's {config.max_steps:,} steps; write"
+            f" after {steps:,} of the run's {max_steps:,} steps; write"
             f" {shorter}when_one_ends: repeat or go_on"
         )
     # A small source may be repeated so often that the model learns it by heart.
-    if source.when_one_ends == "repeat" and not config.data.streams:
+    if len(sizes) > 1 and not config.data.streams and max_steps < UNLIMITED:
         say(f"data: passes over each: {', '.join(f'{n:.2f}' for n in passes)}")
     return plan
 
 
+def with_length(config: Config, plan: Plan) -> Config:
+    """Return the configuration with the length that `trainer.max_epochs` gives the run.
+
+    Raises:
+        ConfigError: the warm-up is longer than that.
+    """
+    config = config.with_epochs(epochs_per_step(config, plan))
+    if problem := config.warmup_problem():
+        raise ConfigError(f"optimizer.warmup_steps: {problem}")
+    return config
+
+
 def epochs_per_step(config: Config, plan: Plan) -> float:
-    """Return the passes over the run's own text that a step makes, replayed text not counted."""
+    """Return the passes over the run's own text that a step makes; 0 for a stream.
+
+    A pass is as many rows as the run's own sources have together. Replayed text is not counted.
+    """
+    if config.data.streams:
+        return 0.0
     own = len(config.data.parts)
     share = sum(plan.share(i) for i in range(own))
     return share * config.trainer.batch_size / sum(plan.sizes[:own])

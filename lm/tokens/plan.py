@@ -99,6 +99,14 @@ class Plan:
         """Return the part's share of the rows, while no part has ended."""
         return self.weights[part] / sum(self.weights)
 
+    def passes(self, n_rows: int) -> list[float]:
+        """Return how often each part is read, on average, in the first `n_rows` rows."""
+        in_turn = self.when_one_ends == "go_on"
+        epochs, rest = divmod(n_rows, sum(self.sizes)) if in_turn else (0, n_rows)
+        phase = next(phase for phase in reversed(self._phases) if phase.start <= rest)
+        used = phase.used + (rest - phase.start) * phase.weights / phase.weights.sum()
+        return [float(passes) for passes in epochs + used / np.array(self.sizes)]
+
     @property
     def n_rows(self) -> int:
         """How many rows there are before a part begins anew."""

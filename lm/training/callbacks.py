@@ -26,7 +26,6 @@ from lightning.pytorch import Callback, Trainer
 
 from lm.checkpoints.folder import step_name
 from lm.checkpoints.train_state import begin_shards
-from lm.config.schema.config import Config
 from lm.evaluation.validation import Evaluation, evaluate
 from lm.generation.continuation import write
 from lm.generation.prompt import open_prompt
@@ -39,6 +38,7 @@ from lm.training.forecast import inside_warmup
 from lm.training.launch import Run
 from lm.training.module import LanguageModel
 from lm.training.parts import Parts
+from lm.training.processes import on_first_process
 from model import Decoder
 
 Result = TypeVar("Result")
@@ -80,6 +80,11 @@ class DecideStop(RunCallback):
         """Take the signals back: Lightning has put its own handlers in place."""
         signals = self.run.signals
         signals.install()
+        if (deadline := self.run.deadline) is not None:
+            if deadline.over:  # a kill came before the last validation or picture
+                trainer.should_stop = True
+            else:
+                on_first_process(deadline.require_time)
         if trainer.world_size > 1:
             signals.deferred = True  # several processes agree to stop, after a step
         else:
@@ -92,8 +97,11 @@ class DecideStop(RunCallback):
     def on_train_batch_end(self, trainer: Trainer, module: LanguageModel, *_: Any) -> None:
         """Stop after a signal or at the time limit; the last step of a run needs no limit."""
         run, minutes = self.run, self.run.config.trainer.max_minutes
+        if run.deadline is not None:
+            run.deadline.end_step()
         now = time.monotonic()
-        over = minutes is not None and now >= run.started + 60 * minutes
+        # A deadline is the end of the run, not only of this session.
+        over = minutes is not None and run.deadline is None and now >= run.started + 60 * minutes
         if minutes is not None:
             self._foresee(module.step, now, run.started + 60 * minutes)
         run.signal = run.signals.requested
@@ -101,8 +109,8 @@ class DecideStop(RunCallback):
             wishes = torch.tensor([run.signal, int(over)], device=trainer.strategy.root_device)
             torch.distributed.all_reduce(wishes, op=torch.distributed.ReduceOp.MAX)
             run.signal, over = int(wishes[0]), bool(wishes[1])
-        run.stopping = bool(run.signal) or (over and module.step < run.config.max_steps)
-        trainer.should_stop = run.stopping
+        run.stopping = bool(run.signal) or (over and not run.is_over(module.step))
+        trainer.should_stop = run.stopping or run.is_over(module.step)
 
     def _foresee(self, step: int, now: float, end: float) -> None:
         if self._first is None:
@@ -122,7 +130,7 @@ class LogMetrics(RunCallback):
         config = self.run.config
         step = module.step
         figures = None
-        if step % config.logging.every == 0 or step == config.max_steps:
+        if step % config.logging.every == 0 or self.run.is_over(step):
             figures = {  # .item() waits for the device, which is training time
                 "loss": module.loss.item(),
                 "lr": module.used_learning_rate,
@@ -146,7 +154,11 @@ class SaveCheckpoint(RunCallback):
     def on_train_batch_end(self, trainer: Trainer, module: LanguageModel, *_: Any) -> None:
         """Save if it is time to."""
         config, step, stopping = self.run.config, module.step, self.run.stopping
-        if stopping or validation_is_due(config, step) or step % config.checkpoint.save_every == 0:
+        if (
+            stopping
+            or validation_is_due(self.run, step)
+            or step % config.checkpoint.save_every == 0
+        ):
             self._save(module)
 
     def on_exception(
@@ -167,11 +179,12 @@ class SaveCheckpoint(RunCallback):
 
     def _save(self, module: LanguageModel) -> None:
         begun = None
-        if module.sharded:  # each process writes its own part
-            optimizer = module.optimizers(use_pl_optimizer=False)
-            path = self.run.path / step_name(module.step)
-            begun = begin_shards(path, module.decoder, optimizer, module.average)
-        self.run.on_first(lambda record: record.save(module, begun))
+        with self.run.measured("save"):
+            if module.sharded:  # each process writes its own part
+                optimizer = module.optimizers(use_pl_optimizer=False)
+                path = self.run.path / step_name(module.step)
+                begun = begin_shards(path, module.decoder, optimizer, module.average)
+            self.run.on_first(lambda record: record.save(module, begun))
         self.run.saved = module.step
 
 
@@ -189,15 +202,17 @@ class Validate(RunCallback):
     def on_fit_start(self, trainer: Trainer, module: LanguageModel) -> None:
         """Validate where the run starts, unless the result is recorded already."""
         record, step = self.run.record, module.step
-        if validation_is_due(self.run.config, step):
+        if validation_is_due(self.run, step):
             known = record is not None and record.folder.is_validated(step)
             if not trainer.strategy.broadcast(known):
-                self._validate(trainer, module)
+                with self.run.measured("validation"):
+                    self._validate(trainer, module)
 
     def on_train_batch_end(self, trainer: Trainer, module: LanguageModel, *_: Any) -> None:
         """Validate every `trainer.validate_every` steps. A stop leaves it to the resumed run."""
-        if validation_is_due(self.run.config, module.step) and not self.run.stopping:
-            self._validate(trainer, module)
+        if validation_is_due(self.run, module.step) and not self.run.stopping:
+            with self.run.measured("validation"):
+                self._validate(trainer, module)
             if self.run.signal:
                 trainer.should_stop = True
 
@@ -281,7 +296,7 @@ class EarlyStopping(RunCallback):
 
     def on_train_batch_end(self, trainer: Trainer, module: LanguageModel, *_: Any) -> None:
         """Decide after each validation."""
-        if validation_is_due(self.run.config, module.step) and not trainer.should_stop:
+        if validation_is_due(self.run, module.step) and not trainer.should_stop:
             self._decide(trainer)
 
     def _decide(self, trainer: Trainer) -> None:
@@ -304,7 +319,7 @@ class EndStep(RunCallback):
 
     def on_train_batch_end(self, trainer: Trainer, module: LanguageModel, *_: Any) -> None:
         """Nothing is half done any more."""
-        self.run.progress.advance(module.step)
+        self.run.progress.advance(module.step, last=self.run.is_over(module.step))
         self._count_time()
         if trainer.world_size == 1 and not trainer.should_stop:
             self.run.signals.raise_deferred()
@@ -325,6 +340,6 @@ class EndStep(RunCallback):
             self.run.record.logger.stopwatch.go()
 
 
-def validation_is_due(config: Config, step: int) -> bool:
+def validation_is_due(run: Run, step: int) -> bool:
     """Return whether the weights after `step` updates are validated."""
-    return step % config.trainer.validate_every == 0 or step == config.max_steps
+    return step % run.config.trainer.validate_every == 0 or run.is_over(step)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lm.config.schema.config import Config
+from lm.config.schema.config import UNLIMITED, Config
 from lm.config.schema.optimizer import OptimizerConfig
 from lm.optim.objectives import on_device
 from lm.optim.optimizers import make_optimizer, state_names, trained
@@ -169,20 +169,11 @@ class Forecast:
         """Refuse a run that cannot end well, before it costs an hour.
 
         Raises:
-            ConfigError: the run would read the text too often, or the model alone does not fit
-                into the device's memory.
+            ConfigError: the model alone does not fit into the device's memory.
             CheckpointError: the disk has no room for the next checkpoint. A new run needs room
                 for two, because one must be whole while the next is written.
         """
-        trainer, footprint = self.config.trainer, self.footprint
-        epochs = self.config.max_steps * self.epochs_per_step
-        if trainer.max_epochs is not None and epochs > trainer.max_epochs:
-            steps = int(trainer.max_epochs / self.epochs_per_step)
-            raise ConfigError(
-                f"trainer.max_epochs: {self.config.max_steps:,} steps would pass over the text"
-                f" {epochs:.2f} times, which is more than {trainer.max_epochs:g}; write"
-                f" trainer.max_steps: {steps}, or give more text"
-            )
+        footprint = self.footprint
         total, _ = memory(self.device)
         needed = self.memory_needed
         if total is not None and needed > total:
@@ -209,18 +200,11 @@ class Forecast:
         n_parameters = self.decoder.n_parameters
         n_trained = sum(parameter.numel() for parameter in trained(self.decoder).values())
         trained_part = f" ({n_trained:,} trained)" if n_trained != n_parameters else ""
-        tokens = config.max_steps * config.tokens_per_step
         accumulated = f"{trainer.accumulation} x " if trainer.accumulation > 1 else ""
         devices = f" on each of {trainer.processes} devices" if trainer.processes > 1 else ""
         micro_batches = (
             f", as {accumulated}{trainer.micro_batch} rows{devices}"
             if accumulated or devices
-            else ""
-        )
-        passes = (
-            f"{config.max_steps * self.epochs_per_step:.2f} passes over the data (one is"
-            f" {math.ceil(1 / self.epochs_per_step):,} steps), "
-            if self.epochs_per_step
             else ""
         )
         # the newest ones, and the best one
@@ -239,9 +223,8 @@ class Forecast:
                 f" {self.device}; {', '.join(sizes)}"
             ),
             (
-                f"run: {config.max_steps:,} steps of {trainer.batch_size} rows of"
-                f" {config.row_length} tokens{micro_batches}: {tokens:,} tokens,"
-                f" {passes}{tokens / n_parameters:.1f} tokens a parameter"
+                f"run: {self._length()} of {trainer.batch_size} rows of"
+                f" {config.row_length} tokens{micro_batches}{self._amount(n_parameters)}"
             ),
             (
                 f"disk: {in_bytes(footprint.checkpoint)} a checkpoint, up to"
@@ -249,6 +232,21 @@ class Forecast:
                 f" {in_bytes(shutil.disk_usage(folder).free)} free"
             ),
         ]
+
+    def _length(self) -> str:
+        if self.config.max_steps == UNLIMITED:
+            return f"{self.config.trainer.max_minutes:g} minutes, in steps"
+        return f"{self.config.max_steps:,} steps"
+
+    def _amount(self, n_parameters: int) -> str:
+        """Return how much text the run reads, where that is known before."""
+        steps, epochs = self.config.max_steps, self.epochs_per_step
+        one = f"one is {math.ceil(1 / epochs):,} steps" if epochs else ""
+        if steps == UNLIMITED:
+            return f"; of the passes over the data {one}" if one else ""
+        tokens = steps * self.config.tokens_per_step
+        passes = f"{steps * epochs:.2f} passes over the data ({one}), " if one else ""
+        return f": {tokens:,} tokens, {passes}{tokens / n_parameters:.1f} tokens a parameter"
 
     def measured(self, trial: Trial, validation_tokens: int) -> list[str]:
         """Return the lines that a trial adds: memory, and the time of all steps from the first."""
@@ -264,7 +262,9 @@ class Forecast:
         alone = trainer.accumulation * trial.seconds + trial.update_seconds
         step = self.processes_a_device * alone
         speed = config.tokens_per_step / step
-        steps = config.max_steps
+        steps, about = config.max_steps, ""
+        if steps == UNLIMITED:
+            steps, about = max(1, int(60 * (trainer.max_minutes or 0) / step)), "at most "
         # at the start and at the end too
         validations = 1 + (steps - 1) // trainer.validate_every + 1
         # A validation has no backward pass, which is two thirds of the work.
@@ -277,7 +277,7 @@ class Forecast:
                 f" at once, {in_bytes(needed)} in all{room}"
             ),
             (
-                f"time: {speed:,.0f} tokens/s; {steps:,} steps in {duration(steps * step)},"
+                f"time: {speed:,.0f} tokens/s; {about}{steps:,} steps in {duration(steps * step)},"
                 f" {validations} validations in {duration(validating)}"
             ),
             *([warning] if warning else []),
@@ -289,10 +289,12 @@ def inside_warmup(config: Config, last_step: int) -> str | None:
     warmup, last_step = config.optimizer.warmup_steps, max(1, last_step)
     if config.trainer.max_minutes is None or last_step > min(warmup, config.max_steps - 1):
         return None
+    by_time = config.optimizer.schedule_by == "time"
+    length = "" if by_time else f"trainer.max_steps: {last_step} and "
     return (
         f"trainer.max_minutes: {config.trainer.max_minutes:g} minutes end near step {last_step:,},"
-        f" inside the warm-up of {warmup:,} steps; write trainer.max_steps: {last_step} and"
-        f" optimizer.warmup_steps: {last_step // 10}, or a longer trainer.max_minutes"
+        f" inside the warm-up of {warmup:,} steps; write {length}optimizer.warmup_steps:"
+        f" {last_step // 10}, or a longer trainer.max_minutes"
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -21,6 +24,8 @@ from lm.system.errors import NonFiniteError, keep_tracebacks_in
 from lm.system.progress import Progress
 from lm.system.signals import StopSignals, stopped
 from lm.system.streams import outlive_stdout
+from lm.system.units import duration
+from lm.training.deadline import Deadline, process_started
 from lm.training.processes import (
     check_launcher,
     continuing_command,
@@ -48,13 +53,14 @@ class Run:
 
     Attributes:
         loaded: the run's configuration; `next_start` completes it from the checkpoint of a run that
-            goes on.
+            goes on, and `begin` from the text.
         path: the run's folder.
         folder: the same, locked; None on all processes but the first.
         go_on: says how to go on after a stop.
         signals: the signals that asked this process to stop.
         started: the time (time.monotonic) at which the time limit begins; a run that goes back to a
             checkpoint keeps it.
+        deadline: the end of a run whose schedule follows the clock.
 
         Of the session at hand:
         progress: the display.
@@ -72,7 +78,9 @@ class Run:
         self.go_on = f"go on with: {continuing_command()}"
         self.signals = StopSignals(speaks=is_first(), advice=self.go_on)
         self.started = time.monotonic()
-        self.progress: Progress  # `next_start` sets it
+        self.deadline: Deadline | None = None
+        self._began = process_started()
+        self.progress: Progress  # `begin` sets it
         self.record: Record | None = None
         self.stopping = False
         self.signal = 0
@@ -128,8 +136,6 @@ class Run:
         keep_tracebacks_in(self.path)  # not before it is known to be a run's folder
         if start is not None:
             self._complete(start)
-            first = self.folder is not None
-            self.progress = Progress(self.config.max_steps, start.step, enabled=first)
             self.record = None
             self.stopping = False
             self.signal = 0
@@ -141,20 +147,72 @@ class Run:
         self.folder = self.folder or RunFolder(self.path)
         start = find_origin(self.loaded, self.path, self._resume, self._init_from, print)
         self._complete(start)
-        if start.resume is None or not is_finished(self.config, self.path, start.step):
+        ended = self._ended_by_time(start)
+        if start.resume is None or not is_finished(self.config, self.path, start.step, ended):
             return start
         if pointed(self.path, "final.ckpt") != start.resume:  # the budget was lowered
             point(self.path, "final.ckpt", start.resume)
         print(
             f"{self.path} has finished its {start.step:,} steps; a larger budget"
-            " (trainer.max_steps, max_tokens) or patience (early_stopping) lets it go on"
+            " (trainer.max_steps, max_tokens, max_epochs, or max_minutes with schedule_by: time) or"
+            " patience (early_stopping) lets it go on"
         )
         return None
 
     def _complete(self, start: Origin) -> None:
         """Take what nobody has written from the checkpoint of a run that goes on."""
         if start.session is not None and start.meta is not None:
-            self.loaded, _ = keep_recorded(self.loaded, start.meta)
+            loaded, _ = keep_recorded(self.loaded, start.meta)
+            config = loaded.config.with_epochs(start.session.epochs_per_step)
+            self.loaded = dataclasses.replace(loaded, config=config)
+
+    def _ended_by_time(self, start: Origin) -> bool:
+        """Return whether the deadline ended the run, and is not a later one now."""
+        if start.session is None or start.meta is None or not start.session.over:
+            return False
+        before, minutes = start.meta.config.trainer.max_minutes, self.config.trainer.max_minutes
+        return before is not None and minutes is not None and minutes <= before
+
+    def begin(self, parts: Parts, start: Origin) -> None:
+        """Take over the configuration of a session, which knows its steps, and show progress."""
+        self.loaded = dataclasses.replace(self.loaded, config=parts.config)
+        # A run that goes back to a checkpoint keeps its deadline.
+        if self.config.optimizer.schedule_by == "time" and self.deadline is None:
+            self.deadline = self._make_deadline(start)
+        self.progress = Progress(
+            self.config.max_steps,
+            start.step,
+            enabled=self.folder is not None,
+            seconds_left=self.deadline.seconds_left if self.deadline is not None else None,
+        )
+
+    def _make_deadline(self, start: Origin) -> Deadline:
+        session = start.session
+        before = session.time_spent if session is not None else 0.0
+        deadline = Deadline(
+            self.config,
+            self._began,
+            lambda line: self.progress.say(line),
+            before,
+            session.costs if session is not None else None,
+        )
+        deadline.over = self._ended_by_time(start)
+        if session is not None:
+            self.say(
+                f"optimizer.schedule_by: time: {duration(round(before))} of"
+                f" {duration(round(deadline.seconds))} are spent; the learning rate follows the"
+                " clock, so the weights are not bit for bit those of an unbroken run"
+            )
+        return deadline
+
+    def is_over(self, step: int) -> bool:
+        """Return whether the run ends after so many updates."""
+        over = self.deadline is not None and self.deadline.over
+        return over or step == self.config.max_steps
+
+    def measured(self, kind: str) -> AbstractContextManager[None]:
+        """Measure what the end of the run will need too: a "save" or a "validation"."""
+        return self.deadline.measured(kind) if self.deadline else contextlib.nullcontext()
 
     def go_back(self, back: GoBack) -> None:
         """Let the next session start from the newest checkpoint.
@@ -223,7 +281,7 @@ class Run:
         """
         if self.signal:
             raise stopped(self.signal, self.go_on, f" after step {step:,}, saved")
-        if step == self.config.max_steps or self.out_of_patience:
+        if self.is_over(step) or self.out_of_patience:
             if self.record is not None:
                 self.record.complete(step, self.progress)
             return

@@ -27,6 +27,7 @@ from lm.optim.schedule import set_rates
 from lm.runs.incidents import Incidents, SpikeWatch
 from lm.surgery import fsdp
 from lm.system.errors import NonFiniteError, first_line, is_out_of_memory
+from lm.training.deadline import Deadline
 from lm.training.parts import Parts
 from lm.training.processes import exchange_gradients
 from lm.training.recovery import LossScale, give_up, halve_rows
@@ -36,11 +37,12 @@ class LanguageModel(lightning.LightningModule):
     """A decoder in training.
 
     Attributes:
-        step: updates done so far. The run has no other clock: data, learning rate and randomness
-            follow from it.
+        step: updates done so far. Data and randomness follow from it alone, and so does the
+            learning rate unless there is a deadline.
         loss: the last step's loss in nats per token, on the device.
         grad_norm: the last step's global gradient norm before clipping, on the device.
         used_learning_rate: the last step's learning rate.
+        deadline: the clock of a run with `optimizer.schedule_by: time`; train.py sets it.
         average: the averaged weights, or None where `optimizer.ema_decay` is 0.
     """
 
@@ -52,6 +54,7 @@ class LanguageModel(lightning.LightningModule):
         self.objective = parts.objective
         self.incidents = incidents
         self.step = 0
+        self.deadline: Deadline | None = None
         self.average: WeightAverage | None = None
         self.loss = self.grad_norm = torch.tensor(math.nan)
         self.used_learning_rate = 0.0
@@ -110,8 +113,10 @@ class LanguageModel(lightning.LightningModule):
             UserError: out of memory, and smaller micro-batches cannot help.
         """
         assert batch["step"] == self.step, f"loader at {batch['step']}, model at {self.step}"
-        settings, optimizer = self.config.optimizer, self.optimizers()
-        self.used_learning_rate = set_rates(optimizer, self.step, self.config.max_steps, settings)
+        optimizer, last, settings = self.optimizers(), self.config.max_steps, self.config.optimizer
+        to_all, clock = self.trainer.strategy.broadcast, self.deadline
+        progress = clock.begin_step(self.step, to_all) if clock is not None else None
+        self.used_learning_rate = set_rates(optimizer, self.step, last, settings, progress)
         if self.step in self.incidents.skipped:
             self.loss = self.grad_norm = torch.tensor(math.nan)
         else:

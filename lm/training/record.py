@@ -82,6 +82,8 @@ class Record:
             ),
             "meta.json": lambda path: write_json(path, meta),
         }
+        if module.deadline is not None:
+            meta |= module.deadline.state
         self.logger.sync()  # a run that goes on from here does not write these rows again
         write_checkpoint(folder / step_name(step), files, self.checkpoint_bytes, begun)
         point(folder, "last.ckpt", folder / step_name(step))

@@ -3,6 +3,7 @@ what it refuses.
 """
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -201,6 +202,16 @@ def test_replay_mixes_in_the_text_of_the_base(tmp_path, base):
     passes = 0.75 * config.trainer.batch_size / own
     assert data.epochs_per_step == pytest.approx(passes), "replayed rows are no pass over one's own"
     tune(config_file(tmp_path, base, finetune={"replay": 0.25}))
+
+
+def test_a_fine_tuning_of_so_many_passes_counts_its_own_conversations(tmp_path, base, capsys):
+    passes = {"max_steps": None, "max_epochs": 2}
+    config = tune(config_file(tmp_path, base, finetune={"replay": 0.5}, trainer=passes))
+    final = Checkpoint((Path(config.checkpoint.directory) / "final.ckpt").resolve())
+    data = PackedDataModule(config, tokenizer_of(config), lambda line: None)
+    own = len(data.rows["train"].parts[0])
+    assert final.step == math.ceil(2 * own / (config.trainer.batch_size / 2))
+    assert "data: passes over each: 2." in capsys.readouterr().out
 
 
 def test_rows_of_a_replay_say_where_they_come_from(tmp_path, base):

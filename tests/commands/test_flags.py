@@ -92,4 +92,4 @@ def test_a_count_beyond_all_bounds_is_refused_at_once(flag: str) -> None:
     arguments = Namespace(step=0, rows=1, ngram=13, sample=None)
     setattr(arguments, flag, 2**70)
     with pytest.raises(ConfigError, match=f"--{flag}: too large, got {2**70}, write "):
-        inspect_data.check(arguments, SimpleNamespace(max_steps=1))  # type: ignore[arg-type]
+        inspect_data.check(arguments, SimpleNamespace(most_steps=1))  # type: ignore[arg-type]

@@ -812,11 +812,17 @@ def test_hostile_text_stays_text_on_the_whole_way(tmp_path, inspect):
     assert "script" not in {tag for tag, _ in Page(html_file.read_text()).tags}
 
 
+EPOCHS = ["--trainer.max_steps=null", "--trainer.max_epochs=0.8"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "named"),
     [
         (["--step", "12"], ConfigError, "--step: the run has the steps 0 to 11, got 12"),
         (["--step", "-1"], ConfigError, "--step"),
+        # the number of steps is known when the text is read
+        (["--step", "7", *EPOCHS], ConfigError, "--step: the run has the steps 0 to 6, got 7"),
+        (["--step", "-1", *EPOCHS], ConfigError, "--step: the run has the steps from 0, got -1"),
         (["--rows", "0"], ConfigError, "--rows"),
         (["--ngram", "-1"], ConfigError, "--ngram"),
         (["--trainer.max_stepz", "3"], ConfigError, "max_steps"),

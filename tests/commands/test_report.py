@@ -247,6 +247,16 @@ def test_how_far_it_came(tmp_path):
 
 
 @pytest.mark.usefixtures("takes_seconds")
+def test_how_far_a_run_of_so_many_passes_came(tmp_path):
+    trainer = {key: value for key, value in CONFIG["trainer"].items() if key != "max_steps"}
+    config = CONFIG | {"trainer": trainer | {"max_epochs": 2.0}}
+    folder = write_run(tmp_path / "run", config=config, epochs_per_step=0.04)
+    assert "it stands at step 40 of 50" in page_of(folder).text
+    unknown = write_run(tmp_path / "unknown", config=config, epochs_per_step=None)
+    assert "it stands at step 40;" in page_of(unknown).text
+
+
+@pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize(
     "name",
     [

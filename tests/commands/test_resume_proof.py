@@ -37,7 +37,8 @@ def proof(config: Path, *arguments: str, **environment: str) -> subprocess.Compl
     ],
 )
 def test_identical(tmp_path: Path, arguments: list[str]) -> None:
-    done = proof(config_file(tmp_path), "--steps=9", *arguments)
+    passes = {"max_steps": None, "max_epochs": 0.5}  # less than these steps
+    done = proof(config_file(tmp_path, trainer=passes), "--steps=9", *arguments)
     assert done.returncode == 0, done.stderr
     straight, interrupted, verdict = done.stdout.splitlines()
     assert straight.split() == ["straight", "9", "steps"]

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from lm.commands import load_config
 from lm.config import keys
-from lm.config.schema.config import Config
+from lm.config.schema.config import UNLIMITED, Config
 from tests.support.configs import BASE, MIXTURE, complaints, editor
 
 REFUSED = [
@@ -747,8 +747,8 @@ def test_missing_sections_have_no_line(write) -> None:
 def test_checks_of_a_section_point_at_its_line_and_of_the_whole_at_the_key(write) -> None:
     sections = BASE.replace("  max_steps: 1000", "  batch_size: 9\n  micro_batch_size: 2")
     assert complaints(write(sections)) == [
-        "c.yaml:5: trainer: give the run a length: max_steps, or max_tokens, or both (the smaller"
-        " ends it); --plan says how many steps one pass over the text takes, for any max_steps",
+        "c.yaml:5: trainer: give the run a length: max_steps, max_tokens, max_epochs, or"
+        " max_minutes with optimizer.schedule_by: time (the smallest ends it)",
         "c.yaml:5: trainer: batch_size 9 is not divisible by devices 1 (the default) x"
         " micro_batch_size 2; write a multiple of 2 for batch_size",
     ]
@@ -788,13 +788,58 @@ def test_all_disagreements_are_named_at_once(write) -> None:
     ]
 
 
-def test_a_limit_of_passes_is_no_length(write) -> None:
-    [line] = complaints(write(BASE.replace("max_steps: 1000", "max_epochs: 3")))
-    assert line == (
-        "c.yaml:5: trainer: give the run a length: max_steps, or max_tokens, or both (the smaller"
-        " ends it) (max_epochs is only a limit); --plan says how many steps one pass over the text"
-        " takes, for any max_steps"
+def test_passes_are_a_length_that_the_text_completes(write) -> None:
+    """Before the text is read, no check may guess how many steps they are."""
+    alone = load_config(write(BASE.replace("max_steps: 1000", "max_epochs: 3"))).config
+    assert alone.most_steps is None
+    with pytest.raises(AssertionError):
+        _ = alone.max_steps
+    assert alone.with_epochs(0.05).max_steps == 60
+    assert alone.most_steps is None, "the configuration itself stays as it is"
+    assert alone.with_epochs(0.0).most_steps is None, "a checkpoint that does not say it"
+    beside = load_config(write(BASE), ["--trainer.max_epochs=3"]).config
+    assert beside.most_steps == 1000
+    assert [beside.with_epochs(each).max_steps for each in (0.05, 0.003, 0.002)] == [60, 1000, 1000]
+    assert beside.with_epochs(0.05).with_vocabulary(300).max_steps == 60, "a copy knows it too"
+    assert beside.with_epochs(0.05).model_dump() == beside.model_dump(), "no file has it"
+    plain = load_config(write(BASE)).config
+    assert plain.with_epochs(0.05) is plain
+
+
+def test_minutes_are_a_length_only_for_a_schedule_by_time(write) -> None:
+    minutes = BASE.replace("max_steps: 1000", "max_minutes: 30")
+    assert complaints(write(minutes)) == [
+        "c.yaml:6: trainer.max_minutes: 30 alone gives the run no length; write max_steps,"
+        " max_tokens, max_epochs, or max_minutes with optimizer.schedule_by: time (the smallest"
+        " ends it)"
+    ]
+    by_time = "--optimizer.schedule_by=time"
+    config = load_config(write(minutes), [by_time]).config
+    assert config.most_steps is None and config.max_steps == UNLIMITED
+    assert load_config(write(minutes), [by_time, "--trainer.max_steps=150"]).config.max_steps == 150
+    assert complaints(write(BASE), by_time) == [
+        "command line: --optimizer.schedule_by: time needs a deadline; write trainer.max_minutes"
+    ]
+    mixed = (
+        "data:\n  source: {format: mixture, when_one_ends: stop, parts: [{weight: 1, source:"
+        " {format: txt, files: a}}]}\n"
     )
+    [line] = complaints(write(mixed + "trainer: {max_minutes: 3}\n"), by_time)
+    assert line.endswith(
+        "data.source.when_one_ends: stop needs a run whose steps are known; write repeat or go_on,"
+        " or trainer.max_steps"
+    )
+
+
+def test_passes_over_a_stream_are_refused_with_the_reason(write) -> None:
+    streamed = (
+        "data:\n  source: {format: hub, dataset: a/b, streaming: true}\n"
+        "trainer: {max_epochs: 2, validation_rows: 8}\n"
+    )
+    assert complaints(write(streamed)) == [
+        "c.yaml:3: trainer.max_epochs: 2 counts passes over the text, and a streamed text has no"
+        " end; write trainer.max_steps or max_tokens instead"
+    ]
 
 
 CHAT = "data:\n  source: {format: chat, files: a.jsonl}\ntrainer: {max_steps: 1000}\n"

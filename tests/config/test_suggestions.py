@@ -141,11 +141,13 @@ TOGETHER = [
         "trainer: {max_steps: 2000, tie_embeddings: 3}",
         "trainer.tie_embeddings: unknown key, got 3, write model.tie_embeddings: true or false",
     ),
-    # a pass over the text has steps that no configuration knows
     (
-        "trainer: {max_steps: 10, num_train_epochs: 3}\noptimizer: {warmup_steps: 1}",
-        "trainer.num_train_epochs: unknown key, got 3, write trainer.max_steps: the steps of 3"
-        " passes over the text; --plan says how many steps one pass takes, for any max_steps",
+        "trainer: {num_train_epochs: 3}\noptimizer: {warmup_steps: 1}",
+        "trainer.num_train_epochs: unknown key, got 3, did you mean trainer.max_epochs?",
+    ),
+    (
+        "trainer: {max_steps: 10, epochs: 0.5}\noptimizer: {warmup_steps: 1}",
+        "trainer.epochs: unknown key, got 0.5, did you mean trainer.max_epochs?",
     ),
 ]
 

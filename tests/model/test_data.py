@@ -6,13 +6,14 @@ import json
 import math
 import tracemalloc
 from collections import Counter
+from fractions import Fraction
 from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
@@ -943,7 +944,7 @@ def test_the_lines_that_are_said_of_a_mixture(tmp_path):
     assert said[3] == f"data: together: {'; '.join(sums)}"
 
 
-def test_how_often_a_run_reads_each_source_is_said_where_sources_are_repeated(tmp_path):
+def test_how_often_a_run_reads_each_source_is_said_where_there_are_several(tmp_path):
     said = []
     data = module(tmp_path, mixture(tmp_path), say=said.append)
     rows = Counter(part for step in range(20) for part, _, _ in data.plan.of_step(step, 8).tolist())
@@ -951,12 +952,115 @@ def test_how_often_a_run_reads_each_source_is_said_where_sources_are_repeated(tm
     assert said[-1] == f"data: passes over each: {', '.join(passes)}"
     assert len({*passes}) == 3
     for source in (
-        TEXTS,
         mixture(tmp_path, when_one_ends="go_on"),
         mixture(tmp_path, when_one_ends="stop"),
     ):
         assert module(tmp_path, source, say=said.append, trainer={"max_steps": 2}).plan
-    assert sum("passes over each" in line for line in said) == 1
+    assert module(tmp_path, TEXTS, say=said.append).plan
+    assert sum("passes over each" in line for line in said) == 3
+
+
+EPOCHS = ("0.5", "1", "2.5", "0.1", "0.7", "3")
+
+
+@pytest.mark.usefixtures("takes_seconds")
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("rows_each", [1, 3, 7])
+def test_epochs_are_rounded_up_to_steps_once(tmp_path, rows_each, ranks):
+    """The slow twin calculates with fractions, and deals out the rows of every process."""
+    batch = rows_each * ranks
+    for epochs in EPOCHS:
+        trainer = {
+            "max_steps": None,
+            "max_epochs": float(epochs),
+            "batch_size": batch,
+            "devices": ranks,
+        }
+        data = [module(tmp_path, TEXTS, place=(i, ranks), trainer=trainer) for i in range(ranks)]
+        n = len(data[0].rows["train"])
+        steps = math.ceil(Fraction(epochs) * n / batch)
+        assert [part.sized_config.max_steps for part in data] == [steps] * ranks
+        loaders = [part.train_dataloader() for part in data]
+        assert [list(loader.sampler) for loader in loaders] == [list(range(steps))] * ranks
+        if epochs == "1":
+            dealt = [row for k in range(steps) for i in loaders for row in rows_in(i.dataset[k])]
+            everything = Counter(map(str, rows_in(numbered(data[0].rows["train"], range(n)))))
+            more = Counter(map(str, dealt))
+            more.subtract(everything)
+            assert min(more.values()) == 0 and more.total() == steps * batch - n < batch
+
+
+@given(
+    rows=st.integers(1, 10**9),
+    batch=st.integers(1, 4096),
+    tenths=st.integers(1, 10**5),
+)
+@example(rows=10, batch=1, tenths=1)  # 0.1 is more than a tenth in binary
+@example(rows=10, batch=1, tenths=29)
+@settings(deadline=None)
+def test_rounding_adds_no_step(rows, batch, tenths):
+    config = Config(
+        data={"source": {"format": "txt", "files": "a"}},
+        trainer={"max_epochs": tenths / 10, "batch_size": batch},
+    )
+    exact = math.ceil(Fraction(tenths, 10) * rows / batch)
+    assert config.with_epochs(batch / rows).max_steps == exact
+    # A run of an earlier version, in which max_epochs only refused more steps than these.
+    longest = next(n for n in (exact, exact - 1, 0) if n * (batch / rows) <= tenths / 10)
+    if longest:
+        trainer = config.trainer.model_copy(update={"max_steps": longest})
+        older = config.model_copy(update={"trainer": trainer})
+        assert older.with_epochs(batch / rows).max_steps == longest, "it keeps its length"
+
+
+def test_an_epoch_of_a_mixture_is_the_rows_of_all_its_sources(tmp_path):
+    """3 : 1 with sizes of about 1 : 10: the passes over each are printed and add up to an epoch."""
+    parts = [(3, TEXTS[:12]), (1, TEXTS[:120])]
+    source = {
+        "format": "mixture",
+        "parts": [
+            {"weight": weight, "source": write_jsonl(tmp_path / f"{i}.jsonl", texts)}
+            for i, (weight, texts) in enumerate(parts)
+        ],
+    }
+    said = []
+    trainer = {"max_steps": None, "max_epochs": 2, "batch_size": 4}
+    data = module(tmp_path, source, trainer=trainer, say=said.append)
+    sizes = [len(part) for part in data.rows["train"].parts]
+    steps = math.ceil(2 * sum(sizes) / 4)
+    assert data.sized_config.max_steps == steps == len(steps_of(data))
+    passes = [steps * 4 * share / size for share, size in zip((0.75, 0.25), sizes, strict=True)]
+    assert passes[0] > 10 * passes[1]
+    assert said[-1] == f"data: passes over each: {passes[0]:.2f}, {passes[1]:.2f}"
+    source["when_one_ends"] = "go_on"
+    in_turn = module(tmp_path, source, trainer=trainer, say=said.append)
+    assert in_turn.sized_config.max_steps == steps and said[-1].endswith(": 2.00, 2.00")
+    source["when_one_ends"] = "stop"
+    with pytest.raises(ConfigError, match=rf"runs dry after \d+ of the run's {steps} steps; write"):
+        assert module(tmp_path, source, trainer=trainer).sized_config
+
+
+def test_a_warm_up_longer_than_the_passes_is_refused_when_the_text_is_read(tmp_path):
+    data = module(tmp_path, TEXTS, trainer={"max_steps": None, "max_epochs": 1})
+    steps = data.sized_config.max_steps
+    for warmup, refused in (steps - 1, False), (steps, True):
+        optimizer = data.config.optimizer.model_copy(update={"warmup_steps": warmup})
+        config = data.config.model_copy(update={"optimizer": optimizer})
+        again = PackedDataModule(config, BYTES, lambda line: None)
+        if not refused:
+            assert again.sized_config.max_steps == steps
+            continue
+        with pytest.raises(ConfigError) as error:
+            assert again.sized_config
+        assert str(error.value) == (
+            f"optimizer.warmup_steps: {steps} leaves nothing of the run's {steps} steps; write"
+            f" optimizer.warmup_steps: {steps // 10}, or another number below {steps}"
+        )
+
+
+def test_a_length_in_steps_is_known_without_the_text(tmp_path):
+    data = module(tmp_path, {"format": "txt", "files": str(tmp_path / "missing")})
+    assert data.sized_config is data.config
 
 
 # --- validation

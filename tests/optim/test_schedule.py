@@ -187,3 +187,22 @@ def test_a_longer_run_has_the_same_start_and_another_end() -> None:
 def test_past_the_end_it_stays_at_the_end() -> None:
     config = OptimizerConfig(lr=1.0, warmup_steps=0, final_lr_fraction=0.1, schedule="cosine")
     assert learning_rate(10, 5, config) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"schedule": "linear"}, [1, 0.75, 0.5, 0.25, 0]),
+        ({"schedule": "linear", "final_lr_fraction": 0.2}, [1, 0.8, 0.6, 0.4, 0.2]),
+        ({"schedule": "cosine"}, [1, QUARTER, 0.5, 1 - QUARTER, 0]),
+        ({"schedule": "wsd", "decay_fraction": 0.5}, [1, 1, 1, 0.5, 0]),
+        ({"schedule": "constant"}, [1, 1, 1, 1, 1]),
+        # the warm-up counts steps, and the decay limits it
+        ({"schedule": "linear", "warmup_steps": 9}, [0.1, 0.2, 0.3, 0.25, 0]),
+    ],
+)
+def test_by_time_the_progress_decides(keys: dict[str, Any], expected: list[float]) -> None:
+    config = OptimizerConfig(**({"lr": 1.0, "warmup_steps": 0, "final_lr_fraction": 0.0} | keys))
+    progress = (0.0, 0.25, 0.5, 0.75, 1.0)
+    found = [learning_rate(step, 2**40, config, share) for step, share in enumerate(progress)]
+    assert found == pytest.approx(expected)

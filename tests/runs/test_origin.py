@@ -33,7 +33,7 @@ def config(**overrides: Any) -> Config:
     """Return a valid configuration; `trainer__max_steps=3` sets a key."""
     values: dict[str, Any] = {
         "data": {"source": {"format": "txt", "files": "corpus.txt"}},
-        "trainer": {"max_steps": 1000},
+        "trainer": {"max_steps": 1000, "max_minutes": 60.0},
     }
     for key, value in overrides.items():
         *sections, last = key.split("__")
@@ -330,6 +330,7 @@ CHANGES = {  # every changeable key -> another value than the default's
     "optimizer__muon_momentum": 0.9,
     "optimizer__muon_momentum_warmup": 20,
     "optimizer__schedule": "linear",
+    "optimizer__schedule_by": "time",
     "optimizer__warmup_steps": 7,
     "optimizer__final_lr_fraction": 0.5,
     "optimizer__decay_fraction": 0.5,
@@ -369,7 +370,6 @@ CHANGES = {  # every changeable key -> another value than the default's
     "model__gradient_checkpointing": True,
 }
 EXACT = {
-    "trainer__max_epochs",
     "trainer__on_nonfinite",
     "trainer__nonfinite_limit",
     "trainer__max_minutes",
@@ -624,6 +624,17 @@ def test_finished(
     assert is_finished(*asked) is (step > 1000)
     point(tmp_path, "final.ckpt", tmp_path / step_name(step))
     assert is_finished(*asked) is finished
+
+
+def test_a_run_of_so_many_passes_is_finished_after_their_steps(tmp_path: Path) -> None:
+    by_epochs = config(trainer__max_steps=None, trainer__max_epochs=2.0)
+    RunFolder(tmp_path).record(result(40))
+    point(tmp_path, "final.ckpt", tmp_path / step_name(40))
+    asked = tmp_path, 40
+    assert is_finished(by_epochs.with_epochs(0.05), *asked)
+    assert is_finished(by_epochs.with_epochs(0.06), *asked), "the budget was lowered"
+    assert not is_finished(by_epochs.with_epochs(0.04), *asked)
+    assert not is_finished(by_epochs, *asked), "a checkpoint that does not say how long a pass is"
 
 
 def test_the_text_may_lie_elsewhere(tmp_path: Path) -> None:

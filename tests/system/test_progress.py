@@ -196,3 +196,10 @@ def test_reading_is_a_bar_on_a_terminal_that_goes_away(
     assert "tokenising: " in terminal.getvalue()
     assert terminal.getvalue().endswith("\r"), "nothing of it is left on the screen"
     assert capsys.readouterr().out == ""
+
+
+def test_a_run_by_the_clock_shows_the_time_that_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    display = Progress(max_steps=2**40, step=0, seconds_left=lambda: 90)
+    display.advance(1)
+    display.advance(2, last=True)
+    assert capsys.readouterr().out == "step 2  1 min 30 s left\n"

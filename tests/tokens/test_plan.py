@@ -439,3 +439,21 @@ def test_the_first_epoch_that_a_step_needs(sizes, weights, step, batch):
     later = plan.rows(np.arange(step * batch, step * batch + 40 * sum(weights)))
     for part in range(len(sizes)):
         assert plan.first_epoch_of_step(part, step, batch) == later[later[:, 0] == part, 1].min()
+
+
+@pytest.mark.usefixtures("takes_seconds")
+@given(
+    parts=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 5)), min_size=1, max_size=3),
+    when_one_ends=st.sampled_from(["repeat", "stop", "go_on"]),
+    n_rows=st.integers(1, 300),
+)
+@settings(max_examples=150, deadline=None)
+def test_passes_are_those_of_the_rows(parts, when_one_ends, n_rows):
+    """Exact up to a block, in which the rows are shuffled."""
+    sizes, weights = zip(*parts, strict=True)
+    plan = Plan(sizes, weights, when_one_ends, seed=3)
+    counted = Counter(plan.rows(np.arange(n_rows))[:, 0].tolist())
+    passes = plan.passes(n_rows)
+    for i, (size, weight) in enumerate(parts):
+        assert abs(passes[i] * size - counted[i]) <= max(weight, size - size // weight * weight)
+    assert sum(n * size for n, size in zip(passes, sizes, strict=True)) == pytest.approx(n_rows)

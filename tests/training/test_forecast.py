@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from lm.checkpoints.folder import Checkpoint
+from lm.commands import answer_without_training, load_config, training_parser
 from lm.config.schema.config import Config
 from lm.config.schema.optimizer import OptimizerConfig
 from lm.system.device import Device
@@ -27,9 +28,11 @@ from lm.training.forecast import Forecast, Trial, footprint, try_out
 from model import Decoder
 from tests.support.runs import config_file, train
 from tests.training.test_train import ROOT
+from train import assemble
 
 
 def config(**trainer: Any) -> Config:
+    optimizer = trainer.pop("optimizer", {})
     values = {"max_steps": 100, "batch_size": 8, "micro_batch_size": 2} | trainer
     return Config.model_validate(
         {
@@ -41,7 +44,7 @@ def config(**trainer: Any) -> Config:
                 "n_heads": 2,
                 "vocab_size": 50,
             },
-            "optimizer": {"warmup_steps": 0},
+            "optimizer": {"warmup_steps": 0} | optimizer,
             "trainer": values,
         }
     )
@@ -192,6 +195,42 @@ def test_the_first_steps_foresee_a_time_limit_inside_the_warm_up(
     assert warnings[0].startswith("trainer.max_minutes: 0.02 minutes end near step ")
 
 
+@pytest.mark.usefixtures("trains")
+def test_a_plan_knows_the_steps_of_so_many_passes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The smoke text gives 65 rows: 2 passes are 16.25 steps of 8."""
+    arguments, overrides = training_parser("train.py", "", init_from=True).parse_known_args(
+        [
+            *("--config", str(config_file(tmp_path)), "--plan"),
+            *("--trainer.max_steps=null", "--trainer.max_epochs=2"),
+        ]
+    )
+    loaded = load_config(arguments.config, overrides)
+    assert answer_without_training(arguments, loaded, assemble)
+    printed = capsys.readouterr().out
+    assert "run: 17 steps of 8 rows" in printed and "time: " in printed
+    assert "; 17 steps in " in printed
+    with pytest.raises(ConfigError, match=r"^optimizer.warmup_steps: 17 leaves nothing of the"):
+        loaded = load_config(arguments.config, [*overrides, "--optimizer.warmup_steps=17"])
+        answer_without_training(arguments, loaded, assemble)
+
+
+def test_a_run_by_the_clock_is_forecast_from_its_minutes(tmp_path: Path) -> None:
+    settings = config(max_steps=None, max_minutes=2, optimizer={"schedule_by": "time"})
+    run = Forecast(settings, Decoder(settings.model), "cpu", "fp32", 0.01)
+    line = run.lines(tmp_path)[1]
+    assert line == (
+        "run: 2 minutes, in steps of 8 rows of 16 tokens, as 4 x 2 rows; of the passes over the"
+        " data one is 100 steps"
+    )
+    assert "; at most 120 steps in 2 min" in run.measured(Trial(1, 0.2, 0.2), 0)[1]
+    warming = settings.optimizer.model_copy(update={"warmup_steps": 500})
+    slow = settings.model_copy(update={"optimizer": warming})
+    said = Forecast(slow, Decoder(slow.model), "cpu", "fp32", 0.01).measured(Trial(1, 0.2, 0.2), 0)
+    assert "inside the warm-up of 500 steps; write optimizer.warmup_steps: 12, or" in said[-1]
+
+
 @pytest.mark.parametrize("max_steps", [200, 201, 250, 99, 1])
 def test_validations_are_counted(max_steps: int) -> None:
     """Validations are due at step 0, every hundredth and the last."""
@@ -232,27 +271,6 @@ def test_processes_on_a_cpu_share_its_cores() -> None:
         forecast(devices=devices).measured(Trial(1, 0.2, 0.0), 0)[1] for devices in (1, 2)
     )
     assert alone == two, "half as many micro-batches each, at half the speed"
-
-
-@pytest.mark.usefixtures("trains")
-def test_more_passes_than_allowed_are_refused(tmp_path: Path) -> None:
-    forecast(epochs_per_step=0.05, max_epochs=5).check(tmp_path)
-    with pytest.raises(
-        ConfigError,
-        match=(
-            r"^trainer.max_epochs: 100 steps would pass over the text 6.00 times, .* more than 5;"
-            r" write .*: 83,"
-        ),
-    ):
-        forecast(epochs_per_step=0.06, max_epochs=5).check(tmp_path)
-    with pytest.raises(
-        ConfigError, match=r"^trainer.max_epochs: 12 steps would pass over the text"
-    ):
-        (tmp_path / "a").mkdir()
-        train(config_file(tmp_path / "a"), "--trainer.max_epochs=1")
-    assert not list((tmp_path / "a" / "run").glob("*")) or not list(
-        (tmp_path / "a" / "run").glob("*.ckpt")
-    )
 
 
 def test_room_for_the_checkpoints_that_are_still_to_come(

@@ -182,6 +182,16 @@ def test_stopped_and_resumed_on_two_processes_one_and_two(
     assert len(wrote[0]) > 20 and len(wrote[2]) > 20 and wrote[1] == wrote[3] == []
 
 
+@pytest.mark.usefixtures("starts_processes", "trains")
+def test_two_processes_take_as_many_steps_for_a_pass_as_one(tmp_path: Path) -> None:
+    """They open the same text, and neither waits for a step that the other does not take."""
+    passes = {"max_steps": None, "max_epochs": 0.5}
+    train(configured(tmp_path / "one", **passes))
+    two = configured(tmp_path / "two", **passes)
+    started(tmp_path / "two", two, *TWO)
+    assert_same_run(tmp_path / "one" / "run", tmp_path / "two" / "run")
+
+
 def writes(session: Path, rank: int) -> list[str]:
     """Return the paths that a process wrote or made."""
     return (session / f"writes-{rank}.txt").read_text().splitlines()

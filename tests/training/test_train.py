@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import re
 import signal
 import subprocess
 import sys
@@ -512,6 +514,51 @@ def test_killed_when_early_stopping_was_about_to_end_it(tmp_path: Path, scored: 
 def test_a_budget_in_tokens(tmp_path: Path) -> None:
     train(config_file(tmp_path), "--trainer.max_steps=null", "--trainer.max_tokens=700")
     assert steps(tmp_path / "run")[-1] == 700 // (8 * 16)
+
+
+@pytest.mark.usefixtures("trains")
+def test_a_run_of_so_many_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its length is known when the text is open. A resumed run finds the same one, from the text or
+    from its checkpoint; no file of settings holds it.
+    """
+    config, run = config_file(tmp_path), tmp_path / "run"
+    passes = ["--trainer.max_steps=null", "--trainer.max_epochs=0.8"]
+    train(config, *passes, "--checkpoint.directory", str(tmp_path / "straight"))
+    printed = capsys.readouterr().out
+    one = int(re.search(r"one is ([\d,]+) steps", printed)[1])  # type: ignore[index]
+    last = steps(tmp_path / "straight")[-1]
+    meta = json.loads((tmp_path / "straight" / "final.ckpt" / "meta.json").read_text())
+    assert last == math.ceil(0.8 / meta["epochs_per_step"]) and 2 < last < one
+    assert meta["config"]["trainer"]["max_steps"] is None
+    assert f"run: {last} steps" in printed and f"step {last}/{last}" in printed
+    assert float(metrics(tmp_path / "straight")[-2]["lr"]) == pytest.approx(3e-4), "decayed"
+
+    train(config, *passes, ONE_STEP)
+    train(config, *passes, resume="auto")
+    assert_same_run(tmp_path / "straight", run)
+    capsys.readouterr()
+    train(config, *passes, resume="auto")
+    printed = capsys.readouterr().out
+    assert f"finished its {last} steps" in printed
+    assert "data: train" not in printed, "the text is not opened to know it"
+    train(config, passes[0], "--trainer.max_epochs=0.9", resume="auto")
+    assert steps(run)[-1] == math.ceil(0.9 / meta["epochs_per_step"]) > last
+    assert "trainer.max_epochs 0.8 -> 0.9 (from here on" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("trains")
+@pytest.mark.parametrize(
+    ("limits", "last"), [((12, 0.7), 6), ((3, 0.7), 3)], ids=["passes", "steps"]
+)
+def test_the_smallest_limit_ends_the_run(
+    tmp_path: Path, limits: tuple[int, float], last: int
+) -> None:
+    train(
+        config_file(tmp_path),
+        f"--trainer.max_steps={limits[0]}",
+        f"--trainer.max_epochs={limits[1]}",
+    )
+    assert steps(tmp_path / "run")[-1] == last
 
 
 @pytest.mark.usefixtures("trains")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +17,10 @@ from lm.config.schema.optimizer import OptimizerConfig
 from lm.config.schema.section import Section
 from lm.config.schema.source import MixtureSource, is_streamed
 from lm.config.schema.tokenizer import TokenizerConfig
-from lm.config.schema.trainer import TrainerConfig
+from lm.config.schema.trainer import LENGTHS, TrainerConfig
 from lm.system.errors import ConfigError
+
+UNLIMITED = 2**40  # steps; the clock ends the run long before
 
 
 class Config(Section):
@@ -44,6 +47,8 @@ class Config(Section):
     finetune: FinetuneConfig | None = Field(
         None, description="How finetune.py trains a base checkpoint. null: a run of train.py."
     )
+    # The text alone knows it: `with_epochs` sets it, and it is never stored.
+    _epochs_per_step: float | None = None
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong between sections. Each line begins with its key."""
@@ -67,8 +72,8 @@ class Config(Section):
             )
         if self.trainer.max_epochs is not None and self.data.streams:
             yield (
-                f"trainer.max_epochs {self.trainer.max_epochs:g} limits the passes over the text,"
-                " and a streaming source has no known length; remove it"
+                f"trainer.max_epochs {self.trainer.max_epochs:g} counts passes over the text, and a"
+                " streamed text has no end; write trainer.max_steps or max_tokens instead"
             )
         for key, part in self.data.parts:
             if is_streamed(part.source):
@@ -79,12 +84,25 @@ class Config(Section):
                 f"data.stride {stride} is longer than a row, {self.row_length} tokens, so that text"
                 " between rows would never be read; make it smaller"
             )
-        if self.optimizer.warmup_steps >= self.max_steps:
-            others = f", or another number below {self.max_steps}" if self.max_steps > 1 else ""
+        yield from self._time_problems()
+        if problem := self.warmup_problem():
+            yield f"optimizer.warmup_steps {problem}"
+
+    def _time_problems(self) -> Iterator[str]:
+        """Yield what is wrong between the schedule, the time limit and the text."""
+        trainer, source = self.trainer, self.data.source
+        limits = (trainer.max_steps, trainer.max_tokens, trainer.max_epochs)
+        in_steps = any(limit is not None for limit in limits)
+        if self.optimizer.schedule_by == "steps":
+            if not in_steps:
+                minutes = f"trainer.max_minutes {trainer.max_minutes:g}"
+                yield f"{minutes} alone gives the run no length; write {LENGTHS}"
+        elif trainer.max_minutes is None:
+            yield "optimizer.schedule_by time needs a deadline; write trainer.max_minutes"
+        elif not in_steps and isinstance(source, MixtureSource) and source.when_one_ends == "stop":
             yield (
-                f"optimizer.warmup_steps {self.optimizer.warmup_steps} leaves nothing of the run's"
-                f" {self.max_steps} steps; write optimizer.warmup_steps: {self.max_steps // 10}"
-                f"{others}"
+                "data.source.when_one_ends stop needs a run whose steps are known; write repeat or"
+                " go_on, or trainer.max_steps"
             )
 
     def _finetune_problems(self) -> Iterator[str]:
@@ -146,6 +164,17 @@ class Config(Section):
                 f" write {least} or more, or make batches smaller"
             )
 
+    def warmup_problem(self) -> str | None:
+        """Return what is wrong with `optimizer.warmup_steps` for a run of `most_steps` steps."""
+        steps, warmup = self.most_steps, self.optimizer.warmup_steps
+        if steps is None or warmup < steps:
+            return None
+        others = f", or another number below {steps}" if steps > 1 else ""
+        return (
+            f"{warmup} leaves nothing of the run's {steps} steps; write optimizer.warmup_steps:"
+            f" {steps // 10}{others}"
+        )
+
     def with_vocabulary(self, size: int) -> Config:
         """Return the configuration with model.vocab_size set for a tokenizer of `size` ids."""
         given = self.model.vocab_size
@@ -189,12 +218,39 @@ class Config(Section):
         """The positions of one optimiser step, over all devices and micro-batches."""
         return self.trainer.batch_size * self.row_length
 
+    def with_epochs(self, epochs_per_step: float) -> Config:
+        """Return the configuration with the length that `trainer.max_epochs` gives the run.
+
+        Args:
+            epochs_per_step: passes over the training text in one step; 0 if that is not known.
+        """
+        if self.trainer.max_epochs is None:
+            return self
+        config = self.model_copy()
+        config._epochs_per_step = epochs_per_step or None
+        return config
+
     @property
     def max_steps(self) -> int:
-        """The run's length in optimiser steps: the smaller of `max_steps` and `max_tokens`."""
-        limits = []
-        if self.trainer.max_steps is not None:
-            limits.append(self.trainer.max_steps)
-        if self.trainer.max_tokens is not None:
-            limits.append(max(1, self.trainer.max_tokens // self.tokens_per_step))
-        return min(limits)
+        """The run's length in optimiser steps: the smallest of its limits.
+
+        With `trainer.max_epochs` it is known from `with_epochs` on. UNLIMITED: time alone ends it.
+        """
+        assert self.trainer.max_epochs is None or self._epochs_per_step is not None
+        most = self.most_steps
+        assert most is not None or self.optimizer.schedule_by == "time"
+        return UNLIMITED if most is None else most
+
+    @property
+    def most_steps(self) -> int | None:
+        """The smallest limit that is known: `max_steps`, or more. None: none is known yet."""
+        trainer, limits = self.trainer, []
+        if trainer.max_steps is not None:
+            limits.append(trainer.max_steps)
+        if trainer.max_tokens is not None:
+            limits.append(max(1, trainer.max_tokens // self.tokens_per_step))
+        if trainer.max_epochs is not None and self._epochs_per_step is not None:
+            # Rounding must not add a step to a whole number: a step is more than 1e-12 of a run.
+            exact = trainer.max_epochs / self._epochs_per_step
+            limits.append(max(1, math.ceil(exact * (1 - 1e-12))))
+        return min(limits, default=None)

@@ -12,7 +12,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
-    """The optimiser and its learning rate, which is a function of the step alone."""
+    """The optimiser and its learning rate, a function of the step, or of the time."""
 
     name: Literal["adamw", "muon"] = Field(
         "adamw",
@@ -40,6 +40,13 @@ class OptimizerConfig(Section):
         description=(
             "The learning rate after the warm-up: a cosine or linear decay to the end,"
             " stable-then-decay (wsd), or constant."
+        ),
+    )
+    schedule_by: Literal["steps", "time"] = Field(
+        "steps",
+        description=(
+            "time: the decay ends at trainer.max_minutes, which then suffices as the run's length."
+            " Start-up, validations and saves count; a resumed run is not bit for bit the same."
         ),
     )
     warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up from 0 to lr.")

@@ -9,6 +9,11 @@ from pydantic import Field, StrictBool
 
 from lm.config.schema.section import Section
 
+LENGTHS = (
+    "max_steps, max_tokens, max_epochs, or max_minutes with optimizer.schedule_by: time (the"
+    " smallest ends it)"
+)
+
 
 class TrainerConfig(Section):
     """The run's length, batch and device. At step k, k updates are done."""
@@ -17,19 +22,26 @@ class TrainerConfig(Section):
         None,
         ge=1,
         description=(
-            "Optimiser steps. Give max_steps, max_tokens or both; the smaller budget ends the run."
+            "Optimiser steps. Give max_steps, max_tokens, max_epochs or several of them; the"
+            " smallest ends the run."
         ),
     )
     max_tokens: int | None = Field(None, ge=1, description="Tokens to train on, with repetitions.")
     max_epochs: float | None = Field(
         None,
         gt=0,
-        description="Refuse a budget of more passes over the training text. null: no limit.",
+        description=(
+            "Passes over the training text, such as 3 or 0.5. In a mixture, a pass is as many rows"
+            " as all sources have together. A streamed text has no passes."
+        ),
     )
     max_minutes: float | None = Field(
         None,
         gt=0,
-        description="Stop and save after this time. It does not change the schedule.",
+        description=(
+            "Stop and save after this time. It changes the schedule only with"
+            " optimizer.schedule_by: time."
+        ),
     )
     seed: int = Field(
         1337,
@@ -124,13 +136,9 @@ class TrainerConfig(Section):
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with budget and batch."""
-        if self.max_steps is None and self.max_tokens is None:
-            limit = " (max_epochs is only a limit)" if self.max_epochs is not None else ""
-            yield (
-                "give the run a length: max_steps, or max_tokens, or both (the smaller ends it)"
-                f"{limit}; --plan says how many steps one pass over the text takes, for any"
-                " max_steps"
-            )
+        limits = (self.max_steps, self.max_tokens, self.max_epochs, self.max_minutes)
+        if all(limit is None for limit in limits):
+            yield f"give the run a length: {LENGTHS}"
         rows = self.processes * (self.micro_batch_size or 1)  # of all processes at once
         if self.batch_size % rows:
             split = f"devices {self.devices}" + (
