@@ -52,6 +52,7 @@ class _SummedLoss(torch.autograd.Function):
         device, dtype = hidden.device.type, hidden.dtype
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
+        # Cast once: autocast would cast the head again for each piece.
         x, weight = hidden.to(dtype), head.to(dtype)
         by_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         # In float32: a sum of many bfloat16 numbers would lose the small ones.
@@ -62,27 +63,24 @@ class _SummedLoss(torch.autograd.Function):
         if device == "cpu" and not torch.compiler.is_compiling():  # that would unroll the loops
             piece, block = PIECE, BLOCK
         rows = max(LEAST_ROWS, piece // vocabulary)
-        # Autocast would cast the weight again for each piece, and keep a copy without a history.
-        with torch.autocast(device, enabled=False):
-            for start in range(0, len(labels), rows):
-                part = slice(start, start + rows)
-                scored = labels[part, None] != IGNORE_INDEX  # (rows, 1)
-                target = labels[part, None].clamp(min=0)
-                log_p = F.log_softmax(F.linear(x[part], weight).float(), dim=-1)  # (rows, V)
-                total -= log_p.gather(1, target).where(scored, 0).sum()
-                # The derivative by the logits is p - onehot(target). It takes the place of log p.
-                ones = torch.ones_like(target, dtype=log_p.dtype)
-                slope = log_p.exp_().scatter_add_(1, target, -ones).to(dtype)
-                # Ignored rows are masked in (rows, D) tensors, which are smaller than the slope.
-                if by_hidden is not None:
-                    by_hidden[part] = (slope @ weight).where(scored, 0)
-                if by_head is not None:
-                    inputs = x[part].where(scored, 0)
-                    blocks = zip(by_head.split(block), slope.split(block, dim=1), strict=True)
-                    for sums, slopes in blocks:
-                        sums += slopes.T @ inputs
+        for start in range(0, len(labels), rows):
+            part = slice(start, start + rows)
+            scored = labels[part, None] != IGNORE_INDEX  # (rows, 1)
+            target = labels[part, None].clamp(min=0)
+            log_p = F.log_softmax(F.linear(x[part], weight).float(), dim=-1)  # (rows, V)
+            total -= log_p.gather(1, target).where(scored, 0).sum()
+            # The derivative by the logits is p - onehot(target). It takes the place of log p.
+            ones = torch.ones_like(target, dtype=log_p.dtype)
+            slope = log_p.exp_().scatter_add_(1, target, -ones).to(dtype)
+            # Ignored rows are masked in (rows, D) tensors, which are smaller than the slope.
+            if by_hidden is not None:
+                by_hidden[part] = (slope @ weight).where(scored, 0)
+            if by_head is not None:
+                inputs = x[part].where(scored, 0)
+                blocks = zip(by_head.split(block), slope.split(block, dim=1), strict=True)
+                for sums, slopes in blocks:
+                    sums += slopes.T @ inputs
         ctx.save_for_backward(by_hidden, by_head)
-        ctx.head_dtype = head.dtype
         return total
 
     @staticmethod
@@ -90,9 +88,10 @@ class _SummedLoss(torch.autograd.Function):
     def backward(ctx: Any, by_total: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         """Multiply by the derivative by the sum: 1 / targets, and in fp16 the scale of the loss."""
         by_hidden, by_head = ctx.saved_tensors
-        # Not in place: a second backward pass needs the saved tensors as they are.
+        # Not in place: a second backward pass needs the saved tensors as they are. Autograd casts
+        # the results to the types of the inputs.
         return (
             by_hidden * by_total if by_hidden is not None else None,
-            (by_head * by_total).to(ctx.head_dtype) if by_head is not None else None,
+            by_head * by_total if by_head is not None else None,
             None,
         )

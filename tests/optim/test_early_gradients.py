@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -85,7 +84,7 @@ def test_equals_the_slow_version(ignored: Any) -> None:
 
 
 def test_ignored_rows_may_hold_anything() -> None:
-    """Padding may have any hidden state. An infinite one must not reach the head's gradient."""
+    """Padding may have any hidden state. A huge one must not reach the head's gradient."""
     hidden, head, labels = inputs()
     with torch.no_grad():
         hidden.view(ALL, WIDTH)[[0, 9, 20]] = 1e30
@@ -121,25 +120,25 @@ def test_only_the_gradients_that_are_wanted(for_hidden: bool, for_head: bool) ->
             assert tensor.grad is None
 
 
-class Largest(TorchDispatchMode):
-    """Records how many numbers the largest new tensor has."""
+class Sizes(TorchDispatchMode):
+    """Records how many numbers each new tensor has."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.numbers = 0
+        self.numbers: list[int] = []
 
     def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = call(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
-            self.numbers = max(self.numbers, result.numel())
+            self.numbers.append(result.numel())
         return result
 
 
 def test_no_logits_are_held_at_once() -> None:
     given = inputs()
-    with Largest() as largest:
+    with Sizes() as sizes:
         summed_loss(*given).backward()
-    assert largest.numbers == max(ALL * WIDTH, VOCABULARY * WIDTH)  # a piece has only 44 logits
+    assert max(sizes.numbers) == max(ALL * WIDTH, VOCABULARY * WIDTH)  # a piece has only 44 logits
 
 
 def test_without_gradients_none_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,9 +146,9 @@ def test_without_gradients_none_are_made(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("lm.optim.loss.MAX_LOGITS", VOCABULARY)  # rows of one
     hidden, head, labels = inputs()
     for off in (torch.no_grad, torch.inference_mode):
-        with off(), Largest() as ours:
+        with off(), Sizes() as ours:
             summed_loss(hidden, head, labels)
-        with off(), Largest() as plain:
+        with off(), Sizes() as plain:
             token_losses(hidden, head, labels).sum()
         assert ours.numbers == plain.numbers
 
@@ -191,9 +190,6 @@ def test_in_half_precision(dtype: torch.dtype) -> None:
     hidden, head, labels = inputs()
     with torch.autocast("cpu", dtype):
         total = summed_loss(hidden, head, labels)
-        # the cast of the head that autocast keeps would have no history
-        F.linear(hidden, head).sum().backward()
-    assert head.grad is not None
     results = total.detach(), *torch.autograd.grad(total, (hidden, head))
     for result, expected in zip(results, exact, strict=True):
         assert result.dtype == torch.float32
