@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint as recompute
 
 from lm.config.schema.model import ModelConfig
+from lm.optim.early_gradients import summed_loss
 from lm.optim.loss import token_losses
 
 MOST_SCORES = 512 * 512  # of a head: beyond, attention by products is slower and takes much memory
@@ -72,6 +73,7 @@ class Decoder(nn.Module):
         labels: Tensor | None = None,
         document_ids: Tensor | None = None,
         cache: KVCache | None = None,
+        total: bool = False,
     ) -> Tensor:
         """Predict the token after each position.
 
@@ -82,6 +84,7 @@ class Decoder(nn.Module):
             document_ids: (B, T) equal numbers mark one document; attention stays inside it and
                 positions restart at 0. Numbers never decrease along a row. None: one document.
             cache: keys and values of the positions before `input_ids`, which are appended to it.
+            total: with labels, return the sum of the losses, a scalar. It needs less memory.
 
         Returns:
             With labels, the cross-entropy of each token in nats, (B, T) float32, 0 where the label
@@ -107,7 +110,12 @@ class Decoder(nn.Module):
             cache.length += input_ids.shape[1]
             x = x[:, -1:]
         x = self.norm(x)
-        return self.lm_head(x) if labels is None else token_losses(x, self.lm_head.weight, labels)
+        if labels is None:
+            return self.lm_head(x)
+        if total and config.kernels == "auto":
+            return summed_loss(x, self.lm_head.weight, labels)
+        losses = token_losses(x, self.lm_head.weight, labels)
+        return losses.sum() if total else losses
 
     def new_cache(self, batch_size: int, length: int | None = None) -> KVCache:
         """Return an empty cache, on the model's device; `length` is the context's by default."""

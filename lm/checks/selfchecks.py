@@ -235,7 +235,7 @@ def gradients(
     steps = 0
     while without and steps < 3:
         optimizer.zero_grad()
-        (objective.losses(decoder, rows).sum() / objective.count(rows).clamp(min=1)).backward()
+        (objective.total(decoder, rows) / objective.count(rows).clamp(min=1)).backward()
         if odd := [
             name
             for name, parameter in learnt.items()
@@ -289,7 +289,7 @@ def overfit_one_batch(
     losses: list[float] = []
     for step in range(OVERFIT_STEPS + 1):
         optimizer.zero_grad()
-        loss = objective.losses(decoder, row).sum() / count
+        loss = objective.total(decoder, row) / count
         losses.append(loss.item())
         bound = share * losses[0]
         figure = f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {step} steps (wanted: {bound:.3f})"

@@ -111,7 +111,7 @@ class Subject:
         trial = try_out(
             decoder,
             optimizer,
-            lambda: self.parts.objective.losses(decoder, first).mean(),
+            lambda: self.parts.objective.total(decoder, first) / first["labels"].numel(),
             contextlib.nullcontext,
         )
         row, update = trial.seconds, trial.update_seconds

@@ -40,6 +40,9 @@ class Objective(Protocol):
     def losses(self, decoder: nn.Module, rows: Rows) -> Tensor:
         """Return the losses of rows (B, T), float32, 0 where there is none."""
 
+    def total(self, decoder: nn.Module, rows: Rows) -> Tensor:
+        """Return the sum of the losses, to train with: it may need less memory than each loss."""
+
 
 class NextToken:
     """The cross-entropy of each label."""
@@ -54,6 +57,12 @@ class NextToken:
         """Return the losses, (B, T), in nats."""
         losses: Tensor = decoder(rows["input_ids"], rows["labels"], rows.get("document_ids"))
         return losses
+
+    def total(self, decoder: nn.Module, rows: Rows) -> Tensor:
+        """Return the sum of the losses, in nats."""
+        inputs = rows["input_ids"], rows["labels"], rows.get("document_ids")
+        total: Tensor = decoder(*inputs, total=True)
+        return total
 
 
 NEXT_TOKEN = NextToken()
@@ -95,6 +104,10 @@ class Preference:
         answered = _by_document((inputs[1] != IGNORE_INDEX).float(), inputs[2]) > 0
         losses = -F.logsigmoid(self.beta * (ratios[..., 0] - ratios[..., 1]))
         return losses.where(answered[..., 0], torch.zeros_like(losses))
+
+    def total(self, decoder: nn.Module, rows: Rows) -> Tensor:
+        """Return the sum of the losses."""
+        return self.losses(decoder, rows).sum()  # each token's own weight: no early gradients
 
 
 def frozen_reference(

@@ -19,6 +19,7 @@ def compile_if_wanted(
     config: Config,
     device: torch.device,
     forward_context: Callable[[], AbstractContextManager[Any]],
+    total: bool,
     say: Callable[[str], None],
 ) -> None:
     """Compile the decoder as `trainer.compile` asks, and try it forward and backward. If that
@@ -31,6 +32,7 @@ def compile_if_wanted(
         config: the run's configuration.
         device: the decoder's device.
         forward_context: the context of its precision.
+        total: whether the training step needs the sum of the losses only.
         say: prints why the decoder was not compiled.
     """
     wanted = config.trainer.compile
@@ -45,7 +47,7 @@ def compile_if_wanted(
     decoder.compile()
     try:
         with forward_context():
-            decoder.train()(*example).sum().backward()
+            decoder.train()(*example, total=total).sum().backward()
             with torch.no_grad():
                 decoder.eval()(*example)
     except Exception as error:  # from the compiler, its back end or a missing C compiler

@@ -62,6 +62,7 @@ class Compile(RunCallback):
             self.run.config,
             module.device,
             trainer.precision_plugin.forward_context,
+            module.objective.per_token,
             self.run.progress.say,
         )
 

@@ -318,7 +318,7 @@ def plan(parts: Parts, say: Callable[[str], None]) -> None:
     trial = try_out(
         decoder,
         make_optimizer(decoder, config.optimizer, precision),
-        lambda: parts.objective.losses(decoder, rows).mean(),
+        lambda: parts.objective.total(decoder, rows) / rows["labels"].numel(),
         functools.partial(autocast, device, precision),
     )
     batches = len(parts.data.val_dataloader())

@@ -151,7 +151,7 @@ class LanguageModel(lightning.LightningModule):
             with exchange_gradients(self, last=micro == micro_batches - 1):
                 for part in zip(*pieces, strict=True):
                     rows = dict(zip(names, part, strict=True))
-                    loss = self.objective.losses(self.decoder, rows).sum()
+                    loss = self.objective.total(self.decoder, rows)
                     # DDP averages gradients over processes; times their number, it is the sum.
                     self.manual_backward(loss * (self.trainer.world_size / targets))
                     total += loss.detach()

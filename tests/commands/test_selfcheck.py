@@ -179,9 +179,9 @@ class Bursts(Decoder):
 class ShufflesLabels(NextToken):
     """The labels are shuffled anew each time, so nothing can be learned."""
 
-    def losses(self, decoder: nn.Module, rows: Any) -> Tensor:
+    def total(self, decoder: nn.Module, rows: Any) -> Tensor:
         labels = rows["labels"]
-        return super().losses(
+        return super().total(
             decoder, {**rows, "labels": labels[:, torch.randperm(labels.shape[1])]}
         )
 

@@ -3,7 +3,8 @@ gradients. Run this alone or under torchrun:
 
 python -m tests.support.one_step FOLDER CASE...
 
-A case is MICRO_BATCH, followed by -fsdp, -lora, -qlora, -dropout or -muon. The
+A case is MICRO_BATCH, followed by -fsdp, -lora, -qlora, -dropout, -muon, -untied or -early: the
+loss then makes its gradients in the forward pass, although there are few logits. The
 result is FOLDER/CASE.pt.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightning
 import torch
@@ -21,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from lm.config.schema.config import Config
 from lm.config.schema.finetune import LoraConfig
 from lm.config.schema.model import ModelConfig
+from lm.optim import early_gradients
 from lm.optim.loss import IGNORE_INDEX
 from lm.optim.objectives import NextToken
 from lm.optim.optimizers import trained
@@ -88,6 +91,7 @@ def main(micro_batch: int, out: Path, world_size: int, *options: str) -> None:
                 "n_heads": 2,
                 "vocab_size": VOCABULARY,
                 "init_std": 0.2,
+                "tie_embeddings": "untied" not in options,
                 "d_ff": 42,  # two and four processes cannot share it evenly
                 "dropout": 0.5 if "dropout" in options else 0.0,
             },
@@ -123,7 +127,13 @@ def main(micro_batch: int, out: Path, world_size: int, *options: str) -> None:
         enable_model_summary=False,
     )  # fmt: skip
     rank = trainer.global_rank
-    trainer.fit(module, DataLoader(OneStep(micro_batch, rank, world_size), batch_size=None))
+    few = {"MOST_LOGITS": 0, "PIECE": 1, "LEAST_ROWS": 5, "BLOCK": 7} if "early" in options else {}
+    early = mock.patch.object(
+        early_gradients._SummedLoss, "apply", wraps=early_gradients._SummedLoss.apply
+    )
+    with mock.patch.dict(vars(early_gradients), few), early as applied:
+        trainer.fit(module, DataLoader(OneStep(micro_batch, rank, world_size), batch_size=None))
+    assert applied.called == ("early" in options)
     assert module.sharded == fsdp
     state = {
         f"after {name}": full_tensor(parameter).detach()

@@ -89,6 +89,28 @@ def test_accumulated(whole: dict[str, Tensor], tmp_path: Path, micro_batch: int)
     assert_close(torch.load(tmp_path / "out.pt", weights_only=True), whole)
 
 
+@pytest.mark.parametrize("case", ["8", "2", "1"])
+def test_gradients_made_in_the_forward_pass(
+    whole: dict[str, Tensor], tmp_path: Path, case: str
+) -> None:
+    one_step.main(int(case), tmp_path / "out.pt", 1, "early")
+    assert_close(torch.load(tmp_path / "out.pt", weights_only=True), whole)
+
+
+@pytest.mark.usefixtures("starts_processes")
+def test_gradients_made_in_the_forward_pass_of_two_processes(
+    whole: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """DDP and FSDP, with a tied head and with its own. One process has no target at times."""
+    cases = [f"{case}-early" for case in ("4", "2", "1", "2-fsdp", "1-fsdp")]
+    launched(2, "tests.support.one_step", str(tmp_path), *cases, *(f"{c}-untied" for c in cases))
+    one_step.main(8, tmp_path / "untied.pt", 1, "untied")
+    untied = torch.load(tmp_path / "untied.pt", weights_only=True)
+    for case in cases:
+        assert_close(torch.load(tmp_path / f"{case}.pt", weights_only=True), whole)
+        assert_close(torch.load(tmp_path / f"{case}-untied.pt", weights_only=True), untied)
+
+
 @pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     ("processes", "cases"), [(2, ("4", "2", "2-fsdp")), (4, ("2", "1", "1-fsdp"))]

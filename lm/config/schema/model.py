@@ -94,8 +94,9 @@ class ModelConfig(Section):
     kernels: Literal["auto", "fused"] = Field(
         "auto",
         description=(
-            "auto: bf16 attention on a CPU is two matrix products where that is faster; the last"
-            " bits differ. fused: always torch's fused attention, as in runs before this key."
+            "auto: where that is faster or needs less memory, bf16 attention on a CPU is two matrix"
+            " products, and the loss makes its gradients in the forward pass; the last bits differ."
+            " fused: always torch's fused attention, and the loss as in runs before this key."
         ),
     )
 
