@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Refuse what cannot work, then load what is heavy and score."""
     arguments, overrides = parser().parse_known_args()
-    config = load_config(arguments.config, overrides).config
+    config = load_config(arguments.config, overrides, trains=False).config
     checkpoint = open_checkpoint(arguments.ckpt)
     check(config, arguments.config, checkpoint)
 

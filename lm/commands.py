@@ -121,8 +121,10 @@ def add_flag(parser: argparse.ArgumentParser, name: str, **changes: Any) -> None
     parser.add_argument(name, **SHARED_FLAGS[name] | changes)
 
 
-def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
+def load_config(path: Path | str, overrides: Sequence[str] = (), trains: bool = True) -> Loaded:
     """Load a configuration; with `finetune`, its base checkpoint sets the model and the tokenizer.
+
+    With `trains=False` keys that are wrong only for a training are no mistake.
 
     Raises:
         ConfigError: the configuration is wrong; one line for each problem.
@@ -132,7 +134,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
     from lm.checkpoints.base import filled
     from lm.config.reader import load
 
-    return load(path, overrides, complete=filled)
+    return load(path, overrides, complete=filled, trains=trains)
 
 
 def training_script(config: Config) -> list[str]:

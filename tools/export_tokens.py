@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Check that the tokens can be exported, make those that are missing, and write the files."""
     arguments, overrides = parser().parse_known_args()
-    config = load_config(arguments.config, overrides).config
+    config = load_config(arguments.config, overrides, trains=False).config
     if len(config.data.parts) > 1:
         raise errors.ConfigError(
             "data.source.format: the rows of a mixture are mixed as training goes, and flat files"

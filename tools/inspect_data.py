@@ -44,7 +44,7 @@ NOTHING_STORED = "; overlap with the training text cannot be computed, because n
 def main() -> None:
     """Check the arguments, open the data, count, compare, and print."""
     arguments, overrides = parser().parse_known_args()
-    config = load_config(arguments.config, overrides).config
+    config = load_config(arguments.config, overrides, trains=False).config
     check(arguments, config)
 
     from data import PackedDataModule

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Parse the arguments, tokenise sources that have no tokens yet, and print what there is."""
     arguments, overrides = parser().parse_known_args()
-    config = load_config(arguments.config, overrides).config
+    config = load_config(arguments.config, overrides, trains=False).config
     if streamed := [
         key for key, part in config.data.parts if getattr(part.source, "streaming", False)
     ]:

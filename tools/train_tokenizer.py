@@ -35,7 +35,7 @@ SAMPLE = 10_000_000  # bytes of each side of each source that the report measure
 def main() -> None:
     """Check the arguments, then train, write and measure the vocabulary."""
     arguments, overrides = parser().parse_known_args()
-    data = load_config(arguments.config, overrides).config.data
+    data = load_config(arguments.config, overrides, trains=False).config.data
 
     from lm.tokenizer.learn import SETTINGS
     from lm.tokens import sources, vocabulary

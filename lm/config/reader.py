@@ -27,7 +27,7 @@ from lm.config.describe import yaml_lines
 from lm.config.keys import keys, name_of, without_format
 from lm.config.scalars import KeyPath, dotted, not_text, path_of, plain, shown, unprintable
 from lm.config.schema.config import Config
-from lm.config.schema.section import WRITTEN_NOW
+from lm.config.schema.section import WRITTEN_FOR_DATA, WRITTEN_NOW
 from lm.config.suggestions import advice
 from lm.config.yaml_reader import MAX_DEPTH, read_file, read_text
 
@@ -46,7 +46,10 @@ class Loaded:
 
 
 def load(
-    path: Path | str, overrides: Sequence[str] = (), complete: Complete | None = None
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    complete: Complete | None = None,
+    trains: bool = True,
 ) -> Loaded:
     """Read a YAML file, apply `--section.key value` or `--section.key=value` arguments, and check
     the result.
@@ -58,6 +61,7 @@ def load(
         overrides: the arguments.
         complete: completes a configuration that has `finetune`; None leaves it as it is written.
             The commands call `lm.commands.load_config`, which asks the base checkpoint.
+        trains: refuses what is wrong only for a training, too.
 
     Raises:
         ConfigError: the configuration is wrong; one line for each problem.
@@ -75,7 +79,11 @@ def load(
         draft.problems.append((1, f"{path}:1: {empty}, write the sections data: and trainer:"))
         document.is_complete = False
     draft.override(overrides)
-    config = draft.check(complete) if document.is_complete else None
+    config = (
+        draft.check(complete, WRITTEN_NOW if trains else WRITTEN_FOR_DATA)
+        if document.is_complete
+        else None
+    )
     if config is None or draft.problems:
         raise ConfigError(
             "\n".join(line for _, line in sorted(draft.problems, key=lambda problem: problem[0]))
@@ -188,17 +196,16 @@ class _Draft:
         self.marks = {old: mark for old, mark in self.marks.items() if old[: len(path)] != path}
         self.marks |= {(*path, *within): path for within in [(), *inner]}
 
-    def check(self, complete: Complete | None) -> Config | None:
+    def check(self, complete: Complete | None, context: object) -> Config | None:
         """Return the configuration, or note all of its problems and return None."""
         try:
             # pydantic's strict mode takes a list for a tuple only in JSON. It takes no bool or text
             # for a number.
-            config = Config.model_validate_json(
-                json.dumps(self.tree), strict=True, context=WRITTEN_NOW
-            )
+            config = Config.model_validate_json(json.dumps(self.tree), strict=True, context=context)
             if config.finetune is None or complete is None:
                 return config
-            return Config.model_validate(complete(config))
+            stored = None if context is WRITTEN_NOW else context  # its paths are expanded already
+            return Config.model_validate(complete(config), context=stored)
         except ValidationError as error:
             errors = error.errors(include_url=False)
             if (more := len(errors) - MOST_PROBLEMS) > 0:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from lm.commands import load_config
+from lm.system.errors import ConfigError
 from tests.support.configs import BASE, MIXTURE, complaints, value_of
 
 SET = [
@@ -400,3 +402,23 @@ def test_flags_are_judged_even_where_the_file_cannot_be_read_through(write) -> N
         ),
         'command line: "stray": not a flag, write --section.key value',
     ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "key"),
+    [
+        (["--optimizer.warmup_steps=5000"], "optimizer.warmup_steps"),
+        (["--trainer.micro_batch_size=3"], "trainer.micro_batch_size"),
+        (["--optimizer.schedule_by=time"], "optimizer.schedule_by"),
+    ],
+)
+def test_what_is_wrong_for_a_training_alone_stops_no_other_command(
+    tmp_path: Path, flags: list[str], key: str
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("data: {source: {format: txt, files: a}}\ntrainer: {max_steps: 200}\n")
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        load_config(path, flags)
+    assert load_config(path, flags, trains=False).config.trainer.max_steps == 200
+    with pytest.raises(ConfigError, match="give the run a length"):
+        load_config(path, ["--trainer.max_steps=null"], trains=False)

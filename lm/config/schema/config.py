@@ -84,12 +84,13 @@ class Config(Section):
                 f"data.stride {stride} is longer than a row, {self.row_length} tokens, so that text"
                 " between rows would never be read; make it smaller"
             )
-        yield from self._time_problems()
+
+    def training_problems(self) -> Iterator[str]:
+        """Yield what is wrong between the schedule, the run's length and the text."""
+        if self.finetune is not None and self.model.vocab_size is None:
+            return  # as above
         if problem := self.warmup_problem():
             yield f"optimizer.warmup_steps {problem}"
-
-    def _time_problems(self) -> Iterator[str]:
-        """Yield what is wrong between the schedule, the time limit and the text."""
         trainer, source = self.trainer, self.data.source
         limits = (trainer.max_steps, trainer.max_tokens, trainer.max_epochs)
         in_steps = any(limit is not None for limit in limits)

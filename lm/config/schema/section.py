@@ -12,8 +12,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 from lm.system.paths import expand
 
-# the context of a configuration that a user has just written; others were stored by a run
-WRITTEN_NOW = object()
+# The context of a configuration that a user has just written; others were stored by a run. The
+# second is for a command that does not train.
+WRITTEN_NOW, WRITTEN_FOR_DATA = object(), object()
 # In a key's JSON schema: a default that depends on other keys.
 DEFAULT_IN_WORDS = "x-default"
 
@@ -23,7 +24,7 @@ def _expanded(text: str, info: ValidationInfo) -> str:
     try:
         return expand(text)
     except ValueError:
-        if info.context is WRITTEN_NOW:
+        if info.context in (WRITTEN_NOW, WRITTEN_FOR_DATA):
             raise
         return text
 
@@ -41,9 +42,16 @@ class Section(BaseModel):
         """Yield what is wrong between the section's keys, one line each."""
         yield from ()
 
+    def training_problems(self) -> Iterator[str]:
+        """Yield what is wrong only for a command that trains."""
+        yield from ()
+
     @model_validator(mode="after")
-    def _have_no_problems(self) -> Self:
-        if problems := list(self.problems()):  # pydantic takes one error from a validator
+    def _have_no_problems(self, info: ValidationInfo) -> Self:
+        problems = list(self.problems())
+        if info.context is not WRITTEN_FOR_DATA:
+            problems += self.training_problems()
+        if problems:  # pydantic takes one error from a validator
             raise ValueError("\n".join(problems))
         return self
 

@@ -135,10 +135,13 @@ class TrainerConfig(Section):
     )
 
     def problems(self) -> Iterator[str]:
-        """Yield what is wrong with budget and batch."""
+        """Yield what is wrong with the length."""
         limits = (self.max_steps, self.max_tokens, self.max_epochs, self.max_minutes)
         if all(limit is None for limit in limits):
             yield f"give the run a length: {LENGTHS}"
+
+    def training_problems(self) -> Iterator[str]:
+        """Yield what is wrong with the batch."""
         rows = self.processes * (self.micro_batch_size or 1)  # of all processes at once
         if self.batch_size % rows:
             split = f"devices {self.devices}" + (
