@@ -178,7 +178,9 @@ def test_eval_val_says_it_too(
         assert report["sources"][name] == pytest.approx(recorded[name], rel=1e-5)
     monkeypatch.setattr(sys, "argv", command)
     eval_val.main()
-    table = capsys.readouterr().out.splitlines()[-4:]
+    *said, following, _ = capsys.readouterr().out.splitlines()
+    assert following.startswith("next: python infer.py --ckpt ")
+    table = said[-4:]
     assert table[0].split() == ["source", "tokens", "loss", "perplexity", "bits", "per", "byte"]
     for line, name in zip(table[1:], NAMES, strict=True):
         assert line.startswith(name)

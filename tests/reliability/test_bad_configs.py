@@ -660,15 +660,20 @@ def test_a_malformed_source(here: Path, name: str) -> None:
     assert_that_it_refuses(f"c.yaml:1: {named}", "--config", "c.yaml")
 
 
+# wrong for a training alone, so other commands go on
+FOR_TRAINING = ("micro-batches that do not divide", "a warm-up without end")
+
+
 @pytest.mark.usefixtures("takes_seconds")
 @pytest.mark.parametrize("name", LINES)
 def test_a_malformed_argument_line(here: Path, name: str) -> None:
     arguments, named = LINES[name]
     write(BASE)
     assert_that_it_refuses(named, "--config", "c.yaml", *arguments)
-    assert_that_it_refuses(
-        named, "--config", "c.yaml", "--ckpt", "x", *arguments, command="eval_val"
-    )
+    if name not in FOR_TRAINING:
+        assert_that_it_refuses(
+            named, "--config", "c.yaml", "--ckpt", "x", *arguments, command="eval_val"
+        )
 
 
 @pytest.mark.parametrize("name", USAGE)

@@ -34,12 +34,14 @@ def test_a_step_uses_what_was_compiled_before(
     torch._dynamo.reset()
     counters.clear()
     decoder, problems = Decoder(config.model), list[str]()
-    compile_if_wanted(decoder, config, torch.device("cpu"), contextlib.nullcontext, problems.append)
+    compile_if_wanted(
+        decoder, config, torch.device("cpu"), contextlib.nullcontext, True, problems.append
+    )
     compiled = counters["stats"]["unique_graphs"]
     ids = torch.randint(0, 50, (3, 4, 16))
     documents = torch.zeros_like(ids) if masked else [None] * 3
     for row, labels, of_row in zip(ids, ids.clone(), documents, strict=True):
-        decoder(row, labels, of_row).sum().backward()
+        decoder(row, labels, of_row, total=True).backward()
     assert not problems and compiled > 0
     assert counters["stats"]["unique_graphs"] == compiled
     assert not counters["graph_break"]

@@ -510,7 +510,7 @@ def test_a_picture_that_fails_is_said(
     train(config_file(tmp_path))
     said = capsys.readouterr().out
     assert "curves.png could not be drawn: no fonts" in said
-    assert said.splitlines()[-1].endswith("holds final.ckpt, best.ckpt and metrics.csv")
+    assert said.splitlines()[-2].endswith("holds final.ckpt, best.ckpt and metrics.csv")
 
 
 # --- the disk
