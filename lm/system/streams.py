@@ -79,6 +79,7 @@ class Output(io.FileIO):
             return
         lost = OutputLost(error, gone=error.errno in GONE or self._is_lost_terminal(error))
         if not _outlived:
+            self._reported = True  # whoever ends the command for it says so
             raise lost from None
         if str(lost) and not self._reported:
             self._reported = True
