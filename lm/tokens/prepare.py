@@ -232,13 +232,14 @@ class _Work:
         )
         self._removed += tokens.removed
         keep = self._selection.keep(tokens.hashes.tolist())
+        tested = keep & self._split.tested(tokens.hashes)
         if (most := self._reader.source.filter.max_tokens) is not None:
-            sizes = (tokens.lengths + 1) * keep
+            sizes = (tokens.lengths + 1) * (keep & ~tested)  # these alone are written
             keep &= self.tokens + sizes.cumsum() - sizes < most
         if self._split.kind == "tail":
             self._add_around_border(piece, tokens, keep)
         else:
-            tested = keep & self._split.tested(tokens.hashes)
+            tested &= keep
             self._removed += Counter({FOR_TEST: int(tested.sum())})
             keep &= ~tested
             # They are in no file, so the journal must keep their hashes.
@@ -317,7 +318,11 @@ class _Work:
         """Finish the shards and return their manifest."""
         if not self.full:
             self._end_of_file()
-        limit = "max_documents" if self._selection.full else "max_tokens" if self.full else None
+        most = self._reader.source.filter.max_tokens
+        # Tokens first: documents beyond their limit are in no file, so a continued build cannot
+        # count them towards max_documents.
+        by_tokens = most is not None and self.tokens >= most
+        limit = "max_tokens" if by_tokens else "max_documents" if self.full else None
         splits = {name: writer.close() for name, writer in self._writers.items()}
         return Manifest.model_validate(
             {

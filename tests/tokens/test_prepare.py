@@ -355,6 +355,23 @@ def test_stopped_anywhere_and_gone_on_is_the_same(tmp_path_factory, data, split,
     assert (content(killed), manifest) == expected
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("documents", "tokens"), [(40, 320), (60, 300)])
+def test_both_limits_and_a_test_share_after_a_kill(tmp_path, monkeypatch, seed, documents, tokens):
+    """A document beyond max_tokens is in no file, so it must not count towards max_documents."""
+    monkeypatch.setattr(preparation, "JOURNAL_TOKENS", 300)
+    limits = {"max_documents": documents, "max_tokens": tokens, "deduplicate": True}
+    section = source_in(tmp_path, texts=texts_of(120, seed), **limits)
+    expected = build(tmp_path / "straight", section, SPLITS["tested"])
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    for pieces in (1, 2):
+        with contextlib.suppress(Killed):
+            prepare(killed, reader(section), BYTES, SPLITS["tested"], killed_after(pieces))
+    manifest = prepare(killed, reader(section), BYTES, SPLITS["tested"], in_this_process)
+    assert (content(killed), manifest) == expected
+
+
 @pytest.mark.parametrize("filters", [{"deduplicate": True}, {"max_documents": 60}])
 def test_a_document_that_tail_has_parted_is_one_document_after_a_kill(
     tmp_path, monkeypatch, filters

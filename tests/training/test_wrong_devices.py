@@ -110,8 +110,14 @@ def test_forward_and_backward(shape: dict[str, Any], reading: str) -> None:
 
 
 def test_a_loss_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces: list[int] = []
+    recompute = loss.recompute
+    monkeypatch.setattr(
+        loss, "recompute", lambda *given, **how: pieces.append(1) or recompute(*given, **how)
+    )
     monkeypatch.setattr(loss, "MAX_LOGITS", 5 * VOCABULARY)
     test_forward_and_backward(LLAMA, "labels")
+    assert len(pieces) > 2
 
 
 def test_adapters() -> None:
@@ -172,7 +178,7 @@ def test_filters_and_draws() -> None:
         drawn = [sample_next(logits, o, seen, generator) for o in (options, Sampling(0))]
         return [filter_logits(logits, options, seen), *drawn]
 
-    on_both(action)
+    assert len(on_both(action)) == 3
 
 
 @pytest.mark.parametrize("prompts", [[[1, 2, 3]], [[1, 2, 3], [4], [5] * 20]])
@@ -194,7 +200,7 @@ def test_scores_of_given_tokens() -> None:
     def action(device: torch.device) -> list[list[float]]:
         return [scores.nats.tolist() for scores in score(make_decoder(device), rows, most=2)]
 
-    on_both(action)
+    assert len(on_both(action)) == len(rows)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])  # AdamW is fused, or not
