@@ -365,9 +365,8 @@ def test_both_limits_and_a_test_share_after_a_kill(tmp_path, monkeypatch, seed, 
     expected = build(tmp_path / "straight", section, SPLITS["tested"])
     killed = tmp_path / "killed"
     killed.mkdir()
-    for pieces in (1, 2):
-        with contextlib.suppress(Killed):
-            prepare(killed, reader(section), BYTES, SPLITS["tested"], killed_after(pieces))
+    with contextlib.suppress(Killed):
+        prepare(killed, reader(section), BYTES, SPLITS["tested"], killed_after(2))
     manifest = prepare(killed, reader(section), BYTES, SPLITS["tested"], in_this_process)
     assert (content(killed), manifest) == expected
 
