@@ -355,9 +355,12 @@ def test_stopped_anywhere_and_gone_on_is_the_same(tmp_path_factory, data, split,
     assert (content(killed), manifest) == expected
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("pieces", [2, 4, 6, 8, 99])
 @pytest.mark.parametrize(("documents", "tokens"), [(40, 320), (60, 300)])
-def test_both_limits_and_a_test_share_after_a_kill(tmp_path, monkeypatch, seed, documents, tokens):
+def test_both_limits_and_a_test_share_after_a_kill(
+    tmp_path, monkeypatch, seed, pieces, documents, tokens
+):
     """A document beyond max_tokens is in no file, so it must not count towards max_documents."""
     monkeypatch.setattr(preparation, "JOURNAL_TOKENS", 300)
     limits = {"max_documents": documents, "max_tokens": tokens, "deduplicate": True}
@@ -366,7 +369,7 @@ def test_both_limits_and_a_test_share_after_a_kill(tmp_path, monkeypatch, seed, 
     killed = tmp_path / "killed"
     killed.mkdir()
     with contextlib.suppress(Killed):
-        prepare(killed, reader(section), BYTES, SPLITS["tested"], killed_after(2))
+        prepare(killed, reader(section), BYTES, SPLITS["tested"], killed_after(pieces))
     manifest = prepare(killed, reader(section), BYTES, SPLITS["tested"], in_this_process)
     assert (content(killed), manifest) == expected
 
