@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,13 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
     try:
         # if torch opened the file, a full disk would be "[enforce fail ...] unexpected pos 64 vs 0"
         with path.open("wb") as file:
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except BaseException as error:
+                # An interrupted writer finishes its file when it is freed. It must be freed while
+                # the file is open: a writer that fails then aborts the process.
+                traceback.clear_frames(error.__traceback__)
+                raise
     except RuntimeError as error:  # torch raises it when it cannot finish the file either
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 

@@ -294,3 +294,27 @@ def test_a_full_disk_is_told_in_the_systems_words(tmp_path: Path, write: Any, ro
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (refusal.value.errno, refusal.value.strerror) == (errno.EFBIG, "File too large")
+
+
+@pytest.mark.parametrize("at", ["__init__", "__enter__", "__exit__"])
+def test_a_save_that_is_interrupted_does_not_abort_the_process(tmp_path: Path, at: str) -> None:
+    """A signal's handler may raise between any two operations of torch.save, as the one for a
+    killed worker does.
+    """
+    code = f"""
+import pathlib, torch
+from lm.checkpoints.weights import write_state
+writer = torch.serialization._open_zipfile_writer_buffer
+real = getattr(writer, {at!r})
+def interrupted(self, *arguments):
+    if {at!r} == "__init__":
+        real(self, *arguments)
+    raise InterruptedError("a signal")
+setattr(writer, {at!r}, interrupted)
+try:
+    write_state(pathlib.Path({str(tmp_path / "state.pt")!r}), {{"a": torch.ones(3)}})
+except InterruptedError as error:
+    print("raised:", error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "raised: a signal\n", "")
