@@ -296,6 +296,7 @@ def test_a_full_disk_is_told_in_the_systems_words(tmp_path: Path, write: Any, ro
     assert (refusal.value.errno, refusal.value.strerror) == (errno.EFBIG, "File too large")
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("at", ["__init__", "__enter__", "__exit__"])
 def test_a_save_that_is_interrupted_does_not_abort_the_process(tmp_path: Path, at: str) -> None:
     """A signal's handler may raise between any two operations of torch.save, as the one for a
