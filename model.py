@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint as recompute
 
 from lm.config.schema.model import ModelConfig
+from lm.optim.cpu_kernels import RMSNormalise, Rotate, attend_by_products, by_hand
 from lm.optim.early_gradients import summed_loss
 from lm.optim.loss import token_losses
 
@@ -239,14 +240,15 @@ class Attention(nn.Module):
         q = self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2)  # (B, H, T, E)
         k = self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2)  # (B, K, T, E)
         v = self.v_proj(x).view(heads).transpose(1, 2)  # (B, K, T, E)
+        auto = self.config.kernels == "auto"
         if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+            turn = Rotate.apply if auto and by_hand(x) else rotate
+            q, k = turn(q, *rotation), turn(k, *rotation)
         if cache is not None:
             kv_cache, layer = cache
             k, v = kv_cache.extend(layer, k, v)  # (B, K, S, E)
-        scores = length * k.shape[2]
-        if by_products := self.config.kernels == "auto" and q.dtype is torch.bfloat16:
-            by_products = q.device.type == "cpu" and scores <= MOST_SCORES
+        by_products = auto and (q.dtype, q.device.type) == (torch.bfloat16, "cpu")
+        by_products = by_products and length * k.shape[2] <= MOST_SCORES
         out = attend_by_products(q, k, v, mask) if by_products else attend(q, k, v, mask)
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
 
@@ -260,27 +262,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     grouped = q.shape[1] != k.shape[1]
     causal = mask is None
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
-
-
-def attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Return what `attend` does, by two matrix products.
-
-    For bfloat16 on a CPU: the fused kernel's backward pass is two to three times as slow there.
-    """
-    (batch, heads, length, width), (kv_heads, seen) = q.shape, k.shape[1:3]
-    group = heads // kv_heads  # these query heads share a key head, and so one product
-    if mask is None:
-        mask = torch.ones(length, seen, dtype=torch.bool, device=q.device).tril()
-    with torch.autocast(q.device.type, enabled=False):  # it would make the softmax float32
-        bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
-        if mask.dim() == 2:
-            bias = bias.repeat(group, 1)  # (H/K * T, S)
-        else:
-            bias = bias.expand(batch, heads, length, seen).reshape(-1, group * length, seen)
-        q = (q * width**-0.5).reshape(-1, group * length, width)  # (B * K, H/K * T, E)
-        k, v = (x.to(q.dtype).reshape(-1, seen, width) for x in (k, v))  # a cache is float32
-        scores = torch.baddbmm(bias, q, k.mT)
-        return (scores.softmax(dim=-1) @ v).view(batch, heads, length, width)
 
 
 class SwiGLU(nn.Module):
@@ -361,13 +342,12 @@ def rope_rotation(config: ModelConfig, positions: Tensor) -> Rotation:
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn (B, heads, T, E) by the angles of each position.
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn (B, heads, T, E) by the angles of each position, given by cosine and sine.
 
     Element i is paired with i + E/2, as in Hugging Face's Llama. The paper and Meta's files pair
     i with i + 1. The weights of the two differ by a permutation of the projection's rows.
     """
-    cos, sin = rotation
     first, second = x.float().chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
     return (x * cos + turned * sin).to(x.dtype)
@@ -378,15 +358,21 @@ class RMSNorm(nn.RMSNorm):
     may have made bfloat16, because the fused kernel does not take mixed types.
     """
 
+    def __init__(self, config: ModelConfig, width: int):
+        super().__init__(width, eps=config.norm_eps)
+        self.auto = config.kernels == "auto"
+
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., width) -> the same shape."""
+        if self.auto and by_hand(x):
+            return RMSNormalise.apply(x, self.weight, self.eps)
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
     """Return the configured normalisation over the last dimension, of size `width`."""
     if config.norm == "rmsnorm":
-        return RMSNorm(width, eps=config.norm_eps)
+        return RMSNorm(config, width)
     return nn.LayerNorm(width, eps=config.norm_eps, bias=config.bias)
 
 

@@ -24,11 +24,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from against_nanogpt import NANOGPT_FLAGS, ROOT, prepare_nanogpt
-
+ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lm.system.machine import hardware
+from benchmarks.peers import (  # noqa: E402
+    NANOGPT_README,
+    copy_nanogpt,
+    nanogpt_command,
+    write_characters,
+)
+from lm.system.machine import hardware  # noqa: E402
 
 TEXT = ROOT / "data" / "tiny_corpus.txt"
 FIRST, LAST = 20, 80  # the steps that count: no warm-up, and done in a few seconds
@@ -83,7 +88,7 @@ checkpoint: {save_every: 100000}
 logging: {sample_tokens: 0}
 """
 # the last ones count: little is scored, and a line is printed every ten steps
-QUICK_FLAGS = [*NANOGPT_FLAGS, "--eval_iters=1", "--log_interval=10"]
+QUICK_FLAGS = NANOGPT_README | {"eval_iters": 1, "log_interval": 10}
 Result = dict[str, float]
 
 
@@ -109,7 +114,8 @@ def main() -> None:
         start(["train.py", *once, *to_trained], ROOT, "the tokens and a checkpoint")
         nanogpt = None
         if arguments.nanogpt is not None:
-            nanogpt = prepare_nanogpt(arguments.nanogpt, TEXT, scratch)
+            nanogpt = copy_nanogpt(arguments.nanogpt, scratch)
+            write_characters(nanogpt, TEXT)
         for number in range(arguments.repeat):
             measured = {"import torch": run(["-c", "import torch; print()"], ROOT)}
             for name, checkout in checkouts.items():
@@ -119,8 +125,7 @@ def main() -> None:
                 fresh = ["--checkpoint.directory", f"{scratch}/{number}-{name}"]
                 measured[f"train.py, {name}"] = train([*flags, *fresh], checkout)
             if nanogpt is not None:
-                quick = ["config/train_shakespeare_char.py", *QUICK_FLAGS]
-                measured["train.py, nanoGPT"] = train(quick, nanogpt)
+                measured["train.py, nanoGPT"] = train(nanogpt_command(QUICK_FLAGS)[1:], nanogpt)
             print(json.dumps(measured), file=sys.stderr)
             for name, result in measured.items():
                 results.setdefault(name, []).append(result)

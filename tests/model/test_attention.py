@@ -11,7 +11,8 @@ from torch import Tensor
 import model as decoders
 from lm.checkpoints.meta import Meta
 from lm.config.schema.model import ModelConfig
-from model import Decoder, attend, attend_by_products
+from lm.optim.cpu_kernels import attend_by_products
+from model import Decoder, attend
 
 B, T, E = 3, 7, 8
 

@@ -417,7 +417,7 @@ def test_rope_depends_on_distance_only() -> None:
 
     def score(at: int, other: int) -> float:
         rotations = [rope_rotation(config, torch.tensor([p])) for p in (at, other)]
-        return (rotate(q, rotations[0]) * rotate(k, rotations[1])).sum().item()
+        return (rotate(q, *rotations[0]) * rotate(k, *rotations[1])).sum().item()
 
     assert score(7, 3) == pytest.approx(score(40, 36), abs=1e-5)
     assert score(7, 3) != pytest.approx(score(7, 4), abs=1e-3)

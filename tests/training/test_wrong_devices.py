@@ -45,6 +45,12 @@ SHAPES = [LLAMA, GPT2 | {"tie_embeddings": False}, LLAMA | {"gradient_checkpoint
 READINGS = ["logits", "labels", "document_ids", "cache", "padding"]
 
 
+@pytest.fixture(autouse=True)
+def cpu_like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the CPU compute as a GPU does, so that results are equal to the bit."""
+    monkeypatch.setattr(model_file, "by_hand", lambda _: False)
+
+
 def on_both(action: Callable[[torch.device], Any]) -> Any:
     """Run `action` on the pretended device and on the CPU, compare all tensors, return the last."""
     with pretend_cuda() as device:

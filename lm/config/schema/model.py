@@ -94,9 +94,9 @@ class ModelConfig(Section):
     kernels: Literal["auto", "fused"] = Field(
         "auto",
         description=(
-            "auto: where that is faster or needs less memory, bf16 attention on a CPU is two matrix"
-            " products, and the loss makes its gradients in the forward pass; the last bits differ."
-            " fused: always torch's fused attention, and the loss as in runs before this key."
+            "auto: where that is faster or needs less memory, the loss makes its gradients in the"
+            " forward pass, and a CPU has its own norms, rotations and bf16 attention; the last"
+            " bits differ. fused: torch's functions, and the loss as in runs before this key."
         ),
     )
 
