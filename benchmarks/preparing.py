@@ -240,8 +240,9 @@ def warm_start(folder: Path) -> bool:
     for name, documents in sizes:
         writer = SplitWriter(cache, name, 258, np.dtype(np.uint16))
         for _ in range(documents // 1000):
-            ids = np.full(999_000, 32, np.uint16)
-            writer.add(ids, np.full(1000, 999), np.arange(1000, dtype=np.uint64), len(ids))
+            ids = np.full(1_000_000, 32, np.uint16)
+            ids[::1000] = 258
+            writer.add(ids, np.full(1000, 999), np.arange(1000, dtype=np.uint64), 999_000)
         splits[name] = writer.close()
     manifest = Manifest(fingerprint=cache.name, dtype="uint16", splits=splits)
     (cache / "manifest.json").write_text(sealed(manifest))

@@ -20,9 +20,9 @@ EOS = 9
 def add(writer, documents, dtype=np.uint16):
     """Add documents as lists of ids; the hash of each is its length."""
     lengths = [len(ids) for ids in documents]
-    flat = np.array([i for ids in documents for i in ids], dtype)
+    stream = np.array([i for ids in documents for i in (EOS, *ids)], dtype)
     writer.add(
-        flat, np.array(lengths, np.int64), np.array(lengths, np.uint64), text_bytes=sum(lengths)
+        stream, np.array(lengths, np.int64), np.array(lengths, np.uint64), text_bytes=sum(lengths)
     )
 
 
