@@ -5,6 +5,7 @@ document at a time.
 import contextlib
 import errno
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -34,6 +35,7 @@ from lm.tokens import engines
 from lm.tokens import prepare as preparation
 from lm.tokens.cache import JOURNAL, open_cache, open_or_build
 from lm.tokens.engines import in_this_process, on_this_machine
+from lm.tokens.manifest import sealed
 from lm.tokens.prepare import Split, prepare
 from lm.tokens.store import TokenStore
 from tests.support.slow_split import split_slowly
@@ -669,6 +671,25 @@ def test_only_some_pieces_wait(monkeypatch):
     assert [next(results) for _ in range(20)] == list(range(20))
     assert next(taken) <= 20 + 2 * engines.WAITING + 1
     assert list(results)[-1] == 1000
+
+
+@pytest.mark.parametrize(
+    ("format", "filters", "split", "digest"),
+    [
+        ("jsonl", {}, "hash", "3accff4dcb7ddd4f"),
+        ("jsonl", {"deduplicate": True, "max_tokens": 4000}, "tested", "dd26cdce23116ff4"),
+        ("txt", {"min_length": 9}, "tail", "9ad87a123378c986"),
+        ("csv", {"ascii_only": True, "max_documents": 200}, "none", "518252a9702a8dad"),
+    ],
+)
+def test_caches_are_what_earlier_versions_wrote(tmp_path, format, filters, split, digest):
+    """Raise `FORMAT` in lm/tokens/store.py if other files are intended."""
+    section = source_in(tmp_path, format, **filters)
+    files, manifest = build(tmp_path / "cache", section, SPLITS[split])
+    written = hashlib.sha256(sealed(manifest).encode())
+    for name in sorted(files):
+        written.update(name.encode() + files[name])
+    assert written.hexdigest()[:16] == digest
 
 
 def test_the_numbers_of_a_hash_are_words_of_its_own(tmp_path):
