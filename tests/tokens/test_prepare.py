@@ -29,6 +29,7 @@ from lm.config.schema.source import SingleSource
 from lm.documents import files, parquet
 from lm.documents import reader as sources
 from lm.documents.reader import Reader, hash_of_text
+from lm.documents.templates import LEARNED
 from lm.system.errors import CheckpointError, DataError, UserError
 from lm.tokenizer.tokenizer import ByteTokenizer
 from lm.tokens import engines
@@ -690,6 +691,23 @@ def test_caches_are_what_earlier_versions_wrote(tmp_path, format, filters, split
     for name in sorted(files):
         written.update(name.encode() + files[name])
     assert written.hexdigest()[:16] == digest
+
+
+def test_the_eos_before_a_conversation_is_no_label(tmp_path):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Grüße"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    section = {"format": "chat", "files": str(tmp_path / "*.jsonl"), "template": "alpaca"}
+    source = TypeAdapter(SingleSource).validate_python(section)
+    (tmp_path / "cache").mkdir()
+    manifest = prepare(
+        tmp_path / "cache", Reader(source, tokenizer=BYTES), BYTES, NONE, in_this_process
+    )
+    store = TokenStore(tmp_path / "cache", "train", manifest)
+    ids, flags = store.read(0, store.tokens), store.read_flags(0, store.tokens)
+    assert ids[0] == BYTES.eos_id and flags[0] == 0
+    learned = ids[(flags & LEARNED) > 0].tolist()
+    assert bytes(learned[:-1]).decode().endswith("Grüße") and learned[-1] == BYTES.eos_id
+    assert store.text_tokens == store.text_bytes == len("Grüße".encode())
 
 
 def test_the_numbers_of_a_hash_are_words_of_its_own(tmp_path):
