@@ -1,7 +1,7 @@
 """Read the documents of a source in a fixed order, filter them, and cut the source into pieces for
 several processes.
 
-`Reader.read` applies the filters that see one document: bad rows, ASCII, length. `Selection`
+`Reader.contents` applies the filters that see one document: bad rows, ASCII, length. `Selection`
 applies those that depend on earlier documents: repeats and the number of documents. Everything
 skipped is counted by its kind.
 """
@@ -198,7 +198,7 @@ class Reader:
         self, piece: Piece, removed: Counter[str]
     ) -> Iterator[tuple[int, str, Encoded | None]]:
         """Yield what `read` does as plain tuples, which takes less time: number, text and ids."""
-        # Local names: each look-up would cost as much as a short document's text.
+        # Looked up once, not for each document.
         ascii_only, min_length = self.source.filter.ascii_only, self.source.filter.min_length
         with reading(piece.file, self.key):
             for number, text, encoded in self._rows(piece):
