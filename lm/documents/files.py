@@ -55,6 +55,7 @@ REFUSED = {
     rb"\xff\xd8\xff[\xc0-\xfe]": ("a JPEG image", _NAME_TEXT),
 }
 HEAD = 512  # bytes that tell what a file is
+BUFFER = 2**16  # bytes; the default is often 4,096, and each filling is a system call
 
 Span = tuple[int, int]
 _Kind = TypeVar("_Kind")
@@ -70,7 +71,7 @@ def opened(file: str, encoding: str | None = None) -> Iterator[IO[bytes]]:
         DataError: it is no text, such as an archive, or the packed file is cut or damaged; or
             zstandard, which unpacks zstd, is not installed.
     """
-    with Path(file).open("rb") as stream:
+    with Path(file).open("rb", BUFFER) as stream:
         head = stream.read(HEAD)
         stream.seek(0)
         packing = _kind(head, PACKED)
@@ -253,7 +254,7 @@ def paragraphs(
     in_span = start == 0  # whether the current paragraph belongs to this span
     first, parts = 0, list[bytes]()
     for number, (position, line) in enumerate(_lines_from(file, span, encoding), 1):
-        blank = not line.strip()
+        blank = not line or line.isspace()
         if blank and parts:
             yield first, b"".join(parts).rstrip(b"\r\n")
             parts = []
@@ -280,10 +281,12 @@ def _lines_from(file: str, span: Span | None, encoding: str | None) -> Iterator[
             if not part.endswith(b"\n"):
                 return
             position += len(part)
+        elif first := stream.readline():
+            require_line_feeds(file, first)
+            yield 0, first.removeprefix(codecs.BOM_UTF8)
+            position = len(first)
         for line in stream:
-            if position == 0:
-                require_line_feeds(file, line)
-            yield position, line.removeprefix(codecs.BOM_UTF8) if position == 0 else line
+            yield position, line
             position += len(line)
 
 

@@ -78,8 +78,9 @@ UNITS: dict[str, Callable[[str, Span | None, str | None], Iterator[tuple[int, by
 
 def read_jsonl(file: str, source: JsonlSource, span: Span | None) -> Iterator[Row]:
     """Yield the string under `text_key` of each line. Blank lines are empty documents."""
+    key = source.text_key
     for number, raw in lines(file, span, source.encoding):
-        yield number, _from_json_line(raw, lambda row: _field(row, source.text_key))
+        yield number, _from_json_line(raw, key)
 
 
 def read_csv(file: str, source: CsvSource, span: None) -> Iterator[Row]:
@@ -315,9 +316,10 @@ _AROUND = re.compile(r"^[\ufeff\x1e]+|,\s*$")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
-def _from_json_line(raw: bytes, to_text: Callable[[object], str | Fault]) -> str | Fault:
+def _from_json_line(raw: bytes, key: str) -> str | Fault:
     row = _json_line(raw)
-    return row if isinstance(row, str | Fault) else to_text(row[0])
+    # `str | Fault` would make an object for each line.
+    return row if isinstance(row, (str, Fault)) else _field(row[0], key)
 
 
 def _json_line(raw: bytes) -> tuple[object] | str | Fault:

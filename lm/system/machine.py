@@ -53,7 +53,7 @@ def hardware(device: Device) -> dict[str, Any]:
 
         gpu = torch.cuda.get_device_name()
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": usable_cores(),
         "memory": memory("cpu")[0],
         "gpu": gpu,
@@ -68,7 +68,7 @@ def usable_cores() -> int | None:
     return os.cpu_count()
 
 
-def _processor() -> str | None:
+def processor() -> str | None:
     """Return the processor's name from Linux's cpuinfo, or else from Python's `platform`."""
     try:
         lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -56,6 +56,16 @@ class Tokenizer(ABC):
             DataError: a text is not Unicode.
         """
 
+    def encode_stream(
+        self, texts: Sequence[str], utf8: Sequence[bytes]
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Return what `encode_flat` does, but with an EOS before each text's ids.
+
+        `utf8` is the same texts in UTF-8. The lengths do not count EOS.
+        """
+        ids, lengths = self.encode_flat(texts)
+        return with_eos(ids, lengths, self.eos_id), lengths
+
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids` without special tokens; bytes outside UTF-8 become U+FFFD."""
@@ -115,7 +125,17 @@ class ByteTokenizer(Tokenizer):
             parts = [text.encode() for text in texts]
         except UnicodeEncodeError as error:
             raise _not_unicode(texts) from error
-        return np.frombuffer(b"".join(parts), np.uint8).astype(self.dtype), _lengths(parts)
+        return np.frombuffer(b"".join(parts), np.uint8).astype(self.dtype), lengths_of(parts)
+
+    def encode_stream(
+        self, texts: Sequence[str], utf8: Sequence[bytes]
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Return one id for each byte, with an EOS before each text."""
+        lengths = lengths_of(utf8)
+        # Joining leaves room for EOS, and saves the slow copy of `with_eos`.
+        stream = np.frombuffer(b"\0".join([b"", *utf8]), np.uint8).astype(self.dtype)
+        stream[starts_of(lengths)] = self.eos_id
+        return stream, lengths
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of the bytes; other ids have none."""
@@ -201,7 +221,7 @@ class FastTokenizer(Tokenizer):
         parts = [next(others) if ids is None else ids for ids in fast_ids]
         return np.concatenate(
             [np.empty(0, self.dtype), *parts], dtype=self.dtype, casting="same_kind"
-        ), _lengths(parts)
+        ), lengths_of(parts)
 
     @cached_property
     def _fast(self) -> FastBpe | None:
@@ -308,7 +328,30 @@ def _digest(definition: str) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _lengths(parts: Sequence[Sized]) -> NDArray[np.int64]:
+def starts_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where each document's EOS stands in a stream of documents with so many ids."""
+    return np.cumsum(lengths + 1) - (lengths + 1)
+
+
+def with_eos(values: NDArray[Any], lengths: NDArray[np.int64], eos: int) -> NDArray[Any]:
+    """Return the stream of documents with an EOS before each.
+
+    Args:
+        values: one for each id of all documents, such as the ids themselves.
+        lengths: how many ids each document has.
+        eos: the value of an EOS.
+    """
+    starts = starts_of(lengths)
+    stream = np.empty(len(values) + len(lengths), values.dtype)
+    is_text = np.ones(len(stream), bool)
+    is_text[starts] = False
+    stream[starts] = eos
+    stream[is_text] = values
+    return stream
+
+
+def lengths_of(parts: Sequence[Sized]) -> NDArray[np.int64]:
+    """Return the length of each part."""
     return np.fromiter(map(len, parts), np.int64, len(parts))
 
 

@@ -29,7 +29,15 @@ from numpy.typing import NDArray
 
 from lm.documents.templates import LEARNED
 from lm.system.disk import sync
-from lm.tokens.manifest import Manifest, SplitEntry, SplitName, WindowManifest, facts_of
+from lm.tokenizer.tokenizer import starts_of
+from lm.tokens.manifest import (
+    FileFacts,
+    Manifest,
+    SplitEntry,
+    SplitName,
+    WindowManifest,
+    facts_of,
+)
 
 FORMAT = 2  # part of the fingerprint: raise it if the same text would give other files
 SHARD_TOKENS = 2**26  # 128 MB at two bytes
@@ -112,24 +120,24 @@ class SplitWriter(Counts):
         """Append documents.
 
         Args:
-            ids: the ids of all these documents, in the shards' type, without EOS.
-            lengths: how many ids each document has.
+            ids: the ids of all these documents, in the shards' type, each after an EOS.
+            lengths: how many ids each document has, without EOS.
             hashes: the hash of each document's text.
             text_bytes: the size of the text in UTF-8.
             flags: a flag for each id, if the writer is `flagged`.
-            text_tokens: how many of the ids are text; None: all.
+            text_tokens: how many of the ids are text; None: all but EOS.
             unknown_tokens, compared_bytes, lost_bytes: as in `Counts`.
         """
         assert (flags is not None) == self._flagged
         assert ids.dtype == self._eos.dtype, f"{ids.dtype} ids for {self._eos.dtype} shards"
-        stream, starts = with_eos(ids, lengths, self._eos)
+        assert len(ids) == lengths.sum() + len(lengths), "an EOS is missing"
         if flags is not None:
-            self._append("flags", with_eos(flags, lengths, 0)[0])
-        self._append("starts", self.tokens + starts)
+            self._append("flags", flags)
+        self._append("starts", self.tokens + starts_of(lengths))
         self._append("hashes", hashes)
-        self._add_tokens(stream)
+        self._add_tokens(ids)
         self.documents += len(lengths)
-        self.text_tokens += len(ids) if text_tokens is None else text_tokens
+        self.text_tokens += int(lengths.sum()) if text_tokens is None else text_tokens
         self.text_bytes += text_bytes
         self.unknown_tokens += unknown_tokens
         self.compared_bytes += compared_bytes
@@ -148,20 +156,32 @@ class SplitWriter(Counts):
             self._append("flags", np.zeros(1, np.uint8))
         with ThreadPoolExecutor(2) as both:  # hashing runs outside the interpreter's lock
             stream = both.submit(self._stream_sha256)
-            files = {file.name: facts_of(file) for file in self._files()}
+            first, *others = self._files()
+            facts = {file.name: facts_of(file) for file in others}
+        sha256, first_sha256 = stream.result()
+        first_facts = FileFacts(bytes=first.stat().st_size, sha256=first_sha256)
         return SplitEntry(
-            **asdict(self), shard_tokens=self._shard_tokens, sha256=stream.result(), files=files
+            **asdict(self),
+            shard_tokens=self._shard_tokens,
+            sha256=sha256,
+            files={first.name: first_facts, **facts},
         )
 
-    def _stream_sha256(self) -> str:
-        """Hash the ids and flags, without how they are divided into shards."""
+    def _stream_sha256(self) -> tuple[str, str]:
+        """Hash the ids and flags, without how they are divided into shards.
+
+        The second hash is of the first shard alone. The stream begins with it and is often no
+        longer, so reading it once is enough.
+        """
         stream = hashlib.sha256()
+        hashes = []
         for file in self._files():
             name = file.stem.removeprefix(f"{self._split}-")
             if name.isdigit() or name == "flags":
                 with file.open("rb") as shard:
                     hashlib.file_digest(shard, lambda: stream)
-        return stream.hexdigest()
+                hashes.append(stream.hexdigest())
+        return hashes[-1], hashes[0]
 
     def _add_tokens(self, ids: NDArray[Any]) -> None:
         while len(ids):
@@ -275,25 +295,6 @@ class TokenStore(Counts):
     def __getstate__(self) -> dict[str, Any]:
         # Pickling a memory map for a worker would copy the file's content.
         return {**self.__dict__, "_maps": {}}
-
-
-def with_eos(
-    values: NDArray[Any], lengths: NDArray[np.int64], eos: Any
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Put an EOS before each document. Return the stream, and where its EOS stand.
-
-    Args:
-        values: one for each id of all documents, such as the ids themselves.
-        lengths: how many ids each document has.
-        eos: the value of an EOS.
-    """
-    starts = np.cumsum(lengths + 1) - (lengths + 1)
-    stream = np.empty(len(values) + len(lengths), values.dtype)
-    is_text = np.ones(len(stream), bool)
-    is_text[starts] = False
-    stream[starts] = eos
-    stream[is_text] = values
-    return stream, starts
 
 
 # The files that were read last stay open. Memory maps would not do: thousands would be open at

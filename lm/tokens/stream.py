@@ -37,12 +37,12 @@ from lm.documents.reader import Piece, Reader
 from lm.system.disk import read_json, refusals, replace, sync
 from lm.system.errors import CheckpointError, DataError
 from lm.system.json_values import text
-from lm.tokenizer.tokenizer import Tokenizer
+from lm.tokenizer.tokenizer import Tokenizer, starts_of
 from lm.tokens.cache import DamagedError, open_or_build, verify
 from lm.tokens.manifest import FILE as MANIFEST
 from lm.tokens.manifest import Manifest, Position, WindowManifest, facts_of, read_values, sealed
 from lm.tokens.prepare import SPLITS, Split
-from lm.tokens.store import Counts, SplitWriter, TokenStore, with_eos
+from lm.tokens.store import Counts, SplitWriter, TokenStore
 from lm.tokens.tokenise import Tokenise
 
 BEGINNING = Position()
@@ -186,10 +186,9 @@ class Stream:
             texts, position = next(batches)
             batch = Tokenise(self.reader, self.tokenizer).encode(texts, removed)
             batch = batch.select(~self.split.held_out(batch.hashes))
-            ids, begin = with_eos(batch.ids, batch.lengths, self.tokenizer.eos_id)
-            starts = np.concatenate([starts, count + begin])
-            parts.append(ids)
-            count += len(ids)
+            starts = np.concatenate([starts, count + starts_of(batch.lengths)])
+            parts.append(batch.ids)
+            count += len(batch.ids)
         stream = np.concatenate(parts)
         rest, rest_starts = stream[size:], starts[starts >= size] - size
         after = {

@@ -14,24 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm.documents.conversations import Conversation
-from lm.documents.reader import Document, Piece, Reader, hash_of_text
+from lm.documents.reader import Document, Piece, Reader, hashes_of
 from lm.documents.templates import LEARNED, Encoded
-from lm.tokenizer.tokenizer import Tokenizer
+from lm.tokenizer.tokenizer import Tokenizer, lengths_of, starts_of, with_eos
 from lm.tokens.round_trip import compare
 
 
 class Tokens(NamedTuple):
-    """The ids of a piece's documents, one after another, and some numbers about each document."""
+    """A piece's documents as a stream, `EOS d1 EOS d2 ... EOS dn`, and some numbers about each."""
 
     ids: NDArray[Any]
-    lengths: NDArray[np.int64]  # in ids
+    lengths: NDArray[np.int64]  # in ids, without EOS
     hashes: NDArray[np.uint64]  # of the text
     characters: NDArray[np.int64]  # for `tail`; if the source has ids, their number
     text_tokens: NDArray[np.int64]  # in conversations only ids of text that is learnt
     text_bytes: NDArray[np.int64]  # in UTF-8
     compared_bytes: NDArray[np.int64]  # of the text, with what its tokens decode to
     lost_bytes: NDArray[np.int64]  # how many of these do not come back
-    flags: NDArray[np.uint8] | None  # only in conversations: one for each id
+    flags: NDArray[np.uint8] | None  # only in conversations: one for each id, 0 for EOS
     removed: Counter[str]  # how many documents were skipped, by reason
 
     def count_unknown(self, unknown_id: int | None) -> int:
@@ -41,13 +41,16 @@ class Tokens(NamedTuple):
         if unknown_id is None:
             return 0
         unknown = self.ids == unknown_id
+        unknown[starts_of(self.lengths)] = False  # some tokenizers have one id for both
         return int((unknown if self.flags is None else unknown & (self.flags & LEARNED > 0)).sum())
 
     def select(self, chosen: NDArray[np.bool_]) -> Tokens:
         """Return the same for some of the documents."""
+        if chosen.all():
+            return self
         # where each run of chosen documents begins, and where it ends
         borders = np.flatnonzero(np.diff(chosen, prepend=False, append=False))
-        places = np.append(0, self.lengths.cumsum())[borders].reshape(-1, 2).tolist()
+        places = np.append(0, (self.lengths + 1).cumsum())[borders].reshape(-1, 2).tolist()
 
         def selected(values: NDArray[Any]) -> NDArray[Any]:
             return np.concatenate([values[:0], *(values[first:end] for first, end in places)])
@@ -80,9 +83,13 @@ class Tokenise:
     def __call__(self, piece: Piece) -> Tokens:
         """Read a piece and tokenise its documents."""
         removed: Counter[str] = Counter()
-        documents = list(self.reader.read(piece, removed))
-        encoded = [document.encoded for document in documents if document.encoded is not None]
-        return self.encode([document.text for document in documents], removed, encoded or None)
+        texts: list[str] = []
+        encoded: list[Encoded] = []
+        for _, text, ids in self.reader.contents(piece, removed):
+            texts.append(text)
+            if ids is not None:
+                encoded.append(ids)
+        return self.encode(texts, removed, encoded or None)
 
     def part(self, document: Document, part: slice) -> Tokens:
         """Tokenise a part of a document; without a document if the part is empty.
@@ -111,14 +118,15 @@ class Tokenise:
         ids = np.empty(0, np.uint16)
         lengths = np.zeros(len(texts), np.int64)
         flags = None
-        text_bytes = np.array(
-            [len(text) if text.isascii() else len(text.encode()) for text in texts], np.int64
-        )
+        utf8 = [text.encode() for text in texts]
+        text_bytes = lengths_of(utf8)
         if encoded is not None:
-            ids = np.concatenate([document.ids for document in encoded])
-            lengths = np.array([len(document.ids) for document in encoded])
+            parts = [document.ids for document in encoded]
+            lengths = lengths_of(parts)
+            if self.tokenizer is not None:
+                ids = with_eos(np.concatenate(parts), lengths, self.tokenizer.eos_id)
         elif self.tokenizer is not None:
-            ids, lengths = self.tokenizer.encode_flat(texts)
+            ids, lengths = self.tokenizer.encode_stream(texts, utf8)
         text_tokens = lengths
         compared = lost = np.zeros(len(texts), np.int64)
         if self.tokenizer is not None:
@@ -127,18 +135,15 @@ class Tokenise:
             flags = np.concatenate(
                 [document.flags for document in encoded if document.flags is not None]
             )
+            flags = with_eos(flags, lengths, 0)
             learned = (flags & LEARNED > 0) & ~np.isin(ids, list(self.tokenizer.reserved_ids))
-            text_tokens = np.add.reduceat(learned, lengths.cumsum() - lengths, dtype=np.int64)
+            text_tokens = np.add.reduceat(learned, starts_of(lengths), dtype=np.int64)
             text_bytes = np.array([document.text_bytes for document in encoded], np.int64)
         return Tokens(
             ids=ids,
             lengths=lengths,
-            hashes=np.array([hash_of_text(text) for text in texts], np.uint64),
-            characters=(
-                lengths
-                if encoded is not None
-                else np.array([len(text) for text in texts], np.int64)
-            ),
+            hashes=hashes_of(utf8),
+            characters=lengths if encoded is not None else lengths_of(texts),
             text_tokens=text_tokens,
             text_bytes=text_bytes,
             compared_bytes=compared,

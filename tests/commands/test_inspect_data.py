@@ -74,7 +74,7 @@ def row_of(text, tokenizer=BYTES, length=None, unlabelled=()):
 def make_store(folder: Path, texts: list[str], split: str = "train", tokenizer=BYTES) -> TokenStore:
     folder.mkdir(parents=True, exist_ok=True)
     writer = SplitWriter(folder, split, tokenizer.eos_id, tokenizer.dtype)
-    ids, lengths = tokenizer.encode_flat(texts)
+    ids, lengths = tokenizer.encode_stream(texts, [text.encode() for text in texts])
     hashes = np.array([hash_of_text(text) for text in texts], np.uint64)
     writer.add(ids, lengths, hashes, sum(len(text.encode()) for text in texts))
     return TokenStore(

@@ -167,7 +167,7 @@ def test_a_line_longer_than_many_spans_is_not_read_once_for_each(
     whole = list(read(str(file), None))
     open_file = type(file).open
     monkeypatch.setattr(
-        type(file), "open", lambda self, mode: Counted(open_file(self, mode, buffering=0), 512)
+        type(file), "open", lambda self, mode, *_: Counted(open_file(self, mode, buffering=0), 512)
     )
     found = [raw for span in byte_spans(str(file)) for _, raw in read(str(file), span)]
     assert found == [raw for _, raw in whole]
@@ -182,7 +182,7 @@ def test_a_paragraph_longer_than_many_spans_is_not_read_once_for_each(tmp_path, 
     monkeypatch.setattr(Counted, "taken", 0)
     open_file = type(file).open
     monkeypatch.setattr(
-        type(file), "open", lambda self, mode: Counted(open_file(self, mode, buffering=0), 512)
+        type(file), "open", lambda self, mode, *_: Counted(open_file(self, mode, buffering=0), 512)
     )
     assert (
         len([raw for span in byte_spans(str(file)) for _, raw in paragraphs(str(file), span)]) == 1

@@ -346,10 +346,10 @@ def test_a_line_is_what_json_makes_of_it(line, edits):
     """`from_json` reads most lines, and neither texts nor refusals show it."""
     for place, removed, part in edits:
         line = line[:place] + part + line[place + removed :]
-    found = formats._from_json_line(line, lambda row: formats._field(row, "text"))
+    found = formats._from_json_line(line, "text")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(formats, "from_json", lambda *_, **__: json.loads(""))
-        assert found == formats._from_json_line(line, lambda row: formats._field(row, "text"))
+        assert found == formats._from_json_line(line, "text")
 
 
 # --- parquet

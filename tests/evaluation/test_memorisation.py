@@ -49,13 +49,13 @@ def stored(
     place = folder / name
     place.mkdir()
     writer = SplitWriter(place, "train", EOS, np.dtype(np.uint16), shard_tokens)
-    ids = np.array([token for document in documents for token in document], np.uint16)
+    ids = np.array([token for document in documents for token in (EOS, *document)], np.uint16)
     hashes = np.zeros(len(documents), np.uint64)
     writer.add(
         ids,
         np.array([len(document) for document in documents], np.int64),
         hashes,
-        round(bytes_per_token * len(ids)),
+        round(bytes_per_token * sum(map(len, documents))),
     )
     return TokenStore(place, "train", Manifest(dtype="uint16", splits={"train": writer.close()}))
 

@@ -24,7 +24,7 @@ from lm.config.schema.config import Config
 from lm.documents.reader import hash_of_text
 from lm.system.errors import ConfigError, DataError
 from lm.system.machine import ROOT
-from lm.tokenizer.tokenizer import ByteTokenizer, FastTokenizer
+from lm.tokenizer.tokenizer import ByteTokenizer, FastTokenizer, Tokenizer
 from lm.tokens.corpus import _left_out
 from lm.tokens.manifest import Manifest
 from lm.tokens.plan import Plan
@@ -63,7 +63,7 @@ def module(tmp_path, texts, tokenizer=BYTES, place=(0, 1), say=lambda line: None
 
 def make_store(folder, documents, dtype=np.uint16, shard_tokens=2**26):
     writer = SplitWriter(folder, "train", EOS, dtype, shard_tokens)
-    ids = np.array([i for document in documents for i in document], dtype)
+    ids = np.array([i for document in documents for i in (EOS, *document)], dtype)
     writer.add(
         ids,
         np.array([len(document) for document in documents]),
@@ -436,6 +436,9 @@ class LargeTokenizer(ByteTokenizer):
     def encode_flat(self, texts):
         ids, lengths = super().encode_flat(texts)
         return ids + self.dtype(self.shift), lengths
+
+    def encode_stream(self, texts, utf8):
+        return Tokenizer.encode_stream(self, texts, utf8)
 
 
 @pytest.mark.parametrize(

@@ -505,3 +505,7 @@ def test_flat_is_the_batch_in_a_row(texts: list[str]) -> None:
         batch = tokenizer.encode_batch(texts)
         assert [part.tolist() for part in batch] == [[int(i) for i in part] for part in expected]
         assert all(part.dtype == tokenizer.dtype and part.flags.writeable for part in batch)
+        stream, lengths = tokenizer.encode_stream(texts, [text.encode() for text in texts])
+        assert stream.dtype == tokenizer.dtype
+        assert lengths.tolist() == [len(part) for part in expected]
+        assert stream.tolist() == [int(i) for part in expected for i in (tokenizer.eos_id, *part)]

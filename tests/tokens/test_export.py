@@ -21,7 +21,7 @@ def store(folder):
     folder.mkdir()
     writer = SplitWriter(folder, "train", 256, np.uint16)
     writer.add(
-        np.frombuffer(b"text", np.uint8).astype(np.uint16),
+        np.array([256, *b"text"], np.uint16),
         np.array([4]),
         np.array([1], np.uint64),
         4,

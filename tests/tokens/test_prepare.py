@@ -5,6 +5,7 @@ document at a time.
 import contextlib
 import errno
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -28,12 +29,14 @@ from lm.config.schema.source import SingleSource
 from lm.documents import files, parquet
 from lm.documents import reader as sources
 from lm.documents.reader import Reader, hash_of_text
+from lm.documents.templates import LEARNED
 from lm.system.errors import CheckpointError, DataError, UserError
 from lm.tokenizer.tokenizer import ByteTokenizer
 from lm.tokens import engines
 from lm.tokens import prepare as preparation
 from lm.tokens.cache import JOURNAL, open_cache, open_or_build
 from lm.tokens.engines import in_this_process, on_this_machine
+from lm.tokens.manifest import sealed
 from lm.tokens.prepare import Split, prepare
 from lm.tokens.store import TokenStore
 from tests.support.slow_split import split_slowly
@@ -669,6 +672,42 @@ def test_only_some_pieces_wait(monkeypatch):
     assert [next(results) for _ in range(20)] == list(range(20))
     assert next(taken) <= 20 + 2 * engines.WAITING + 1
     assert list(results)[-1] == 1000
+
+
+@pytest.mark.parametrize(
+    ("format", "filters", "split", "digest"),
+    [
+        ("jsonl", {}, "hash", "3accff4dcb7ddd4f"),
+        ("jsonl", {"deduplicate": True, "max_tokens": 4000}, "tested", "dd26cdce23116ff4"),
+        ("txt", {"min_length": 9}, "tail", "9ad87a123378c986"),
+        ("csv", {"ascii_only": True, "max_documents": 200}, "none", "518252a9702a8dad"),
+    ],
+)
+def test_caches_are_what_earlier_versions_wrote(tmp_path, format, filters, split, digest):
+    """Raise `FORMAT` in lm/tokens/store.py if other files are intended."""
+    section = source_in(tmp_path, format, **filters)
+    files, manifest = build(tmp_path / "cache", section, SPLITS[split])
+    written = hashlib.sha256(sealed(manifest).encode())
+    for name in sorted(files):
+        written.update(name.encode() + files[name])
+    assert written.hexdigest()[:16] == digest
+
+
+def test_the_eos_before_a_conversation_is_no_label(tmp_path):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Grüße"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    section = {"format": "chat", "files": str(tmp_path / "*.jsonl"), "template": "alpaca"}
+    source = TypeAdapter(SingleSource).validate_python(section)
+    (tmp_path / "cache").mkdir()
+    manifest = prepare(
+        tmp_path / "cache", Reader(source, tokenizer=BYTES), BYTES, NONE, in_this_process
+    )
+    store = TokenStore(tmp_path / "cache", "train", manifest)
+    ids, flags = store.read(0, store.tokens), store.read_flags(0, store.tokens)
+    assert ids[0] == BYTES.eos_id and flags[0] == 0
+    learned = ids[(flags & LEARNED) > 0].tolist()
+    assert bytes(learned[:-1]).decode().endswith("Grüße") and learned[-1] == BYTES.eos_id
+    assert store.text_tokens == store.text_bytes == len("Grüße".encode())
 
 
 def test_the_numbers_of_a_hash_are_words_of_its_own(tmp_path):

@@ -154,10 +154,17 @@ def test_a_little_is_said_and_harms_nothing(tmp_path: Path) -> None:
 
 
 def test_unknown_text_in_prompts_does_not_count():
-    numbers = np.zeros(1, np.int64)
+    lengths = np.array([4])
     tokens = Tokens(
-        np.array([7, 1, 7, 7]), numbers, numbers.astype(np.uint64), *[numbers] * 5, None, Counter()
+        np.array([9, 7, 1, 7, 7]),
+        lengths,
+        lengths.astype(np.uint64),
+        *[lengths] * 5,
+        None,
+        Counter(),
     )
     assert tokens.count_unknown(7) == 3 and tokens.count_unknown(None) == 0
-    learned = np.array([0, 0, LEARNED, LEARNED], np.uint8)
+    learned = np.array([0, 0, 0, LEARNED, LEARNED], np.uint8)
     assert tokens._replace(flags=learned).count_unknown(7) == 2
+    one_id_for_both = tokens._replace(ids=np.array([7, 7, 1, 7, 7]))
+    assert one_id_for_both.count_unknown(7) == 3

@@ -43,8 +43,9 @@ conversations = st.lists(
 
 def make_store(folder, given):
     writer = SplitWriter(folder, "train", EOS, np.uint16, flagged=True)
-    ids = np.array([i for conversation in given for i, _ in conversation], np.uint16)
-    flags = np.array([flag for conversation in given for _, flag in conversation], np.uint8)
+    stream = [pair for conversation in given for pair in ((EOS, 0), *conversation)]
+    ids = np.array([i for i, _ in stream], np.uint16)
+    flags = np.array([flag for _, flag in stream], np.uint8)
     lengths = np.array([len(conversation) for conversation in given], np.int64)
     writer.add(ids, lengths, np.zeros(len(given), np.uint64), 1, flags, 1)
     return TokenStore(folder, "train", Manifest(dtype="uint16", splits={"train": writer.close()}))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.tokens import store as token_store
-from lm.tokens.manifest import Manifest
+from lm.tokens.manifest import Manifest, facts_of
 from lm.tokens.store import SplitWriter, TokenStore
 
 EOS = 9
@@ -20,9 +20,9 @@ EOS = 9
 def add(writer, documents, dtype=np.uint16):
     """Add documents as lists of ids; the hash of each is its length."""
     lengths = [len(ids) for ids in documents]
-    flat = np.array([i for ids in documents for i in ids], dtype)
+    stream = np.array([i for ids in documents for i in (EOS, *ids)], dtype)
     writer.add(
-        flat, np.array(lengths, np.int64), np.array(lengths, np.uint64), text_bytes=sum(lengths)
+        stream, np.array(lengths, np.int64), np.array(lengths, np.uint64), text_bytes=sum(lengths)
     )
 
 
@@ -46,13 +46,16 @@ documents = st.lists(st.lists(st.integers(0, 8), max_size=12), min_size=1, max_s
 @settings(max_examples=60, deadline=None)
 def test_any_span_reads_back(tmp_path_factory, batches, shard_tokens, data):
     folder = tmp_path_factory.mktemp("cache")
-    store = TokenStore(folder, "train", write(folder, batches, shard_tokens=shard_tokens))
+    manifest = write(folder, batches, shard_tokens=shard_tokens)
+    store = TokenStore(folder, "train", manifest)
     stream, starts = [], []
     for ids in (ids for batch in batches for ids in batch):
         starts.append(len(stream))
         stream += [EOS, *ids]
     stream.append(EOS)
     assert store.read(0, 10**9).tolist() == stream
+    assert store.sha256 == hashlib.sha256(np.array(stream, np.uint16).tobytes()).hexdigest()
+    assert manifest.files == {file.name: facts_of(file) for file in folder.iterdir()}
     assert store.document_starts.tolist() == starts
     assert store.document_hashes.tolist() == [len(ids) for batch in batches for ids in batch]
     assert (store.tokens, store.documents) == (len(stream), len(starts))
