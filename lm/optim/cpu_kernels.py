@@ -64,7 +64,7 @@ class RMSNormalise(Function):
         along = gradient * normed
         mean = (along @ weight / along.shape[-1])[..., None]
         d_x = (gradient * weight).addcmul_(normed, mean, value=-1).mul_(scale)
-        return d_x.to(ctx.type), along.view(-1, along.shape[-1]).sum(0), None
+        return d_x.to(ctx.type), along.reshape(-1, along.shape[-1]).sum(0), None
 
 
 class Rotate(Function):
