@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lm.config.schema.config import Config
+from lm.config.schema.trainer import TrainerConfig
 from lm.optim.objectives import NEXT_TOKEN
 from lm.system.device import Device
 from lm.system.errors import UserError
@@ -42,16 +43,15 @@ def fitting(device: Device, to_come: int = 0, **trainer: object) -> Fitting:
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, rows: int) -> list[int]:
-    """Let more than `rows` rows of a training step run out of memory, as CUDA says it. Return a
-    list of the rows of all training calls.
+    """Let more than `rows` rows at once run out of memory, as CUDA says it. Return a list of the
+    rows of all calls.
     """
     forward, calls = Decoder.forward, list[int]()
 
     def limited(self: Decoder, ids: Tensor, *rest: Any, **options: Any) -> Tensor:
-        if self.training:
-            calls.append(len(ids))
-            if len(ids) > rows:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        calls.append(len(ids))
+        if len(ids) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return forward(self, ids, *rest, **options)
 
     monkeypatch.setattr(Decoder, "forward", limited)
@@ -134,6 +134,15 @@ def test_live_tensors_are_counted_until_they_are_freed() -> None:
     assert len(third) == 50
 
 
+def test_auto_divides_the_rows_of_each_device() -> None:
+    thirds = TrainerConfig(max_steps=1, batch_size=9, micro_batch_size="auto", devices=3)
+    assert (thirds.micro_batch, list(thirds.training_problems())) == (3, [])
+    halves = thirds.model_copy(update={"devices": 2})
+    assert list(halves.training_problems()) == [
+        "batch_size 9 is not divisible by devices 2; write a multiple of 2 for batch_size"
+    ]
+
+
 def test_a_batch_is_split_into_pieces() -> None:
     batch = {"input_ids": torch.arange(10).view(5, 2), "source": torch.arange(5)}
     pieces = list(split(batch, 2))
@@ -146,7 +155,8 @@ def test_the_trial_leaves_no_trace_and_a_resumed_run_keeps_the_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The run equals, bit for bit and with dropout, one that is given the number without a trial.
-    Its second half, where all rows would fit, too. A number that somebody writes replaces it.
+    Its validations take no more rows at once. Its second half, where all rows would fit, equals
+    the other's too. A number that somebody writes replaces the recorded one.
     """
     config = config_file(tmp_path, trainer=AUTO | OF_A_CPU)
     told, tried = tmp_path / "told", tmp_path / "tried"
