@@ -1,7 +1,7 @@
 """When `trainer.compile: auto` compiles: where a run is long enough to win back the time it takes.
 
 On a CPU, compiling took 21 to 50 seconds of computing, and a step was then 1.03 to 1.54 times as
-fast (docs/BENCHMARKS.md). The run won that back after 11 to 80 TFLOP, or 700 to 7,800 steps. Work
+fast (docs/BENCHMARKS.md). The run won that back after 11 to 102 TFLOP, or 700 to 7,800 steps. Work
 is the better unit, because steps differ more.
 
 The answer depends on the configuration and the number of threads only, neither on a clock nor on
