@@ -87,7 +87,8 @@ def fit(parts: Parts, start: Origin, run: Run) -> None:
     module.configure_model()
     run.open_record(parts, start, module.decoder)
     after_each_step = [  # in this order
-        callbacks.Compile(run),
+        callbacks.ChooseRows(run, parts, start),
+        callbacks.Compile(run, parts, start),
         callbacks.DecideStop(run),
         callbacks.LogMetrics(run),
         callbacks.SaveCheckpoint(run),

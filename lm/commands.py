@@ -203,7 +203,7 @@ def answer_without_training(
                 " and --init-from"
             )
         with StopSignals(speaks=True, advice="a plan writes nothing"):
-            from lm.training.forecast import plan
+            from lm.training.plan import plan
 
             plan(assemble(loaded, Origin(), print), print)
     return bool(arguments.print_config or arguments.plan)

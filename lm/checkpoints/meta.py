@@ -103,6 +103,8 @@ class Session(MetaPart):
     versions: Versions = Versions(torch="")
     revisions: dict[str, Commit] = {}  # the commits of the streamed datasets, by their keys
     parent: Parent | None = None
+    rows_at_once: int | None = Field(None, ge=1)  # of a forward pass; None: not recorded
+    compiled: bool | None = None  # None: not recorded
 
     @property
     def time_spent(self) -> float:

@@ -61,6 +61,10 @@ def json_schema(section: type[Section] = Config) -> dict[str, Any]:
     return {"$schema": "http://json-schema.org/draft-07/schema#"} | schema
 
 
+# The places that pydantic adds below a key that takes a number or a word.
+NUMBER, WORD = "constrained-int", "literal['auto']"
+
+
 @cache
 def keys(section: type[Section] = Config) -> dict[str, Key]:
     """Return every section and key by dotted name (see `name_of`), in the schema's order.
@@ -77,9 +81,11 @@ def name_of(path: KeyPath) -> str:
 
 
 def without_format(location: KeyPath) -> KeyPath:
-    """Return a location of pydantic's without the format that it inserts after a source's key."""
+    """Return a location of pydantic's without what it inserts: the format after a source's key, or
+    the kind of value after a key that takes a number or a word.
+    """
     path: KeyPath = ()
-    parts = iter(location)
+    parts = iter(part for part in location if part not in (NUMBER, WORD))
     for part in parts:
         path = (*path, part)
         if (section := keys().get(name_of(path))) is not None and "format" in section.children:
@@ -211,7 +217,9 @@ def _words(node: dict[str, Any]) -> str:
     if "enum" in node:
         return either(node["enum"])
     if options := _options(node):
-        return " or ".join(map(_words, options))
+        return either([_words(option) for option in options])
+    if "const" in node:
+        return str(node["const"])
     if node["type"] == "array":
         items = node["items"]
         if isinstance(items, list):

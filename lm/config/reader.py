@@ -24,7 +24,7 @@ except ModuleNotFoundError as missing:  # commands import this file before `erro
 
 from lm.config.complaints import in_words, nearest
 from lm.config.describe import yaml_lines
-from lm.config.keys import keys, name_of, without_format
+from lm.config.keys import WORD, keys, name_of, without_format
 from lm.config.scalars import KeyPath, dotted, not_text, path_of, plain, shown, unprintable
 from lm.config.schema.config import Config
 from lm.config.schema.section import WRITTEN_FOR_DATA, WRITTEN_NOW
@@ -214,6 +214,8 @@ class _Draft:
                 path = without_format(details["loc"])
                 if details["type"] == "default_factory_not_called":
                     continue  # a default that depends on what is wrong
+                if details["loc"][-1:] == (WORD,):
+                    continue  # its number has an error of its own
                 if details["type"] == "value_error":
                     for problem in str(details["ctx"]["error"]).split("\n"):
                         self.complain(*self._disagreement(path, problem))

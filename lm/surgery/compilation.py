@@ -14,33 +14,30 @@ from lm.system.errors import first_line
 from model import Decoder
 
 
-def compile_if_wanted(
+def try_to_compile(
     decoder: Decoder,
     config: Config,
+    rows: int,
     device: torch.device,
     forward_context: Callable[[], AbstractContextManager[Any]],
     total: bool,
     say: Callable[[str], None],
 ) -> None:
-    """Compile the decoder as `trainer.compile` asks, and try it forward and backward. If that
-    fails, the decoder stays as it was.
+    """Compile the decoder, and try it forward and backward. If that fails, the decoder stays as it
+    was.
 
     It is compiled in place: torch.compile(decoder) would prefix every weight's name.
 
     Args:
         decoder: the model; it ends in training mode, without gradients.
         config: the run's configuration.
+        rows: the rows of one forward pass.
         device: the decoder's device.
         forward_context: the context of its precision.
         total: whether the training step needs the sum of the losses only.
         say: prints why the decoder was not compiled.
     """
-    wanted = config.trainer.compile
-    if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
-        return
-    ids = torch.zeros(
-        config.trainer.micro_batch, config.row_length, dtype=torch.int64, device=device
-    )
+    ids = torch.zeros(rows, config.row_length, dtype=torch.int64, device=device)
     # Not one tensor three times: the code would hold for that alone, and be compiled again.
     example = (ids, ids.clone(), ids.clone() if config.data.document_mask else None)
     problem = None
@@ -60,3 +57,8 @@ def compile_if_wanted(
     if is_sharded(decoder):
         meet(problem)
     decoder.train().zero_grad()
+
+
+def is_compiled(decoder: Decoder) -> bool:
+    """Return whether the decoder runs compiled."""
+    return decoder._compiled_call_impl is not None

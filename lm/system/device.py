@@ -20,6 +20,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
 NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # CPU flags; the last one is ARM's
 
 
@@ -186,9 +187,20 @@ def memory(device: Device) -> tuple[int, int] | tuple[None, None]:
 
         free, total = torch.cuda.mem_get_info()
         return total, free
+    if device == "mps":
+        import torch
+
+        total = torch.mps.recommended_max_memory()
+        return total, total - torch.mps.driver_allocated_memory()
     try:
         fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
-        total, free = (int(fields[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
-        return 1024 * total, 1024 * free
+        total, free = (1024 * int(fields[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
     except (OSError, ValueError, KeyError):
         return None, None
+    try:  # a container has a limit of its own, and a process beyond it is killed
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        fields = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        used -= int(fields["inactive_file"])  # copies of files, which make room
+    except (OSError, ValueError, KeyError):  # "max" is no limit
+        return total, free
+    return min(total, limit), min(free, limit - used)

@@ -1,5 +1,5 @@
-"""The callbacks of a run, one job each. `Compile` acts once, before the first step. The others act
-after each step, in this order:
+"""The callbacks of a run, one job each. `ChooseRows` and `Compile` act once, before the first step.
+The others act after each step, in this order:
 
     DecideStop       a signal or the time limit, on any process?
     LogMetrics       loss, learning rate and speed
@@ -16,6 +16,7 @@ moves those behind all others. They share the attributes of `Run`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Callable
@@ -31,14 +32,17 @@ from lm.generation.continuation import write
 from lm.generation.prompt import open_prompt
 from lm.generation.sampling import Sampling
 from lm.runs.incidents import GoBack
-from lm.surgery.compilation import compile_if_wanted
+from lm.runs.origin import Origin
+from lm.surgery.compilation import try_to_compile
 from lm.surgery.fsdp import ForSampling, meet
 from lm.system.errors import Stopped, first_line, is_lost_process, write_traceback
-from lm.training.forecast import inside_warmup
+from lm.training.compiling import pays_off
+from lm.training.forecast import Forecast, inside_warmup
 from lm.training.launch import Run
 from lm.training.module import LanguageModel
 from lm.training.parts import Parts
 from lm.training.processes import on_first_process
+from lm.training.rows_at_once import Fitting, divisors, one_row_is_too_much, split
 from model import Decoder
 
 Result = TypeVar("Result")
@@ -52,19 +56,86 @@ class RunCallback(Callback):
         self.run = run
 
 
+class ChooseRows(RunCallback):
+    """Sets how many rows are computed at once, as `trainer.micro_batch_size` says.
+
+    A run that goes on keeps the number of its checkpoint, so that its sums have the same bits on
+    another device. A new value of the key replaces it.
+    """
+
+    def __init__(self, run: Run, parts: Parts, start: Origin):
+        super().__init__(run)
+        self.parts = parts
+        self.start = start
+
+    def on_fit_start(self, trainer: Trainer, module: LanguageModel) -> None:
+        """Set it, the same on all processes."""
+        settings, say = self.run.config.trainer, self.run.progress.say
+        dealt = settings.micro_batch
+        if recorded := self._recorded():
+            # Other processes may be dealt fewer rows.
+            module.rows_at_once = max(n for n in divisors(dealt) if n <= recorded)
+            if module.rows_at_once < dealt:
+                say(f"kept from the checkpoint: {module.rows_at_once} of {dealt} rows at once")
+        elif settings.micro_batch_size == "auto":
+            module.rows_at_once = self._fitting(module, trainer)
+            say(f"trainer.micro_batch_size: auto: {module.rows_at_once} of {dealt} rows at once")
+
+    def _recorded(self) -> int | None:
+        session, meta = self.start.session, self.start.meta
+        if session is None or meta is None:
+            return None
+        before = meta.config.trainer.micro_batch_size
+        return session.rows_at_once if before == self.run.config.trainer.micro_batch_size else None
+
+    def _fitting(self, module: LanguageModel, trainer: Trainer) -> int:
+        config, parts = self.run.config, self.parts
+        forecast = Forecast(config, module.decoder, parts.device, parts.precision, 0)
+        begun = bool(module.optimizers(use_pl_optimizer=False).state)
+        fitting = Fitting(forecast, parts.objective, 0 if begun else forecast.footprint.optimizer)
+        rows = torch.tensor(fitting.rows(), device=module.device)
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(rows, op=torch.distributed.ReduceOp.MIN)
+        if not rows:
+            raise one_row_is_too_much(module.global_rank, "as tried before the first step")
+        return int(rows)
+
+
 class Compile(RunCallback):
-    """Compiles the decoder, as `trainer.compile` says."""
+    """Compiles the decoder, as `trainer.compile` says.
+
+    With `auto`, a run that goes on stays as it was: dropout draws other numbers in compiled code,
+    and sums have other last bits.
+    """
+
+    def __init__(self, run: Run, parts: Parts, start: Origin):
+        super().__init__(run)
+        self.parts = parts
+        self.session = start.session
 
     def on_fit_start(self, trainer: Trainer, module: LanguageModel) -> None:
         """Compile, and try the result."""
-        compile_if_wanted(
+        setting, say = self.run.config.trainer.compile, self.run.progress.say
+        if setting == "off" or (setting == "auto" and not self._by_rule(module)):
+            return
+        if setting == "auto":
+            say("trainer.compile: auto: compiling, since the run is long enough to gain from it")
+        try_to_compile(
             module.decoder,
             self.run.config,
+            module.rows_at_once,
             module.device,
             trainer.precision_plugin.forward_context,
             module.objective.per_token,
-            self.run.progress.say,
+            say,
         )
+
+    def _by_rule(self, module: LanguageModel) -> bool:
+        if self.session is None:
+            return pays_off(self.run.config, module.decoder, self.parts.device)
+        # None: an older checkpoint, whose auto compiled on CUDA only
+        compiled = self.session.compiled
+        return self.parts.device == "cuda" if compiled is None else compiled
 
 
 class DecideStop(RunCallback):
@@ -223,7 +294,8 @@ class Validate(RunCallback):
         decoder, average = module.decoder, module.average
         judged = average.swapped_in(decoder) if average else contextlib.nullcontext()
         with judged, trainer.precision_plugin.forward_context():
-            result = self._attempt("validation", module, lambda: self._score(decoder, alone))
+            score = functools.partial(self._score, decoder, module.rows_at_once, alone)
+            result = self._attempt("validation", module, score)
             if alone and run.signals.requested:
                 run.signal = run.signals.requested
                 return
@@ -234,14 +306,14 @@ class Validate(RunCallback):
         if result is not None:
             run.on_first(lambda record: record.validation(module.step, result, sample, seconds))
 
-    def _score(self, decoder: Decoder, alone: bool) -> Evaluation:
+    def _score(self, decoder: Decoder, rows_at_once: int, alone: bool) -> Evaluation:
         parts, signals = self.parts, self.run.signals
-        batches = itertools.takewhile(
-            lambda _: not (alone and signals.requested), parts.data.val_dataloader()
+        pieces = (
+            piece for batch in parts.data.val_dataloader() for piece in split(batch, rows_at_once)
         )
         return evaluate(
             decoder,
-            batches,
+            itertools.takewhile(lambda _: not (alone and signals.requested), pieces),
             parts.data.text_bytes,
             parts.objective,
             parts.data.validation_sources,

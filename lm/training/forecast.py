@@ -1,10 +1,9 @@
 """The cost of a run: memory, disk and time. Every start calculates it, and `train.py --plan`
-measures it on one micro-batch.
+(plan.py) measures it on one micro-batch.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import shutil
 import time
@@ -20,13 +19,10 @@ from torch.optim import Optimizer
 
 from lm.config.schema.config import UNLIMITED, Config
 from lm.config.schema.optimizer import OptimizerConfig
-from lm.optim.objectives import on_device
 from lm.optim.optimizers import make_optimizer, state_names, trained
-from lm.system.device import Device, Precision, autocast, memory
+from lm.system.device import Device, Precision, memory
 from lm.system.errors import CheckpointError, ConfigError
 from lm.system.units import duration, in_bytes
-from lm.training.parts import Parts
-from lm.training.trainer import prepare_torch
 from model import Decoder
 
 
@@ -161,9 +157,13 @@ class Forecast:
 
         With fsdp each process has a share only.
         """
+        return self.processes_a_device * self.footprint.memory // self.shards
+
+    @property
+    def shards(self) -> int:
+        """The number of parts that the model is in."""
         trainer = self.config.trainer
-        shares = trainer.processes if trainer.strategy == "fsdp" else 1
-        return self.processes_a_device * self.footprint.memory // shares
+        return trainer.processes if trainer.strategy == "fsdp" else 1
 
     def check(self, folder: Path) -> None:
         """Refuse a run that cannot end well, before it costs an hour.
@@ -207,6 +207,8 @@ class Forecast:
             if accumulated or devices
             else ""
         )
+        if trainer.micro_batch_size == "auto":
+            micro_batches += ", as many at once as fit the memory"
         # the newest ones, and the best one
         saved = (
             min(config.checkpoint.keep, config.max_steps // config.checkpoint.save_every + 1) + 1
@@ -295,35 +297,4 @@ def inside_warmup(config: Config, last_step: int) -> str | None:
         f"trainer.max_minutes: {config.trainer.max_minutes:g} minutes end near step {last_step:,},"
         f" inside the warm-up of {warmup:,} steps; write {length}optimizer.warmup_steps:"
         f" {last_step // 10}, or a longer trainer.max_minutes"
-    )
-
-
-def plan(parts: Parts, say: Callable[[str], None]) -> None:
-    """Say what a run would take, after one micro-batch on the device. Nothing is written but the
-    token cache.
-
-    Raises:
-        UserError: the run could not end well.
-    """
-    config, device, precision = parts.config, parts.device, parts.precision
-    prepare_torch(parts)
-    decoder = parts.make_decoder().to(device)
-    folder = Path(config.checkpoint.directory).absolute()
-    folder = next(place for place in (folder, *folder.parents) if place.exists())
-    forecast = Forecast(config, decoder, device, precision, parts.data.epochs_per_step)
-    say("\n".join(forecast.lines(folder)))
-    forecast.check(folder)
-    batch = next(iter(parts.data.train_dataloader()))
-    rows = {name: value[0] for name, value in on_device(batch, device).items()}
-    trial = try_out(
-        decoder,
-        make_optimizer(decoder, config.optimizer, precision),
-        lambda: parts.objective.total(decoder, rows) / rows["labels"].numel(),
-        functools.partial(autocast, device, precision),
-    )
-    batches = len(parts.data.val_dataloader())
-    say(
-        "\n".join(
-            forecast.measured(trial, batches * config.trainer.micro_batch * config.row_length)
-        )
     )

@@ -30,7 +30,8 @@ from lm.system.errors import NonFiniteError, first_line, is_out_of_memory
 from lm.training.deadline import Deadline
 from lm.training.parts import Parts
 from lm.training.processes import exchange_gradients
-from lm.training.recovery import LossScale, give_up, halve_rows
+from lm.training.recovery import LossScale, give_up
+from lm.training.rows_at_once import halve_rows, split
 
 
 class LanguageModel(lightning.LightningModule):
@@ -44,6 +45,7 @@ class LanguageModel(lightning.LightningModule):
         used_learning_rate: the last step's learning rate.
         deadline: the clock of a run with `optimizer.schedule_by: time`; train.py sets it.
         average: the averaged weights, or None where `optimizer.ema_decay` is 0.
+        rows_at_once: the rows of one forward pass; callbacks.ChooseRows sets it.
     """
 
     def __init__(self, parts: Parts, incidents: Incidents, resume: Path | None = None):
@@ -59,7 +61,7 @@ class LanguageModel(lightning.LightningModule):
         self.loss = self.grad_norm = torch.tensor(math.nan)
         self.used_learning_rate = 0.0
         self.spikes = SpikeWatch()
-        self._rows_at_once = parts.config.trainer.micro_batch
+        self.rows_at_once = parts.config.trainer.micro_batch
         self._make_decoder = parts.make_decoder
         self._resume = resume
         self._saved: TrainState | None = None  # between reading and restoring
@@ -134,7 +136,7 @@ class LanguageModel(lightning.LightningModule):
                     raise
                 problem = first_line(error)
             # After the except block: the error no longer holds the failed attempt's tensors.
-            self._rows_at_once = halve_rows(self, self._rows_at_once, problem)
+            self.rows_at_once = halve_rows(self, self.rows_at_once, problem)
             self.decoder.zero_grad()
 
     def _accumulate(self, batch: dict[str, Any]) -> Tensor:
@@ -147,10 +149,9 @@ class LanguageModel(lightning.LightningModule):
         for micro in range(micro_batches):
             place = micro * self.trainer.world_size + self.global_rank
             seed_step(fold(self.config.trainer.seed, self.step, place), self.device)
-            pieces = [batch[name][micro].split(self._rows_at_once) for name in names]
-            with exchange_gradients(self, last=micro == micro_batches - 1):
-                for part in zip(*pieces, strict=True):
-                    rows = dict(zip(names, part, strict=True))
+            pieces = list(split({name: batch[name][micro] for name in names}, self.rows_at_once))
+            for number, rows in enumerate(pieces, start=micro * len(pieces) + 1):
+                with exchange_gradients(self, last=number == micro_batches * len(pieces)):
                     loss = self.objective.total(self.decoder, rows)
                     # DDP averages gradients over processes; times their number, it is the sum.
                     self.manual_backward(loss * (self.trainer.world_size / targets))

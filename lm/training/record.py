@@ -25,6 +25,7 @@ from lm.runs.changes import machine_changes
 from lm.runs.folder import PARENT, RunFolder
 from lm.runs.origin import Origin, make_room
 from lm.runs.results import RecordedValidation
+from lm.surgery.compilation import is_compiled
 from lm.system.device import matmul_peak
 from lm.system.disk import replace
 from lm.system.errors import CheckpointError
@@ -73,6 +74,8 @@ class Record:
             "epoch": step * self.meta["epochs_per_step"],
             "tokens": step * self.config.tokens_per_step,
             "seconds": self.logger.stopwatch.seconds,
+            "rows_at_once": module.rows_at_once,
+            "compiled": is_compiled(module.decoder),
             "train_loss": loss if math.isfinite(loss) else None,  # None: the update was skipped
             "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }

@@ -1,4 +1,4 @@
-"""How a step that cannot be done goes on: without its update, or with fewer rows at once.
+"""How a step goes on whose numbers are not finite: without its update.
 
 `module` is the LanguageModel of module.py, which imports this file.
 """
@@ -11,7 +11,6 @@ from lightning import LightningModule
 from torch import Tensor
 
 from lm.surgery import fsdp
-from lm.system.errors import UserError
 
 
 class LossScale:
@@ -68,41 +67,6 @@ def give_up(module: LightningModule, batch: dict[str, Any], problem: str) -> Non
     }
     inputs, labels = (_of_all_processes(module, batch[name]) for name in ("input_ids", "labels"))
     module.incidents.give_up(module.step, problem, facts, inputs, labels)
-
-
-def halve_rows(module: LightningModule, rows: int, problem: str) -> int:
-    """Return how many rows to compute at once after `rows` were too many for the memory.
-
-    Raises:
-        UserError: one row is too many, or other processes have exchanged a part of the step.
-    """
-    fewer = smaller_micro_batch(rows, module.trainer.world_size, module.global_rank, problem)
-    module.incidents.note(
-        module.step,
-        "memory",
-        f"out of memory, so it is done again with {fewer} of its rows at once ({problem})",
-    )
-    return fewer
-
-
-def smaller_micro_batch(rows: int, processes: int, rank: int, problem: str) -> int:
-    """Return the number of rows to try at once after `rows` did not fit the memory.
-
-    Raises:
-        UserError: a single row does not fit. Or there are several devices: the others have already
-            exchanged a part of the step, and that cannot be undone.
-    """
-    if processes == 1 and rows > 1:
-        return rows // 2
-    finer = (
-        f"trainer.micro_batch_size: {rows // 2} (it is {rows} now; the step stays the same, only"
-        " cut finer), or "
-    )
-    raise UserError(
-        f"out of memory on device {rank} with {rows} row{'s' * (rows > 1)} at once; write"
-        f" {finer if rows > 1 else ''}model.gradient_checkpointing: true, or a smaller"
-        f" data.sequence_length ({problem})"
-    )
 
 
 def _of_all_processes(module: LightningModule, tensor: Tensor) -> list[list[int]]:

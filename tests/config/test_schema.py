@@ -81,6 +81,15 @@ REFUSED = [
         "  threads: 2000",
         "trainer.threads: too large, got 2000, write a whole number >= 1 and <= 1024 or null",
     ),
+    (
+        "  micro_batch_size: 0",
+        "trainer.micro_batch_size: too small, got 0, write a whole number >= 1, auto or null",
+    ),
+    (
+        "  micro_batch_size: most",
+        'trainer.micro_batch_size: not a whole number, got "most", write a whole number >= 1, auto'
+        " or null",
+    ),
     ("  compile: true", "trainer.compile: not one of the choices, got true, write auto, on or off"),
     ("  compile: ON", 'trainer.compile: not one of the choices, got "ON", write auto, on or off'),
     (

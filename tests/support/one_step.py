@@ -3,9 +3,10 @@ gradients. Run this alone or under torchrun:
 
 python -m tests.support.one_step FOLDER CASE...
 
-A case is MICRO_BATCH, followed by -fsdp, -lora, -qlora, -dropout, -muon, -untied or -early: the
-loss then makes its gradients in the forward pass, although there are few logits. The
-result is FOLDER/CASE.pt.
+A case is MICRO_BATCH, followed by -fsdp, -lora, -qlora, -dropout, -muon, -untied, -pieces or
+-early.
+With -pieces each micro-batch is computed row by row. With -early the loss makes its gradients in
+the forward pass, although there are few logits. The result is FOLDER/CASE.pt.
 """
 
 from __future__ import annotations
@@ -119,6 +120,8 @@ def main(micro_batch: int, out: Path, world_size: int, *options: str) -> None:
     nothing: Any = None
     parts = Parts(config, nothing, nothing, make_decoder, NextToken())
     module = Recorder(parts, incidents)
+    if "pieces" in options:
+        module.rows_at_once = 1
     strategy = ModelParallelStrategy(world_size, 1) if fsdp else "ddp" if world_size > 1 else "auto"
     trainer = lightning.Trainer(
         accelerator="cpu", devices=world_size, strategy=strategy, max_epochs=1,

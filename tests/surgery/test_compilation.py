@@ -11,7 +11,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from lm.config.schema.config import Config
-from lm.surgery.compilation import compile_if_wanted
+from lm.surgery.compilation import try_to_compile
 from model import Decoder
 
 
@@ -27,15 +27,15 @@ def test_a_step_uses_what_was_compiled_before(
         {
             "data": {"source": {"format": "txt", "files": "unused"}, "document_mask": masked},
             "model": {"context_length": 16, "n_layers": 2, "d_model": 16, "vocab_size": 50},
-            "trainer": {"max_steps": 1, "batch_size": 4, "compile": "on"},
+            "trainer": {"max_steps": 1, "batch_size": 4},
             "optimizer": {"warmup_steps": 0},
         }
     )
     torch._dynamo.reset()
     counters.clear()
     decoder, problems = Decoder(config.model), list[str]()
-    compile_if_wanted(
-        decoder, config, torch.device("cpu"), contextlib.nullcontext, True, problems.append
+    try_to_compile(
+        decoder, config, 4, torch.device("cpu"), contextlib.nullcontext, True, problems.append
     )
     compiled = counters["stats"]["unique_graphs"]
     ids = torch.randint(0, 50, (3, 4, 16))

@@ -264,3 +264,29 @@ def test_importing_this_does_not_load_torch() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "False\n"
+
+
+def test_memory_is_the_system_s_or_the_container_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container's limit counts. What it holds of files makes room."""
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 1000 kB\nMemFree: 1 kB\nMemAvailable: 600 kB\n")
+    monkeypatch.setattr(device, "MEMINFO", meminfo)
+    monkeypatch.setattr(device, "CGROUP", tmp_path)
+    assert device.memory("cpu") == (1_024_000, 614_400)
+    for name, text in (("max", "max"), ("current", "300000"), ("stat", "anon 1\ninactive_file 5")):
+        (tmp_path / f"memory.{name}").write_text(f"{text}\n")
+    assert device.memory("cpu") == (1_024_000, 614_400)
+    (tmp_path / "memory.max").write_text("500000\n")
+    assert device.memory("cpu") == (500_000, 200_005)
+    (tmp_path / "memory.max").write_text("2000000\n")
+    assert device.memory("cpu") == (1_024_000, 614_400)
+    meminfo.unlink()
+    assert device.memory("cpu") == (None, None)
+
+
+def test_memory_of_mps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 900)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 200)
+    assert device.memory("mps") == (900, 700)

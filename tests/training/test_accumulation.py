@@ -113,7 +113,8 @@ def test_gradients_made_in_the_forward_pass_of_two_processes(
 
 @pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
-    ("processes", "cases"), [(2, ("4", "2", "2-fsdp")), (4, ("2", "1", "1-fsdp"))]
+    ("processes", "cases"),
+    [(2, ("4", "2", "2-fsdp", "4-pieces", "2-fsdp-pieces")), (4, ("2", "1", "1-fsdp"))],
 )
 def test_many_processes(
     whole: dict[str, Tensor],

@@ -459,7 +459,7 @@ def test_other_errors_are_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_several_devices_are_told_the_numbers_to_change() -> None:
-    from lm.training.recovery import smaller_micro_batch
+    from lm.training.rows_at_once import fewer_rows
 
     with pytest.raises(
         UserError,
@@ -468,7 +468,7 @@ def test_several_devices_are_told_the_numbers_to_change() -> None:
             r" \(it is 8 now"
         ),
     ):
-        smaller_micro_batch(8, 4, 3, "CUDA out of memory")
+        fewer_rows(8, 4, 3, "CUDA out of memory")
 
 
 # --- evaluation

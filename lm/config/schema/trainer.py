@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool
 
@@ -52,11 +52,11 @@ class TrainerConfig(Section):
     batch_size: int = Field(
         32, ge=1, le=2**24, description="Rows of one optimiser step, over all devices."
     )
-    micro_batch_size: int | None = Field(
+    micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         None,
-        ge=1,
         description=(
             "Rows of one forward pass on a device; gradients accumulate. null: all of the device's."
+            " auto: the most that fit its memory, and a resumed run keeps their number."
         ),
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
@@ -95,8 +95,9 @@ class TrainerConfig(Section):
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
         description=(
-            "torch.compile. auto: on CUDA only. A model that cannot be compiled runs uncompiled,"
-            " with a warning."
+            "torch.compile. auto: for runs that gain more than compiling takes, on a CPU from about"
+            " 10 minutes, on CUDA from 500 steps. A resumed run stays as it was. A model that"
+            " cannot be compiled runs uncompiled, with a warning."
         ),
     )
     threads: int | None = Field(
@@ -142,12 +143,13 @@ class TrainerConfig(Section):
 
     def training_problems(self) -> Iterator[str]:
         """Yield what is wrong with the batch."""
-        rows = self.processes * (self.micro_batch_size or 1)  # of all processes at once
+        written = self.micro_batch_size if isinstance(self.micro_batch_size, int) else None
+        rows = self.processes * (written or 1)  # of all processes at once
         if self.batch_size % rows:
             split = f"devices {self.devices}" + (
                 f" x num_nodes {self.num_nodes}" if self.num_nodes > 1 else ""
             )
-            split += f" x micro_batch_size {self.micro_batch_size}" if self.micro_batch_size else ""
+            split += f" x micro_batch_size {written}" if written else ""
             yield (
                 f"batch_size {self.batch_size} is not divisible by {split}; write a multiple of"
                 f" {rows} for batch_size"
@@ -160,8 +162,10 @@ class TrainerConfig(Section):
 
     @property
     def micro_batch(self) -> int:
-        """The rows of one forward pass on a device."""
-        return self.micro_batch_size or self.batch_size // self.processes
+        """The rows of one forward pass on a device; with auto, the most that there may be."""
+        if isinstance(self.micro_batch_size, int):
+            return self.micro_batch_size
+        return self.batch_size // self.processes
 
     @property
     def accumulation(self) -> int:
