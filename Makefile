@@ -5,6 +5,9 @@
 PYTHON      ?= python3
 TORCH_INDEX ?=
 VENV        := .venv
+# What make bench compares with, and the texts that docs/DATA.md says how to get.
+NANOGPT     ?= downloads/nanoGPT
+TEXTS       ?= downloads
 RUN         := $(VENV)/bin/python
 # What a run needs (requirements.txt), and what tests need besides (requirements-dev.txt).
 RUN_READY   := $(VENV)/.run-ready
@@ -13,7 +16,7 @@ INSTALL      = $(RUN) -m tools.install
 # Without cached bytecode every process of the tests would compile all modules anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup setup-dev smoke check test reliability lint docs clean
+.PHONY: help setup setup-dev smoke check test reliability bench lint docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +25,7 @@ help:
 	@echo "make test          all tests: before you send a change"
 	@echo "make lint          style and types"
 	@echo "make reliability   the long batteries of docs/RELIABILITY.md (more than half an hour)"
+	@echo "make bench         the comparisons of docs/BENCHMARKS.md (an idle machine, an hour)"
 	@echo "make docs          write what is generated in docs/: reference, schema, graph of rooms"
 	@echo "make setup         only set up $(VENV) for runs; setup-dev: for tests, too"
 	@echo "make clean         remove $(VENV) and all caches; runs are kept"
@@ -68,6 +72,18 @@ reliability: $(DEV_READY)
 	@echo "== kill, cut, flip, fill and mistype (more than half an hour on 2 cores)"
 	@$(RUN) -m pytest --long tests/reliability
 	@$(RUN) -m pytest --long -m long --ignore tests/reliability
+
+bench: $(DEV_READY)
+	@test -f "$(NANOGPT)/train.py" || { echo "no nanoGPT in $(NANOGPT): git clone" \
+		"https://github.com/karpathy/nanoGPT $(NANOGPT), or write NANOGPT=FOLDER"; exit 1; }
+	$(RUN) benchmarks/first_minute.py
+	$(RUN) benchmarks/startup.py --nanogpt $(NANOGPT)
+	$(RUN) benchmarks/loss_memory.py
+	$(RUN) benchmarks/training_speed.py --nanogpt $(NANOGPT) --cores 1
+	$(RUN) benchmarks/training_speed.py --nanogpt $(NANOGPT) --cores 2
+	$(RUN) benchmarks/learning.py --nanogpt $(NANOGPT) --text $(TEXTS)/tinyshakespeare.txt
+	$(RUN) benchmarks/ten_minutes.py --nanogpt $(NANOGPT) \
+		--reviews $(TEXTS)/movie_reviews.jsonl --wikitext $(TEXTS)/wikitext2
 
 lint: $(DEV_READY)
 	$(RUN) -m ruff check .

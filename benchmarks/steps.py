@@ -43,7 +43,7 @@ class Steps(NamedTuple):
     cpu: list[float]
 
 
-def run_steps(command: list[str], folder: Path, cores: int, last: int = 0) -> Steps:
+def run_steps(command: list[str], folder: Path, cores: int, last: int = 0, skip: int = 0) -> Steps:
     """Run a script on some cores, with as many threads.
 
     Args:
@@ -51,8 +51,9 @@ def run_steps(command: list[str], folder: Path, cores: int, last: int = 0) -> St
         folder: where it runs.
         cores: how many, the first ones of those that this process may use.
         last: end the process after this many steps. 0: let it run to its end.
+        skip: this many cores are left to others.
     """
-    allowed = sorted(os.sched_getaffinity(0))[:cores]
+    allowed = sorted(os.sched_getaffinity(0))[skip:][:cores] or os.sched_getaffinity(0)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(last), *command],
         cwd=folder,

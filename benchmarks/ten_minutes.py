@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import pickle
 import re
 import subprocess
 import sys
@@ -41,11 +42,10 @@ from model import GPT, GPTConfig
 saved = torch.load(sys.argv[1], map_location="cpu", weights_only=True)
 model = GPT(GPTConfig(**saved["model_args"])); model.load_state_dict(saved["model"]); model.eval()
 ids = torch.from_numpy(np.fromfile(sys.argv[2], dtype=np.uint16).astype(np.int64))
-n = (len(ids) - 1) // 256
-x, y = ids[: n * 256].view(n, 256), ids[1 : n * 256 + 1].view(n, 256)
+rows = [(ids[i : i + 256], ids[i + 1 : i + 257]) for i in range(0, len(ids) - 256, 256)]
 with torch.no_grad():
-    losses = [model(x[i : i + 8], y[i : i + 8])[1].item() * len(x[i : i + 8]) for i in range(0, n, 8)]
-print(json.dumps([sum(losses) / n, n * 256]))
+    losses = [model(x[None], y[None])[1].item() for x, y in rows]
+print(json.dumps(sum(losses) / len(losses)))
 """
 
 
@@ -62,21 +62,110 @@ def main() -> None:
     print(hardware("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        config = prepare(arguments, scratch)
+        config = prepare(arguments.reviews, arguments.wikitext, scratch)
         nanogpt = copy_nanogpt(arguments.nanogpt, scratch)
-        command = [sys.executable, "-m", "tools.export_tokens", "--config", str(config)]
-        run([*command, "--out", str(nanogpt / "data" / "ours")], ROOT)
-        meta = nanogpt / "data" / "ours" / "meta.json"
-        (nanogpt / "data" / "ours" / "meta.pkl").write_bytes(vocabulary(meta))
+        side = export(config, nanogpt / "data" / "ours")
         with ThreadPoolExecutor(2) as both:
-            ours = both.submit(train_ours, config, scratch, arguments.seconds)
+            ours = both.submit(train_ours, config, arguments.seconds)
             theirs = both.submit(train_nanogpt, nanogpt, arguments.seconds)
-        scored = score_ours(config, scratch)
-        loss, tokens = score_nanogpt(nanogpt)
-    text_bytes = scored["text_bytes"]
+            results = {"nanoGPT": theirs.result(), "ours": ours.result()}
+        losses = {"nanoGPT": score_nanogpt(nanogpt), "ours": score_ours(config, scratch)}
     print("\n| program | steps | CPU s | nats per token | bits per byte |\n|---|---|---|---|---|")
-    rows = {"nanoGPT": (*theirs.result(), loss, tokens), "ours": (*ours.result(), scored["loss"], scored["tokens"])}
-    for name, (steps, cpu, nats, count) in rows.items():
-        bits = nats * count / math.log(2) / text_bytes
-        print(f"| {name} | {steps} | {cpu:.0f} | {nats:.4f} | {bits:.4f} |")
-    print(f"\nours / nanoGPT: {scored['loss'] / loss:.3f}")
+    for name, (steps, cpu) in results.items():
+        bits = losses[name] * side["tokens"] / math.log(2) / side["text_bytes"]
+        print(f"| {name} | {steps:,} | {cpu:.0f} | {losses[name]:.4f} | {bits:.4f} |")
+    print(f"\nours / nanoGPT: {losses['ours'] / losses['nanoGPT']:.3f}")
+
+
+def prepare(reviews: Path, wikitext: Path, scratch: Path) -> Path:
+    """Write the text, and the configuration of our run; return the latter."""
+    articles = re.compile(r"^(?= = [^=])", re.MULTILINE)
+    with (scratch / "text.jsonl").open("w") as file:
+        for row in reviews.read_text().splitlines():
+            file.write(json.dumps({"text": json.loads(row)["text"]}) + "\n")
+        for path in sorted(wikitext.glob("*.txt")):
+            for article in articles.split(path.read_text()):
+                file.write(json.dumps({"text": article}) + "\n")
+    config: dict[str, Any] = yaml.safe_load(RECIPE.read_text())
+    config["tokenizer"] = {"name": "bpe", "vocab_size": VOCABULARY}
+    config["data"] = {
+        "source": {"format": "jsonl", "files": str(scratch / "text.jsonl")},
+        "val_fraction": 0.02,
+        "cache_dir": str(scratch / "cache"),
+    }
+    config["trainer"] |= {"validate_every": 10**6, "validation_rows": ROWS}
+    config["checkpoint"] = {"directory": str(scratch / "run"), "save_every": 10**6}
+    config["logging"] = {"sample_tokens": 0}
+    path = scratch / "config.yaml"
+    path.write_text(json.dumps(config))  # JSON is YAML
+    return path
+
+
+def export(config: Path, folder: Path) -> dict[str, int]:
+    """Write the tokens for nanoGPT; return what the export says of the validation side."""
+    run(
+        [
+            sys.executable,
+            "-m",
+            "tools.export_tokens",
+            "--config",
+            str(config),
+            "--out",
+            str(folder),
+        ],
+        ROOT,
+    )
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": meta["vocab_size"]}))
+    side: dict[str, int] = meta["splits"]["val"]
+    return side
+
+
+def train_ours(config: Path, seconds: float) -> tuple[int, float]:
+    """Train for as many steps as fit the time; return their number and CPU seconds."""
+
+    def command(steps: int, *more: str) -> list[str]:
+        return ["train.py", "--config", str(config), "--trainer.max_steps", str(steps), *more]
+
+    trial = str(config.parent / "trial")
+    cpu = run_steps(command(1000, "--checkpoint.directory", trial), ROOT, 1, last=30).cpu
+    steps = round(seconds / ((cpu[29] - cpu[9]) / 20))
+    cpu = run_steps(command(steps), ROOT, 1).cpu
+    return steps, cpu[steps - 1] - cpu[0]
+
+
+def train_nanogpt(folder: Path, seconds: float) -> tuple[int, float]:
+    """Do the same with nanoGPT, on the second core."""
+
+    def command(steps: int) -> list[str]:
+        lengths = {"max_iters": steps, "lr_decay_iters": steps, "eval_interval": steps}
+        fixed = {"dataset": "ours", "dropout": 0.0, "eval_iters": 1, "log_interval": 10}
+        return nanogpt_command(SHAPE | lengths | fixed)
+
+    cpu = run_steps(command(1000), folder, 1, last=15, skip=1).cpu
+    steps = round(seconds / ((cpu[14] - cpu[4]) / 10))
+    cpu = run_steps(command(steps), folder, 1, skip=1).cpu
+    return steps, cpu[steps - 1] - cpu[0]
+
+
+def score_ours(config: Path, scratch: Path) -> float:
+    """Return our loss in nats per token."""
+    command = [sys.executable, "eval_val.py", "--ckpt", str(scratch / "run" / "final.ckpt")]
+    loss: float = json.loads(run([*command, "--config", str(config), "--json"], ROOT))["loss"]
+    return loss
+
+
+def score_nanogpt(folder: Path) -> float:
+    """Return nanoGPT's loss in nats per token."""
+    files = ["out-shakespeare-char/ckpt.pt", "data/ours/val.bin"]
+    loss: float = json.loads(run([sys.executable, "-c", VALIDATION, *files], folder))
+    return loss
+
+
+def run(command: list[str], folder: Path) -> str:
+    """Run a command and return what it prints."""
+    return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+if __name__ == "__main__":
+    main()
