@@ -176,9 +176,10 @@ def show_sample(config: Config, tokenizer: Tokenizer, number: int) -> None:
         raise errors.ConfigError(
             f"--sample: there are fewer than {number:,} conversations; write a smaller number"
         )
-    rendering.show_rows(
-        [xray.conversation_row(document, tokenizer.eos_id)], tokenizer, "not learnt"
-    )
+    row = xray.conversation_row(document, tokenizer.eos_id)
+    rendering.show_rows([row], tokenizer, "not learnt")
+    # the words in one piece, to be read and searched: a vocabulary may cut them into letters
+    print(f"as text: {json.dumps(tokenizer.decode(row.ids[1:].tolist()), ensure_ascii=False)}")
 
 
 def parser() -> argparse.ArgumentParser:

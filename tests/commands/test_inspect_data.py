@@ -877,3 +877,21 @@ def test_sample_refuses_flags_that_it_would_ignore(flag: list[str]) -> None:
 def test_a_second_configuration_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"--config: given twice, got a.yaml before"):
         inspect_data.parser().parse_args(["--config", "a.yaml", "--config", "b.yaml"])
+
+
+def test_a_conversation_is_shown_by_its_tokens_and_as_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its words can be searched, however the vocabulary cuts them."""
+    asked = {"role": "user", "content": 'Say "é".'}
+    turns = {"messages": [asked, {"role": "assistant", "content": "No."}]}
+    (tmp_path / "turns.jsonl").write_text(json.dumps(turns) + "\n")
+    source = {"format": "chat", "files": str(tmp_path / "turns.jsonl")}
+    words = {"data": {"source": source, "val_fraction": 0.1}, "trainer": {"max_steps": 200}}
+    (tmp_path / "config.yaml").write_text(json.dumps(words))
+    config = load_config(str(tmp_path / "config.yaml"), trains=False).config
+    inspect_data.show_sample(config, ByteTokenizer(), 1)
+    shown = capsys.readouterr().out
+    assert "⟦" in shown
+    text = json.loads(shown.splitlines()[-1].removeprefix("as text: "))
+    assert 'Say "é".' in text and text.endswith("No.")
