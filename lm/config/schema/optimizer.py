@@ -9,6 +9,7 @@ from pydantic import Field
 from lm.config.schema.section import Section
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, le=10)]
 
 
 class OptimizerConfig(Section):
@@ -22,6 +23,16 @@ class OptimizerConfig(Section):
         ),
     )
     lr: float = Field(1e-3, gt=0, le=10, description="AdamW's highest learning rate.")
+    embedding_lr: Rate | None = Field(
+        None,
+        description=(
+            "The embeddings' highest learning rate, also where the head shares their matrix. null:"
+            " lr. The schedule scales all rates alike."
+        ),
+    )
+    head_lr: Rate | None = Field(
+        None, description="The highest learning rate of a head with its own matrix. null: lr."
+    )
     muon_lr: float = Field(
         0.02,
         gt=0,
