@@ -51,7 +51,10 @@ def hidden_matrices(model: nn.Module) -> set[Tensor]:
 
 def adamw(model: nn.Module, config: OptimizerConfig, precision: str) -> Optimizer:
     """Return AdamW (Loshchilov & Hutter 2019)."""
-    return torch.optim.AdamW(_groups(model, config, precision))
+    groups = _groups(model, config, precision)
+    if config.cautious_decay:
+        return Muon(groups, torch.float32)  # its AdamW; torch's decays all numbers in its kernel
+    return torch.optim.AdamW(groups)
 
 
 def muon(model: nn.Module, config: OptimizerConfig, precision: str) -> Optimizer:
@@ -121,8 +124,9 @@ def _groups(
         for weights, settings in parts:
             params = [weight for weight in rest if weight in weights]
             rest = [weight for weight in rest if weight not in weights]
-            own = settings | {"lr_factor": settings["lr"] / config.lr, "params": params}
-            groups += [group | own] if params else []
+            own = {"params": params, "lr_factor": settings["lr"] / config.lr}
+            own["cautious"] = config.cautious_decay
+            groups += [group | settings | own] if params else []
     return groups
 
 

@@ -51,6 +51,7 @@ INEXACT = (
     "optimizer.final_lr_fraction",
     "optimizer.decay_fraction",
     "optimizer.weight_decay",
+    "optimizer.cautious_decay",
     "optimizer.betas",
     "optimizer.eps",
     "optimizer.grad_clip",

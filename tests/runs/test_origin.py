@@ -354,6 +354,7 @@ CHANGES = {  # every changeable key -> another value than the default's
     "optimizer__final_lr_fraction": 0.5,
     "optimizer__decay_fraction": 0.5,
     "optimizer__weight_decay": 0.2,
+    "optimizer__cautious_decay": True,
     "optimizer__betas": (0.8, 0.9),
     "optimizer__eps": 1e-6,
     "optimizer__grad_clip": 0.5,

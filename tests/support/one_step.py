@@ -3,8 +3,8 @@ gradients. Run this alone or under torchrun:
 
 python -m tests.support.one_step FOLDER CASE...
 
-A case is MICRO_BATCH, followed by -fsdp, -lora, -qlora, -dropout, -muon, -untied or -early: the
-loss then makes its gradients in the forward pass, although there are few logits. The
+A case is MICRO_BATCH, followed by -fsdp, -lora, -qlora, -dropout, -muon, -cautious, -untied or
+-early: the loss then makes its gradients in the forward pass, although there are few logits. The
 result is FOLDER/CASE.pt.
 """
 
@@ -97,6 +97,7 @@ def main(micro_batch: int, out: Path, world_size: int, *options: str) -> None:
             },
             "optimizer": {
                 "name": "muon" if "muon" in options else "adamw",
+                "cautious_decay": "cautious" in options,
                 "warmup_steps": 0,
                 "grad_clip": 0,
             },

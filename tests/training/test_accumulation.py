@@ -42,9 +42,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory, trains: None) -> dict[str, T
 
 @pytest.fixture(scope="module")
 def whole_muon(tmp_path_factory: pytest.TempPathFactory, trains: None) -> dict[str, Tensor]:
-    """Return the same with Muon as the optimiser."""
+    """Return the same with Muon as the optimiser, and cautious decay."""
     out = tmp_path_factory.mktemp("whole_muon") / "out.pt"
-    one_step.main(8, out, 1, "muon")
+    one_step.main(8, out, 1, "muon", "cautious")
     return torch.load(out, weights_only=True)
 
 
@@ -126,7 +126,7 @@ def test_many_processes(
     """Processes over gloo take the eight rows as 2 x 4, 2 x 2 x 2, 4 x 2 and 4 x 2 x 1. Some have
     only ignored labels.
     """
-    by_muon = [f"{case}-muon" for case in cases[1:]]
+    by_muon = [f"{case}-muon-cautious" for case in cases[1:]]
     launched(processes, "tests.support.one_step", str(tmp_path), *cases, *by_muon, "1-dropout")
     for case in by_muon:  # sharded matrices are orthogonalised whole, not each part for itself
         assert_close(torch.load(tmp_path / f"{case}.pt", weights_only=True), whole_muon)

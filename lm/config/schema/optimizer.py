@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictBool
 
 from lm.config.schema.section import Section
 
@@ -78,6 +78,10 @@ class OptimizerConfig(Section):
             "Decoupled weight decay, on matrices only: never on norms and biases. Each step takes"
             " this times the matrix's learning rate."
         ),
+    )
+    cautious_decay: StrictBool = Field(
+        False,
+        description="Decay only the numbers of a matrix that the step moves towards zero.",
     )
     betas: tuple[Beta, Beta] = Field(
         (0.9, 0.95), description="AdamW's decay rates of the two moments."
