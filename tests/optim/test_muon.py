@@ -192,6 +192,21 @@ def test_clipping_scales_adamws_gradients_by_their_own_norm() -> None:
         torch.testing.assert_close(weight.grad, expected.expand_as(weight), rtol=1e-4, atol=0)
 
 
+def test_the_limit_of_the_norm_does_not_change_muons_step() -> None:
+    models = decoder(), decoder()
+    for model, limit in zip(models, (1e-3, 1e3), strict=True):
+        optimizer = make_optimizer(model, SETTINGS, "fp32")
+        for seed in range(3):
+            torch.manual_seed(seed)
+            for weight in model.parameters():
+                weight.grad = torch.randn_like(weight)
+            clip_gradients(optimizer, limit, torch.tensor(50.0))
+            optimizer.step()
+    for (name, low), high in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        if low in hidden_matrices(models[0]):
+            assert torch.equal(low, high), name
+
+
 # One step with lr 0.1 and decay 0.5 from this matrix. Each case has a gradient and the signs of the
 # update: AdamW's first one has the gradient's, Muon's those of the nearest orthogonal matrix.
 BEFORE = torch.tensor([[2.0, -2.0], [4.0, -4.0]])

@@ -83,6 +83,16 @@ def test_the_gradient_is_that_of_the_mean_over_all_targets(whole: dict[str, Tens
     assert not torch.allclose(decoder.lm_head.weight.grad, right, atol=1e-3)
 
 
+def test_the_norm_is_of_all_gradients_also_with_muon(whole_muon: dict[str, Tensor]) -> None:
+    gradients = [
+        value
+        for name, value in whole_muon.items()
+        if not name.startswith("after") and name not in ("loss", "grad_norm")
+    ]
+    norm = torch.stack([value.square().sum() for value in gradients]).sum().sqrt()
+    torch.testing.assert_close(whole_muon["grad_norm"], norm)
+
+
 @pytest.mark.parametrize("micro_batch", [4, 2, 1])
 def test_accumulated(whole: dict[str, Tensor], tmp_path: Path, micro_batch: int) -> None:
     one_step.main(micro_batch, tmp_path / "out.pt", 1)

@@ -87,7 +87,14 @@ class OptimizerConfig(Section):
         (0.9, 0.95), description="AdamW's decay rates of the two moments."
     )
     eps: float = Field(1e-8, gt=0, lt=1, description="AdamW's term that keeps the divisor above 0.")
-    grad_clip: float = Field(1.0, ge=0, description="Largest global gradient norm. 0: no clipping.")
+    grad_clip: float = Field(
+        1.0,
+        ge=0,
+        description=(
+            "Largest global gradient norm. With muon, that of AdamW's weights: Muon's steps do not"
+            " depend on it. 0: no clipping."
+        ),
+    )
     ema_decay: float = Field(
         0.0,
         ge=0,
