@@ -133,6 +133,21 @@ def test_muon_gets_the_matrices_of_the_layers_and_nothing_else(shape: str) -> No
             assert group["weight_decay"] == (0.2 if weight.dim() == 2 else 0.0)
 
 
+def test_each_step_orthogonalises_every_hidden_matrix_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+
+    def counted(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+        counts.append(len(matrices))
+        return orthogonalise(matrices, dtype)
+
+    monkeypatch.setattr("lm.optim.muon.orthogonalise", counted)
+    model = decoder(n_kv_heads=2)
+    optimizer = make_optimizer(model, SETTINGS, "fp32")
+    for step in range(1, 4):
+        train_on_noise(model, optimizer, range(step, step + 1))
+        assert sum(counts) == step * len(LLAMA_MATRICES)
+
+
 def test_frozen_matrices_are_left_out() -> None:
     model = decoder()
     model.layers[0].requires_grad_(False)

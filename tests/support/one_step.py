@@ -1,4 +1,4 @@
-"""Make one optimiser step over eight rows with very uneven masks; the first process writes its
+"""Make one optimiser step over 24 rows with very uneven masks; the first process writes its
 gradients. Run this alone or under torchrun:
 
 python -m tests.support.one_step FOLDER CASE...
@@ -35,7 +35,7 @@ from lm.training.parts import Parts
 from lm.training.processes import disconnect
 from model import Decoder
 
-ROWS, LENGTH, VOCABULARY = 8, 12, 50
+ROWS, LENGTH, VOCABULARY = 24, 12, 50
 
 
 class OneStep(Dataset[dict[str, object]]):
@@ -45,7 +45,7 @@ class OneStep(Dataset[dict[str, object]]):
         chance = torch.Generator().manual_seed(0)
         ids = torch.randint(0, VOCABULARY, (ROWS, LENGTH + 1), generator=chance)
         labels = ids[:, 1:].clone()
-        for row, scored in enumerate([12, 0, 1, 7, 2, 12, 0, 3]):
+        for row, scored in enumerate([12, 0, 1, 7, 2, 12, 0, 3] * 3):
             labels[row, scored:] = IGNORE_INDEX
         shape = (-1, world_size, micro_batch, LENGTH)
         self.input_ids, self.labels = (
