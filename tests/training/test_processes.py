@@ -55,7 +55,8 @@ def parts() -> Parts:
 
 def configured(folder: Path, **trainer: object) -> Path:
     """Write a configuration of 40 steps without dropout, whose random numbers follow the
-    micro-batches. It validates on fewer rows than there are processes.
+    micro-batches. It validates on fewer rows than there are processes. Muon trains the layers, and
+    AdamW all other weights.
     """
     folder.mkdir(exist_ok=True)
     settings = {
@@ -78,6 +79,7 @@ def configured(folder: Path, **trainer: object) -> Path:
     return config_file(
         folder,
         model=model,
+        optimizer={"name": "muon"},
         checkpoint=checkpoint,
         trainer=settings | {"validation_rows": 1} | trainer,
     )
