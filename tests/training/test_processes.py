@@ -251,9 +251,10 @@ def test_a_full_disk_ends_both_processes(
     for ever. No launcher is there to kill it.
     """
     config = configured(tmp_path)
+    adamw = ("--optimizer.name", "adamw")  # the sizes are for its two moments
     (tmp_path / "run").mkdir()
     with file_system(tmp_path / "run", size):
-        codes, printed = slurm_tasks(tmp_path, "none", "--config", str(config), *TWO)
+        codes, printed = slurm_tasks(tmp_path, "none", "--config", str(config), *TWO, *adamw)
         assert codes == [5, 5], printed
         assert said in printed[0]
         assert said not in printed[1], "one message is enough"
