@@ -53,6 +53,8 @@ class PackedDataModule(lightning.LightningDataModule):
 
     Args:
         revisions: the dataset commits that a resumed run streams, by their sources' keys.
+        moving_rows: whether each epoch cuts packed rows elsewhere, so that other tokens lack their
+            past. Runs of earlier versions go on without it.
 
     Attributes:
         start_step: the first step of `train_dataloader`; a resumed run sets it to its updates done.
@@ -68,10 +70,12 @@ class PackedDataModule(lightning.LightningDataModule):
         tokenizer: Tokenizer,
         say: Callable[[str], None] = print,
         revisions: Mapping[str, str] | None = None,
+        moving_rows: bool = True,
     ):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
+        self.moving_rows = moving_rows
         self.start_step = 0
         self._say = say
         self._resumed = revisions or {}
@@ -110,7 +114,7 @@ class PackedDataModule(lightning.LightningDataModule):
     @functools.cached_property
     def rows(self) -> dict[str, Rows]:
         """The rows of each split, "train" and "val"."""
-        train, val = cut_splits(self.config, self.trained, self.corpora)
+        train, val = cut_splits(self.config, self.trained, self.corpora, self.moving_rows)
         for line in summary(self.trained, self.corpora, train, val):
             self._say(line)
         require_rows(self.config, self.trained, train, val)
@@ -285,9 +289,7 @@ class Rows:
             number, epoch, row = addresses[i].tolist()
             part = self.parts[number]
             if row < len(part):
-                # Other parts repeat their rows each epoch; each epoch of a stream is a new window.
-                row += epoch * len(part) if isinstance(part, StreamedRows) else 0
-                row_inputs, row_labels, row_starts = part.row(row)
+                row_inputs, row_labels, row_starts = part.row(row, epoch)
                 n = len(row_inputs)
                 inputs[i][:n], labels[i][:n] = row_inputs, row_labels
                 starts[i][row_starts] = 1

@@ -59,7 +59,7 @@ def assemble(loaded: Loaded, start: Origin, say: Callable[[str], None]) -> Parts
     require_same_base(base, start.parent_sha256)
     tokenizer = tokenizer_of(config)
     make_decoder = functools.partial(decoder_of_base, config, base)
-    data = PackedDataModule(config, tokenizer, say, start.revisions)
+    data = PackedDataModule(config, tokenizer, say, start.revisions, start.moving_rows)
     objective = make_objective(config, make_decoder)
     return Parts(data.sized_config, tokenizer, data, make_decoder, objective)
 

@@ -70,7 +70,7 @@ def assemble(loaded: Loaded, start: Origin, say: Callable[[str], None]) -> Parts
             load_whole(decoder, start.checkpoint)
         return decoder
 
-    data = PackedDataModule(config, tokenizer, say, start.revisions)
+    data = PackedDataModule(config, tokenizer, say, start.revisions, start.moving_rows)
     return Parts(data.sized_config, tokenizer, data, make_decoder)
 
 

@@ -25,6 +25,7 @@ class Text(Protocol):
     sha256: str
     revisions: dict[str, str]
     epochs_per_step: float
+    moving_rows: bool
 
 
 def lasting_meta(
@@ -58,6 +59,7 @@ def lasting_meta(
         "parent": parent,
         "shards": config.trainer.processes if config.trainer.strategy == "fsdp" else 0,
         "epochs_per_step": text.epochs_per_step,
+        "moving_rows": text.moving_rows,
         "precision": precision,
         "device": device,
         "threads": torch.get_num_threads(),

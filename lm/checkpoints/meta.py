@@ -100,6 +100,7 @@ class Session(MetaPart):
     over: bool = False  # its deadline was reached
     costs: dict[str, Annotated[float, Field(ge=0, le=10**9)]] = {}  # seconds of a save, ...
     epochs_per_step: float = Field(0.0, ge=0)  # passes over the text; 0: a stream
+    moving_rows: bool = False  # each epoch cuts packed rows elsewhere; earlier runs repeat them
     versions: Versions = Versions(torch="")
     revisions: dict[str, Commit] = {}  # the commits of the streamed datasets, by their keys
     parent: Parent | None = None

@@ -26,6 +26,8 @@ SAME = {
     " val_every eval_freq validation_interval val_steps validate_interval run_val_every_n_steps",
     "trainer.early_stopping": "early_stopping_patience patience",
     "optimizer.lr": " ".join(to.LEARNING_RATES),
+    "optimizer.embedding_lr": "embedding_learning_rate embed_lr",
+    "optimizer.head_lr": "unembedding_lr lm_head_lr",
     "optimizer.muon_lr": "matrix_lr",
     "optimizer.muon_momentum": "momentum",
     "optimizer.warmup_steps": "warmup_iters lr_warmup_steps num_warmup_steps lr_warmup_iters warmup"
@@ -183,8 +185,8 @@ WORDS = {
     " from_weight init_checkpoint load_from",
     "write trainer.strategy: fsdp, which splits weights, gradients and optimiser state over all"
     " processes as ZeRO 3 does": "deepspeed deepspeed_config zero_stage ds_config",
-    "write optimizer.lr: all weights but Muon's have one rate": "embedding_lr unembedding_lr"
-    " scalar_lr embedding_learning_rate loraplus_lr_ratio",
+    "write optimizer.lr: norms, biases and adapters have no rate of their own": "scalar_lr"
+    " loraplus_lr_ratio",
     "write trainer.max_tokens: so many times the parameters that --plan says":
     "target_param_data_ratio tokens_per_parameter target_flops",
     "write trainer.max_steps": "limit_train_batches max_steps_per_epoch min_steps min_epochs",

@@ -41,9 +41,12 @@ class Muon(Optimizer):
         weight = (1 - lr * weight_decay) * weight
                  - lr * sqrt(max(1, rows / columns)) * orthogonalise(gradient + m * momentum)
 
+    In a `cautious` group only those numbers decay that the update moves towards zero (Chen et al.
+    2025, arXiv 2510.12402).
+
     Args:
-        groups: with `kind`, `lr`, `weight_decay`; Muon's `momentum` m; AdamW's `betas`, `eps`,
-            `fused`.
+        groups: with `kind`, `lr`, `weight_decay`, `cautious`; Muon's `momentum` m; AdamW's `betas`,
+            `eps`, `fused`.
         dtype: of Muon's matrix products.
     """
 
@@ -76,7 +79,7 @@ class Muon(Optimizer):
             torch._foreach_add_(momenta, gradients)
             ahead = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
             updates = orthogonalise(torch.stack(ahead), self.dtype).unbind()
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            _decay(group, weights, updates)
             scale = max(1, shape[0] / shape[1]) ** 0.5
             torch._foreach_add_(weights, updates, alpha=-group["lr"] * scale)
 
@@ -87,7 +90,21 @@ class Muon(Optimizer):
         )
         options = {name: group[name] for name in ("lr", "weight_decay", "eps", "fused")}
         options |= {"beta1": beta1, "beta2": beta2, "amsgrad": False, "maximize": False}
-        adamw(weights, _gradients(weights), first, second, [], steps, **options)
+        gradients = _gradients(weights)
+        if group["cautious"]:  # the update has the sign of the next first moment
+            _decay(group, weights, torch._foreach_lerp(first, gradients, 1 - beta1))
+            options["weight_decay"] = 0.0  # the kernel would decay all numbers
+        adamw(weights, gradients, first, second, [], steps, **options)
+
+
+def _decay(group: dict[str, Any], weights: list[Tensor], updates: Iterable[Tensor]) -> None:
+    """Decay weights before an update; of the tensors to be subtracted, only the signs matter."""
+    share = group["lr"] * group["weight_decay"]
+    if not group["cautious"]:
+        torch._foreach_mul_(weights, 1 - share)
+    else:
+        for weight, update in zip(weights, updates, strict=True):
+            weight.addcmul_(weight, update * weight > 0, value=-share)
 
 
 def _gradients(weights: list[Tensor]) -> list[Tensor]:

@@ -51,23 +51,16 @@ def hidden_matrices(model: nn.Module) -> set[Tensor]:
 
 def adamw(model: nn.Module, config: OptimizerConfig, precision: str) -> Optimizer:
     """Return AdamW (Loshchilov & Hutter 2019)."""
-    groups = parameter_groups(model, config.weight_decay)
-    fused = _fused(model, precision)
-    return torch.optim.AdamW(groups, config.lr, config.betas, config.eps, fused=fused)
+    groups = _groups(model, config, precision)
+    if config.cautious_decay:
+        return Muon(groups, torch.float32)  # its AdamW; torch's decays all numbers in its kernel
+    return torch.optim.AdamW(groups)
 
 
 def muon(model: nn.Module, config: OptimizerConfig, precision: str) -> Optimizer:
     """Return Muon over the hidden matrices, with AdamW over all other weights."""
-    hidden = hidden_matrices(model)
-    groups: list[Group] = []
-    for group in parameter_groups(model, config.weight_decay):
-        matrices = [weight for weight in group["params"] if weight in hidden]
-        others = [weight for weight in group["params"] if weight not in hidden]
-        by_muon = {"kind": "muon", "lr": config.muon_lr, "momentum": config.muon_momentum}
-        by_adamw = {"kind": "adamw", "lr": config.lr, "betas": config.betas, "eps": config.eps}
-        by_adamw["fused"] = _fused(model, precision)
-        groups += [group | by_muon | {"params": matrices}] if matrices else []
-        groups += [group | by_adamw | {"params": others}] if others else []
+    by_muon = {"kind": "muon", "lr": config.muon_lr, "momentum": config.muon_momentum}
+    groups = _groups(model, config, precision, (hidden_matrices(model), by_muon))
     native = precision == "bf16" and has_native_bf16(next(model.parameters()).device.type)
     return Muon(groups, torch.bfloat16 if native else torch.float32)
 
@@ -104,6 +97,37 @@ def clip_gradients(optimizer: Optimizer, limit: float, norm: Tensor) -> None:
     if len(groups) < len(optimizer.param_groups):
         norm = nn.utils.get_total_norm(weight.grad for weight in weights)
     nn.utils.clip_grads_with_norm_(weights, limit, norm)
+
+
+def _groups(
+    model: nn.Module, config: OptimizerConfig, precision: str, *special: tuple[set[Tensor], Group]
+) -> list[Group]:
+    """Split `parameter_groups` by the settings of an update.
+
+    A rate that is not configured makes no group: the groups are numbered in every checkpoint.
+
+    Args:
+        special: weights that are trained in another way than by AdamW, with their settings.
+    """
+    plain = {"kind": "adamw", "lr": config.lr, "betas": config.betas, "eps": config.eps}
+    plain["fused"] = _fused(model, precision)
+    parts = [*special]
+    if config.embedding_lr is not None:
+        tables = {layer.weight for layer in model.modules() if isinstance(layer, nn.Embedding)}
+        parts.append((tables, plain | {"lr": config.embedding_lr}))
+    if config.head_lr is not None:
+        parts.append(({model.get_parameter("lm_head.weight")}, plain | {"lr": config.head_lr}))
+    parts.append((set(model.parameters()), plain))
+    groups: list[Group] = []
+    for group in parameter_groups(model, config.weight_decay):
+        rest = group["params"]
+        for weights, settings in parts:
+            params = [weight for weight in rest if weight in weights]
+            rest = [weight for weight in rest if weight not in weights]
+            own = {"params": params, "lr_factor": settings["lr"] / config.lr}
+            own["cautious"] = config.cautious_decay
+            groups += [group | settings | own] if params else []
+    return groups
 
 
 def _fused(model: nn.Module, precision: str) -> bool | None:

@@ -18,14 +18,15 @@ MUON_BEGINS_AT = 0.85  # momentum; early gradients turn quickly, and old ones wo
 def set_rates(
     optimizer: Optimizer, step: int, max_steps: int, config: OptimizerConfig, progress: float | None
 ) -> float:
-    """Set the learning rates and the momentum of update `step`; return AdamW's rate."""
+    """Set the learning rates and the momentum of update `step`; return the rate of `lr`.
+
+    The schedule multiplies the rates of all groups alike.
+    """
     rate = learning_rate(step, max_steps, config, progress)
     for group in optimizer.param_groups:
-        if group.get("kind") == "muon":
-            group["lr"] = rate * (config.muon_lr / config.lr)
+        group["lr"] = rate * group["lr_factor"]
+        if group["kind"] == "muon":
             group["momentum"] = muon_momentum(step, config)
-        else:
-            group["lr"] = rate
     return rate
 
 

@@ -34,11 +34,14 @@ HARMLESS = (
     "trainer.on_nonfinite",
     "trainer.nonfinite_limit",
 )
+# Each of them, if it is not null, makes a group of weights, and checkpoints number the groups.
+RATES_OF_GROUPS = ("optimizer.embedding_lr", "optimizer.head_lr")
 # These keys may change too, but they change the result, if only in the last bits. A key in neither
 # list makes it a different run.
 INEXACT = (
     "model.kernels",
     "optimizer.lr",
+    *RATES_OF_GROUPS,
     "optimizer.muon_lr",
     "optimizer.muon_momentum",
     "optimizer.muon_momentum_warmup",
@@ -48,6 +51,7 @@ INEXACT = (
     "optimizer.final_lr_fraction",
     "optimizer.decay_fraction",
     "optimizer.weight_decay",
+    "optimizer.cautious_decay",
     "optimizer.betas",
     "optimizer.eps",
     "optimizer.grad_clip",
@@ -150,6 +154,8 @@ def _may_change(key: str, old: Any, new: Any) -> bool:
     # the value that auto stands for is known only with torch: `machine_changes` compares it
     if key == "trainer.precision":
         return "auto" in (old, new)
+    if key in RATES_OF_GROUPS and None in (old, new):
+        return False
     return _is_among(key, HARMLESS + INEXACT)
 
 

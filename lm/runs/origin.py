@@ -88,6 +88,11 @@ class Origin:
         return self.session.revisions if self.session is not None else {}
 
     @property
+    def moving_rows(self) -> bool:
+        """Whether each epoch of the run cuts packed rows elsewhere, as new runs do."""
+        return self.session is None or self.session.moving_rows
+
+    @property
     def parent(self) -> dict[str, Any] | None:
         """The `parent` that the run's checkpoints record, as it stands in meta.json: where the run
         started from.

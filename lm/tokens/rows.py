@@ -21,6 +21,7 @@ from lm.config.schema.chat import ChatSource
 from lm.config.schema.config import Config
 from lm.documents.templates import BEGINS, LEARNED
 from lm.optim.loss import IGNORE_INDEX
+from lm.optim.randomness import fold
 from lm.system.errors import DataError
 from lm.tokens.corpus import Corpus
 from lm.tokens.producer import await_window
@@ -49,23 +50,35 @@ class PackedRows:
     of the stream. A document's first token is predicted from its EOS. A document that began in an
     earlier row continues without its past. With a stride below T, rows overlap, and tokens are
     labels in several rows.
+
+    With a seed, each epoch after the first begins to cut at another place and goes on to the
+    stream's beginning at its end. The last EOS stands for the first, so the above still holds.
     """
 
-    def __init__(self, store: TokenStore, length: int, stride: int):
+    def __init__(self, store: TokenStore, length: int, stride: int, seed: int | None = None):
         self.store = store
         self.length = length
         self.stride = stride
+        self.seed = seed
 
     def __len__(self) -> int:
         return 1 + max(0, -(-(self.store.tokens - 1 - self.length) // self.stride))
 
-    def row(self, number: int) -> Row:
-        """Return a row by its number."""
+    def row(self, number: int, epoch: int = 0) -> Row:
+        """Return a row of an epoch by its number."""
+        labels = self.store.tokens - 1
         start = number * self.stride
+        length = min(self.length, labels - start)
+        if epoch and self.seed is not None:
+            start = (start + fold(self.seed, epoch)) % labels
         starts = self.store.document_starts
-        ids = self.store.read(start, self.length + 1)
-        first, last = np.searchsorted(starts, [start + 1, start + self.length])
-        return Row(ids[:-1], ids[1:], starts[first:last] - start)
+        ids = self.store.read(start, length + 1)
+        first, last = np.searchsorted(starts, [start + 1, start + length])
+        begins = starts[first:last] - start
+        if (missing := length + 1 - len(ids)) > 0:
+            ids = np.append(ids, self.store.read(1, missing))
+            begins = np.append(begins, starts[: np.searchsorted(starts, missing)] + labels - start)
+        return Row(ids[:-1], ids[1:], begins)
 
 
 class DocumentRows:
@@ -84,8 +97,8 @@ class DocumentRows:
     def __len__(self) -> int:
         return int(self._rows_before[-1])
 
-    def row(self, number: int) -> Row:
-        """Return a row by its number.
+    def row(self, number: int, epoch: int = 0) -> Row:
+        """Return a row by its number, the same in each epoch.
 
         Its last label may be the next document's EOS, but no other document begins in it.
         """
@@ -98,9 +111,9 @@ class DocumentRows:
 
 
 class StreamedRows:
-    """The packed rows of a stream's windows; rows are shuffled within their window.
+    """The packed rows of a stream's windows, a new one in each epoch.
 
-    The length is that of one window. Row numbers count on through all windows.
+    The length is that of one window. Rows are shuffled within their window.
     """
 
     def __init__(self, stream: Stream):
@@ -110,10 +123,10 @@ class StreamedRows:
     def __len__(self) -> int:
         return self.stream.rows
 
-    def row(self, number: int) -> Row:
-        """Return a row by its number, as soon as its window exists."""
-        window = await_window(self.stream, number // len(self))
-        return PackedRows(window, self.length, self.length).row(number % len(self))
+    def row(self, number: int, epoch: int = 0) -> Row:
+        """Return a row of an epoch by its number, as soon as its window exists."""
+        window = await_window(self.stream, epoch)
+        return PackedRows(window, self.length, self.length).row(number)
 
 
 class ConversationRows:
@@ -166,8 +179,8 @@ class ConversationRows:
         """Positions that are not padding, over all rows."""
         return int(self._lengths.sum())
 
-    def row(self, number: int) -> Row:
-        """Return a row by its number."""
+    def row(self, number: int, epoch: int = 0) -> Row:
+        """Return a row by its number, the same in each epoch."""
         inputs, labels, starts = [], [], []
         place = 0
         for document in self._order[self._borders[number] : self._borders[number + 1]].tolist():
@@ -189,7 +202,7 @@ SourceRows = PackedRows | DocumentRows | StreamedRows | ConversationRows
 
 
 def cut_splits(
-    config: Config, trained: Sequence[Corpus], corpora: Sequence[Corpus]
+    config: Config, trained: Sequence[Corpus], corpora: Sequence[Corpus], moving_rows: bool
 ) -> tuple[list[SourceRows], list[SourceRows]]:
     """Cut the sources to train on, and the validation text of a run, into rows.
 
@@ -197,15 +210,19 @@ def cut_splits(
         config: the run's configuration.
         trained: the sources to train on.
         corpora: the sources to validate on, if they have validation text.
+        moving_rows: whether each epoch cuts packed rows elsewhere.
 
     Raises:
         DataError: a source to train on is shorter than a row.
     """
-    train = [_cut(config, corpus, "train") for corpus in trained]
+    seed = config.trainer.seed if moving_rows else None
+    train = [_cut(config, corpus, "train", seed) for corpus in trained]
     return train, [_cut(config, corpus, "val") for corpus in corpora if corpus.val.documents]
 
 
-def _cut(config: Config, corpus: Corpus, split: Literal["train", "val"]) -> SourceRows:
+def _cut(
+    config: Config, corpus: Corpus, split: Literal["train", "val"], seed: int | None = None
+) -> SourceRows:
     """Cut a split of a source into rows of `config.row_length` tokens, as `data.rows` says."""
     packed, length = config.data.rows == "packed", config.row_length
     source = corpus.reader.source
@@ -225,7 +242,7 @@ def _cut(config: Config, corpus: Corpus, split: Literal["train", "val"]) -> Sour
     if not packed:
         return DocumentRows(store, length)
     stride = config.data.stride if split == "train" else None  # validation scores each token once
-    return PackedRows(store, length, stride or length)
+    return PackedRows(store, length, stride or length, seed)
 
 
 def require_rows(

@@ -41,8 +41,8 @@ class LanguageModel(lightning.LightningModule):
         step: updates done so far. Data and randomness follow from it alone, and so does the
             learning rate unless there is a deadline.
         loss: the last step's loss in nats per token, on the device.
-        grad_norm: the last step's global gradient norm before clipping, on the device.
-        used_learning_rate: the last step's learning rate.
+        grad_norm: the last step's gradient norm of all weights before clipping, on the device.
+        used_learning_rate: the last step's rate for weights without a rate of their own.
         deadline: the clock of a run with `optimizer.schedule_by: time`; train.py sets it.
         average: the averaged weights, or None where `optimizer.ema_decay` is 0.
         rows_at_once: the rows of one forward pass; callbacks.ChooseRows sets it.

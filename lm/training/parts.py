@@ -23,6 +23,7 @@ class Data(Protocol):
 
     start_step: int
     epochs_per_step: float
+    moving_rows: bool
     sha256: str
     revisions: dict[str, str]
     text_bytes: NDArray[np.float64]

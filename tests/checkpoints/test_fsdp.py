@@ -38,7 +38,10 @@ FILES = ("model.safetensors", "ema.safetensors")
 
 
 def configured(folder: Path) -> Path:
-    """Write a configuration of 12 steps without dropout; its odd vocabulary makes uneven shards."""
+    """Write a configuration of 12 steps without dropout; its odd vocabulary makes uneven shards.
+
+    Muon trains the layers, and AdamW all other weights, so both have state.
+    """
     folder.mkdir(exist_ok=True)
     model = {
         "context_length": 16,
@@ -51,7 +54,9 @@ def configured(folder: Path) -> Path:
     }
     # With the usual eps, AdamW takes a full step for a gradient of pure rounding error, like that
     # of a token that never occurs.
-    return config_file(folder, data={"val_fraction": 0.4}, model=model, optimizer={"eps": 1e-4})
+    return config_file(
+        folder, data={"val_fraction": 0.4}, model=model, optimizer={"name": "muon", "eps": 1e-4}
+    )
 
 
 def losses(run: Path) -> list[tuple[int, float]]:

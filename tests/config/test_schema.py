@@ -778,6 +778,25 @@ def test_checks_of_a_section_point_at_its_line_and_of_the_whole_at_the_key(write
     assert complaints(write("data:\n  sequence_length: 512\n" + BASE[6:])) == [f"c.yaml:2: {row}"]
 
 
+def test_rates_without_a_matrix_of_their_own_are_refused(write) -> None:
+    head_lr = "--optimizer.head_lr=0.1"
+    assert complaints(write(BASE), head_lr) == [
+        "command line: --optimizer.head_lr: 0.1: with model.tie_embeddings the head is the"
+        " embedding's matrix; write optimizer.embedding_lr instead"
+    ]
+    assert load_config(write(BASE), [head_lr, "--model.tie_embeddings=false"])
+    tuned = write(BASE + "finetune: {base: a, method: lora}\n")
+    assert complaints(tuned, head_lr, "--optimizer.embedding_lr=1", "--optimizer.name=muon") == [
+        "command line: --optimizer.name: muon does not train the low-rank matrices of lora: it"
+        " would move all their directions equally; write adamw",
+        *(
+            f"command line: --optimizer.{key}: has no effect with finetune.method lora, which"
+            " trains adapters alone; remove it"
+            for key in ("embedding_lr", "head_lr")
+        ),
+    ]
+
+
 def test_all_disagreements_are_named_at_once(write) -> None:
     """Each section names all of its own, and the whole file all of those between sections."""
     rows = "data:\n  sequence_length: 300\n  stride: 400\n" + BASE[6:].replace("1000", "50")

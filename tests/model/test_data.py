@@ -54,9 +54,12 @@ def make_config(tmp_path, source, length=8, trainer=None, **data):
     )
 
 
-def module(tmp_path, texts, tokenizer=BYTES, place=(0, 1), say=lambda line: None, **settings):
+def module(
+    tmp_path, texts, tokenizer=BYTES, place=(0, 1), say=lambda line: None, moving=True, **settings
+):
     source = texts if isinstance(texts, dict) else write_jsonl(tmp_path / "texts.jsonl", texts)
-    result = PackedDataModule(make_config(tmp_path, source, **settings), tokenizer, say)
+    config = make_config(tmp_path, source, **settings)
+    result = PackedDataModule(config, tokenizer, say, moving_rows=moving)
     result.trainer = SimpleNamespace(global_rank=place[0], world_size=place[1])
     return result
 
@@ -607,7 +610,7 @@ def test_a_resumed_run_sees_what_a_straight_one_sees(tmp_path, start):
 @pytest.mark.usefixtures("takes_seconds")
 def test_epochs_are_shuffled_anew_and_seeds_differ(tmp_path):
     def order(seed, epoch):
-        data = module(tmp_path, TEXTS, trainer={"batch_size": 1, "seed": seed})
+        data = module(tmp_path, TEXTS, moving=False, trainer={"batch_size": 1, "seed": seed})
         n, steps = len(data.rows["train"]), data.train_dataloader().dataset
         return [rows_in(steps[k])[0] for k in range(epoch * n, (epoch + 1) * n)]
 
@@ -700,11 +703,36 @@ def test_each_step_has_its_share_of_each_source(tmp_path):
     )
 
 
+def test_each_epoch_cuts_rows_elsewhere_and_a_resumed_one_at_the_same_places(tmp_path):
+    """Every token is a label once in each epoch. Validation and the first epoch stay as they were,
+    and so do all epochs of a run of before.
+    """
+
+    def epochs(**options):
+        data = module(tmp_path, TEXTS, trainer={"batch_size": 1, "max_steps": 1000}, **options)
+        n, steps = len(data.rows["train"]), data.train_dataloader().dataset
+        found = [[rows_in(steps[k])[0] for k in range(e * n, (e + 1) * n)] for e in (2, 1, 0)]
+        return found[::-1], numbered(data.rows["val"], range(len(data.rows["val"])))
+
+    rows, val = epochs()
+    before, val_before = epochs(moving=False)
+    labels = [sorted(label for _, row in epoch for label in row) for epoch in rows]
+    assert labels[0] == labels[1] == labels[2]
+    assert rows[0] == before[0] and torch.equal(val["labels"], val_before["labels"])
+    contents = [{str(inputs) for inputs, _ in epoch} for epoch in rows]
+    assert contents[0] != contents[1] != contents[2] != contents[0]
+    again = module(tmp_path, TEXTS, trainer={"batch_size": 1, "max_steps": 1000})
+    again.start_step = 2 * len(again.rows["train"])
+    first = rows_in(next(iter(again.train_dataloader())))[0]
+    assert first == rows[2][0]
+
+
 @pytest.mark.usefixtures("takes_seconds")
 def test_a_source_of_a_mixture_gives_all_its_rows_before_one_comes_again(tmp_path):
     data = module(
         tmp_path,
         mixture(tmp_path, (1, 1, 1)),
+        moving=False,
         trainer={"batch_size": 3, "micro_batch_size": 3, "max_steps": 400},
     )
     steps = steps_of(data)
@@ -725,6 +753,7 @@ def test_going_on_takes_every_row_of_every_source_once_an_epoch(tmp_path):
     data = module(
         tmp_path,
         mixture(tmp_path, (7, 5, 1), when_one_ends="go_on"),
+        moving=False,
         trainer={"batch_size": 1, "max_steps": 1000},
     )
     n, steps = len(data.rows["train"]), data.train_dataloader().dataset
@@ -1289,7 +1318,7 @@ def test_a_bad_row_of_the_validation_source(tmp_path):
 
 
 def test_text_that_is_just_enough(tmp_path):
-    data = module(tmp_path, ["abcdefg" * 2], split="tail", val_fraction=0.5)
+    data = module(tmp_path, ["abcdefg" * 2], moving=False, split="tail", val_fraction=0.5)
     assert len(data.rows["train"]) == 1
     assert (
         rows_in(next(iter(data.train_dataloader())))

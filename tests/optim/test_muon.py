@@ -32,6 +32,7 @@ LLAMA_MATRICES = [
 ]
 GPT2_MATRICES = [name for name in LLAMA_MATRICES if "gate" not in name]
 SETTINGS = OptimizerConfig(name="muon", lr=0.01, muon_lr=0.1, weight_decay=0.2, betas=(0.8, 0.97))
+CAUTIOUS_ADAMW = {"name": "adamw", "cautious_decay": True}
 
 
 def decoder(**changes: Any) -> Decoder:
@@ -89,7 +90,7 @@ def test_muon_equals_the_formula_while_rate_and_momentum_change() -> None:
     weights = [nn.Parameter(torch.randn(shape)) for shape in shapes]
     slow = [(weight.detach().double(), torch.zeros(weight.shape).double()) for weight in weights]
     group = {"kind": "muon", "params": weights, "lr": 0.0, "momentum": 0.0, "weight_decay": 0.3}
-    optimizer = Muon([group], torch.float32)
+    optimizer = Muon([group | {"cautious": False}], torch.float32)
     for step in range(5):
         lr, m = 0.1 / (step + 1), 0.85 + 0.02 * step
         optimizer.param_groups[0].update(lr=lr, momentum=m)
@@ -113,7 +114,7 @@ def test_how_far_one_update_goes(rows: int, columns: int, largest: float) -> Non
     weight = nn.Parameter(torch.zeros(rows, columns))
     group = {"kind": "muon", "params": [weight], "lr": 0.5, "momentum": 0.9, "weight_decay": 0.0}
     weight.grad = torch.randn_like(weight)
-    Muon([group], torch.float32).step()
+    Muon([group | {"cautious": False}], torch.float32).step()
     assert torch.linalg.matrix_norm(weight, 2).item() == pytest.approx(0.5 * largest, rel=0.25)
 
 
@@ -130,6 +131,21 @@ def test_muon_gets_the_matrices_of_the_layers_and_nothing_else(shape: str) -> No
         for weight in group["params"]:
             assert group["kind"] == ("muon" if weight in hidden else "adamw")
             assert group["weight_decay"] == (0.2 if weight.dim() == 2 else 0.0)
+
+
+def test_each_step_orthogonalises_every_hidden_matrix_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+
+    def counted(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+        counts.append(len(matrices))
+        return orthogonalise(matrices, dtype)
+
+    monkeypatch.setattr("lm.optim.muon.orthogonalise", counted)
+    model = decoder(n_kv_heads=2)
+    optimizer = make_optimizer(model, SETTINGS, "fp32")
+    for step in range(1, 4):
+        train_on_noise(model, optimizer, range(step, step + 1))
+        assert sum(counts) == step * len(LLAMA_MATRICES)
 
 
 def test_frozen_matrices_are_left_out() -> None:
@@ -191,12 +207,90 @@ def test_clipping_scales_adamws_gradients_by_their_own_norm() -> None:
         torch.testing.assert_close(weight.grad, expected.expand_as(weight), rtol=1e-4, atol=0)
 
 
-def test_a_saved_state_continues_to_the_bit() -> None:
+def test_the_limit_of_the_norm_does_not_change_muons_step() -> None:
+    models = decoder(), decoder()
+    for model, limit in zip(models, (1e-3, 1e3), strict=True):
+        optimizer = make_optimizer(model, SETTINGS, "fp32")
+        for seed in range(3):
+            torch.manual_seed(seed)
+            for weight in model.parameters():
+                weight.grad = torch.randn_like(weight)
+            clip_gradients(optimizer, limit, torch.tensor(50.0))
+            optimizer.step()
+    for (name, low), high in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        if low in hidden_matrices(models[0]):
+            assert torch.equal(low, high), name
+
+
+# One step with lr 0.1 and decay 0.5 from this matrix. Each case has a gradient and the signs of the
+# update: AdamW's first one has the gradient's, Muon's those of the nearest orthogonal matrix.
+BEFORE = torch.tensor([[2.0, -2.0], [4.0, -4.0]])
+BY_HAND = {
+    "adamw": ([[1.0, 1.0], [0.0, -1.0]], [[1, 1], [0, -1]]),
+    "muon": ([[0.0, 3.0], [3.0, 0.0]], [[0, 1], [1, 0]]),
+    "muon, another sign than the gradient's": ([[10.0, 1.0], [10.0, 0.5]], [[1, 1], [1, -1]]),
+}
+
+
+@pytest.mark.parametrize("case", BY_HAND)
+def test_cautious_decay_acts_where_the_update_leads_to_zero(case: str) -> None:
+    gradient, signs = (torch.tensor(values) for values in BY_HAND[case])
+    steps = []
+    for cautious in (True, False):
+        weight = nn.Parameter(BEFORE.clone())
+        weight.grad = gradient.clone()
+        group = {
+            "kind": case.partition(",")[0], "params": [weight], "lr": 0.1, "momentum": 0.0,
+            "weight_decay": 0.5, "betas": (0.9, 0.95), "eps": 1e-8, "fused": True,
+        }  # fmt: skip
+        Muon([group | {"cautious": cautious}], torch.float32).step()
+        steps.append(weight.detach() - BEFORE)
+    update = steps[1] + 0.1 * 0.5 * BEFORE
+    assert torch.equal(update.sign() * (update.abs() > 1e-6), -signs.float())
+    mask = BEFORE * signs > 0
+    torch.testing.assert_close(steps[0], update - 0.1 * 0.5 * BEFORE * mask)
+
+
+def test_adamws_cautious_decay_follows_the_moment_and_not_the_gradient() -> None:
+    torch.manual_seed(0)
+    settings = SETTINGS.model_copy(update=CAUTIOUS_ADAMW)
+    model = nn.Linear(4, 30)
+    weight, first, second = model.weight.detach().double(), 0.0, 0.0
+    optimizer = make_optimizer(model, settings, "fp32")
+    against = 0
+    for step in range(1, 9):
+        model.weight.grad, model.bias.grad = torch.randn(30, 4), torch.zeros(30)
+        gradient = model.weight.grad.double()
+        first = 0.8 * first + 0.2 * gradient
+        second = 0.97 * second + 0.03 * gradient.square()
+        update = first / (1 - 0.8**step) / ((second / (1 - 0.97**step)).sqrt() + 1e-8)
+        against += int((gradient * update < 0).sum())
+        weight = weight - 0.01 * (update + 0.2 * weight * (update * weight > 0))
+        optimizer.step()
+    assert against > 50
+    torch.testing.assert_close(model.weight.double(), weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_without_decay_there_is_nothing_to_be_cautious_about(name: str) -> None:
+    """The rest of the step is the same to the bit, with torch's AdamW too."""
+    models = decoder(bias=True), decoder(bias=True)
+    for model, cautious in zip(models, (True, False), strict=True):
+        update = {"name": name, "weight_decay": 0.0, "cautious_decay": cautious}
+        optimizer = make_optimizer(model, SETTINGS.model_copy(update=update), "fp32")
+        train_on_noise(model, optimizer, range(4))
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("changes", [{}, {"cautious_decay": True}, CAUTIOUS_ADAMW])
+def test_a_saved_state_continues_to_the_bit(changes: dict[str, Any]) -> None:
+    settings = SETTINGS.model_copy(update=changes)
     straight, halted = decoder(bias=True), decoder(bias=True)
-    train_on_noise(straight, make_optimizer(straight, SETTINGS, "fp32"), range(6))
-    first = make_optimizer(halted, SETTINGS, "fp32")
+    train_on_noise(straight, make_optimizer(straight, settings, "fp32"), range(6))
+    first = make_optimizer(halted, settings, "fp32")
     train_on_noise(halted, first, range(3))
-    second = make_optimizer(halted, SETTINGS, "fp32")
+    second = make_optimizer(halted, settings, "fp32")
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     train_on_noise(halted, second, range(3, 6))
     for ours, theirs in zip(halted.parameters(), straight.parameters(), strict=True):

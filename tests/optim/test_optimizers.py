@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lm.config.schema.model import ModelConfig
 from lm.config.schema.optimizer import OptimizerConfig
 from lm.optim.optimizers import OPTIMIZERS, clip_gradients, make_optimizer, parameter_groups
+from lm.optim.schedule import set_rates
 from model import Decoder
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -132,6 +133,48 @@ def test_the_configuration_reaches_the_optimiser() -> None:
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.7, 0.0]
     for group in optimizer.param_groups:
         assert (group["lr"], group["betas"], group["eps"]) == (0.5, (0.1, 0.2), 0.3)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_embeddings_and_head_have_their_own_rate(shape: str, name: typing.Any) -> None:
+    """Every weight keeps its decay; the schedule scales all rates by the same factor."""
+    model = decoder(**SHAPES[shape])
+    tied = model.config.tie_embeddings
+    config = OptimizerConfig(
+        name=name, lr=0.1, muon_lr=0.4, embedding_lr=0.3, head_lr=None if tied else 0.2,
+        warmup_steps=3, muon_momentum_warmup=0,
+    )  # fmt: skip
+    optimizer = make_optimizer(model, config, "fp32")
+    name_of = {id(weight): key for key, weight in model.named_parameters()}
+    for step, share in ((None, 1.0), (0, 0.25), (3, 1.0)):
+        if step is not None:
+            assert set_rates(optimizer, step, 100, config, None) == pytest.approx(0.1 * share)
+        rates = {
+            name_of[id(weight)]: (group["lr"], group["weight_decay"])
+            for group in optimizer.param_groups
+            for weight in group["params"]
+        }
+        assert rates.keys() == {*name_of.values()}
+        for key, (rate, decay) in rates.items():
+            expected = 0.4 if name == "muon" and "proj.weight" in key else 0.1
+            expected = 0.3 if "embed" in key else 0.2 if "lm_head" in key else expected
+            assert rate == pytest.approx(expected * share), key
+            assert decay == (0.1 if "norm" not in key and "bias" not in key else 0.0)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_without_rates_of_their_own_there_are_the_groups_of_earlier_checkpoints(
+    name: typing.Any,
+) -> None:
+    model = decoder(tie_embeddings=False)
+    groups = make_optimizer(model, OptimizerConfig(name=name), "fp32").param_groups
+    matrices = [weight for weight in model.parameters() if weight.dim() == 2]
+    inside, others = matrices[1:-1], [matrices[0], matrices[-1]]
+    by_muon = [inside, others] if name == "muon" else [matrices]
+    norms = [weight for weight in model.parameters() if weight.dim() == 1]
+    expected = [[id(weight) for weight in group] for group in [*by_muon, norms]]
+    assert [[id(weight) for weight in group["params"]] for group in groups] == expected
 
 
 @pytest.mark.parametrize(("precision", "fused"), [("fp32", True), ("bf16", True), ("fp16", None)])

@@ -323,6 +323,25 @@ def test_another_kind_of_source_and_a_validation_of_its_own(tmp_path: Path) -> N
     assert "model.n_kv_heads: the run to resume has null, got 2" in lines
 
 
+RATES_OF_GROUPS = ("optimizer.embedding_lr", "optimizer.head_lr")
+
+
+@pytest.mark.parametrize("name", RATES_OF_GROUPS)
+def test_a_rate_may_change_but_neither_come_nor_go(tmp_path: Path, name: str) -> None:
+    """The checkpoint's groups of weights follow from the rates that are not null."""
+    key = name.replace(".", "__")
+    configs = {rate: config(**{key: rate}, model__tie_embeddings=False) for rate in (None, 1, 2)}
+    stored = {
+        rate: Meta(tmp_path, {"config": run.model_dump(mode="json")})
+        for rate, run in configs.items()
+    }
+    [line] = changes(configs[2], stored[1])
+    assert line == f"changed since {tmp_path.name}: {name} 1.0 -> 2.0{INEXACT_END}"
+    for before, after in ((None, 1), (1, None)):
+        with pytest.raises(ConfigError, match=f"^{name}: the run to resume has "):
+            list(changes(configs[after], stored[before]))
+
+
 CHANGES = {  # every changeable key -> another value than the default's
     "model__kernels": "fused",
     "optimizer__lr": 3e-5,
@@ -335,6 +354,7 @@ CHANGES = {  # every changeable key -> another value than the default's
     "optimizer__final_lr_fraction": 0.5,
     "optimizer__decay_fraction": 0.5,
     "optimizer__weight_decay": 0.2,
+    "optimizer__cautious_decay": True,
     "optimizer__betas": (0.8, 0.9),
     "optimizer__eps": 1e-6,
     "optimizer__grad_clip": 0.5,
@@ -414,8 +434,9 @@ def test_a_new_key_of_the_schema_is_decided_on_here() -> None:
     reported = {f"finetune.{key}" for key in ("choices", "report_prompts", "report_tokens")}
     assert hashed | reported < {*HARMLESS}
     named = {name for name in HARMLESS + INEXACT if "." in name} - hashed - reported
+    changeable |= {*RATES_OF_GROUPS}
     assert named == {key for key in changeable if key.split(".")[0] not in HARMLESS}
-    assert {key for key in refused if key.startswith(("optimizer", "trainer"))} == {
+    assert {key for key in refused - changeable if key.startswith(("optimizer", "trainer"))} == {
         "optimizer.name",
         "trainer.seed",
         "trainer.batch_size",

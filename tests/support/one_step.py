@@ -1,12 +1,11 @@
-"""Make one optimiser step over eight rows with very uneven masks; the first process writes its
+"""Make one optimiser step over 24 rows with very uneven masks; the first process writes its
 gradients. Run this alone or under torchrun:
 
 python -m tests.support.one_step FOLDER CASE...
 
-A case is MICRO_BATCH, followed by -fsdp, -lora, -qlora, -dropout, -muon, -untied, -pieces or
--early.
-With -pieces each micro-batch is computed row by row. With -early the loss makes its gradients in
-the forward pass, although there are few logits. The result is FOLDER/CASE.pt.
+A case is MICRO_BATCH, followed by -fsdp, -lora, -qlora, -dropout, -muon, -cautious, -untied,
+-pieces or -early. With -pieces each micro-batch is computed row by row. With -early the loss makes
+its gradients in the forward pass, although there are few logits. The result is FOLDER/CASE.pt.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from lm.training.parts import Parts
 from lm.training.processes import disconnect
 from model import Decoder
 
-ROWS, LENGTH, VOCABULARY = 8, 12, 50
+ROWS, LENGTH, VOCABULARY = 24, 12, 50
 
 
 class OneStep(Dataset[dict[str, object]]):
@@ -46,7 +45,7 @@ class OneStep(Dataset[dict[str, object]]):
         chance = torch.Generator().manual_seed(0)
         ids = torch.randint(0, VOCABULARY, (ROWS, LENGTH + 1), generator=chance)
         labels = ids[:, 1:].clone()
-        for row, scored in enumerate([12, 0, 1, 7, 2, 12, 0, 3]):
+        for row, scored in enumerate([12, 0, 1, 7, 2, 12, 0, 3] * 3):
             labels[row, scored:] = IGNORE_INDEX
         shape = (-1, world_size, micro_batch, LENGTH)
         self.input_ids, self.labels = (
@@ -98,6 +97,7 @@ def main(micro_batch: int, out: Path, world_size: int, *options: str) -> None:
             },
             "optimizer": {
                 "name": "muon" if "muon" in options else "adamw",
+                "cautious_decay": "cautious" in options,
                 "warmup_steps": 0,
                 "grad_clip": 0,
             },

@@ -21,11 +21,12 @@ from lm.config.schema.model import ModelConfig
 from lm.documents.templates import BEGINS, LEARNED
 from lm.evaluation.validation import evaluate
 from lm.optim.loss import IGNORE_INDEX
+from lm.optim.randomness import fold
 from lm.system.errors import DataError
 from lm.tokenizer.learn import learn
 from lm.tokenizer.tokenizer import ByteTokenizer, FastTokenizer
 from lm.tokens.manifest import Manifest
-from lm.tokens.rows import ConversationRows, pack
+from lm.tokens.rows import ConversationRows, PackedRows, pack
 from lm.tokens.sources import held_out_conversations
 from lm.tokens.store import SplitWriter, TokenStore
 from model import Decoder
@@ -91,6 +92,32 @@ def test_rows_hold_every_conversation_once_token_for_token(
         len(conversation) > length for conversation in given
     ), "each is counted once"
     assert packed or len(part) == len(wanted)
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(2, 9), st.integers(1, 9),
+    st.integers(0, 3),
+)  # fmt: skip
+def test_packed_rows_of_an_epoch_are_those_of_a_rotated_stream(
+    tmp_path_factory, lengths, length, stride, epoch
+):
+    """The slow version turns a list. Without a seed all epochs are the first."""
+    documents = [[(10 * n + i + 1, 0) for i in range(size)] for n, size in enumerate(lengths)]
+    store = make_store(tmp_path_factory.mktemp("store"), documents)
+    stream = store.read(0, store.tokens).tolist()
+    for seed in (None, 7):
+        part = PackedRows(store, length, min(stride, length), seed)
+        turn = fold(7, epoch) % (len(stream) - 1) if seed and epoch else 0
+        turned = stream[turn:-1] + stream[: turn + 1]
+        starts = {(start - turn) % (len(stream) - 1) for start in store.document_starts.tolist()}
+        for number in range(len(part)):
+            inputs, labels, begins = part.row(number, epoch)
+            begin = number * part.stride
+            assert inputs.tolist() == turned[begin : begin + length][: len(turned) - 1 - begin]
+            assert labels.tolist() == turned[begin + 1 : begin + 1 + length]
+            assert begins.tolist() == [
+                i for i in range(1, len(inputs)) if (begin + i) % (len(stream) - 1) in starts
+            ]
 
 
 def test_a_cut_answer_keeps_its_beginning_and_gets_no_end_of_its_own(tmp_path):

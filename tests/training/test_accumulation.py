@@ -34,17 +34,17 @@ SAME_DROPOUT = ("alone.pt", "1-dropout.pt")
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, trains: None) -> dict[str, Tensor]:
-    """Return the result of all eight rows at once, in one process."""
+    """Return the result of all rows at once, in one process."""
     out = tmp_path_factory.mktemp("whole") / "out.pt"
-    one_step.main(8, out, 1)
+    one_step.main(one_step.ROWS, out, 1)
     return torch.load(out, weights_only=True)
 
 
 @pytest.fixture(scope="module")
 def whole_muon(tmp_path_factory: pytest.TempPathFactory, trains: None) -> dict[str, Tensor]:
-    """Return the same with Muon as the optimiser."""
+    """Return the same with Muon as the optimiser, and cautious decay."""
     out = tmp_path_factory.mktemp("whole_muon") / "out.pt"
-    one_step.main(8, out, 1, "muon")
+    one_step.main(one_step.ROWS, out, 1, "muon", "cautious")
     return torch.load(out, weights_only=True)
 
 
@@ -65,7 +65,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_targets(whole: dict[str, Tens
         "init_std": 0.2,
     }
     decoder = Decoder(ModelConfig(**config))  # type: ignore[arg-type]
-    data = one_step.OneStep(8, 0, 1)
+    data = one_step.OneStep(one_step.ROWS, 0, 1)
     logits, labels = decoder(data.input_ids[0]), data.labels[0]
     F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100).backward(
         retain_graph=True
@@ -83,18 +83,31 @@ def test_the_gradient_is_that_of_the_mean_over_all_targets(whole: dict[str, Tens
     assert not torch.allclose(decoder.lm_head.weight.grad, right, atol=1e-3)
 
 
-@pytest.mark.parametrize("micro_batch", [4, 2, 1])
-def test_accumulated(whole: dict[str, Tensor], tmp_path: Path, micro_batch: int) -> None:
-    one_step.main(micro_batch, tmp_path / "out.pt", 1)
-    assert_close(torch.load(tmp_path / "out.pt", weights_only=True), whole)
+def test_the_norm_is_of_all_gradients_also_with_muon(whole_muon: dict[str, Tensor]) -> None:
+    gradients = [
+        value
+        for name, value in whole_muon.items()
+        if not name.startswith("after") and name not in ("loss", "grad_norm")
+    ]
+    norm = torch.stack([value.square().sum() for value in gradients]).sum().sqrt()
+    torch.testing.assert_close(whole_muon["grad_norm"], norm)
 
 
-@pytest.mark.parametrize("case", ["8", "2", "1"])
-def test_gradients_made_in_the_forward_pass(
-    whole: dict[str, Tensor], tmp_path: Path, case: str
+@pytest.mark.parametrize("loss", ["", "early"])  # early: gradients made in the forward pass
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("micro_batch", [24, 4, 2, 1])
+def test_accumulated(
+    whole: dict[str, Tensor],
+    whole_muon: dict[str, Tensor],
+    tmp_path: Path,
+    micro_batch: int,
+    optimizer: str,
+    loss: str,
 ) -> None:
-    one_step.main(int(case), tmp_path / "out.pt", 1, "early")
-    assert_close(torch.load(tmp_path / "out.pt", weights_only=True), whole)
+    options = [loss, *(("muon", "cautious") if optimizer == "muon" else ())]
+    one_step.main(micro_batch, tmp_path / "out.pt", 1, *options)
+    expected = whole_muon if optimizer == "muon" else whole
+    assert_close(torch.load(tmp_path / "out.pt", weights_only=True), expected)
 
 
 @pytest.mark.usefixtures("starts_processes")
@@ -104,7 +117,7 @@ def test_gradients_made_in_the_forward_pass_of_two_processes(
     """DDP and FSDP, with a tied head and with its own. One process has no target at times."""
     cases = [f"{case}-early" for case in ("4", "2", "1", "2-fsdp", "1-fsdp")]
     launched(2, "tests.support.one_step", str(tmp_path), *cases, *(f"{c}-untied" for c in cases))
-    one_step.main(8, tmp_path / "untied.pt", 1, "untied")
+    one_step.main(one_step.ROWS, tmp_path / "untied.pt", 1, "untied")
     untied = torch.load(tmp_path / "untied.pt", weights_only=True)
     for case in cases:
         assert_close(torch.load(tmp_path / f"{case}.pt", weights_only=True), whole)
@@ -114,7 +127,11 @@ def test_gradients_made_in_the_forward_pass_of_two_processes(
 @pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     ("processes", "cases"),
-    [(2, ("4", "2", "2-fsdp", "4-pieces", "2-fsdp-pieces")), (4, ("2", "1", "1-fsdp"))],
+    [
+        (2, ("4", "2", "2-fsdp", "4-pieces", "2-fsdp-pieces")),
+        (3, ("4", "2-fsdp")),
+        (4, ("2", "1", "1-fsdp")),
+    ],
 )
 def test_many_processes(
     whole: dict[str, Tensor],
@@ -124,10 +141,8 @@ def test_many_processes(
     cases: tuple[str, ...],
     figure: Callable[[str], None],
 ) -> None:
-    """Processes over gloo take the eight rows as 2 x 4, 2 x 2 x 2, 4 x 2 and 4 x 2 x 1. Some have
-    only ignored labels.
-    """
-    by_muon = [f"{case}-muon" for case in cases[1:]]
+    """Processes over gloo share the rows in several ways. Some have only ignored labels."""
+    by_muon = [f"{case}-muon-cautious" for case in cases]
     launched(processes, "tests.support.one_step", str(tmp_path), *cases, *by_muon, "1-dropout")
     for case in by_muon:  # sharded matrices are orthogonalised whole, not each part for itself
         assert_close(torch.load(tmp_path / f"{case}.pt", weights_only=True), whole_muon)

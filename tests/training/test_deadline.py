@@ -182,11 +182,11 @@ def test_a_clock_that_goes_back_stands_still(monkeypatch: pytest.MonkeyPatch) ->
     assert all(b - a < 2.1 / 580 for a, b in itertools.pairwise(run.progress))
 
 
-@pytest.mark.parametrize("minutes", [0.2, 0.35])
-def test_runs_of_few_steps(monkeypatch: pytest.MonkeyPatch, minutes: float) -> None:
+@pytest.mark.parametrize(("minutes", "steps"), [(0.12, 3), (0.165, 5), (0.2, 7), (0.35, 16)])
+def test_runs_of_few_steps(monkeypatch: pytest.MonkeyPatch, minutes: float, steps: int) -> None:
     """A long warm-up is limited by the decay."""
     run = Simulated(config(minutes=minutes, warmup_steps=20), start_up=4, save=0.1).run(monkeypatch)
-    assert 1 <= len(run.progress) < 20
+    assert len(run.progress) == steps
     assert_at_the_deadline(run)
 
 

@@ -231,8 +231,9 @@ def test_a_step_that_is_left_out_leaves_the_scale_alone(
         assert torch.equal(found.states[-1][name], tensor), name
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_step_without_a_target_has_no_loss_and_no_gradient(
-    monkeypatch: pytest.MonkeyPatch,
+    optimizer: str, early_gradients: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as a step in which every answer is cut away: 0 divided by 0 would be NaN."""
     rows = Steps.__getitem__
@@ -242,7 +243,7 @@ def test_a_step_without_a_target_has_no_loss_and_no_gradient(
         return batch | {"labels": torch.full_like(batch["labels"], -100)} if step == 2 else batch
 
     monkeypatch.setattr(Steps, "__getitem__", without_targets)
-    module = fit(CALM, precision="fp32")
+    module = fit(CALM, precision="fp32", optimizer=optimizer)
     assert module.norms[2] == 0 and module.norms[3] > 0
     assert all(tensor.isfinite().all() for tensor in module.states[-1].values())
 

@@ -55,7 +55,8 @@ def parts() -> Parts:
 
 def configured(folder: Path, **trainer: object) -> Path:
     """Write a configuration of 40 steps without dropout, whose random numbers follow the
-    micro-batches. It validates on fewer rows than there are processes.
+    micro-batches. It validates on fewer rows than there are processes. Muon trains the layers, and
+    AdamW all other weights.
     """
     folder.mkdir(exist_ok=True)
     settings = {
@@ -78,6 +79,7 @@ def configured(folder: Path, **trainer: object) -> Path:
     return config_file(
         folder,
         model=model,
+        optimizer={"name": "muon"},
         checkpoint=checkpoint,
         trainer=settings | {"validation_rows": 1} | trainer,
     )
@@ -249,9 +251,10 @@ def test_a_full_disk_ends_both_processes(
     for ever. No launcher is there to kill it.
     """
     config = configured(tmp_path)
+    adamw = ("--optimizer.name", "adamw")  # the sizes are for its two moments
     (tmp_path / "run").mkdir()
     with file_system(tmp_path / "run", size):
-        codes, printed = slurm_tasks(tmp_path, "none", "--config", str(config), *TWO)
+        codes, printed = slurm_tasks(tmp_path, "none", "--config", str(config), *TWO, *adamw)
         assert codes == [5, 5], printed
         assert said in printed[0]
         assert said not in printed[1], "one message is enough"

@@ -122,15 +122,53 @@ def test_stopped_and_resumed_after_every_step(straight: Path, tmp_path: Path) ->
     assert_same_run(straight, tmp_path / "run")
 
 
+OPTIMIZERS = {
+    "adamw": (),
+    "cautious adamw": ("--optimizer.cautious_decay=true", "--optimizer.embedding_lr=1e-2"),
+    "muon": ("--optimizer.name=muon", "--optimizer.muon_momentum_warmup=4"),
+    "cautious muon": (
+        *("--optimizer.name=muon", "--optimizer.cautious_decay=true"),
+        *("--optimizer.embedding_lr=1e-2", "--optimizer.head_lr=1e-3"),
+        "--model.tie_embeddings=false",
+    ),
+}
+# Each value of a column meets each value of the others.
+NEW_WAYS = [
+    ("muon", "auto", "bpe", "fp32"),
+    ("muon", "fused", "byte", "bf16"),
+    ("cautious muon", "auto", "byte", "fp32"),
+    ("cautious muon", "fused", "bpe", "bf16"),
+    ("cautious adamw", "auto", "bpe", "bf16"),
+    ("cautious adamw", "fused", "byte", "fp32"),
+    ("adamw", "auto", "byte", "bf16"),
+    ("adamw", "fused", "bpe", "fp32"),
+]
+
+
 @pytest.mark.usefixtures("trains")
-def test_muon_resumes_exactly_while_its_momentum_rises(tmp_path: Path) -> None:
-    """Sessions of one step each: in the warm-up of rate and momentum, and at the last step."""
-    muon = ("--optimizer.name=muon", "--optimizer.muon_momentum_warmup=8")
+@pytest.mark.parametrize(("optimizer", "kernels", "tokenizer", "precision"), NEW_WAYS)
+def test_new_optimisers_losses_and_vocabularies_resume_exactly(
+    tmp_path: Path,
+    early_gradients: None,
+    optimizer: str,
+    kernels: str,
+    tokenizer: str,
+    precision: str,
+) -> None:
+    """Sessions of one step each: in the warm-up of rate and momentum, later, and at the last
+    step.
+    """
+    size = ("--tokenizer.vocab_size=280",) * (tokenizer == "bpe")
+    keys = (
+        *(f"--model.kernels={kernels}", f"--trainer.precision={precision}"),
+        *(f"--tokenizer.name={tokenizer}", *size, *OPTIMIZERS[optimizer]),
+        *("--trainer.max_steps=6", "--trainer.validate_every=3", "--logging.sample_tokens=0"),
+    )
     (tmp_path / "straight").mkdir()
-    train(config_file(tmp_path / "straight"), *muon)
+    train(config_file(tmp_path / "straight"), *keys)
     config = config_file(tmp_path)
-    for _ in range(12):
-        train(config, *muon, ONE_STEP, resume="auto")
+    for _ in range(6):
+        train(config, *keys, ONE_STEP, resume="auto")
     assert_same_run(tmp_path / "straight" / "run", tmp_path / "run")
 
 
@@ -562,8 +600,9 @@ def test_the_smallest_limit_ends_the_run(
 
 
 @pytest.mark.usefixtures("trains")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_compiled_and_plain_runs_share_checkpoints(
-    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    optimizer: str, tmp_path: Path, early_gradients: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No name contains _orig_mod., and each kind of run continues the other's. The compiler's back
     end is replaced for speed.
@@ -574,16 +613,17 @@ def test_compiled_and_plain_runs_share_checkpoints(
         compiled.append(module)
         module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
 
+    (tmp_path / "plain").mkdir()
+    train(config_file(tmp_path / "plain"), *OPTIMIZERS[optimizer])
     monkeypatch.setattr(torch.nn.Module, "compile", compile_with_nothing)
     config = config_file(tmp_path)
     for session in range(3):
-        mode = "on" if session % 2 == 0 else "off"
-        train(
-            config, f"--trainer.compile={mode}", *([ONE_STEP] if session < 2 else []), resume="auto"
-        )
+        keys = f"--trainer.compile={'off' if session == 1 else 'on'}", *OPTIMIZERS[optimizer]
+        train(config, *keys, *([ONE_STEP] if session < 2 else []), resume="auto")
     assert len(compiled) == 2
-    assert weights(tmp_path / "run").keys() == weights(straight).keys()
-    for name, tensor in weights(straight).items():
+    plain = weights(tmp_path / "plain" / "run")
+    assert weights(tmp_path / "run").keys() == plain.keys()
+    for name, tensor in plain.items():
         torch.testing.assert_close(weights(tmp_path / "run")[name], tensor, atol=1e-5, rtol=1e-4)
 
 

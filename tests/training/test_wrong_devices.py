@@ -211,10 +211,12 @@ def test_scores_of_given_tokens() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])  # AdamW is fused, or not
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_optimizers_and_averages(name: str, precision: str) -> None:
+@pytest.mark.parametrize("cautious", [False, True])
+def test_optimizers_and_averages(cautious: bool, name: str, precision: str) -> None:
     def action(device: torch.device) -> list[Tensor]:
         decoder = make_decoder(device, **GPT2)
-        optimizer = make_optimizer(decoder, OptimizerConfig(name=name), precision)
+        settings = OptimizerConfig(name=name, cautious_decay=cautious)
+        optimizer = make_optimizer(decoder, settings, precision)
         average = WeightAverage(decoder, 0.5)
         for seed in range(2):
             decoder(*(value.to(device) for value in make_rows(seed=seed).values())).sum().backward()
@@ -231,7 +233,7 @@ def test_optimizers_and_averages(name: str, precision: str) -> None:
             for state in optimizer.state.values()
             for key, value in state.items()
             # torch keeps the unfused AdamW's step on the CPU
-            if key != "step" or (name, precision) != ("adamw", "fp16")
+            if key != "step" or (name, precision, cautious) != ("adamw", "fp16", False)
         ]
         return [*swapped, *states, *average.weights.values(), *decoder.state_dict().values()]
 

@@ -70,6 +70,12 @@ class Config(Section):
                 "trainer.validation_rows null means the whole validation split, but a streamed text"
                 " has no end; write how many rows"
             )
+        head_lr = self.optimizer.head_lr
+        if head_lr is not None and self.model.tie_embeddings:
+            yield (
+                f"optimizer.head_lr {head_lr:g}: with model.tie_embeddings the head is the"
+                " embedding's matrix; write optimizer.embedding_lr instead"
+            )
         if self.trainer.max_epochs is not None and self.data.streams:
             yield (
                 f"trainer.max_epochs {self.trainer.max_epochs:g} counts passes over the text, and a"
@@ -133,6 +139,12 @@ class Config(Section):
                 f"optimizer.name muon does not train the low-rank matrices of {finetune.method}: it"
                 " would move all their directions equally; write adamw"
             )
+        for key in ("embedding_lr", "head_lr"):
+            if finetune is not None and finetune.method != "full" and getattr(self.optimizer, key):
+                yield (
+                    f"optimizer.{key} has no effect with finetune.method {finetune.method}, which"
+                    " trains adapters alone; remove it"
+                )
         if finetune is None or not finetune.replay:
             return
         if dpo:

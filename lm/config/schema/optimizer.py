@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictBool
 
 from lm.config.schema.section import Section
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, le=10)]
 
 
 class OptimizerConfig(Section):
@@ -22,6 +23,16 @@ class OptimizerConfig(Section):
         ),
     )
     lr: float = Field(1e-3, gt=0, le=10, description="AdamW's highest learning rate.")
+    embedding_lr: Rate | None = Field(
+        None,
+        description=(
+            "The embeddings' highest learning rate, also where the head shares their matrix. null:"
+            " lr. The schedule scales all rates alike."
+        ),
+    )
+    head_lr: Rate | None = Field(
+        None, description="The highest learning rate of a head with its own matrix. null: lr."
+    )
     muon_lr: float = Field(
         0.02,
         gt=0,
@@ -68,11 +79,22 @@ class OptimizerConfig(Section):
             " this times the matrix's learning rate."
         ),
     )
+    cautious_decay: StrictBool = Field(
+        False,
+        description="Decay only the numbers of a matrix that the step moves towards zero.",
+    )
     betas: tuple[Beta, Beta] = Field(
         (0.9, 0.95), description="AdamW's decay rates of the two moments."
     )
     eps: float = Field(1e-8, gt=0, lt=1, description="AdamW's term that keeps the divisor above 0.")
-    grad_clip: float = Field(1.0, ge=0, description="Largest global gradient norm. 0: no clipping.")
+    grad_clip: float = Field(
+        1.0,
+        ge=0,
+        description=(
+            "Largest global gradient norm. With muon, that of AdamW's weights: Muon's steps do not"
+            " depend on it. 0: no clipping."
+        ),
+    )
     ema_decay: float = Field(
         0.0,
         ge=0,
