@@ -20,7 +20,7 @@ from lm.system.device import Device
 from lm.training.record import flops_per_token
 from model import Decoder
 
-LEAST_SECONDS = 600
+LEAST_SECONDS = 1800
 RATE = 1e11  # FLOP a second of one core: between what fp32 and native bf16 reached
 # Not measured: a guess that spares short trials the minute that compiling takes on a GPU.
 LEAST_STEPS_ON_CUDA = 500

@@ -42,7 +42,7 @@ def decides(settings: Config, device: Device, threads: int, patch: pytest.Monkey
 
 
 def test_a_cpu_compiles_where_enough_work_is_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """10 minutes of all cores, whether one process has them or two."""
+    """Half an hour of all cores, whether one process has them or two."""
     decoder = Decoder(config(max_steps=1).model)
     step = 4 * 16 * flops_per_token(decoder.n_matmul_parameters, 2, 16, 16)
     enough = int(LEAST_SECONDS * RATE / step) + 1
@@ -54,7 +54,7 @@ def test_a_cpu_compiles_where_enough_work_is_ahead(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize(("minutes", "answer"), [(9.9, False), (10, True)])
+@pytest.mark.parametrize(("minutes", "answer"), [(29.9, False), (30, True)])
 def test_a_deadline_counts_compiling(
     device: Device, minutes: float, answer: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

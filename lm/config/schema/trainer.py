@@ -96,7 +96,7 @@ class TrainerConfig(Section):
         "auto",
         description=(
             "torch.compile. auto: for runs that gain more than compiling takes, on a CPU from about"
-            " 10 minutes, on CUDA from 500 steps. A resumed run stays as it was. A model that"
+            " half an hour, on CUDA from 500 steps. A resumed run stays as it was. A model that"
             " cannot be compiled runs uncompiled, with a warning."
         ),
     )
