@@ -58,13 +58,17 @@ class RMSNormalise(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         """With n = x / rms(x) and h = gradient * weight: dx = (h - n mean(h n)) / rms(x)."""
         normed, scale, weight = ctx.saved_tensors
         along = gradient * normed
-        mean = (along @ weight / along.shape[-1])[..., None]
+        with torch.autocast("cpu", enabled=False):  # of the training step around it
+            mean = (along @ weight.float() / along.shape[-1])[..., None]
         d_x = (gradient * weight).addcmul_(normed, mean, value=-1).mul_(scale)
-        return d_x.to(ctx.type), along.reshape(-1, along.shape[-1]).sum(0), None
+        d_weight = None
+        if ctx.needs_input_grad[1]:  # not with adapters
+            d_weight = along.reshape(-1, along.shape[-1]).sum(0).to(weight.dtype)
+        return d_x.to(ctx.type), d_weight, None
 
 
 class Rotate(Function):
