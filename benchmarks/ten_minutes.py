@@ -24,13 +24,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.peers import copy_nanogpt, nanogpt_command  # noqa: E402
 from benchmarks.steps import run_steps  # noqa: E402
+from lm.config.yaml_reader import read_file  # noqa: E402
 from lm.system.machine import hardware  # noqa: E402
 
 RECIPE = ROOT / "configs" / "wikitext_reviews.yaml"
@@ -86,7 +85,7 @@ def prepare(reviews: Path, wikitext: Path, scratch: Path) -> Path:
         for path in sorted(wikitext.glob("*.txt")):
             for article in articles.split(path.read_text()):
                 file.write(json.dumps({"text": article}) + "\n")
-    config: dict[str, Any] = yaml.safe_load(RECIPE.read_text())
+    config: dict[str, Any] = read_file(RECIPE).value
     config["tokenizer"] = {"name": "bpe", "vocab_size": VOCABULARY}
     config["data"] = {
         "source": {"format": "jsonl", "files": str(scratch / "text.jsonl")},
@@ -158,7 +157,9 @@ def score_ours(config: Path, scratch: Path) -> float:
 def score_nanogpt(folder: Path) -> float:
     """Return nanoGPT's loss in nats per token."""
     files = ["out-shakespeare-char/ckpt.pt", "data/ours/val.bin"]
-    loss: float = json.loads(run([sys.executable, "-c", VALIDATION, *files], folder))
+    loss: float = json.loads(
+        run([sys.executable, "-c", VALIDATION, *files], folder).splitlines()[-1]
+    )
     return loss
 
 
