@@ -76,7 +76,9 @@ reliability: $(DEV_READY)
 bench: $(DEV_READY)
 	@test -f "$(NANOGPT)/train.py" || { echo "no nanoGPT in $(NANOGPT): git clone" \
 		"https://github.com/karpathy/nanoGPT $(NANOGPT), or write NANOGPT=FOLDER"; exit 1; }
-	$(RUN) benchmarks/first_minute.py
+	@for text in tinyshakespeare.txt movie_reviews.jsonl wikitext2; do test -e "$(TEXTS)/$$text" \
+		|| { echo "no $(TEXTS)/$$text: docs/DATA.md says how to get it"; exit 1; }; done
+	-$(RUN) benchmarks/first_minute.py  # exits with 1 if it misses a goal, on a slow machine
 	$(RUN) benchmarks/startup.py --nanogpt $(NANOGPT)
 	$(RUN) benchmarks/loss_memory.py
 	$(RUN) benchmarks/training_speed.py --nanogpt $(NANOGPT) --cores 1

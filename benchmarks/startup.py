@@ -8,8 +8,7 @@ count. CPU time says more than wall time on a machine that does other work. Ours
 GPT-2's shape with 4 layers, d 128, context 64 and batch 12 in fp32 on the bundled text. Their
 tokens are on disk, and each scores a batch or two before the first step.
 
-Outside means outside the forward pass, the backward pass and AdamW's kernel. Ours includes the
-loss there, nanoGPT's forward pass has it inside.
+Outside means outside the forward pass with its loss, the backward pass and AdamW's kernel.
 """
 
 from __future__ import annotations
