@@ -61,6 +61,8 @@ def filled(config: Config) -> dict[str, Any]:
     ]
     if config.tokenizer.model_fields_set and config.tokenizer.name != tokenizer.name:
         problems.append("tokenizer.name: the tokenizer is that of finetune.base; remove it")
+    else:
+        problems += base.meta.other_vocabulary(config.tokenizer)
     if problems:
         raise ConfigError("\n".join(problems))
     own = {key: getattr(config.model, key) for key in OWN & config.model.model_fields_set}

@@ -5,6 +5,7 @@ what it refuses.
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -428,6 +429,34 @@ WRONG = [
         ),
     ),
 ]
+
+
+def edited(base, folder, edit):
+    """Copy a base and change its meta.json by `edit`: enough for reading a configuration."""
+    copy = shutil.copytree(base.resolve(), folder / base.resolve().name)
+    meta = json.loads((copy / "meta.json").read_text())
+    edit(meta)
+    (copy / "meta.json").write_text(json.dumps(meta))
+    return copy
+
+
+def test_a_written_vocabulary_must_be_the_base_s(tmp_path, base):
+    learnt = {"name": "bpe", "vocab_size": 5000}
+
+    def edit(meta):
+        meta["tokenizer"] |= {"name": "bpe", "vocab_size": 4000}
+        meta["config"]["tokenizer"] = learnt | {"special_tokens": ["<|a|>"]}
+
+    of_text = edited(base, tmp_path, edit)
+    for section in (learnt, learnt | {"special_tokens": ["<|a|>"]}, learnt | {"vocab_size": 4000}):
+        loaded = load_config(config_file(tmp_path, of_text, tokenizer=section))
+        assert loaded.config.tokenizer.vocab_size == 4000
+    for change, message in (
+        ({"vocab_size": 9000}, "tokenizer.vocab_size: 9000, but the vocabulary of .* with 5000;"),
+        ({"special_tokens": ["<|b|>"]}, r"tokenizer.special_tokens: <\|b\|>, .* with <\|a\|>; rem"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(config_file(tmp_path, of_text, tokenizer=learnt | change))
 
 
 @pytest.mark.parametrize(("sections", "error", "message"), WRONG)
