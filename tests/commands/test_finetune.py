@@ -16,7 +16,9 @@ import yaml
 from data import PackedDataModule
 from lm.checkpoints.base import open_base, tokenizer_of
 from lm.checkpoints.folder import Checkpoint
+from lm.checkpoints.meta import Meta
 from lm.commands import load_config
+from lm.runs.recorded import keep_recorded
 from lm.system.errors import CheckpointError, ConfigError, DataError
 from tests.commands.test_resume_proof import proof
 from tests.support import runs
@@ -457,6 +459,24 @@ def test_a_written_vocabulary_must_be_the_base_s(tmp_path, base):
     ):
         with pytest.raises(ConfigError, match=message):
             load_config(config_file(tmp_path, of_text, tokenizer=learnt | change))
+
+
+def test_an_older_base_does_not_choose_the_kernels(tmp_path, base):
+    """A run that began with them keeps them; a new one has today's."""
+
+    def without_key(meta):
+        del meta["model"]["kernels"], meta["config"]["model"]["kernels"]
+
+    path = config_file(tmp_path, edited(base, tmp_path, without_key))
+    assert load_config(path).config.model.kernels == "auto"
+    assert load_config(path, ["--model.kernels=fused"]).config.model.kernels == "fused"
+    begun = load_config(path).config.model_dump(mode="json")
+    del begun["model"]["kernels"]
+    for recorded, expected in (({"kernels": "auto"}, "auto"), ({}, "fused")):
+        config = begun | {"model": begun["model"] | recorded}
+        meta = Meta(tmp_path / "step-00000002.ckpt", {"config": config})
+        kept, _ = keep_recorded(load_config(path), meta)
+        assert kept.config.model.kernels == expected
 
 
 @pytest.mark.parametrize(("sections", "error", "message"), WRONG)
