@@ -163,13 +163,13 @@ def memory_of_a_step(options: Options) -> dict[str, Any]:
     from torch.nn import functional as F
 
     from lm.config.schema.model import ModelConfig
-    from lm.optim.loss import token_losses
+    from lm.optim.early_gradients import summed_loss
     from lm.system.device import autocast
     from model import Decoder
 
     def plain(hidden: Any, head: Any, labels: Any) -> Any:
         logits = F.linear(hidden.flatten(0, 1), head).float()
-        return F.cross_entropy(logits, labels.flatten(), reduction="none")
+        return F.cross_entropy(logits, labels.flatten(), reduction="sum")
 
     vocabulary, width = options.large["vocab_size"], options.large["d_model"]
     labels = torch.randint(0, vocabulary, (2, 1024), device="cuda")
@@ -177,9 +177,9 @@ def memory_of_a_step(options: Options) -> dict[str, Any]:
     head = torch.randn(vocabulary, width, device="cuda", requires_grad=True)
     decoder = Decoder(ModelConfig(**options.large, **GPT2)).to("cuda")
     losses = {
-        "loss, ours": lambda: token_losses(hidden, head, labels),
+        "loss, ours": lambda: summed_loss(hidden, head, labels),
         "loss, plain": lambda: plain(hidden, head, labels),
-        "step of the GPT-2": lambda: decoder(labels, labels),
+        "step of the GPT-2": lambda: decoder(labels, labels, total=True),
     }
     figures = {}
     for name, loss in losses.items():
@@ -188,7 +188,7 @@ def memory_of_a_step(options: Options) -> dict[str, Any]:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             with autocast("cuda", "bf16"):
-                loss().sum().backward()
+                loss().backward()
             torch.cuda.synchronize()
             figures[f"{name}, MB"] = (torch.cuda.max_memory_allocated() - before) / 1e6
     return figures

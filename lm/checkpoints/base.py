@@ -61,9 +61,13 @@ def filled(config: Config) -> dict[str, Any]:
     ]
     if config.tokenizer.model_fields_set and config.tokenizer.name != tokenizer.name:
         problems.append("tokenizer.name: the tokenizer is that of finetune.base; remove it")
+    else:
+        problems += base.meta.other_vocabulary(config.tokenizer)
     if problems:
         raise ConfigError("\n".join(problems))
-    own = {key: getattr(config.model, key) for key in OWN & config.model.model_fields_set}
+    # kernels: if unset, today's, or the slow path of an older base would be inherited for ever
+    written = config.model.model_fields_set | {"kernels"}
+    own = {key: getattr(config.model, key) for key in OWN & written}
     sections = config.model_dump()
     sections["model"] = {**shape.model_dump(), **own}
     sections["tokenizer"] = tokenizer.section

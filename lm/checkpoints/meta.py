@@ -10,7 +10,7 @@ on the standard library. This file needs pydantic, but not torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from lm.system.errors import CheckpointError
 
 if TYPE_CHECKING:
     from lm.config.schema.config import Config
+    from lm.config.schema.tokenizer import TokenizerConfig
     from lm.tokenizer.tokenizer import Tokenizer
 
 PartModel = TypeVar("PartModel", bound=BaseModel)
@@ -199,6 +200,38 @@ class Meta:
                 f" meta.json only {rows:,}"
             )
         return tokenizer
+
+    def other_vocabulary(self, wanted: TokenizerConfig) -> Iterator[str]:
+        """Yield a line for each key of a written `tokenizer: {name: bpe}` that asks for another
+        vocabulary than the checkpoint's.
+
+        A vocabulary may have fewer tokens than requested: both numbers name it.
+        """
+        if wanted.name != "bpe":
+            return
+        # not `self.config`: a new run may start from a checkpoint of a later version
+        recorded = self.values["config"].get("tokenizer")
+        asked = recorded if isinstance(recorded, dict) else {}
+        facts, remedy = self.tokenizer, "remove the section tokenizer to keep that"
+        if "bpe" not in (facts.name, asked.get("name")):
+            yield (
+                f"tokenizer.name: bpe would learn a vocabulary, but {self.folder} has the tokenizer"
+                f" {facts.name}; {remedy}"
+            )
+            return
+        sizes = asked.get("vocab_size"), facts.vocab_size
+        if wanted.vocab_size not in sizes:
+            yield (
+                f"tokenizer.vocab_size: {wanted.vocab_size}, but the vocabulary of {self.folder}"
+                f" was learnt with {sizes[0] or sizes[1]}; {remedy}"
+            )
+        specials = asked.get("special_tokens") or ()
+        if "special_tokens" in wanted.model_fields_set and {*wanted.special_tokens} != {*specials}:
+            yield (
+                f"tokenizer.special_tokens: {', '.join(wanted.special_tokens) or 'none'}, but the"
+                f" vocabulary of {self.folder} was learnt with {', '.join(specials) or 'none'};"
+                f" {remedy}"
+            )
 
     def _validated(self, model: type[PartModel], key: str) -> PartModel:
         try:

@@ -94,7 +94,7 @@ def load(
             key
             for key, origin in origins.items()
             if key.startswith(("model.", "tokenizer.")) and origin == "default"
-        }
+        } - {"model.kernels"}  # the base does not decide it
         origins |= dict.fromkeys(of_base, "finetune.base")
     return Loaded(config, origins)
 

@@ -27,8 +27,10 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if tall else matrices).to(dtype)  # x x^T then has the shorter side
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # singular values at most 1; 0 stays 0
-    with torch.autocast(x.device.type, enabled=False):  # around the whole training step
+    # Lightning wraps the step in autocast. It would change the products, and on CUDA the norm: a
+    # float32 norm makes x float32.
+    with torch.autocast(x.device.type, enabled=False):
+        x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # singular values at most 1; 0 stays 0
         for _ in range(ITERATIONS):
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)

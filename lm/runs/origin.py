@@ -128,6 +128,8 @@ class Origin:
         if (meta := self.meta) is None:
             return make_tokenizer(config, say)
         name = config.tokenizer.name
+        if problems := list(meta.other_vocabulary(config.tokenizer)):  # before any is learnt
+            raise ConfigError("\n".join(problems))
         stored = meta.load_tokenizer()
         # not `meta.config`: a new run may start from a checkpoint of a later version
         configured = meta.values["config"].get("tokenizer")

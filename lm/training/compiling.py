@@ -20,24 +20,25 @@ from lm.system.device import Device
 from lm.training.record import flops_per_token
 from model import Decoder
 
-LEAST_SECONDS = 1800
+LEAST_SECONDS_ON_CPU = 1800
 RATE = 1e11  # FLOP a second of one core: between what fp32 and native bf16 reached
-# Not measured: a guess that spares short trials the minute that compiling takes on a GPU.
+# Not measured: guesses that spare short trials the minute that compiling takes on a GPU.
 LEAST_STEPS_ON_CUDA = 500
+LEAST_SECONDS_ON_CUDA = 300
 
 
 def pays_off(config: Config, decoder: Decoder, device: Device) -> bool:
     """Return whether a new run of a decoder on a device is to be compiled."""
     by_time = config.optimizer.schedule_by == "time"
     seconds = 60 * (config.trainer.max_minutes or 0) if by_time else math.inf
-    if device == "cpu":
-        shape = decoder.config
-        work = flops_per_token(
-            decoder.n_matmul_parameters, shape.n_layers, config.row_length, shape.d_model
-        )
-        cores = config.trainer.processes * torch.get_num_threads()
-        step = config.tokens_per_step * work / (cores * RATE)
-        seconds = min(seconds, config.max_steps * step)
-    elif device == "mps" or config.max_steps < LEAST_STEPS_ON_CUDA:
+    if device == "mps":
         return False
-    return seconds >= LEAST_SECONDS
+    if device == "cuda":
+        return config.max_steps >= LEAST_STEPS_ON_CUDA and seconds >= LEAST_SECONDS_ON_CUDA
+    shape = decoder.config
+    work = flops_per_token(
+        decoder.n_matmul_parameters, shape.n_layers, config.row_length, shape.d_model
+    )
+    cores = config.trainer.processes * torch.get_num_threads()
+    step = config.tokens_per_step * work / (cores * RATE)
+    return min(seconds, config.max_steps * step) >= LEAST_SECONDS_ON_CPU

@@ -5,6 +5,7 @@ what it refuses.
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ import yaml
 from data import PackedDataModule
 from lm.checkpoints.base import open_base, tokenizer_of
 from lm.checkpoints.folder import Checkpoint
+from lm.checkpoints.meta import Meta
 from lm.commands import load_config
+from lm.runs.recorded import keep_recorded
 from lm.system.errors import CheckpointError, ConfigError, DataError
 from tests.commands.test_resume_proof import proof
 from tests.support import runs
@@ -428,6 +431,52 @@ WRONG = [
         ),
     ),
 ]
+
+
+def edited(base, folder, edit):
+    """Copy a base and change its meta.json by `edit`: enough for reading a configuration."""
+    copy = shutil.copytree(base.resolve(), folder / base.resolve().name)
+    meta = json.loads((copy / "meta.json").read_text())
+    edit(meta)
+    (copy / "meta.json").write_text(json.dumps(meta))
+    return copy
+
+
+def test_a_written_vocabulary_must_be_the_base_s(tmp_path, base):
+    learnt = {"name": "bpe", "vocab_size": 5000}
+
+    def edit(meta):
+        meta["tokenizer"] |= {"name": "bpe", "vocab_size": 4000}
+        meta["config"]["tokenizer"] = learnt | {"special_tokens": ["<|a|>"]}
+
+    of_text = edited(base, tmp_path, edit)
+    for section in (learnt, learnt | {"special_tokens": ["<|a|>"]}, learnt | {"vocab_size": 4000}):
+        loaded = load_config(config_file(tmp_path, of_text, tokenizer=section))
+        assert loaded.config.tokenizer.vocab_size == 4000
+    for change, message in (
+        ({"vocab_size": 9000}, "tokenizer.vocab_size: 9000, but the vocabulary of .* with 5000;"),
+        ({"special_tokens": ["<|b|>"]}, r"tokenizer.special_tokens: <\|b\|>, .* with <\|a\|>; rem"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(config_file(tmp_path, of_text, tokenizer=learnt | change))
+
+
+def test_an_older_base_does_not_choose_the_kernels(tmp_path, base):
+    """A run that began with them keeps them; a new one has today's."""
+
+    def without_key(meta):
+        del meta["model"]["kernels"], meta["config"]["model"]["kernels"]
+
+    path = config_file(tmp_path, edited(base, tmp_path, without_key))
+    assert load_config(path).config.model.kernels == "auto"
+    assert load_config(path, ["--model.kernels=fused"]).config.model.kernels == "fused"
+    begun = load_config(path).config.model_dump(mode="json")
+    del begun["model"]["kernels"]
+    for recorded, expected in (({"kernels": "auto"}, "auto"), ({}, "fused")):
+        config = begun | {"model": begun["model"] | recorded}
+        meta = Meta(tmp_path / "step-00000002.ckpt", {"config": config})
+        kept, _ = keep_recorded(load_config(path), meta)
+        assert kept.config.model.kernels == expected
 
 
 @pytest.mark.parametrize(("sections", "error", "message"), WRONG)

@@ -67,6 +67,18 @@ def test_under_autocast_it_has_autocasts_type() -> None:
     assert norm(x.bfloat16()).dtype is torch.bfloat16
 
 
+def test_autocast_around_the_backward_pass_changes_nothing() -> None:
+    """Lightning runs it inside the training step's autocast."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(5, 64).requires_grad_(), torch.randn(64).requires_grad_()
+    result = (RMSNormalise.apply(x, weight, 1e-6) * torch.randn(5, 64)).sum()
+    outside = torch.autograd.grad(result, (x, weight), retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = torch.autograd.grad(result, (x, weight))
+    for one, other in zip(inside, outside, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("frozen", ["x", "weight"])
 def test_what_is_frozen_gets_no_gradient(frozen: str) -> None:
     inputs = {"x": torch.randn(3, 4), "weight": torch.ones(4)}

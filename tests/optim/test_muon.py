@@ -64,6 +64,31 @@ def test_the_direction_is_that_of_the_svd(shape: tuple[int, int], dtype: torch.d
         assert inside.diag()[large].min() > 0.6 and inside.diag()[large].max() < 1.3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_around_the_step_changes_nothing(dtype: torch.dtype) -> None:
+    """Lightning runs the optimizer inside the training step's autocast."""
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 96, 32)
+    outside = orthogonalise(matrices, dtype)
+    with torch.autocast("cpu", torch.bfloat16 if dtype is torch.float32 else torch.float16):
+        assert torch.equal(orthogonalise(matrices, dtype), outside)
+
+
+def test_under_cudas_autocast_the_norm_keeps_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a norm of bfloat16 is float32, which would make all products float32."""
+    norm, enabled = Tensor.norm, list[bool]()
+
+    def noted(self: Tensor, **arguments: Any) -> Tensor:
+        enabled.append(torch.is_autocast_enabled("cpu"))
+        result: Tensor = norm(self, **arguments)
+        return result
+
+    monkeypatch.setattr(Tensor, "norm", noted)
+    with torch.autocast("cpu", torch.bfloat16):
+        orthogonalise(torch.randn(1, 4, 4), torch.bfloat16)
+    assert enabled == [False]
+
+
 def test_a_zero_matrix_stays_zero() -> None:
     assert torch.equal(orthogonalise(torch.zeros(2, 4, 3), torch.float32), torch.zeros(2, 4, 3))
 

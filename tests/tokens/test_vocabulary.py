@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lm.checkpoints.folder import Checkpoint
 from lm.commands import load_config
 from lm.config.schema.config import Config
 from lm.documents import hub
@@ -323,3 +324,46 @@ def test_the_checkpoint_s_vocabulary_wins(tmp_path: Path, learnt: list[int]) -> 
     assert load(child / "final.ckpt")[1].sha256 == first.sha256 and learnt == [300]
     with pytest.raises(ConfigError, match=r"tokenizer\.vocab_size: the run to resume has 300"):
         train(config, *run, "--tokenizer.name=bpe", "--tokenizer.vocab_size=290", resume="auto")
+
+
+@pytest.mark.usefixtures("trains")
+def test_a_new_run_cannot_ask_for_another_vocabulary_than_its_first_weights(
+    tmp_path: Path, learnt: list[int]
+) -> None:
+    """Otherwise its records would name a vocabulary that it does not have."""
+    short, special = "--trainer.max_minutes=1e-9", "--tokenizer.special_tokens=[<|a|>]"
+    learn = ("--tokenizer.name=bpe", "--tokenizer.vocab_size=300")
+    (tmp_path / "byte").mkdir()
+    bytes_config = config_file(tmp_path / "byte")
+    train(bytes_config, short)
+    of_bytes = str(tmp_path / "byte" / "run" / "last.ckpt")
+    config = config_file(tmp_path)
+    train(config, *learn, special, short)
+    learnt.clear()
+    child = ("--checkpoint.directory", str(tmp_path / "child"), short)
+    weights = str(tmp_path / "run" / "last.ckpt")
+    for parent, flags, message in (
+        (of_bytes, learn, "name: bpe would learn a vocabulary, but .* has the tokenizer byte; rem"),
+        (weights, ("--tokenizer.name=bpe", "--tokenizer.vocab_size=290"), "vocab_size: 290, but .*"
+         " was learnt with 300; remove the section tokenizer"),
+        (weights, (*learn, "--tokenizer.special_tokens=[]"), "special_tokens: none, but the .* was"
+         r" learnt with <\|a\|>; remove the section tokenizer"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=rf"^tokenizer\.{message}") as caught:
+            train(config, *child, *flags, init_from=parent)
+        assert "\n" not in str(caught.value)
+    train(config, *child, *learn, init_from=weights)  # special_tokens: not written, so the parent's
+    assert learnt == []
+
+
+@pytest.mark.usefixtures("trains")
+def test_both_sizes_name_a_vocabulary_that_the_text_made_smaller(tmp_path: Path) -> None:
+    config = config_file(tmp_path)
+    flags = ("--trainer.max_minutes=1e-9", "--tokenizer.name=bpe")
+    train(config, *flags, "--tokenizer.vocab_size=9000")
+    weights = str(tmp_path / "run" / "last.ckpt")
+    size = Checkpoint(Path(weights)).meta["tokenizer"]["vocab_size"]
+    assert size < 9000
+    for number in (9000, size):
+        child = ("--checkpoint.directory", str(tmp_path / str(number)))
+        train(config, *flags, *child, f"--tokenizer.vocab_size={number}", init_from=weights)

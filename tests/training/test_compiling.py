@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 
 from lm.config.schema.config import Config
 from lm.system.device import Device
-from lm.training.compiling import LEAST_SECONDS, RATE, pays_off
+from lm.training.compiling import LEAST_SECONDS_ON_CPU, RATE, pays_off
 from lm.training.record import flops_per_token
 from model import Decoder
 from tests.support.runs import config_file, train
@@ -45,7 +45,7 @@ def test_a_cpu_compiles_where_enough_work_is_ahead(monkeypatch: pytest.MonkeyPat
     """Half an hour of all cores, whether one process has them or two."""
     decoder = Decoder(config(max_steps=1).model)
     step = 4 * 16 * flops_per_token(decoder.n_matmul_parameters, 2, 16, 16)
-    enough = int(LEAST_SECONDS * RATE / step) + 1
+    enough = int(LEAST_SECONDS_ON_CPU * RATE / step) + 1
     for threads, devices in ((1, 1), (2, 1), (1, 2)):
         steps = enough * threads * devices
         for count, answer in ((steps + 2, True), (steps - 2, False)):
@@ -53,8 +53,10 @@ def test_a_cpu_compiles_where_enough_work_is_ahead(monkeypatch: pytest.MonkeyPat
             assert decides(settings, "cpu", threads, monkeypatch) is answer
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize(("minutes", "answer"), [(29.9, False), (30, True)])
+@pytest.mark.parametrize(
+    ("device", "minutes", "answer"),
+    [("cpu", 29.9, False), ("cpu", 30, True), ("cuda", 4.9, False), ("cuda", 5, True)],
+)
 def test_a_deadline_counts_compiling(
     device: Device, minutes: float, answer: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,8 +96,9 @@ class TrainerConfig(Section):
         "auto",
         description=(
             "torch.compile. auto: for runs that gain more than compiling takes, on a CPU from about"
-            " half an hour, on CUDA from 500 steps. A resumed run stays as it was. A model that"
-            " cannot be compiled runs uncompiled, with a warning."
+            " half an hour, on CUDA from 500 steps (and 5 minutes, if schedule_by is time). A"
+            " resumed run stays as it was. A model that cannot be compiled runs uncompiled, with a"
+            " warning."
         ),
     )
     threads: int | None = Field(
