@@ -13,7 +13,7 @@ import itertools
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from importlib.metadata import version
 from pathlib import Path
@@ -98,7 +98,7 @@ def learn_from(
         excerpt(texts_of(reader, split, "train"), limit)
         for (reader, split), limit in zip(sources, limits, strict=True)
     )
-    definition, text_bytes = _in_a_thread(lambda: learn(texts, vocab_size, specials))
+    definition, text_bytes = _in_a_thread(lambda read: learn(read, vocab_size, specials), texts)
     if text_bytes == 0:
         advice = (
             "; a single document needs data.split: tail"
@@ -209,16 +209,31 @@ def _hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _in_a_thread(work: Callable[[], tuple[str, int]]) -> tuple[str, int]:
-    """Return the result of `work()`, which runs in a thread: signals reach the main thread then."""
+def _in_a_thread(
+    work: Callable[[Iterator[str]], tuple[str, int]], texts: Iterable[str]
+) -> tuple[str, int]:
+    """Return the result of `work(texts)`, done in a thread: signals reach the main thread then."""
     future: Future[tuple[str, int]] = Future()
+    stopped = threading.Event()
+
+    def read() -> Iterator[str]:
+        for content in texts:
+            if stopped.is_set():
+                raise InterruptedError("the main thread has been told to stop")
+            yield content
 
     def run() -> None:
         try:
-            future.set_result(work())
+            future.set_result(work(read()))
         except BaseException as error:
             future.set_exception(error)
 
-    # A daemon, because a process that was told to stop does not wait for it.
-    threading.Thread(target=run, daemon=True).start()
-    return future.result()
+    # A daemon, because a process that was told to stop does not wait until all is learnt. But it
+    # must have stopped reading: a thread that wants the interpreter at its end aborts the process.
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        return future.result()
+    finally:
+        stopped.set()
+        thread.join(timeout=1)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -367,3 +368,25 @@ def test_both_sizes_name_a_vocabulary_that_the_text_made_smaller(tmp_path: Path)
     for number in (9000, size):
         child = ("--checkpoint.directory", str(tmp_path / str(number)))
         train(config, *flags, *child, f"--tokenizer.vocab_size={number}", init_from=weights)
+
+
+def test_whoever_is_interrupted_leaves_no_thread_that_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thread that asks for the interpreter while Python ends aborts the process."""
+    threads_before = set(threading.enumerate())
+    reading = threading.Event()
+
+    def endless() -> Iterator[str]:
+        while True:
+            reading.set()
+            yield "text "
+
+    def interrupted(_: Any) -> Any:
+        assert reading.wait(60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vocabulary.Future, "result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        vocabulary._in_a_thread(lambda texts: ("", sum(map(len, texts))), endless())
+    assert set(threading.enumerate()) == threads_before
