@@ -25,13 +25,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.peers import (  # noqa: E402
+from benchmarks.on_cpu.peers import (  # noqa: E402
     NANOGPT_README,
     copy_nanogpt,
     nanogpt_command,
     write_characters,
 )
-from benchmarks.steps import run_steps  # noqa: E402
+from benchmarks.on_cpu.steps import run_steps  # noqa: E402
 from lm.system.machine import hardware  # noqa: E402
 
 CONFIG = ROOT / "configs" / "tinyshakespeare_cpu.yaml"

@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.peers import (  # noqa: E402
+from benchmarks.on_cpu.peers import (  # noqa: E402
     NANOGPT_README,
     copy_nanogpt,
     nanogpt_command,

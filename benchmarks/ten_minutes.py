@@ -27,8 +27,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.peers import copy_nanogpt, nanogpt_command  # noqa: E402
-from benchmarks.steps import run_steps  # noqa: E402
+from benchmarks.on_cpu.peers import copy_nanogpt, nanogpt_command  # noqa: E402
+from benchmarks.on_cpu.steps import run_steps  # noqa: E402
 from lm.config.yaml_reader import read_file  # noqa: E402
 from lm.system.machine import hardware  # noqa: E402
 

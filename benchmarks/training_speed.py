@@ -27,14 +27,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.peers import (  # noqa: E402
+from benchmarks.on_cpu.peers import (  # noqa: E402
     BYTE_IDS,
     copy_nanogpt,
     nanogpt_command,
     trainer_command,
     write_bytes,
 )
-from benchmarks.steps import run_steps  # noqa: E402
+from benchmarks.on_cpu.steps import run_steps  # noqa: E402
 from lm.system.machine import hardware  # noqa: E402
 
 GPT2 = {"norm": "layernorm", "positions": "learned", "mlp": "gelu_erf"}

@@ -61,7 +61,7 @@ def in_words(
     wanted = named.type
     if path and isinstance(path[-1], int):
         wanted = SECTION if named.several else "text" if "a list of text" in wanted else wanted
-    if kind == "list_type" and wanted.startswith("text or"):
+    if kind == "list_type" and wanted.startswith(("text or", "text, a list")):
         kind = "string_type"  # one text is accepted too
     got = "" if kind == "missing" else f", got {shown(given)}"
     if kind == "string_type" and isinstance(given, bool | int | float):

@@ -242,7 +242,10 @@ def test_ctrl_c(checkpoints: Path) -> None:
         shown = process.stdout.read(30)
         process.send_signal(signal.SIGINT)
         shown += process.stdout.read()
-        assert shown.decode() == ("0123456789" * len(shown))[: len(shown) - 1] + "\n"
+        text = shown.decode().removesuffix("\n")
+        if text[-1] == text[-2]:  # an interrupt inside a print may make it print twice
+            text = text[:-1]
+        assert text == ("0123456789" * len(text))[: len(text)] and shown.endswith(b"\n")
         assert process.stderr.read().decode().endswith("\nstopped by Ctrl-C\n")
     assert process.returncode == 130
 

@@ -150,7 +150,7 @@ ALL_KEYS = (
     "a list of 1 to 10000 sections with prompt and target and choices and contains and regex and"
     " weight and tags, each after `- `"
 )
-TEXTS = "text or a list of text or null"
+TEXTS = "text, a list of text or null"
 
 # The lines of a file's only case, which begins at line 3, and the expected messages.
 WRONG_CASES = [

@@ -28,6 +28,7 @@ def test_lightning_keeps_the_order_of_the_callbacks(
     train(config_file(tmp_path), "--trainer.max_steps=3", "--trainer.validate_every=3")
     assert seen == [
         [
+            "ChooseRows",
             "Compile",
             "DecideStop",
             "LogMetrics",

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
 BYTE_IDS = 260  # the byte tokenizer's: 256 bytes and 4 special tokens
 # nanoGPT's README names these for a CPU.
 NANOGPT_README = {
