@@ -153,7 +153,7 @@ class DecideStop(RunCallback):
         signals = self.run.signals
         signals.install()
         if (deadline := self.run.deadline) is not None:
-            if deadline.over:  # a kill came before the last validation or picture
+            if self.run.is_over(module.step):  # a kill came before the last validation or picture
                 trainer.should_stop = True
             else:
                 on_first_process(deadline.require_time)

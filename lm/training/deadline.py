@@ -63,6 +63,7 @@ class Deadline:
     Attributes:
         progress: the share of the run that is done after the step at hand, from 0 to 1.
         over: the step at hand is the last one.
+        reached: it is the last one because of the clock, and not of another limit.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Deadline:
         self.seconds = 60 * config.trainer.max_minutes
         self.progress = 0.0
         self.over = False
+        self.reached = False
         self._config = config
         self._say = say
         self._read = started  # the clock, when it was last read
@@ -100,7 +102,7 @@ class Deadline:
     @property
     def state(self) -> dict[str, Any]:
         """What a checkpoint records."""
-        return {"elapsed": self.elapsed, "over": self.over, "costs": dict(self._costs)}
+        return {"elapsed": self.elapsed, "over": self.reached, "costs": dict(self._costs)}
 
     @property
     def reserve(self) -> float:
@@ -127,21 +129,21 @@ class Deadline:
         self._costs[kind] = self.elapsed - before
 
     def begin_step(self, step: int, to_all: Callable[[Any], Any] = lambda own: own) -> float:
-        """Set `progress` and `over` for update `step`, and return `progress`.
+        """Set `progress`, `over` and `reached` for update `step`, and return `progress`.
 
         `to_all` returns the first process's value on every process.
         """
-        self.progress, self.over = to_all(self._look(step))
+        self.progress, self.over, self.reached = to_all(self._look(step))
         return self.progress
 
-    def _look(self, step: int) -> tuple[float, bool]:
-        """Return `progress` and `over` for update `step`, by this process's clock."""
+    def _look(self, step: int) -> tuple[float, bool, bool]:
+        """Return `progress`, `over` and `reached` for update `step`, by this process's clock."""
         self._begun = elapsed = self.elapsed
         end = self.seconds - self.reserve
         takes = statistics.median(self._steps) if self._steps else 0.0
         left = max(0.0, end - elapsed)
         # After this step, and what is due then, another one would not fit.
-        over = left - takes - self._due_after(step) < takes or left == 0
+        over = reached = left - takes - self._due_after(step) < takes or left == 0
         target = 1.0 if end <= 0 else min(1.0, (elapsed + takes) / end)
         steps_left = left / takes if takes else float("inf")
         if (most := self._config.most_steps) is not None:
@@ -149,17 +151,17 @@ class Deadline:
             target = max(target, (step + 1) / most)
             steps_left = min(steps_left, most - step)
         if over:
-            return 1.0, True
+            return 1.0, True, reached
         largest = max(LARGEST_JUMP * takes / self.seconds, (1 - self.progress) / max(1, steps_left))
         if not takes:  # nothing is measured yet; a resumed run is on its way
-            return max(self.progress, target), False
+            return max(self.progress, target), False, False
         jump = target - self.progress
         if jump > max(0.05, 2 * largest):
             self._say(
                 f"trainer.max_minutes: {duration(round(jump * self.seconds))} passed without a"
                 f" step; the learning rate follows in about {max(1, round(steps_left)):,} steps"
             )
-        return max(self.progress, min(target, self.progress + largest)), False
+        return max(self.progress, min(target, self.progress + largest)), False, False
 
     def end_step(self) -> None:
         """Note that a step is done: what follows it is not its time."""

@@ -170,6 +170,8 @@ class Run:
         """Return whether the deadline ended the run, and is not a later one now."""
         if start.session is None or start.meta is None or not start.session.over:
             return False
+        if self.config.optimizer.schedule_by != "time":  # max_minutes limits the session only
+            return False
         before, minutes = start.meta.config.trainer.max_minutes, self.config.trainer.max_minutes
         return before is not None and minutes is not None and minutes <= before
 

@@ -91,7 +91,7 @@ class Record:
         write_checkpoint(folder / step_name(step), files, self.checkpoint_bytes, begun)
         point(folder, "last.ckpt", folder / step_name(step))
         self.retain()
-        if step < self.config.max_steps:
+        if step < self.config.max_steps and not (module.deadline and module.deadline.over):
             problem = f"saved at step {step:,}, and stopped before the disk is full"
             require_room(folder, self.checkpoint_bytes, problem)
 

@@ -306,6 +306,33 @@ def test_a_run_of_so_many_minutes(
 
 
 @pytest.mark.usefixtures("trains")
+def test_what_another_limit_ended_can_be_lengthened(tmp_path: Path, clock: Clock) -> None:
+    """Only what the clock has ended needs a later deadline."""
+    path, run = timed(tmp_path), tmp_path / "run"
+    train(path, "--trainer.max_steps=6")
+    assert step_of(step_directories(run)[-1]) == 6
+    (run / "final.ckpt").unlink()  # killed before the pictures
+    clock.begun, clock.time = 0.0, 0.0
+    train(path, "--trainer.max_steps=6", resume="auto")
+    assert step_of(step_directories(run)[-1]) == 6, "no step more"
+    clock.time = 0.0
+    train(path, "--trainer.max_steps=9", resume="auto")
+    assert step_of(step_directories(run)[-1]) == 9
+
+
+@pytest.mark.usefixtures("trains")
+def test_what_the_clock_ended_goes_on_by_steps(tmp_path: Path, clock: Clock) -> None:
+    """`max_minutes` then limits the session, and no longer the run."""
+    path, run = timed(tmp_path, minutes=1.0), tmp_path / "run"
+    train(path)
+    last = step_of(step_directories(run)[-1])
+    clock.time = 0.0
+    by_steps = ("--optimizer.schedule_by=steps", f"--trainer.max_steps={last + 2}")
+    train(path, *by_steps, resume="auto")
+    assert step_of(step_directories(run)[-1]) == last + 2
+
+
+@pytest.mark.usefixtures("trains")
 def test_it_resumes_and_says_that_it_is_not_exact(
     tmp_path: Path,
     clock: Clock,
