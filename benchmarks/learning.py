@@ -29,6 +29,7 @@ from benchmarks.on_cpu.peers import (  # noqa: E402
     NANOGPT_README,
     copy_nanogpt,
     nanogpt_command,
+    nanogpt_loss,
     write_characters,
 )
 from benchmarks.on_cpu.steps import run_steps  # noqa: E402
@@ -38,17 +39,6 @@ CONFIG = ROOT / "configs" / "tinyshakespeare_cpu.yaml"
 WINDOW = 64  # characters that are scored together
 # The rate of our AdamW recipe, with its decay to 0.
 TUNED = {"learning_rate": 4e-3, "min_lr": 0.0, "beta2": 0.99, "warmup_iters": 100}
-VALIDATION = """
-import sys, json, numpy as np, torch
-from model import GPT, GPTConfig
-saved = torch.load(sys.argv[1], map_location="cpu", weights_only=True)
-model = GPT(GPTConfig(**saved["model_args"])); model.load_state_dict(saved["model"]); model.eval()
-ids = torch.from_numpy(np.fromfile(sys.argv[2], dtype=np.uint16).astype(np.int64))
-rows = [(ids[i : i + 64], ids[i + 1 : i + 65]) for i in range(0, len(ids) - 64, 64)]
-with torch.no_grad():
-    losses = [model(x[None], y[None])[1].item() for x, y in rows]
-print(json.dumps(sum(losses) / len(losses)))
-"""
 
 
 def main() -> None:
@@ -99,9 +89,7 @@ def run_nanogpt(folder: Path, changes: dict[str, object]) -> tuple[float, float]
     """Train nanoGPT, and return its CPU seconds and its loss on the whole validation split."""
     flags = NANOGPT_README | {"eval_interval": 2000, "log_interval": 10} | changes
     cpu = run_steps(nanogpt_command(flags), folder, cores=1).cpu
-    files = ["out-shakespeare-char/ckpt.pt", "data/shakespeare_char/val.bin"]
-    printed = output([sys.executable, "-c", VALIDATION, *files], folder).splitlines()
-    return cpu[1999] - cpu[0], json.loads(printed[-1])  # nanoGPT prints its size first
+    return cpu[1999] - cpu[0], nanogpt_loss(folder, "shakespeare_char", WINDOW)
 
 
 def run_ours(text: Path, scratch: Path, seed: int, steps: int, last: int = 0) -> list[float]:

@@ -27,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.on_cpu.peers import copy_nanogpt, nanogpt_command  # noqa: E402
+from benchmarks.on_cpu.peers import copy_nanogpt, nanogpt_command, nanogpt_loss  # noqa: E402
 from benchmarks.on_cpu.steps import run_steps  # noqa: E402
 from lm.config.yaml_reader import read_file  # noqa: E402
 from lm.system.machine import hardware  # noqa: E402
@@ -35,17 +35,6 @@ from lm.system.machine import hardware  # noqa: E402
 RECIPE = ROOT / "configs" / "wikitext_reviews.yaml"
 WINDOW, ROWS, VOCABULARY = 256, 16, 4000
 SHAPE = {"n_layer": 6, "n_head": 4, "n_embd": 256, "block_size": WINDOW, "batch_size": ROWS}
-VALIDATION = """
-import sys, json, numpy as np, torch
-from model import GPT, GPTConfig
-saved = torch.load(sys.argv[1], map_location="cpu", weights_only=True)
-model = GPT(GPTConfig(**saved["model_args"])); model.load_state_dict(saved["model"]); model.eval()
-ids = torch.from_numpy(np.fromfile(sys.argv[2], dtype=np.uint16).astype(np.int64))
-rows = [(ids[i : i + 256], ids[i + 1 : i + 257]) for i in range(0, len(ids) - 256, 256)]
-with torch.no_grad():
-    losses = [model(x[None], y[None])[1].item() for x, y in rows]
-print(json.dumps(sum(losses) / len(losses)))
-"""
 
 
 def main() -> None:
@@ -68,7 +57,10 @@ def main() -> None:
             ours = both.submit(train_ours, config, arguments.seconds)
             theirs = both.submit(train_nanogpt, nanogpt, arguments.seconds)
             results = {"nanoGPT": theirs.result(), "ours": ours.result()}
-        losses = {"nanoGPT": score_nanogpt(nanogpt), "ours": score_ours(config, scratch)}
+        losses = {
+            "nanoGPT": nanogpt_loss(nanogpt, "ours", WINDOW),
+            "ours": score_ours(config, scratch),
+        }
     print("\n| program | steps | CPU s | nats per token | bits per byte |\n|---|---|---|---|---|")
     for name, (steps, cpu) in results.items():
         bits = losses[name] * side["tokens"] / math.log(2) / side["text_bytes"]
@@ -151,15 +143,6 @@ def score_ours(config: Path, scratch: Path) -> float:
     """Return our loss in nats per token."""
     command = [sys.executable, "eval_val.py", "--ckpt", str(scratch / "run" / "final.ckpt")]
     loss: float = json.loads(run([*command, "--config", str(config), "--json"], ROOT))["loss"]
-    return loss
-
-
-def score_nanogpt(folder: Path) -> float:
-    """Return nanoGPT's loss in nats per token."""
-    files = ["out-shakespeare-char/ckpt.pt", "data/ours/val.bin"]
-    loss: float = json.loads(
-        run([sys.executable, "-c", VALIDATION, *files], folder).splitlines()[-1]
-    )
     return loss
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +26,17 @@ NANOGPT_README = {
     "lr_decay_iters": 2000,
     "dropout": 0.0,
 }
+SCORE = """
+import sys, json, numpy as np, torch
+from model import GPT, GPTConfig
+saved = torch.load(sys.argv[1], map_location="cpu", weights_only=True)
+model = GPT(GPTConfig(**saved["model_args"])); model.load_state_dict(saved["model"]); model.eval()
+ids, n = torch.from_numpy(np.fromfile(sys.argv[2], np.uint16).astype(np.int64)), int(sys.argv[3])
+rows = [(ids[i : i + n], ids[i + 1 : i + n + 1]) for i in range(0, len(ids) - n, n)]
+with torch.no_grad():
+    losses = [model(x[None], y[None])[1].item() for x, y in rows]
+print(json.dumps(sum(losses) / len(losses)))
+"""
 # transformers has no script that trains on a file of ids.
 TRAINER = """
 import json, sys, numpy as np, torch
@@ -98,3 +111,15 @@ def trainer_command(
     script.write_text(TRAINER)
     given = {"ids": str(ids), "config": config, "arguments": arguments}
     return [str(script), json.dumps(given)]
+
+
+def nanogpt_loss(folder: Path, data: str, window: int) -> float:
+    """Return the loss of nanoGPT's last checkpoint on all of a data set's validation ids, in nats.
+
+    They are scored in windows of `window` ids.
+    """
+    files = ["out-shakespeare-char/ckpt.pt", f"data/{data}/val.bin"]
+    command = [sys.executable, "-c", SCORE, *files, str(window)]
+    done = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
+    loss: float = json.loads(done.stdout.splitlines()[-1])  # it prints its size first
+    return loss
